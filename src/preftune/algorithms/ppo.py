@@ -1,0 +1,172 @@
+"""Proximal policy optimisation on a learned reward (Schulman et al., arXiv:1707.06347; Ziegler et al., arXiv:1909.08593).
+
+    sample y ~ π(.|x);  score s = r(x, y), or a fixed score if y does not end
+    R_t = -kl_coef (log π_old - log π_ref)_t + [t last] s        KL to SFT in the reward, per token
+    A, returns = GAE(R, V_old; γ, λ);  A <- whitened over the rollout
+    repeat `epochs` times over `minibatches`:
+        policy:  -min(ρ A, clip(ρ, 1 ± clip) A),  ρ = π / π_old
+        critic:  ½ max((V - ret)², (V_old + clip(V - V_old, ± value_clip) - ret)²)
+
+Choices: the score sits on the last written token (no pad position is trained); critic and policy are separate networks
+with an optimizer each, so there is no value coefficient; advantages are whitened over the rollout, not a minibatch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from preftune.algorithms.base import Learner, Loss, Metrics, averaged
+from preftune.algorithms.minibatch import minibatches, response_metrics
+from preftune.config import PPOConfig
+from preftune.data.batch import Prompts, Sequences
+from preftune.functional import (
+    gae,
+    kl_estimate,
+    masked_whiten,
+    ppo_policy_loss,
+    ppo_value_loss,
+    shaped_rewards,
+    token_mean,
+)
+from preftune.models.roles import Critic, Policy, Reference, Role
+from preftune.rollout.collect import collect
+from preftune.rollout.rollout import Rollout, take_rows
+from preftune.rollout.score import Scorer
+from preftune.seeding import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A rollout with its advantages and returns, all (B, T)."""
+
+    sequences: Sequences
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Experience":
+        return take_rows(self, rows)
+
+
+class PPO:
+    Config: ClassVar[type] = PPOConfig
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference", "reward_model", "critic")
+    trains: ClassVar[tuple[str, ...]] = ("policy", "critic")
+
+    def __init__(
+        self, config: PPOConfig, models: Mapping[str, Role], learner: Learner, scorer: Scorer | None = None
+    ) -> None:
+        self.config, self.learner, self.scorer = config, learner, scorer
+        self.policy: Policy = models["policy"]  # type: ignore[assignment]
+        self.critic: Critic = models["critic"]  # type: ignore[assignment]
+        self.reference: Reference | None = models.get("reference")  # type: ignore[assignment]
+
+    def step(self, batch: Prompts) -> Metrics:
+        # 1. sample responses, score them, look them up under policy, reference and critic
+        rollout = self.rollout(batch)
+        # 2. rewards and advantages; 3. several updates of policy and critic
+        return self.improve(rollout, seed=derive_seed("minibatches", *batch.seeds))
+
+    def rollout(self, batch: Prompts) -> Rollout:
+        assert self.scorer is not None and self.reference is not None
+        return collect(
+            batch,
+            policy=self.policy,
+            reference=self.reference,
+            critic=self.critic,
+            scorer=self.scorer,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            missing_eos_score=self.config.missing_eos_score,
+            batch_size=self.config.microbatch_size,
+        )
+
+    def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
+        """All updates on one rollout."""
+        experience = self.experience(rollout)
+        updates = []
+        for epoch in range(self.config.epochs):
+            for part in minibatches(experience, self.config.minibatches, derive_seed(seed, epoch)):
+                updates.append(self.update(part))
+        first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
+        return {**averaged(updates), **first, **self.report(rollout, experience)}
+
+    def experience(self, rollout: Rollout) -> Experience:
+        config, response = self.config, rollout.sequences.response
+        assert rollout.values is not None
+        rewards = shaped_rewards(
+            rollout.scores, rollout.logprobs, rollout.reference_logprobs, response, config.kl_coef
+        )
+        advantages, returns = gae(rewards, rollout.values, response, config.gamma, config.lam)
+        pooled, mine = self.learner.pool(advantages[response])
+        white = masked_whiten(pooled, torch.ones_like(pooled))[mine]
+        return Experience(
+            sequences=rollout.sequences,
+            logprobs=rollout.logprobs,
+            values=rollout.values,
+            advantages=torch.zeros_like(advantages).masked_scatter(response, white),
+            returns=returns,
+        )
+
+    def update(self, batch: Experience) -> Metrics:
+        """One minibatch: one update of the policy, one of the critic."""
+        response = batch.sequences.response
+        weights = token_mean(response, self.learner.total(response.sum()))
+        policy = self.learner.update("policy", batch, weights, self.policy_loss)
+        value = self.learner.update("critic", batch, weights, self.value_loss)
+        return {
+            **{name: number for name, number in policy.items() if name not in ("loss", "grad_norm")},
+            "loss/policy_avg": policy["loss"],
+            "loss/value_avg": value["loss"],
+            "val/clipfrac_avg": value["val/clipfrac_avg"],
+            "grad_norm": policy["grad_norm"],
+            "grad_norm/critic": value["grad_norm"],
+        }
+
+    def policy_loss(self, batch: Experience) -> Loss:
+        config, response = self.config, batch.sequences.response
+        logprobs, entropy = self.policy.logprobs_and_entropy(batch.sequences, config.temperature)
+        terms = ppo_policy_loss(
+            logprobs, batch.logprobs, batch.advantages, config.clip, config.clip, mask=response
+        )
+        ratio = (logprobs.detach() - batch.logprobs).exp()
+        clipped = ((ratio - 1) * batch.advantages.sign() > config.clip) & response
+        return Loss(
+            terms,
+            {
+                "objective/entropy": entropy,
+                "policy/approxkl_avg": kl_estimate(batch.logprobs, logprobs.detach(), "k3"),
+                "policy/clipfrac_avg": clipped.to(ratio.dtype),
+                "val/ratio": ratio,
+            },
+        )
+
+    def value_loss(self, batch: Experience) -> Loss:
+        values, clip = self.critic.values(batch.sequences), self.config.value_clip
+        terms = ppo_value_loss(values, batch.values, batch.returns, clip, mask=batch.sequences.response)
+        moved = (values.detach() - batch.values).abs()
+        clipped = moved > clip if clip is not None else torch.zeros_like(moved, dtype=torch.bool)
+        return Loss(terms, {"val/clipfrac_avg": clipped.to(values.dtype)})
+
+    def report(self, rollout: Rollout, experience: Experience) -> Metrics:
+        """What was sampled, before the updates."""
+        response = rollout.sequences.response
+        kl = (rollout.logprobs - rollout.reference_logprobs).sum(1)
+        errors, returns = (experience.returns - experience.values)[response], experience.returns[response]
+        return {
+            **response_metrics(rollout.sequences, self.config.max_new_tokens),
+            "objective/kl": kl.mean().item(),
+            "objective/scores": rollout.scores.mean().item(),
+            "objective/scores_std": rollout.scores.std().item() if len(rollout) > 1 else 0.0,
+            "objective/non_score_reward": -self.config.kl_coef * kl.mean().item(),
+            "objective/rlhf_reward": (rollout.scores - self.config.kl_coef * kl).mean().item(),
+            "val/explained_variance": (1 - errors.var() / returns.var().clamp(min=1e-8)).item(),
+            "kl_coef": self.config.kl_coef,
+        }

@@ -1,0 +1,73 @@
+"""The graph of stages: who starts from whom, in which order they run, and what makes a graph invalid."""
+
+from collections.abc import Mapping
+
+from preftune.config.stages import GRPOConfig, PPOConfig, RewardConfig, StageConfig
+from preftune.errors import ConfigError, UsageError
+
+BASE = "base"  # the model before any stage
+
+
+def parents(stage: StageConfig) -> tuple[str, ...]:
+    """Names of the stages whose models this one reads, without "base"."""
+    names = [stage.init]
+    if isinstance(stage, PPOConfig | GRPOConfig):
+        names.append(stage.reward_model)
+    return tuple(dict.fromkeys(name for name in names if name != BASE))
+
+
+def stage_order(stages: Mapping[str, StageConfig]) -> list[str]:
+    """Stage names with parents before children, otherwise in the order of the recipe.
+
+    Raises ConfigError where stages wait for each other.
+    """
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circle = " -> ".join((*path[path.index(name) :], name))
+            raise ConfigError(f"stages wait for each other: {circle}", "let one of them start from 'base'")
+        if name not in order:
+            for parent in parents(stages[name]):
+                visit(parent, (*path, name))
+            order.append(name)
+
+    for name in stages:
+        visit(name, ())
+    return order
+
+
+def stages_until(stages: Mapping[str, StageConfig], last: str) -> list[str]:
+    """`last` and everything it needs, in running order. Raises UsageError for a name that is no stage."""
+    if last not in stages:
+        raise UsageError(f"there is no stage {last!r}", f"the stages are: {', '.join(stages)}")
+    needed: set[str] = set()
+    waiting = [last]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting.extend(parent for parent in parents(stages[name]) if parent not in needed)
+    return [name for name in stage_order(stages) if name in needed]
+
+
+def check_graph(stages: Mapping[str, StageConfig]) -> None:
+    """Raise ConfigError unless every `init` and `reward_model` names a fitting stage and none is circular."""
+    if not stages:
+        raise ConfigError("a run needs at least one stage", "add a table such as [stage.sft]")
+    if BASE in stages:
+        raise ConfigError(f"stage.{BASE}: this name means the base model", "give the stage another name")
+    policies = [name for name, stage in stages.items() if not isinstance(stage, RewardConfig)]
+    judges = [name for name, stage in stages.items() if isinstance(stage, RewardConfig)]
+    for name, stage in stages.items():
+        if stage.init not in (BASE, *policies):
+            _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
+        if isinstance(stage, PPOConfig | GRPOConfig) and stage.reward_model not in judges:
+            _refuse(
+                f"stage.{name}.reward_model", stage.reward_model, "a stage that trains a reward model", judges
+            )
+    stage_order(stages)
+
+
+def _refuse(key: str, value: str, wanted: str, choices: list[str]) -> None:
+    offer = f"choose one of: {', '.join(choices)}" if choices else "add one to the recipe"
+    raise ConfigError(f'{key} = "{value}": expected {wanted}', offer)

@@ -1,0 +1,256 @@
+"""From a recipe and overrides to a checked RunConfig, with the origin of every value.
+
+Recipes are TOML files shipped with the package, or any .toml path. Overrides are `dotted.key=value`, read by
+the type of their key. Mistakes become errors that name the key, the value and what was expected.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from preftune.config.run import RunConfig
+from preftune.config.schema import STAGE, Setting, nearest, settings, walk
+from preftune.config.stages import ALGORITHM_CONFIGS
+from preftune.config.toml import flatten, toml_value, unflatten
+from preftune.errors import ConfigError, UsageError
+
+Origin = Literal["default", "recipe", "command line"]
+Model = TypeVar("Model", bound=BaseModel)
+SCRATCH = "model.scratch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A config, what it was made from, and where each of its values comes from."""
+
+    config: RunConfig
+    origins: Mapping[str, Origin]  # by dotted key, for every key of the config
+    recipe: str  # name or path as given
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("preftune") / "recipes"
+    return sorted(file.name[: -len(".toml")] for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
+    """Read a recipe by name or .toml path and apply `key=value` overrides; the last of equal keys wins.
+
+    `stage.NAME=none` leaves a stage out; `stage.NAME.algorithm=...` adds one. Raises UsageError for an
+    unknown recipe or an override without "=", ConfigError for everything that is wrong with keys and values.
+    """
+    return _resolve(_read(recipe), [_split(text) for text in overrides], recipe)
+
+
+def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
+    """A settings model from keyword values, with preftune's errors: `build(DPOConfig, {"beta": 0.2})`."""
+    prefix = f"{where}." if where else ""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        known = {item.key: item for item in walk(model, prefix)}
+        raise _explain(error, known, prefix) from None
+
+
+def config_hash(config: BaseModel) -> str:
+    """SHA-256 of all values of a settings model, as hex. Equal configs have equal hashes."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    """The recipe's values by dotted key."""
+    if recipe.endswith(".toml"):
+        source: Any = Path(recipe)
+        if not source.is_file():
+            raise UsageError(f"no recipe file at {recipe}", f"shipped recipes: {', '.join(recipe_names())}")
+    elif recipe in recipe_names():
+        source = resources.files("preftune") / "recipes" / f"{recipe}.toml"
+    else:
+        meant = nearest(recipe, recipe_names())
+        question = f"did you mean {meant}? " if meant else ""
+        names = ", ".join(recipe_names())
+        raise UsageError(
+            f"unknown recipe {recipe!r}", f"{question}recipes: {names}; or give a path to a .toml file"
+        )
+    try:
+        return flatten(tomllib.loads(source.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {recipe}: {error.strerror}") from None
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"cannot read {text!r} as key=value", "for example: stage.ppo.learning_rate=1e-6")
+    return key.strip(), value.strip()
+
+
+def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: str) -> Resolved:
+    values = _drop(recipe, overrides)
+    typed = [(key, value) for key, value in overrides if not _removes(key, value)]
+    known = settings(_algorithms(values, typed, source))
+    origins: dict[str, Origin] = {}
+    for key, value in list(values.items()):
+        # dump_toml writes an absent model.scratch as "none".
+        if (value == {} and _is_section(key, known)) or (key == SCRATCH and value == "none"):
+            del values[key]
+            continue
+        if key not in known:
+            _refuse_key(key, known, f"in {source}")
+        values[key] = None if _is_none(known[key], value) else value
+        origins[key] = "recipe"
+    for key, text in typed:
+        if key not in known:
+            _refuse_key(key, known, "on the command line")
+        values[key] = _convert(known[key], text)
+        origins[key] = "command line"
+    try:
+        config = RunConfig.model_validate(unflatten(values))
+    except ValidationError as error:
+        raise _explain(error, known, "", origins, source) from None
+    _require_data(config, source)
+    return Resolved(
+        config=config,
+        origins={key: origins.get(key, "default") for key in flatten(config.model_dump())},
+        recipe=source,
+    )
+
+
+def _removes(key: str, value: str) -> bool:
+    """Whether an override leaves out a group: `stage.grpo=none`, `model.scratch=none`."""
+    return value.lower() == "none" and (
+        key == SCRATCH or (key.startswith(f"{STAGE}.") and key.count(".") == 1)
+    )
+
+
+def _drop(recipe: dict[str, Any], overrides: list[tuple[str, str]]) -> dict[str, Any]:
+    """The recipe's values without the groups that overrides leave out."""
+    gone = [key for key, value in overrides if _removes(key, value)]
+    stages = {".".join(key.split(".")[:2]) for key in recipe if key.startswith(f"{STAGE}.")}
+    for group in gone:
+        if group != SCRATCH and group not in stages:
+            _refuse_key(group, stages, "on the command line")
+    base = dict(overrides).get("model.base")
+    if base not in (None, "scratch"):
+        gone.append(SCRATCH)  # another base was asked for, so the recipe's size of a scratch model has no use
+    return {
+        key: value
+        for key, value in recipe.items()
+        if not any(f"{key}.".startswith(f"{group}.") for group in gone)
+    }
+
+
+def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], source: str) -> dict[str, str]:
+    """The algorithm of every stage that any key mentions."""
+    merged: dict[str, Any] = {**values, **dict(overrides)}
+    names = dict.fromkeys(key.split(".")[1] for key in merged if key.startswith(f"{STAGE}."))
+    found = {}
+    for name in names:
+        key = f"{STAGE}.{name}.algorithm"
+        choices = " | ".join(f'"{choice}"' for choice in ALGORITHM_CONFIGS)
+        if key not in merged:
+            _refuse_stage(name, [other for other in names if f"{STAGE}.{other}.algorithm" in merged], choices)
+        if merged[key] not in list(ALGORITHM_CONFIGS):  # a list also takes values that cannot be hashed
+            raise ConfigError(f"{key} = {_shown(merged[key])}: expected {choices}", f"given in {source}")
+        found[name] = merged[key]
+    return found
+
+
+def _refuse_stage(name: str, known: list[str], choices: str) -> None:
+    meant = nearest(name, known)
+    hint = f"did you mean stage.{meant}? " if meant else ""
+    raise ConfigError(
+        f"stage.{name} has no algorithm",
+        f"{hint}stages: {', '.join(known) or 'none yet'}; a new one needs stage.{name}.algorithm = {choices}",
+    )
+
+
+def _is_section(key: str, known: Iterable[str]) -> bool:
+    return key == STAGE or any(other.startswith(f"{key}.") for other in known)
+
+
+def _refuse_key(key: str, known: Iterable[str], where: str) -> None:
+    """Raise for a key that is no setting."""
+    known = list(known)
+    if _is_section(key, known):
+        inside = sorted(
+            {other[len(key) + 1 :].split(".")[0] for other in known if other.startswith(f"{key}.")}
+        )
+        raise ConfigError(
+            f"{key} is a group of settings, not a value ({where})", f"keys: {', '.join(inside)}"
+        )
+    meant = nearest(key, known)
+    hint = f"did you mean {meant}?" if meant else "`preftune options` lists all keys"
+    raise ConfigError(f"unknown key {key} ({where})", hint)
+
+
+def _is_none(setting: Setting, value: Any) -> bool:
+    return setting.optional and isinstance(value, str) and value.lower() == "none"
+
+
+def _convert(setting: Setting, text: str) -> Any:
+    """Override text as the key's type; text that does not fit is left for validation to refuse."""
+    if _is_none(setting, text):
+        return None
+    try:
+        if setting.kind in (int, float):
+            return setting.kind(text)
+    except ValueError:
+        return text
+    if setting.kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return text
+
+
+def _require_data(config: RunConfig, source: str) -> None:
+    if config.data.name is None:
+        raise ConfigError(
+            f"{source} needs preference data: data.name=PATH is required",
+            "PATH is a file (.jsonl, .jsonl.gz, .parquet) or a directory of preference pairs, or a hub id",
+        )
+
+
+def _explain(
+    error: ValidationError,
+    known: Mapping[str, Setting],
+    prefix: str = "",
+    origins: Mapping[str, str] | None = None,
+    source: str = "",
+) -> ConfigError:
+    """pydantic's complaints in preftune's words, at most five."""
+    lines = []
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        if not prefix and path[:1] == [STAGE] and len(path) > 2:
+            del path[2]  # the union's tag, which is no part of the key
+        key = prefix + ".".join(path)
+        origin = (origins or {}).get(key, "")
+        where = f" (in {source})" if origin == "recipe" else f" (on the {origin})" if origin else ""
+        if item["type"] == "value_error":
+            lines.append(f"{key}{': ' if path else ''}{item.get('ctx', {}).get('error', item['msg'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{key} is required")
+        elif item["type"] == "extra_forbidden":
+            meant = nearest(key, known)
+            lines.append(f"unknown key {key}" + (f", did you mean {meant}?" if meant else ""))
+        else:
+            wanted = known[key].expected if key in known else item["msg"]
+            lines.append(f"{key} = {_shown(item['input'])}{where}: expected {wanted}")
+    more = f"\nand {len(lines) - 5} more" if len(lines) > 5 else ""
+    return ConfigError("\n".join(lines[:5]) + more)
+
+
+def _shown(value: Any) -> str:
+    text = toml_value(value) if isinstance(value, str | bool | int | float) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

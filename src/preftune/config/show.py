@@ -1,0 +1,61 @@
+"""The plan of a run as text: its graph of stages, and every value with its origin."""
+
+from itertools import groupby
+
+from preftune.config.graph import BASE, stage_order, stages_until
+from preftune.config.load import Resolved
+from preftune.config.run import ModelConfig
+from preftune.config.stages import GRPOConfig, PPOConfig, StageConfig
+from preftune.config.toml import flatten, toml_value
+
+
+def show_plan(resolved: Resolved, until: str | None = None) -> str:
+    """What a run would do: the stages in running order, then all settings. For `--dry-run`; runs nothing.
+
+    With `until`, only that stage and what it needs, without evaluation.
+    """
+    return f"{show_graph(resolved, until)}\n\n{show_values(resolved)}"
+
+
+def show_graph(resolved: Resolved, until: str | None = None) -> str:
+    """One line per stage in running order: name, algorithm, where it starts, how much it does."""
+    config = resolved.config
+    order = stages_until(config.stage, until) if until else stage_order(config.stage)
+    wide = max(len(name) for name in [BASE, *order])
+    lines = [f"run {config.name} (recipe {resolved.recipe}), data {config.data.name}, seed {config.seed}"]
+    lines.append(f"  {BASE:<{wide}}  {_base(config.model)}")
+    lines += [f"  {name:<{wide}}  {_stage(config.stage[name])}" for name in order]
+    if until is None:
+        lines.append(f"  then: every policy on {config.evaluation.prompts} held-out prompts, and the report")
+    return "\n".join(lines)
+
+
+def show_values(resolved: Resolved) -> str:
+    """All settings by section, each with its origin."""
+    values = flatten(resolved.config.model_dump())
+    lines = []
+    for section, keys in groupby(values, key=lambda key: key.rpartition(".")[0]):
+        lines.append(f"[{section or 'run'}]")
+        rows = [(key.rpartition(".")[2], toml_value(values[key]), resolved.origins[key]) for key in keys]
+        left = max(len(name) for name, _, _ in rows)
+        right = max(len(value) for _, value, _ in rows)
+        lines += [f"  {name:<{left}} = {value:<{right}}  {origin}" for name, value, origin in rows]
+    return "\n".join(lines)
+
+
+def _base(model: ModelConfig) -> str:
+    if model.scratch is None:
+        return model.base
+    size = model.scratch
+    return f"trained from scratch: {size.layers} layers, {size.width} wide, {size.steps} updates"
+
+
+def _stage(stage: StageConfig) -> str:
+    if isinstance(stage, PPOConfig | GRPOConfig):
+        return (
+            f"{stage.algorithm:<6}  from {stage.init}, scored by {stage.reward_model}: "
+            f"{stage.steps} steps of {stage.batch_size} responses"
+        )
+    rows = "all rows" if stage.rows is None else f"{stage.rows} rows"
+    times = "" if stage.epochs == 1 else f", {stage.epochs} times"
+    return f"{stage.algorithm:<6}  from {stage.init}: {rows}{times} in batches of {stage.batch_size}"

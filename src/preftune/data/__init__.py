@@ -1,0 +1,53 @@
+"""Text to tokens: reading preferences, the built-in world, encoding and batching.
+
+Names that need torch are imported when first used, so that data can be read and checked before torch is
+loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_preferences
+from preftune.data.dialogue import Dialogue, Preference, Turn
+from preftune.data.hh import RejectedRow, parse_prompt, split_pair
+from preftune.data.loader import order, rows_at
+
+if TYPE_CHECKING:
+    from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+    from preftune.data.encode import Encoder
+
+__all__ = [
+    "Dataset",
+    "Dialogue",
+    "Encoder",
+    "Pairs",
+    "Preference",
+    "Prompts",
+    "RejectedRow",
+    "Sequences",
+    "Turn",
+    "load_dataset",
+    "order",
+    "pad_prompts",
+    "pad_sequences",
+    "parse_prompt",
+    "prompt_hash",
+    "read_preferences",
+    "rows_at",
+    "split_pair",
+]
+
+_LAZY = {
+    "Encoder": "preftune.data.encode",
+    "Pairs": "preftune.data.batch",
+    "Prompts": "preftune.data.batch",
+    "Sequences": "preftune.data.batch",
+    "pad_prompts": "preftune.data.batch",
+    "pad_sequences": "preftune.data.batch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,112 @@
+"""Token batches. The only place that pads.
+
+Alignment: every per-token tensor is (B, T) and entry t is about token t of `ids`. Masks come from lengths, never from
+`ids != pad`, since GPT-2's pad is its EOS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Right-padded token rows.
+
+    ids (B, T) int64 · attention (B, T) bool, true on real tokens · response (B, T) bool, true on tokens that the
+    policy wrote (EOS included). Column 0 is never a response.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    response: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Sequences":
+        """The given rows, cut to the longest of them."""
+        attention = self.attention[rows]
+        width = max(int(attention.sum(1).max()), 1) if len(attention) else 1
+        return Sequences(self.ids[rows][:, :width], attention[:, :width], self.response[rows][:, :width])
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        return Sequences(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Two batches that share their prompts row by row."""
+
+    chosen: Sequences
+    rejected: Sequences
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Pairs":
+        return Pairs(self.chosen[rows], self.rejected[rows])
+
+    def to(self, device: torch.device | str) -> "Pairs":
+        return Pairs(self.chosen.to(device), self.rejected.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Left-padded prompts for sampling.
+
+    ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, row), so that a
+    response depends on nothing else, not on its neighbours in the batch nor on the process that samples it.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        return Prompts(self.ids[rows], self.attention[rows], self.seeds[rows])
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        return Prompts(self.ids.to(device), self.attention.to(device), self.seeds)
+
+
+def concatenate(first: Sequences, second: Sequences) -> Sequences:
+    """Stack two batches row-wise, padded to the wider of them."""
+    width = max(first.ids.shape[1], second.ids.shape[1])
+
+    def widened(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+    return Sequences(
+        *(torch.cat([widened(getattr(b, f.name)) for b in (first, second)]) for f in fields(Sequences))
+    )
+
+
+def pad_sequences(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Sequences:
+    """Join prompt and response ids row by row and pad on the right with `pad_id` (any id: masks rule)."""
+    rows = [p + r for p, r in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows), default=1)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    column = torch.arange(width)
+    lengths = torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    starts = torch.tensor([len(p) for p in prompts]).clamp(min=1).unsqueeze(1)  # column 0 has no prediction
+    attention = column < lengths
+    return Sequences(ids, attention, attention & (column >= starts))
+
+
+def pad_prompts(prompts: Sequence[list[int]], seeds: Sequence[int], pad_id: int) -> Prompts:
+    """Pad on the left, for the sampler only."""
+    width = max(map(len, prompts), default=1)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    attention = torch.zeros((len(prompts), width), dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        attention[i, width - len(prompt) :] = True
+    return Prompts(ids, attention, tuple(seeds))

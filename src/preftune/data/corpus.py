@@ -1,0 +1,84 @@
+"""What a base model from scratch learns to read: documents in an order, and a tokenizer for them.
+
+The built-in world writes its own documents in the order in which they must be read. On real text a document is a whole
+transcript, chosen and rejected replies alike: a base model knows bad replies too.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preftune.data.dialogue import Preference
+from preftune.data.loader import rows_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END = "<|endoftext|>"
+_WORLD = "world"
+_BUCKET = 8  # batches whose documents are sorted by length together, against padding
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents, and whether their order matters (a curriculum) or is drawn anew each epoch."""
+
+    documents: Sequence[str]
+    ordered: bool
+
+    def batches(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+        """Document numbers of every step. Neighbouring batches hold documents of like length."""
+        n = len(self.documents)
+        batches: list[list[int]] = []
+        for first in range(0, steps, _BUCKET):
+            span = range(first, min(first + _BUCKET, steps))
+            rows = [row for step in span for row in self._rows(step, batch_size, n, seed)]
+            rows.sort(key=lambda row: (lengths[row], row))
+            parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+            batches += [parts[i] for i in rows_at(0, len(parts), len(parts), seed, f"base/{first}")]
+        return batches
+
+    def _rows(self, step: int, batch_size: int, n: int, seed: int) -> list[int]:
+        if self.ordered:
+            return [i % n for i in range(step * batch_size, (step + 1) * batch_size)]
+        return rows_at(step, batch_size, n, seed, "base")
+
+
+def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:
+    """At least one document; `count` of them where the world writes them, every transcript of `train` elsewhere."""
+    if name == _WORLD:
+        from preftune.data.world import make_world
+
+        return Corpus(make_world(seed, 1, 1, 1).documents(count), ordered=True)
+    return Corpus(list(_transcripts(train)), ordered=False)
+
+
+def train_tokenizer(name: str, train: Sequence[Preference], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the training transcripts."""
+    if name == _WORLD:
+        from preftune.data.grammar import world_tokenizer
+
+        return world_tokenizer()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_transcripts(train), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, bos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def _transcripts(train: Sequence[Preference]) -> Iterator[str]:
+    for pair in train:
+        prompt = pair.prompt.transcript()
+        yield prompt + pair.chosen
+        yield prompt + pair.rejected

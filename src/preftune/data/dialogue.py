@@ -1,0 +1,44 @@
+"""Text between parsing and encoding: turns, dialogues, and one human judgement."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["human", "assistant", "system"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance. `text` is verbatim, its leading whitespace included (" Hi" in an HH transcript)."""
+
+    role: Role
+    text: str
+
+
+class Dialogue(tuple[Turn, ...]):
+    """A frozen sequence of turns, the only form of text between parsing and encoding."""
+
+    __slots__ = ()
+
+    def transcript(self) -> str:
+        r"""The dialogue in HH-RLHF form with a reply opened: `\n\nHuman: Hi\n\nAssistant:`.
+
+        It always ends exactly in "Assistant:", also after an assistant turn (HH has such rows), so that
+        `transcript() + response` is the whole text, and a response starting with a space is tokenised the
+        same alone as joined to its prompt.
+        """
+        names = {"human": "Human", "assistant": "Assistant", "system": "System"}
+        return "".join(f"\n\n{names[turn.role]}:{turn.text}" for turn in self) + "\n\nAssistant:"
+
+    def __str__(self) -> str:
+        return self.transcript()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """One human judgement: `chosen` was preferred to `rejected` as the reply to `prompt`."""
+
+    prompt: Dialogue
+    chosen: str
+    rejected: str
+    source: str = ""  # subset the pair came from, e.g. "harmless-base"
+    row: int = -1  # position in the split it was read into

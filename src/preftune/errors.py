@@ -1,0 +1,62 @@
+"""Errors a user can act on: what went wrong, where, what to do, and the exit code that says so.
+
+Exit codes follow sysexits(3); the table is in docs/reliability.md.
+"""
+
+
+class PreftuneError(Exception):
+    """An error with a message for people. `str(error)` is what went wrong and where; `hint` is what to do."""
+
+    code = 70  # internal error: only for a fault of ours
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(PreftuneError):
+    """The command line asks for something that does not exist."""
+
+    code = 64
+
+
+class DataError(PreftuneError):
+    """Input data is malformed, empty or does not match what was recorded."""
+
+    code = 65
+
+
+class InputMissing(PreftuneError):
+    """A file, directory, model or data set cannot be found or reached."""
+
+    code = 66
+
+
+class BackendMissing(PreftuneError):
+    """An optional package is needed and not installed."""
+
+    code = 69
+
+
+class RunLocked(PreftuneError):
+    """Another process is using the run directory."""
+
+    code = 73
+
+
+class StorageError(PreftuneError):
+    """Writing or reading back a result failed."""
+
+    code = 74
+
+
+class PermissionMissing(PreftuneError):
+    """A directory cannot be written."""
+
+    code = 77
+
+
+class ConfigError(PreftuneError):
+    """A configuration is wrong, or differs from the one a run was started with."""
+
+    code = 78

@@ -1,0 +1,1 @@
+"""Measuring every policy the same way, with an interval at every number."""

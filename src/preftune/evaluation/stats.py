@@ -1,0 +1,175 @@
+"""Statistics of the comparison: intervals, paired tests, calibration, diversity. numpy only, no torch.
+
+Rows are prompts: average several samples of a prompt first, since they are not independent. Randomness comes
+from the seed given, so that the same input gives the same numbers.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+class PairedResult(NamedTuple):
+    """Mean of a - b over pairs, its bootstrap interval and the p-value of "no difference"."""
+
+    mean: float
+    interval: Interval
+    p_value: float
+
+
+def wilson(wins: float, n: int, z: float = 1.959963984540054) -> Interval:
+    """Wilson's score interval of a proportion; ties may count as half a win. n = 0 says nothing: (0, 1).
+
+    Wilson 1927, "Probable inference". ValueError: wins outside 0..n.
+    """
+    if not 0 <= wins <= n:
+        raise ValueError(f"{wins} wins out of {n}")
+    if n == 0:
+        return Interval(0.0, 1.0)
+    p, shrink = wins / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / shrink
+    half = z / shrink * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return Interval(max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0))  # rounding at 0 and 1
+
+
+def win_rate(a: ArrayLike, b: ArrayLike) -> float:
+    """P(a > b) + P(a = b) / 2 over pairs. ValueError: no pairs, or different lengths."""
+    a, b = _pairs(a, b)
+    return float(np.mean((a > b) + 0.5 * (a == b)))
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """Mean of a - b and its standard error sd / √n (ddof 1; NaN for one pair). ValueError as `win_rate`."""
+    a, b = _pairs(a, b)
+    difference = a - b
+    se = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
+    return float(difference.mean()), float(se)
+
+
+def brier(p: ArrayLike, label: ArrayLike) -> float:
+    """Mean of (p - label)²: 0 is perfect, always saying one half gives 0.25. ValueError as `win_rate`."""
+    p, label = _pairs(p, label)
+    return float(np.mean((p - label) ** 2))
+
+
+def ece(p: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: Σ_bins share · |accuracy - mean confidence|.
+
+    Confidence is max(p, 1 - p), cut into `bins` equal parts of [0.5, 1], each with its lower edge; the
+    prediction is 1 iff p > 0.5. Unlike the error of p itself this does not depend on how pairs are oriented.
+    Guo et al. 2017 (arXiv:1706.04599), eq. 3. ValueError as `win_rate`.
+    """
+    p, label = _pairs(p, label)
+    confidence = np.maximum(p, 1 - p)
+    correct = (p > 0.5) == (label > 0.5)
+    which = np.digitize(confidence, np.linspace(0.5, 1, bins + 1)[1:-1])
+    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)  # count · (accuracy - confidence)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def distinct_n(tokens: ArrayLike, n: int) -> float:
+    """Distinct n-grams / all n-grams of one token list; 0 where there are none.
+
+    It falls with length, so compare equal token counts. Li et al. 2016 (arXiv:1510.03055).
+    """
+    return corpus_distinct_n([tokens], n)
+
+
+def corpus_distinct_n(rows: Iterable[ArrayLike], n: int) -> float:
+    """`distinct_n` of many responses together; no n-gram crosses from one into the next."""
+    grams = [gram for row in rows for gram in _ngrams(row, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition_n(tokens: ArrayLike, n: int) -> float:
+    """1 - distinct n-grams / all n-grams: the share that is a repetition; 0 where there are no n-grams."""
+    grams = _ngrams(tokens, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def bootstrap_mean(
+    x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of the mean of x (Efron 1979); it always holds the mean itself.
+
+    ValueError: no values.
+    """
+    x = _floats(x)
+    if len(x) == 0:
+        raise ValueError("no values to take the mean of")
+    rng = np.random.default_rng(seed)
+    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(min(low, x.mean())), float(max(high, x.mean())))
+
+
+def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> float:
+    """Two-sided p-value of "the mean of the paired differences is 0", by flipping their signs at random.
+
+    (1 + flips at least as extreme) / (1 + flips): never 0, and valid at any n
+    (Phipson & Smyth 2010, arXiv:1603.05766).
+    """
+    difference = _floats(difference)
+    rng = np.random.default_rng(seed)
+    flipped = [abs(difference @ rng.choice((-1.0, 1.0), size=len(difference))) for _ in range(resamples)]
+    observed = abs(difference.sum())
+    slack = 1e-12 * np.abs(difference).sum()  # the same set of signs may sum in another order
+    return float((1 + np.sum(np.array(flipped) >= observed - slack)) / (1 + resamples))
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
+) -> PairedResult:
+    """Mean of a - b over pairs, its percentile bootstrap interval and its sign-flip p-value.
+
+    ValueError as `win_rate`.
+    """
+    a, b = _pairs(a, b)
+    difference = a - b
+    interval = bootstrap_mean(difference, resamples, seed, level)
+    return PairedResult(float(difference.mean()), interval, sign_flip_test(difference, resamples, seed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below α they hold with family-wise error α.
+
+    adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) over the sorted p. Holm 1979.
+    ValueError: p outside [0, 1].
+    """
+    p = _floats(p_values)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p-values must lie in [0, 1], not {list(p_values)}")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
+    return adjusted.tolist()
+
+
+def _floats(x: ArrayLike) -> Floats:
+    return np.asarray(x, dtype=np.float64).reshape(-1)
+
+
+def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = _floats(a), _floats(b)
+    if len(a) != len(b) or len(a) == 0:
+        raise ValueError(f"pairs needed, but there are {len(a)} and {len(b)} values")
+    return a, b
+
+
+def _ngrams(tokens: ArrayLike, n: int) -> list[tuple]:
+    """All n-grams of a list or array of ids or words. ValueError: n < 1."""
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-gram has at least one token")
+    row = np.asarray(tokens).tolist()
+    return list(zip(*(row[i:] for i in range(n)), strict=False))

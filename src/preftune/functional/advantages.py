@@ -1,0 +1,111 @@
+"""From scores to rewards, advantages and returns.
+
+A *score* is the reward model's number for a response, (B,); a *reward* is what one token earned, (B, T).
+Shapes: B rows, T columns, K responses a group, groups in successive rows.
+"""
+
+import torch
+from torch import Tensor
+
+from .kl import kl_estimate
+from .masked import as_mask, last_response_index, promote, zero_off
+
+
+def missing_eos_scores(
+    scores: Tensor, ended: Tensor, *, replace: float | None = None, penalty: float = 0.0
+) -> Tensor:
+    """Scores under the missing-EOS rule: a response that did not end gets `replace`, else score - `penalty`.
+
+    Replacing is the rule of Huang et al. 2024 (arXiv:2403.17031), subtracting that of TRL. A fixed number is
+    mild only against normalised scores. scores (B,), ended bool or 0/1 (B,) -> (B,).
+    """
+    scores, ended = promote(scores, ended)
+    missing = scores - penalty if replace is None else torch.full_like(scores, replace)
+    return torch.where(as_mask(ended), scores, missing)
+
+
+def shaped_rewards(
+    scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, response: Tensor, kl_coef: float
+) -> Tensor:
+    """R_t = -kl_coef (log π_t - log π_ref,t) + [t = last response column] score; detached.
+
+    The penalty is part of the reward, not of the loss: as a loss, k1 has gradient 0 in expectation.
+    Ziegler et al. 2019 (arXiv:1909.08593), eq. 2. scores (B,), the rest (B, T) -> (B, T).
+    ValueError: a row without response, where the score would be lost.
+    """
+    scores, logprobs, reference_logprobs, response = promote(scores, logprobs, reference_logprobs, response)
+    active = as_mask(response)
+    last = last_response_index(active)
+    if bool((last < 0).any()):
+        rows = (last < 0).nonzero().flatten().tolist()
+        raise ValueError(f"rows {rows[:8]} have no response token, so there is no column for their score")
+    penalty = zero_off(-kl_coef * kl_estimate(logprobs, reference_logprobs, "k1"), active)
+    columns = torch.arange(active.shape[1], device=active.device)
+    at_last = columns == last.unsqueeze(1)  # (B, T)
+    return (penalty + zero_off(scores.unsqueeze(1), at_last)).detach()
+
+
+def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over the response columns; (advantages, returns), not whitened.
+
+    δ_t = R_t + γ V_{t+1} - V_t · A_t = δ_t + γλ A_{t+1} · G_t = A_t + V_t, with V and A after the last column
+    0. `values[:, t]` is V(ids_<t), the state *before* token t. Schulman et al. 2016 (arXiv:1506.02438), eq.
+    16.
+    All (B, T); `response` is one run of columns a row, beginning anywhere.
+    """
+    rewards, values, response = promote(rewards, values, response)
+    active = as_mask(response)
+    rewards, values = zero_off(rewards, active), zero_off(values, active)
+    advantage = next_value = torch.zeros_like(values[:, 0])  # (B,)
+    columns = []
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = zero_off(delta + gamma * lam * advantage, active[:, t])
+        next_value = values[:, t]
+        columns.append(advantage)
+    advantages = torch.stack(columns[::-1], dim=1)
+    return advantages, advantages + values
+
+
+def centred_groups(scores: Tensor, group_size: int) -> Tensor:
+    """Scores minus the mean of their group, (B,) -> (B / K, K); exactly 0 where all of a group are equal.
+
+    Without that rule the rounding of the mean is left over, and a division by a tiny std makes it a signal.
+    ValueError: K < 2, or B is not a multiple of K.
+    """
+    if group_size < 2:
+        raise ValueError(f"group_size is {group_size}; a group needs 2 responses to compare")
+    if len(scores) % group_size:
+        raise ValueError(f"{len(scores)} scores are not a multiple of group_size {group_size}")
+    groups = scores.reshape(-1, group_size)
+    unequal = groups.amax(1, keepdim=True) != groups.amin(1, keepdim=True)
+    return zero_off(groups - groups.mean(1, keepdim=True), unequal)
+
+
+def group_advantages(scores: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4) -> Tensor:
+    """A_i = (s_i - mean_group) / (std + eps), for GRPO.
+
+    `scale`: "group" the std of the group (Shao et al. 2024, arXiv:2402.03300), "batch" the std of all scores,
+    "none" no division (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783). Standard deviations divide by n - 1.
+    scores (B,) -> (B,).
+    ValueError: unknown scale, K < 2, B not a multiple of K.
+    """
+    if scale not in ("group", "batch", "none"):
+        raise ValueError(f"unknown scale {scale!r}; one of group, batch, none")
+    (scores,) = promote(scores)
+    centred = centred_groups(scores, group_size)
+    if scale == "group":
+        centred = centred / (centred.std(1, keepdim=True) + eps)
+    elif scale == "batch":
+        centred = centred / (scores.std() + eps)
+    return centred.flatten()
+
+
+def leave_one_out_advantages(scores: Tensor, group_size: int) -> Tensor:
+    """A_i = s_i - mean_{j≠i} s_j = K / (K - 1) · (s_i - mean_group), for RLOO.
+
+    Subtract kl_coef · Σ_t k1 from the scores first. Ahmadian et al. 2024 (arXiv:2402.14740), eq. 7.
+    scores (B,) -> (B,). ValueError: K < 2, B not a multiple of K.
+    """
+    (scores,) = promote(scores)
+    return (centred_groups(scores, group_size) * (group_size / (group_size - 1))).flatten()

@@ -1,0 +1,67 @@
+"""Distances between the policy and its reference, and the controller that steers by them.
+
+Always KL(policy || reference), the policy's samples first. Shapes: B rows, T columns, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from .logprobs import log_softmax, shift_in
+from .masked import promote, zero_off
+
+
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str) -> Tensor:
+    """Estimators of KL from tokens that the policy wrote, with d = log π - log π_ref.
+
+    k1 = d (unbiased, of either sign) · k2 = d² / 2 (biased, >= 0) · k3 = exp(-d) - 1 + d (unbiased, >= 0).
+    Schulman, "Approximating KL Divergence", 2020. Elementwise and unreduced, any shape. ValueError: unknown
+    kind.
+    """
+    logprobs, reference_logprobs = promote(logprobs, reference_logprobs)
+    d = logprobs - reference_logprobs
+    match kind:
+        case "k1":
+            return d
+        case "k2":
+            return d.square() / 2
+        case "k3":
+            return torch.expm1(-d) + d  # expm1: near d = 0, exp(-d) - 1 would lose all digits
+    raise ValueError(f"unknown KL estimator {kind!r}; one of k1, k2, k3")
+
+
+def categorical_kl(logits: Tensor, reference_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL = Σ_a π(a) (log π(a) - log π_ref(a)), >= 0, no shift: logits, reference_logits (..., V) -> (...)."""
+    logits, reference_logits = promote(logits, reference_logits)
+    logp = log_softmax(logits, temperature)
+    log_ratio = logp - log_softmax(reference_logits, temperature)
+    kl = (logp.exp() * zero_off(log_ratio, logp > -torch.inf)).sum(-1)
+    # Rounding can take a KL near 0 below it; the gradient stays.
+    return torch.where(kl < 0, kl - kl.detach(), kl)
+
+
+def full_kl(logits: Tensor, reference_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Exact KL_t = Σ_a π_t(a) (log π_t(a) - log π_ref,t(a)) over the vocabulary, at the temperature of both.
+
+    Summed over a response that the policy wrote it has the mean of Σ k1 and a smaller variance
+    (Rao–Blackwell). Shifted as `token_logprobs`. logits, reference_logits (B, T, V) -> (B, T).
+    """
+    return shift_in(categorical_kl(logits[:, :-1], reference_logits[:, :-1], temperature))
+
+
+class AdaptiveKL:
+    """Proportional controller: coef ← coef · (1 + clip(kl / target - 1, ±0.2) · n / horizon).
+
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. `kl` is the mean over sequences of the KL summed over
+    tokens, `n` the number of those sequences, `horizon` is counted in sequences too.
+    """
+
+    def __init__(self, initial: float, target: float, horizon: float) -> None:
+        self.coef = initial
+        self.target = target
+        self.horizon = horizon
+
+    def observe(self, kl: float, n: int) -> float:
+        """Take one measurement in and return the new coefficient."""
+        error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * n / self.horizon
+        return self.coef

@@ -1,0 +1,1 @@
+"""Models and the parts they play: policy, reference, reward model, critic."""

@@ -1,0 +1,184 @@
+"""The four parts a model can play. How a forward pass is laid out is private to this file.
+
+Alignment: column t of every result is about token t of `ids`. `logprobs[:, t] = log π(ids_t | ids_<t)` and
+`values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens here, once.
+All models stay in eval mode: dropout would make log-ratios noisy (a loss at the start that is not ln 2 in DPO).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.data.batch import Sequences
+from preftune.functional.kl import categorical_kl
+from preftune.functional.logprobs import categorical_entropy, gather_logprobs
+from preftune.models.scalar import ScalarPerPosition
+
+_CHUNK = 1024  # rows of (., V) logits alive at once where no gradient is needed
+
+
+def head_logits(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
+    """Next-token logits that predict the tokens under `chosen` (B, T): (N, V) float32, row-major order."""
+    hidden = predicting_states(model, sequences, chosen)
+    return model.get_output_embeddings()(hidden).float()
+
+
+def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
+    """Hidden states from which the tokens under `chosen` are predicted: (N, d)."""
+    attention = sequences.attention.long()
+    hidden = model.base_model(sequences.ids, attention_mask=attention, use_cache=False).last_hidden_state
+    return hidden[:, :-1][chosen[:, 1:]]
+
+
+class TokenLogprobs(nn.Module):
+    """(ids, attention, response) -> log-probability and entropy of each response token, both (B, T), 0 elsewhere.
+
+    The head runs on response positions only. A module of its own, so that wrappers for data parallelism and mixed
+    precision see one forward.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids: Tensor, attention: Tensor, response: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        sequences = Sequences(ids, attention, response)
+        states = predicting_states(self.model, sequences, response)
+        targets = ids[response]
+        head = self.model.get_output_embeddings()
+        step = max(len(states), 1) if torch.is_grad_enabled() else _CHUNK
+        logprobs, entropies = [states.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, device=ids.device)]
+        for start in range(0, len(states), step):
+            logits = head(states[start : start + step]).float()
+            logprobs.append(gather_logprobs(logits, targets[start : start + step], temperature))
+            with torch.no_grad():
+                entropies.append(categorical_entropy(logits, temperature))
+        return _place(torch.cat(logprobs), response), _place(torch.cat(entropies), response)
+
+
+def _place(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N,) back to their columns (B, T), 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+@dataclass(slots=True)
+class Policy:
+    """The causal LM being trained."""
+
+    module: nn.Module
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.module = TokenLogprobs(model.eval())
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model inside, whatever wraps it."""
+        return unwrap(self.module).model
+
+    def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """log π(ids_t | ids_<t) on response columns, 0 elsewhere: (B, T), float32."""
+        return self.logprobs_and_entropy(sequences, temperature)[0]
+
+    def logprobs_and_entropy(self, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """As `logprobs`, with the entropy (nats, no gradient) of each predicting distribution: both (B, T)."""
+        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
+
+
+@dataclass(slots=True)
+class Reference:
+    """A frozen causal LM: what the policy is kept close to."""
+
+    module: nn.Module
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.module = TokenLogprobs(model.eval().requires_grad_(False))
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return unwrap(self.module).model
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """log π_ref(ids_t | ids_<t) on response columns, 0 elsewhere: (B, T), float32."""
+        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)[0]
+
+
+@dataclass(slots=True)
+class RewardModel:
+    """Scores whole responses. `mean` and `std` make the raw score one of mean 0 and sd 1 on SFT samples."""
+
+    module: nn.Module
+    mean: float
+    std: float
+
+    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
+        self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return unwrap(self.module).model
+
+    def raw_scores(self, sequences: Sequences) -> Tensor:
+        """The score at the last real token, found by length and never by token id: (B,)."""
+        per_position = self.module(sequences.ids, sequences.attention)
+        last = sequences.attention.sum(1) - 1
+        return per_position.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1)
+
+    def scores(self, sequences: Sequences) -> Tensor:
+        """Normalised scores (raw - mean) / std: (B,)."""
+        return (self.raw_scores(sequences) - self.mean) / self.std
+
+
+@dataclass(slots=True)
+class Critic:
+    """Predicts the return from each state: a reward model's backbone and head, on the scale of normalised scores."""
+
+    module: nn.Module
+    mean: float
+    std: float
+
+    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
+        self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return unwrap(self.module).model
+
+    def values(self, sequences: Sequences) -> Tensor:
+        """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
+        per_position = (self.module(sequences.ids, sequences.attention) - self.mean) / self.std
+        shifted = torch.nn.functional.pad(per_position[:, :-1], (1, 0))
+        return torch.where(sequences.response, shifted, torch.zeros_like(shifted))
+
+
+Role = Policy | Reference | RewardModel | Critic
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside a data-parallel wrapper."""
+    inner = getattr(module, "module", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+@torch.no_grad()
+def exact_kl(
+    policy: Policy | Reference, reference: Policy | Reference, sequences: Sequences, temperature: float = 1.0
+) -> Tensor:
+    """KL(π(.|ids_<t) || π_ref(.|ids_<t)) over the whole vocabulary, in nats: (B, T), 0 off the response.
+
+    Summed over a response drawn from π it is an unbiased estimate of the sequence KL with less variance than k1, and
+    never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
+    """
+    response = sequences.response
+    ours = predicting_states(policy.model, sequences, response)
+    theirs = predicting_states(reference.model, sequences, response)
+    head, reference_head = policy.model.get_output_embeddings(), reference.model.get_output_embeddings()
+    parts = [torch.zeros(0, device=ours.device)]
+    for start in range(0, len(ours), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        parts.append(categorical_kl(head(ours[rows]).float(), reference_head(theirs[rows]).float(), temperature))
+    return _place(torch.cat(parts), response)

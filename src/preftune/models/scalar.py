@@ -1,0 +1,82 @@
+"""A backbone with one number per position: reward models and critics.
+
+The Hugging Face class behind it is `AutoModelForSequenceClassification` with one label, so that a saved reward model
+loads anywhere. Its own pooling looks for the right-most token that is not `pad_token_id`; that is right only where pad
+is a token of its own, hence `add_pad_token`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from preftune.errors import DataError, InputMissing
+from preftune.models.load import Source
+
+PAD_TOKEN = "<|pad|>"
+
+
+def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """Backbone of a causal LM plus a fresh head w ~ N(0, 1/(d+1)), no bias (Stiennon et al., arXiv:2009.01325).
+
+    The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    head = score_head(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(head.weight.shape, generator=generator)
+        head.weight.copy_(noise / math.sqrt(head.in_features + 1))
+        pad_row = model.get_input_embeddings().weight[tokenizer.pad_token_id]
+        pad_row.zero_()  # never read under a mask; zero makes the saved file a function of the seed
+    return model.eval()
+
+
+def load_scalar_model(source: Source) -> PreTrainedModel:
+    """A saved reward model. InputMissing if a weight is missing or left over: a random head must never score."""
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.path,
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputMissing(f"cannot load a reward model from {source.path}: {error}") from error
+    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    if wrong:
+        raise DataError(
+            f"{source.path} is not a complete reward model: {', '.join(map(str, wrong[:4]))} missing or unexpected",
+            hint="its head would be random; train it again",
+        )
+    return model.eval()
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer from hidden state to score."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise DataError(f"{type(model).__name__} has no one-number `score` head", hint="use a decoder-only model")
+    return head
+
+
+class ScalarPerPosition(nn.Module):
+    """Hidden state to one float32 number per position: (ids, attention) -> (B, T)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
+        hidden = self.model.base_model(ids, attention_mask=attention.long(), use_cache=False).last_hidden_state
+        return score_head(self.model)(hidden).squeeze(-1).float()

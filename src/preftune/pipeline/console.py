@@ -1,0 +1,116 @@
+"""What a person sees while a run goes on: the plan, one progress bar a stage, and the table at the end."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# The numbers worth watching live, by algorithm; everything else is in metrics.jsonl.
+_HEADLINES = {
+    "sft": {"loss": "loss"},
+    "reward": {"loss": "loss", "accuracy": "accuracy"},
+    "dpo": {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"},
+    "ppo": {"objective/scores": "score", "objective/kl": "KL", "completions/mean_length": "length"},
+    "grpo": {"reward": "score", "kl_per_sequence": "KL", "completions/mean_length": "length"},
+}
+
+
+class Console:
+    """Plain lines where the output is not a terminal; never interprets markup in data."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        self._out.print(Text(text))
+
+    def plan(self, name: str, directory: str, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Stages with what each starts from and how long it is."""
+        table = Table(title=f"{name}  ->  {directory}", title_justify="left", box=None, pad_edge=False)
+        for heading in ("stage", "algorithm", "what it does"):
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._out.print(table)
+
+    def skipped(self, stage: str) -> None:
+        self.line(f"{stage:<12} finished before")
+
+    def finished(self, stage: str, facts: Mapping[str, Any]) -> None:
+        memory = facts.get("peak_memory_mb")
+        peak = f", peak memory {memory:,.0f} MiB" if memory else ""
+        rejected = sum(facts.get("rejected", {}).values())
+        dropped = f", {rejected} rows left out" if rejected else ""
+        self.line(f"{stage:<12} {facts['steps']} steps in {facts['seconds']:.1f} s{peak}{dropped}")
+
+    @contextmanager
+    def progress(
+        self, stage: str, algorithm: str, steps: int
+    ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """A bar with ETA; the body calls the function it is given with (step, metrics)."""
+        with self._bar() as bar:
+            task = bar.add_task(f"{stage:<12}", total=steps, info="")
+
+            def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                shown = _HEADLINES[algorithm]
+                info = "  ".join(f"{label} {metrics[key]:.3g}" for key, label in shown.items() if key in metrics)
+                bar.update(task, completed=step, info=info)
+
+            yield on_step
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar that the body advances by a number of items."""
+        with self._bar() as bar:
+            task = bar.add_task(f"{what:<12}", total=total, info="")
+            yield lambda n: bar.advance(task, n)
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """All columns in full: those that do not fit beside each other follow below, with the first repeated."""
+        widths = [max(cell_len(str(row[i])) for row in [headers, *rows]) + 2 for i in range(len(headers))]
+        for columns in _fitting(widths, self._out.width):
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            for i in columns:
+                table.add_column(Text(headers[i]), justify="left" if i == 0 else "right", no_wrap=True)
+            for row in rows:
+                table.add_row(*(Text(str(row[i])) for i in columns))
+            self._out.print(table)
+            self._out.print()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[info]}", markup=False),
+            console=self._out,
+            transient=True,
+            disable=not self._out.is_terminal,
+        )
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns in groups no wider than `room` where that is possible; column 0 leads each group."""
+    groups, used = [[0]], widths[0]
+    for i in range(1, len(widths)):
+        if used + widths[i] > room and len(groups[-1]) > 1:
+            groups.append([0])
+            used = widths[0]
+        groups[-1].append(i)
+        used += widths[i]
+    return groups

@@ -1,0 +1,158 @@
+"""The measurement of a whole run: the reward model on validation pairs, then every policy on the same prompts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from preftune.config import RewardConfig
+from preftune.data import Encoder, Preference
+from preftune.errors import DataError
+from preftune.evaluation.compare import compare_to
+from preftune.evaluation.policy import Bench, Row, best_of, summarise
+from preftune.evaluation.reward_model import audit, mistakes, score_pairs
+from preftune.models.load import load_causal_lm
+from preftune.models.roles import Policy, Reference
+from preftune.pipeline import save
+from preftune.pipeline.session import Session
+from preftune.pipeline.stages import digest
+from preftune.pipeline.train import scorer_for
+from preftune.rundir import BASE, policy_name, read_json, write_json, write_jsonl
+
+LABELS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
+
+
+def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
+    """Measure everything that `stages` trained; returns False if that was done before with the same inputs."""
+    done = session.run.stage_json("evaluation")
+    key = digest(
+        {
+            "settings": session.config.evaluation.model_dump(mode="json"),
+            "stages": {name: session.stage(name).key for name in stages},
+        }
+    )
+    if done.exists() and read_json(done).get("key") == key:
+        session.console.skipped("evaluation")
+        return False
+    for name in stages:
+        if isinstance(session.config.stage[name], RewardConfig):
+            _evaluate_reward_model(session, name)
+    _evaluate_policies(session, [n for n in stages if not isinstance(session.config.stage[n], RewardConfig)])
+    write_json(done, {"stage": "evaluation", "algorithm": "evaluation", "status": "finished", "key": key})
+    return True
+
+
+def _evaluate_reward_model(session: Session, name: str) -> None:
+    source = session.source(name)
+    model, encoder = save.load_reward_model(source), session.encoder(source)
+    learner = session.learner(session.config.evaluation.batch_size)
+    learner.freeze(model)
+    pairs = _usable(encoder, session.dataset.validation)
+    with session.console.counting(f"{name} pairs", len(pairs)) as advance:
+        scored = score_pairs(model, encoder, pairs, session.config.evaluation.batch_size, learner.device, advance)
+    result = audit(name, scored, session.config.seed)
+    if session.is_world:
+        result |= _world_facts(pairs)
+    first = name == session.judge
+    write_json(session.run.reward_evaluation if first else session.run.evaluation(f"reward_model_{name}"), result)
+    if first:
+        write_jsonl(session.run.mistakes, mistakes(scored))
+
+
+def _usable(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
+    kept, rejected = encoder.usable(rows)
+    if not kept:
+        raise DataError(
+            f"none of {len(rows)} validation pairs can be used: {rejected}",
+            hint="raise data.max_response_length or data.held_out",
+        )
+    return kept
+
+
+def _world_facts(pairs: Sequence[Preference]) -> dict[str, Any]:
+    """What only a world with a known gold score can tell: how good a reward model could be on these labels."""
+    from preftune.data.gold import best_reachable
+
+    return {"best_reachable": best_reachable(pairs)}
+
+
+def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
+    """Base, every policy stage, and best-of-n of the reference (SFT, or the base without an SFT stage)."""
+    settings = session.config.evaluation
+    reference_name = next((n for n in stages if session.config.stage[n].algorithm == "sft"), BASE)
+    bench, learner = _bench(session, reference_name)
+    names = [BASE, *stages]
+    rows: dict[str, list[Row]] = {}
+    for name in names:
+        policy = Policy(load_causal_lm(session.source(name)))
+        learner.freeze(policy)
+        with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
+            rows[_policy(name)] = bench.rows(policy, advance)
+    chosen = {name: (rows[name], LABELS.get(name.removeprefix("policy_"), name), None) for name in rows}
+    if bench.scorer is not None:
+        n = settings.best_of
+        with session.console.counting(f"best of {n}", len(bench.prompts)) as advance:
+            best = best_of(bench.rows(bench.reference, advance, responses=n), n)
+        rows[f"best_of_{n}"] = best
+        label = LABELS.get(session.config.stage[reference_name].algorithm, "") if reference_name != BASE else "base"
+        chosen[f"best_of_{n}"] = (best, f"best of {n} ({label})", n)
+    comparisons = compare_to(_policy(reference_name), rows, settings, session.config.seed)
+    write_jsonl(session.run.comparisons, comparisons)
+    for name, (measured, label, n) in chosen.items():
+        _write(session, name, summarise(name, label, measured, bench, n), comparisons, measured)
+
+
+def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
+    """Everything held equal: distinct held-out prompts, one reward model, one reference."""
+    config, settings = session.config, session.config.evaluation
+    source = session.source(reference_name)
+    reference = Reference(load_causal_lm(source))
+    encoder = session.encoder(source, settings.max_new_tokens)
+    learner = session.learner(settings.batch_size)
+    learner.freeze(reference)
+    judge, scorer = session.judge, None
+    if judge is not None and session.source(judge).exists():
+        reward_model = save.load_reward_model(session.source(judge))
+        learner.freeze(reward_model)
+        scorer = scorer_for(session, encoder, reward_model, judge, settings.batch_size)
+    bench = Bench(
+        prompts=distinct(session.dataset.test, settings.prompts),
+        encoder=encoder,
+        scorer=scorer,
+        reference=reference,
+        settings=settings,
+        seed=config.seed,
+        device=learner.device,
+        gold=session.gold,
+    )
+    return bench, learner
+
+
+def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
+    """The first `n` rows with different prompts; fewer if there are no more."""
+    found: dict[str, Preference] = {}
+    for row in rows:
+        if len(found) == n:
+            break
+        found.setdefault(row.prompt.transcript(), row)
+    return list(found.values())
+
+
+def _policy(stage: str) -> str:
+    return BASE if stage == BASE else policy_name(stage)
+
+
+def _write(
+    session: Session,
+    name: str,
+    summary: dict[str, Any],
+    comparisons: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+) -> None:
+    for record in comparisons:
+        if record["policy"] == name and record["measure"] == "score":
+            summary["reward_difference_to_sft"] = {
+                key: record[key] for key in ("mean", "interval", "n", "p_value", "verdict")
+            }
+            summary["win_rate_vs_sft"] = record["win_rate"]
+    write_json(session.run.evaluation(name), summary)
+    kept = [{k: v for k, v in row.items() if k != "ids"} for row in rows[: session.config.evaluation.samples]]
+    write_jsonl(session.run.samples_file(name, session.config.model.base), kept)

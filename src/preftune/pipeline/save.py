@@ -1,0 +1,116 @@
+"""Finished models on disk: plain Hugging Face directories, written whole or not at all, and read back."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from preftune.data import Encoder, Preference, Sequences
+from preftune.errors import DataError, StorageError
+from preftune.models.load import Source, load_tokenizer, vocabulary_hash
+from preftune.models.roles import RewardModel
+from preftune.models.scalar import load_scalar_model, score_head
+from preftune.pipeline.cards import model_card
+from preftune.rundir import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from preftune.pipeline.session import Session
+    from preftune.pipeline.stages import Stage
+    from preftune.pipeline.train import Job
+
+SIDE_FILE = "preftune.json"
+_PROBES = 16
+
+
+def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, Any]:
+    """Write models/<name>; for a reward model also normalise it and prove that it reloads to the same scores."""
+    target = session.run.model_dir(stage.name, stage.algorithm)
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    side: dict[str, Any] = {
+        "stage": stage.name,
+        "key": stage.key,
+        "vocabulary_sha256": vocabulary_hash(job.encoder.tokenizer),
+    }
+    if isinstance(job.model, RewardModel):
+        job.model.mean, job.model.std = _normalisation(job, session.dataset.train)
+        side |= {"mean": job.model.mean, "std": job.model.std}
+    job.model.model.save_pretrained(partial)
+    job.encoder.tokenizer.save_pretrained(partial)
+    write_json(partial / SIDE_FILE, side)
+    write_text(partial / "README.md", model_card(session.config, stage))
+    if isinstance(job.model, RewardModel):
+        torch.save({"weight": score_head(job.model.model).weight.detach().cpu()}, partial / "reward_head.bin")
+        _prove_reload(session, job, partial)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(partial, target)
+    return {k: side[k] for k in ("mean", "std") if k in side}
+
+
+def load_reward_model(source: Source) -> RewardModel:
+    """A saved reward model with its normalisation constants."""
+    side = read_side_file(source)
+    return RewardModel(load_scalar_model(source), float(side.get("mean", 0.0)), float(side.get("std", 1.0)))
+
+
+def read_side_file(source: Source) -> dict[str, Any]:
+    """preftune.json beside the weights, {} for a model from elsewhere. DataError if the tokenizer is not its own."""
+    path = Path(source.path) / SIDE_FILE
+    if not path.is_file():
+        return {}
+    try:
+        side = read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path} is not readable JSON: {error}") from error
+    recorded = side.get("vocabulary_sha256")
+    if recorded and recorded != vocabulary_hash(load_tokenizer(source)):
+        raise DataError(
+            f"the tokenizer in {source.path} is not the one that the model was trained with",
+            hint="restore tokenizer.json, or train the model again",
+        )
+    return side
+
+
+@torch.no_grad()
+def _normalisation(job: "Job", rows: tuple[Preference, ...]) -> tuple[float, float]:
+    """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al., arXiv:2403.17031)."""
+    assert isinstance(job.model, RewardModel)
+    scores = _scores(job.model, job.encoder, rows[:256])
+    if len(scores) < 2 or float(scores.std()) < 1e-8:
+        return float(scores.mean()), 1.0
+    return float(scores.mean()), float(scores.std())
+
+
+@torch.no_grad()
+def _scores(model: RewardModel, encoder: Encoder, rows: tuple[Preference, ...]) -> torch.Tensor:
+    device = next(model.model.parameters()).device
+    parts = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
+    return torch.cat(parts)
+
+
+def _batches(encoder: Encoder, rows: tuple[Preference, ...], size: int = 8) -> list[Sequences]:
+    usable, _ = encoder.usable(rows)
+    items = [(row.prompt, row.chosen) for row in usable]
+    return [encoder.sequences(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _prove_reload(session: "Session", job: "Job", directory: Path) -> None:
+    """Score probe rows of different lengths with the saved model; anything but equality stops the stage."""
+    assert isinstance(job.model, RewardModel)
+    source = Source(str(directory))
+    saved = RewardModel(load_scalar_model(source))
+    reloaded = session.encoder(source)
+    device = next(job.model.model.parameters()).device
+    saved.model.to(device)
+    probes = session.dataset.train[:_PROBES]
+    before = _scores(RewardModel(job.model.model), job.encoder, probes)
+    after = _scores(saved, reloaded, probes)
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise StorageError(
+            f"the reward model saved in {directory} scores differently after reloading (by up to {worst:.3g})",
+            hint="the stage is not finished; report this with the model's config.json",
+        )

@@ -1,0 +1,110 @@
+"""What all stages of a run share: its config, its directory, its data, and a way to say what is going on."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from preftune.config import RewardConfig, RunConfig, parents
+from preftune.data import Dataset, Encoder, load_dataset
+from preftune.evaluation.policy import Gold
+from preftune.models.load import Source, context_length, load_tokenizer, locate, quiet_libraries
+from preftune.pipeline.console import Console
+from preftune.pipeline.stages import Stage, digest, settings_of
+from preftune.rundir import BASE, RunDir, write_json
+from preftune.training.learner import Learner
+
+_UNLIMITED = 1 << 20
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One invocation on one run directory. Data and models are looked up when first needed."""
+
+    config: RunConfig
+    run: RunDir
+    console: Console
+
+    def __post_init__(self) -> None:
+        quiet_libraries()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return load_dataset(self.config.data, self.config.seed)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Of the data settings and of every text in every split."""
+        settings = self.config.data.model_dump(mode="json", exclude={"name", "on_bad_row"})
+        return digest({"settings": settings, "content": self.dataset.report["content_sha256"]})
+
+    @cached_property
+    def base(self) -> Source:
+        """The base model: where it lies, or where its own stage puts it."""
+        if self.config.model.base == "scratch":
+            return Source(str(self.run.model_dir(BASE, "sft")))
+        return locate(self.config.model.base)
+
+    @property
+    def is_world(self) -> bool:
+        return self.config.data.name == "world"
+
+    @property
+    def gold(self) -> Gold | None:
+        """The world's score by rule; None for real data, where nobody knows it."""
+        if not self.is_world:
+            return None
+        from preftune.data.gold import gold
+
+        return gold
+
+    @property
+    def judge(self) -> str | None:
+        """The first reward stage: it scores every policy."""
+        return next((n for n, s in self.config.stage.items() if isinstance(s, RewardConfig)), None)
+
+    def save_data_record(self) -> None:
+        write_json(self.run.data, self.dataset.report)
+
+    def source(self, stage: str) -> Source:
+        """The model directory of a stage, or the base."""
+        if stage == BASE:
+            return self.base
+        return Source(str(self.run.model_dir(stage, self.config.stage[stage].algorithm)))
+
+    def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
+        """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
+        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens)
+
+    def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
+        data = self.config.data
+        context = context or _UNLIMITED
+        return Encoder(
+            tokenizer,
+            data.form,
+            min(data.max_prompt_length, context - max(new_tokens, 1)),
+            data.max_response_length,
+            context,
+        )
+
+    def learner(self, microbatch_size: int) -> Learner:
+        return Learner(self.config.precision, microbatch_size)
+
+    def stage(self, name: str) -> Stage:
+        """The stage with all that its result depends on."""
+        if name == BASE:
+            return Stage(name=BASE, algorithm="sft", parents=(), inputs=self._inputs(self.config.model))
+        config = self.config.stage[name]
+        above = parents(config)
+        keys = {parent: self.stage(parent).key for parent in above}
+        if config.init == BASE:
+            keys[BASE] = self.stage(BASE).key
+        inputs = {**self._inputs(config), "parents": keys}
+        return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    def _inputs(self, config: Any) -> dict[str, Any]:
+        return {
+            "settings": settings_of(config),
+            "seed": self.config.seed,
+            "precision": self.config.precision,
+            "data": self.data_hash,
+        }

@@ -1,0 +1,86 @@
+"""The unit of skip and resume: a stage has a key made of all that its result depends on."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.errors import ConfigError
+from preftune.rundir import RunDir, read_json, write_json
+
+_FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A node of the run graph. `inputs` is all that determines the result: settings, data hash, parents' keys."""
+
+    name: str
+    algorithm: str
+    parents: tuple[str, ...]
+    inputs: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return digest(self.inputs)
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """A stage's config without the fields that do not change its result."""
+    values = config.model_dump(mode="json", exclude=set(_FREE))
+    scratch = values.get("scratch")
+    return {**values, "scratch": {k: v for k, v in scratch.items() if k not in _FREE}} if scratch else values
+
+
+def is_finished(run: RunDir, stage: Stage) -> bool:
+    """True if the stage is done. ConfigError if it was started with other inputs: nothing is overwritten silently."""
+    file = run.stage_json(stage.name)
+    if not file.exists():
+        return False
+    recorded = read_json(file)
+    if recorded.get("key") != stage.key:
+        raise ConfigError(
+            f"stage {stage.name} in {run.path} was made with other settings:\n  "
+            + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:6]),
+            hint="use another out=DIR, or --restart to make the run again from nothing",
+        )
+    return recorded.get("status") == "finished" and run.model_dir(stage.name, stage.algorithm).is_dir()
+
+
+def begin(run: RunDir, stage: Stage) -> None:
+    write_json(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+
+
+def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
+    """Mark a stage finished and drop its checkpoints: its model is complete."""
+    write_json(run.stage_json(stage.name), {**_record(stage), **facts, "status": "finished"})
+    shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+
+
+def _record(stage: Stage) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "algorithm": stage.algorithm,
+        "parents": list(stage.parents),
+        "key": stage.key,
+        "inputs": dict(stage.inputs),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted lines "key: old -> new" of all that differs."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines

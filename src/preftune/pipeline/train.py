@@ -1,0 +1,220 @@
+"""Training one stage: models into roles, rows into batches, the loop, and the finished model on disk."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.algorithms import ALGORITHMS, GRPO, PPO, SFT
+from preftune.algorithms.base import Algorithm
+from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
+from preftune.data import Encoder, Pairs, Preference, Prompts, Sequences, pad_prompts, pad_sequences, rows_at
+from preftune.data.corpus import corpus, train_tokenizer
+from preftune.errors import DataError
+from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
+from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
+from preftune.models.scalar import init_scalar_model, load_scalar_model
+from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
+from preftune.pipeline.save import finished_model, load_reward_model
+from preftune.pipeline.session import Session
+from preftune.pipeline.stages import Stage, begin, finish, is_finished
+from preftune.rollout.score import Scorer, same_vocabulary
+from preftune.rundir import BASE
+from preftune.seeding import derive_seed
+from preftune.training.learner import Learner
+from preftune.training.loop import Plan, train
+
+BatchAt = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A stage ready to run: the algorithm, where its batches come from, and what to keep of it."""
+
+    algorithm: Algorithm
+    learner: Learner
+    batch_at: BatchAt
+    steps: int
+    encoder: Encoder
+    model: Role
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+def run_stage(session: Session, stage: Stage) -> bool:
+    """Train a stage unless it is finished; returns whether anything was done."""
+    if is_finished(session.run, stage):
+        session.console.skipped(stage.name)
+        return False
+    begin(session.run, stage)
+    reset_peak_memory()
+    began = time.monotonic()
+    job = _prepare(session, stage.name)
+    plan = Plan(
+        steps=job.steps,
+        metrics=session.run.metrics(stage.name),
+        checkpoints=session.run.checkpoints(stage.name),
+        checkpoint_every=session.config.checkpoint.every,
+        keep=session.config.checkpoint.keep,
+    )
+    with session.console.progress(stage.name, stage.algorithm, job.steps) as on_step:
+        train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, on_step)
+    facts = finished_model(session, stage, job)
+    facts |= {
+        "steps": job.steps,
+        "rejected": job.rejected,
+        "seconds": time.monotonic() - began,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    finish(session.run, stage, facts)
+    session.console.finished(stage.name, facts)
+    return True
+
+
+def _prepare(session: Session, name: str) -> Job:
+    if name == BASE:
+        return _pretraining(session)
+    config = session.config.stage[name]
+    if isinstance(config, PPOConfig | GRPOConfig):
+        return _online(session, name, config)
+    return _offline(session, name)
+
+
+def _pretraining(session: Session) -> Job:
+    """A GPT-2 from random weights: next-token prediction on whole documents."""
+    scratch, seed, name = session.config.model.scratch, session.config.seed, str(session.config.data.name)
+    assert scratch is not None
+    tokenizer = train_tokenizer(name, session.dataset.train, scratch.vocab_size)
+    policy = Policy(
+        scratch_gpt2(
+            tokenizer,
+            layers=scratch.layers,
+            width=scratch.width,
+            heads=scratch.heads,
+            positions=scratch.positions,
+            seed=derive_seed(seed, BASE, "weights"),
+        )
+    )
+    encoder = session.encoder_of(tokenizer, scratch.positions)
+    texts = corpus(name, session.dataset.train, seed, scratch.steps * scratch.batch_size)
+    documents = [[*encoder.text(text), encoder.eos_id][: scratch.positions] for text in texts.documents]
+    batches = texts.batches([len(d) for d in documents], scratch.batch_size, scratch.steps, seed)
+
+    def batch_at(step: int) -> Sequences:
+        part = [documents[i] for i in batches[step]]
+        return pad_sequences([[]] * len(part), part, encoder.pad_id)
+
+    learner = session.learner(scratch.microbatch_size)
+    learner.train("policy", policy, scratch.optimizer, scratch.learning_rate)
+    return Job(
+        algorithm=SFT(SFTConfig(batch_size=scratch.batch_size), {"policy": policy}, learner),
+        learner=learner,
+        batch_at=batch_at,
+        steps=scratch.steps,
+        encoder=encoder,
+        model=policy,
+    )
+
+
+def _offline(session: Session, name: str) -> Job:
+    """SFT, reward model, DPO: batches of encoded training rows."""
+    config = session.config.stage[name]
+    assert not isinstance(config, PPOConfig | GRPOConfig)
+    source = session.source(config.init)
+    tokenizer = load_tokenizer(source)
+    models: dict[str, Role] = {}
+    if isinstance(config, RewardConfig):
+        head_seed = derive_seed(session.config.seed, name, "head")
+        models["reward_model"] = RewardModel(init_scalar_model(source, tokenizer, head_seed))
+    else:
+        models["policy"] = Policy(load_causal_lm(source))
+    if isinstance(config, DPOConfig):
+        models["reference"] = Reference(load_causal_lm(source))
+    kind = ALGORITHMS[config.algorithm]
+    (trained,) = kind.trains
+    learner = session.learner(config.microbatch_size)
+    learner.train(trained, models[trained], config.optimizer, config.learning_rate)
+    for role in set(models) - {trained}:
+        learner.freeze(models[role])
+    encoder = session.encoder_of(tokenizer, context_length(source))
+    rows, rejected = _usable(encoder, session.dataset.train, config.rows)
+
+    def batch_at(step: int) -> Sequences | Pairs:
+        part = [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
+        if isinstance(config, SFTConfig):
+            return encoder.sequences([(row.prompt, row.chosen) for row in part])
+        return encoder.pairs(part)
+
+    return Job(
+        algorithm=kind(config, models, learner),
+        learner=learner,
+        batch_at=batch_at,
+        steps=math.ceil(config.epochs * len(rows) / config.batch_size),
+        encoder=encoder,
+        model=models[trained],
+        rejected=rejected,
+    )
+
+
+def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
+    """PPO and GRPO: batches of distinct training prompts."""
+    source, reward_source = session.source(config.init), session.source(config.reward_model)
+    learner = session.learner(config.microbatch_size)
+    policy, reference = Policy(load_causal_lm(source)), Reference(load_causal_lm(source))
+    reward_model = load_reward_model(reward_source)
+    models: dict[str, Role] = {"policy": policy, "reference": reference, "reward_model": reward_model}
+    if isinstance(config, PPOConfig):
+        critic = Critic(load_scalar_model(reward_source), reward_model.mean, reward_model.std)
+        models["critic"] = critic
+        learner.train("critic", critic, config.optimizer, config.critic_learning_rate)
+    learner.train("policy", policy, config.optimizer, config.learning_rate)
+    learner.freeze(reference)
+    learner.freeze(reward_model)
+    encoder = session.encoder(source, config.max_new_tokens)
+    prompts = list({tuple(encoder.prompt(row.prompt)): None for row in session.dataset.train})
+    per_step = config.batch_size // (config.group_size if isinstance(config, GRPOConfig) else 1)
+
+    def batch_at(step: int) -> Prompts:
+        rows = rows_at(step, per_step, len(prompts), session.config.seed, name)
+        seeds = [derive_seed(session.config.seed, name, step, "sample", row) for row in rows]
+        return pad_prompts([list(prompts[row]) for row in rows], seeds, encoder.pad_id)
+
+    scorer = scorer_for(session, encoder, reward_model, config.reward_model, config.microbatch_size)
+    return Job(
+        algorithm=PPO(config, models, learner, scorer)
+        if isinstance(config, PPOConfig)
+        else GRPO(config, models, learner, scorer),
+        learner=learner,
+        batch_at=batch_at,
+        steps=config.steps,
+        encoder=encoder,
+        model=policy,
+    )
+
+
+def scorer_for(
+    session: Session, encoder: Encoder, reward_model: RewardModel, stage: str, batch_size: int
+) -> Scorer:
+    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text."""
+    theirs = session.encoder(session.source(stage))
+    translate = None if same_vocabulary(encoder, theirs) else theirs
+    return Scorer(reward_model=reward_model, encoder=encoder, translate=translate, batch_size=batch_size)
+
+
+def _usable(
+    encoder: Encoder, rows: Sequence[Preference], limit: int | None
+) -> tuple[list[Preference], dict[str, int]]:
+    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason."""
+    kept, rejected = encoder.usable(rows[:limit])
+    if limit is not None:
+        extra = iter(rows[limit:])
+        while len(kept) < limit and (row := next(extra, None)) is not None:
+            more, reasons = encoder.usable([row])
+            kept += more
+            rejected |= {reason: rejected.get(reason, 0) + n for reason, n in reasons.items()}
+    if not kept:
+        raise DataError(
+            f"none of {len(rows)} training pairs can be used: {rejected}",
+            hint="raise data.max_prompt_length or data.max_response_length, or check the data",
+        )
+    return kept, rejected

@@ -1,0 +1,47 @@
+"""ANALYSIS.md: the report's sections as Markdown, in which no text of a data set or model is markup."""
+
+from collections.abc import Iterable, Iterator
+
+from preftune.report.blocks import Block, Bullets, Grid, Paragraph, Picture, Quotes, Section, Source, Table
+from preftune.report.claims import verdict
+from preftune.report.text import fenced, markdown, name
+from preftune.report.view import RunView
+
+
+def analysis_text(run: RunView, sections: Iterable[Section]) -> str:
+    """The whole of ANALYSIS.md. The first paragraph is the verdict."""
+    parts = [f"# Analysis of {markdown((name(run.name),))}", markdown((verdict(run),))]
+    for section in sections:
+        parts.append(f"## {markdown((section.title,))}")
+        for block in section.blocks:
+            parts += _lines(block)
+    parts.append(
+        "---\n\nWritten by preftune from the files of this run. `report.html` shows the same in a browser."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(block: Block) -> Iterator[str]:
+    match block:
+        case Paragraph(prose=prose):
+            yield markdown(prose)
+        case Bullets(items=items):
+            yield "\n".join(f"- {markdown(item)}" for item in items)
+        case Grid(table=table):
+            yield table_text(table)
+        case Picture(file=file, alt=alt):
+            yield f"![{markdown((alt,)).replace(']', chr(92) + ']')}](figures/{file})"
+        case Quotes(title=title, texts=texts):
+            yield f"### {markdown((title,))}"
+            for label, note, text in texts:
+                heading = markdown((f"{label} ({note})" if note else label,))
+                yield f"**{heading}**\n\n{fenced(text)}"
+        case Source(title=title, language=language, text=text):
+            yield f"{markdown((title,))}:\n\n{fenced(text, language, limit=None)}"
+
+
+def table_text(table: Table) -> str:
+    """A Markdown table; numbers to the right."""
+    rows = [[markdown((cell,), in_table=True) for cell in row] for row in (table.headers, *table.rows)]
+    rule = ["---"] * table.left + ["---:"] * (len(table.headers) - table.left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))

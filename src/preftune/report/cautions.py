@@ -1,0 +1,111 @@
+"""What a careful reader should know before believing the table."""
+
+from preftune.report.claims import (
+    MIN_PROMPTS,
+    below_or_at_chance,
+    judge_is_sound,
+    short_stages,
+    strongest_baseline,
+)
+from preftune.report.text import join
+from preftune.report.view import PolicyView, RunView
+from preftune.rundir import BASE
+
+FEW_PROMPTS = 50
+LOW_EOS = 0.5
+# Nats per response. With a small reward model gold has turned down well before (Gao et al. 2023, figure 1b).
+LARGE_KL = 30.0
+MANY = 0.1  # share of responses that are empty, or speak for the human, from which on it is worth a warning
+REPETITIVE = 0.3  # share of repeated 4-grams
+
+
+def cautions(run: RunView) -> tuple[str, ...]:
+    """What a careful reader should know before believing the table, most damaging first."""
+    found = [*_judge_warnings(run), *_policy_warnings(run)]
+    prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
+    if 0 < prompts < MIN_PROMPTS:
+        found.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")
+    elif 0 < prompts < FEW_PROMPTS:
+        found.append(
+            f"Only {prompts} prompts: only large differences can be detected, and intervals are rough."
+        )
+    if short := short_stages(run):
+        found.append(
+            f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
+        )
+    return tuple(found)
+
+
+def _judge_warnings(run: RunView) -> list[str]:
+    model = run.reward_model
+    if model is None or model.accuracy is None:
+        return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * bool(
+            run.policies
+        )
+    found = []
+    if judge_is_sound(run) is not True:
+        words = below_or_at_chance(model.accuracy)
+        found.append(
+            f"The reward model's accuracy ({model.accuracy.percent()}) is {words}: rewards say nothing about "
+            "quality."
+        )
+    else:
+        rule = strongest_baseline(run)
+        if rule and model.accuracy.low is not None and model.accuracy.low <= rule[1].value:
+            found.append(
+                f"The reward model ({model.accuracy.percent()}) is not better than always choosing the "
+                f"{rule[0]} "
+                f"response ({100 * rule[1].value:.1f} %): its scores may measure little but length."
+            )
+    size = model.correlation_score_length
+    if size is not None and abs(size) >= 0.5:
+        found.append(
+            f"The reward model's score follows length (correlation {size:+.2f}): gains may be length."
+        )
+    return found
+
+
+def _policy_warnings(run: RunView) -> list[str]:
+    found = []
+    reference = run.policy(run.reference)
+    for policy in run.policies:
+        if policy.policy not in (run.reference, BASE) and reference is not None:
+            found += _length_warning(policy, reference)
+        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS:
+            share = policy.eos_rate.percent()
+            found.append(
+                f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "
+                "limit."
+            )
+        if policy.kl_sequence is not None and policy.policy != BASE and policy.kl_sequence.value > LARGE_KL:
+            far = policy.kl_sequence.text()
+            found.append(
+                f"{policy.label} is far from {run.label(run.reference)} ({far} nats per response): suspect "
+                "over-optimisation."
+            )
+        for key, words in (("empty_share", "are empty"), ("role_leakage", "also write the human's turn")):
+            if policy.shares.get(key, 0.0) >= MANY:
+                found.append(f"{100 * policy.shares[key]:.0f} % of the responses of {policy.label} {words}.")
+        if policy.shares.get("repetition_4", 0.0) >= REPETITIVE:
+            found.append(
+                f"{policy.label} repeats itself: {100 * policy.shares['repetition_4']:.0f} % of its 4-grams."
+            )
+    return found
+
+
+def _length_warning(policy: PolicyView, reference: PolicyView) -> list[str]:
+    """Did the policy only get longer? Said where the two length intervals do not even touch."""
+    mine, other = policy.length, reference.length
+    if mine is None or other is None or None in (mine.low, mine.high, other.low, other.high):
+        return []
+    if mine.low > other.high:
+        change = "longer"
+    elif mine.high < other.low:
+        change = "shorter"
+    else:
+        return []
+    return [
+        f"{policy.label} writes {change} responses than {reference.label} ({mine.text()} against "
+        f"{other.text()} tokens): "
+        "part of any change in reward may be length."
+    ]

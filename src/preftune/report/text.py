@@ -1,0 +1,125 @@
+"""Text that came from a data set, a model or a name, made safe to show; and numbers made short.
+
+Everything a report shows passes through here once. Nothing here trusts its input: a response may hold
+terminal escapes, right-to-left overrides, backticks, HTML, or half of a surrogate pair.
+"""
+
+import math
+import re
+
+MAX_QUOTE = 1200  # characters of one prompt or response in a report; the files keep the whole text
+MAX_NAME = 120
+
+# Controls other than newline and tab, the bidi controls (Trojan Source, CVE-2021-42574), the byte-order mark,
+# line and paragraph separators, invisible tag characters, lone surrogates and noncharacters.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+_MARKDOWN = re.compile(r"[\\`*<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
+_BLOCK_START = re.compile(r"^(\s*\d*)([#+=-](?![\d.])|(?<=\d)[.)](?=\s))")
+
+
+class Code(str):
+    """A name, path or other literal: shown as code, never read as markup."""
+
+    __slots__ = ()
+
+
+Text = str | Code
+Prose = tuple[Text, ...]
+
+
+def clean(text: object, limit: int | None = MAX_QUOTE) -> str:
+    """`text` with every hidden character written out as ⟨U+XXXX⟩, cut at `limit` characters with a note."""
+    raw = str(text).replace("\r\n", "\n")
+    cut = 0 if limit is None else max(0, len(raw) - limit)
+    shown = _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", raw[: len(raw) - cut])
+    return f"{shown} … ({cut} more characters)" if cut else shown
+
+
+def name(text: object) -> Code:
+    """An untrusted name on one line, as code."""
+    return Code(" ".join(clean(text, MAX_NAME).split()))
+
+
+def fenced(text: object, language: str = "text", limit: int | None = MAX_QUOTE) -> str:
+    """A Markdown code block whose fence is longer than any run of backticks inside it."""
+    body = clean(text, limit)
+    fence = "`" * max(3, longest_run(body) + 1)
+    return f"{fence}{language}\n{body}\n{fence}"
+
+
+def code_span(text: str, *, in_table: bool = False) -> str:
+    """A Markdown code span; a pipe needs a backslash inside a table even there (GFM, section 4.10)."""
+    body = " ".join(clean(text).split()) or " "
+    ticks = "`" * (longest_run(body) + 1)
+    pad = " " if body[0] == "`" or body[-1] == "`" else ""
+    return f"{ticks}{pad}{body.replace('|', chr(92) + '|') if in_table else body}{pad}{ticks}"
+
+
+def markdown(pieces: Prose, *, in_table: bool = False) -> str:
+    """Pieces of prose as one line of Markdown in which only our own structure is markup."""
+    parts = [
+        code_span(piece, in_table=in_table) if isinstance(piece, Code) else _escape(piece, in_table)
+        for piece in pieces
+    ]
+    line = "".join(parts)
+    return line if in_table else _BLOCK_START.sub(r"\1\\\2", line)
+
+
+def _escape(text: str, in_table: bool) -> str:
+    line = re.sub(r"\s*\n\s*", " ", clean(text, None))
+    escaped = _MARKDOWN.sub(r"\\\g<0>", line)
+    return escaped.replace("|", r"\|") if in_table else escaped
+
+
+def longest_run(text: str) -> int:
+    """Length of the longest run of backticks."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """A number with `digits` significant digits (at least two decimals below 100); a dash for none."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    if size and size < 0.001:
+        text = f"{value:.1e}"
+        return f"+{text}" if sign and value > 0 else text
+    whole = len(str(int(size))) if size >= 1 else 0
+    decimals = max(0, digits - whole) if size >= 100 else max(2, digits - whole)
+    text = f"{value:.{decimals}f}"
+    return f"+{text}" if sign and value > 0 else text
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person would say them."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def join(items: list[str]) -> str:
+    """Items as English: a, a and b, a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def decimals_for(size: float) -> int:
+    """Decimals that show two significant digits of `size` (an interval's half width), at most 4."""
+    if not math.isfinite(size) or size <= 0:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(size))))

@@ -1,0 +1,62 @@
+"""From prompts to a `Rollout`: sample, score, and look the responses up under policy, reference and critic."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from preftune.data.batch import Prompts, Sequences
+from preftune.models.roles import Critic, Policy, Reference
+from preftune.rollout.rollout import Rollout
+from preftune.rollout.sample import sample
+from preftune.rollout.score import Scorer
+
+
+@torch.no_grad()
+def collect(
+    prompts: Prompts,
+    *,
+    policy: Policy,
+    reference: Reference,
+    scorer: Scorer,
+    critic: Critic | None = None,
+    responses_per_prompt: int = 1,
+    max_new_tokens: int,
+    temperature: float,
+    missing_eos_score: float | None,
+    batch_size: int,
+) -> Rollout:
+    """Sample and evaluate responses.
+
+    Old log-probs come from a pass of their own through the training forward, not from the sampler's logits, so that
+    the first ratio is 1 to rounding.
+    """
+    sequences = sample(
+        policy,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        eos_id=scorer.encoder.eos_id,
+        responses_per_prompt=responses_per_prompt,
+    )
+
+    def in_batches(function: Callable[[Sequences], Tensor]) -> Tensor:
+        return by_batches(function, sequences, batch_size)
+
+    return Rollout(
+        sequences=sequences,
+        logprobs=in_batches(lambda s: policy.logprobs(s, temperature)),
+        reference_logprobs=in_batches(lambda s: reference.logprobs(s, temperature)),
+        values=None if critic is None else in_batches(critic.values),
+        scores=scorer.shaped(sequences, missing_eos_score),
+        group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
+    )
+
+
+def by_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, batch_size: int) -> Tensor:
+    """A per-token function (B, T) evaluated `batch_size` rows at a time, each batch cut to its own width."""
+    parts = []
+    for start in range(0, len(sequences), batch_size):
+        part = function(sequences[slice(start, start + batch_size)])
+        parts.append(torch.nn.functional.pad(part, (0, sequences.ids.shape[1] - part.shape[1])))
+    return torch.cat(parts)

@@ -1,0 +1,51 @@
+"""The record of sampled responses."""
+
+from dataclasses import dataclass, fields
+
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from preftune.data.batch import Sequences
+
+Record = TypeVar("Record", bound=Any)
+
+
+def take_rows(record: Record, rows: slice | Tensor) -> Record:
+    """The given rows of a dataclass of `sequences` and tensors, its (B, T) tensors cut to the rows' longest."""
+    sequences = record.sequences[rows]
+    width = sequences.ids.shape[1]
+
+    def cut(value: object) -> object:
+        if isinstance(value, Sequences):
+            return sequences
+        if not isinstance(value, Tensor):
+            return value
+        return value[rows][:, :width] if value.dim() == 2 else value[rows]
+
+    return type(record)(**{f.name: cut(getattr(record, f.name)) for f in fields(record)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """B sampled responses. Never mutated.
+
+    sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference, from the
+    training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS rule · group (B,)
+    which rows answer the same prompt.
+
+    Two prompts, two responses each: group = [0, 0, 1, 1].
+    """
+
+    sequences: Sequences
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    scores: Tensor
+    values: Tensor | None = None
+    group: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Rollout":
+        return take_rows(self, rows)

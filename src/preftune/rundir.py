@@ -1,0 +1,281 @@
+"""The run directory: every file name, and how its files are read and written. Standard library only.
+
+Training writes, the report reads; this module is all they share. Writes are atomic (a temporary file beside
+the target, then a rename), so a reader sees the old text or the new, never half. JSON has no NaN or infinity:
+they are written as the strings "NaN", "Infinity" and "-Infinity", which `float` reads back.
+"""
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
+
+BASE = "base"
+
+
+class RunDir:
+    """Paths of one run; creates nothing. Policies are called "base", "policy_<stage>" and "best_of_<n>"."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def config(self) -> Path:
+        """The frozen settings."""
+        return self.path / "config.toml"
+
+    @property
+    def run(self) -> Path:
+        """Versions, commit, command, devices, seed."""
+        return self.path / "run.json"
+
+    @property
+    def data(self) -> Path:
+        """Rows read, kept, rejected by reason, hashes."""
+        return self.path / "data.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes here."""
+        return self.path / ".lock"
+
+    @property
+    def report_page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def analysis_text(self) -> Path:
+        return self.path / "ANALYSIS.md"
+
+    @property
+    def figures(self) -> Path:
+        """Directory of SVG files."""
+        return self.path / "figures"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    def log(self, attempt: int) -> Path:
+        return self.path / "logs" / f"attempt-{attempt}.log"
+
+    def next_attempt(self) -> int:
+        """1 for a new run, otherwise one more than the last log's number."""
+        taken = [
+            int(path.stem.removeprefix("attempt-")) for path in self.log(1).parent.glob("attempt-[0-9]*.log")
+        ]
+        return max(taken, default=0) + 1
+
+    def model_dir(self, stage: str, algorithm: str) -> Path:
+        """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""
+        if stage == BASE:
+            return self.models / BASE
+        if algorithm == "reward":
+            return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
+        return self.models / policy_name(stage)
+
+    def stage_dir(self, stage: str) -> Path:
+        return self.path / "stages" / stage
+
+    def stage_json(self, stage: str) -> Path:
+        """Status, input hashes and timing of a stage."""
+        return self.stage_dir(stage) / "stage.json"
+
+    def metrics(self, stage: str) -> Path:
+        """One row a step: {"step", "time", metrics}."""
+        return self.stage_dir(stage) / "metrics.jsonl"
+
+    def stage_samples(self, stage: str) -> Path:
+        """Responses written during training."""
+        return self.stage_dir(stage) / "samples.jsonl"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Directory of step-N directories."""
+        return self.stage_dir(stage) / "checkpoints"
+
+    def samples_file(self, policy: str, model: str = "") -> Path:
+        """Samples of a policy. For "base", `model` is model.base: "openai-community/gpt2" gives base_gpt2."""
+        name = f"{BASE}_{short_name(model)}" if policy == BASE and model else policy
+        return self.path / "samples" / f"{name}_samples.jsonl"
+
+    def samples_files(self) -> dict[str, Path]:
+        """Sample files that exist, by policy name, base first."""
+        found = {}
+        for path in sorted((self.path / "samples").glob("*_samples.jsonl")):
+            name = path.name.removesuffix("_samples.jsonl")
+            found[BASE if name.startswith(f"{BASE}_") else name] = path
+        return found
+
+    @property
+    def mistakes(self) -> Path:
+        """Validation pairs on which the reward model errs or ties."""
+        return self.path / "analysis" / "reward_model_mistakes.jsonl"
+
+    def evaluation(self, policy: str) -> Path:
+        return self.path / "evaluation" / f"{policy}.json"
+
+    @property
+    def reward_evaluation(self) -> Path:
+        return self.evaluation("reward_model")
+
+    @property
+    def comparisons(self) -> Path:
+        """One row per prompt and policy."""
+        return self.path / "evaluation" / "comparisons.jsonl"
+
+
+def policy_name(stage: str) -> str:
+    """Name of the policy that a stage trains: "ppo" gives "policy_ppo"."""
+    return f"policy_{stage}"
+
+
+def short_name(model: str) -> str:
+    """A model's name fit for a file name: the last part of a hub id or path, without .gguf."""
+    last = Path(model.rstrip("/")).name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip("-.") or "model"
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises InputMissing, PermissionMissing or DataError, each naming the file."""
+    try:
+        return _read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        raise PermissionMissing(f"cannot read {path}: permission denied") from None
+    except OSError as error:
+        raise InputMissing(f"cannot read {path}: {error.strerror}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file atomically, making its directory. Raises StorageError or PermissionMissing."""
+    _replace(path, text.encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises as `read_text`, and DataError for malformed JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    _replace(path, _encode(value, indent=2) + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file.
+
+    A torn last line, left by a killed process, is dropped; another bad line raises DataError with its number.
+    """
+    # Split at "\n" only: text may hold U+2028 and others that str.splitlines takes for line ends.
+    lines = _read_bytes(path).split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:  # not JSON, or not UTF-8
+            if number == len(lines):
+                break
+            raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON Lines, one object a line, atomically."""
+    _replace(path, b"".join(_encode(row) + b"\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to a JSON Lines file, after cutting off a torn last line."""
+    with _failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            _cut_torn_line(file)
+            file.write(_encode(row) + b"\n")
+
+
+def plain(value: Any) -> Any:
+    """A copy that JSON can hold: tuples as lists, paths as text, non-finite floats as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return str(value) if isinstance(value, Path) else value
+
+
+def _encode(value: Any, indent: int | None = None) -> bytes:
+    simple = plain(value)
+    try:
+        return json.dumps(simple, indent=indent, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair in the text: UTF-8 cannot hold it, an escape can
+        return json.dumps(simple, indent=indent, allow_nan=False).encode("ascii")
+
+
+def _cut_torn_line(file: Any) -> None:
+    """Drop bytes after the last line end."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with _failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turn a failed write into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> PreftuneError:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionMissing(
+            f"cannot write {path}: {error.strerror}", "choose another place with --out DIR"
+        )
+    hint = (
+        "free some space, then run the same command again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else ""
+    )
+    return StorageError(f"cannot write {path}: {error.strerror}", hint)

@@ -1,0 +1,1 @@
+"""From losses to weights: updates, the outer loop, checkpoints, metrics."""

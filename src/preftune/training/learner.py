@@ -1,0 +1,211 @@
+"""One optimizer update. The only file that knows of accelerate: devices, precision, processes.
+
+Weights that sum to 1 over the global minibatch are built before any forward pass; an update is the sum of
+terms · weights over all microbatches of all processes, so neither their size nor their number changes a gradient
+beyond rounding. Data-parallel wrappers average gradients, hence the factor of the world size.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from preftune.algorithms.base import Loss, Metrics
+from preftune.config import OptimizerConfig
+from preftune.errors import ConfigError, PreftuneError
+from preftune.functional import weighted_sum
+from preftune.models.roles import Role
+
+Precision = Literal["float32", "bf16", "fp16"]
+_MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+MAX_SKIPPED = 3  # non-finite updates in a row before the run stops
+
+
+@dataclass(slots=True)
+class Trained:
+    """A role with its optimizer and the learning rate that the schedule scales."""
+
+    role: Role
+    optimizer: torch.optim.Optimizer
+    settings: OptimizerConfig
+    learning_rates: list[float]
+
+
+class Learner:
+    """Owns the optimizers. Algorithms call `update`; the loop calls `set_progress`."""
+
+    def __init__(self, precision: Precision = "float32", microbatch_size: int | None = None) -> None:
+        self.precision: Precision = effective_precision(precision)
+        self.accelerator = Accelerator(mixed_precision=_MIXED[self.precision])
+        self.microbatch_size = microbatch_size
+        self.trained: dict[str, Trained] = {}
+        self.skipped = 0  # non-finite updates in a row
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def place(self, batch: Any) -> Any:
+        """This process's share of a global batch, on its device. The rows must divide evenly."""
+        world = self.accelerator.num_processes
+        if len(batch) % world:
+            raise ConfigError(
+                f"{len(batch)} rows a step cannot be shared by {world} processes",
+                hint="make batch_size a multiple of the number of processes",
+            )
+        share, rank = len(batch) // world, self.accelerator.process_index
+        return (batch if world == 1 else batch[slice(rank * share, (rank + 1) * share)]).to(self.device)
+
+    def freeze(self, role: Role) -> None:
+        """Move a role that is only looked up to the device, with the same precision as the trained ones."""
+        role.model.requires_grad_(False)
+        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
+
+    def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
+        """Register a role to be trained with AdamW, fused where torch offers it."""
+        role.model.requires_grad_(True)
+        optimizer = torch.optim.AdamW(
+            role.model.parameters(),
+            lr=learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.adopt(name, role, optimizer, settings)
+
+    def adopt(
+        self, name: str, role: Role, optimizer: torch.optim.Optimizer, settings: OptimizerConfig
+    ) -> None:
+        """Register a role with an optimizer made elsewhere."""
+        role.module, prepared = self.accelerator.prepare(role.module, optimizer)
+        role.module.eval()
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self.trained[name] = Trained(role, prepared, settings, rates)
+
+    def set_progress(self, step: int, steps: int) -> float:
+        """Set every learning rate for a step (counted from 0); returns the factor."""
+        factor = 1.0
+        for trained in self.trained.values():
+            factor = schedule_factor(trained.settings, step, steps)
+            for group, rate in zip(trained.optimizer.param_groups, trained.learning_rates, strict=True):
+                group["lr"] = rate * factor
+        return factor
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The fp16 gradient scaler's state, empty without one."""
+        return {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        if self.accelerator.scaler is not None and state:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def total(self, count: Tensor) -> Tensor:
+        return self.accelerator.reduce(count, reduction="sum")
+
+    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
+        if self.accelerator.num_processes == 1:
+            return values, slice(None)
+        counts = self.accelerator.gather(torch.tensor([len(values)], device=values.device)).tolist()
+        padded = torch.nn.functional.pad(values, (0, max(counts) - len(values)))
+        rows = self.accelerator.gather(padded).view(len(counts), -1)
+        start = sum(counts[: self.accelerator.process_index])
+        pooled = torch.cat([row[:n] for row, n in zip(rows, counts, strict=True)])
+        return pooled, slice(start, start + len(values))
+
+    def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
+        """One optimizer step (see `algorithms.base.Learner.update`)."""
+        trained = self.trained[role]
+        trained.optimizer.zero_grad(set_to_none=True)
+        sums = _Sums(len(batch))
+        slices = self._microbatches(len(batch))
+        for i, rows in enumerate(slices):
+            part = batch[rows]
+            with self._no_sync(trained.role) if i + 1 < len(slices) else contextlib.nullcontext():
+                out = loss(part)
+                share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
+                scalar = weighted_sum(out.terms, share)
+                self.accelerator.backward(scalar * self.accelerator.num_processes)
+            sums.add(scalar.detach(), out, share)
+        metrics = self._reduced(sums)
+        return {**metrics, "grad_norm": self._step(trained, metrics["loss"])}
+
+    def _microbatches(self, rows: int) -> list[slice]:
+        size = self.microbatch_size or rows
+        return [slice(i, i + size) for i in range(0, rows, size)]
+
+    def _no_sync(self, role: Role) -> contextlib.AbstractContextManager[Any]:
+        return self.accelerator.no_sync(role.module)
+
+    def _step(self, trained: Trained, loss: float) -> float:
+        """Clip and step; a non-finite loss or gradient skips the step, three in a row stop the run."""
+        norm = self.accelerator.clip_grad_norm_(trained.role.model.parameters(), trained.settings.max_grad_norm)
+        norm = float(norm) if norm is not None else math.nan
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        scaling = self.accelerator.scaler is not None  # a gradient scaler lowers its scale and skips by itself
+        if finite or scaling:
+            trained.optimizer.step()
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped >= MAX_SKIPPED and not (scaling and self.skipped < 10 * MAX_SKIPPED):
+            raise PreftuneError(
+                f"{self.skipped} updates in a row were not finite (loss {loss}, gradient norm {norm})",
+                hint="lower the learning rate, or look at the rows of these steps in metrics.jsonl",
+            )
+        trained.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _reduced(self, sums: "_Sums") -> Metrics:
+        names = list(sums.values)
+        rows = self.total(torch.tensor(float(sums.rows), device=self.device))
+        stacked = self.total(torch.stack([sums.values[n].float().to(self.device) for n in names]))
+        weight = self.total(sums.weight.to(self.device)).item()
+        scale = {"weight": max(weight, 1e-12), "rows": rows.item(), "loss": 1.0}
+        return {n: v / scale[sums.kinds[n]] for n, v in zip(names, stacked.tolist(), strict=True)}
+
+
+class _Sums:
+    """Running sums of the loss and of metrics over microbatches."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.weight = torch.tensor(0.0)
+        self.values: dict[str, Tensor] = {}
+        self.kinds: dict[str, str] = {}
+
+    def add(self, loss: Tensor, out: Loss, weights: Tensor) -> None:
+        self.weight = self.weight + weights.sum().detach().cpu().float()
+        self._add("loss", loss, "loss")
+        for name, metric in out.metrics.items():
+            if metric.shape == out.terms.shape:
+                self._add(name, weighted_sum(metric.detach(), weights), "weight")
+            else:
+                self._add(name, metric.detach().sum(), "rows")
+
+    def _add(self, name: str, value: Tensor, kind: str) -> None:
+        self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
+        self.kinds[name] = kind
+
+
+def effective_precision(precision: Precision) -> Precision:
+    """fp16 needs a GPU: on a CPU it falls back to float32 (the pipeline says so)."""
+    return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision
+
+
+def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup` of the steps, then constant, linear or cosine down to `final`."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    progress = (step - warm) / max(steps - warm, 1)
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        case _:
+            return settings.final + (1 - settings.final) * (1 - progress)

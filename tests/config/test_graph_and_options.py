@@ -1,0 +1,67 @@
+"""The order of stages, the plan as text, and the generated reference."""
+
+from pathlib import Path
+
+import pytest
+
+from preftune.config import (
+    load_recipe,
+    options,
+    options_markdown,
+    parents,
+    show_plan,
+    stage_order,
+    stages_until,
+)
+from preftune.errors import UsageError
+
+
+def test_stages_run_after_their_parents_in_any_file_order() -> None:
+    stages = load_recipe("hh-colab").config.stage
+    assert next(iter(stages)) == "rm"  # the file names it first
+    assert stage_order(stages) == ["sft", "rm", "ppo", "grpo", "dpo"]
+    assert parents(stages["ppo"]) == ("sft", "rm")
+    assert parents(stages["sft"]) == ()
+
+
+def test_reward_model_first_when_it_starts_from_base() -> None:
+    stages = load_recipe("hh-colab", ["stage.rm.init=base"]).config.stage
+    assert stage_order(stages)[0] == "rm"
+
+
+def test_one_stage_needs_its_ancestors_only() -> None:
+    stages = load_recipe("tiny").config.stage
+    assert stages_until(stages, "dpo") == ["sft", "dpo"]
+    assert stages_until(stages, "ppo") == ["sft", "rm", "ppo"]
+    with pytest.raises(UsageError, match="no stage 'kto'"):
+        stages_until(stages, "kto")
+
+
+def test_plan_shows_graph_and_origins() -> None:
+    resolved = load_recipe("tiny", ["stage.ppo.steps=9"])
+    text = show_plan(resolved)
+    assert "9 steps of 16 responses" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["steps", "=", "9", "command", "line"] in rows
+    assert ["gamma", "=", "1.0", "default"] in rows
+    assert sum(" = " in line for line in text.splitlines()) == len(resolved.origins)
+    assert "  ppo" not in show_plan(resolved, until="dpo").split("[")[0]
+
+
+def test_options_cover_every_key_of_a_run_and_describe_it() -> None:
+    rows = list(options())
+    keys = {row.key for row in rows}
+    assert keys >= load_recipe("quickstart").origins.keys()
+    assert len(keys) == len(rows)
+    assert all(row.description.endswith(".") for row in rows)
+    defaults = {row.key: row.default for row in rows}
+    assert defaults["stage.ppo.optimizer.eps"] == "1e-05"
+    assert defaults["stage.dpo.optimizer.eps"] == "1e-08"
+    assert defaults["stage.sft.rows"] == "none"
+    assert defaults["name"] == "required"
+
+
+def test_config_page_is_generated_from_the_models() -> None:
+    page = Path(__file__).parents[2] / "docs/config.md"
+    message = "run `preftune options --markdown > docs/config.md`"
+    assert page.read_text(encoding="utf-8") == options_markdown(), message

@@ -1,0 +1,361 @@
+"""Reading files: what is accepted, what is refused, and that a refusal always names file and line."""
+
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from data_helpers import hh_row, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preftune.data import Turn, read_preferences
+from preftune.data import files as files_module
+from preftune.data.files import find_files, read_files, split_name
+from preftune.data.rows import Tally
+from preftune.errors import DataError, InputMissing, PreftuneError
+
+GOOD = json.dumps(hh_row("Hi")).encode()
+TEXT = "\n\nHuman: Hi\n\nAssistant:"
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "HH": hh_row("Hi"),
+    "TRL, strings": {"prompt": "Hi", "chosen": "yes", "rejected": "no"},
+    "TRL, transcript as prompt": {"prompt": TEXT, "chosen": " yes", "rejected": " no"},
+    "TRL, messages": {
+        "prompt": [user("Hi")], "chosen": [assistant("yes")], "rejected": [assistant("no")]
+    },
+    "TRL, messages, implicit prompt": {
+        "chosen": [user("Hi"), assistant("yes")], "rejected": [user("Hi"), assistant("no")]
+    },
+    "prompt beside whole transcripts": hh_row("Hi") | {"prompt": TEXT},
+    "blank prompt beside whole transcripts": hh_row("Hi") | {"prompt": ""},
+    "string prompt beside whole conversations": {
+        "prompt": "Hi", "chosen": [user("Hi"), assistant("yes")], "rejected": [user("Hi"), assistant("no")]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_every_form_in_every_kind_of_file(tmp_path: Path, name: str, suffix: str) -> None:
+    path = tmp_path / f"pairs{suffix}"
+    line = json.dumps(ROWS[name]).encode() + b"\n"
+    if suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist([ROWS[name]]), path)
+    else:
+        path.write_bytes(gzip.compress(line) if suffix.endswith("gz") else line)
+    (pair,) = read_preferences(path)
+    assert pair.prompt == (Turn("human", " Hi"),)
+    assert (pair.chosen, pair.rejected) == (" yes", " no")
+
+
+def test_longer_conversations_and_system_messages(tmp_path: Path) -> None:
+    start = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("Why?")]
+    row = {"prompt": start, "chosen": [assistant("So.")], "rejected": [assistant("No.")]}
+    (pair,) = read_preferences(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert [turn.role for turn in pair.prompt] == ["system", "human", "assistant", "human"]
+    assert pair.prompt.transcript().startswith("\n\nSystem: Be brief.\n\nHuman: Hi")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": "yes", "rejected": "no"}, "no_roles"),
+        ({"prompt": " ", "chosen": "yes", "rejected": "no"}, "empty_prompt"),
+        ({"prompt": "Hi", "chosen": "", "rejected": "no"}, "empty_response"),
+        ({"prompt": "Hi", "chosen": "no ", "rejected": " no"}, "identical"),
+        ({"prompt": TEXT + " So", "chosen": "yes", "rejected": "no"}, "prompt_ends_on_assistant"),
+        ({"prompt": "Hi", "chosen": "yes", "rejected": "no" + TEXT}, "role_marker_in_response"),
+        (
+            {"prompt": "Hi", "chosen": "yes", "rejected": "\n\nHuman: Ho" + TEXT + " no"},
+            "role_marker_in_response",
+        ),
+        ({"prompt": [assistant("a")], "chosen": "yes", "rejected": "no"}, "prompt_ends_on_assistant"),
+        ({"chosen": [assistant("yes")], "rejected": [assistant("no")]}, "empty_prompt"),
+        ({"chosen": [user("Hi")], "rejected": [user("Hi"), assistant("no")]}, "ends_on_human"),
+        ({"prompt": [{"role": "tool", "content": "a"}], "chosen": "b", "rejected": "c"}, "unsupported_role"),
+    ],
+)
+def test_unusable_pairs_are_counted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi"), row])
+    (tally,) = read_files(path)
+    assert (tally.read, len(tally.kept), tally.bad) == (2, 1, 0)
+    assert tally.rejected == {reason: 1}
+
+
+BAD_LINES: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"hello", "not JSON"),
+    "cut off in the middle": (GOOD[:40], "not JSON"),
+    "two objects": (GOOD + GOOD, "not JSON"),
+    "raw control character": (GOOD.replace(b"Hi", b"\x00"), "not JSON"),
+    "a list": (b"[]", "is a list, not an object"),
+    "a string": (b'"chosen"', "is text, not an object"),
+    "null row": (b"null", "is null, not an object"),
+    "no chosen": (b'{"rejected": "a"}', 'no "chosen"'),
+    "no rejected": (b'{"chosen": "a"}', 'no "rejected"'),
+    "nothing": (b"{}", 'no "chosen"'),
+    "null": (b'{"chosen": null, "rejected": "a"}', '"chosen" is null'),
+    "null prompt": (b'{"prompt": null, "chosen": "b", "rejected": "a"}', '"prompt" is null'),
+    "a number": (b'{"chosen": "a", "rejected": 3}', '"rejected" is a number'),
+    "true": (b'{"chosen": true, "rejected": "a"}', '"chosen" is true or false'),
+    "an object": (b'{"chosen": {}, "rejected": "a"}', '"chosen" is an object'),
+    "no messages": (b'{"chosen": [], "rejected": "a"}', "empty list"),
+    "messages without role": (
+        b'{"chosen": [{"content": "a"}], "rejected": "a"}',
+        'not an object with "role"',
+    ),
+    "messages of text": (b'{"chosen": ["a"], "rejected": "a"}', 'not an object with "role"'),
+    "null content": (
+        b'{"chosen": [{"role": "user", "content": null}], "rejected": "a"}',
+        "content of message 1",
+    ),
+    "list as role": (b'{"chosen": [{"role": [], "content": "a"}], "rejected": "a"}', "role of message 1"),
+    "NaN": (b'{"chosen": NaN, "rejected": "a"}', "NaN is not JSON"),
+    "infinity in another column": (b'{"score": -Infinity, "chosen": "b", "rejected": "a"}', "-Infinity"),
+    "key twice": (b'{"chosen": "a", "chosen": "b", "rejected": "c"}', "appears twice"),
+    "not UTF-8": (GOOD.replace(b"Hi", b"\xff\xfe"), "not UTF-8"),
+    "UTF-16": (GOOD.decode().encode("utf-16"), "not UTF-8"),
+    "lone surrogate": (b'{"chosen": "a\\ud800", "rejected": "b"}', "surrogate pair at character 2"),
+    "too deep": (b'{"chosen": ' + b"[" * 100_000, "nested too deep"),
+    "too long a number": (b'{"x": ' + b"1" * 10_000 + b"}", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+@pytest.mark.parametrize("number", [1, 501])
+def test_a_malformed_line_is_named(tmp_path: Path, name: str, number: int) -> None:
+    line, message = BAD_LINES[name]
+    path = tmp_path / "train.jsonl"
+    path.write_bytes((GOOD + b"\n") * (number - 1) + line + b"\n" + GOOD)
+    with pytest.raises(DataError) as caught:
+        read_preferences(path)
+    assert str(caught.value).startswith(f"{path}:{number}: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
+    assert "data.on_bad_row=skip" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_malformed_lines_are_left_out_and_counted_on_request(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD + b"\n" + BAD_LINES[name][0] + b"\n" + GOOD + b"\n")
+    (tally,) = read_files(path, on_bad_row="skip")
+    assert (tally.read, len(tally.kept), tally.bad) == (3, 2, 1)
+    assert f"{path}:2: " in tally.bad_examples[0]
+
+
+def test_a_cut_off_last_line_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD + b"\n" + GOOD[:-5])
+    with pytest.raises(DataError, match=r"train.jsonl:2: .*cut off"):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + GOOD + b"\n",
+        GOOD + b"\r\n" + GOOD + b"\r\n",
+        b"\n" + GOOD + b"\n  \n",
+        GOOD,
+        json.dumps(hh_row("a\u2028b\x85c\x0bd")).encode(),
+        json.dumps(hh_row("a\u2028b\x85"), ensure_ascii=False).encode(),
+        json.dumps(hh_row("a\0b")).encode(),
+        json.dumps(hh_row("Hi") | {"meta": {"id": 1}, "score": None}).encode(),
+    ],
+    ids=["BOM", "CRLF", "blank", "no end", "U+2028", "raw U+2028", "NUL", "other columns"],
+)
+def test_harmless_oddities_are_accepted(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(data)
+    assert read_preferences(path)[0].chosen == " yes"
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_an_empty_file_is_an_error(tmp_path: Path, data: bytes, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") and data else data)
+    with pytest.raises(DataError, match="the file is empty") as caught:
+        read_preferences(path)
+    assert str(path) in str(caught.value)
+
+
+def test_nothing_usable_is_an_error_with_counts(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi", "same", "same")] * 3)
+    with pytest.raises(DataError, match=r"none of the 3 rows .* 3 identical"):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-12],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:3],
+        lambda data: data[:-8] + bytes(8),
+        lambda data: data[:20] + bytes([data[20] ^ 255]) + data[21:],
+        lambda _: GOOD,
+        lambda data: data + b"more",
+    ],
+)
+def test_damaged_gzip_names_file_and_line(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "train.jsonl.gz"
+    lines = b"".join(json.dumps(hh_row(os.urandom(20).hex())).encode() + b"\n" for _ in range(50))
+    path.write_bytes(damage(gzip.compress(lines)))
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz:\d+: "):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize("content", [bytes(1 << 20), b"\n" * (1 << 20), GOOD + b"\n" * (1 << 20)])
+def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(files_module, "GZIP_FLOOR", 10_000)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=r"gzip bomb|MiB"):
+        read_preferences(path)
+
+
+def test_a_line_without_end_is_refused_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(40):
+            file.write(b"a" * (1 << 20))
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r":1: a line of more than 32 MiB"):
+        read_preferences(path)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", GOOD])
+def test_damaged_parquet(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet: "):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"chosen": [TEXT + " a"]}, 'no column "rejected"'),
+        ({"text": ["a"]}, 'no column "chosen"'),
+        ({"chosen": [TEXT + " a", None], "rejected": [TEXT + " b", "c"]}, 'row 2: "chosen" is null'),
+        ({"chosen": [1], "rejected": ["c"]}, 'row 1: "chosen" is a number'),
+        ({"chosen": [b"a"], "rejected": ["c"]}, 'row 1: "chosen" is bytes'),
+    ],
+)
+def test_parquet_rows_are_checked_like_lines(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(table), path)
+    with pytest.raises(DataError) as caught:
+        read_preferences(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("Test.jsonl.gz", "test"),
+        ("validation.parquet", "validation"),
+        ("valid.jsonl", "validation"),
+        ("val.jsonl", "validation"),
+        ("dev.jsonl", "validation"),
+        ("eval.jsonl", "validation"),
+        ("test-00000-of-00002.parquet", "test"),
+        ("validation_1.jsonl", "validation"),
+        ("testing.jsonl", "train"),
+        ("my-test.jsonl", "train"),
+        ("evaluation.jsonl", "train"),
+        ("pairs.jsonl", "train"),
+    ],
+)
+def test_split_by_file_name(name: str, split: str) -> None:
+    assert split_name(Path(name)) == split
+
+
+def test_a_directory_is_read_recursively_and_subfolders_become_sources(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [hh_row("root")])
+    write_jsonl(tmp_path / "b/train.jsonl", [hh_row("b")])
+    write_jsonl(tmp_path / "a/deep er/test.jsonl", [hh_row("a")])
+    write_jsonl(tmp_path / ".hidden/train.jsonl", [hh_row("hidden")])
+    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    pairs = read_preferences(tmp_path)
+    assert [(pair.prompt[0].text, pair.source, pair.row) for pair in pairs] == [
+        (" b", "b", 0), (" root", "", 1), (" a", "a/deep er", 0)
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_found_or_opened(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match="no such file"):
+        find_files(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="no preference files"):
+        find_files(tmp_path)
+    (tmp_path / "a.csv").write_text("chosen,rejected")
+    with pytest.raises(DataError, match="not a kind of file"):
+        find_files(tmp_path / "a.csv")
+
+
+def attempt(tmp: Path, data: bytes) -> None:
+    """Reading either works or ends in one of our errors, whatever the bytes are."""
+    for suffix in (".jsonl", ".jsonl.gz", ".parquet"):
+        path = tmp / f"fuzz{suffix}"
+        path.write_bytes(gzip.compress(data, 1) if suffix.endswith("gz") else data)
+        try:
+            read_preferences(path)
+        except PreftuneError as error:
+            assert str(path) in str(error)  # noqa: PT017
+
+
+fuzz = settings(max_examples=300, derandomize=True, deadline=None)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(TEXT + " a"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+records = st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "x"]), values, max_size=4)
+
+
+@fuzz
+@given(
+    data=st.binary(max_size=200)
+    | st.builds(lambda a, b: GOOD[:a] + b + GOOD[a:], st.integers(0, 99), st.binary(max_size=4))
+)
+def test_no_bytes_cause_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    attempt(tmp_path_factory.getbasetemp(), data)
+
+
+@fuzz
+@given(record=records)
+def test_no_json_causes_a_traceback(record: dict[str, Any]) -> None:
+    for mode in ("error", "skip"):
+        tally = Tally(name="fuzz", on_bad_row=mode)
+        try:
+            tally.take(json.dumps(record).encode(), "fuzz:1")
+        except DataError as error:
+            assert str(error).startswith("fuzz:1: ")  # noqa: PT017
+            assert mode == "error"
+        else:
+            assert len(tally.kept) + tally.rejected.total() + tally.bad == 1

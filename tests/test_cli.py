@@ -1,0 +1,178 @@
+"""The command line: fast and torch-free help, short errors, exit codes."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import preftune
+from preftune.cli import main
+from preftune.errors import DataError, RunLocked
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """This interpreter in a process of its own, with the sources in reach."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for preftune.pipeline.api, so that no test here imports torch."""
+    calls: list[tuple[Any, ...]] = []
+
+    def record(*arguments: Any, **named: Any) -> Any:
+        calls.append((arguments, named))
+        return fake.result() if callable(fake.result) else fake.result
+
+    fake = SimpleNamespace(calls=calls, run_recipe=record, evaluate=record, sample=record, result=None)
+    monkeypatch.setitem(sys.modules, "preftune.pipeline.api", fake)
+    import preftune.pipeline
+
+    monkeypatch.setattr(preftune.pipeline, "api", fake, raising=False)
+    return fake
+
+
+def raising(error: BaseException) -> Any:
+    def result() -> None:
+        raise error
+
+    return result
+
+
+def test_help_is_fast() -> None:
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = python("-m", "preftune", "--help")
+        times.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+    assert "evaluate" in done.stdout
+    assert min(times) < 0.4
+
+
+def test_light_commands_and_imports_do_not_load_torch() -> None:
+    code = (
+        "import sys, preftune, preftune.config, preftune.rundir, preftune.cli, preftune.report\n"
+        "for words in (['--help'], ['options'], ['version'], ['run', 'quickstart', '--dry-run']):\n"
+        "    assert preftune.cli.main(words) == 0\n"
+        "print('LOADED', [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = python("-c", code)
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:] + done.stderr
+
+
+def test_module_exits_with_the_code_of_the_error() -> None:
+    done = python("-m", "preftune", "run", "nonesuch", "--dry-run")
+    assert done.returncode == 64
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_reader_that_goes_away_is_no_failure() -> None:
+    command = f"{sys.executable} -m preftune options | head -n 1; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split("\n")[1] in ("0", "1")
+
+
+@pytest.mark.parametrize("words", [["run"], ["run", "tiny", "--nonsense"], ["fly"]])
+def test_wrong_usage_is_64(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 64
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_run_passes_its_words_on(api: SimpleNamespace) -> None:
+    assert main(["run", "tiny", "seed=1", "--out", "x", "stage.ppo.steps=2", "--restart"]) == 0
+    assert api.calls == [
+        (("tiny", ["seed=1", "stage.ppo.steps=2"]), {"out": "x", "resume": False, "until": None})
+    ]
+
+
+def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:
+    assert main(["train", "tiny", "rm", "seed=1"]) == 0
+    assert api.calls == [(("tiny", ["seed=1"]), {"out": None, "resume": True, "until": "rm"})]
+
+
+def test_sample_prints_prompt_and_response(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    api.result = [{"prompt": "Hi", "response": " there"}]
+    assert main(["sample", "r", "--policy", "ppo", "--prompt", "Hi"]) == 0
+    assert api.calls == [(("r", "ppo", ["Hi"]), {"seed": 0})]
+    assert "Hi there" in capsys.readouterr().out
+
+
+def test_dry_run_starts_nothing(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "seed=7", "--dry-run"]) == 0
+    assert main(["train", "tiny", "dpo", "--dry-run"]) == 0
+    assert main(["train", "tiny", "kto", "--dry-run"]) == 64
+    assert api.calls == []
+    assert re.search(r"seed += 7 +command line", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("error", [DataError("bad row\nin file", "mend it"), RunLocked("in use")])
+def test_known_errors_are_short_and_set_the_code(
+    error: Any, api: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.result = raising(error)
+    assert main(["run", "tiny"]) == error.code
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {error}")
+    assert f"hint: {error.hint}" in shown or not error.hint
+    assert "Traceback" not in shown
+    assert main(["run", "tiny", "--debug"]) == error.code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_long_errors_are_cut_to_eight_lines(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    api.result = raising(DataError("\n".join(str(n) for n in range(30)), "the hint"))
+    assert main(["evaluate", "r"]) == 65
+    lines = capsys.readouterr().err.rstrip().split("\n")
+    assert len(lines) == 8
+    assert lines[-1] == "hint: the hint"
+
+
+def test_internal_error_is_70_in_two_lines(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    api.result = raising(KeyError("x"))
+    assert main(["run", "tiny"]) == 70
+    shown = capsys.readouterr().err
+    assert "internal error: KeyError: 'x'" in shown
+    assert "--debug" in shown
+    assert shown.count("\n") == 2
+    assert main(["run", "tiny", "--debug"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_is_130(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    api.result = raising(KeyboardInterrupt())
+    assert main(["run", "tiny"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command resumes\n")
+
+
+def test_options_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options"]) == 0
+    assert "stage.ppo.learning_rate = 5e-06" in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert f"preftune {preftune.__version__}" in capsys.readouterr().out
+
+
+def test_version_agrees_with_the_package() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{preftune.__version__}"\n' in text
+
+
+def test_unknown_public_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
+        _ = preftune.nonesuch
