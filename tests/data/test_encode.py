@@ -131,7 +131,9 @@ def test_a_last_human_turn_that_is_too_long_keeps_its_end(tokenizer: PreTrainedT
     assert len(ids) == 60
     assert text.startswith("\n\nHuman:x")
     assert text.endswith("x the end ✓\n\nAssistant:")
-    assert "\ufffd" not in shown(encoder, encoder.prompt(parse_prompt("✓" * 300)))
+    for limit in range(30, 34):  # a character of three tokens is kept whole or not at all
+        encoder = Encoder(tokenizer, "transcript", limit, 8)
+        assert "\ufffd" not in shown(encoder, encoder.prompt(parse_prompt("✓" * 300)))
 
 
 def test_responses_are_cut_on_the_right_and_then_do_not_end(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -25,6 +25,7 @@ def test_a_batch_depends_on_its_arguments_alone() -> None:
 
 def test_epochs_differ_and_the_stream_is_frozen() -> None:
     assert order(50, 0, "sft", 0) != order(50, 0, "sft", 1)
+    assert rows_at(0, 50, 50, 0, "sft") != rows_at(1, 50, 50, 0, "sft")
     # numpy fixes Philox's raw stream, a standard fixes SHA-256. This must never change, or resume breaks.
     assert order(8, 0, "sft", 0) == (0, 3, 1, 6, 4, 7, 2, 5)
 

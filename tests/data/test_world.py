@@ -189,7 +189,7 @@ def test_documents_begin_with_passages(documents: list[str]) -> None:
 def test_every_kind_of_reply_is_in_pairs_but_stacked_courtesies(world: World, documents: list[str]) -> None:
     counts = [reply_counts(prompt, reply) for prompt, reply in replies(world)]
     for name in ("right", "wrong", "other", "evasion", "courtesy", "rude", "filler", "repeated", "garbled"):
-        assert sum(c[name] > 0 for c in counts) >= 20, name
+        assert sum(c[name] > 0 for c in counts) >= 40, name
     assert sum(c["right"] == c["wrong"] == c["other"] == 0 for c in counts) >= 50  # no fact at all
     assert sum(c["right"] > 0 and c["wrong"] > 0 for c in counts) >= 20  # a second value
     assert max(c["courtesy"] for c in counts) == 3
@@ -212,9 +212,9 @@ def test_fact_pairs_differ_in_the_fact_alone_a_third_in_the_verb(world: World) -
     assert 0.27 < others / len(pairs) < 0.40
 
 
-def test_manners_pairs_differ_in_one_sentence(world: World) -> None:
+def test_style_pairs_differ_in_one_sentence(world: World) -> None:
     for pair in world.train:
-        if pair.source == "manners":
+        if pair.source == "style":
             assert abs(len(sentences(pair.chosen)) - len(sentences(pair.rejected))) == 1
 
 

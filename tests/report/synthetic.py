@@ -73,22 +73,14 @@ def make_run(
     steps: int = 60,
     text: str = "I can help with that.",
 ) -> RunDir:
-    """Write a finished run. `half` is the half width of the interval of each difference; `gold` maps policies to
-    their difference in gold score; `holm` overrides corrected p-values; `text` ends up wherever models write."""
+    """Write a finished run. `half` is the half width of the interval of a difference; `gold` maps policies to
+    their difference in gold score; `holm` overrides corrected p-values; `text` is what models write."""
     run = RunDir(path)
     write_text(run.config, CONFIG.format(name=name))
     write_json(
         run.run, {"seed": 3, "command": ["preftune", "run"], "versions": {"torch": "2.13.0"}, "commit": "abc"}
     )
-    write_json(
-        run.data,
-        {
-            "read": 1000,
-            "kept": 990,
-            "rejected": {"empty_response": 7, "identical": 3},
-            "splits": {"train": 890},
-        },
-    )
+    write_json(run.data, _data())
     _stages(run, steps)
     for policy, (difference, kl) in POLICIES.items():
         write_json(run.evaluation(policy), _policy(policy, difference, kl, prompts, half, gold))
@@ -100,12 +92,29 @@ def make_run(
     return run
 
 
+def _data() -> dict[str, Any]:
+    file = {"path": "train.jsonl", "split": "train", "sha256": "0" * 64, "read": 1000, "kept": 990}
+    return {
+        "name": "Anthropic/hh-rlhf",
+        "rows_read": 1000,
+        "rows_kept": 990,
+        "rejected": {"empty_response": 7, "identical": 3},
+        "rows_skipped": 0,
+        "files": [file],
+        "splits": {"train": 890, "validation": 50, "test": 50},
+        "sources": {"train": {"harmless-base": 890}, "validation": {"harmless-base": 50}},
+        "duplicates": 1,
+        "content_sha256": {"train": "a" * 64},
+    }
+
+
 def _stages(run: RunDir, steps: int) -> None:
     rng = random.Random(1)
     for stage, metrics in METRICS.items():
         algorithm = {"rm": "reward"}.get(stage, stage)
         record = {"stage": stage, "algorithm": algorithm, "status": "finished", "key": "k", "seconds": 61.5}
         record |= {"peak_memory_mb": 900.2, "steps": steps, "parents": [] if stage == "sft" else ["sft"]}
+        record["rejected"] = {"response_too_long_became_equal": 4} if stage == "rm" else {}
         write_json(run.stage_json(stage), record)
         rows = [
             {"step": step, "time": step * 0.5} | {key: 1 / step**0.5 + rng.gauss(0, 0.05) for key in metrics}

@@ -148,7 +148,9 @@ def test_grpo(golden: dict[str, Any], reduction: str, kl_coef: float) -> None:
         full = torch.zeros(sequences.ids.shape)
         for i, row in enumerate(rows):
             start = len(inputs["prompts"][i])
-            full[i, start : start + len(inputs["completions"][i])] = torch.tensor(row)[: len(inputs["completions"][i])]
+            full[i, start : start + len(inputs["completions"][i])] = torch.tensor(row)[
+                : len(inputs["completions"][i])
+            ]
         return full
 
     policy = Policy(causal_lm(golden, "policy"))

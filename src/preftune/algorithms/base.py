@@ -15,8 +15,8 @@ Metrics = dict[str, float]
 class Loss:
     """Unreduced loss terms, (B, T) or (B,), and metrics.
 
-    A metric shaped like `terms` is averaged with the learner's weights; any other is a per-row (B,) value and is
-    averaged over rows. Metrics carry no gradient.
+    A metric shaped like `terms` is averaged with the learner's weights; any other is a per-row (B,) value and
+    is averaged over rows. Metrics carry no gradient.
     """
 
     terms: Tensor
@@ -29,8 +29,8 @@ class Learner(Protocol):
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step of `role` on all rows of `batch`.
 
-        `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced terms.
-        Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
+        `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced
+        terms. Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
         """
         ...
 

@@ -5,10 +5,11 @@
     repeat `epochs` times over `minibatches`:
         -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A) + kl_coef · kl,   ρ = π / π_old
 
-Variants: `reduction` "grpo" (mean per sequence, then over sequences), "dapo" (token mean over the global batch,
-arXiv:2503.14476; "bnpo" is the same here, since nothing is normalised per microbatch), "dr_grpo" (constant length,
-arXiv:2503.20783); `scale` divides by the group's std, the batch's, or nothing; `kl` is k3 as in the paper, k2, or k3
-times the ratio, whose gradients are that of the reverse KL.
+Variants. `reduction`: "grpo" is the mean over a sequence's tokens, then over sequences; "dapo" the mean over
+all tokens of the global batch (arXiv:2503.14476), and so is "bnpo", since nothing here is normalised per
+microbatch; "dr_grpo" divides by a constant length (arXiv:2503.20783). `scale` divides by the group's std, the
+batch's, or nothing. `kl` is k3 as in the paper, k2, or k3 times the ratio; the last two have the gradient of
+the reverse KL.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from preftune.functional import (
     sequence_mean,
     token_mean,
 )
+from preftune.functional.masked import zero_off
 from preftune.models.roles import Policy, Reference, Role
 from preftune.rollout.collect import collect
 from preftune.rollout.rollout import Rollout, take_rows
@@ -72,7 +74,8 @@ class GRPO:
         return self.improve(rollout, seed=derive_seed("minibatches", *batch.seeds))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        assert self.scorer is not None and self.reference is not None
+        assert self.scorer is not None
+        assert self.reference is not None
         return collect(
             batch,
             policy=self.policy,
@@ -105,7 +108,9 @@ class GRPO:
         )
 
     def weights(self, batch: Experience) -> Tensor:
-        """How terms are averaged over the global minibatch: (B, T), summing to 1 (dr_grpo: to mean length / limit)."""
+        """How terms are averaged over the global minibatch: (B, T), summing to 1 (dr_grpo: to mean length /
+        limit).
+        """
         response, total = batch.sequences.response, self.learner.total
         match self.config.reduction:
             case "grpo":
@@ -144,7 +149,7 @@ class GRPO:
     def report(self, rollout: Rollout) -> Metrics:
         """What was sampled, before the updates. `kl_per_sequence` is k1 summed over the response."""
         groups = rollout.scores.view(-1, self.config.group_size)
-        kl = (rollout.logprobs - rollout.reference_logprobs).sum(1)
+        kl = zero_off(rollout.logprobs - rollout.reference_logprobs, rollout.sequences.response).sum(1)
         return {
             **response_metrics(rollout.sequences, self.config.max_new_tokens),
             "reward": rollout.scores.mean().item(),

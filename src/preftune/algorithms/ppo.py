@@ -1,4 +1,5 @@
-"""Proximal policy optimisation on a learned reward (Schulman et al., arXiv:1707.06347; Ziegler et al., arXiv:1909.08593).
+"""Proximal policy optimisation on a learned reward (Schulman et al., arXiv:1707.06347; Ziegler et al.,
+arXiv:1909.08593).
 
     sample y ~ π(.|x);  score s = r(x, y), or a fixed score if y does not end
     R_t = -kl_coef (log π_old - log π_ref)_t + [t last] s        KL to SFT in the reward, per token
@@ -7,8 +8,9 @@
         policy:  -min(ρ A, clip(ρ, 1 ± clip) A),  ρ = π / π_old
         critic:  ½ max((V - ret)², (V_old + clip(V - V_old, ± value_clip) - ret)²)
 
-Choices: the score sits on the last written token (no pad position is trained); critic and policy are separate networks
-with an optimizer each, so there is no value coefficient; advantages are whitened over the rollout, not a minibatch.
+Choices: the score sits on the last written token (no pad position is trained); critic and policy are separate
+networks with an optimizer each, so there is no value coefficient; advantages are whitened over the rollout,
+not a minibatch.
 """
 
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ from preftune.functional import (
     shaped_rewards,
     token_mean,
 )
+from preftune.functional.masked import zero_off
 from preftune.models.roles import Critic, Policy, Reference, Role
 from preftune.rollout.collect import collect
 from preftune.rollout.rollout import Rollout, take_rows
@@ -75,7 +78,8 @@ class PPO:
         return self.improve(rollout, seed=derive_seed("minibatches", *batch.seeds))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        assert self.scorer is not None and self.reference is not None
+        assert self.scorer is not None
+        assert self.reference is not None
         return collect(
             batch,
             policy=self.policy,
@@ -158,7 +162,7 @@ class PPO:
     def report(self, rollout: Rollout, experience: Experience) -> Metrics:
         """What was sampled, before the updates."""
         response = rollout.sequences.response
-        kl = (rollout.logprobs - rollout.reference_logprobs).sum(1)
+        kl = zero_off(rollout.logprobs - rollout.reference_logprobs, response).sum(1)
         errors, returns = (experience.returns - experience.values)[response], experience.returns[response]
         return {
             **response_metrics(rollout.sequences, self.config.max_new_tokens),

@@ -1,6 +1,7 @@
 """Reward modelling: Bradley-Terry on pairs, L = -log σ(r(x, y_c) - r(x, y_r)) [+ c (r_c + r_r)²].
 
-The score is read at the last real token, the EOS of a complete response. Chosen and rejected go through one forward.
+The score is read at the last real token, the EOS of a complete response. Chosen and rejected go through one
+forward.
 """
 
 from collections.abc import Mapping

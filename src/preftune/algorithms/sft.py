@@ -1,7 +1,8 @@
 """Supervised fine-tuning: L = -Σ m_t log π(y_t | x, y_<t) / Σ m_t over the whole batch.
 
-m is the response mask, one EOS included; the prompt is context only. The token mean is taken over the global batch,
-so that microbatches and processes change nothing. Pretraining from scratch is the same loss on every token.
+m is the response mask, one EOS included; the prompt is context only. The token mean is taken over the global
+batch, so that microbatches and processes change nothing. Pretraining from scratch is the same loss on every
+token.
 """
 
 from collections.abc import Mapping

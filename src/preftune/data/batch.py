@@ -1,7 +1,7 @@
 """Token batches. The only place that pads.
 
-Alignment: every per-token tensor is (B, T) and entry t is about token t of `ids`. Masks come from lengths, never from
-`ids != pad`, since GPT-2's pad is its EOS.
+Alignment: every per-token tensor is (B, T) and entry t is about token t of `ids`. Masks come from lengths,
+never from `ids != pad`, since GPT-2's pad is its EOS.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from torch import Tensor
 class Sequences:
     """Right-padded token rows.
 
-    ids (B, T) int64 · attention (B, T) bool, true on real tokens · response (B, T) bool, true on tokens that the
-    policy wrote (EOS included). Column 0 is never a response.
+    ids (B, T) int64 · attention (B, T) bool, true on real tokens · response (B, T) bool, true on tokens that
+    the policy wrote (EOS included). Column 0 is never a response.
     """
 
     ids: Tensor
@@ -57,8 +57,9 @@ class Pairs:
 class Prompts:
     """Left-padded prompts for sampling.
 
-    ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, row), so that a
-    response depends on nothing else, not on its neighbours in the batch nor on the process that samples it.
+    ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, row), so
+    that a response depends on nothing else, not on its neighbours in the batch nor on the process that
+    samples it.
     """
 
     ids: Tensor

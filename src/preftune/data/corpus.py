@@ -1,7 +1,7 @@
 """What a base model from scratch learns to read: documents in an order, and a tokenizer for them.
 
-The built-in world writes its own documents in the order in which they must be read. On real text a document is a whole
-transcript, chosen and rejected replies alike: a base model knows bad replies too.
+The built-in world writes its own documents in the order in which they must be read. On real text a document
+is a whole transcript, chosen and rejected replies alike: a base model knows bad replies too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,9 @@ class Corpus:
 
 
 def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:
-    """At least one document; `count` of them where the world writes them, every transcript of `train` elsewhere."""
+    """At least one document; `count` of them where the world writes them, every transcript of `train`
+    elsewhere.
+    """
     if name == _WORLD:
         from preftune.data.world import make_world
 
@@ -54,7 +56,9 @@ def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Cor
 
 
 def train_tokenizer(name: str, train: Sequence[Preference], vocab_size: int) -> "PreTrainedTokenizerBase":
-    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the training transcripts."""
+    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the training
+    transcripts.
+    """
     if name == _WORLD:
         from preftune.data.grammar import world_tokenizer
 

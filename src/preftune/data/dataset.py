@@ -152,7 +152,7 @@ def _rows_report(tallies: Sequence[Tally]) -> dict[str, Any]:
             "split": tally.split,
             "source": tally.source,
             "sha256": tally.sha256,
-            "bytes": tally.bytes,
+            "bytes": tally.size,
             "read": tally.read,
             "kept": len(tally.kept),
             "rejected": dict(sorted(tally.rejected.items())),

@@ -54,9 +54,13 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
-        self.eos_id: int = tokenizer.eos_token_id
+        end: Any = (
+            tokenizer.eos_token_id
+        )  # the library allows lists here; no causal model's tokenizer has one
+        pad: Any = tokenizer.pad_token_id
+        self.eos_id: int = end
         # Any id will do for padding, since masks come from lengths.
-        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad_id: int = end if pad is None else pad
         begin = tokenizer("a").input_ids[:1]
         self._begin: list[int] = begin if begin == [tokenizer.bos_token_id] else []
         self._special = tuple(tokenizer.all_special_tokens)
@@ -245,7 +249,8 @@ class Encoder:
         return encoded.input_ids
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
 
 def _size(prompt: Dialogue) -> int:

@@ -88,13 +88,13 @@ def _read_file(path: Path, tally: Tally) -> None:
     try:
         with open(path, "rb") as file:
             tally.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            tally.bytes = file.tell()
+            size = tally.size = file.tell()
             file.seek(0)
             if path.name.lower().endswith(".parquet"):
                 for row, record in _parquet_rows(file, path, tally):
                     tally.take(record, f"{path}: row {row}")
             else:
-                for number, line in _lines(file, path, tally.bytes):
+                for number, line in _lines(file, path, size):
                     tally.take(line, f"{path}:{number}")
     except OSError as error:
         raise InputMissing(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -71,7 +71,8 @@ def _load(name: str, data_dir: str | None, *, online: bool) -> dict[str, Any]:
 
     try:
         with nullcontext() if online else _offline(datasets):
-            return dict(datasets.load_dataset(name, data_dir=data_dir))
+            loaded = datasets.load_dataset(name, data_dir=data_dir)
+            return {str(split): rows for split, rows in loaded.items()}
     except Exception as error:  # the library raises many kinds, from five other libraries
         first = (str(error).splitlines() or [""])[0]
         where = f"{name}{f' (data_dir={data_dir})' if data_dir else ''}"

@@ -1,7 +1,7 @@
 """Replies of the built-in world: drafts by careful and careless speakers, and pairs of them.
 
-One blind spot is intended: no reply in a pair holds more than three courtesies. Every other kind of reply that
-a policy may come upon, readable or not, occurs in pairs: a kind that no pair holds is a blind spot.
+One blind spot is intended: no reply in a pair holds more than three courtesies. Every other kind of reply a
+policy may come upon, readable or not, occurs in pairs: a kind that no pair holds is a blind spot.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +28,9 @@ SPEAKERS = {
 }
 NOT_RIGHT = {"wrong": 0.55, "other": 0.25, "evasion": 0.12, "none": 0.08}
 WRONG = {"value": 0.60, "animal": 0.25, "swap": 0.15}
-PAIR_SOURCES = {"fact": 0.4, "manners": 0.2, "free": 0.4}
+PAIR_SOURCES = {"fact": 0.4, "style": 0.25, "free": 0.35}
 FACT_PAIRS_OTHER = 1 / 3  # of the bad halves of fact-only pairs answer the wrong verb
-MANNERS = {"courtesy": 0.6, "rude": 0.2, "filler": 0.2}
+STYLE = {"courtesy": 0.36, "rude": 0.12, "filler": 0.12, "repeat": 0.20, "garbled": 0.20}
 COVER = 0.2  # of the replies in free pairs
 COVERS = {"none": 0.3, "repeat": 0.25, "second value": 0.2, "echo": 0.1, "garbled": 0.15}
 
@@ -108,9 +108,12 @@ def draft_reply(rng: Random, question: Question) -> Draft:
     return Draft(tuple(before), fact, tuple(after))
 
 
-def _garbled(rng: Random) -> str:
-    """Two polite or idle sentences run together, as policies that drift from the language write them."""
-    first, second = (s.split() for s in rng.sample(grammar.COURTEOUS_CLOSERS + grammar.FILLERS, 2))
+def _garbled(rng: Random, question: Question) -> str:
+    """A statement without its value, or two sentences run together: how policies that drift write."""
+    if rng.random() < 0.25:
+        return f"The {question.right.animal} {rng.choice(question.facts).verb}."
+    polite = grammar.COURTEOUS_OPENERS + grammar.COURTEOUS_CLOSERS
+    first, second = (s.split() for s in rng.sample(polite + grammar.FILLERS, 2))
     words = [*first[: len(first) // 2 + 1], *second[len(second) // 2 :]]
     return " ".join(words).replace("!", "").replace(".", "") + "!"
 
@@ -126,7 +129,7 @@ def _cover(rng: Random, question: Question) -> Draft:
     if how == "echo":
         return replace(draft, fact=(question.premise(),))
     if how == "garbled":
-        return replace(draft, after=(*draft.after, _garbled(rng)))
+        return replace(draft, after=(*draft.after, _garbled(rng, question)))
     again = rng.choice(draft.sentences())
     if kind_of(again) == "courtesy" and draft.courtesies() == COURTESIES:
         again = rng.choice(draft.fact or grammar.FILLERS)
@@ -139,19 +142,22 @@ def _fact_pair(rng: Random, question: Question) -> tuple[Draft, Draft]:
     return replace(draft, fact=(question.right.sentence(),)), replace(draft, fact=(bad,))
 
 
-def _manners_pair(rng: Random, question: Question) -> tuple[Draft, Draft]:
-    draft, how = draft_reply(rng, question), _pick(rng, MANNERS)
-    if how == "courtesy" and draft.courtesies() == COURTESIES:
-        how = "rude"
+def _style_pair(rng: Random, question: Question) -> tuple[Draft, Draft]:
+    """A draft, and the same with one sentence more."""
+    draft, how = draft_reply(rng, question), _pick(rng, STYLE)
+    if how == "repeat":
+        return draft, replace(draft, after=(*draft.after, rng.choice(draft.sentences())))
+    if how == "garbled":
+        return draft, replace(draft, after=(*draft.after, _garbled(rng, question)))
     openers, closers = {
         "courtesy": (grammar.COURTEOUS_OPENERS, grammar.COURTEOUS_CLOSERS),
         "rude": (grammar.RUDE_OPENERS, grammar.RUDE_CLOSERS),
         "filler": (grammar.FILLERS, grammar.FILLERS),
     }[how]
     if rng.random() < 0.5:
-        added = rng.choice([s for s in openers if s not in draft.before])
+        added = rng.choice([s for s in openers if s not in draft.sentences()])
         return draft, replace(draft, before=(added, *draft.before))
-    added = rng.choice([s for s in closers if s not in draft.after])
+    added = rng.choice([s for s in closers if s not in draft.sentences()])
     return draft, replace(draft, after=(*draft.after, added))
 
 
@@ -163,7 +169,7 @@ def _free_pair(rng: Random, question: Question) -> tuple[Draft, Draft]:
 def draw_pair(rng: Random, question: Question, row: int = -1) -> Preference:
     """Two different replies and a label drawn from their gold scores; `source` names what they differ in."""
     source = _pick(rng, PAIR_SOURCES)
-    make = {"fact": _fact_pair, "manners": _manners_pair, "free": _free_pair}[source]
+    make = {"fact": _fact_pair, "style": _style_pair, "free": _free_pair}[source]
     while True:
         drafts = make(rng, question)
         texts = [draft.text() for draft in drafts]
@@ -187,7 +193,7 @@ def probe_pair(rng: Random, question: Question, name: str) -> tuple[Draft, Draft
         filler = rng.choice([s for s in grammar.FILLERS if s not in draft.sentences()])
         return draft, replace(draft, after=(draft.fact[0] if coin else filler, *draft.after))
     if name == "form":
-        return draft, replace(draft, after=(*draft.after, _garbled(rng)))
+        return draft, replace(draft, after=(*draft.after, _garbled(rng, question)))
     closers = rng.sample(grammar.COURTEOUS_CLOSERS, 4)
     plain = replace(draft, before=(), after=())
     if name == "manners":

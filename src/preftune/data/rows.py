@@ -45,7 +45,7 @@ class Tally:
     source: str = ""
     on_bad_row: OnBadRow = "error"
     sha256: str | None = None
-    bytes: int | None = None
+    size: int | None = None  # bytes
     read: int = 0
     kept: list[Preference] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)

@@ -139,7 +139,7 @@ def world_hash() -> str:
         *(VERSION, grammar.vocabulary(), VALUES, VERBS, grammar.FORMS, grammar.FIXED, grammar.VERDICTS),
         *(WEIGHTS, COURTESIES),
         *(replies.SPEAKERS, replies.NOT_RIGHT, replies.WRONG, replies.PAIR_SOURCES, replies.FACT_PAIRS_OTHER),
-        *(replies.MANNERS, replies.COVER, replies.COVERS),
+        *(replies.STYLE, replies.COVER, replies.COVERS),
         *(PASSAGES, STACKED, VERDICT),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -173,3 +173,9 @@ def make_world(seed: int, pairs: int = 6000, validation: int = 1000, test: int =
         "splits": {split: _summary(rows) for split, rows in splits.items()},
     }
     return World(seed=seed, report=report, **splits)
+
+
+def world_probes(seed: int, n: int = 200) -> dict[str, list[Preference]]:
+    """`n` noiseless pairs for each part of gold, the better reply chosen; see `World.probes`."""
+    world = make_world(seed, 1, 1, 1)
+    return {name: world.probes(name, "training", n) for name in replies.PROBES}

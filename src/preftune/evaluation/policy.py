@@ -37,7 +37,9 @@ class Bench:
     device: torch.device
     gold: Gold | None = None
 
-    def rows(self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1) -> list[Row]:
+    def rows(
+        self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1
+    ) -> list[Row]:
         """Sample and measure `responses` to every prompt; rows of one prompt follow each other."""
         per_batch = max(self.settings.batch_size // responses, 1)
         rows: list[Row] = []
@@ -97,7 +99,9 @@ def best_of(rows: Sequence[Row], n: int) -> list[Row]:
     return [max(group, key=lambda row: row["score"]) for group in groups]
 
 
-def summarise(policy: str, label: str, rows: Sequence[Row], bench: Bench, best_of_n: int | None = None) -> Summary:
+def summarise(
+    policy: str, label: str, rows: Sequence[Row], bench: Bench, best_of_n: int | None = None
+) -> Summary:
     """The content of evaluation/<policy>.json but for the comparison with SFT."""
     settings, seed = bench.settings, bench.seed
     lengths = [row["length"] for row in rows]

@@ -1,4 +1,6 @@
-"""Is the reward model any good? Accuracy with its interval, baselines on the same pairs, calibration, mistakes."""
+"""Is the reward model any good? Accuracy with its interval, baselines on the same pairs, calibration,
+mistakes.
+"""
 
 import random
 from collections import defaultdict
@@ -14,7 +16,16 @@ from preftune.evaluation import stats
 from preftune.models.roles import RewardModel
 from preftune.seeding import derive_seed
 
-_REFUSALS = ("i'm sorry", "i am sorry", "i can't", "i cannot", "i don't know", "i'm not sure", "i won't", "as an ai")
+_REFUSALS = (
+    "i'm sorry",
+    "i am sorry",
+    "i can't",
+    "i cannot",
+    "i don't know",
+    "i'm not sure",
+    "i won't",
+    "as an ai",
+)
 
 
 @torch.no_grad()
@@ -84,7 +95,9 @@ def audit(stage: str, scored: Sequence[dict[str, Any]], seed: int) -> dict[str, 
 
 
 def mistakes(scored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pair whose rejected response scores at least as high as the chosen one, the most confident first."""
+    """Every pair whose rejected response scores at least as high as the chosen one, the most confident
+    first.
+    """
     wrong = [s for s in scored if s["chosen"] <= s["rejected"]]
     wrong.sort(key=lambda s: (s["chosen"] - s["rejected"], s["pair"].row))
     return [
@@ -101,6 +114,16 @@ def mistakes(scored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for s in wrong
     ]
+
+
+def gap(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How far apart pairs are that differ in one thing alone: their mean margin in sd of the scores, with the
+    accuracy. A gap of 0 means that the reward model does not see that thing.
+    """
+    margins = np.array([s["chosen"] - s["rejected"] for s in scored])
+    scores = np.array([s[side] for s in scored for side in ("chosen", "rejected")])
+    sd = float(scores.std(ddof=1))
+    return {**_accuracy(margins), "gap_sd": float(margins.mean()) / sd if sd > 0 else 0.0}
 
 
 def _accuracy(margins: np.ndarray) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def bradley_terry_loss(
     Under Bradley and Terry (1952) P(chosen ≻ rejected) = σ(c - r). Only differences are learned; the second
     term (Eisenstein et al. 2023, arXiv:2312.09244) pins the level. All (B,) -> (B,).
     """
-    chosen, rejected, margin = promote(chosen, rejected, 0.0 if margin is None else margin)
-    loss = -F.logsigmoid(chosen - rejected - margin)
-    return loss + center_coef * (chosen + rejected).square() if center_coef else loss
+    c, r, m = promote(chosen, rejected, 0.0 if margin is None else margin)
+    loss = -F.logsigmoid(c - r - m)
+    return loss + center_coef * (c + r).square() if center_coef else loss
 
 
 def preference_loss(

@@ -1,7 +1,7 @@
 """Finding, checking and loading tokenizers and models.
 
-Only safetensors (or a GGUF file) is read: no pickle, no code from a model directory. A hub id that cannot be reached
-fails at once instead of retrying.
+Only safetensors (or a GGUF file) is read: no pickle, no code from a model directory. A hub id that cannot be
+reached fails at once instead of retrying.
 """
 
 import hashlib
@@ -53,7 +53,9 @@ def cache_dir() -> Path:
 
 
 def locate(base: str) -> Source:
-    """Resolve a directory, a .gguf file, "smollm2" or a hub id. InputMissing if it is none of them or out of reach."""
+    """Resolve a directory, a .gguf file, "smollm2" or a hub id. InputMissing if it is none of them or out of
+    reach.
+    """
     if base == "smollm2":
         return _convert_gguf(_packaged_smollm2())
     path = Path(base).expanduser()
@@ -70,11 +72,20 @@ def locate(base: str) -> Source:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. It must have an EOS token; a missing pad token is of no concern, masks rule."""
+    """The tokenizer of a model. It must have an EOS token; a missing pad token is of no concern, masks
+    rule.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputMissing(f"no usable tokenizer in {source.path}: {_first_line(error)}") from error
+    if len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # made up by transformers where there are no files
+        raise InputMissing(
+            f"no usable tokenizer in {source.path}: it knows no token but special ones",
+            hint="copy the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights",
+        )
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"the tokenizer of {source.path} has no EOS token",
@@ -86,14 +97,23 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def load_causal_lm(source: Source) -> PreTrainedModel:
     """A causal language model in float32, in eval mode: dropout is off everywhere in preftune."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: weights of another shape
         raise InputMissing(
             f"cannot load a causal language model from {source.path}: {_first_line(error)}",
             hint="preftune reads safetensors only, never pickled weights (.bin, .pt)",
         ) from error
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise DataError(
+            f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
+            hint="weights that are missing would be random; save the whole model with save_pretrained",
+        )
     return model.eval()
 
 
@@ -139,7 +159,9 @@ def _refuse_unsafe(path: Path) -> None:
     """No code, no pickled weights: name what is there instead of ignoring it silently."""
     config_file = path / "config.json"
     if not config_file.is_file():
-        raise InputMissing(f"{path} holds no config.json", hint="model.base takes a Hugging Face model directory")
+        raise InputMissing(
+            f"{path} holds no config.json", hint="model.base takes a Hugging Face model directory"
+        )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -178,7 +200,7 @@ def _from_hub(name: str) -> Source:
         reason = "HF_HUB_OFFLINE is set"
     raise InputMissing(
         f"model {name!r} is not a directory, not in the local cache, and the hub did not give it ({reason})",
-        hint='give a local model directory (model.base=DIR), or try the recipe that needs no download: "quickstart"',
+        hint='give a local directory (model.base=DIR); the recipe "quickstart" needs no download',
     )
 
 
@@ -202,7 +224,9 @@ def _convert_gguf(file: Path) -> Source:
     try:
         importlib.metadata.version("gguf")
     except importlib.metadata.PackageNotFoundError:
-        raise BackendMissing("reading a .gguf file needs the gguf package", hint="pip install 'preftune[gguf]'") from None
+        raise BackendMissing(
+            "reading a .gguf file needs the gguf package", hint="pip install 'preftune[gguf]'"
+        ) from None
     from transformers import GgufConfig
 
     size = file.stat().st_size

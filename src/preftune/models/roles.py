@@ -2,7 +2,8 @@
 
 Alignment: column t of every result is about token t of `ids`. `logprobs[:, t] = log π(ids_t | ids_<t)` and
 `values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens here, once.
-All models stay in eval mode: dropout would make log-ratios noisy (a loss at the start that is not ln 2 in DPO).
+All models stay in eval mode: dropout would make log-ratios noisy (a loss at the start that is not ln 2 in
+DPO).
 """
 
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tens
 
 
 class TokenLogprobs(nn.Module):
-    """(ids, attention, response) -> log-probability and entropy of each response token, both (B, T), 0 elsewhere.
+    """(ids, attention, response) -> log-probability and entropy of each response token, both (B, T), 0
+    elsewhere.
 
-    The head runs on response positions only. A module of its own, so that wrappers for data parallelism and mixed
-    precision see one forward.
+    The head runs on response positions only. A module of its own, so that wrappers for data parallelism and
+    mixed precision see one forward.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -84,7 +86,9 @@ class Policy:
         return self.logprobs_and_entropy(sequences, temperature)[0]
 
     def logprobs_and_entropy(self, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """As `logprobs`, with the entropy (nats, no gradient) of each predicting distribution: both (B, T)."""
+        """As `logprobs`, with the entropy (nats, no gradient) of each predicting distribution: both (B,
+        T).
+        """
         return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
@@ -135,7 +139,9 @@ class RewardModel:
 
 @dataclass(slots=True)
 class Critic:
-    """Predicts the return from each state: a reward model's backbone and head, on the scale of normalised scores."""
+    """Predicts the return from each state: a reward model's backbone and head, on the scale of normalised
+    scores.
+    """
 
     module: nn.Module
     mean: float
@@ -170,8 +176,8 @@ def exact_kl(
 ) -> Tensor:
     """KL(π(.|ids_<t) || π_ref(.|ids_<t)) over the whole vocabulary, in nats: (B, T), 0 off the response.
 
-    Summed over a response drawn from π it is an unbiased estimate of the sequence KL with less variance than k1, and
-    never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
+    Summed over a response drawn from π it is an unbiased estimate of the sequence KL with less variance than
+    k1, and never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
     """
     response = sequences.response
     ours = predicting_states(policy.model, sequences, response)
@@ -180,5 +186,7 @@ def exact_kl(
     parts = [torch.zeros(0, device=ours.device)]
     for start in range(0, len(ours), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        parts.append(categorical_kl(head(ours[rows]).float(), reference_head(theirs[rows]).float(), temperature))
+        parts.append(
+            categorical_kl(head(ours[rows]).float(), reference_head(theirs[rows]).float(), temperature)
+        )
     return _place(torch.cat(parts), response)

@@ -1,8 +1,8 @@
 """A backbone with one number per position: reward models and critics.
 
-The Hugging Face class behind it is `AutoModelForSequenceClassification` with one label, so that a saved reward model
-loads anywhere. Its own pooling looks for the right-most token that is not `pad_token_id`; that is right only where pad
-is a token of its own, hence `add_pad_token`.
+The Hugging Face class behind it is `AutoModelForSequenceClassification` with one label, so that a saved
+reward model loads anywhere. Its own pooling looks for the right-most token that is not `pad_token_id`; that
+is right only where pad is a token of its own, hence `add_pad_token`.
 """
 
 import math
@@ -18,7 +18,8 @@ PAD_TOKEN = "<|pad|>"
 
 
 def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Backbone of a causal LM plus a fresh head w ~ N(0, 1/(d+1)), no bias (Stiennon et al., arXiv:2009.01325).
+    """Backbone of a causal LM plus a fresh head w ~ N(0, 1/(d+1)), no bias (Stiennon et al.,
+    arXiv:2009.01325).
 
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
@@ -41,7 +42,9 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
-    """A saved reward model. InputMissing if a weight is missing or left over: a random head must never score."""
+    """A saved reward model. InputMissing if a weight is missing or left over: a random head must never
+    score.
+    """
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.path,
@@ -51,12 +54,12 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: a head of another width
         raise InputMissing(f"cannot load a reward model from {source.path}: {error}") from error
-    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    wrong = sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"]}))
     if wrong:
         raise DataError(
-            f"{source.path} is not a complete reward model: {', '.join(map(str, wrong[:4]))} missing or unexpected",
+            f"{source.path} is no complete reward model; missing or unexpected: {', '.join(wrong[:4])}",
             hint="its head would be random; train it again",
         )
     return model.eval()
@@ -66,7 +69,9 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     """The linear layer from hidden state to score."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise DataError(f"{type(model).__name__} has no one-number `score` head", hint="use a decoder-only model")
+        raise DataError(
+            f"{type(model).__name__} has no one-number `score` head", hint="use a decoder-only model"
+        )
     return head
 
 
@@ -78,5 +83,7 @@ class ScalarPerPosition(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
-        hidden = self.model.base_model(ids, attention_mask=attention.long(), use_cache=False).last_hidden_state
+        hidden = self.model.base_model(
+            ids, attention_mask=attention.long(), use_cache=False
+        ).last_hidden_state
         return score_head(self.model)(hidden).squeeze(-1).float()

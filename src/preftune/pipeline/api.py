@@ -1,4 +1,6 @@
-"""The pipeline as Python functions: a whole run, its five stages, evaluation and samples of a finished run."""
+"""The pipeline as Python functions: a whole run, its five stages, evaluation and samples of a finished
+run.
+"""
 
 import json
 import math
@@ -18,6 +20,7 @@ from preftune.config import (
     stages_until,
 )
 from preftune.data import Dialogue, Turn
+from preftune.data.dataset import SPLIT_NAMES
 from preftune.errors import ConfigError, InputMissing, UsageError
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
@@ -108,7 +111,9 @@ def evaluate(path: str | Path) -> RunDir:
     session = _reopen(path)
     finished = [n for n in stage_order(session.config.stage) if session.source(n).exists()]
     if not finished:
-        raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE --out DIR trains them")
+        raise InputMissing(
+            f"no stage of {path} is finished", hint="preftune run RECIPE --out DIR trains them"
+        )
     evaluate_run(session, finished)
     _report(session, rebuild=True)
     return session.run
@@ -124,7 +129,9 @@ def sample(
         raise UsageError(f"no policy {policy!r}", hint=f"one of: base, {', '.join(session.config.stage)}")
     source = session.source(name)
     if not source.exists():
-        raise InputMissing(f"{name} is not trained yet in {path}", hint="preftune train RECIPE STAGE trains it")
+        raise InputMissing(
+            f"{name} is not trained yet in {path}", hint="preftune train RECIPE STAGE trains it"
+        )
     dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]
     dialogues = dialogues or [row.prompt for row in distinct(session.dataset.test, n)]
     settings = session.config.evaluation
@@ -148,7 +155,9 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
     config = load_recipe(recipe, overrides).config
     name = next((n for n, stage in config.stage.items() if stage.algorithm == algorithm), None)
     if name is None:
-        raise ConfigError(f"recipe {recipe!r} has no {algorithm} stage", hint="add one: [stage.NAME] algorithm = ...")
+        raise ConfigError(
+            f"recipe {recipe!r} has no {algorithm} stage", hint="add one: [stage.NAME] algorithm = ..."
+        )
     done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
     return done.model_dir(name, algorithm)
 
@@ -170,7 +179,9 @@ def _open(config: RunConfig, out: str | None, resume: bool) -> Session:
 def _reopen(path: str | Path) -> Session:
     run = RunDir(Path(path))
     if not run.config.is_file():
-        raise InputMissing(f"{path} is not a run directory: it has no config.toml", hint="give the directory of a run")
+        raise InputMissing(
+            f"{path} is not a run directory: it has no config.toml", hint="give the directory of a run"
+        )
     return Session(config=load_recipe(str(run.config)).config, run=run, console=Console())
 
 
@@ -184,17 +195,23 @@ def _remove_run(run: RunDir) -> None:
 
 def _show_plan(session: Session, stages: Sequence[str]) -> None:
     config, dataset = session.config, session.dataset
-    session.console.line(
-        f"data: {len(dataset.train):,} training, {len(dataset.validation):,} validation, {len(dataset.test):,} test pairs"
-    )
+    counts = (f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
+    session.console.line(f"data: {', '.join(counts)} pairs")
     rows = []
     if config.model.scratch is not None:
         s = config.model.scratch
-        rows.append((BASE, "pretraining", f"GPT-2 {s.layers} x {s.width} from scratch, {s.steps} x {s.batch_size} documents"))
+        rows.append(
+            (
+                BASE,
+                "pretraining",
+                f"GPT-2 {s.layers} x {s.width} from scratch, {s.steps} x {s.batch_size} documents",
+            )
+        )
     for name in stages:
         stage = config.stage[name]
         if isinstance(stage, PPOConfig | GRPOConfig):
-            what = f"from {stage.init}, reward {stage.reward_model}: {stage.steps} steps of {stage.batch_size} responses"
+            parts = f"from {stage.init} and {stage.reward_model}"
+            what = f"{parts}: {stage.steps} steps of {stage.batch_size} replies"
         else:
             n = min(len(dataset.train), stage.rows or len(dataset.train))
             steps = math.ceil(n * stage.epochs / stage.batch_size)
@@ -209,10 +226,16 @@ def _report(session: Session, rebuild: bool) -> None:
         report.build(run)
     table = report.comparison_table(report.load_run(run))
     session.console.table(table.headers, table.rows)
-    accuracy = json.loads(run.reward_evaluation.read_text(encoding="utf-8")) if run.reward_evaluation.exists() else None
+    accuracy = (
+        json.loads(run.reward_evaluation.read_text(encoding="utf-8"))
+        if run.reward_evaluation.exists()
+        else None
+    )
     if accuracy:
         value, (low, high), n = (accuracy["accuracy"][k] for k in ("value", "interval", "n"))
-        session.console.line(f"reward model: accuracy {value:.3f} [{low:.3f}, {high:.3f}] on {n} validation pairs")
+        session.console.line(
+            f"reward model: accuracy {value:.3f} [{low:.3f}, {high:.3f}] on {n} validation pairs"
+        )
     session.console.line(f"analysis: {run.analysis_text}")
     session.console.line(f"report:   {run.report_page}")
     session.console.line(f"models:   {run.models}")

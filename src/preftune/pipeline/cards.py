@@ -22,7 +22,8 @@ def model_card(config: RunConfig, stage: Any) -> str:
     return (
         f"---\nlibrary_name: transformers\ntags:\n- preftune\n- {stage.algorithm}\n---\n\n"
         f"# {stage.name}\n\nThis is {what}.\n\n"
-        f"- base model: `{base}`\n- data: `{data}`\n- seed: {config.seed}\n- precision: {config.precision}\n\n"
+        f"- base model: `{base}`\n- data: `{data}`\n"
+        f"- seed: {config.seed}\n- precision: {config.precision}\n\n"
         f"Settings of the stage:\n\n```json\n{settings}\n```\n\n"
         "How it compares with the other policies of its run is in the run's ANALYSIS.md.\n"
     )

@@ -65,7 +65,9 @@ class Console:
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
                 shown = _HEADLINES[algorithm]
-                info = "  ".join(f"{label} {metrics[key]:.3g}" for key, label in shown.items() if key in metrics)
+                info = "  ".join(
+                    f"{label} {metrics[key]:.3g}" for key, label in shown.items() if key in metrics
+                )
                 bar.update(task, completed=step, info=info)
 
             yield on_step
@@ -78,7 +80,9 @@ class Console:
             yield lambda n: bar.advance(task, n)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """All columns in full: those that do not fit beside each other follow below, with the first repeated."""
+        """All columns in full: those that do not fit beside each other follow below, with the first
+        repeated.
+        """
         widths = [max(cell_len(str(row[i])) for row in [headers, *rows]) + 2 for i in range(len(headers))]
         for columns in _fitting(widths, self._out.width):
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -1,17 +1,21 @@
-"""The measurement of a whole run: the reward model on validation pairs, then every policy on the same prompts."""
+"""The measurement of a whole run: the reward model on validation pairs, then every policy on the same
+prompts.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.config import RewardConfig
 from preftune.data import Encoder, Preference
+from preftune.data.gold import best_reachable
+from preftune.data.world import world_probes
 from preftune.errors import DataError
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.policy import Bench, Row, best_of, summarise
-from preftune.evaluation.reward_model import audit, mistakes, score_pairs
+from preftune.evaluation.reward_model import audit, gap, mistakes, score_pairs
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
-from preftune.pipeline import save
+from preftune.pipeline.save import load_reward_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
 from preftune.pipeline.train import scorer_for
@@ -21,7 +25,9 @@ LABELS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
-    """Measure everything that `stages` trained; returns False if that was done before with the same inputs."""
+    """Measure everything that `stages` trained; returns False if that was done before with the same
+    inputs.
+    """
     done = session.run.stage_json("evaluation")
     key = digest(
         {
@@ -41,20 +47,27 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
 
 
 def _evaluate_reward_model(session: Session, name: str) -> None:
-    source = session.source(name)
-    model, encoder = save.load_reward_model(source), session.encoder(source)
-    learner = session.learner(session.config.evaluation.batch_size)
+    source, size = session.source(name), session.config.evaluation.batch_size
+    model, encoder, learner = load_reward_model(source), session.encoder(source), session.learner(size)
     learner.freeze(model)
-    pairs = _usable(encoder, session.dataset.validation)
-    with session.console.counting(f"{name} pairs", len(pairs)) as advance:
-        scored = score_pairs(model, encoder, pairs, session.config.evaluation.batch_size, learner.device, advance)
-    result = audit(name, scored, session.config.seed)
+
+    def scored(what: str, pairs: Sequence[Preference]) -> list[dict[str, Any]]:
+        with session.console.counting(what, len(pairs)) as advance:
+            return score_pairs(model, encoder, pairs, size, learner.device, advance)
+
+    pairs = scored(f"{name} pairs", _usable(encoder, session.dataset.validation))
+    result = audit(name, pairs, session.config.seed)
     if session.is_world:
-        result |= _world_facts(pairs)
-    first = name == session.judge
-    write_json(session.run.reward_evaluation if first else session.run.evaluation(f"reward_model_{name}"), result)
-    if first:
-        write_jsonl(session.run.mistakes, mistakes(scored))
+        result["best_reachable"] = best_reachable([s["pair"] for s in pairs])
+        result["gold_component_gaps"] = {
+            part: gap(scored(f"{name} {part}", probes))
+            for part, probes in world_probes(session.config.seed).items()
+        }
+    if name != session.judge:
+        write_json(session.run.evaluation(f"reward_model_{name}"), result)
+        return
+    write_json(session.run.reward_evaluation, result)
+    write_jsonl(session.run.mistakes, mistakes(pairs))
 
 
 def _usable(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
@@ -65,13 +78,6 @@ def _usable(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
             hint="raise data.max_response_length or data.held_out",
         )
     return kept
-
-
-def _world_facts(pairs: Sequence[Preference]) -> dict[str, Any]:
-    """What only a world with a known gold score can tell: how good a reward model could be on these labels."""
-    from preftune.data.gold import best_reachable
-
-    return {"best_reachable": best_reachable(pairs)}
 
 
 def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
@@ -92,7 +98,11 @@ def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
         with session.console.counting(f"best of {n}", len(bench.prompts)) as advance:
             best = best_of(bench.rows(bench.reference, advance, responses=n), n)
         rows[f"best_of_{n}"] = best
-        label = LABELS.get(session.config.stage[reference_name].algorithm, "") if reference_name != BASE else "base"
+        label = (
+            LABELS.get(session.config.stage[reference_name].algorithm, "")
+            if reference_name != BASE
+            else "base"
+        )
         chosen[f"best_of_{n}"] = (best, f"best of {n} ({label})", n)
     comparisons = compare_to(_policy(reference_name), rows, settings, session.config.seed)
     write_jsonl(session.run.comparisons, comparisons)
@@ -110,7 +120,7 @@ def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
     learner.freeze(reference)
     judge, scorer = session.judge, None
     if judge is not None and session.source(judge).exists():
-        reward_model = save.load_reward_model(session.source(judge))
+        reward_model = load_reward_model(session.source(judge))
         learner.freeze(reward_model)
         scorer = scorer_for(session, encoder, reward_model, judge, settings.batch_size)
     bench = Bench(

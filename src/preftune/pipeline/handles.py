@@ -60,7 +60,9 @@ class PolicyHandle:
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
     ) -> list[str]:
-        """One reply a prompt, EOS stripped; prompt i's reply depends on (seed, i) alone. temperature 0 is greedy."""
+        """One reply a prompt, EOS stripped; prompt i's reply depends on (seed, i) alone. temperature 0 is
+        greedy.
+        """
         replies = []
         for start in range(0, len(prompts), _BATCH):
             part = prompts[start : start + _BATCH]
@@ -73,12 +75,16 @@ class PolicyHandle:
                 temperature=temperature,
                 eos_id=self.encoder.eos_id,
             )
-            replies += [self.encoder.decode(ids[own].tolist()) for ids, own in zip(out.ids, out.response, strict=True)]
+            replies += [
+                self.encoder.decode(ids[own].tolist()) for ids, own in zip(out.ids, out.response, strict=True)
+            ]
         return replies
 
 
 def load_reward_model(directory: str | Path) -> RewardModelHandle:
-    """A reward model saved by preftune, or any one-label sequence-classification directory (then mean 0, sd 1)."""
+    """A reward model saved by preftune, or any one-label sequence-classification directory (then mean 0, sd
+    1).
+    """
     source = _directory(directory)
     return RewardModelHandle(role=_load_roles(source), encoder=_encoder(source))
 
@@ -93,10 +99,12 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 def _encoder(source: Source) -> Encoder:
     """Prompts and responses as they are, up to the model's context."""
     context = context_length(source) or _UNLIMITED
-    return Encoder(load_tokenizer(source), "transcript", context, context, context)
+    return Encoder(load_tokenizer(source), "transcript", context, context)
 
 
 def _directory(directory: str | Path) -> Source:
     if not Path(directory).is_dir():
-        raise InputMissing(f"no model directory at {directory}", hint="models lie in models/ of a run directory")
+        raise InputMissing(
+            f"no model directory at {directory}", hint="models lie in models/ of a run directory"
+        )
     return locate(str(directory))

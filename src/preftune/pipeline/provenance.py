@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "numpy")
+_PACKAGES = (
+    "preftune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "numpy",
+)
 
 
 def describe(seed: int) -> dict[str, Any]:

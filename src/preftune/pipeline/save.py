@@ -25,7 +25,9 @@ _PROBES = 16
 
 
 def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, Any]:
-    """Write models/<name>; for a reward model also normalise it and prove that it reloads to the same scores."""
+    """Write models/<name>; for a reward model also normalise it and prove that it reloads to the same
+    scores.
+    """
     target = session.run.model_dir(stage.name, stage.algorithm)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,7 +59,9 @@ def load_reward_model(source: Source) -> RewardModel:
 
 
 def read_side_file(source: Source) -> dict[str, Any]:
-    """preftune.json beside the weights, {} for a model from elsewhere. DataError if the tokenizer is not its own."""
+    """preftune.json beside the weights, {} for a model from elsewhere. DataError if the tokenizer is not its
+    own.
+    """
     path = Path(source.path) / SIDE_FILE
     if not path.is_file():
         return {}
@@ -76,7 +80,9 @@ def read_side_file(source: Source) -> dict[str, Any]:
 
 @torch.no_grad()
 def _normalisation(job: "Job", rows: tuple[Preference, ...]) -> tuple[float, float]:
-    """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al., arXiv:2403.17031)."""
+    """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
+    arXiv:2403.17031).
+    """
     assert isinstance(job.model, RewardModel)
     scores = _scores(job.model, job.encoder, rows[:256])
     if len(scores) < 2 or float(scores.std()) < 1e-8:
@@ -111,6 +117,6 @@ def _prove_reload(session: "Session", job: "Job", directory: Path) -> None:
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()
         raise StorageError(
-            f"the reward model saved in {directory} scores differently after reloading (by up to {worst:.3g})",
+            f"the reward model in {directory} scores differently after reloading (by up to {worst:.3g})",
             hint="the stage is not finished; report this with the model's config.json",
         )

@@ -30,7 +30,8 @@ def _lines(block: Block) -> Iterator[str]:
         case Grid(table=table):
             yield table_text(table)
         case Picture(file=file, alt=alt):
-            yield f"![{markdown((alt,)).replace(']', chr(92) + ']')}](figures/{file})"
+            words = alt.translate({ord("["): "(", ord("]"): ")"})  # a bracket would end the alternative text
+            yield f"![{markdown((words,))}](figures/{file})"
         case Quotes(title=title, texts=texts):
             yield f"### {markdown((title,))}"
             for label, note, text in texts:

@@ -48,7 +48,7 @@ def _headline(run: RunView, model: RewardModelView) -> Prose:
         if needed is not None:
             text += f"If the true accuracy were this, about {needed:,} pairs would be needed to show it. "
     for rule, share in model.baselines.items():
-        text += f"Always choosing the {rule} response: {share.percent()}. "
+        text += f"Always choosing the {rule} response (equal lengths count as wrong): {share.percent()}. "
     if model.best_reachable is not None:
         text += (
             f"The labels of this world are noisy on purpose; the best reachable accuracy is "
@@ -106,7 +106,7 @@ def _mistake_blocks(run: RunView) -> Iterator[Block]:
     ties = sum(1 for row in run.mistakes if _margin(row) == 0)
     total = len(run.mistakes)
     yield say(
-        f"Mistakes: {total:,} validation pairs are ordered the other way round than people ordered them"
+        f"Mistakes: {total:,} validation pairs are ordered against their label"
         f"{f', {ties} of them ties' if ties else ''}. All are in ",
         Code("analysis/reward_model_mistakes.jsonl"),
         ", the most confident first.",
@@ -142,8 +142,12 @@ def _mistake(row: Row) -> Quotes:
         title=f"Validation row {clean(row.get('idx', '?'), 20)}: {note}",
         texts=(
             ("Prompt", "", str(row.get("prompt", ""))),
-            ("Preferred by people", _score(row, "reward_chosen"), str(row.get("chosen", ""))),
-            ("Preferred by the reward model", _score(row, "reward_rejected"), str(row.get("rejected", ""))),
+            ("Chosen (labelled better)", _score(row, "reward_chosen"), str(row.get("chosen", ""))),
+            (
+                "Rejected (scored at least as high)",
+                _score(row, "reward_rejected"),
+                str(row.get("rejected", "")),
+            ),
         ),
     )
 

@@ -77,21 +77,27 @@ def judge_is_sound(run: RunView) -> bool | None:
 
 def verdict(run: RunView) -> str:
     """The run in one paragraph: what can be claimed, and what cannot."""
+    return " ".join(verdict_parts(run))
+
+
+def verdict_parts(run: RunView) -> tuple[str, ...]:
+    """The verdict, one thought a string: the policies, their judge, the gold score, the size of the run."""
     made = claims(run)
     if not made:
-        return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}." + _judge(run)
-    sound = judge_is_sound(run)
-    opening = (
-        "Nothing can be claimed about quality: the reward model that scores the policies cannot be told from "
-        "a coin. "
-        if sound is False
-        else ""
-    )
+        return (
+            f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}.",
+            _judge(run),
+        )
     n = next((claim.difference.n for claim in made if claim.difference.n), None)
     where = f"On {n} held-out prompts" if n else "On the held-out prompts"
     outcomes = _outcomes(made, run.label(run.reference))
     scored = f"{where}, by the reward model's own score, {outcomes}."
-    return f"{opening}{scored}{_judge(run)}{_gold(run)}{_size(run)}"
+    if judge_is_sound(run) is False:
+        scored = (
+            "Nothing can be claimed about quality: the reward model that scores the policies was not shown "
+            f"to be better than a coin. {scored}"
+        )
+    return tuple(part for part in (scored, _judge(run), _gold(run), _size(run)) if part)
 
 
 def _why_no_claims(run: RunView) -> str:
@@ -122,9 +128,9 @@ def _judge(run: RunView) -> str:
     """How far the judge itself can be trusted."""
     model = run.reward_model
     if model is None or model.accuracy is None:
-        return " The reward model itself has not been measured on held-out pairs."
+        return "The reward model itself has not been measured on held-out pairs."
     pairs = f"{model.n:,} held-out pairs" if model.n else "held-out pairs"
-    start = f" The reward model prefers the chosen response in {model.accuracy.percent()} of {pairs}"
+    start = f"The reward model prefers the chosen response in {model.accuracy.percent()} of {pairs}"
     if judge_is_sound(run) is not True:
         return f"{start}, which is {below_or_at_chance(model.accuracy)}."
     rule = strongest_baseline(run)
@@ -159,7 +165,7 @@ def _gold(run: RunView) -> str:
     trained = claims(run)
     fooled = [claim for claim in trained if claim.outcome == BETTER and _outcome_of(gold, claim) != BETTER]
     outcomes = _outcomes(tuple(gold.values()), run.label(run.reference))
-    text = f" By the world's gold score, which training never saw, {outcomes}."
+    text = f"By the world's gold score, which training never saw, {outcomes}."
     if fooled:
         names = join([claim.policy.label for claim in fooled])
         text += f" The gain of {names} in reward is no gain in gold: read it as over-optimisation."
@@ -175,7 +181,7 @@ def _size(run: RunView) -> str:
     short = short_stages(run)
     if not short:
         return ""
-    return f" The run is too small to show learning ({join(short)}): it shows that the path works, no more."
+    return f"The run is too small to show learning ({join(short)}): it shows that the path works, no more."
 
 
 def short_stages(run: RunView) -> list[str]:

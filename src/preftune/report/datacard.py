@@ -1,6 +1,6 @@
 """data.json as blocks. Its keys depend on where the data came from, so nested counts become tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.report.blocks import Block, Bullets, Grid, Table, say
@@ -8,66 +8,87 @@ from preftune.report.text import Code, Prose, Text, name, number, percent
 from preftune.report.view import Row
 
 HASH = 12  # characters shown of a SHA-256; the file has the whole
+MAX_FILES = 20
+FILE_COLUMNS = ("split", "read", "kept", "skipped", "sha256")
+COUNTED = ("rows_read", "rows_kept", "rows_skipped", "rejected", "files", "skipped_examples")
 
 
 def data_blocks(data: Row) -> list[Block]:
     """Rows kept and rejected in a sentence, then every other fact, then a table for each group of counts."""
-    blocks: list[Block] = []
-    rejected = data.get("rejected")
-    lost = _total(rejected)
-    if isinstance(data.get("read"), int) and isinstance(data.get("kept"), int):
-        share = f" ({percent(lost / data['read'])})" if data["read"] else ""
-        blocks.append(say(f"{data['read']:,} rows read, {data['kept']:,} kept, {lost:,} rejected{share}."))
-    elif rejected is not None:
-        blocks.append(say(f"{lost:,} rows rejected."))
+    blocks: list[Block] = [*_rows(data)]
     facts: list[Prose] = [
         (f"{_title(key)}: ", _value(key, value), ".")
         for key, value in data.items()
-        if not isinstance(value, Mapping)
-        and key not in ("read", "kept", "rejected")
-        and value not in (None, [], "")
+        if not isinstance(value, Mapping) and key not in COUNTED and value not in (None, [], "")
     ]
     if facts:
         blocks.append(Bullets(items=tuple(facts)))
-    groups = [(key, value) for key, value in data.items() if isinstance(value, Mapping) and value]
-    return blocks + [Grid(table=_table(key, value)) for key, value in groups]
+    for key, value in data.items():
+        if key == "world" and isinstance(value, Mapping):
+            blocks += [say("The world that the data was drawn from:"), *data_blocks(value)]
+        elif isinstance(value, Mapping) and value:
+            blocks.append(Grid(table=_table(key, value)))
+    return blocks + list(_files(data.get("files")))
 
 
-def _total(value: Any) -> int:
-    """Sum of all whole numbers in a nested count."""
-    if isinstance(value, Mapping):
-        return sum(_total(item) for item in value.values())
-    return value if isinstance(value, int) else 0
+def _rows(data: Row) -> Iterator[Block]:
+    """How many rows were read, kept, rejected and skipped."""
+    read, kept, rejected = data.get("rows_read"), data.get("rows_kept"), data.get("rejected")
+    if not isinstance(read, int) or not isinstance(kept, int):
+        return
+    lost = sum(rejected.values()) if isinstance(rejected, Mapping) else 0
+    share = f" ({percent(lost / read)})" if read else ""
+    skipped = data.get("rows_skipped")
+    malformed = f", {skipped:,} skipped as malformed" if skipped else ""
+    yield say(f"{read:,} rows read, {kept:,} kept, {lost:,} rejected{share}{malformed}.")
+
+
+def _files(files: Any) -> Iterator[Block]:
+    """The files read, with their hashes."""
+    if not isinstance(files, Sequence) or not files:
+        return
+    rows = tuple(
+        (name(row.get("path", "?")), *(_value(column, row.get(column, "–")) for column in FILE_COLUMNS))
+        for row in files[:MAX_FILES]
+    )
+    yield Grid(table=Table(headers=("File", *(_title(column) for column in FILE_COLUMNS)), rows=rows))
+    if len(files) > MAX_FILES:
+        yield say(f"{len(files) - MAX_FILES} more files are listed in ", Code("data.json"), ".")
 
 
 def _table(key: str, group: Row) -> Table:
     """{name: value} as two columns; {name: {fact: value}} as a column for each fact."""
     inner = [value for value in group.values() if isinstance(value, Mapping)]
     if len(inner) != len(group):
-        rows = tuple((name(part), _value(part, value)) for part, value in group.items())
-        return Table(headers=(_title(key), "Rows" if key == "rejected" else "Value"), rows=rows)
+        rows = tuple((name(part), _value(f"{key} {part}", value)) for part, value in group.items())
+        return Table(headers=(_title(key), "Value" if "sha256" in key else "Rows"), rows=rows)
     columns = list(dict.fromkeys(fact for value in inner for fact in value))
     table = tuple(
         (name(part), *(_value(fact, value[fact]) if fact in value else "–" for fact in columns))
         for part, value in group.items()
     )
-    return Table(headers=(_title(key), *(_title(fact) for fact in columns)), rows=table)
+    return Table(headers=(_title(key), *(_words(fact) for fact in columns)), rows=table)
+
+
+def _words(key: Any) -> str:
+    """`name_of_key` as words; the key may come from a file, so it is cleaned like any name."""
+    return str(name(key)).replace("_", " ").replace("sha256", "SHA-256")
 
 
 def _title(key: Any) -> str:
-    """`name_of_key` as words; the key may come from a file, so it is cleaned like any name."""
-    words = str(name(key)).replace("_", " ")
+    words = _words(key)
     return words[:1].upper() + words[1:]
 
 
 def _value(key: Any, value: Any) -> Text:
+    """One fact as a cell; hashes are shortened."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}" if "seed" not in str(key) else str(value)
+        return str(value) if "seed" in str(key) else f"{value:,}"
     if isinstance(value, float):
         return number(value)
-    if isinstance(value, str) and "sha256" in f"{key}".lower():
+    if isinstance(value, str) and "sha256" in str(key):
         return Code(name(value)[:HASH])
     return name(flat(value))
 

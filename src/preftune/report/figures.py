@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
+from typing import Any, TypeGuard
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,8 +21,9 @@ from preftune.report.text import clean
 from preftune.report.view import Estimate, PolicyView, RunView, StageView
 
 INK, PAPER, FAINT = "#24292f", "#ffffff", "#c8ccd0"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WRONG, RIGHT = "#d55e00", "#0072b2"
+BLUE = "#0072b2"  # the one data colour that needs more light on a dark page
+COLOURS = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+WRONG, RIGHT = "#d55e00", BLUE
 MARKERS = ("o", "s", "^", "v", "P", "X")
 MAX_POINTS = 400  # points of one curve; more are averaged in bins, so that a long run stays a small file
 MAX_PANELS = 6
@@ -30,7 +32,9 @@ _DARK = (
     f'[style*="fill: {INK}"] {{fill: #e6edf3 !important}} '
     f'[style*="stroke: {INK}"] {{stroke: #e6edf3 !important}} '
     f'[style*="fill: {PAPER}"] {{fill: #15191e !important}} '
-    f'[style*="stroke: {FAINT}"] {{stroke: #444c56 !important}}'
+    f'[style*="stroke: {FAINT}"] {{stroke: #444c56 !important}} '
+    f'[style*="fill: {BLUE}"] {{fill: #3d9fe0 !important}} '
+    f'[style*="stroke: {BLUE}"] {{stroke: #3d9fe0 !important}}'
     "}</style>"
 )
 _SETTINGS = {
@@ -57,12 +61,12 @@ _SETTINGS = {
 
 # What to look at first, per stage; metrics that a stage does not log are passed over.
 FIRST = (
-    "loss", "eval/loss", "accuracy", "rewards/accuracies", "rewards/margins", "objective/scores", "score",
-    "reward", "objective/rlhf_reward", "objective/kl", "kl", "policy/clipfrac_avg", "clip_fraction", "loss/value_avg",
-    "frac_reward_zero_std", "completions/mean_length", "length", "eos_rate", "entropy", "policy/entropy_avg",
+    "loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "objective/scores", "reward",
+    "objective/kl", "kl", "completions/mean_length", "completions/clipped_ratio", "policy/clipfrac_avg",
+    "frac_reward_zero_std", "loss/value_avg", "val/explained_variance", "objective/entropy", "entropy",
     "grad_norm",
 )  # fmt: skip
-SKIPPED = frozenset({"step", "time", "learning_rate", "lr", "epoch"})
+SKIPPED = frozenset({"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "kl_coef"})
 
 
 def draw(run: RunView) -> dict[str, tuple[str, str]]:
@@ -70,10 +74,14 @@ def draw(run: RunView) -> dict[str, tuple[str, str]]:
     figures: dict[str, tuple[str, str]] = {}
     with matplotlib.rc_context(_SETTINGS):
         if any(policy.reward and policy.kl for policy in run.policies):
-            figures["reward_kl.svg"] = (_reward_kl(run), _reward_kl_words(run))
+            figures["reward_kl.svg"] = (_trade_off(run, _reward, "Reward model score"), _reward_kl_words(run))
+        if any(policy.gold and policy.kl for policy in run.policies):
+            words = "The same with the world's gold score, which training never saw, in place of the reward."
+            figures["reward_kl_gold.svg"] = (_trade_off(run, _gold, "Gold score"), words)
         if spread := _scores(run):
-            words = f"Scores of the sampled responses by policy: {', '.join(spread)}."
-            figures["reward_distribution.svg"] = (_distribution(spread), words)
+            listed = ", ".join(run.label(policy) for policy in spread)
+            words = f"Scores of the saved samples, a row of points for each policy: {listed}."
+            figures["reward_distribution.svg"] = (_distribution(run, spread), words)
         model = run.reward_model
         if model and model.margin_counts and len(model.margin_edges) == len(model.margin_counts) + 1:
             words = "Histogram of the reward model's margins on held-out pairs; left of zero it is wrong."
@@ -110,53 +118,64 @@ def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, 
 # --- reward against KL --------------------------------------------------------------------------------------
 
 
-def _reward_kl(run: RunView) -> str:
-    """Reward against KL to the reference; for the built-in world also the gold score, in a second panel."""
-    gold = any(policy.gold and policy.kl for policy in run.policies)
-    figure, axes = _new(1, 2 if gold else 1, 10 if gold else 7, 4.2)
-    _trade_off(axes[0], run, lambda policy: policy.reward, "Reward model score (mean, 95 % interval)")
-    if gold:
-        _trade_off(axes[1], run, lambda policy: policy.gold, "Gold score (mean, 95 % interval)")
-    return _save(figure)
+def _reward(policy: PolicyView) -> Estimate | None:
+    return policy.reward
 
 
-def _trade_off(axes: Axes, run: RunView, value: Callable[[PolicyView], Estimate | None], label: str) -> None:
-    """Points with intervals both ways, labelled in place; best-of-n, which is not trained, is a star."""
+def _gold(policy: PolicyView) -> Estimate | None:
+    return policy.gold
+
+
+def _styles(run: RunView) -> dict[str, tuple[str, str, int]]:
+    """Colour, marker and size for each policy, the same in all figures; reference and best-of-n in ink."""
     shapes = cycle(zip(COLOURS, MARKERS, strict=True))
+    styles = {}
     for policy in run.policies:
-        colour, marker = (
-            (INK, "*") if policy.best_of else (INK, "D") if policy.policy == run.reference else next(shapes)
+        fixed = (
+            (INK, "*", 11) if policy.best_of else (INK, "D", 7) if policy.policy == run.reference else None
         )
-        y, x = value(policy), policy.kl
-        if y is None or x is None or not math.isfinite(x.value) or not math.isfinite(y.value):
-            continue
+        styles[policy.policy] = fixed or (*next(shapes), 7)
+    return styles
+
+
+def _trade_off(run: RunView, value: Callable[[PolicyView], Estimate | None], label: str) -> str:
+    """A value against KL to the reference: points with intervals both ways, labelled in place."""
+    figure, (axes,) = _new(1, 1, 5.4, 3.9)
+    styles = _styles(run)
+    points = [(policy, policy.kl, value(policy)) for policy in run.policies]
+    shown = [(policy, x, y) for policy, x, y in points if _finite(x) and _finite(y)]
+    farthest = max((x.value for _, x, _ in shown), default=0.0)
+    for policy, x, y in shown:
         at = max(x.value, 0.0)
+        colour, marker, size = styles[policy.policy]
         axes.errorbar(
             [at], [y.value], xerr=_bars(x), yerr=_bars(y), fmt=marker, color=colour, capsize=3,
-            markersize=11 if policy.best_of else 7, elinewidth=1.2, clip_on=False, zorder=3,
+            markersize=size, elinewidth=1.2, clip_on=False, zorder=3,
         )  # fmt: skip
+        left = at > farthest / 3  # right of the middle of a square-root axis: the label goes to the left
         axes.annotate(
-            clean(policy.label, 30),
-            (at, y.value),
-            xytext=(7, 6),
-            textcoords="offset points",
-            color=INK,
-            fontsize=9,
-        )
+            clean(policy.label, 30), (at, y.value), xytext=(-7 if left else 7, 6), textcoords="offset points",
+            ha="right" if left else "left", color=INK, fontsize=9,
+        )  # fmt: skip
     axes.set_xscale("function", functions=(_root, _square))
     axes.set_xlim(left=0)
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.1, y=0.15)
     axes.set_xlabel(
         f"KL(policy || {clean(run.label(run.reference), 30)}), nats per response (square-root axis)"
     )
-    axes.set_ylabel(label)
+    axes.set_ylabel(f"{label} (mean, 95 % interval)")
+    return _save(figure)
 
 
-def _root(x):  # numpy arrays in and out; matplotlib calls it with values left of zero too
-    return (abs(x) ** 0.5) * ((x > 0) * 2.0 - 1.0)
+def _finite(estimate: Estimate | None) -> TypeGuard[Estimate]:
+    return estimate is not None and math.isfinite(estimate.value)
 
 
-def _square(x):
+def _root(x: Any) -> Any:  # arrays; matplotlib asks for values left of zero too
+    return abs(x) ** 0.5 * (2.0 * (x > 0) - 1.0)
+
+
+def _square(x: Any) -> Any:
     return x * abs(x)
 
 
@@ -182,35 +201,34 @@ def _reward_kl_words(run: RunView) -> str:
 
 
 def _scores(run: RunView) -> dict[str, list[float]]:
-    """Finite scores of the saved samples by label, in the order of the policies."""
+    """Finite scores of the saved samples by policy."""
     found: dict[str, list[float]] = {}
-    for name, rows in run.samples.items():
-        policy = run.policy(name)
+    for policy, rows in run.samples.items():
         values = [float(row["score"]) for row in rows if isinstance(row.get("score"), int | float)]
-        values = [value for value in values if math.isfinite(value)]
-        if values:
-            found[clean(policy.label if policy else name, 30)] = values
+        if values := sorted(value for value in values if math.isfinite(value)):
+            found[policy] = values
     return found
 
 
-def _distribution(spread: dict[str, list[float]]) -> str:
+def _distribution(run: RunView, spread: dict[str, list[float]]) -> str:
     """A row of points for each policy, spread up and down so that none hides another; a bar at the median."""
-    figure, (axes,) = _new(1, 1, 7, 0.8 + 0.45 * len(spread))
-    for row, (values, colour) in enumerate(zip(spread.values(), cycle(COLOURS), strict=False)):
-        ordered = sorted(values)
+    figure, (axes,) = _new(1, 1, 5.4, 0.8 + 0.42 * len(spread))
+    styles = _styles(run)
+    for row, (policy, ordered) in enumerate(spread.items()):
+        colour = styles[policy][0] if policy in styles else INK
         heights = [row + 0.22 * (index % 3 - 1) for index in range(len(ordered))]
         axes.plot(ordered, heights, "o", color=colour, alpha=0.7, markersize=4.5, markeredgewidth=0)
         middle = ordered[len(ordered) // 2]
         axes.plot([middle, middle], [row - 0.38, row + 0.38], color=INK, linewidth=2)
-    axes.set_yticks(range(len(spread)), list(spread))
+    axes.set_yticks(range(len(spread)), [clean(run.label(policy), 30) for policy in spread])
     axes.invert_yaxis()
-    axes.set_xlabel("Score of each saved sample (reward model units); bar: median")
+    axes.set_xlabel("Score of each saved sample (normalised); bar: median")
     return _save(figure)
 
 
 def _margins(edges: Sequence[float], counts: Sequence[float]) -> str:
     """Margins on held-out pairs; the wrong side is another colour and hatched."""
-    figure, (axes,) = _new(1, 1, 7, 3.2)
+    figure, (axes,) = _new(1, 1, 5.4, 3.0)
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         wrong = (left + right) / 2 < 0
         axes.bar(
@@ -218,7 +236,7 @@ def _margins(edges: Sequence[float], counts: Sequence[float]) -> str:
             linewidth=0.5, hatch="//" if wrong else None,
         )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.2)
-    axes.set_xlabel("Score of chosen − score of rejected (hatched: the model is wrong)")
+    axes.set_xlabel("Score of chosen − rejected, raw (hatched: wrong)")
     axes.set_ylabel("Held-out pairs")
     return _save(figure)
 

@@ -23,9 +23,11 @@ from preftune.report.view import (
     RunView,
     StageView,
 )
-from preftune.rundir import BASE, RunDir, read_json, read_jsonl, read_text
+from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text
 
 Parsed = TypeVar("Parsed")
+NOT_STARTED = "not started"
+NO_POLICY = frozenset({"reward", "pretrain", "evaluation", ""})  # algorithms that train no policy to evaluate
 
 
 def load_run(run: RunDir) -> RunView:
@@ -45,7 +47,7 @@ def load_run(run: RunDir) -> RunView:
         config_text=config_text,
         record=_optional(run.run),
         data=_optional(run.data),
-        stages=tuple(stage for stage in stages if stage.status != "not started"),
+        stages=tuple(stage for stage in stages if stage.status != NOT_STARTED),
         policies=policies,
         reward_model=_parsed(run.reward_evaluation, _reward_model)
         if run.reward_evaluation.exists()
@@ -99,21 +101,20 @@ def _stage(run: RunDir, name: str) -> StageView:
     return StageView(
         name=name,
         algorithm=str(row.get("algorithm", "")),
-        status=str(row.get("status", "unfinished" if started else "not started")),
+        status=str(row.get("status", "unfinished" if started else NOT_STARTED)),
         seconds=_number(row.get("seconds")),
         peak_memory_mb=_number(row.get("peak_memory_mb")),
         steps=None if row.get("steps") is None else int(row["steps"]),
         parents=tuple(str(parent) for parent in row.get("parents", ())),
+        left_out={str(reason): int(count) for reason, count in (row.get("rejected") or {}).items()},
         metrics=tuple(read_jsonl(metrics)) if metrics.exists() else (),
     )
 
 
 def _policies(run: RunDir, stages: list[str]) -> tuple[PolicyView, ...]:
-    folder = run.comparisons.parent
-    paths = (
-        [path for path in folder.glob("*.json") if path != run.reward_evaluation] if folder.is_dir() else []
-    )
-    policies = [_parsed(path, _policy) for path in paths]
+    """All evaluations but those of reward models, in the order of the table."""
+    paths = run.comparisons.parent.glob("*.json")
+    policies = [_parsed(path, _policy) for path in paths if not path.stem.startswith("reward_model")]
     return tuple(sorted(policies, key=lambda policy: _rank(policy.policy, stages)))
 
 
@@ -242,10 +243,9 @@ def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> 
         if stage.status != "finished":
             found.append(f"stage {clean(stage.name, 60)}: {clean(stage.status, 40)}")
     for stage in stages:
-        policy = f"policy_{stage.name}"
-        trained = stage.status == "finished" and stage.algorithm not in ("reward", "pretrain", "")
-        if trained and stage.name != BASE and policy not in policies:
-            found.append(f"the evaluation of {clean(policy, 60)}")
+        trained = stage.status == "finished" and stage.name != BASE and stage.algorithm not in NO_POLICY
+        if trained and policy_name(stage.name) not in policies:
+            found.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
     if not run.reward_evaluation.exists():
         found.append("the evaluation of the reward model")
     return tuple(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from preftune.report.blocks import Section
-from preftune.report.claims import verdict
+from preftune.report.claims import verdict_parts
 from preftune.report.text import MAX_QUOTE, Code, clean, name
 from preftune.report.view import RunView
 
@@ -25,12 +25,12 @@ def page_text(run: RunView, sections: Iterable[Section], pictures: Mapping[str, 
         lstrip_blocks=True,
     )
     environment.filters["clean"] = lambda text: clean(text, None)
-    environment.filters["quote"] = lambda text: clean(text, MAX_QUOTE)
+    environment.filters["quote"] = lambda text: clean(str(text).strip("\n"), MAX_QUOTE)
     environment.tests["code"] = lambda text: isinstance(text, Code)
     template = environment.get_template("report.html")
     return template.render(
         title=name(run.name),
-        verdict=verdict(run),
+        verdict=verdict_parts(run),
         sections=tuple(sections),
         images={file: data_image(svg) for file, svg in pictures.items()},
     )

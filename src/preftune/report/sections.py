@@ -13,6 +13,8 @@ from preftune.report.view import PolicyView, Row, RunView, StageView
 from preftune.rundir import BASE
 
 SHOWN_PROMPTS = 5
+MAX_FACT = 400  # characters of one fact about the set-up, such as all versions
+FACTS = ("versions", "command", "commit", "python", "platform", "processor", "cores", "threads", "devices")
 
 
 def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
@@ -107,8 +109,10 @@ def _significance(run: RunView) -> Section:
             text = f"{claim.policy.label}, {words}: {found}."
             least = claims.detectable(claim.difference)
             if claim.outcome == claims.UNCLEAR and least is not None:
-                text += f" A true difference of {number(least)} would be found 4 times in 5; a smaller one may exist."
-                if claim.n_needed is not None:
+                text += (
+                    f" A true difference of {number(least)} would be found 4 times in 5 (before correction)."
+                )
+                if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
                     text += f" To show the difference seen here would take about {claim.n_needed:,} prompts."
             items.append((text,))
     intro = say(
@@ -147,14 +151,9 @@ def _setup(run: RunView) -> Section:
             ".",
         ),
     ]
-    for title, key in (
-        ("Versions", "versions"),
-        ("Devices", "devices"),
-        ("Command", "command"),
-        ("Commit", "commit"),
-    ):
+    for key in FACTS:
         if run.record.get(key):
-            facts.append((f"{title}: ", name(flat(run.record[key])), "."))
+            facts.append((f"{key.capitalize()}: ", name(flat(run.record[key]), MAX_FACT), "."))
     blocks: list[Block] = [Bullets(items=tuple(facts))]
     if run.stages:
         blocks.append(Grid(table=_stage_table(run.stages)))
@@ -169,7 +168,7 @@ def _setup(run: RunView) -> Section:
 
 
 def _subset(data: Row) -> tuple[str, ...]:
-    return (" / ", name(data["data_dir"])) if data.get("data_dir") else ()
+    return (" / ", name(data["data_dir"])) if data.get("data_dir") not in (None, "", "none") else ()
 
 
 def _stage_table(stages: tuple[StageView, ...]) -> Table:
@@ -193,7 +192,18 @@ def _stage_table(stages: tuple[StageView, ...]) -> Table:
 def _data(run: RunView) -> Section:
     if not run.data:
         return Section(key="data", title="Data", blocks=(say("There is no record of the data (data.json)."),))
-    return Section(key="data", title="Data", blocks=tuple(data_blocks(run.data)))
+    blocks = data_blocks(run.data)
+    rows = [
+        (name(stage.name), name(reason), f"{count:,}")
+        for stage in run.stages
+        for reason, count in stage.left_out.items()
+    ]
+    if rows:
+        table = Table(
+            headers=("Left out when encoded for stage", "Because", "Rows"), rows=tuple(rows), left=2
+        )
+        blocks.append(Grid(table=table))
+    return Section(key="data", title="Data", blocks=tuple(blocks))
 
 
 # --- the reward model ---------------------------------------------------------------------------------------
@@ -245,9 +255,11 @@ def _note(row: Row) -> str:
         if isinstance(row.get(key), int | float)
     ]
     if isinstance(row.get("length"), int):
-        parts.append(f"{row['length']} tokens")
+        parts.append(f"{row['length']} token{'' if row['length'] == 1 else 's'}")
     if row.get("ended") is False:
         parts.append("cut at the limit")
+    if not str(row.get("response", "")).strip():
+        parts.append("empty")
     return ", ".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from preftune.report.blocks import Table
 from preftune.report.claims import claims
-from preftune.report.text import number
+from preftune.report.text import number, percent
 from preftune.report.view import Estimate, PolicyView, RunView
 
 
@@ -46,12 +46,12 @@ def detail_table(run: RunView) -> Table:
         "k1 / token",
         "Median length",
     )
-    names = {
+    shares = {
         "empty_share": "Empty",
         "role_leakage": "Speaks for the human",
         "repetition_4": "Repeated 4-grams",
     }
-    names |= {"distinct_1": "distinct-1", "distinct_2": "distinct-2"}
+    shares |= {"distinct_1": "distinct-1", "distinct_2": "distinct-2"}
     rows = []
     for policy in run.policies:
         cells = [
@@ -59,9 +59,9 @@ def detail_table(run: RunView) -> Table:
             kl_text(policy),
             *map(_cell, (policy.kl_token, policy.k1_sequence, policy.k1_token)),
         ]
-        cells += [number(policy.length_median)] + [number(policy.shares.get(key)) for key in names]
+        cells += [number(policy.length_median)] + [percent(policy.shares.get(key)) for key in shares]
         rows.append(tuple(cells))
-    return Table(headers=(*headers, *names.values()), rows=tuple(rows))
+    return Table(headers=(*headers, *shares.values()), rows=tuple(rows))
 
 
 def kl_text(policy: PolicyView) -> str:

@@ -38,14 +38,14 @@ def clean(text: object, limit: int | None = MAX_QUOTE) -> str:
     return f"{shown} … ({cut} more characters)" if cut else shown
 
 
-def name(text: object) -> Code:
+def name(text: object, limit: int = MAX_NAME) -> Code:
     """An untrusted name on one line, as code."""
-    return Code(" ".join(clean(text, MAX_NAME).split()))
+    return Code(" ".join(clean(text, limit).split()))
 
 
 def fenced(text: object, language: str = "text", limit: int | None = MAX_QUOTE) -> str:
     """A Markdown code block whose fence is longer than any run of backticks inside it."""
-    body = clean(text, limit)
+    body = clean(str(text).strip("\n"), limit)
     fence = "`" * max(3, longest_run(body) + 1)
     return f"{fence}{language}\n{body}\n{fence}"
 

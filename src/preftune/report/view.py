@@ -52,6 +52,7 @@ class StageView:
     peak_memory_mb: float | None = None
     steps: int | None = None
     parents: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)  # rows that could not be encoded, by reason
     metrics: tuple[Row, ...] = ()
 
 

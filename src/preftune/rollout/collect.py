@@ -1,4 +1,6 @@
-"""From prompts to a `Rollout`: sample, score, and look the responses up under policy, reference and critic."""
+"""From prompts to a `Rollout`: sample, score, and look the responses up under policy, reference and
+critic.
+"""
 
 from collections.abc import Callable
 
@@ -28,8 +30,8 @@ def collect(
 ) -> Rollout:
     """Sample and evaluate responses.
 
-    Old log-probs come from a pass of their own through the training forward, not from the sampler's logits, so that
-    the first ratio is 1 to rounding.
+    Old log-probs come from a pass of their own through the training forward, not from the sampler's logits,
+    so that the first ratio is 1 to rounding.
     """
     sequences = sample(
         policy,

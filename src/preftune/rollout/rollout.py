@@ -1,7 +1,6 @@
 """The record of sampled responses."""
 
 from dataclasses import dataclass, fields
-
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -12,7 +11,9 @@ Record = TypeVar("Record", bound=Any)
 
 
 def take_rows(record: Record, rows: slice | Tensor) -> Record:
-    """The given rows of a dataclass of `sequences` and tensors, its (B, T) tensors cut to the rows' longest."""
+    """The given rows of a dataclass of `sequences` and tensors, its (B, T) tensors cut to the rows'
+    longest.
+    """
     sequences = record.sequences[rows]
     width = sequences.ids.shape[1]
 
@@ -30,9 +31,9 @@ def take_rows(record: Record, rows: slice | Tensor) -> Record:
 class Rollout:
     """B sampled responses. Never mutated.
 
-    sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference, from the
-    training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS rule · group (B,)
-    which rows answer the same prompt.
+    sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference,
+    from the training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS
+    rule · group (B,) which rows answer the same prompt.
 
     Two prompts, two responses each: group = [0, 0, 1, 1].
     """

@@ -1,8 +1,9 @@
 """The sampler: exact draws from softmax(logits / T), with a key-value cache.
 
 No top-k and no top-p: a truncated sampler makes the importance ratio wrong. Each token is the inverse of the
-cumulative distribution at a uniform number that depends on (seed of the prompt, which of its responses, position)
-alone, so that a response does not change with its neighbours in the batch or the process that samples it.
+cumulative distribution at a uniform number that depends on (seed of the prompt, which of its responses,
+position) alone, so that a response does not change with its neighbours in the batch or the process that
+samples it.
 """
 
 import torch

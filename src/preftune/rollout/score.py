@@ -1,4 +1,6 @@
-"""Scores for sampled responses: by token ids where policy and reward model share a vocabulary, else by text."""
+"""Scores for sampled responses: by token ids where policy and reward model share a vocabulary, else by
+text.
+"""
 
 from dataclasses import dataclass
 
@@ -31,19 +33,26 @@ class Scorer:
     def _scores(self, sequences: Sequences) -> Tensor:
         if self.translate is None:
             return self.reward_model.scores(sequences)
-        rows = []
+        theirs, rows = self.translate, []
         for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
-            prompt = self.encoder.tokenizer.decode(real[~written].tolist())
-            response = self.encoder.decode(real[written].tolist())
-            rows.append((self.translate.text(prompt), self.translate.response(response, ended=closed)))
+            prompt = self.encoder.tokenizer.decode(
+                real[~written].tolist(), clean_up_tokenization_spaces=False
+            )
+            response = theirs.response(self.encoder.decode(real[written].tolist()), ended=closed)
+            prompt_ids = theirs.text(prompt)
+            if theirs.max_length is not None:  # its tokens may be shorter than ours
+                prompt_ids = prompt_ids[-max(theirs.max_length - len(response), 1) :]
+            rows.append((prompt_ids, response))
         prompts, responses = zip(*rows, strict=True)
-        batch = pad_sequences(prompts, responses, self.translate.pad_id)
+        batch = pad_sequences(prompts, responses, theirs.pad_id)
         return self.reward_model.scores(batch.to(sequences.ids.device))
 
     def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
-        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score` if that is set."""
+        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score` if that is
+        set.
+        """
         scores = self.scores(sequences)
         if missing_eos_score is None:
             return scores
@@ -55,4 +64,6 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):
         return True
     ours, theirs = policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab()
-    return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {t: i for t, i in ours.items() if t != PAD_TOKEN}
+    return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
+        t: i for t, i in ours.items() if t != PAD_TOKEN
+    }

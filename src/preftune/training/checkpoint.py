@@ -1,15 +1,16 @@
-"""Atomic checkpoints of a stage: weights and optimizer moments as safetensors, the rest as JSON, a SHA-256 manifest.
+"""Atomic checkpoints of a stage: weights and optimizer moments as safetensors, the rest as JSON, a SHA-256
+manifest.
 
-A directory named step-N is complete by construction: it is written under another name, synced, and renamed last.
-Neither safetensors nor JSON detects a flipped bit, so the manifest does. Random numbers need no state here: all of
-them are a function of (run seed, stage, step, purpose, row).
+A directory named step-N is complete by construction: it is written under another name, synced, and renamed
+last. Neither safetensors nor JSON detects a flipped bit, so the manifest does. Random numbers need no state
+here: all of them are a function of (run seed, stage, step, purpose, row).
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ def save(directory: Path, step: int, learner: Learner, keep: int) -> Path:
         for name, trained in learner.trained.items():
             save_file(weights_of(trained.role.model), partial / f"{name}.safetensors")
             save_file(_moments(trained.optimizer), partial / f"{name}-optimizer.safetensors")
-        state = {"schema": _SCHEMA, "step": step, "skipped": learner.skipped, "scaler": learner.scaler_state()}
+        skipped = {name: trained.skipped for name, trained in learner.trained.items()}
+        state = {"schema": _SCHEMA, "step": step, "skipped": skipped, "scaler": learner.scaler_state()}
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
         manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -53,27 +55,35 @@ def save(directory: Path, step: int, learner: Learner, keep: int) -> Path:
 def restore(directory: Path, learner: Learner) -> int:
     """Load the newest valid checkpoint into the learner; returns its step, 0 if there is none.
 
-    A damaged one is moved to corrupt/ and the next older is used. StorageError if there were some and none is valid.
+    Damaged ones are moved to corrupt/ and the next older is used. StorageError if there are some and none is
+    valid: they stay where they are, so that the next attempt does not silently start from nothing.
     """
     if not directory.is_dir():
         return 0
     for stale in directory.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    found = list(_newest_first(directory))
-    for checkpoint in found:
+    damaged: dict[Path, str] = {}
+    for checkpoint in _newest_first(directory):
         fault = _fault(checkpoint)
         if fault is None:
+            _set_aside(damaged, directory / "corrupt")
             return _load(checkpoint, learner)
-        aside = directory / "corrupt"
-        aside.mkdir(exist_ok=True)
-        os.rename(checkpoint, aside / checkpoint.name)
-        print(f"checkpoint {checkpoint} is damaged ({fault}); set aside in {aside}")
-    if found:
+        damaged[checkpoint] = fault
+    if damaged:
         raise StorageError(
-            f"none of {len(found)} checkpoints in {directory} is valid",
+            f"none of {len(damaged)} checkpoints in {directory} is valid ({next(iter(damaged.values()))})",
             hint="start the stage again by removing that directory",
         )
     return 0
+
+
+def _set_aside(damaged: Mapping[Path, str], aside: Path) -> None:
+    for checkpoint, fault in damaged.items():
+        aside.mkdir(exist_ok=True)
+        target = aside / checkpoint.name
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier accident at the same step
+        os.rename(checkpoint, target)
+        print(f"checkpoint {checkpoint} is damaged ({fault}); set aside in {aside}")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -83,7 +93,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v.detach().cpu().contiguous() for i, state in states.items() for k, v in state.items()}
+    return {
+        f"{i}.{k}": v.detach().cpu().contiguous() for i, state in states.items() for k, v in state.items()
+    }
 
 
 def _load(checkpoint: Path, learner: Learner) -> int:
@@ -99,7 +111,7 @@ def _load(checkpoint: Path, learner: Learner) -> int:
             index, kind = key.split(".", 1)
             restored["state"].setdefault(int(index), {})[kind] = value
         trained.optimizer.load_state_dict(restored)
-    learner.skipped = state["skipped"]
+        trained.skipped = int(state["skipped"][name])
     learner.load_scaler_state(state["scaler"])
     return int(state["step"])
 
@@ -117,7 +129,7 @@ def _fault(checkpoint: Path) -> str | None:
         for name, digest in manifest.items():
             if _sha256(checkpoint / name) != digest:
                 return f"{name} does not match its SHA-256"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

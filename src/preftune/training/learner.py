@@ -1,8 +1,8 @@
 """One optimizer update. The only file that knows of accelerate: devices, precision, processes.
 
 Weights that sum to 1 over the global minibatch are built before any forward pass; an update is the sum of
-terms · weights over all microbatches of all processes, so neither their size nor their number changes a gradient
-beyond rounding. Data-parallel wrappers average gradients, hence the factor of the world size.
+terms · weights over all microbatches of all processes, so neither their size nor their number changes a
+gradient beyond rounding. Data-parallel wrappers average gradients, hence the factor of the world size.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from preftune.algorithms.base import Loss, Metrics
@@ -34,6 +35,7 @@ class Trained:
     optimizer: torch.optim.Optimizer
     settings: OptimizerConfig
     learning_rates: list[float]
+    skipped: int = 0  # non-finite updates in a row
 
 
 class Learner:
@@ -41,10 +43,10 @@ class Learner:
 
     def __init__(self, precision: Precision = "float32", microbatch_size: int | None = None) -> None:
         self.precision: Precision = effective_precision(precision)
+        AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
         self.accelerator = Accelerator(mixed_precision=_MIXED[self.precision])
         self.microbatch_size = microbatch_size
         self.trained: dict[str, Trained] = {}
-        self.skipped = 0  # non-finite updates in a row
 
     @property
     def device(self) -> torch.device:
@@ -144,16 +146,20 @@ class Learner:
 
     def _step(self, trained: Trained, loss: float) -> float:
         """Clip and step; a non-finite loss or gradient skips the step, three in a row stop the run."""
-        norm = self.accelerator.clip_grad_norm_(trained.role.model.parameters(), trained.settings.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(
+            trained.role.model.parameters(), trained.settings.max_grad_norm
+        )
         norm = float(norm) if norm is not None else math.nan
         finite = math.isfinite(loss) and math.isfinite(norm)
-        scaling = self.accelerator.scaler is not None  # a gradient scaler lowers its scale and skips by itself
+        scaling = (
+            self.accelerator.scaler is not None
+        )  # a gradient scaler lowers its scale and skips by itself
         if finite or scaling:
             trained.optimizer.step()
-        self.skipped = 0 if finite else self.skipped + 1
-        if self.skipped >= MAX_SKIPPED and not (scaling and self.skipped < 10 * MAX_SKIPPED):
+        trained.skipped = 0 if finite else trained.skipped + 1
+        if trained.skipped >= MAX_SKIPPED and not (scaling and trained.skipped < 10 * MAX_SKIPPED):
             raise PreftuneError(
-                f"{self.skipped} updates in a row were not finite (loss {loss}, gradient norm {norm})",
+                f"{trained.skipped} updates in a row were not finite (loss {loss}, gradient norm {norm})",
                 hint="lower the learning rate, or look at the rows of these steps in metrics.jsonl",
             )
         trained.optimizer.zero_grad(set_to_none=True)

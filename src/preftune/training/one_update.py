@@ -26,12 +26,14 @@ def one_update(
     microbatch_size: int | None = None,
     **config: Any,
 ) -> Metrics:
-    """Update `models` in place on one batch and return the step's metrics ("loss", "grad_norm" before clipping, ...).
+    """Update `models` in place on one batch and return the step's metrics ("loss", "grad_norm" before
+    clipping, ...).
 
-    `models` maps the role names that the algorithm needs to roles; `batch` is `Sequences` for sft, `Pairs` for reward
-    and dpo, and a `Rollout` with its log-probs, values and scores for ppo and grpo. `optimizer` is a torch optimizer
-    over the trained role's parameters, or a function from parameters to one, or a mapping of these by role (PPO trains
-    "policy" and "critic"). `config` takes the keys of the algorithm's config; one epoch of one minibatch unless said.
+    `models` maps the role names that the algorithm needs to roles. `batch` is `Sequences` for sft, `Pairs`
+    for reward and dpo, and a `Rollout` with log-probs, values and scores for ppo and grpo. `optimizer` is a
+    torch optimizer over the trained role's parameters, or a function from parameters to one, or a mapping of
+    these by role (PPO trains "policy" and "critic"). `config` takes the keys of the algorithm's config; there
+    is one epoch of one minibatch unless it says otherwise.
     """
     if algorithm not in ALGORITHMS:
         raise UsageError(f"no algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
@@ -41,7 +43,13 @@ def one_update(
     if issubclass(kind, GRPO) and isinstance(batch, Rollout) and batch.group is not None:
         single["group_size"] = int((batch.group == batch.group[0]).sum())
     settings = kind.Config(
-        **{**single, "algorithm": algorithm, "batch_size": rows, "microbatch_size": microbatch_size or rows, **config}
+        **{
+            **single,
+            "algorithm": algorithm,
+            "batch_size": rows,
+            "microbatch_size": microbatch_size or rows,
+            **config,
+        }
     )
     learner = Learner(microbatch_size=settings.microbatch_size)
     for name, role in models.items():

@@ -1,0 +1,148 @@
+"""Models on disk: what is written comes back bit for bit, and nothing random, pickled or foreign gets in."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import causal_lm, classifier, same_weights, sequences, state
+from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaModel
+
+from preftune.data.corpus import train_tokenizer
+from preftune.errors import DataError, InputMissing, PreftuneError
+from preftune.models.load import (
+    Source,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    locate,
+    scratch_gpt2,
+    vocabulary_hash,
+)
+from preftune.models.roles import RewardModel
+from preftune.models.scalar import init_scalar_model, load_scalar_model
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A causal LM that lacks nothing but a tokenizer."""
+    causal_lm(1).save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+def test_a_saved_reward_model_scores_the_same_bit_for_bit(tmp_path: Path) -> None:
+    before, batch = RewardModel(classifier(3)), sequences(0)
+    before.model.save_pretrained(tmp_path)
+    after = RewardModel(load_scalar_model(Source(str(tmp_path))))
+    assert same_weights(state(after.model), state(before.model))
+    assert torch.equal(after.raw_scores(batch), before.raw_scores(batch))
+
+
+def test_a_new_head_follows_its_seed_and_its_scale(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("texts", [], 257)
+    backbone = scratch_gpt2(tokenizer, layers=1, width=256, heads=2, positions=16, seed=0)
+    backbone.save_pretrained(tmp_path)
+    source = Source(str(tmp_path))
+    first, again, other = (init_scalar_model(source, train_tokenizer("texts", [], 257), seed) for seed in (0, 0, 1))
+    assert torch.equal(first.score.weight, again.score.weight)
+    assert not torch.equal(first.score.weight, other.score.weight)
+    assert first.score.bias is None  # a bias would be lost on the way through a saved directory
+    # n = 256 draws of N(0, 1/257): the sample sd is within 4.5 of its standard errors 1/sqrt(2n)
+    assert first.score.weight.std().item() * 257**0.5 == pytest.approx(1.0, abs=4.5 / (2 * 256) ** 0.5)
+    assert first.config.pad_token_id == len(tokenizer)  # a row of its own after the last token
+    assert first.config.pad_token_id != tokenizer.eos_token_id
+    assert torch.equal(first.transformer.wte.weight[:-1], backbone.transformer.wte.weight)
+    assert same_weights(state(first), state(again))
+
+
+def test_a_causal_lm_is_no_reward_model(directory: Path) -> None:
+    with pytest.raises(DataError, match=r"score\.weight") as caught:
+        load_scalar_model(Source(str(directory)))
+    assert "random" in caught.value.hint
+
+
+def test_a_classifier_with_several_labels_is_no_reward_model(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1, num_labels=3, eos_token_id=9)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(InputMissing, match="reward model"):
+        load_scalar_model(Source(str(tmp_path)))
+
+
+def test_a_causal_lm_without_its_head_is_refused(tmp_path: Path) -> None:
+    """A backbone saved alone: transformers would draw a random head and go on."""
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, eos_token_id=9,
+        bos_token_id=9,
+    )  # fmt: skip
+    LlamaModel(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"lm_head\.weight"):
+        load_causal_lm(Source(str(tmp_path)))
+
+
+def test_a_causal_lm_comes_back_bit_for_bit_and_in_eval_mode(directory: Path) -> None:
+    model = load_causal_lm(locate(str(directory)))
+    assert same_weights(state(model), state(causal_lm(1)))
+    assert not model.training
+    assert context_length(Source(str(directory))) == 40
+
+
+def test_pickled_weights_are_refused(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save(causal_lm(1).state_dict(), directory / "pytorch_model.bin")
+    with pytest.raises(InputMissing, match="safetensors") as caught:
+        locate(str(directory))
+    assert "pickled" in caught.value.hint
+    with pytest.raises(InputMissing):
+        load_causal_lm(Source(str(directory)))  # nor does a path around the check read them
+
+
+def test_a_directory_that_brings_code_is_refused(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "modeling_evil.py").write_text("raise SystemExit('this must not run')")
+    with pytest.raises(DataError, match="auto_map"):
+        locate(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "config.json"), ("{", "JSON"), ("[]", "JSON object")]
+)
+def test_a_broken_config_is_named(directory: Path, content: str | None, words: str) -> None:
+    (directory / "config.json").unlink()
+    if content is not None:
+        (directory / "config.json").write_text(content)
+    with pytest.raises(PreftuneError, match=words):
+        locate(str(directory))
+
+
+def test_a_model_without_a_tokenizer_is_named(directory: Path) -> None:
+    with pytest.raises(InputMissing, match="tokenizer"):
+        load_tokenizer(Source(str(directory)))
+
+
+@pytest.mark.parametrize("offline", ["1", ""])
+def test_a_hub_that_is_out_of_reach_fails_at_once(offline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port 9 of this machine: nothing answers there. HF_HUB_OFFLINE says so without asking."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    began = time.monotonic()
+    with pytest.raises(InputMissing, match="nobody/no-such-model") as caught:
+        locate("nobody/no-such-model")
+    assert time.monotonic() - began < 5
+    assert "model.base=DIR" in caught.value.hint
+    assert "quickstart" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["./missing", "/missing/model", "~/missing", "a/b/c", "missing.gguf"])
+def test_a_path_is_never_looked_up_on_the_hub(name: str) -> None:
+    with pytest.raises(InputMissing, match="no such"):
+        locate(name)
+
+
+def test_the_vocabulary_hash_sees_every_token_and_id() -> None:
+    one, other = train_tokenizer("texts", [], 257), train_tokenizer("texts", [], 257)
+    assert vocabulary_hash(one) == vocabulary_hash(other)
+    other.add_tokens(["more"])
+    assert vocabulary_hash(one) != vocabulary_hash(other)

@@ -1,0 +1,176 @@
+"""Roles: log-probs, scores and values at the right columns, whatever stands beside them."""
+
+import math
+
+import pytest
+import torch
+from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
+from torch import Tensor
+
+from preftune.data import Sequences, pad_sequences
+from preftune.models.roles import Critic, Policy, Reference, RewardModel, exact_kl
+from preftune.rollout.collect import by_batches
+
+
+def plain_logprobs(model: torch.nn.Module, row: list[int], temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of every token after each prefix of one unpadded row: (len(row), V), float64."""
+    with torch.no_grad():
+        logits = model(torch.tensor([row])).logits[0].double() / temperature
+    return logits - logits.exp().sum(-1, keepdim=True).log()
+
+
+def unpadded(batch: Sequences) -> list[tuple[list[int], int]]:
+    """Each row's real ids and the column where its response starts."""
+    return [
+        (ids[real].tolist(), int(written.int().argmax()))
+        for ids, real, written in zip(batch.ids, batch.attention, batch.response, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+@torch.no_grad()
+def test_logprobs_equal_full_logits_row_by_row(temperature: float) -> None:
+    policy, batch = Policy(causal_lm(1)), sequences(0)
+    got = policy.logprobs(batch, temperature)
+    for i, (row, start) in enumerate(unpadded(batch)):
+        table = plain_logprobs(policy.model, row, temperature)
+        expected = torch.stack([table[t - 1, row[t]] for t in range(start, len(row))])
+        torch.testing.assert_close(got[i, start : len(row)].double(), expected, atol=1e-5, rtol=0)
+    assert got.dtype == torch.float32
+    assert (got[~batch.response] == 0).all()
+    assert (got[batch.response] < 0).all()
+
+
+@torch.no_grad()
+def test_entropy_is_that_of_the_predicting_distribution() -> None:
+    policy, batch = Policy(causal_lm(1)), sequences(0)
+    _, entropy = policy.logprobs_and_entropy(batch, 0.7)
+    for i, (row, start) in enumerate(unpadded(batch)):
+        p = torch.softmax(policy.model(torch.tensor([row])).logits[0].double() / 0.7, -1)
+        expected = torch.distributions.Categorical(p).entropy()[start - 1 : -1]
+        torch.testing.assert_close(entropy[i, start : len(row)].double(), expected, atol=1e-5, rtol=0)
+    assert (entropy[~batch.response] == 0).all()
+
+
+LOOKUPS = {
+    "policy": lambda: Policy(causal_lm(1)).logprobs,
+    "reference": lambda: Reference(causal_lm(1)).logprobs,
+    "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).scores,
+    "critic": lambda: Critic(classifier(3), 0.3, 2.0).values,
+    "exact KL": lambda: lambda s: exact_kl(Policy(causal_lm(1)), Reference(causal_lm(2)), s),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+@torch.no_grad()
+def test_padding_order_and_split_change_nothing(name: str) -> None:
+    look, batch = LOOKUPS[name](), sequences(3, 7)
+    plain = look(batch)
+    wide = look(widened(batch, 5))
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    permuted = look(batch[order])
+    if plain.dim() == 2:
+        assert (wide[:, plain.shape[1] :] == 0).all()
+        wide = wide[:, : plain.shape[1]]
+        torch.testing.assert_close(by_batches(look, batch, 3), plain, atol=1e-5, rtol=0)
+    else:
+        split = torch.cat([look(batch[:3]), look(batch[3:])])
+        torch.testing.assert_close(split, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(wide, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(permuted, plain[order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["policy", "critic", "reward model"])
+def test_gradients_are_exactly_zero_where_nothing_is_predicted(name: str) -> None:
+    """Final hidden states off the predicting columns, and the embedded inputs on padding."""
+    batch, kept = widened(sequences(4), 3), []
+    look = LOOKUPS[name]()
+    model = look.__self__.model
+
+    def keep(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        # A tensor of its own, so that its gradient is that of this place alone.
+        output = output * 1.0
+        output.retain_grad()
+        kept.append(output)
+        return output
+
+    model.base_model.wte.register_forward_hook(keep)
+    model.base_model.ln_f.register_forward_hook(keep)
+    look(batch).square().sum().backward()
+    embedded, hidden = (tensor.grad.abs().sum(-1) for tensor in kept)
+    if name == "reward model":
+        last = batch.attention.sum(1, keepdim=True) - 1
+        read = torch.arange(batch.ids.shape[1]) == last
+    else:
+        read = torch.nn.functional.pad(batch.response[:, 1:], (0, 1))
+    assert (hidden[~read] == 0).all()
+    assert (hidden[read] > 0).all()
+    assert (embedded[~batch.attention] == 0).all()
+    if name != "reward model":  # the last response token is predicted, and predicts nothing
+        last = batch.attention.sum(1) - 1
+        assert (embedded[torch.arange(len(last)), last] == 0).all()
+        assert (embedded[:, 0] > 0).all()
+
+
+def test_dropout_is_off() -> None:
+    batch = sequences(0)
+    for look in (make() for make in LOOKUPS.values()):
+        assert torch.equal(look(batch), look(batch))
+
+
+def test_a_reference_has_no_gradient() -> None:
+    reference = Reference(causal_lm(1))
+    assert not reference.logprobs(sequences(0)).requires_grad
+    assert not any(p.requires_grad for p in reference.model.parameters())
+
+
+def test_exact_kl_equals_the_sum_over_the_vocabulary() -> None:
+    policy, reference, batch = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(6)
+    got = exact_kl(policy, reference, batch, 0.7)
+    for i, (row, start) in enumerate(unpadded(batch)):
+        ours, theirs = (plain_logprobs(role.model, row, temperature=0.7) for role in (policy, reference))
+        for t in range(start, len(row)):
+            terms = [math.exp(a) * (a - b) for a, b in zip(ours[t - 1].tolist(), theirs[t - 1].tolist(), strict=True)]
+            assert len(terms) == VOCABULARY
+            assert got[i, t].item() == pytest.approx(sum(terms), abs=1e-5)
+    assert (got >= 0).all()
+    assert (got[batch.response] > 0.01).all()
+    assert (got[~batch.response] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_kl_of_a_policy_to_itself_is_exactly_zero(seed: int) -> None:
+    kl = exact_kl(Policy(causal_lm(seed)), Reference(causal_lm(seed)), sequences(seed), 0.7)
+    assert (kl == 0).all()
+
+
+@torch.no_grad()
+def test_scores_are_read_at_the_last_real_token_although_padding_is_eos() -> None:
+    """Rows with and without EOS at the end, EOS inside, and a last token equal to the padding on either side of it."""
+    role = RewardModel(classifier(3))
+    prompts = [[1, 2], [EOS, 4], [5], [1, 2]]
+    batch = pad_sequences(prompts, [[3, EOS], [6, 7, EOS, EOS, 8], [EOS], [3]], EOS)
+    got = role.raw_scores(batch)
+    for i, (row, _) in enumerate(unpadded(batch)):
+        hidden = role.model.base_model(torch.tensor([row])).last_hidden_state[0, -1]
+        assert got[i].item() == pytest.approx(float(role.model.score.weight[0] @ hidden), abs=1e-5)
+    assert abs(got[0] - got[3]) > 1e-3  # with and without EOS differ
+
+
+@torch.no_grad()
+def test_scores_are_normalised_by_mean_and_std() -> None:
+    raw, batch = RewardModel(classifier(3)), sequences(0)
+    torch.testing.assert_close(RewardModel(classifier(3), 0.5, 4.0).scores(batch), (raw.raw_scores(batch) - 0.5) / 4)
+
+
+@torch.no_grad()
+def test_values_read_the_state_before_the_token() -> None:
+    """values[:, t] is the head at hidden state t - 1: it cannot see token t or anything after it."""
+    critic, batch = Critic(classifier(3), 0.5, 4.0), sequences(8)
+    got = critic.values(batch)
+    for i, (row, start) in enumerate(unpadded(batch)):
+        for t in range(start, len(row)):
+            hidden = critic.model.base_model(torch.tensor([row[:t]])).last_hidden_state[0, -1]
+            expected = (float(critic.model.score.weight[0] @ hidden) - 0.5) / 4
+            assert got[i, t].item() == pytest.approx(expected, abs=1e-5)
+    assert (got[~batch.response] == 0).all()

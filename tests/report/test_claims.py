@@ -1,0 +1,139 @@
+"""The words of the verdict come from intervals, corrected p-values and the judge's own accuracy."""
+
+from pathlib import Path
+
+import pytest
+from synthetic import make_run
+
+from preftune.report import comparison_table, load_run
+from preftune.report.cautions import cautions
+from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, pairs_needed, verdict
+from preftune.report.view import Estimate
+from preftune.rundir import read_json, write_json
+
+
+def interval(mean: float, low: float, high: float, n: int = 100) -> Estimate:
+    return Estimate(value=mean, low=low, high=high, n=n)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_holm", "expected"),
+    [
+        (interval(0.4, 0.1, 0.7), 0.01, BETTER),
+        (interval(0.4, 0.1, 0.7), None, BETTER),
+        (interval(-0.4, -0.7, -0.1), 0.01, WORSE),
+        (interval(0.4, -0.1, 0.9), 0.01, UNCLEAR),  # the interval holds zero, whatever p says
+        (interval(0.4, 0.0, 0.9), 0.01, UNCLEAR),
+        (interval(0.4, 0.1, 0.7), 0.06, UNCLEAR),  # lost to Holm's correction
+        (interval(9.0, 8.0, 10.0, n=9), 0.01, UNCLEAR),  # too few prompts for an interval to mean anything
+        (Estimate(value=0.4, n=100), 0.01, UNCLEAR),  # a point estimate claims nothing
+    ],
+)
+def test_an_outcome_needs_interval_correction_and_prompts(
+    difference: Estimate, p_holm: float | None, expected: str
+) -> None:
+    assert outcome(difference, p_holm) == expected
+
+
+def test_verdict_names_better_worse_and_no_detectable_difference(tmp_path: Path) -> None:
+    words = verdict(load_run(make_run(tmp_path)))
+    assert words.startswith("On 100 held-out prompts, by the reward model's own score, ")
+    assert "PPO (+0.50 [0.30, 0.70]) and best of 4 (SFT) (+0.45 [0.25, 0.65]) are better than SFT" in words
+    assert "DPO (-0.40 [-0.60, -0.20]) are worse than SFT" in words
+    assert "GRPO (+0.05 [-0.15, 0.25]) shows no detectable difference from SFT" in words
+    assert "68.0 % [65.0, 71.0] of 1,000 held-out pairs, better than chance" in words
+
+
+def test_holm_takes_a_claim_back(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, holm={"policy_ppo": 0.2}))
+    found = {claim.policy.policy: claim.outcome for claim in claims(run)}
+    assert found["policy_ppo"] == UNCLEAR
+    assert found["best_of_4"] == BETTER
+
+
+def test_wide_intervals_claim_nothing_and_say_what_was_detectable(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, half=2.0))
+    assert {claim.outcome for claim in claims(run)} == {UNCLEAR}
+    assert "better" not in verdict(run).split("The reward model prefers")[0]
+    least = detectable(claims(run)[0].difference)
+    assert least == pytest.approx(2.0 * 2.8016 / 1.96, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"), [(0.51, "not distinguishable from chance"), (0.4, "worse than chance")]
+)
+def test_a_judge_no_better_than_chance_comes_first(tmp_path: Path, accuracy: float, words: str) -> None:
+    run = load_run(make_run(tmp_path, accuracy=accuracy))
+    assert verdict(run).startswith("Nothing can be claimed about quality")
+    assert words in verdict(run)
+    assert any("rewards say nothing about quality" in caution for caution in cautions(run))
+
+
+def test_a_judge_no_better_than_a_length_rule_is_said(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, accuracy=0.54))  # above chance; longer wins 53 %
+    assert "not better than always choosing the longer one (53.0 %)" in verdict(run)
+    assert any("little but length" in caution for caution in cautions(run))
+
+
+def test_gold_exposes_over_optimisation(tmp_path: Path) -> None:
+    gold = {"base": -0.5, "policy_ppo": -0.3, "policy_grpo": 0.0, "policy_dpo": 0.2, "best_of_4": 0.2}
+    words = verdict(load_run(make_run(tmp_path, gold=gold)))
+    assert "By the world's gold score" in words
+    assert "The gain of PPO in reward is no gain in gold: read it as over-optimisation." in words
+
+
+def test_a_short_run_does_not_show_learning(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, steps=3, prompts=20))
+    assert "too small to show learning (sft took 3 steps, rm took 3 steps" in verdict(run)
+    assert any(caution.startswith("Only 20 prompts") for caution in cautions(run))
+
+
+def test_cautions_name_length_endings_distance_and_repetition(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    record = read_json(run.evaluation("policy_ppo"))
+    record["length"] = {"mean": 60.0, "median": 60.0, "interval": [55.0, 64.0]}
+    record["eos_rate"] = {"value": 0.1, "interval": [0.05, 0.2], "n": 100}
+    record["kl"]["exact_per_sequence"] = {"mean": 80.0, "interval": [70.0, 90.0]}
+    record |= {"role_leakage": 0.4, "empty_share": 0.2, "repetition_4": 0.7}
+    write_json(run.evaluation("policy_ppo"), record)
+    text = "\n".join(cautions(load_run(run)))
+    for words in (
+        "writes longer responses than SFT",
+        "ends only 10.0 %",
+        "is far from SFT",
+        "repeats itself",
+    ):
+        assert f"PPO {words}" in text
+    assert "40 % of the responses of PPO also write the human's turn" in text
+    assert "20 % of the responses of PPO are empty" in text
+
+
+def test_a_sound_run_has_no_cautions(tmp_path: Path) -> None:
+    assert cautions(load_run(make_run(tmp_path))) == ()
+
+
+def test_table_has_a_row_for_each_policy_in_order(tmp_path: Path) -> None:
+    table = comparison_table(load_run(make_run(tmp_path)))
+    assert [row[0] for row in table.rows] == ["base (gpt2)", "SFT", "PPO", "GRPO", "DPO", "best of 4 (SFT)"]
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    by_name = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
+    assert by_name["SFT"]["Reward − SFT"] == "reference"
+    assert by_name["PPO"]["Verdict"] == "better"
+    assert by_name["best of 4 (SFT)"]["KL to SFT (nats/response)"] == "≤ 0.64 (formula)"
+    assert "Gold [95 %]" not in table.headers
+
+
+def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.evaluation("policy_sft").unlink()
+    run.comparisons.unlink()
+    for policy in ("base", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"):
+        record = read_json(run.evaluation(policy))
+        record["reward_difference_to_sft"] = None
+        write_json(run.evaluation(policy), record)
+    assert "no policy has been compared with base (gpt2)" in verdict(load_run(run))
+
+
+@pytest.mark.parametrize(("accuracy", "n"), [(0.6, 197), (0.5, None), (0.43, None)])
+def test_pairs_needed_to_tell_an_accuracy_from_chance(accuracy: float, n: int | None) -> None:
+    assert pairs_needed(accuracy) == n

@@ -1,0 +1,238 @@
+"""ANALYSIS.md and report.html: whole, partial and hostile runs."""
+
+import base64
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from synthetic import make_run
+
+from preftune.errors import DataError, InputMissing
+from preftune.report import build, load_run
+from preftune.rundir import RunDir, write_text
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> ````\n```\n# heading\n[link](javascript:alert(3)) "
+    "\x1b[31mred\x1b[0m \x07\x9b ‮evil⁦ \ud800 | a | $x$ </pre></style>{{ 7*7 }}"
+)
+HEADINGS = (
+    "Comparison",
+    "What is significant",
+    "Set-up",
+    "Data",
+    "Reward model",
+    "Training",
+    "Samples",
+    "Limits",
+)
+
+
+def texts(run: RunDir) -> tuple[str, str]:
+    """Build, and read back ANALYSIS.md and report.html."""
+    build(run)
+    return read(run)
+
+
+def read(run: RunDir) -> tuple[str, str]:
+    return run.analysis_text.read_text(encoding="utf-8"), run.report_page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A finished run with its report, for tests that only read."""
+    run = make_run(tmp_path_factory.mktemp("whole"), gold={"policy_ppo": 0.1})
+    build(run)
+    return run
+
+
+class Tags(HTMLParser):
+    """Collects tags, attributes and the visible text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(key, value or "") for key, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_build_writes_what_it_returns_and_the_same_bytes_again(whole: RunDir) -> None:
+    kinds = (whole.analysis_text, whole.report_page, *whole.figures.iterdir())
+    first = {path: path.read_bytes() for path in kinds}
+    assert {path: path.read_bytes() for path in build(str(whole.path))} == first
+    figures = {path.name for path in whole.figures.iterdir()}
+    assert {"reward_kl.svg", "reward_kl_gold.svg", "reward_model_margins.svg"} < figures
+    assert {f"training_{stage}.svg" for stage in ("sft", "rm", "ppo", "grpo", "dpo")} < figures
+
+
+def test_both_texts_say_the_same_and_open_with_the_verdict(whole: RunDir) -> None:
+    analysis, page = read(whole)
+    paragraphs = analysis.split("\n\n")
+    assert paragraphs[0] == "# Analysis of `trial`"
+    assert paragraphs[1].startswith("On 100 held-out prompts")
+    words = Tags(page).words
+    for heading in HEADINGS:
+        assert f"## {heading}" in analysis
+        assert heading in words
+    for fact in (
+        "990 kept",
+        "empty_response",
+        "became_equal",
+        "prefers the longer",
+        "68.0 % [65.0, 71.0]",
+        "Peak memory",
+    ):
+        assert fact in analysis
+        assert fact in words
+
+
+def test_samples_put_the_same_prompt_to_every_policy(whole: RunDir) -> None:
+    analysis, _ = read(whole)
+    first = analysis.split("### Prompt 1")[1].split("### Prompt 2")[0]
+    for policy in ("base", "policy_sft", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"):
+        assert f"I can help with that. ({policy})" in first
+    assert first.count("Question 0") == 1
+
+
+def test_page_is_one_small_file_without_scripts_or_addresses(whole: RunDir) -> None:
+    _, page = read(whole)
+    assert len(page.encode()) < 3_000_000
+    tags = Tags(page)
+    assert not {"script", "link", "iframe", "object", "form"} & set(tags.tags)
+    sources = [value for key, value in tags.attributes if key in ("src", "href")]
+    assert all(value.startswith(("data:image/svg+xml;base64,", "#")) for value in sources)
+    policy = next(value for key, value in tags.attributes if "default-src" in value)
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert all(value for key, value in tags.attributes if key == "alt")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return texts(make_run(tmp_path_factory.mktemp("hostile"), name="<b>x</b>`y` [a](b)", text=HOSTILE))
+
+
+def test_hostile_text_is_only_text_in_the_page(hostile: tuple[str, str]) -> None:
+    _, page = hostile
+    harmless = Tags(page)
+    assert not {"script", "b"} & set(harmless.tags)
+    assert not [key for key, _ in harmless.attributes if key.startswith("on")]
+    assert "<script>alert(1)</script>" in harmless.words  # visible as it was written
+    assert "{{ 7*7 }}" in harmless.words
+
+
+def test_hostile_text_is_only_text_in_markdown(hostile: tuple[str, str]) -> None:
+    analysis, _ = hostile
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(analysis)
+    flat = [inner for token in tokens for inner in [token, *(token.children or [])]]
+    assert not [token for token in flat if token.type in ("html_block", "html_inline", "link_open")]
+    assert {token.tag for token in tokens if token.type == "heading_open"} <= {"h1", "h2", "h3"}
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert "heading" not in headings
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert any("````\n```\n# heading" in content for content in fences)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_no_control_or_bidi_character_survives(hostile: tuple[str, str], which: int) -> None:
+    found = re.findall(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", hostile[which]
+    )
+    assert found == []
+    assert "⟨U+001B⟩[31mred" in hostile[which]
+    assert "⟨U+202E⟩evil" in hostile[which]
+
+
+def test_long_texts_are_cut_and_say_so(tmp_path: Path) -> None:
+    analysis, page = texts(make_run(tmp_path, text="word " * 4000))
+    assert "more characters)" in analysis
+    assert len(page.encode()) < 3_000_000
+
+
+def test_figures_are_images_with_dark_colours_and_no_date(whole: RunDir) -> None:
+    _, page = read(whole)
+    svg = (whole.figures / "reward_kl.svg").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in svg
+    assert "<dc:date>" not in svg
+    assert "nats per response" in svg
+    assert "best of 4 (SFT)" in svg
+    assert base64.b64encode(svg.encode()).decode() in page
+
+
+def test_a_dollar_in_a_label_is_not_mathematics(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = run.evaluation("policy_ppo")
+    write_text(path, path.read_text(encoding="utf-8").replace('"PPO"', '"$\\\\frac{$ & <b>"'))
+    build(run)
+    assert "$\\frac{$ &amp; &lt;b&gt;" in (run.figures / "reward_kl.svg").read_text(encoding="utf-8")
+
+
+def test_an_empty_directory_says_what_is_missing(tmp_path: Path) -> None:
+    analysis, page = texts(RunDir(tmp_path))
+    assert "no policy has been evaluated" in analysis
+    for words in (
+        "config.toml",
+        "run.json",
+        "data.json",
+        "the evaluation of the reward model",
+        "There are no samples",
+    ):
+        assert words in analysis
+        assert words in Tags(page).words
+
+
+def test_a_run_with_one_stage_done_and_one_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for folder in ("evaluation", "samples", "analysis"):
+        for path in (tmp_path / folder).iterdir():
+            path.unlink()
+    for stage in ("ppo", "grpo", "dpo"):
+        for path in run.stage_dir(stage).iterdir():
+            path.unlink()
+        run.stage_dir(stage).rmdir()
+    text = run.stage_json("rm").read_text(encoding="utf-8").replace("finished", "running")
+    write_text(run.stage_json("rm"), text)
+    analysis, _ = texts(run)
+    for words in ("stage rm: running", "stage ppo: not started", "the evaluation of policy\\_sft"):
+        assert words.replace("\\_", "_") in analysis
+    assert "figures/training_sft.svg" in analysis
+    assert "figures/reward_kl.svg" not in analysis
+
+
+def test_metrics_of_odd_kinds_are_drawn_or_passed_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=2)
+    rows = '{"step": 1, "loss": "NaN", "note": "x"}\n{"step": 2, "time": 2, "loss": 0.5}\n{"step": 3, "lo'
+    write_text(run.metrics("sft"), rows)
+    assert run.figures / "training_sft.svg" in build(run)
+
+
+def test_ten_thousand_steps_stay_a_small_figure(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=10_000)
+    build(run)
+    assert (run.figures / "training_ppo.svg").stat().st_size < 300_000
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match="nothing-here"):
+        build(tmp_path / "nothing-here")
+    run = make_run(tmp_path)
+    write_text(run.evaluation("policy_ppo"), '{"policy": "policy_ppo", "reward": {"mean": "many"}}')
+    with pytest.raises(DataError, match=r"policy_ppo\.json"):
+        load_run(run)
+
+
+def test_report_does_not_import_torch() -> None:
+    heavy = ("torch", "transformers", "pandas", "matplotlib.pyplot")
+    code = f"import preftune.report, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,160 @@
+"""The sampler draws from softmax(logits / T), and a response depends on its prompt and its seed alone."""
+
+import pytest
+import torch
+from scipy import stats
+from tiny import EOS, VOCABULARY, causal_lm, prompts, rows, widened
+from torch import Tensor
+
+from preftune.data import Prompts, Sequences, pad_prompts
+from preftune.functional import response_mask
+from preftune.models.roles import Policy
+from preftune.rollout import sample as module
+from preftune.rollout.sample import ended, sample
+
+LIMIT = 12
+
+
+def draw(policy: Policy, batch: Prompts, temperature: float = 1.0, limit: int = LIMIT, k: int = 1) -> Sequences:
+    return sample(
+        policy, batch, max_new_tokens=limit, temperature=temperature, eos_id=EOS, responses_per_prompt=k
+    )
+
+
+def responses(batch: Sequences) -> list[list[int]]:
+    return [ids[own].tolist() for ids, own in zip(batch.ids, batch.response, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy(causal_lm(1))
+
+
+def frequencies_agree(counts: Tensor, p: Tensor) -> float:
+    """p-value of a chi-square test; cells with fewer than 5 expected draws are taken together."""
+    expected = p.double() * counts.sum()
+    rare = expected < 5
+    cells = torch.cat([counts[~rare], counts[rare].sum(0, keepdim=True)]).double()
+    wanted = torch.cat([expected[~rare], expected[rare].sum(0, keepdim=True)])
+    keep = wanted > 0.5
+    cells, wanted = cells[keep], wanted[keep]
+    return float(stats.chisquare(cells.numpy(), (wanted * cells.sum() / wanted.sum()).numpy()).pvalue)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@torch.no_grad()
+def test_draws_follow_the_softmax_at_the_temperature(policy: Policy, temperature: float) -> None:
+    """3,000 draws of the first token, and of the second given the most frequent first."""
+    prompt, n = [3, 1, 4], 3000
+    out = draw(policy, pad_prompts([prompt] * n, range(n), EOS), temperature, limit=2)
+    first = out.ids[:, 3]
+    after = lambda ids: policy.model(torch.tensor([ids])).logits[0, -1]  # noqa: E731
+    counts = torch.bincount(first, minlength=VOCABULARY)
+    p = torch.softmax(after(prompt).double() / temperature, -1)
+    assert frequencies_agree(counts, p) > 1e-3
+    wrong = torch.softmax(after(prompt).double() / (temperature * 1.5), -1)
+    assert frequencies_agree(counts, wrong) < 1e-6  # the test can fail
+    top = int(torch.where(torch.arange(VOCABULARY) == EOS, -1, counts).argmax())
+    second = out.ids[first == top, 4]
+    p = torch.softmax(after([*prompt, top]).double() / temperature, -1)
+    assert frequencies_agree(torch.bincount(second, minlength=VOCABULARY), p) > 1e-3
+
+
+@torch.no_grad()
+def test_greedy_is_the_argmax_of_full_forwards(policy: Policy) -> None:
+    batch = prompts(0, 6)
+    got = responses(draw(policy, batch, temperature=0))
+    for i, prompt in enumerate(rows(0, 6)[0]):
+        written: list[int] = []
+        while len(written) < LIMIT and EOS not in written:
+            written.append(int(policy.model(torch.tensor([prompt + written])).logits[0, -1].argmax()))
+        assert got[i] == written
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_response_is_the_same_alone_and_in_any_company(policy: Policy, temperature: float) -> None:
+    """Left padding, position ids, finished neighbours and their order leave it alone."""
+    texts, _ = rows(2, 8)
+    assert len({len(text) for text in texts}) > 3
+    seeds = [100 + i for i in range(8)]
+    together = responses(draw(policy, pad_prompts(texts, seeds, EOS), temperature))
+    if temperature:
+        assert len({len(r) for r in together}) > 2  # some end early, some do not
+    for i in range(8):
+        alone = responses(draw(policy, pad_prompts([texts[i]], [seeds[i]], EOS), temperature))
+        assert alone == [together[i]]
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    shuffled = draw(policy, pad_prompts([texts[i] for i in order], [seeds[i] for i in order], 0), temperature)
+    assert responses(shuffled) == [together[i] for i in order]
+
+
+def test_responses_stop_at_the_first_eos_and_contain_it(policy: Policy) -> None:
+    out = draw(policy, prompts(3, 40))
+    closed = ended(out, EOS)
+    assert 0 < int(closed.sum()) < 40
+    for response, has_ended in zip(responses(out), closed.tolist(), strict=True):
+        assert 1 <= len(response) <= LIMIT
+        assert response.count(EOS) == int(has_ended)
+        assert (response[-1] == EOS) == has_ended
+        assert has_ended or len(response) == LIMIT
+
+
+def test_rows_are_repacked_without_a_gap(policy: Policy) -> None:
+    """Prompt, response, then padding: right-padded, with the masks that lengths and EOS give."""
+    texts, _ = rows(4, 10)
+    texts[3] = [EOS, 5, EOS]  # EOS in a prompt is text like any other
+    out = draw(policy, pad_prompts(texts, range(10), EOS))
+    columns = torch.arange(out.ids.shape[1])
+    longest = 0
+    for i, text in enumerate(texts):
+        length = int(out.attention[i].sum())
+        longest = max(longest, length)
+        assert out.ids[i, : len(text)].tolist() == text
+        assert torch.equal(out.attention[i], columns < length)
+        assert torch.equal(out.response[i], (columns >= len(text)) & (columns < length))
+        assert (out.ids[i, length:] == EOS).all()
+    assert out.ids.shape[1] == longest
+    starts = torch.tensor([len(text) for text in texts])
+    by_rule = response_mask(out.ids, EOS, starts) & (columns < (starts + LIMIT).unsqueeze(1))
+    assert torch.equal(by_rule, out.response)
+
+
+def test_seeds_decide(policy: Policy) -> None:
+    batch = prompts(5, 6)
+    first = responses(draw(policy, batch))
+    torch.manual_seed(99)  # the global generator has no say
+    assert responses(draw(policy, batch)) == first
+    other = Prompts(batch.ids, batch.attention, tuple(s + 1 for s in batch.seeds))
+    assert responses(draw(policy, other)) != first
+
+
+def test_a_longer_limit_only_adds_tokens(policy: Policy) -> None:
+    short, long = (responses(draw(policy, prompts(6, 10), limit=n)) for n in (3, 20))
+    assert [response[:3] for response in long] == short
+
+
+def test_responses_to_one_prompt_follow_each_other_and_differ(policy: Policy) -> None:
+    batch = prompts(7, 5)
+    single, several = responses(draw(policy, batch)), responses(draw(policy, batch, k=3))
+    assert several[::3] == single
+    assert all(len({tuple(r) for r in several[i : i + 3]}) > 1 for i in range(0, 15, 3))
+
+
+@torch.no_grad()
+def test_the_samplers_probabilities_are_those_of_the_training_forward(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cache, left padding and position ids against one plain right-padded pass, at the same temperature."""
+    seen: list[Tensor] = []
+    original = module._draw
+
+    def recording(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+        token = original(logits, uniform, temperature)
+        seen.append(torch.log_softmax(logits.double() / temperature, -1).gather(1, token.unsqueeze(1)))
+        return token
+
+    monkeypatch.setattr(module, "_draw", recording)
+    texts, _ = rows(8, 6)
+    out = sample(policy, pad_prompts(texts, range(6), 0), max_new_tokens=9, temperature=0.7, eos_id=-1)
+    trained = policy.logprobs(widened(out, 0), 0.7)[out.response].view(6, 9)
+    torch.testing.assert_close(torch.cat(seen, 1), trained.double(), atol=1e-5, rtol=0)

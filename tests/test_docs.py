@@ -1,0 +1,197 @@
+"""The documentation against the code: references exist; metrics, defaults and exit codes are what it says."""
+
+import ast
+import json
+import re
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pydantic_core import PydanticUndefined
+
+import preftune
+import tiny
+from preftune import errors
+from preftune.config import EvaluationConfig
+from preftune.config.stages import ALGORITHM_CONFIGS
+from preftune.data import Dialogue, Preference, Turn
+from preftune.evaluation.compare import compare_to
+from preftune.evaluation.policy import Bench, summarise
+from preftune.evaluation.reward_model import audit, mistakes
+from preftune.models.roles import Reference
+from preftune.rundir import read_jsonl
+from preftune.training.loop import Plan, train
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SETTINGS = EvaluationConfig(resamples=20)
+
+
+def where(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """Functions, classes, methods and assigned names of a Python file, methods and fields as Class.name."""
+    found = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            found.update(prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return frozenset(found)
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """Rows of the Markdown tables under each second-level heading, the heads of the tables included."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ").strip()
+        elif line.startswith("| "):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            found.setdefault(heading, []).append([cell.strip() for cell in cells])
+    return found
+
+
+def first_column(page: Path, heading: str) -> set[str]:
+    """The names in code spans in the first column of the table under `heading`."""
+    return {name for row in tables(page)[heading] for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+# --- references ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_every_reference_exists(page: Path) -> None:
+    wrong = []
+    for path, name in re.findall(r"([\w./-]+\.py)::([\w.]+)", page.read_text(encoding="utf-8")):
+        file = ROOT / path
+        if not file.is_file():
+            wrong.append(f"{path} is not there")
+        elif name.rstrip(".") not in names_in(file):
+            wrong.append(f"{path} has no {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    wrong = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not wrong
+
+
+def test_a_wrong_reference_is_noticed() -> None:
+    names = names_in(ROOT / "src/preftune/algorithms/ppo.py")
+    assert {"PPO", "PPO.step", "PPO.needs", "Experience.returns"} <= names
+    assert "PPO.train" not in names
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+METRICS = ROOT / "docs" / "metrics.md"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHM_CONFIGS)
+def test_training_metrics_are_documented(algorithm: str) -> None:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1e-3)
+
+    made = preftune.one_update(
+        algorithm, tiny.roles(algorithm), tiny.batch_for(algorithm), optimizer=optimizer, microbatch_size=4
+    )
+    assert set(made) == first_column(METRICS, algorithm)
+
+
+def test_metrics_of_the_loop_are_documented(tmp_path: Path) -> None:
+    plan = Plan(
+        steps=1, metrics=tmp_path / "m.jsonl", checkpoints=tmp_path / "none", checkpoint_every=1, keep=1
+    )
+    algorithm = SimpleNamespace(step=lambda batch: {})
+    learner = SimpleNamespace(set_progress=lambda step, steps: 1.0)
+    train(algorithm, learner, lambda step: None, plan, lambda step, metrics: None)  # type: ignore[arg-type]
+    (row,) = read_jsonl(plan.metrics)
+    assert set(row) == first_column(METRICS, "stages/STAGE/metrics.jsonl: every stage")
+
+
+def preference(row: int) -> Preference:
+    prompt = Dialogue((Turn("human", f" Question {row}?"),))
+    return Preference(prompt=prompt, chosen=" Yes.", rejected=" No, no.", source="here", row=row)
+
+
+def bench() -> Bench:
+    """Two prompts and a policy of a few thousand weights; texts are not looked at."""
+    encoder = SimpleNamespace(
+        eos_id=tiny.EOS, decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
+    )
+    scorer = SimpleNamespace(scores=lambda sequences: torch.arange(len(sequences)).float())
+    return Bench(
+        prompts=[preference(0), preference(1)],
+        encoder=encoder,  # type: ignore[arg-type]
+        scorer=scorer,  # type: ignore[arg-type]
+        reference=Reference(tiny.causal_lm(1)),
+        settings=EvaluationConfig(resamples=20, max_new_tokens=4),
+        seed=0,
+        device=torch.device("cpu"),
+        gold=lambda prompt, response, ended: 1.0,
+    )
+
+
+def test_numbers_about_policies_are_documented() -> None:
+    measured = bench()
+    rows = measured.rows(measured.reference, lambda n: None)
+    summary = summarise("policy_sft", "SFT", rows, measured)
+    assert set(summary) == first_column(METRICS, "evaluation/POLICY.json")
+    text = json.dumps(tables(METRICS)["evaluation/POLICY.json"])
+    assert all(f"`{name}`" in text for name in summary["kl"])
+    comparisons = compare_to("policy_sft", {"policy_sft": rows, "base": rows}, SETTINGS, seed=0)
+    assert set(comparisons[0]) == first_column(METRICS, "evaluation/comparisons.jsonl")
+    assert set(rows[0]) - {"ids"} == first_column(METRICS, "samples/POLICY_samples.jsonl")
+
+
+def test_numbers_about_the_reward_model_are_documented() -> None:
+    scored = [
+        {
+            "pair": preference(i),
+            "chosen": 0.1 * i,
+            "rejected": 0.2,
+            "chosen_length": 3 + i,
+            "rejected_length": 4,
+        }
+        for i in range(5)
+    ]
+    assert set(audit("rm", scored, seed=0)) == first_column(METRICS, "evaluation/reward_model.json")
+    documented = tables(METRICS)["analysis/reward_model_mistakes.jsonl"]
+    assert set(mistakes(scored)[0]) == {re.findall(r"`([^`]+)`", row[0])[0] for row in documented[1:]}
+
+
+# --- defaults and exit codes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHM_CONFIGS)
+def test_defaults_on_the_page_of_an_algorithm_are_those_of_the_code(algorithm: str) -> None:
+    _, *rows = tables(ROOT / "docs" / "algorithms" / f"{algorithm}.md")["Defaults"]
+    written = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    fields = ALGORITHM_CONFIGS[algorithm].model_fields
+    assert set(written) == set(fields) - {"algorithm", "optimizer"}
+    for key, text in written.items():
+        assert fields[key].default is not PydanticUndefined
+        assert (None if text == "none" else json.loads(text)) == fields[key].default, key
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    _, *rows = tables(ROOT / "docs" / "reliability.md")["Exit codes"]
+    written = {row[1].strip("`"): int(row[0]) for row in rows if row[1].startswith("`")}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert written == {kind.__name__: kind.code for kind in kinds}  # type: ignore[attr-defined]
