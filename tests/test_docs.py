@@ -20,7 +20,7 @@ from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.data import Dialogue, Preference, Turn
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.policy import Bench, summarise
-from preftune.evaluation.reward_model import audit, mistakes
+from preftune.evaluation.reward_model import audit, gap, mistakes
 from preftune.models.roles import Reference
 from preftune.rundir import read_jsonl
 from preftune.training.loop import Plan, train
@@ -172,6 +172,8 @@ def test_numbers_about_the_reward_model_are_documented() -> None:
         for i in range(5)
     ]
     assert set(audit("rm", scored, seed=0)) == first_column(METRICS, "evaluation/reward_model.json")
+    assert "`gap_sd`" in json.dumps(tables(METRICS)["evaluation/reward_model.json"])
+    assert set(gap(scored)) == {"value", "interval", "n", "gap_sd"}
     documented = tables(METRICS)["analysis/reward_model_mistakes.jsonl"]
     assert set(mistakes(scored)[0]) == {re.findall(r"`([^`]+)`", row[0])[0] for row in documented[1:]}
 

@@ -77,7 +77,7 @@ def predicting(algorithm: str, role: str, batch: Any) -> Tensor:
 @pytest.mark.parametrize(("algorithm", "role"), TRAINED)
 def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -> None:
     """Neither the outputs at prompt and padding columns nor the inputs at padding columns."""
-    models, batch, kept = roles(algorithm), widened_batch(batch_for(algorithm), 4), []
+    models, batch, kept = roles(algorithm), batch_for(algorithm), []
 
     def keep(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         output = output * 1.0  # a tensor of its own, so that its gradient is that of this place alone

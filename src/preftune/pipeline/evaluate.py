@@ -60,8 +60,9 @@ def _evaluate_reward_model(session: Session, name: str) -> None:
     if session.is_world:
         result["best_reachable"] = best_reachable([s["pair"] for s in pairs])
         result["gold_component_gaps"] = {
-            part: gap(scored(f"{name} {part}", probes))
+            part: gap(scored(f"{name} {part}", usable))
             for part, probes in world_probes(session.config.seed).items()
+            if (usable := encoder.usable(probes)[0])
         }
     if name != session.judge:
         write_json(session.run.evaluation(f"reward_model_{name}"), result)

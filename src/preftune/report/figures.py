@@ -261,7 +261,8 @@ def _curves(stage: StageView) -> dict[str, list[tuple[float, float]]]:
 def _training(stage: StageView, curves: dict[str, list[tuple[float, float]]]) -> str:
     columns = min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
-    figure, axes = _new(rows, columns, 3.2 * columns + 0.4, 2.2 * rows + 0.3)
+    figure, axes = _new(rows, columns, 3.2 * columns + 0.4, 2.2 * rows + 0.5)
+    figure.suptitle(clean(stage.name, 40), x=0.01, ha="left", fontsize=11, fontweight="bold")
     for panel, (key, points) in zip(axes, curves.items(), strict=False):
         shown = list(_thinned(points))
         steps, values = [step for step, _ in shown], [value for _, value in shown]

@@ -1,0 +1,170 @@
+"""GRPO: groups, reductions, KL terms and metrics against plain arithmetic."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import EOS, GROUP, Judge, causal_lm, flat, gradients, prompts, relative, roles, rollout, runner, sequences
+from torch import Tensor
+
+from preftune.errors import PreftuneError
+from preftune.models.roles import Policy
+from preftune.rollout import Rollout
+
+
+def groups(x: Tensor) -> Tensor:
+    return x.view(-1, GROUP)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_of_a_group_sum_to_zero(scale: str) -> None:
+    made, _ = runner("grpo", roles("grpo"), scale=scale)
+    advantages = made.experience(rollout(5)).advantages
+    assert groups(advantages).sum(1).abs().max() < 1e-5
+    assert advantages.abs().max() > 0.1
+
+
+def test_advantages_are_the_groups_own_scores_standardised() -> None:
+    made, _ = runner("grpo", roles("grpo"))
+    batch = rollout(5)
+    s = groups(batch.scores)
+    expected = (s - s.mean(1, keepdim=True)) / (s.std(1, keepdim=True) + 1e-4)
+    torch.testing.assert_close(made.experience(batch).advantages, expected.flatten(), atol=1e-6, rtol=0)
+
+
+def test_groups_of_equal_scores_give_exactly_no_gradient_without_kl() -> None:
+    batch = replace(rollout(5), scores=torch.tensor([0.1] * 4 + [0.7] * 4))
+    got, metrics = gradients("grpo", batch, kl_coef=0.0)
+    assert (flat(got["policy"]) == 0).all()
+    assert metrics["frac_reward_zero_std"] == 1.0
+    assert metrics["reward_std"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_group_of_equal_scores_only_dilutes_the_other() -> None:
+    batch = rollout(5)
+    half = replace(batch, scores=torch.cat([batch.scores[:4], torch.full((4,), 0.7)]))
+    both, metrics = gradients("grpo", half, kl_coef=0.0, reduction="grpo")
+    alone, _ = gradients("grpo", batch[:4], kl_coef=0.0, reduction="grpo")
+    assert metrics["frac_reward_zero_std"] == 0.5
+    halved = {name: g / 2 for name, g in alone["policy"].items()}
+    assert relative(both["policy"], halved) < 2e-6
+
+
+def test_with_kl_such_groups_still_pull_to_the_reference() -> None:
+    batch = replace(rollout(5), scores=torch.zeros(8))
+    got, _ = gradients("grpo", batch, kl_coef=0.04)
+    assert flat(got["policy"]).norm() > 1e-4
+
+
+@pytest.mark.parametrize("kl", ["k2", "k3", "k3_ratio"])
+def test_a_policy_that_is_the_reference_has_kl_exactly_zero(kl: str) -> None:
+    policy = Policy(causal_lm(1))
+    batch = rollout(5, policy=policy, noise=0.0)
+    batch = replace(batch, reference_logprobs=batch.logprobs)
+    _, metrics = gradients("grpo", batch, models={"policy": policy}, kl=kl)
+    assert metrics["kl"] == 0.0
+    assert metrics["kl_per_sequence"] == 0.0
+    assert metrics["ratio"] == 1.0
+
+
+def by_hand(batch: Rollout, reduction: str, kl: str, kl_coef: float, limit: int) -> float:
+    """The whole loss in float64 loops over rows and columns."""
+    with torch.no_grad():
+        new = Policy(causal_lm(1)).logprobs(batch.sequences).double()
+    old, reference = batch.logprobs.double(), batch.reference_logprobs.double()
+    s = groups(batch.scores.double())
+    advantages = ((s - s.mean(1, keepdim=True)) / (s.std(1, keepdim=True) + 1e-4)).flatten()
+    per_row = []
+    for i in range(len(batch)):
+        terms = []
+        for t in batch.sequences.response[i].nonzero().flatten().tolist():
+            ratio, d = (new[i, t] - old[i, t]).exp(), new[i, t] - reference[i, t]
+            penalty = d**2 / 2 if kl == "k2" else (-d).exp() - 1 + d
+            penalty = penalty * ratio if kl == "k3_ratio" else penalty
+            surrogate = torch.minimum(ratio * advantages[i], ratio.clamp(0.8, 1.28) * advantages[i])
+            terms.append(float(-surrogate + kl_coef * penalty))
+        per_row.append(terms)
+    total = sum(map(sum, per_row))
+    match reduction:
+        case "grpo":
+            return sum(sum(row) / len(row) for row in per_row) / len(per_row)
+        case "dr_grpo":
+            return total / (len(per_row) * limit)
+        case _:
+            return total / sum(map(len, per_row))
+
+
+@pytest.mark.parametrize("kl", ["k2", "k3", "k3_ratio"])
+@pytest.mark.parametrize("reduction", ["dapo", "grpo", "bnpo", "dr_grpo"])
+def test_the_loss_by_hand(reduction: str, kl: str) -> None:
+    batch = rollout(5)
+    _, metrics = gradients(
+        "grpo",
+        batch,
+        microbatch_size=3,
+        reduction=reduction,
+        kl=kl,
+        kl_coef=0.3,
+        clip_low=0.2,
+        clip_high=0.28,
+        max_new_tokens=12,
+    )
+    assert metrics["loss"] == pytest.approx(by_hand(batch, reduction, kl, 0.3, 12), abs=1e-5)
+
+
+def test_reductions_agree_where_all_responses_have_the_full_length() -> None:
+    whole = sequences(5, 8)
+    length = int(whole.response.sum(1).min())
+    start = whole.response.int().argmax(1, keepdim=True)
+    columns = torch.arange(whole.ids.shape[1])
+    equal = replace(whole, response=(columns >= start) & (columns < start + length))
+    base = rollout(5)
+    batch = replace(base, sequences=replace(equal, attention=columns < start + length))
+    losses = [
+        gradients("grpo", batch, reduction=reduction, max_new_tokens=length)[1]["loss"]
+        for reduction in ("dapo", "grpo", "bnpo", "dr_grpo")
+    ]
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+
+
+def test_clip_fractions_count_what_the_minimum_cuts() -> None:
+    batch = rollout(5)
+    _, metrics = gradients("grpo", batch, clip_low=0.2, clip_high=0.28)
+    made, _ = runner("grpo", roles("grpo"))
+    advantages = made.experience(batch).advantages
+    with torch.no_grad():
+        ratio = (Policy(causal_lm(1)).logprobs(batch.sequences) - batch.logprobs).exp()
+    own, positive = batch.sequences.response, (advantages > 0).unsqueeze(1)
+    low, high = (ratio < 0.8) & ~positive & own, (ratio > 1.28) & positive & own
+    n = own.sum().item()
+    assert metrics["clip_ratio/low_mean"] == pytest.approx(low.sum().item() / n, abs=1e-6)
+    assert metrics["clip_ratio/high_mean"] == pytest.approx(high.sum().item() / n, abs=1e-6)
+    assert low.any()
+    assert high.any()
+
+
+def test_the_first_update_of_a_step_has_ratio_1() -> None:
+    """A whole step from prompts, at a temperature that old, new and reference log-probs share."""
+    models = roles("grpo")
+    made, _ = runner("grpo", models, 3, temperature=0.7, microbatch_size=3, max_new_tokens=10)
+    made.scorer = Judge(lambda batch: ((batch.ids == 7) & batch.response).sum(1) - batch.response.sum(1) / 5)
+    metrics = made.step(prompts(3, 3))
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["clip_ratio/region_mean"] == 0.0
+    assert metrics["completions/max_length"] <= 10
+    sampled = made.rollout(prompts(3, 3))
+    assert sampled.group.tolist() == [0] * GROUP + [1] * GROUP + [2] * GROUP
+    starts = sampled.sequences.response.int().argmax(1)
+    assert groups(starts).float().std(1).max() == 0  # one prompt a group
+    expected = (sampled.logprobs - sampled.reference_logprobs).sum(1).mean().item()
+    assert metrics["kl_per_sequence"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_group_of_one_is_refused() -> None:
+    from preftune.config import GRPOConfig
+
+    with pytest.raises((ValueError, PreftuneError)):
+        GRPOConfig(group_size=1)
+    with pytest.raises((ValueError, PreftuneError)):
+        GRPOConfig(batch_size=10, group_size=4)
+    assert EOS not in (0, 1)
