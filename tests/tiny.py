@@ -170,6 +170,7 @@ def runner(
     online = issubclass(kind, PPO | GRPO)
     settings = {"epochs": 1, "minibatches": 1} if online else {}
     settings |= {"group_size": GROUP} if issubclass(kind, GRPO) else {}
+    settings |= {"microbatch_size": microbatch_size} if microbatch_size else {}
     learner = Learner(microbatch_size=microbatch_size)
     recorders = {}
     for name, role in models.items():

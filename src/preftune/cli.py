@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             traceback.print_exception(error)
         if isinstance(error, PreftuneError):
-            return _complain(str(error), error.hint, error.code)
+            return _complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
         what = f"internal error: {type(error).__name__}: {first_line}"
         return _complain(what, "run again with --debug to see where, and report it", PreftuneError.code)

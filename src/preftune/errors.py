@@ -5,13 +5,17 @@ Exit codes follow sysexits(3); the table is in docs/reliability.md.
 
 
 class PreftuneError(Exception):
-    """An error with a message for people. `str(error)` is what went wrong and where; `hint` is what to do."""
+    """An error with a message for people: `message` says what went wrong and where, `hint` what to do."""
 
     code = 70  # internal error: only for a fault of ours
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
 class UsageError(PreftuneError):

@@ -1,6 +1,7 @@
 """PPO: the first minibatch, and a two-step example worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 import preftune
 from preftune.algorithms import PPO
+from preftune.algorithms.ppo import Experience
 from preftune.config import PPOConfig
-from preftune.data import Sequences, pad_sequences
+from preftune.data import Sequences, pad_prompts, pad_sequences
 from preftune.models.roles import Critic, Policy
 from preftune.rollout import Rollout
 from preftune.training.learner import Learner
@@ -24,7 +26,7 @@ def scores_by_rule(batch: Sequences) -> Tensor:
 def step(temperature: float, **config: int | float) -> dict[str, float]:
     """A whole step from prompts: sampled, scored, looked up, and updated with recording optimizers."""
     models = roles("ppo")
-    made, _ = runner("ppo", models, 3, temperature=temperature, microbatch_size=3, max_new_tokens=10, **config)
+    made, _ = runner("ppo", models, 3, temperature=temperature, max_new_tokens=10, **config)
     made.scorer = Judge(scores_by_rule)
     return made.step(prompts(3, 8))
 
@@ -78,39 +80,26 @@ def test_the_reference_enters_through_the_reward() -> None:
 
 
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
-    made, _ = runner("ppo", roles("ppo"), epochs=3, minibatches=4)
+    made, _ = runner("ppo", roles("ppo"), epochs=3, minibatches=4, lam=1.0, kl_coef=0.0)
+    numbered = replace(rollout(5), scores=torch.arange(8.0))  # with these settings a return is the row's number
     seen: list[list[int]] = []
-    batch = rollout(5)
 
-    def update(part: object) -> dict[str, float]:
-        rows = [int((batch.scores == s).nonzero()) for s in part.returns[torch.arange(len(part)), last(part)]]
-        seen.append(rows)
+    def update(part: Experience) -> dict[str, float]:
+        seen.append([round(float(row.max())) for row in part.returns])
         return {"policy/clipfrac_avg": 0.0, "val/ratio": 1.0}
 
-    def last(part: object) -> Tensor:
-        return part.sequences.attention.sum(1) - 1
-
-    made.config = made.config.model_copy(update={"lam": 1.0, "kl_coef": 0.0})
-    batch = Rollout(
-        sequences=batch.sequences,
-        logprobs=batch.logprobs,
-        reference_logprobs=batch.reference_logprobs,
-        values=batch.values * 0,
-        scores=torch.arange(8.0),
-        group=batch.group,
-    )
     made.update = update
-    made.improve(batch, seed=1)
+    made.improve(numbered, seed=1)
     epochs = [[row for part in seen[i : i + 4] for row in part] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert [len(part) for part in seen] == [2] * 12
 
 
-def test_policy_and_critic_do_not_share_gradients() -> None:
+def test_the_value_loss_does_not_reach_the_policy() -> None:
     made, recorders = runner("ppo", roles("ppo"))
     made.improve(rollout(5))
-    other, again = runner("ppo", roles("ppo"), value_clip=None, gamma=1.0)
+    other, again = runner("ppo", roles("ppo"), value_clip=None)
     other.improve(rollout(5))
     assert relative(again["policy"].steps[0], recorders["policy"].steps[0]) == 0.0
     assert relative(again["critic"].steps[0], recorders["critic"].steps[0]) > 1e-3
@@ -140,7 +129,7 @@ def test_two_steps_by_hand() -> None:
         loss = (0.0509809 + 0.21125) / 2 = 0.1311155; clip fraction 1/2
     Gradients. Policy, in the first state: dL/d log π(y1) = ½ · 1.1 · 0.7071068 = 0.3889087, and
         d log π(y1) / d logits = onehot - π = (0.45, -0.25, -0.20) at π = (0.55, 0.25, 0.20):
-        (0.1750089, -0.0972272, -0.0777817), norm 0.2147910. Everything else 0.
+        (0.1750089, -0.0972272, -0.0777817), norm 0.2147819. Everything else 0.
         Critic: ½ · 0.3193147 = 0.1596574 and ½ · (0.35 - 1) = -0.325, norm 0.3620998.
     Both norms are below 1, so nothing is clipped, and SGD with rate 1 subtracts the gradients:
         first-state logits - (0.1750089, -0.0972272, -0.0777817); V = 0.7403426 and 0.675.
@@ -174,14 +163,14 @@ def test_two_steps_by_hand() -> None:
         "val/clipfrac_avg": 0.5,
         "val/ratio": 1.25,
         "policy/approxkl_avg": 0.0341088,
-        "grad_norm": 0.2147910,
+        "grad_norm": 0.2147819,
         "grad_norm/critic": 0.3620998,
         "objective/kl": 0.6931472,
         "objective/non_score_reward": -0.0693147,
         "objective/rlhf_reward": 0.9306853,
         "objective/scores": 1.0,
         # 1 - var(returns - V_old) / var(returns) = 1 - 0.1917754 / 0.0879124
-        "val/explained_variance": -1.1814338,
+        "val/explained_variance": -1.1814365,
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=2e-6), name
@@ -205,7 +194,6 @@ def test_ppo_learns_what_is_scored() -> None:
         learner.train(name, models[name], config.optimizer, rate)
     judge = Judge(lambda batch: (batch.ids[:, 1:] == 1).sum(1).float(), eos_id=EOS)
     made = PPO(config, models, learner, judge)
-    from preftune.data import pad_prompts
 
     before = made.step(pad_prompts([[0]] * 32, range(32), 0))["objective/scores"]
     for i in range(1, 12):

@@ -34,7 +34,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, datasets.Dataset]:
     """A reachable hub with the splits that a test puts into the dictionary."""
     splits: dict[str, datasets.Dataset] = {}
     monkeypatch.setattr(hub, "reachable", lambda: True)
-    monkeypatch.setattr(hub, "_offline_asked_for", lambda: False)
+    monkeypatch.setattr(hub, "offline_asked_for", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, data_dir: datasets.DatasetDict(splits))
     return splits
 

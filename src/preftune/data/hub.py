@@ -29,7 +29,7 @@ def read_hub(name: str, data_dir: str | None, on_bad_row: OnBadRow = "error") ->
     Raises InputMissing, within about 3 seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
-    online = not _offline_asked_for() and reachable()
+    online = not offline_asked_for() and reachable()
     if not online and not _maybe_cached(name):
         raise InputMissing(
             f"{name}: no such path here, and the hub cannot be reached ({_endpoint()})", ALTERNATIVES
@@ -102,7 +102,7 @@ def _offline(datasets: Any) -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _offline_asked_for() -> bool:
+def offline_asked_for() -> bool:
     from huggingface_hub import constants
 
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")

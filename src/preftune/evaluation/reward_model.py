@@ -80,7 +80,7 @@ def audit(stage: str, scored: Sequence[dict[str, Any]], seed: int) -> dict[str, 
             "chosen_longer": _accuracy(margins[lengths > 0]),
             "rejected_longer": _accuracy(margins[lengths < 0]),
         },
-        "baselines": {"longer": _accuracy(lengths), "shorter": _accuracy(-lengths)},
+        "baselines": {"longer": _rule(lengths), "shorter": _rule(-lengths)},
         "correlation_score_length": _correlation(scores, tokens),
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score": {
@@ -129,6 +129,13 @@ def gap(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _accuracy(margins: np.ndarray) -> dict[str, Any]:
     """Share of pairs in the right order; a tie counts as wrong."""
     n, right = len(margins), int((margins > 0).sum())
+    return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
+
+
+def _rule(advantages: np.ndarray) -> dict[str, Any]:
+    """A rule without a model; where it cannot decide it tosses a coin, so a tie counts half."""
+    n = len(advantages)
+    right = float(((advantages > 0) + 0.5 * (advantages == 0)).sum())
     return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
 
 

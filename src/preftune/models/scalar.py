@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import DataError, InputMissing
-from preftune.models.load import Source
+from preftune.models.locate import Source
 
 PAD_TOKEN = "<|pad|>"
 

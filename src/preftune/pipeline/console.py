@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -30,11 +32,17 @@ _HEADLINES = {
 class Console:
     """Plain lines where the output is not a terminal; never interprets markup in data."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, log: Path | None = None) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._log = log
 
     def line(self, text: str) -> None:
+        """One line, to the terminal and to the log of this attempt."""
         self._out.print(Text(text))
+        if self._log is not None:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
 
     def plan(self, name: str, directory: str, rows: Sequence[tuple[str, str, str]]) -> None:
         """Stages with what each starts from and how long it is."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from preftune.data import Encoder, Sequences, pad_prompts, pad_sequences
 from preftune.errors import InputMissing
-from preftune.models.load import Source, context_length, load_causal_lm, load_tokenizer, locate
+from preftune.models.load import context_length, load_causal_lm, load_tokenizer
+from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
 from preftune.pipeline.save import load_reward_model as _load_roles
 from preftune.pipeline.save import read_side_file

@@ -9,7 +9,8 @@ import torch
 
 from preftune.data import Encoder, Preference, Sequences
 from preftune.errors import DataError, StorageError
-from preftune.models.load import Source, load_tokenizer, vocabulary_hash
+from preftune.models.load import load_tokenizer, vocabulary_hash
+from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.pipeline.cards import model_card

@@ -5,12 +5,13 @@ from functools import cached_property
 from typing import Any
 
 from preftune.config import RewardConfig, RunConfig, parents
-from preftune.data import Dataset, Encoder, load_dataset
+from preftune.data import Dataset, Encoder
 from preftune.evaluation.policy import Gold
-from preftune.models.load import Source, context_length, load_tokenizer, locate, quiet_libraries
+from preftune.models.load import context_length, load_tokenizer, quiet_libraries
+from preftune.models.locate import Source, locate
 from preftune.pipeline.console import Console
 from preftune.pipeline.stages import Stage, digest, settings_of
-from preftune.rundir import BASE, RunDir, write_json
+from preftune.rundir import BASE, RunDir
 from preftune.training.learner import Learner
 
 _UNLIMITED = 1 << 20
@@ -21,15 +22,12 @@ class Session:
     """One invocation on one run directory. Data and models are looked up when first needed."""
 
     config: RunConfig
+    dataset: Dataset
     run: RunDir
     console: Console
 
     def __post_init__(self) -> None:
         quiet_libraries()
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        return load_dataset(self.config.data, self.config.seed)
 
     @cached_property
     def data_hash(self) -> str:
@@ -62,8 +60,9 @@ class Session:
         """The first reward stage: it scores every policy."""
         return next((n for n, s in self.config.stage.items() if isinstance(s, RewardConfig)), None)
 
-    def save_data_record(self) -> None:
-        write_json(self.run.data, self.dataset.report)
+    def is_trained(self, stage: str) -> bool:
+        """Whether the stage's model is there; the base of a hub or a directory always is."""
+        return (stage == BASE and self.config.model.scratch is None) or self.source(stage).exists()
 
     def source(self, stage: str) -> Source:
         """The model directory of a stage, or the base."""

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Grid, Quotes, Table, say
-from preftune.report.datacard import flat
-from preftune.report.text import Code, Prose, clean, name, number, percent
+from preftune.report.text import Code, Prose, Text, clean, name, number, percent
 from preftune.report.view import Estimate, RewardModelView, Row, RunView
 
 SHOWN_MISTAKES = 5
@@ -25,11 +24,14 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
     groups = _group_rows(model)
     if groups:
         blocks.append(Grid(table=Table(headers=("Pairs", "n", "Accuracy"), rows=tuple(groups))))
-    if model.gold_component_gaps:
-        rows = tuple((name(key), name(flat(value))) for key, value in model.gold_component_gaps.items())
+    if model.gold_parts:
         blocks += [
-            say("Accuracy by the part of the gold score that differs:"),
-            _grid(("Part", "Value"), rows),
+            say(
+                "What it sees, on pairs without noise that differ in one part of the gold score alone: 50 % "
+                "and a gap of 0 mean that it does not see that part. Stacked courtesies are the blind spot "
+                "that this world has on purpose: no training pair holds them."
+            ),
+            _grid(("Part", "n", "Accuracy", "Gap (sd of scores)"), tuple(_part_rows(model))),
         ]
     return blocks + list(_mistake_blocks(run))
 
@@ -48,7 +50,7 @@ def _headline(run: RunView, model: RewardModelView) -> Prose:
         if needed is not None:
             text += f"If the true accuracy were this, about {needed:,} pairs would be needed to show it. "
     for rule, share in model.baselines.items():
-        text += f"Always choosing the {rule} response (equal lengths count as wrong): {share.percent()}. "
+        text += f"Always choosing the {rule} response (equal lengths count half): {share.percent()}. "
     if model.best_reachable is not None:
         text += (
             f"The labels of this world are noisy on purpose; the best reachable accuracy is "
@@ -92,6 +94,13 @@ def _group_rows(model: RewardModelView) -> list[tuple[str, ...]]:
         (title, "–" if share.n is None else f"{share.n:,}", share.percent())
         for title, share in named + sources
     ]
+
+
+def _part_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
+    for part, accuracy in model.gold_parts.items():
+        gap = model.gold_gaps.get(part)
+        size = "–" if accuracy.n is None else f"{accuracy.n:,}"
+        yield name(part), size, accuracy.percent(), "–" if gap is None else f"{gap:+.2f}"
 
 
 def _grid(headers: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Grid:

@@ -13,7 +13,7 @@ from preftune.report.view import Estimate, PolicyView, RunView
 BETTER, WORSE, UNCLEAR = "better", "worse", "no detectable difference"
 SIGNIFICANCE = 0.05
 MIN_PROMPTS = 10  # below this a bootstrap over prompts gives intervals that are far too short: no claim
-FEW_STEPS = 30
+FEW_STEPS = 10
 POWER = (1.959964 + 0.841621) / 1.959964  # half widths of a 95 % interval that 80 % power needs
 
 

@@ -187,7 +187,7 @@ def _policy(row: Row) -> PolicyView:
 
 
 def _reward_model(row: Row) -> RewardModelView:
-    histogram = row.get("margins_histogram") or {}
+    histogram, parts = row.get("margins_histogram") or {}, row.get("gold_component_gaps") or {}
     return RewardModelView(
         n=row.get("n"),
         accuracy=_estimate(row.get("accuracy")),
@@ -204,7 +204,10 @@ def _reward_model(row: Row) -> RewardModelView:
         margin_counts=tuple(float(count) for count in histogram.get("counts", ())),
         score=_numbers(row.get("score")),
         best_reachable=_number(row.get("best_reachable")),
-        gold_component_gaps=row.get("gold_component_gaps"),
+        gold_parts=_estimates(parts),
+        gold_gaps=_numbers(
+            {part: gap.get("gap_sd") for part, gap in (row.get("gold_component_gaps") or {}).items()}
+        ),
     )
 
 

@@ -126,7 +126,10 @@ class RewardModelView:
     margin_counts: tuple[float, ...] = ()
     score: Mapping[str, float] = field(default_factory=dict)
     best_reachable: float | None = None
-    gold_component_gaps: Mapping[str, Any] | None = None
+    gold_parts: Mapping[str, Estimate] = field(default_factory=dict)  # accuracy where that part alone differs
+    gold_gaps: Mapping[str, float] = field(
+        default_factory=dict
+    )  # and the mean margin there, in sd of the scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

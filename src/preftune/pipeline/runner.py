@@ -1,0 +1,47 @@
+"""Carrying out a run: train what is missing, measure it, write it up. Loads torch."""
+
+from collections.abc import Sequence
+
+from preftune import report
+from preftune.config import RunConfig
+from preftune.data import Dataset
+from preftune.pipeline.console import Console
+from preftune.pipeline.evaluate import evaluate_run
+from preftune.pipeline.provenance import describe
+from preftune.pipeline.session import Session
+from preftune.pipeline.train import run_stage
+from preftune.rundir import BASE, RunDir, read_json, write_json
+from preftune.training.learner import effective_precision
+
+
+def open_session(config: RunConfig, dataset: Dataset, run: RunDir, console: Console) -> Session:
+    """A session whose provenance is on record."""
+    if not run.run.exists():
+        write_json(run.run, describe(config.seed))
+    if effective_precision(config.precision) != config.precision:
+        console.line(f"precision {config.precision} needs a GPU; this run uses float32")
+    return Session(config=config, dataset=dataset, run=run, console=console)
+
+
+def train_stages(session: Session, stages: Sequence[str]) -> None:
+    """The base model from scratch if there is one, then the stages, each unless it is finished."""
+    if session.config.model.scratch is not None:
+        run_stage(session, session.stage(BASE))
+    for name in stages:
+        run_stage(session, session.stage(name))
+
+
+def measure(session: Session, stages: Sequence[str]) -> None:
+    """Evaluate, write the report, show the table and say where everything lies."""
+    run, console = session.run, session.console
+    if evaluate_run(session, stages) or not run.analysis_text.exists():
+        report.build(run)
+    table = report.comparison_table(report.load_run(run))
+    console.table(table.headers, table.rows)
+    if run.reward_evaluation.exists():
+        accuracy = read_json(run.reward_evaluation)["accuracy"]
+        low, high = accuracy["interval"]
+        share = f"{accuracy['value']:.3f} [{low:.3f}, {high:.3f}]"
+        console.line(f"reward model: accuracy {share} on {accuracy['n']:,} validation pairs")
+    for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
+        console.line(f"{what + ':':<10}{path}")

@@ -1,0 +1,186 @@
+"""The learner: weights, schedules, and what it does with an update that is not finite."""
+
+import math
+
+import pytest
+import torch
+from tiny import NO_CLIPPING, Recorder, Tabular, causal_lm, flat, roles, same_weights, sequences, state
+from torch import Tensor
+
+from preftune.algorithms import PPO, SFT
+from preftune.algorithms.base import Loss
+from preftune.config import OptimizerConfig, PPOConfig, SFTConfig
+from preftune.data import Sequences
+from preftune.errors import ConfigError, PreftuneError
+from preftune.functional import token_mean
+from preftune.models.roles import Policy
+from preftune.training.learner import MAX_SKIPPED, Learner, effective_precision, schedule_factor
+
+
+def sft(learner: Learner, policy: Policy, rate: float = 1e-2) -> SFT:
+    learner.train("policy", policy, OptimizerConfig(), rate)
+    return SFT(SFTConfig(), {"policy": policy}, learner)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 1, 3])
+def test_an_update_is_the_gradient_of_the_weighted_sum(microbatch_size: int | None) -> None:
+    """Any weights, microbatches of different widths; a per-row metric is averaged over rows, a per-token one by weight."""
+    batch, policy = sequences(5, 7), Policy(causal_lm(1))
+    weights = torch.rand(batch.ids.shape, generator=torch.Generator().manual_seed(0)) * batch.response
+    learner, recorder = Learner(microbatch_size=microbatch_size), Recorder(policy.model)
+    learner.adopt("policy", policy, recorder, NO_CLIPPING)
+
+    def loss(part: Sequences) -> Loss:
+        terms = policy.logprobs(part)
+        return Loss(terms, {"first id": part.ids[:, 0].float(), "token": terms.detach()})
+
+    metrics = learner.update("policy", batch, weights, loss)
+    other = Policy(causal_lm(1))
+    expected = (other.logprobs(batch) * weights).sum()
+    expected.backward()
+    gradient = {name: p.grad for name, p in other.model.named_parameters()}
+    assert (flat(recorder.steps[0]) - flat(gradient)).norm() / flat(gradient).norm() < 1e-6
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["first id"] == pytest.approx(batch.ids[:, 0].float().mean().item(), rel=1e-5)
+    assert metrics["token"] == pytest.approx((expected / weights.sum()).item(), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
+
+
+def test_gradients_are_shortened_to_the_limit_and_the_norm_before_that_is_reported() -> None:
+    policy = Policy(causal_lm(1))
+    learner, recorder = Learner(), Recorder(policy.model)
+    learner.adopt("policy", policy, recorder, OptimizerConfig(max_grad_norm=0.01))
+    batch = sequences(5)
+    metrics = learner.update(
+        "policy", batch, token_mean(batch.response), lambda part: Loss(-policy.logprobs(part))
+    )
+    assert metrics["grad_norm"] > 0.1
+    assert flat(recorder.steps[0]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final", "expected"),
+    [
+        ("constant", 0.0, [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0.0, [1 / 3, 2 / 3, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("linear", 0.2, [1 / 3, 2 / 3, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]),
+        ("cosine", 0.0, [1 / 3, 2 / 3, *((1 + math.cos(math.pi * i / 8)) / 2 for i in range(8))]),
+    ],
+)
+def test_schedules(schedule: str, final: float, expected: list[float]) -> None:
+    """Ten steps, two of them warm-up: it rises in equal parts and reaches 1 at the third."""
+    settings = OptimizerConfig(warmup=0.2, schedule=schedule, final=final)
+    assert [schedule_factor(settings, i, 10) for i in range(10)] == pytest.approx(expected)
+
+
+def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
+    for warmup in (0.0, 0.05, 1.0):
+        for steps in (1, 2, 7):
+            assert all(schedule_factor(OptimizerConfig(warmup=warmup), i, steps) > 0 for i in range(steps))
+
+
+def test_the_rate_is_set_on_every_optimizer() -> None:
+    models = roles("ppo")
+    learner = Learner()
+    learner.train("policy", models["policy"], OptimizerConfig(warmup=0.0), 0.1)
+    learner.train("critic", models["critic"], OptimizerConfig(warmup=0.0), 0.4)
+    assert learner.set_progress(5, 10) == 0.5
+    rates = {name: trained.optimizer.param_groups[0]["lr"] for name, trained in learner.trained.items()}
+    assert rates == pytest.approx({"policy": 0.05, "critic": 0.2})
+
+
+class Poisoned(Policy):
+    """A policy whose log-probs turn NaN on demand."""
+
+    __slots__ = ("poison",)
+
+    def logprobs_and_entropy(self, batch: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = super().logprobs_and_entropy(batch, temperature)
+        return logprobs * (math.nan if self.poison else 1.0), entropy
+
+
+def poisoned() -> Poisoned:
+    policy = Poisoned(causal_lm(1))
+    policy.poison = True
+    return policy
+
+
+def test_an_update_that_is_not_finite_changes_nothing() -> None:
+    policy = poisoned()
+    learner = Learner()
+    algorithm = sft(learner, policy)
+    before = state(policy.model)
+    metrics = algorithm.step(sequences(5))
+    assert not math.isfinite(metrics["loss"])
+    assert same_weights(state(policy.model), before)
+    assert not learner.trained["policy"].optimizer.state_dict()["state"]  # no NaN in the moments either
+    policy.poison = False
+    algorithm.step(sequences(5))
+    assert not same_weights(state(policy.model), before)
+    assert all(p.isfinite().all() for p in policy.model.parameters())
+
+
+def test_three_such_updates_in_a_row_stop_the_run() -> None:
+    policy = poisoned()
+    algorithm = sft(Learner(), policy)
+    for poison in (True, True, False, True, True):  # a finite one starts the count again
+        policy.poison = poison
+        algorithm.step(sequences(5))
+    with pytest.raises(PreftuneError, match="3 updates in a row") as caught:
+        algorithm.step(sequences(5))
+    assert "learning rate" in caught.value.hint
+    assert MAX_SKIPPED == 3
+
+
+def test_the_critics_sound_updates_do_not_hide_the_policys() -> None:
+    """PPO updates both in turn: each has a count of its own."""
+    from tiny import rollout
+
+    models = roles("ppo")
+    models["policy"] = poisoned()
+    learner = Learner()
+    for name in ("policy", "critic"):
+        learner.train(name, models[name], OptimizerConfig(), 1e-3)
+    ppo = PPO(PPOConfig(epochs=3, minibatches=1, batch_size=8), models, learner)
+    with pytest.raises(PreftuneError, match="3 updates in a row"):
+        ppo.improve(rollout(5))
+
+
+def test_rows_that_processes_cannot_share_are_refused() -> None:
+    learner = Learner()
+    batch = sequences(5)
+    assert learner.place(batch) is not None
+
+    class Three:
+        num_processes, process_index, device = 3, 1, torch.device("cpu")
+
+    learner.accelerator = Three()
+    assert torch.equal(learner.place(sequences(5, 6)).attention.sum(1), sequences(5, 6)[2:4].attention.sum(1))
+    with pytest.raises(ConfigError, match="7 rows"):
+        learner.place(sequences(5, 7))
+
+
+def test_runs_of_different_precision_follow_each_other_in_one_process() -> None:
+    """A notebook does that; accelerate keeps the first one's precision for good unless told otherwise."""
+    for precision in ("float32", "bf16", "float32"):
+        policy = Policy(causal_lm(1))
+        learner = Learner(precision)
+        metrics = sft(learner, policy).step(sequences(5))
+        assert math.isfinite(metrics["loss"])
+        assert learner.accelerator.mixed_precision == {"float32": "no", "bf16": "bf16"}[precision]
+        assert all(p.dtype == torch.float32 for p in policy.model.parameters())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_falls_back_where_there_is_no_gpu() -> None:
+    assert effective_precision("fp16") == "float32"
+    assert effective_precision("bf16") == "bf16"
+
+
+def test_counts_and_pools_are_plain_on_one_process() -> None:
+    learner = Learner()
+    assert learner.total(torch.tensor(5.0)).item() == 5.0
+    values = torch.arange(4.0)
+    pooled, mine = learner.pool(values)
+    assert torch.equal(pooled[mine], values)
+    assert Tabular(torch.zeros(2, 3)).table.shape == (2, 3)

@@ -1,0 +1,139 @@
+"""The loop: a run that was killed and resumed is the uninterrupted one, bit for bit, for every algorithm."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, Judge, pairs, prompts, roles, same_weights, sequences, state
+from torch import Tensor
+
+from preftune.algorithms import ALGORITHMS, GRPO, PPO
+from preftune.algorithms.base import Algorithm
+from preftune.config import OptimizerConfig
+from preftune.data import Sequences
+from preftune.rundir import read_jsonl
+from preftune.training.learner import Learner
+from preftune.training.loop import Plan, train
+
+STEPS = 5
+TIMES = ("time", "step_seconds")
+EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
+BATCHES = {"sft": sequences, "reward": pairs, "dpo": pairs, "ppo": prompts, "grpo": prompts}
+
+
+class Killed(Exception):
+    """Stands in for a kill: nothing runs after it."""
+
+
+def rule(batch: Sequences) -> Tensor:
+    return ((batch.ids == 7) & batch.response).sum(1).float() - batch.response.sum(1) / 5
+
+
+def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
+    """Everything from nothing, as a new process would."""
+    kind, models = ALGORITHMS[algorithm], roles(algorithm)
+    settings: dict[str, Any] = {"microbatch_size": 3}
+    if issubclass(kind, PPO | GRPO):
+        settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
+        settings |= {"group_size": 2} if kind is GRPO else {}
+    config = kind.Config(**settings)
+    learner = Learner(microbatch_size=3)
+    for name, role in models.items():
+        if name in kind.trains:
+            learner.train(name, role, OptimizerConfig(), 1e-2)
+        else:
+            learner.freeze(role)
+    extra = {"scorer": Judge(rule, EOS)} if issubclass(kind, PPO | GRPO) else {}
+    return kind(config, models, learner, **extra), learner, models
+
+
+def run(algorithm: str, out: Path, kill_at: int | None = None) -> dict[str, dict[str, Tensor]]:
+    """Train, or die in the on_step call of `kill_at`; the weights of the trained roles."""
+    made, learner, models = prepare(algorithm)
+
+    def on_step(step: int, metrics: Any) -> None:
+        if step == kill_at:
+            raise Killed
+
+    plan = Plan(
+        steps=STEPS,
+        metrics=out / "metrics.jsonl",
+        checkpoints=out / "checkpoints",
+        checkpoint_every=2,
+        keep=1,
+    )
+    train(made, learner, lambda step: BATCHES[algorithm](step, 4 if algorithm == "grpo" else 8), plan, on_step)
+    return {name: state(models[name].model) for name in learner.trained}
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(out / "metrics.jsonl")]
+
+
+@EVERY
+def test_killed_and_resumed_equals_uninterrupted(algorithm: str, tmp_path: Path) -> None:
+    """Killed at step 1 (no checkpoint yet), then at 4 (resuming from 0), then finished from the checkpoint of step 2."""
+    whole = run(algorithm, tmp_path / "whole")
+    for step in (1, 4):
+        with pytest.raises(Killed):
+            run(algorithm, tmp_path / "pieces", kill_at=step)
+    assert [p.name for p in (tmp_path / "pieces" / "checkpoints").iterdir()] == ["step-000002"]
+    pieces = run(algorithm, tmp_path / "pieces")
+    assert whole.keys() == pieces.keys()
+    for name in whole:
+        assert same_weights(pieces[name], whole[name])
+    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "pieces")] == list(range(1, STEPS + 1))
+
+
+def test_training_changes_every_trained_role(tmp_path: Path) -> None:
+    fresh = {name: state(role.model) for name, role in roles("ppo").items()}
+    for name, after in run("ppo", tmp_path).items():
+        assert not same_weights(after, fresh[name])
+
+
+def test_a_lost_optimizer_state_would_show(tmp_path: Path) -> None:
+    """The test above can fail: without the moments the resumed weights are others."""
+    whole = run("sft", tmp_path / "whole")
+    with pytest.raises(Killed):
+        run("sft", tmp_path / "pieces", kill_at=3)
+    made, learner, models = prepare("sft")
+    from preftune.training import checkpoint
+
+    assert checkpoint.restore(tmp_path / "pieces" / "checkpoints", learner) == 2
+    learner.trained["policy"].optimizer.state.clear()
+    for step in range(2, STEPS):
+        learner.set_progress(step, STEPS)
+        made.step(sequences(step, 8))
+    assert not same_weights(state(models["policy"].model), whole["policy"])
+
+
+def test_time_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Seconds of training: rising, also across a resume, and without the pause between."""
+    with pytest.raises(Killed):
+        run("sft", tmp_path, kill_at=4)
+    run("sft", tmp_path)
+    times = [row["time"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert times == sorted(times)
+    assert 0 < times[0] < times[-1] < 60
+
+
+def test_rows_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
+    """A torn last line, too, is no row."""
+    with pytest.raises(Killed):
+        run("sft", tmp_path, kill_at=4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    run("sft", tmp_path)
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_a_stage_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    whole = run("sft", tmp_path / "whole")
+    with pytest.raises(Killed):
+        run("sft", tmp_path / "pieces", kill_at=4)
+    shutil.rmtree(tmp_path / "pieces" / "checkpoints")
+    assert same_weights(run("sft", tmp_path / "pieces")["policy"], whole["policy"])
+    assert torch.is_tensor(next(iter(whole["policy"].values())))
