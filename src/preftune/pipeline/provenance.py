@@ -26,7 +26,7 @@ def describe(seed: int) -> dict[str, Any]:
     """The content of run.json."""
     return {
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -56,6 +56,12 @@ def peak_memory_mb() -> float | None:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return None
+
+
+def _command() -> list[str]:
+    """What was typed; `python -m preftune` is the same program as `preftune`."""
+    program = Path(sys.argv[0]).name
+    return ["preftune" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:
