@@ -92,7 +92,9 @@ def prompts(seed: int, count: int = 4) -> Prompts:
 
 
 def rollout(seed: int, count: int = 8, policy: Policy | None = None, noise: float = 0.3) -> Rollout:
-    """Responses in groups of 4 with old log-probs near the policy's; far enough for some ratios to be clipped."""
+    """Responses in groups of 4 with old log-probs near the policy's; far enough for some ratios to be
+    clipped.
+    """
     random = torch.Generator().manual_seed(seed)
     batch = sequences(seed, count)
     shape = batch.ids.shape
@@ -121,12 +123,16 @@ def widened(batch: Sequences, columns: int, junk: int = 3) -> Sequences:
     pad = torch.nn.functional.pad
     ids = torch.where(batch.attention, batch.ids, junk)
     return Sequences(
-        pad(ids, (0, columns), value=junk), pad(batch.attention, (0, columns)), pad(batch.response, (0, columns))
+        pad(ids, (0, columns), value=junk),
+        pad(batch.attention, (0, columns)),
+        pad(batch.response, (0, columns)),
     )
 
 
 def widened_batch(batch: Any, columns: int) -> Any:
-    """`widened` for every kind of batch; off the response a rollout then holds NaN, to show that nobody looks."""
+    """`widened` for every kind of batch; off the response a rollout then holds NaN, to show that nobody
+    looks.
+    """
     if isinstance(batch, Sequences):
         return widened(batch, columns)
     if isinstance(batch, Pairs):
@@ -208,10 +214,11 @@ def relative(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 
 class Tabular(torch.nn.Module):
-    """A model by table, for sequences of one prompt token and up to two more: stands in for policy and critic.
+    """A model by table, for sequences of one prompt token and up to two more: stands in for policy and
+    critic.
 
-    The state is 0 after the prompt and 1 + a after the response token a; `table` (states, outputs) holds the logits
-    of the next token, or with one output the value.
+    The state is 0 after the prompt and 1 + a after the response token a; `table` (states, outputs) holds the
+    logits of the next token, or with one output the value.
     """
 
     def __init__(self, table: Tensor) -> None:

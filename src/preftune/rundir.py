@@ -130,7 +130,7 @@ class RunDir:
 
     @property
     def comparisons(self) -> Path:
-        """One row per prompt and policy."""
+        """One row per policy and measure: the paired difference to the reference."""
         return self.path / "evaluation" / "comparisons.jsonl"
 
 

@@ -4,13 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import GROUP, Judge, causal_lm, flat, gradients, prompts, relative, roles, rollout, runner, sequences
 from torch import Tensor
 
 from preftune.config import GRPOConfig
 from preftune.errors import PreftuneError
 from preftune.models.roles import Policy
 from preftune.rollout import Rollout
+from tiny import (
+    GROUP,
+    Judge,
+    causal_lm,
+    flat,
+    gradients,
+    prompts,
+    relative,
+    roles,
+    rollout,
+    runner,
+    sequences,
+)
 
 
 def groups(x: Tensor) -> Tensor:

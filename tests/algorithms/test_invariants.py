@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TRAINED, batch_for, gradients, relative, roles, runner, sequences, widened_batch
 from torch import Tensor
 
 from preftune.algorithms import ALGORITHMS, GRPO, PPO
 from preftune.data import Pairs, Sequences
+from tiny import TRAINED, batch_for, gradients, relative, roles, runner, sequences, widened_batch
 
 ROUNDING = 1e-6  # relative, over all parameters; float32 keeps 1.2e-7
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -87,7 +87,10 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
 
     model = models[role].model
     made, _ = runner(algorithm, models)
-    handles = [model.base_model.wte.register_forward_hook(keep), model.base_model.ln_f.register_forward_hook(keep)]
+    handles = [
+        model.base_model.wte.register_forward_hook(keep),
+        model.base_model.ln_f.register_forward_hook(keep),
+    ]
     _ = made.improve(batch) if isinstance(made, PPO | GRPO) else made.step(batch)
     for handle in handles:
         handle.remove()
@@ -96,8 +99,12 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
     assert hidden.shape == read.shape
     assert (hidden[~read] == 0).all()
     assert (hidden[read] > 0).float().mean() > 0.7  # clipping may silence some
-    sides = [batch.chosen, batch.rejected] if isinstance(batch, Pairs) else [getattr(batch, "sequences", batch)]
-    real = torch.cat([torch.nn.functional.pad(s.attention, (0, read.shape[1] - s.ids.shape[1])) for s in sides])
+    sides = (
+        [batch.chosen, batch.rejected] if isinstance(batch, Pairs) else [getattr(batch, "sequences", batch)]
+    )
+    real = torch.cat(
+        [torch.nn.functional.pad(s.attention, (0, read.shape[1] - s.ids.shape[1])) for s in sides]
+    )
     assert (embedded[~real] == 0).all()
 
 
@@ -105,7 +112,11 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
 def test_nothing_but_the_trained_roles_changes(algorithm: str) -> None:
     models = roles(algorithm)
     made, recorders = runner(algorithm, models)
-    _ = made.improve(batch_for(algorithm)) if isinstance(made, PPO | GRPO) else made.step(batch_for(algorithm))
+    _ = (
+        made.improve(batch_for(algorithm))
+        if isinstance(made, PPO | GRPO)
+        else made.step(batch_for(algorithm))
+    )
     assert set(recorders) == set(ALGORITHMS[algorithm].trains)
     for name, role in models.items():
         assert any(p.requires_grad for p in role.model.parameters()) == (name in recorders)

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny import EOS, causal_lm, classifier, flat, gradients, pairs, relative, sequences
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from preftune.data import Pairs, Sequences, pad_sequences
 from preftune.models.roles import Policy, Reference, RewardModel
+from tiny import EOS, causal_lm, classifier, flat, gradients, pairs, relative, sequences
 
 
 def summed(model: torch.nn.Module, batch: Sequences) -> Tensor:
@@ -66,7 +66,9 @@ def test_dpo_at_the_reference(kind: str, expected: float) -> None:
 
 
 def test_dpo_at_the_reference_is_exact_in_equal_batches() -> None:
-    """Policy and reference go through the same forward on the same rows: no rounding, and no accuracy by luck."""
+    """Policy and reference go through the same forward on the same rows: no rounding, and no accuracy by
+    luck.
+    """
     models = {"policy": Policy(causal_lm(1)), "reference": Reference(causal_lm(1))}
     _, metrics = gradients("dpo", pairs(5), models=models)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-7)
@@ -98,7 +100,9 @@ def test_the_reward_loss_reads_the_last_real_token(center: float) -> None:
     batch, model = pairs(5), classifier(3).eval()
 
     def score(side: Sequences) -> Tensor:
-        hidden = [model.base_model(ids[real].unsqueeze(0)).last_hidden_state[0, -1] for ids, real, _ in rows(side)]
+        hidden = [
+            model.base_model(ids[real].unsqueeze(0)).last_hidden_state[0, -1] for ids, real, _ in rows(side)
+        ]
         return torch.stack(hidden) @ model.score.weight[0]
 
     def rows(side: Sequences) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,7 +1,7 @@
 """PPO and GRPO against exact policy gradients of a tabular policy, and against the optima they should find.
 
-Vocabulary 3, responses of length 2: nine responses, so that expectations are sums over all of them, in float64. No
-token is EOS here. n below is the number of sampled tokens, N of responses, K of a group.
+Vocabulary 3, responses of length 2: nine responses, so that expectations are sums over all of them, in
+float64. No token is EOS here. n below is the number of sampled tokens, N of responses, K of a group.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,22 @@ from itertools import product
 import pytest
 import torch
 from scipy.optimize import fsolve
-from tiny import EOS, Judge, Tabular, runner
 from torch import Tensor
 
 from preftune.algorithms import GRPO, PPO
 from preftune.config import GRPOConfig, OptimizerConfig, PPOConfig
 from preftune.data import Prompts, Sequences, pad_prompts
-from preftune.functional import kl_estimate, leave_one_out_advantages, ppo_policy_loss, sequence_mean, weighted_sum
+from preftune.functional import (
+    kl_estimate,
+    leave_one_out_advantages,
+    ppo_policy_loss,
+    sequence_mean,
+    weighted_sum,
+)
 from preftune.models.roles import Critic, Policy, Reference
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
+from tiny import EOS, Judge, Tabular, runner
 
 LOGITS = torch.tensor([[0.3, -0.2, 0.5], [0.0, 0.8, -0.4], [-0.6, 0.1, 0.2], [0.4, 0.0, -0.9]])
 REFERENCE = torch.tensor([[0.0, 0.4, -0.1], [0.2, 0.0, 0.1], [0.3, -0.5, 0.0], [0.0, 0.3, 0.3]])
@@ -65,7 +71,9 @@ def mean_score(logp: Tensor, reference: Tensor) -> Tensor:
 
 
 def assert_converges(samples: list[Tensor], exact: Tensor) -> None:
-    """The mean of the samples is within 4 standard errors in each entry, and the errors are small: under 4% in all."""
+    """The mean of the samples is within 4 standard errors in each entry, and the errors are small: under 4%
+    in all.
+    """
     stacked = torch.stack(samples).double()
     error = stacked.std(0) / len(samples) ** 0.5
     assert error.norm() < 0.04 * exact.norm()
@@ -73,10 +81,12 @@ def assert_converges(samples: list[Tensor], exact: Tensor) -> None:
 
 
 def test_the_mean_of_ppo_gradients_is_the_policy_gradient() -> None:
-    """With λ = γ = 1, A_t = Σ_{k>=t} R_k - V(s_t): V is a baseline, so E[-2 ∇L] = ∇J, up to what whitening does.
+    """With λ = γ = 1, A_t = Σ_{k>=t} R_k - V(s_t): V is a baseline, so E[-2 ∇L] = ∇J, up to what whitening
+    does.
 
-    The token mean divides by n = 2N, hence the 2. Whitening divides by the batch's sd, which is multiplied back here,
-    and subtracts the batch mean, which contains the token itself: a bias of order 1/n = 1/2048, below the error.
+    The token mean divides by n = 2N, hence the 2. Whitening divides by the batch's sd, which is multiplied
+    back here, and subtracts the batch mean, which contains the token itself: a bias of order 1/n = 1/2048,
+    below the error.
     """
     exact = exact_gradient(penalised_return)
     gradients = []
@@ -119,8 +129,8 @@ def test_the_mean_of_grpo_gradients_is_the_policy_gradient_times_a_known_factor(
 def test_two_kl_losses_have_the_gradient_of_the_reverse_kl_of_each_state(kl: str) -> None:
     """E[2 ∇(kl term)] = Σ_s d(s) ∇KL(π(.|s) || π_ref(.|s)), with the visits d(s) held fixed.
 
-    The difference to the gradient of the sequence KL, which PPO's penalty has, is that an early token is not held to
-    account for the KL of the states it leads to.
+    The difference to the gradient of the sequence KL, which PPO's penalty has, is that an early token is not
+    held to account for the KL of the states it leads to.
     """
 
     def state_kl(logp: Tensor, reference: Tensor) -> Tensor:
@@ -133,7 +143,9 @@ def test_two_kl_losses_have_the_gradient_of_the_reverse_kl_of_each_state(kl: str
 
 
 def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl() -> None:
-    """∇k3 = (1 - π_ref/π) ∇log π, whose mean is -Σ_a π_ref ∇log π = ∇KL(π_ref || π) of each state, not of KL(π || π_ref)."""
+    """∇k3 = (1 - π_ref/π) ∇log π, whose mean is -Σ_a π_ref ∇log π = ∇KL(π_ref || π) of each state, not of
+    KL(π || π_ref).
+    """
 
     def forward_kl(logp: Tensor, reference: Tensor) -> Tensor:
         visits = torch.cat([torch.ones(1), torch.softmax(LOGITS[0], -1)]).double()
@@ -155,7 +167,9 @@ def test_the_mean_of_rloo_gradients_is_the_policy_gradient() -> None:
         logprobs = policy.logprobs(batch)
         k1 = kl_estimate(logprobs.detach(), reference.logprobs(batch), "k1").sum(1)
         advantages = leave_one_out_advantages(score(batch) - KL_COEF * k1, K)
-        terms = ppo_policy_loss(logprobs, logprobs.detach(), advantages, level="sequence_sum", mask=batch.response)
+        terms = ppo_policy_loss(
+            logprobs, logprobs.detach(), advantages, level="sequence_sum", mask=batch.response
+        )
         weighted_sum(terms, sequence_mean(batch.response)).backward()
         gradients.append(-policy.model.head.weight.grad.T)
     assert_converges(gradients, exact)
@@ -184,9 +198,7 @@ def solve(algorithm: str, **config: float | str) -> Tensor:
     if algorithm == "ppo":
         models["critic"] = Critic(Tabular(torch.zeros(1, 1)))
         learner.train("critic", models["critic"], OPTIMIZER, 0.05)
-        made: PPO | GRPO = PPO(
-            PPOConfig(minibatches=1, epochs=1, **config), models, learner, judge
-        )
+        made: PPO | GRPO = PPO(PPOConfig(minibatches=1, epochs=1, **config), models, learner, judge)
     else:
         made = GRPO(GRPOConfig(**config), models, learner, judge)
         per_prompt = made.config.group_size
@@ -202,7 +214,8 @@ def distance(p: Tensor, q: Tensor) -> float:
 
 
 SETTINGS = {
-    # k1 in the reward: the gradient of the objective itself; whitening scales it and so does not move its zero.
+    # k1 in the reward: the gradient of the objective itself; whitening scales it and so does not move its
+    # zero.
     "ppo": ({}, tilted(BETA)),
     # The group mean takes a share 1/K of the score's gradient and none of the KL's: as if β were K/(K - 1) β.
     "grpo k2": ({"kl": "k2", "scale": "none", "group_size": 2}, tilted(BETA * 2)),
@@ -221,8 +234,8 @@ def test_default_grpo_ends_in_a_fixed_point_of_its_own() -> None:
     """k3 as a loss and the group's std, with K = 2.
 
     A pair has advantages ±1/√2 by which of the two scores higher (eps aside), 0 for a tie, so that
-    E[A | a] = Σ_b π_b sign(r_a - r_b) / √2 =: g_a(π), with E[g] = 0; k3 pulls with β ∇KL(π_ref || π). The gradient in
-    logit a is π_a g_a - β (π_a - p_a), zero at the fixed point: not the tilted reference.
+    E[A | a] = Σ_b π_b sign(r_a - r_b) / √2 =: g_a(π), with E[g] = 0; k3 pulls with β ∇KL(π_ref || π). The
+    gradient in logit a is π_a g_a - β (π_a - p_a), zero at the fixed point: not the tilted reference.
     """
     sign = torch.sign(R.unsqueeze(1) - R.unsqueeze(0)).double()
 

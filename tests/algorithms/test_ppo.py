@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import EOS, Judge, Tabular, prompts, relative, roles, rollout, runner
 from torch import Tensor
 
 import preftune
@@ -16,6 +15,7 @@ from preftune.data import Sequences, pad_prompts, pad_sequences
 from preftune.models.roles import Critic, Policy
 from preftune.rollout import Rollout
 from preftune.training.learner import Learner
+from tiny import EOS, Judge, Tabular, prompts, relative, roles, rollout, runner
 
 
 def scores_by_rule(batch: Sequences) -> Tensor:
@@ -76,12 +76,16 @@ def test_the_reference_enters_through_the_reward() -> None:
     torch.testing.assert_close(made.experience(batch).returns, expected, atol=1e-5, rtol=0)
     report = made.report(batch, made.experience(batch))
     assert report["objective/kl"] == pytest.approx((penalty / 0.1).sum(1).mean().item(), abs=1e-5)
-    assert report["objective/rlhf_reward"] == pytest.approx((batch.scores - penalty.sum(1)).mean().item(), abs=1e-5)
+    assert report["objective/rlhf_reward"] == pytest.approx(
+        (batch.scores - penalty.sum(1)).mean().item(), abs=1e-5
+    )
 
 
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     made, _ = runner("ppo", roles("ppo"), epochs=3, minibatches=4, lam=1.0, kl_coef=0.0)
-    numbered = replace(rollout(5), scores=torch.arange(8.0))  # with these settings a return is the row's number
+    numbered = replace(
+        rollout(5), scores=torch.arange(8.0)
+    )  # with these settings a return is the row's number
     seen: list[list[int]] = []
 
     def update(part: Experience) -> dict[str, float]:

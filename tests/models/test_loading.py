@@ -6,22 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import causal_lm, classifier, same_weights, sequences, state
 from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaModel
 
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import DataError, InputMissing, PreftuneError
-from preftune.models.load import (
-    Source,
-    context_length,
-    load_causal_lm,
-    load_tokenizer,
-    locate,
-    scratch_gpt2,
-    vocabulary_hash,
-)
+from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2, vocabulary_hash
+from preftune.models.locate import Source, locate
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import init_scalar_model, load_scalar_model
+from tiny import causal_lm, classifier, same_weights, sequences, state
 
 
 @pytest.fixture
@@ -44,7 +37,9 @@ def test_a_new_head_follows_its_seed_and_its_scale(tmp_path: Path) -> None:
     backbone = scratch_gpt2(tokenizer, layers=1, width=256, heads=2, positions=16, seed=0)
     backbone.save_pretrained(tmp_path)
     source = Source(str(tmp_path))
-    first, again, other = (init_scalar_model(source, train_tokenizer("texts", [], 257), seed) for seed in (0, 0, 1))
+    first, again, other = (
+        init_scalar_model(source, train_tokenizer("texts", [], 257), seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first.score.weight, again.score.weight)
     assert not torch.equal(first.score.weight, other.score.weight)
     assert first.score.bias is None  # a bias would be lost on the way through a saved directory
@@ -63,7 +58,9 @@ def test_a_causal_lm_is_no_reward_model(directory: Path) -> None:
 
 
 def test_a_classifier_with_several_labels_is_no_reward_model(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1, num_labels=3, eos_token_id=9)
+    config = GPT2Config(
+        vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1, num_labels=3, eos_token_id=9
+    )
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(InputMissing, match="reward model"):
         load_scalar_model(Source(str(tmp_path)))
@@ -71,10 +68,8 @@ def test_a_classifier_with_several_labels_is_no_reward_model(tmp_path: Path) -> 
 
 def test_a_causal_lm_without_its_head_is_refused(tmp_path: Path) -> None:
     """A backbone saved alone: transformers would draw a random head and go on."""
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, eos_token_id=9,
-        bos_token_id=9,
-    )  # fmt: skip
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=20, eos_token_id=9, bos_token_id=9, **size)
     LlamaModel(config).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"lm_head\.weight"):
         load_causal_lm(Source(str(tmp_path)))
@@ -106,9 +101,7 @@ def test_a_directory_that_brings_code_is_refused(directory: Path) -> None:
         locate(str(directory))
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "config.json"), ("{", "JSON"), ("[]", "JSON object")]
-)
+@pytest.mark.parametrize(("content", "words"), [(None, "config.json"), ("{", "JSON"), ("[]", "JSON object")])
 def test_a_broken_config_is_named(directory: Path, content: str | None, words: str) -> None:
     (directory / "config.json").unlink()
     if content is not None:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
 from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, exact_kl
 from preftune.rollout.collect import by_batches
+from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
 
 
 def plain_logprobs(model: torch.nn.Module, row: list[int], temperature: float = 1.0) -> Tensor:
@@ -130,7 +130,10 @@ def test_exact_kl_equals_the_sum_over_the_vocabulary() -> None:
     for i, (row, start) in enumerate(unpadded(batch)):
         ours, theirs = (plain_logprobs(role.model, row, temperature=0.7) for role in (policy, reference))
         for t in range(start, len(row)):
-            terms = [math.exp(a) * (a - b) for a, b in zip(ours[t - 1].tolist(), theirs[t - 1].tolist(), strict=True)]
+            terms = [
+                math.exp(a) * (a - b)
+                for a, b in zip(ours[t - 1].tolist(), theirs[t - 1].tolist(), strict=True)
+            ]
             assert len(terms) == VOCABULARY
             assert got[i, t].item() == pytest.approx(sum(terms), abs=1e-5)
     assert (got >= 0).all()
@@ -146,7 +149,9 @@ def test_exact_kl_of_a_policy_to_itself_is_exactly_zero(seed: int) -> None:
 
 @torch.no_grad()
 def test_scores_are_read_at_the_last_real_token_although_padding_is_eos() -> None:
-    """Rows with and without EOS at the end, EOS inside, and a last token equal to the padding on either side of it."""
+    """Rows with and without EOS at the end, EOS inside, and a last token equal to the padding on either side
+    of it.
+    """
     role = RewardModel(classifier(3))
     prompts = [[1, 2], [EOS, 4], [5], [1, 2]]
     batch = pad_sequences(prompts, [[3, EOS], [6, 7, EOS, EOS, 8], [EOS], [3]], EOS)
@@ -160,7 +165,9 @@ def test_scores_are_read_at_the_last_real_token_although_padding_is_eos() -> Non
 @torch.no_grad()
 def test_scores_are_normalised_by_mean_and_std() -> None:
     raw, batch = RewardModel(classifier(3)), sequences(0)
-    torch.testing.assert_close(RewardModel(classifier(3), 0.5, 4.0).scores(batch), (raw.raw_scores(batch) - 0.5) / 4)
+    torch.testing.assert_close(
+        RewardModel(classifier(3), 0.5, 4.0).scores(batch), (raw.raw_scores(batch) - 0.5) / 4
+    )
 
 
 @torch.no_grad()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import same_weights
 
 import preftune
 from preftune.errors import ConfigError, InputMissing
 from preftune.pipeline import api
 from preftune.pipeline.console import Console
 from preftune.rundir import RunDir, read_json, read_jsonl
+from tiny import same_weights
 
 
 class Killed(Exception):

@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import preftune
 from preftune.cli import main
-from preftune.config import load_recipe
-from preftune.data import load_dataset, pad_sequences
+from preftune.config import RunConfig, load_recipe
+from preftune.data import Encoder, load_dataset, pad_sequences
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import Source
-from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.rundir import RunDir, read_json, read_jsonl
 
@@ -25,23 +24,48 @@ PROMPTS = ["\n\nHuman: Hello\n\nAssistant:", "\n\nHuman: What colour is it , ple
 REPLIES = [" It is red .", " I do not know ."]
 
 
+def config() -> RunConfig:
+    return load_recipe("tiny", []).config
+
+
+def context() -> int:
+    scratch = config().model.scratch
+    assert scratch is not None
+    return scratch.positions
+
+
 def files(run: RunDir) -> dict[str, tuple[int, bytes]]:
-    """Every file with its time of writing and its content."""
-    found = sorted(path for path in run.path.rglob("*") if path.is_file())
+    """Every file with its time of writing and its content; but not the logs, of which each attempt adds one."""
+    found = [p for p in run.path.rglob("*") if p.is_file() and p.parent.name != "logs"]
     return {str(p.relative_to(run.path)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
 def test_the_run_directory_holds_exactly_these_files(tiny_run: RunDir) -> None:
-    saved = ["README.md", "config.json", "model.safetensors", "preftune.json", "tokenizer.json", "tokenizer_config.json"]
+    saved = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preftune.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     expected = {"config.toml", "run.json", "data.json", "ANALYSIS.md", "report.html"}
     expected |= {f"models/{name}/{file}" for name in MODELS for file in saved}
     expected |= {f"models/{name}/generation_config.json" for name in MODELS if name != "reward_model"}
     expected |= {"models/reward_model/reward_head.bin", "analysis/reward_model_mistakes.jsonl"}
     expected |= {f"samples/{'base_scratch' if p == 'base' else p}_samples.jsonl" for p in POLICIES}
-    expected |= {f"evaluation/{name}.json" for name in [*POLICIES, "reward_model"]} | {"evaluation/comparisons.jsonl"}
+    expected |= {f"evaluation/{name}.json" for name in [*POLICIES, "reward_model"]} | {
+        "evaluation/comparisons.jsonl"
+    }
     expected |= {f"stages/{stage}/{file}" for stage in STAGES for file in ("stage.json", "metrics.jsonl")}
     expected |= {"stages/evaluation/stage.json"}
-    drawn = ["reward_distribution", "reward_kl", "reward_model_margins", *(f"training_{s}" for s in STAGES)]
+    drawn = [
+        "reward_distribution",
+        "reward_kl",
+        "reward_kl_gold",
+        "reward_model_margins",
+        *(f"training_{s}" for s in STAGES),
+    ]
     expected |= {f"figures/{name}.svg" for name in drawn}
     assert set(files(tiny_run)) == expected
 
@@ -62,7 +86,9 @@ def test_a_second_run_changes_nothing(tiny_run: RunDir) -> None:
         (preftune.dpo_train, "policy_dpo"),
     ],
 )
-def test_stage_functions_return_their_models(tiny_run: RunDir, function: Callable[..., Path], model: str) -> None:
+def test_stage_functions_return_their_models(
+    tiny_run: RunDir, function: Callable[..., Path], model: str
+) -> None:
     before = files(tiny_run)
     path = function("tiny", out=str(tiny_run.path))
     assert path == tiny_run.path / "models" / model
@@ -96,7 +122,9 @@ def test_memory_settings_may_change(tiny_run: RunDir) -> None:
     weights = {name: content for name, content in files(tiny_run).items() if name.startswith("models/")}
     path = preftune.supervised_finetune("tiny", "stage.sft.microbatch_size=16", out=str(tiny_run.path))
     assert path.is_dir()
-    assert {name: content for name, content in files(tiny_run).items() if name.startswith("models/")} == weights
+    assert {
+        name: content for name, content in files(tiny_run).items() if name.startswith("models/")
+    } == weights
     preftune.supervised_finetune("tiny", out=str(tiny_run.path))  # as it was
 
 
@@ -115,10 +143,6 @@ def test_samples_answer_the_same_prompts(tiny_run: RunDir) -> None:
     assert all(row["kl"] == row["k1"] == 0 for row in rows["policy_sft"])
     held_out = {row.prompt.transcript() for row in load_dataset(config().data, 0).train}
     assert not held_out & set(prompts[0])
-
-
-def config() -> preftune.config.RunConfig:
-    return load_recipe("tiny", []).config
 
 
 def test_evaluations_agree_with_each_other(tiny_run: RunDir) -> None:
@@ -140,12 +164,13 @@ def test_evaluations_agree_with_each_other(tiny_run: RunDir) -> None:
 def test_mistakes_are_the_validation_pairs_in_the_wrong_order(tiny_run: RunDir) -> None:
     """Recomputed from the saved model, row by row of the validation split; ties count as mistakes."""
     model = preftune.load_reward_model(tiny_run.models / "reward_model")
-    pairs = load_dataset(config().data, 0).validation
-    sides = []
+    data = config().data
+    encoder = Encoder(model.encoder.tokenizer, "transcript", data.max_prompt_length, data.max_response_length)
+    pairs, sides = load_dataset(data, 0).validation, []
     for texts in ([p.chosen for p in pairs], [p.rejected for p in pairs]):
         prompts = [p.prompt.transcript() for p in pairs]
-        rows = [(model.encoder.text(a), model.encoder.response(b)[:24]) for a, b in zip(prompts, texts, strict=True)]
-        assert max(len(prompt) for prompt, _ in rows) <= 48
+        rows = [(encoder.text(a), encoder.response(b)) for a, b in zip(prompts, texts, strict=True)]
+        assert max(len(prompt) for prompt, _ in rows) <= data.max_prompt_length
         batch = pad_sequences(*zip(*rows, strict=True), model.encoder.pad_id)
         with torch.no_grad():
             sides.append(model.role.raw_scores(batch))
@@ -243,14 +268,22 @@ def test_a_policy_generates_and_looks_up(tiny_run: RunDir) -> None:
 
 
 def test_a_text_longer_than_the_context_is_an_error_for_people(tiny_run: RunDir) -> None:
-    long = "\n\nHuman:" + " red" * 80 + "\n\nAssistant:"
+    long = "\n\nHuman:" + " red" * context() + "\n\nAssistant:"
     policy = preftune.load_policy(tiny_run.models / "policy_sft")
-    with pytest.raises(DataError, match="72"):
-        policy.generate([long], max_new_tokens=4)
-    with pytest.raises(DataError, match="72"):
-        policy.generate(PROMPTS, max_new_tokens=70)
-    with pytest.raises(DataError, match="72"):
+    with pytest.raises(DataError, match=f"prompt 1 .* {context()} tokens"):
+        policy.generate([PROMPTS[0], long], max_new_tokens=4)
+    with pytest.raises(DataError, match=f"prompt 0 .* {context()} tokens"):
         preftune.load_reward_model(tiny_run.models / "reward_model").score([long], REPLIES[:1])
+
+
+def test_a_reply_ends_where_the_context_does(tiny_run: RunDir) -> None:
+    """For each prompt by its own length, whatever its neighbours."""
+    policy = preftune.load_policy(tiny_run.models / "base")
+    ids = policy.encoder.text(PROMPTS[0])
+    prompts = ["\n\nHuman:" + " red" * n + "\n\nAssistant:" for n in (1, context() - len(ids), 5)]
+    several = policy.generate(prompts, max_new_tokens=context(), seed=4, temperature=3.0)
+    assert policy.generate(prompts[:1], max_new_tokens=context(), seed=4, temperature=3.0) == several[:1]
+    assert len(several[1].split()) < min(len(several[0].split()), len(several[2].split()))
 
 
 def test_a_tokenizer_of_another_model_is_noticed(tiny_run: RunDir, tmp_path: Path) -> None:

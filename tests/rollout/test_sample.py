@@ -3,7 +3,6 @@
 import pytest
 import torch
 from scipy import stats
-from tiny import EOS, VOCABULARY, causal_lm, prompts, rows, widened
 from torch import Tensor
 
 from preftune.data import Prompts, Sequences, pad_prompts
@@ -11,11 +10,14 @@ from preftune.functional import response_mask
 from preftune.models.roles import Policy
 from preftune.rollout import sample as module
 from preftune.rollout.sample import ended, sample
+from tiny import EOS, VOCABULARY, causal_lm, prompts, rows, widened
 
 LIMIT = 12
 
 
-def draw(policy: Policy, batch: Prompts, temperature: float = 1.0, limit: int = LIMIT, k: int = 1) -> Sequences:
+def draw(
+    policy: Policy, batch: Prompts, temperature: float = 1.0, limit: int = LIMIT, k: int = 1
+) -> Sequences:
     return sample(
         policy, batch, max_new_tokens=limit, temperature=temperature, eos_id=EOS, responses_per_prompt=k
     )

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import causal_lm, classifier
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn
@@ -15,6 +14,7 @@ from preftune.rollout.collect import collect
 from preftune.rollout.rollout import Rollout
 from preftune.rollout.sample import ended
 from preftune.rollout.score import Scorer, same_vocabulary
+from tiny import causal_lm, classifier
 
 TEXTS = [("Hi", " Yo."), ("Why , I ask ?", " No"), ("So ?", " It 's ok !"), ("Go", "")]
 BYTES = 257  # every byte and the end token
@@ -22,7 +22,9 @@ PROMPTS = [Dialogue((Turn("human", f" {text}"),)) for text, _ in TEXTS]
 
 
 def tokenizer(merges: int = 0, **more: Any) -> PreTrainedTokenizerBase:
-    pairs = [Preference(prompt=prompt, chosen=" Yo.", rejected=" No", source="", row=0) for prompt in PROMPTS] * 3
+    pairs = [
+        Preference(prompt=prompt, chosen=" Yo.", rejected=" No", source="", row=0) for prompt in PROMPTS
+    ] * 3
     made = train_tokenizer("texts", pairs, BYTES + merges)
     for name, value in more.items():
         setattr(made, name, value)
@@ -60,7 +62,10 @@ def test_another_tokenizer_scores_the_same_text() -> None:
     own = encoder(tokenizer(40, clean_up_tokenization_spaces=True))
     theirs = encoder(tokenizer())
     made = scorer(own, theirs, BYTES + 1)
-    assert own.sequences([(PROMPTS[1], " No")]).ids.shape[1] < theirs.sequences([(PROMPTS[1], " No")]).ids.shape[1]
+    assert (
+        own.sequences([(PROMPTS[1], " No")]).ids.shape[1]
+        < theirs.sequences([(PROMPTS[1], " No")]).ids.shape[1]
+    )
     got = made.scores(batch_of(own))
     torch.testing.assert_close(got, made.reward_model.scores(batch_of(theirs)), atol=1e-5, rtol=0)
 
@@ -71,7 +76,7 @@ def test_a_prompt_too_long_for_the_reward_model_loses_its_beginning() -> None:
     own, theirs = Encoder(tokenizer(40), "transcript", 38, 12), encoder(tokenizer())
     theirs.max_length = 40
     long = Dialogue((Turn("human", " Why , I ask ?" * 4),))
-    prompt, response = own.sequence(long, " No")
+    prompt, _ = own.sequence(long, " No")
     assert len(theirs.text(own.tokenizer.decode(prompt))) > 40
     made = scorer(own, theirs, BYTES + 1)
     got = made.scores(own.sequences([(long, " No")]))

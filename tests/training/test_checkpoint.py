@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import causal_lm, classifier, same_weights, sequences, state
 
 from preftune.algorithms import SFT
 from preftune.config import OptimizerConfig, SFTConfig
@@ -13,6 +12,7 @@ from preftune.errors import StorageError
 from preftune.models.roles import Critic, Policy
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
+from tiny import causal_lm, classifier, same_weights, sequences, state
 
 
 def made(seed: int = 1, two: bool = False) -> tuple[Learner, SFT]:

@@ -1,6 +1,7 @@
 """One update of the real classes and learner against numbers from the real TRL 1.16 trainers.
 
-The vectors lie in golden/end_to_end of PREFTUNE_SHARED; their README states how they were made and the tolerances.
+The vectors lie in golden/end_to_end of PREFTUNE_SHARED; their README states how they were made and the
+tolerances.
 """
 
 import json
@@ -59,8 +60,9 @@ def adamw(parameters: Any) -> torch.optim.AdamW:
 def assert_same_parameters(model: torch.nn.Module, expected_file: Path) -> None:
     """To 1e-6, except the key third of c_attn.bias: its true gradient is 0, so Adam's step there is noise.
 
-    The same holds for single elements elsewhere whose gradient is below 1e-7: a float64 update differs from TRL's
-    float32 one by 1.3e-6 in one of them. At most 4 of 28,992 elements may be such, none by more than 1e-5.
+    The same holds for single elements elsewhere whose gradient is below 1e-7: a float64 update differs from
+    TRL's float32 one by 1.3e-6 in one of them. At most 4 of 28,992 elements may be such, none by more than
+    1e-5.
     """
     expected = load_file(expected_file)
     noisy = 0

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import NO_CLIPPING, Recorder, Tabular, causal_lm, flat, roles, same_weights, sequences, state
 from torch import Tensor
 
 from preftune.algorithms import PPO, SFT
@@ -15,6 +14,7 @@ from preftune.errors import ConfigError, PreftuneError
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
 from preftune.training.learner import MAX_SKIPPED, Learner, effective_precision, schedule_factor
+from tiny import NO_CLIPPING, Recorder, causal_lm, flat, roles, rollout, same_weights, sequences, state
 
 
 def sft(learner: Learner, policy: Policy, rate: float = 1e-2) -> SFT:
@@ -24,7 +24,9 @@ def sft(learner: Learner, policy: Policy, rate: float = 1e-2) -> SFT:
 
 @pytest.mark.parametrize("microbatch_size", [None, 1, 3])
 def test_an_update_is_the_gradient_of_the_weighted_sum(microbatch_size: int | None) -> None:
-    """Any weights, microbatches of different widths; a per-row metric is averaged over rows, a per-token one by weight."""
+    """Any weights, microbatches of different widths; a per-row metric is averaged over rows, a per-token one
+    by weight.
+    """
     batch, policy = sequences(5, 7), Policy(causal_lm(1))
     weights = torch.rand(batch.ids.shape, generator=torch.Generator().manual_seed(0)) * batch.response
     learner, recorder = Learner(microbatch_size=microbatch_size), Recorder(policy.model)
@@ -134,8 +136,6 @@ def test_three_such_updates_in_a_row_stop_the_run() -> None:
 
 def test_the_critics_sound_updates_do_not_hide_the_policys() -> None:
     """PPO updates both in turn: each has a count of its own."""
-    from tiny import rollout
-
     models = roles("ppo")
     models["policy"] = poisoned()
     learner = Learner()
@@ -183,4 +183,3 @@ def test_counts_and_pools_are_plain_on_one_process() -> None:
     values = torch.arange(4.0)
     pooled, mine = learner.pool(values)
     assert torch.equal(pooled[mine], values)
-    assert Tabular(torch.zeros(2, 3)).table.shape == (2, 3)

@@ -151,7 +151,7 @@ class GRPO:
         groups = rollout.scores.view(-1, self.config.group_size)
         kl = zero_off(rollout.logprobs - rollout.reference_logprobs, rollout.sequences.response).sum(1)
         return {
-            **response_metrics(rollout.sequences, self.config.max_new_tokens),
+            **response_metrics(rollout, self.config.max_new_tokens),
             "reward": rollout.scores.mean().item(),
             "reward_std": groups.std(1).mean().item(),
             "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),

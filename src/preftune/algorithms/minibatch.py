@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Metrics
-from preftune.data.batch import Sequences
+from preftune.rollout.rollout import Rollout
 
 
 class Rows(Protocol):
@@ -28,12 +28,15 @@ def minibatches(experience: R, count: int, seed: int) -> Iterator[R]:
         yield experience[rows]
 
 
-def response_metrics(sequences: Sequences, max_new_tokens: int) -> Metrics:
-    """Lengths in tokens (EOS counted) and the share of responses cut at the limit."""
-    lengths = sequences.response.sum(1).float()
+def response_metrics(rollout: Rollout, max_new_tokens: int) -> Metrics:
+    """Lengths in tokens (EOS counted) and the share of responses that were cut: without EOS where that is on
+    record, else as long as the limit.
+    """
+    lengths = rollout.sequences.response.sum(1).float()
+    cut = lengths >= max_new_tokens if rollout.ended is None else ~rollout.ended
     return {
         "completions/mean_length": lengths.mean().item(),
         "completions/max_length": lengths.max().item(),
         "completions/min_length": lengths.min().item(),
-        "completions/clipped_ratio": (lengths >= max_new_tokens).float().mean().item(),
+        "completions/clipped_ratio": cut.float().mean().item(),
     }

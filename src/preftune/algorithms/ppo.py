@@ -145,7 +145,7 @@ class PPO:
         return Loss(
             terms,
             {
-                "objective/entropy": entropy,
+                "policy/entropy_avg": entropy,
                 "policy/approxkl_avg": kl_estimate(batch.logprobs, logprobs.detach(), "k3"),
                 "policy/clipfrac_avg": clipped.to(ratio.dtype),
                 "val/ratio": ratio,
@@ -165,7 +165,8 @@ class PPO:
         kl = zero_off(rollout.logprobs - rollout.reference_logprobs, response).sum(1)
         errors, returns = (experience.returns - experience.values)[response], experience.returns[response]
         return {
-            **response_metrics(rollout.sequences, self.config.max_new_tokens),
+            **response_metrics(rollout, self.config.max_new_tokens),
+            "objective/entropy": -zero_off(rollout.logprobs, response).sum(1).mean().item(),
             "objective/kl": kl.mean().item(),
             "objective/scores": rollout.scores.mean().item(),
             "objective/scores_std": rollout.scores.std().item() if len(rollout) > 1 else 0.0,

@@ -6,6 +6,7 @@ from preftune.config.stages import GRPOConfig, PPOConfig, RewardConfig, StageCon
 from preftune.errors import ConfigError, UsageError
 
 BASE = "base"  # the model before any stage
+EVALUATION = "evaluation"  # what runs after all stages
 
 
 def parents(stage: StageConfig) -> tuple[str, ...]:
@@ -54,8 +55,9 @@ def check_graph(stages: Mapping[str, StageConfig]) -> None:
     """Raise ConfigError unless every `init` and `reward_model` names a fitting stage and none is circular."""
     if not stages:
         raise ConfigError("a run needs at least one stage", "add a table such as [stage.sft]")
-    if BASE in stages:
-        raise ConfigError(f"stage.{BASE}: this name means the base model", "give the stage another name")
+    for name, meaning in ((BASE, "the base model"), (EVALUATION, "the comparison of all policies")):
+        if name in stages:
+            raise ConfigError(f"stage.{name}: this name means {meaning}", "give the stage another name")
     policies = [name for name, stage in stages.items() if not isinstance(stage, RewardConfig)]
     judges = [name for name, stage in stages.items() if isinstance(stage, RewardConfig)]
     for name, stage in stages.items():

@@ -27,7 +27,7 @@ class OptimizerConfig(Settings):
     )
     eps: Positive = Field(default=1e-8, description="Added to the denominator of the update.")
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
-    warmup: Share = Field(default=0.05, description="Share of the updates in which the rate rises from zero.")
+    warmup: Share = Field(default=0.05, description="Share of the steps in which the rate rises from zero.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="Course of the learning rate after the warm-up."
     )

@@ -6,6 +6,7 @@ All models stay in eval mode: dropout would make log-ratios noisy (a loss at the
 DPO).
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,6 @@ from preftune.functional.logprobs import categorical_entropy, gather_logprobs
 from preftune.models.scalar import ScalarPerPosition
 
 _CHUNK = 1024  # rows of (., V) logits alive at once where no gradient is needed
-
-
-def head_logits(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
-    """Next-token logits that predict the tokens under `chosen` (B, T): (N, V) float32, row-major order."""
-    hidden = predicting_states(model, sequences, chosen)
-    return model.get_output_embeddings()(hidden).float()
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
@@ -69,12 +64,15 @@ def _place(values: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Policy:
-    """The causal LM being trained."""
+    """The causal LM being trained. `dtype` is what its forward passes compute in, float32 unless the learner
+    says otherwise.
+    """
 
     module: nn.Module
+    dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module = TokenLogprobs(model.eval())
+        self.module, self.dtype = TokenLogprobs(model.eval()), torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -97,9 +95,10 @@ class Reference:
     """A frozen causal LM: what the policy is kept close to."""
 
     module: nn.Module
+    dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module = TokenLogprobs(model.eval().requires_grad_(False))
+        self.module, self.dtype = TokenLogprobs(model.eval().requires_grad_(False)), torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -113,14 +112,16 @@ class Reference:
 
 @dataclass(slots=True)
 class RewardModel:
-    """Scores whole responses. `mean` and `std` make the raw score one of mean 0 and sd 1 on SFT samples."""
+    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
 
     module: nn.Module
     mean: float
     std: float
+    dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
         self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+        self.dtype = torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -146,9 +147,11 @@ class Critic:
     module: nn.Module
     mean: float
     std: float
+    dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
         self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+        self.dtype = torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -162,6 +165,13 @@ class Critic:
 
 
 Role = Policy | Reference | RewardModel | Critic
+
+
+def casting(role: Role) -> contextlib.AbstractContextManager[object]:
+    """The precision of a role's own forward passes, for those that go past its module: sampler, exact KL."""
+    if role.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(next(role.model.parameters()).device.type, role.dtype)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -180,13 +190,12 @@ def exact_kl(
     k1, and never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
     """
     response = sequences.response
-    ours = predicting_states(policy.model, sequences, response)
-    theirs = predicting_states(reference.model, sequences, response)
-    head, reference_head = policy.model.get_output_embeddings(), reference.model.get_output_embeddings()
-    parts = [torch.zeros(0, device=ours.device)]
-    for start in range(0, len(ours), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        parts.append(
-            categorical_kl(head(ours[rows]).float(), reference_head(theirs[rows]).float(), temperature)
-        )
+    heads = [role.model.get_output_embeddings() for role in (policy, reference)]
+    parts = [torch.zeros(0, device=sequences.ids.device)]
+    with casting(policy):
+        states = [predicting_states(role.model, sequences, response) for role in (policy, reference)]
+        for start in range(0, len(states[0]), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            ours, theirs = (head(state[rows]).float() for head, state in zip(heads, states, strict=True))
+            parts.append(categorical_kl(ours, theirs, temperature))
     return _place(torch.cat(parts), response)

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.config import RunConfig, dump_toml, load_recipe, stage_order, stages_until
+from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.data import Dataset, load_dataset
 from preftune.errors import ConfigError, InputMissing
 from preftune.models.locate import locate
 from preftune.pipeline.console import Console
 from preftune.pipeline.plan import show_plan
-from preftune.rundir import RunDir, write_json, write_text
+from preftune.rundir import RunDir
 
 if TYPE_CHECKING:
     from preftune.pipeline.session import Session
@@ -82,8 +82,6 @@ def run_recipe(
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     if not resume:
         _remove_run(run)
-    write_text(run.config, dump_toml(config))
-    write_json(run.data, dataset.report)
     console = Console(log=run.log(run.next_attempt()))
     show_plan(console, config, dataset, run, stages)
     from preftune.pipeline import runner

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from preftune.data import Encoder, Sequences, pad_prompts, pad_sequences
-from preftune.errors import InputMissing
+from preftune.errors import DataError, InputMissing
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
@@ -39,6 +39,8 @@ class RewardModelHandle:
             (self.encoder.text(prompt), self.encoder.response(response, ended=ended))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
+        for i, (prompt_ids, response_ids) in enumerate(rows):
+            _room(i, len(prompt_ids) + len(response_ids), self.encoder)
         scores = [torch.zeros(0)]
         for start in range(0, len(rows), _BATCH):
             prompt_ids, response_ids = zip(*rows[start : start + _BATCH], strict=True)
@@ -62,24 +64,26 @@ class PolicyHandle:
         self, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
     ) -> list[str]:
         """One reply a prompt, EOS stripped; prompt i's reply depends on (seed, i) alone. temperature 0 is
-        greedy.
+        greedy. A reply ends where the model's context does.
         """
-        replies = []
-        for start in range(0, len(prompts), _BATCH):
-            part = prompts[start : start + _BATCH]
-            seeds = [derive_seed(seed, "generate", start + i) for i in range(len(part))]
-            batch = pad_prompts([self.encoder.text(text) for text in part], seeds, self.encoder.eos_id)
-            out = sample(
-                self.role,
-                batch,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                eos_id=self.encoder.eos_id,
-            )
-            replies += [
-                self.encoder.decode(ids[own].tolist()) for ids, own in zip(out.ids, out.response, strict=True)
-            ]
-        return replies
+        rows = [self.encoder.text(text) for text in prompts]
+        limits = [min(max_new_tokens, _room(i, len(row) + 1, self.encoder) + 1) for i, row in enumerate(rows)]
+        replies: dict[int, str] = {}
+        for limit in sorted(set(limits)):
+            equal = [i for i in range(len(rows)) if limits[i] == limit]
+            for start in range(0, len(equal), _BATCH):
+                part = equal[start : start + _BATCH]
+                seeds = [derive_seed(seed, "generate", i) for i in part]
+                out = sample(
+                    self.role,
+                    pad_prompts([rows[i] for i in part], seeds, self.encoder.eos_id),
+                    max_new_tokens=limit,
+                    temperature=temperature,
+                    eos_id=self.encoder.eos_id,
+                )
+                for i, ids, own in zip(part, out.ids, out.response, strict=True):
+                    replies[i] = self.encoder.decode(ids[own].tolist())
+        return [replies[i] for i in range(len(rows))]
 
 
 def load_reward_model(directory: str | Path) -> RewardModelHandle:
@@ -100,7 +104,18 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 def _encoder(source: Source) -> Encoder:
     """Prompts and responses as they are, up to the model's context."""
     context = context_length(source) or _UNLIMITED
-    return Encoder(load_tokenizer(source), "transcript", context, context)
+    return Encoder(load_tokenizer(source), "transcript", context, context, context)
+
+
+def _room(row: int, length: int, encoder: Encoder) -> int:
+    """Tokens that the context leaves beside `length` of them. DataError if there are too many already."""
+    assert encoder.max_length is not None
+    if length > encoder.max_length:
+        raise DataError(
+            f"prompt {row} is too long: {length} tokens in a context of {encoder.max_length} tokens",
+            hint="shorten the prompt or the response",
+        )
+    return encoder.max_length - length
 
 
 def _directory(directory: str | Path) -> Source:

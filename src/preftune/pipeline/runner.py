@@ -3,24 +3,36 @@
 from collections.abc import Sequence
 
 from preftune import report
-from preftune.config import RunConfig
+from preftune.config import RunConfig, dump_toml
 from preftune.data import Dataset
 from preftune.pipeline.console import Console
 from preftune.pipeline.evaluate import evaluate_run
 from preftune.pipeline.provenance import describe
 from preftune.pipeline.session import Session
+from preftune.pipeline.stages import is_finished
 from preftune.pipeline.train import run_stage
-from preftune.rundir import BASE, RunDir, read_json, write_json
+from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_json, write_text
 from preftune.training.learner import effective_precision
 
 
 def open_session(config: RunConfig, dataset: Dataset, run: RunDir, console: Console) -> Session:
-    """A session whose provenance is on record."""
+    """A session whose settings, data and provenance are on record.
+
+    ConfigError if a stage in `run` was made with other settings: nothing is written then, config.toml least
+    of all.
+    """
+    session = Session(config=config, dataset=dataset, run=run, console=console)
+    for name in [*([BASE] if config.model.scratch is not None else []), *config.stage]:
+        is_finished(run, session.stage(name))
+    if not run.config.is_file() or read_text(run.config) != dump_toml(config):
+        write_text(run.config, dump_toml(config))
+    if not run.data.is_file() or read_json(run.data) != plain(dataset.report):
+        write_json(run.data, dataset.report)
     if not run.run.exists():
         write_json(run.run, describe(config.seed))
     if effective_precision(config.precision) != config.precision:
         console.line(f"precision {config.precision} needs a GPU; this run uses float32")
-    return Session(config=config, dataset=dataset, run=run, console=console)
+    return session
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:

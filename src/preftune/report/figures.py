@@ -63,7 +63,7 @@ _SETTINGS = {
 FIRST = (
     "loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "objective/scores", "reward",
     "objective/kl", "kl", "completions/mean_length", "completions/clipped_ratio", "policy/clipfrac_avg",
-    "frac_reward_zero_std", "loss/value_avg", "val/explained_variance", "objective/entropy", "entropy",
+    "frac_reward_zero_std", "loss/value_avg", "val/explained_variance", "policy/entropy_avg", "entropy",
     "grad_norm",
 )  # fmt: skip
 SKIPPED = frozenset({"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "kl_coef"})

@@ -10,7 +10,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences
 from preftune.models.roles import Critic, Policy, Reference
 from preftune.rollout.rollout import Rollout
-from preftune.rollout.sample import sample
+from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
 
 
@@ -52,6 +52,7 @@ def collect(
         values=None if critic is None else in_batches(critic.values),
         scores=scorer.shaped(sequences, missing_eos_score),
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
+        ended=ended(sequences, scorer.encoder.eos_id),
     )
 
 

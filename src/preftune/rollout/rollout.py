@@ -33,7 +33,7 @@ class Rollout:
 
     sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference,
     from the training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS
-    rule · group (B,) which rows answer the same prompt.
+    rule · group (B,) which rows answer the same prompt · ended (B,) bool, whether EOS was written.
 
     Two prompts, two responses each: group = [0, 0, 1, 1].
     """
@@ -44,6 +44,7 @@ class Rollout:
     scores: Tensor
     values: Tensor | None = None
     group: Tensor | None = None
+    ended: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)

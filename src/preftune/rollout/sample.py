@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from preftune.data.batch import Prompts, Sequences
-from preftune.models.roles import Policy, Reference
+from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 
 
@@ -39,7 +39,8 @@ def sample(
     step_ids, mask = ids, attention.long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for t in range(max_new_tokens):
-        logits = _next_logits(policy, step_ids, mask, positions, cache)
+        with casting(policy):
+            logits = _next_logits(policy, step_ids, mask, positions, cache)
         token = _draw(logits, uniforms[alive, t], temperature)
         new[alive, t] = token
         going = token != eos_id

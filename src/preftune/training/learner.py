@@ -24,6 +24,7 @@ from preftune.models.roles import Role
 
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED = 3  # non-finite updates in a row before the run stops
 
 
@@ -66,6 +67,7 @@ class Learner:
     def freeze(self, role: Role) -> None:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
+        role.dtype = _DTYPES[self.precision]
         role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
@@ -85,6 +87,7 @@ class Learner:
         self, name: str, role: Role, optimizer: torch.optim.Optimizer, settings: OptimizerConfig
     ) -> None:
         """Register a role with an optimizer made elsewhere."""
+        role.dtype = _DTYPES[self.precision]
         role.module, prepared = self.accelerator.prepare(role.module, optimizer)
         role.module.eval()
         rates = [group["lr"] for group in optimizer.param_groups]
