@@ -275,7 +275,7 @@ def _bench(policy: Policy, reference: Reference, encoder: Encoder) -> list[dict[
 
 
 def test_kl_is_summed_over_responses_and_never_negative(encoder: Encoder) -> None:
-    """22: exact over the vocabulary, so 0 for equal policies and positive for others, per prompt of its own."""
+    """22: exact over the vocabulary, so 0 for equal policies and positive for others."""
     policy, other = Policy(causal_lm(1, 257)), Policy(causal_lm(2, 257))
     same = _bench(policy, Reference(causal_lm(1, 257)), encoder)
     assert all(row["kl"] == 0 and row["k1"] == 0 for row in same)
@@ -286,7 +286,7 @@ def test_kl_is_summed_over_responses_and_never_negative(encoder: Encoder) -> Non
 
 
 def test_noise_is_not_called_a_difference() -> None:
-    """22: 100 paired scores that differ by less than their spread have an interval around 0 and no verdict."""
+    """22: 100 paired scores that differ by less than they scatter: 0 is in the interval."""
     random = torch.Generator().manual_seed(0)
     base = torch.randn(100, generator=random)
     spread = torch.randn(100, generator=random)

@@ -156,7 +156,7 @@ def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl() -> None:
 
 
 def test_the_mean_of_rloo_gradients_is_the_policy_gradient() -> None:
-    """Leave-one-out needs no factor: E[-∇L] = ∇J, with the sequence's k1 in its score and the ratio of sums."""
+    """Leave-one-out needs no factor: E[-∇L] = ∇J, with k1 in the score and the ratio of the sums."""
     exact = exact_gradient(penalised_return)
     gradients = []
     for i in range(BATCHES):

@@ -35,7 +35,7 @@ def context() -> int:
 
 
 def files(run: RunDir) -> dict[str, tuple[int, bytes]]:
-    """Every file with its time of writing and its content; but not the logs, of which each attempt adds one."""
+    """Every file with its time of writing and its content; not the logs: each attempt adds one."""
     found = [p for p in run.path.rglob("*") if p.is_file() and p.parent.name != "logs"]
     return {str(p.relative_to(run.path)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 

@@ -1,6 +1,6 @@
 """Settings: pydantic models, TOML recipes and `key=value` overrides. Imports no torch."""
 
-from preftune.config.graph import parents, stage_order, stages_until
+from preftune.config.graph import EVALUATION, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import Option, options, options_markdown, options_text
 from preftune.config.run import (
@@ -26,6 +26,7 @@ from preftune.config.toml import dump_toml
 
 __all__ = [
     "ALGORITHM_CONFIGS",
+    "EVALUATION",
     "CheckpointConfig",
     "DPOConfig",
     "DataConfig",

@@ -93,6 +93,14 @@ class Bench:
         return difference.sum(1).tolist()
 
 
+@torch.no_grad()
+def response_nll(policy: Policy, batches: Sequence[Sequences]) -> Summary:
+    """Mean negative log-likelihood of response tokens in nats, over all tokens, and its perplexity."""
+    tokens = sum(int(batch.response.sum()) for batch in batches)
+    total = -sum(policy.logprobs(batch).sum().item() for batch in batches)
+    return {"nll": total / tokens, "perplexity": math.exp(min(total / tokens, 700)), "tokens": tokens}
+
+
 def best_of(rows: Sequence[Row], n: int) -> list[Row]:
     """The row with the highest score of each prompt's `n`; the first among equals."""
     groups = [rows[i : i + n] for i in range(0, len(rows), n)]

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def locate(base: str) -> Source:
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise InputMissing(f"no such directory: {path}", hint="model.base takes a directory or a hub id")
     return _from_hub(base)
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of a model directory's config and weights; of the name for a hub id."""
+    digest = hashlib.sha256(b"" if source.exists() else source.path.encode())
+    files = [Path(source.path) / "config.json", *sorted(Path(source.path).glob("*.safetensors"))]
+    for file in files if source.exists() else ():
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def first_line(error: Exception) -> str:
@@ -145,5 +156,8 @@ def _convert_gguf(file: Path) -> Source:
     partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    os.replace(partial, target)
+    if target.exists():  # another process was faster
+        shutil.rmtree(partial)
+    else:
+        os.replace(partial, target)
     return Source(str(target))

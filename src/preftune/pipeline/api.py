@@ -14,6 +14,7 @@ from preftune.data import Dataset, load_dataset
 from preftune.errors import ConfigError, InputMissing
 from preftune.models.locate import locate
 from preftune.pipeline.console import Console
+from preftune.pipeline.lock import held, is_main_process
 from preftune.pipeline.plan import show_plan
 from preftune.rundir import RunDir
 
@@ -80,16 +81,17 @@ def run_recipe(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     dataset = _checked(config)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
-    if not resume:
-        _remove_run(run)
-    console = Console(log=run.log(run.next_attempt()))
-    show_plan(console, config, dataset, run, stages)
-    from preftune.pipeline import runner
+    with held(run):
+        if not resume and is_main_process():
+            _remove_run(run)
+        console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+        show_plan(console, config, dataset, run, stages)
+        from preftune.pipeline import runner
 
-    session = runner.open_session(config, dataset, run, console)
-    runner.train_stages(session, stages)
-    if until is None:
-        runner.measure(session, stages)
+        session = runner.open_session(config, dataset, run, console)
+        runner.train_stages(session, stages)
+        if until is None and is_main_process():
+            runner.measure(session, stages)
     return run
 
 
@@ -101,7 +103,8 @@ def evaluate(path: str | Path) -> RunDir:
     finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
     if not finished:
         raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
-    runner.measure(session, finished)
+    with held(session.run):
+        runner.measure(session, finished)
     return session.run
 
 

@@ -32,9 +32,9 @@ _HEADLINES = {
 class Console:
     """Plain lines where the output is not a terminal; never interprets markup in data."""
 
-    def __init__(self, log: Path | None = None) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
-        self._log = log
+    def __init__(self, log: Path | None = None, quiet: bool = False) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self._log = None if quiet else log
 
     def line(self, text: str) -> None:
         """One line, to the terminal and to the log of this attempt."""
@@ -61,7 +61,8 @@ class Console:
         peak = f", peak memory {memory:,.0f} MiB" if memory else ""
         rejected = sum(facts.get("rejected", {}).values())
         dropped = f", {rejected} rows left out" if rejected else ""
-        self.line(f"{stage:<12} {facts['steps']} steps in {facts['seconds']:.1f} s{peak}{dropped}")
+        steps = f"{facts['steps']} steps in " if "steps" in facts else ""
+        self.line(f"{stage:<12} {steps}{facts['seconds']:.1f} s{peak}{dropped}")
 
     @contextmanager
     def progress(

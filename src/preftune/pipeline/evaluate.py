@@ -2,10 +2,11 @@
 prompts.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preftune.config import RewardConfig
+from preftune.config import EVALUATION, RewardConfig
 from preftune.data import Encoder, Preference
 from preftune.data.gold import best_reachable
 from preftune.data.world import world_probes
@@ -15,6 +16,7 @@ from preftune.evaluation.policy import Bench, Row, best_of, summarise
 from preftune.evaluation.reward_model import audit, gap, mistakes, score_pairs
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
+from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
 from preftune.pipeline.save import load_reward_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
@@ -28,7 +30,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     """Measure everything that `stages` trained; returns False if that was done before with the same
     inputs.
     """
-    done = session.run.stage_json("evaluation")
+    done = session.run.stage_json(EVALUATION)
     key = digest(
         {
             "settings": session.config.evaluation.model_dump(mode="json"),
@@ -36,13 +38,18 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
         }
     )
     if done.exists() and read_json(done).get("key") == key:
-        session.console.skipped("evaluation")
+        session.console.skipped(EVALUATION)
         return False
+    reset_peak_memory()
+    began = time.monotonic()
     for name in stages:
         if isinstance(session.config.stage[name], RewardConfig):
             _evaluate_reward_model(session, name)
     _evaluate_policies(session, [n for n in stages if not isinstance(session.config.stage[n], RewardConfig)])
-    write_json(done, {"stage": "evaluation", "algorithm": "evaluation", "status": "finished", "key": key})
+    facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+    record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
+    write_json(done, record)
+    session.console.finished(EVALUATION, facts)
     return True
 
 

@@ -7,6 +7,7 @@ from preftune.config import RunConfig, dump_toml
 from preftune.data import Dataset
 from preftune.pipeline.console import Console
 from preftune.pipeline.evaluate import evaluate_run
+from preftune.pipeline.lock import is_main_process
 from preftune.pipeline.provenance import describe
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import is_finished
@@ -24,15 +25,22 @@ def open_session(config: RunConfig, dataset: Dataset, run: RunDir, console: Cons
     session = Session(config=config, dataset=dataset, run=run, console=console)
     for name in [*([BASE] if config.model.scratch is not None else []), *config.stage]:
         is_finished(run, session.stage(name))
-    if not run.config.is_file() or read_text(run.config) != dump_toml(config):
-        write_text(run.config, dump_toml(config))
-    if not run.data.is_file() or read_json(run.data) != plain(dataset.report):
-        write_json(run.data, dataset.report)
-    if not run.run.exists():
-        write_json(run.run, describe(config.seed))
+    if is_main_process():
+        _record(session)
     if effective_precision(config.precision) != config.precision:
         console.line(f"precision {config.precision} needs a GPU; this run uses float32")
     return session
+
+
+def _record(session: Session) -> None:
+    """Write config.toml, data.json and run.json where they differ from what is there."""
+    run, config, report_of_data = session.run, session.config, session.dataset.report
+    if not run.config.is_file() or read_text(run.config) != dump_toml(config):
+        write_text(run.config, dump_toml(config))
+    if not run.data.is_file() or read_json(run.data) != plain(report_of_data):
+        write_json(run.data, report_of_data)
+    if not run.run.exists():
+        write_json(run.run, describe(config.seed))
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from preftune.config import RewardConfig, RunConfig, parents
 from preftune.data import Dataset, Encoder
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
-from preftune.models.locate import Source, locate
+from preftune.models.locate import Source, fingerprint, locate
 from preftune.pipeline.console import Console
 from preftune.pipeline.stages import Stage, digest, settings_of
 from preftune.rundir import BASE, RunDir
@@ -91,7 +91,7 @@ class Session:
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""
         if name == BASE:
-            return Stage(name=BASE, algorithm="sft", parents=(), inputs=self._inputs(self.config.model))
+            return Stage(name=BASE, algorithm="sft", parents=(), inputs=self._base_inputs)
         config = self.config.stage[name]
         above = parents(config)
         keys = {parent: self.stage(parent).key for parent in above}
@@ -99,6 +99,13 @@ class Session:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    @cached_property
+    def _base_inputs(self) -> dict[str, Any]:
+        """What made the base model, or the bytes it consists of."""
+        if self.config.model.scratch is not None:
+            return self._inputs(self.config.model)
+        return {"base": self.config.model.base, "sha256": fingerprint(self.base)}
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTC
 from preftune.data import Encoder, Pairs, Preference, Prompts, Sequences, pad_prompts, pad_sequences, rows_at
 from preftune.data.corpus import corpus, train_tokenizer
 from preftune.errors import DataError
+from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.models.scalar import init_scalar_model, load_scalar_model
@@ -26,6 +27,7 @@ from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
 
 BatchAt = Callable[[int], Any]
+_VALIDATION_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +48,11 @@ def run_stage(session: Session, stage: Stage) -> bool:
     if is_finished(session.run, stage):
         session.console.skipped(stage.name)
         return False
-    begin(session.run, stage)
     reset_peak_memory()
     began = time.monotonic()
     job = _prepare(session, stage.name)
+    if job.learner.is_main:
+        begin(session.run, stage)
     plan = Plan(
         steps=job.steps,
         metrics=session.run.metrics(stage.name),
@@ -59,16 +62,23 @@ def run_stage(session: Session, stage: Stage) -> bool:
     )
     with session.console.progress(stage.name, stage.algorithm, job.steps) as on_step:
         train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, on_step)
-    facts = finished_model(session, stage, job)
-    facts |= {
-        "steps": job.steps,
-        "rejected": job.rejected,
-        "seconds": time.monotonic() - began,
-        "peak_memory_mb": peak_memory_mb(),
-    }
-    finish(session.run, stage, facts)
-    session.console.finished(stage.name, facts)
+    if job.learner.is_main:
+        facts = finished_model(session, stage, job)
+        facts |= {"steps": job.steps, "rejected": job.rejected, **_validation(session, job)}
+        facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+        finish(session.run, stage, facts)
+        session.console.finished(stage.name, facts)
+    job.learner.wait()
     return True
+
+
+def _validation(session: Session, job: Job) -> dict[str, Any]:
+    """For a language model trained by imitation: its loss on held-out chosen responses."""
+    if not isinstance(job.algorithm, SFT) or not isinstance(job.model, Policy):
+        return {}
+    rows = job.encoder.usable(session.dataset.validation[:_VALIDATION_ROWS])[0]
+    batches = [job.encoder.sequences([(row.prompt, row.chosen)]).to(job.learner.device) for row in rows]
+    return {"validation": response_nll(job.model, batches)} if batches else {}
 
 
 def _prepare(session: Session, name: str) -> Job:

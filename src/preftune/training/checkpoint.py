@@ -60,13 +60,16 @@ def restore(directory: Path, learner: Learner) -> int:
     """
     if not directory.is_dir():
         return 0
-    for stale in directory.glob(".tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    if learner.is_main:
+        for stale in directory.glob(".tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
     damaged: dict[Path, str] = {}
     for checkpoint in _newest_first(directory):
         fault = _fault(checkpoint)
         if fault is None:
-            _set_aside(damaged, directory / "corrupt")
+            learner.wait()  # every process has looked before anything is moved
+            if learner.is_main:
+                _set_aside(damaged, directory / "corrupt")
             return _load(checkpoint, learner)
         damaged[checkpoint] = fault
     if damaged:

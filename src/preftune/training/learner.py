@@ -53,6 +53,15 @@ class Learner:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.accelerator.is_main_process
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
     def place(self, batch: Any) -> Any:
         """This process's share of a global batch, on its device. The rows must divide evenly."""
         world = self.accelerator.num_processes

@@ -35,13 +35,16 @@ def train(
 ) -> None:
     """Run the remaining steps; the last state is left in the learner's models."""
     start = checkpoint.restore(plan.checkpoints, learner)
-    log = MetricsLog(plan.metrics, resume_at=start)
+    log = MetricsLog(plan.metrics, resume_at=start) if learner.is_main else None
     for step in range(start, plan.steps):
         began = time.monotonic()
         factor = learner.set_progress(step, plan.steps)
         metrics = algorithm.step(batch_at(step))
         row = {**metrics, "lr_factor": factor, "step_seconds": time.monotonic() - began}
-        log.append(step + 1, row)
+        if log is not None:
+            log.append(step + 1, row)
         on_step(step + 1, row)
         if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.steps:
-            checkpoint.save(plan.checkpoints, step + 1, learner, plan.keep)
+            if learner.is_main:
+                checkpoint.save(plan.checkpoints, step + 1, learner, plan.keep)
+            learner.wait()
