@@ -119,7 +119,7 @@ def test_metrics_of_the_loop_are_documented(tmp_path: Path) -> None:
         steps=1, metrics=tmp_path / "m.jsonl", checkpoints=tmp_path / "none", checkpoint_every=1, keep=1
     )
     algorithm = SimpleNamespace(step=lambda batch: {})
-    learner = SimpleNamespace(set_progress=lambda step, steps: 1.0)
+    learner = SimpleNamespace(set_progress=lambda step, steps: 1.0, is_main=True)
     train(algorithm, learner, lambda step: None, plan, lambda step, metrics: None)  # type: ignore[arg-type]
     (row,) = read_jsonl(plan.metrics)
     assert set(row) == first_column(METRICS, "stages/STAGE/metrics.jsonl: every stage")

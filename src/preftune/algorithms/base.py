@@ -38,6 +38,10 @@ class Learner(Protocol):
         """A count summed over all processes."""
         ...
 
+    def average(self, metrics: Metrics) -> Metrics:
+        """Metrics of this process's share of a batch, averaged over all processes."""
+        ...
+
     def pool(self, values: Tensor) -> tuple[Tensor, slice]:
         """Values (N,) of all processes in one vector, and where this process's own lie in it."""
         ...

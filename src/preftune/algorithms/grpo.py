@@ -95,7 +95,7 @@ class GRPO:
         for epoch in range(self.config.epochs):
             for part in minibatches(experience, self.config.minibatches, derive_seed(seed, epoch)):
                 updates.append(self.learner.update("policy", part, self.weights(part), self.loss))
-        return {**averaged(updates), **self.report(rollout)}
+        return {**averaged(updates), **self.learner.average(self.report(rollout))}
 
     def experience(self, rollout: Rollout) -> Experience:
         pooled, mine = self.learner.pool(rollout.scores)

@@ -100,7 +100,7 @@ class PPO:
             for part in minibatches(experience, self.config.minibatches, derive_seed(seed, epoch)):
                 updates.append(self.update(part))
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
-        return {**averaged(updates), **first, **self.report(rollout, experience)}
+        return {**averaged(updates), **first, **self.learner.average(self.report(rollout, experience))}
 
     def experience(self, rollout: Rollout) -> Experience:
         config, response = self.config, rollout.sequences.response

@@ -122,6 +122,12 @@ class Learner:
     def total(self, count: Tensor) -> Tensor:
         return self.accelerator.reduce(count, reduction="sum")
 
+    def average(self, metrics: Metrics) -> Metrics:
+        if self.accelerator.num_processes == 1:
+            return metrics
+        values = torch.tensor(list(metrics.values()), device=self.device)
+        return dict(zip(metrics, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
     def pool(self, values: Tensor) -> tuple[Tensor, slice]:
         if self.accelerator.num_processes == 1:
             return values, slice(None)

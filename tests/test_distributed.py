@@ -1,0 +1,50 @@
+"""Two processes train what one does: the same batches, first gradients and losses to rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# One minibatch a step: several are cut from each process's own rows, so their make-up depends on them.
+OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=1", "stage.ppo.epochs=1"]
+
+
+def metrics(run: Path, stage: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(out: Path, *launcher: str) -> None:
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "preftune",
+        "train",
+        "tiny",
+        "ppo",
+        *OVERRIDES,
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.xdist_group("distributed")
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    train(tmp_path / "one")
+    train(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for stage in ("base", "sft", "rm", "ppo"):
+        one, two = metrics(tmp_path / "one", stage), metrics(tmp_path / "two", stage)
+        assert [row["step"] for row in one] == [row["step"] for row in two]
+        assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-4), stage
+    assert metrics(tmp_path / "two", "rm")[-1]["loss"] == pytest.approx(
+        metrics(tmp_path / "one", "rm")[-1]["loss"], abs=1e-4
+    )
+    first = [metrics(tmp_path / name, "ppo")[0] for name in ("one", "two")]
+    for name in ("objective/scores", "objective/kl", "completions/mean_length"):
+        assert first[1][name] == pytest.approx(first[0][name], abs=1e-4), name
