@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: the plan, one progress bar a stage, and the table at the end."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+_LINE_SECONDS = 30  # between lines where no bar can be shown
 
 # The numbers worth watching live, by algorithm; everything else is in metrics.jsonl.
 _HEADLINES = {
@@ -68,16 +71,23 @@ class Console:
     def progress(
         self, stage: str, algorithm: str, steps: int
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """A bar with ETA; the body calls the function it is given with (step, metrics)."""
+        """A bar with ETA; the body calls the function it is given with (step, metrics). Where the output is no
+        terminal, a line now and then instead.
+        """
         with self._bar() as bar:
             task = bar.add_task(f"{stage:<12}", total=steps, info="")
+            said = time.monotonic()
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                nonlocal said
                 shown = _HEADLINES[algorithm]
                 info = "  ".join(
-                    f"{label} {metrics[key]:.3g}" for key, label in shown.items() if key in metrics
+                    f"{name} {metrics[key]:.3g}" for key, name in shown.items() if key in metrics
                 )
                 bar.update(task, completed=step, info=info)
+                if not self._out.is_terminal and time.monotonic() - said > _LINE_SECONDS:
+                    said = time.monotonic()
+                    self.line(f"{stage:<12} step {step} of {steps}  {info}")
 
             yield on_step
 
