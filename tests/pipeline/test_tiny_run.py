@@ -35,8 +35,9 @@ def context() -> int:
 
 
 def files(run: RunDir) -> dict[str, tuple[int, bytes]]:
-    """Every file with its time of writing and its content; not the logs: each attempt adds one."""
-    found = [p for p in run.path.rglob("*") if p.is_file() and p.parent.name != "logs"]
+    """Every file with its time of writing and its content, but for an attempt's log and lock."""
+    left = {run.log(1).parent, run.lock}
+    found = [p for p in run.path.rglob("*") if p.is_file() and not left & {p, p.parent}]
     return {str(p.relative_to(run.path)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 

@@ -71,8 +71,8 @@ class Console:
     def progress(
         self, stage: str, algorithm: str, steps: int
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """A bar with ETA; the body calls the function it is given with (step, metrics). Where the output is no
-        terminal, a line now and then instead.
+        """A bar with ETA; the body calls the function it is given with (step, metrics). Where the output is
+        no terminal, a line now and then instead.
         """
         with self._bar() as bar:
             task = bar.add_task(f"{stage:<12}", total=steps, info="")

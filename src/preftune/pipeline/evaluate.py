@@ -132,7 +132,7 @@ def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
         learner.freeze(reward_model)
         scorer = scorer_for(session, encoder, reward_model, judge, settings.batch_size)
     bench = Bench(
-        prompts=distinct(session.dataset.test, settings.prompts),
+        prompts=distinct(session.shuffled(session.dataset.test), settings.prompts),
         encoder=encoder,
         scorer=scorer,
         reference=reference,

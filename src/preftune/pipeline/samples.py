@@ -26,7 +26,7 @@ def replies(
         )
     source, settings = session.source(stage), session.config.evaluation
     dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]
-    dialogues = dialogues or [row.prompt for row in distinct(session.dataset.test, n)]
+    dialogues = dialogues or [row.prompt for row in distinct(session.shuffled(session.dataset.test), n)]
     encoder, policy = session.encoder(source, settings.max_new_tokens), Policy(load_causal_lm(source))
     for i, dialogue in enumerate(dialogues):
         out = sample(

@@ -31,7 +31,8 @@ def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, 
     """
     target = session.run.model_dir(stage.name, stage.algorithm)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
     side: dict[str, Any] = {
         "stage": stage.name,
         "key": stage.key,

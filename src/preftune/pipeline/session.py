@@ -1,11 +1,12 @@
 """What all stages of a run share: its config, its directory, its data, and a way to say what is going on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from preftune.config import RewardConfig, RunConfig, parents
-from preftune.data import Dataset, Encoder
+from preftune.data import Dataset, Encoder, Preference, order
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
@@ -59,6 +60,12 @@ class Session:
     def judge(self) -> str | None:
         """The first reward stage: it scores every policy."""
         return next((n for n, s in self.config.stage.items() if isinstance(s, RewardConfig)), None)
+
+    def shuffled(self, rows: Sequence[Preference]) -> list[Preference]:
+        """Rows in an order drawn from the seed, the same for every stage: a part of them, from the front on,
+        is a sample of all sources, not of the first file.
+        """
+        return [rows[i] for i in order(len(rows), self.config.seed, "rows", 0)] if rows else []
 
     def is_trained(self, stage: str) -> bool:
         """Whether the stage's model is there; the base of a hub or a directory always is."""

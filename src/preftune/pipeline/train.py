@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,7 +148,7 @@ def _offline(session: Session, name: str) -> Job:
     for role in set(models) - {trained}:
         learner.freeze(models[role])
     encoder = session.encoder_of(tokenizer, context_length(source))
-    rows, rejected = _usable(encoder, session.dataset.train, config.rows)
+    rows, rejected = _usable(encoder, session.shuffled(session.dataset.train), config.rows)
 
     def batch_at(step: int) -> Sequences | Pairs:
         part = [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
@@ -215,16 +216,17 @@ def _usable(
     encoder: Encoder, rows: Sequence[Preference], limit: int | None
 ) -> tuple[list[Preference], dict[str, int]]:
     """The first `limit` rows that can be encoded, and the number of others met on the way, by reason."""
-    kept, rejected = encoder.usable(rows[:limit])
-    if limit is not None:
-        extra = iter(rows[limit:])
-        while len(kept) < limit and (row := next(extra, None)) is not None:
-            more, reasons = encoder.usable([row])
-            kept += more
-            rejected |= {reason: rejected.get(reason, 0) + n for reason, n in reasons.items()}
+    kept: list[Preference] = []
+    rejected: Counter[str] = Counter()
+    for row in rows:
+        if len(kept) == limit:
+            break
+        usable, reasons = encoder.usable([row])
+        kept += usable
+        rejected.update(reasons)
     if not kept:
         raise DataError(
-            f"none of {len(rows)} training pairs can be used: {rejected}",
+            f"none of {len(rows)} training pairs can be used: {dict(rejected)}",
             hint="raise data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return kept, rejected
+    return kept, dict(rejected)

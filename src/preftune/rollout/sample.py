@@ -73,8 +73,10 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)
-    target = uniform.unsqueeze(1) * cumulative[:, -1:]  # the float32 sum is not exactly 1
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    total = cumulative[:, -1:]  # not exactly 1 in float32
+    below = torch.nextafter(total, torch.zeros_like(total))  # a token of probability 0 is never drawn
+    target = torch.minimum(uniform.unsqueeze(1) * total, below)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def _uniforms(seeds: tuple[int, ...], k: int, count: int) -> Tensor:

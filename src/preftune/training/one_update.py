@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from preftune.algorithms import ALGORITHMS, GRPO, PPO
-from preftune.algorithms.base import Metrics
-from preftune.config import OptimizerConfig
+from preftune.algorithms.base import Algorithm, Metrics
+from preftune.config import OptimizerConfig, build
 from preftune.data.batch import Pairs, Sequences
 from preftune.errors import UsageError
 from preftune.models.roles import Role
@@ -42,15 +42,9 @@ def one_update(
     single: dict[str, Any] = {"epochs": 1, "minibatches": 1} if issubclass(kind, PPO | GRPO) else {}
     if issubclass(kind, GRPO) and isinstance(batch, Rollout) and batch.group is not None:
         single["group_size"] = int((batch.group == batch.group[0]).sum())
-    settings = kind.Config(
-        **{
-            **single,
-            "algorithm": algorithm,
-            "batch_size": rows,
-            "microbatch_size": microbatch_size or rows,
-            **config,
-        }
-    )
+    sizes = {"batch_size": rows, "microbatch_size": microbatch_size or rows}
+    settings = build(kind.Config, {**single, **sizes, "algorithm": algorithm, **config}, algorithm)
+    _check_roles(kind, models)
     learner = Learner(microbatch_size=settings.microbatch_size)
     for name, role in models.items():
         if name in kind.trains:
@@ -62,6 +56,19 @@ def one_update(
         assert isinstance(batch, Rollout)
         return runner.improve(batch)
     return runner.step(batch)
+
+
+def _check_roles(kind: type[Algorithm], models: Mapping[str, Role]) -> None:
+    """Everything trained is there, and nothing trained is frozen under another name. UsageError otherwise."""
+    given_with_rollout = ("reference", "reward_model") if issubclass(kind, PPO | GRPO) else ()
+    missing = [name for name in kind.needs if name not in models and name not in given_with_rollout]
+    if missing:
+        raise UsageError(f"models lacks {', '.join(missing)}; it has {', '.join(models) or 'nothing'}")
+    owners: dict[int, str] = {}
+    for name, role in models.items():
+        other = owners.setdefault(id(role.model), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} share one model object", hint="copy.deepcopy one of them")
 
 
 def _optimizer_for(
