@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.data import Dataset, load_dataset
-from preftune.errors import ConfigError, InputMissing
+from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.locate import locate
 from preftune.pipeline.console import Console
 from preftune.pipeline.lock import held, is_main_process
@@ -80,6 +80,8 @@ def run_recipe(
     config = load_recipe(recipe, overrides).config
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     dataset = _checked(config)
+    if until is None:
+        _can_be_measured(dataset)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     with held(run):
         if not resume and is_main_process():
@@ -134,6 +136,16 @@ def _checked(config: RunConfig) -> Dataset:
     if config.model.base != "scratch":
         locate(config.model.base)
     return dataset
+
+
+def _can_be_measured(dataset: Dataset) -> None:
+    """A run ends in a comparison: without held-out rows it would fail after all the training."""
+    for split in ("validation", "test"):
+        if not getattr(dataset, split):
+            raise DataError(
+                f"the data is too small to hold out a {split} split ({len(dataset.train)} training pairs)",
+                hint=f"give a file named {split}, or more prompts; `preftune train RECIPE STAGE` needs neither",
+            )
 
 
 def _reopen(path: str | Path) -> "Session":

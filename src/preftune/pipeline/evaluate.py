@@ -132,7 +132,7 @@ def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
         learner.freeze(reward_model)
         scorer = scorer_for(session, encoder, reward_model, judge, settings.batch_size)
     bench = Bench(
-        prompts=distinct(session.shuffled(session.dataset.test), settings.prompts),
+        prompts=_prompts(session),
         encoder=encoder,
         scorer=scorer,
         reference=reference,
@@ -142,6 +142,17 @@ def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
         gold=session.gold,
     )
     return bench, learner
+
+
+def _prompts(session: Session) -> list[Preference]:
+    """Held-out prompts, different from each other."""
+    prompts = distinct(session.shuffled(session.dataset.test), session.config.evaluation.prompts)
+    if not prompts:
+        raise DataError(
+            "there is no test prompt to compare policies on",
+            hint="give a file named test, or more training prompts from which one can be cut",
+        )
+    return prompts
 
 
 def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
