@@ -144,7 +144,7 @@ def _can_be_measured(dataset: Dataset) -> None:
         if not getattr(dataset, split):
             raise DataError(
                 f"the data is too small to hold out a {split} split ({len(dataset.train)} training pairs)",
-                hint=f"give a file named {split}, or more prompts; `preftune train RECIPE STAGE` needs neither",
+                hint=f"give a file named {split}, or more prompts; `preftune train` needs neither",
             )
 
 
