@@ -204,7 +204,7 @@ def test_wrong_value_names_key_value_and_expectation(override: str, expected: st
         (["stage.ppo.minibatches=3"], "batch_size = 16 is not a multiple of minibatches = 3"),
         (["stage.grpo.group_size=5"], "batch_size = 16 is not a multiple of group_size = 5"),
         (["model.scratch.heads=3"], "width = 32 is not a multiple of heads = 3"),
-        (["evaluation.max_new_tokens=100"], "model.scratch.positions = 72 is too small"),
+        (["evaluation.max_new_tokens=100"], "model.scratch.positions = 88 is too small"),
         (["stage.dpo.kind=hinge", "stage.dpo.label_smoothing=0.1"], "label_smoothing"),
         (["model.base=gpt2", "model.scratch.layers=3"], 'only'),
         (["data.data_dir=harmless-base"], "data_dir"),

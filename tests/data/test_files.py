@@ -144,9 +144,9 @@ def test_a_malformed_line_is_named(tmp_path: Path, name: str, number: int) -> No
     path.write_bytes((GOOD + b"\n") * (number - 1) + line + b"\n" + GOOD)
     with pytest.raises(DataError) as caught:
         read_preferences(path)
-    assert str(caught.value).startswith(f"{path}:{number}: ")
-    assert message in str(caught.value)
-    assert len(str(caught.value)) < 300 + len(str(path))
+    assert caught.value.message.startswith(f"{path}:{number}: ")
+    assert message in caught.value.message
+    assert len(caught.value.message) < 300 + len(str(path))
     assert "data.on_bad_row=skip" in caught.value.hint
 
 

@@ -66,7 +66,7 @@ def test_a_failure_of_the_library_is_put_in_a_sentence(
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist\non the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputMissing, match=r"nobody/none: cannot be loaded: .* doesn't exist$"):
+    with pytest.raises(InputMissing, match=r"nobody/none: cannot be loaded: .* doesn't exist\n"):
         load_dataset(DataConfig(name="nobody/none"), seed=0)
 
 
