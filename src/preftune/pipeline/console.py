@@ -102,6 +102,7 @@ class Console:
         """All columns in full: those that do not fit beside each other follow below, with the first
         repeated.
         """
+        self._out.print()
         widths = [max(cell_len(str(row[i])) for row in [headers, *rows]) + 2 for i in range(len(headers))]
         for columns in _fitting(widths, self._out.width):
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
