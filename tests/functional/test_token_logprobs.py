@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from preftune.functional import entropy, full_kl, token_logprobs
+from preftune.functional.logprobs import categorical_entropy, gather_logprobs
 
 B, T, V = 3, 5, 11
 
@@ -124,3 +125,19 @@ def test_large_logits_do_not_overflow() -> None:
     assert token_logprobs(logits, torch.tensor([[0, 0]]))[0, 1] == 0
     assert token_logprobs(logits, torch.tensor([[0, 1]]))[0, 1] == -1e4
     assert entropy(logits)[0, 1] == 0
+
+
+def test_the_parts_have_temperature_1_by_default() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([0, 4, 2])
+    assert torch.equal(categorical_entropy(logits), categorical_entropy(logits, 1.0))
+    assert torch.equal(gather_logprobs(logits, ids), gather_logprobs(logits, ids, 1.0))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_any_temperature_divides_the_logits(temperature: float) -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([0, 4, 2])
+    warm = gather_logprobs(logits, ids, temperature)
+    torch.testing.assert_close(warm, gather_logprobs(logits / temperature, ids), rtol=0, atol=1e-6)
+    assert (warm - gather_logprobs(logits, ids)).abs().min() > 1e-3

@@ -77,3 +77,14 @@ def test_a_term_with_weight_does_exist() -> None:
 
 def test_negative_weights_count() -> None:
     assert weighted_sum(torch.tensor([2.0, 3.0]), torch.tensor([1.0, -1.0])).item() == -1.0
+
+
+def test_one_token_alone_has_weight_1() -> None:
+    mask = torch.tensor([[0, 1]])
+    for weights in (token_mean(mask), sequence_mean(mask), constant_length(mask, 1)):
+        assert weights.tolist() == [[0.0, 1.0]]
+
+
+def test_shapes_that_differ_are_named() -> None:
+    with pytest.raises(ValueError, match=r"terms \(2,\) and weights \(2, 3\) differ"):
+        weighted_sum(torch.zeros(2), torch.zeros(2, 3))

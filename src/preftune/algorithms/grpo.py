@@ -98,6 +98,9 @@ class GRPO:
         return {**averaged(updates), **self.learner.average(self.report(rollout))}
 
     def experience(self, rollout: Rollout) -> Experience:
+        size = self.config.group_size
+        if rollout.group is not None and (rollout.group.view(-1, size) != rollout.group[::size, None]).any():
+            raise ValueError(f"rows of a group must follow each other, {size} at a time")
         pooled, mine = self.learner.pool(rollout.scores)
         advantages = group_advantages(pooled, self.config.group_size, self.config.scale)[mine]
         return Experience(

@@ -14,7 +14,7 @@ from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
     from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
-    from preftune.data.encode import Encoder
+    from preftune.data.encode import Encoder, first_usable
 
 __all__ = [
     "Dataset",
@@ -26,6 +26,7 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "first_usable",
     "load_dataset",
     "order",
     "pad_prompts",
@@ -39,6 +40,7 @@ __all__ = [
 
 _LAZY = {
     "Encoder": "preftune.data.encode",
+    "first_usable": "preftune.data.encode",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",

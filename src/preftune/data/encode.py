@@ -263,3 +263,26 @@ def _check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         message = f"a text holds half of a surrogate pair at character {error.start + 1}"
         raise DataError(message, "remove it: it is not valid Unicode") from None
+
+
+def first_usable(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], dict[str, int]]:
+    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
+
+    Raises DataError if there is none.
+    """
+    kept: list[Preference] = []
+    rejected: Counter[str] = Counter()
+    for row in rows:
+        if len(kept) == limit:
+            break
+        usable, reasons = encoder.usable([row])
+        kept += usable
+        rejected.update(reasons)
+    if not kept:
+        raise DataError(
+            f"none of the pairs can be used: {dict(rejected)}",
+            "raise data.max_prompt_length or data.max_response_length, or check the data",
+        )
+    return kept, dict(rejected)

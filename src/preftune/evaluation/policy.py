@@ -38,22 +38,28 @@ class Bench:
     gold: Gold | None = None
 
     def rows(
-        self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1
+        self,
+        policy: Policy | Reference,
+        advance: Callable[[int], None],
+        responses: int = 1,
+        purpose: str = "evaluation",
     ) -> list[Row]:
-        """Sample and measure `responses` to every prompt; rows of one prompt follow each other."""
+        """Sample and measure `responses` to every prompt; rows of one prompt follow each other. Another
+        `purpose` gives other samples: best-of-n must not choose from the very sample it is compared with.
+        """
         per_batch = max(self.settings.batch_size // responses, 1)
         rows: list[Row] = []
         for start in range(0, len(self.prompts), per_batch):
             part = self.prompts[start : start + per_batch]
-            rows += self._measure(policy, part, start, responses)
+            rows += self._measure(policy, part, start, responses, purpose)
             advance(len(part))
         return rows
 
     def _measure(
-        self, policy: Policy | Reference, part: Sequence[Preference], start: int, responses: int
+        self, policy: Policy | Reference, part: Sequence[Preference], start: int, responses: int, purpose: str
     ) -> list[Row]:
         settings = self.settings
-        seeds = [derive_seed(self.seed, "evaluation", start + i) for i in range(len(part))]
+        seeds = [derive_seed(self.seed, purpose, start + i) for i in range(len(part))]
         sequences = sample(
             policy,
             self.encoder.prompts([p.prompt for p in part], seeds).to(self.device),
@@ -102,9 +108,12 @@ def response_nll(policy: Policy, batches: Sequence[Sequences]) -> Summary:
 
 
 def best_of(rows: Sequence[Row], n: int) -> list[Row]:
-    """The row with the highest score of each prompt's `n`; the first among equals."""
+    """The row with the highest score of each prompt's `n`, the first among equals; its KL is not that of the
+    policy which wrote it, so it goes without.
+    """
     groups = [rows[i : i + n] for i in range(0, len(rows), n)]
-    return [max(group, key=lambda row: row["score"]) for group in groups]
+    chosen = [max(group, key=lambda row: row["score"]) for group in groups]
+    return [{k: v for k, v in row.items() if k not in ("kl", "k1")} for row in chosen]
 
 
 def summarise(

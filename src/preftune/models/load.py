@@ -50,6 +50,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 def load_causal_lm(source: Source) -> PreTrainedModel:
     """A causal language model in float32, in eval mode: dropout is off everywhere in preftune."""
+    _refuse_classifier(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -68,7 +69,33 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
             f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
             hint="weights that are missing would be random; save the whole model with save_pretrained",
         )
-    return model.eval()
+    _check_head(model.eval())
+    return model
+
+
+def _refuse_classifier(source: Source) -> None:
+    """A reward model's backbone would pass for a language model, since the head of one is tied."""
+    try:
+        names = AutoConfig.from_pretrained(source.path, trust_remote_code=False).architectures or []
+    except (OSError, ValueError, KeyError) as error:
+        raise InputMissing(f"cannot read the config of {source.path}: {first_line(error)}") from error
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        raise DataError(
+            f"{source.path} holds a reward model, not a language model", hint="give a policy's directory"
+        )
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    """preftune applies the head to hidden states itself; some families scale or cap the logits afterwards."""
+    ids = torch.arange(4).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    plain = model.get_output_embeddings()(model.base_model(ids, use_cache=False).last_hidden_state)
+    logits = model(ids, use_cache=False).logits
+    if not torch.allclose(plain, logits, atol=1e-4, rtol=1e-4):
+        raise DataError(
+            f"{type(model).__name__} scales or caps its logits after the head, which is not supported",
+            hint="GPT-2, Llama, Qwen2, OPT, GPT-NeoX and BLOOM are",
+        )
 
 
 def scratch_gpt2(

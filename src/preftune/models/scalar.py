@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import DataError, InputMissing
-from preftune.models.locate import Source
+from preftune.models.locate import Source, first_line
 
 PAD_TOKEN = "<|pad|>"
 
@@ -23,10 +23,15 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
 
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"no reward model can be made of {source.path}: {first_line(error)}") from error
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None}
+    added = tokenizer.pad_token_id in used
+    if added:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -36,8 +41,8 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
     with torch.no_grad():
         noise = torch.randn(head.weight.shape, generator=generator)
         head.weight.copy_(noise / math.sqrt(head.in_features + 1))
-        pad_row = model.get_input_embeddings().weight[tokenizer.pad_token_id]
-        pad_row.zero_()  # never read under a mask; zero makes the saved file a function of the seed
+        if added:  # never read under a mask; zero makes the saved file a function of the seed
+            model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
     return model.eval()
 
 

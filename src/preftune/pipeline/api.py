@@ -16,6 +16,7 @@ from preftune.models.locate import locate
 from preftune.pipeline.console import Console
 from preftune.pipeline.lock import held, is_main_process
 from preftune.pipeline.plan import show_plan
+from preftune.pipeline.stages import SIDE_FILE
 from preftune.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def run_recipe(
     until: str | None = None,
 ) -> RunDir:
     """What the command line calls: all stages and the report, or the stages up to `until` only."""
-    config = load_recipe(recipe, overrides).config
+    config = _absolute(load_recipe(recipe, overrides).config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     dataset = _checked(config)
     if until is None:
@@ -162,8 +163,28 @@ def _reopen(path: str | Path) -> "Session":
 
 
 def _remove_run(run: RunDir) -> None:
-    """Only what preftune writes: a run directory may be "." with other things in it."""
-    for part in ("models", "samples", "analysis", "stages", "evaluation", "figures", "logs"):
-        shutil.rmtree(run.path / part, ignore_errors=True)
-    for file in (run.config, run.run, run.data, run.analysis_text, run.report_page):
+    """Only what preftune wrote: a run directory may be "." with other things in it."""
+    if not run.config.is_file():
+        return
+    for folder in ("stages", "evaluation", "figures", "logs"):
+        shutil.rmtree(run.path / folder, ignore_errors=True)
+    for model in run.models.glob("*"):
+        if (model / SIDE_FILE).is_file():
+            shutil.rmtree(model)
+    files = (run.config, run.run, run.data, run.analysis_text, run.report_page, run.mistakes)
+    for file in (*files, *run.samples_files().values()):
         file.unlink(missing_ok=True)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Local paths in full, so that a run can be looked at from anywhere."""
+
+    def full(name: str | None) -> str | None:
+        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+    data = config.data.model_copy(
+        update={"name": full(config.data.name)} if config.data.name != "world" else {}
+    )
+    special = config.model.base in ("scratch", "smollm2")
+    model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
+    return config.model_copy(update={"data": data, "model": model})

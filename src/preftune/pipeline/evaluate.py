@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preftune.config import EVALUATION, RewardConfig
-from preftune.data import Encoder, Preference
+from preftune.config import EVALUATION, DPOConfig, RewardConfig
+from preftune.data import Preference, first_usable
 from preftune.data.gold import best_reachable
 from preftune.data.world import world_probes
 from preftune.errors import DataError
@@ -21,9 +21,7 @@ from preftune.pipeline.save import load_reward_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
 from preftune.pipeline.train import scorer_for
-from preftune.rundir import BASE, policy_name, read_json, write_json, write_jsonl
-
-LABELS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
+from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
 
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
@@ -37,7 +35,9 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
             "stages": {name: session.stage(name).key for name in stages},
         }
     )
-    if done.exists() and read_json(done).get("key") == key:
+    earlier = read_json(done) if done.exists() else {}
+    complete = all((session.run.path / file).is_file() for file in earlier.get("files", ()))
+    if earlier.get("key") == key and complete:
         session.console.skipped(EVALUATION)
         return False
     reset_peak_memory()
@@ -48,9 +48,17 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     _evaluate_policies(session, [n for n in stages if not isinstance(session.config.stage[n], RewardConfig)])
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
+    record["files"] = _written(session.run)
     write_json(done, record)
     session.console.finished(EVALUATION, facts)
     return True
+
+
+def _written(run: RunDir) -> list[str]:
+    """What an evaluation leaves behind, relative to the run directory."""
+    files = [*run.comparisons.parent.iterdir(), *run.samples_files().values()]
+    files += [run.mistakes] if run.mistakes.is_file() else []
+    return sorted(str(file.relative_to(run.path)) for file in files if not file.name.startswith("."))
 
 
 def _evaluate_reward_model(session: Session, name: str) -> None:
@@ -62,8 +70,11 @@ def _evaluate_reward_model(session: Session, name: str) -> None:
         with session.console.counting(what, len(pairs)) as advance:
             return score_pairs(model, encoder, pairs, size, learner.device, advance)
 
-    pairs = scored(f"{name} pairs", _usable(encoder, session.dataset.validation))
-    result = audit(name, pairs, session.config.seed)
+    usable, rejected = first_usable(encoder, session.dataset.validation, None)
+    pairs = scored(f"{name} pairs", usable)
+    result = audit(name, pairs, session.config.seed) | {"left_out": rejected}
+    if rejected:
+        session.console.line(f"{name:<12} {sum(rejected.values())} validation pairs left out: {rejected}")
     if session.is_world:
         result["best_reachable"] = best_reachable([s["pair"] for s in pairs])
         result["gold_component_gaps"] = {
@@ -78,16 +89,6 @@ def _evaluate_reward_model(session: Session, name: str) -> None:
     write_jsonl(session.run.mistakes, mistakes(pairs))
 
 
-def _usable(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
-    kept, rejected = encoder.usable(rows)
-    if not kept:
-        raise DataError(
-            f"none of {len(rows)} validation pairs can be used: {rejected}",
-            hint="raise data.max_response_length or data.held_out",
-        )
-    return kept
-
-
 def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
     """Base, every policy stage, and best-of-n of the reference (SFT, or the base without an SFT stage)."""
     settings = session.config.evaluation
@@ -100,22 +101,46 @@ def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
         learner.freeze(policy)
         with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
             rows[_policy(name)] = bench.rows(policy, advance)
-    chosen = {name: (rows[name], LABELS.get(name.removeprefix("policy_"), name), None) for name in rows}
+    labels = _labels(session, names)
+    chosen: dict[str, tuple[list[Row], str, int | None]] = {
+        _policy(name): (rows[_policy(name)], labels[name], None) for name in names
+    }
     if bench.scorer is not None:
         n = settings.best_of
         with session.console.counting(f"best of {n}", len(bench.prompts)) as advance:
-            best = best_of(bench.rows(bench.reference, advance, responses=n), n)
+            best = best_of(bench.rows(bench.reference, advance, n, f"best of {n}"), n)
         rows[f"best_of_{n}"] = best
-        label = (
-            LABELS.get(session.config.stage[reference_name].algorithm, "")
-            if reference_name != BASE
-            else "base"
-        )
-        chosen[f"best_of_{n}"] = (best, f"best of {n} ({label})", n)
+        chosen[f"best_of_{n}"] = (best, f"best of {n} ({labels[reference_name]})", n)
     comparisons = compare_to(_policy(reference_name), rows, settings, session.config.seed)
-    write_jsonl(session.run.comparisons, comparisons)
+    against_best = []
+    if bench.scorer is not None:
+        trained = {p: r for p, r in rows.items() if p not in (BASE, _policy(reference_name))}
+        against_best = compare_to(f"best_of_{settings.best_of}", trained, settings, session.config.seed)
+    _remove_earlier(session.run)
+    write_jsonl(session.run.comparisons, [*comparisons, *against_best])
     for name, (measured, label, n) in chosen.items():
         _write(session, name, summarise(name, label, measured, bench, n), comparisons, measured)
+
+
+def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
+    """SFT, PPO, ...; where an algorithm occurs twice, with the stage's name (and DPO's beta)."""
+    kinds = {name: session.config.stage[name].algorithm for name in names if name != BASE}
+    labels = {BASE: "base"}
+    for name, kind in kinds.items():
+        config = session.config.stage[name]
+        beta = f", β {config.beta:g}" if isinstance(config, DPOConfig) else ""
+        repeated = list(kinds.values()).count(kind) > 1
+        labels[name] = f"{kind.upper()} ({name}{beta})" if repeated else kind.upper()
+    return labels
+
+
+def _remove_earlier(run: RunDir) -> None:
+    """Numbers and samples of policies that an earlier evaluation measured, perhaps on other prompts."""
+    for path in run.comparisons.parent.glob("*.json"):
+        if not path.name.startswith("reward_model"):
+            path.unlink()
+    for path in run.samples_files().values():
+        path.unlink()
 
 
 def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from preftune.config import RewardConfig
 from preftune.data import Dialogue, Turn
 from preftune.errors import InputMissing, UsageError
 from preftune.models.load import load_causal_lm
@@ -18,8 +19,9 @@ def replies(
     session: Session, stage: str, prompts: Sequence[str], seed: int, n: int
 ) -> Iterator[dict[str, Any]]:
     """One reply to each prompt, or to `n` held-out prompts if none is given."""
-    if stage != BASE and stage not in session.config.stage:
-        raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(session.config.stage)}")
+    policies = [name for name, s in session.config.stage.items() if not isinstance(s, RewardConfig)]
+    if stage != BASE and stage not in policies:
+        raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(policies)}")
     if not session.is_trained(stage):
         raise InputMissing(
             f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"

@@ -2,18 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from preftune.data import Encoder, Preference, Sequences
+from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.pipeline.cards import model_card
+from preftune.pipeline.stages import SIDE_FILE
 from preftune.rundir import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from preftune.pipeline.stages import Stage
     from preftune.pipeline.train import Job
 
-SIDE_FILE = "preftune.json"
 _PROBES = 16
 
 
@@ -39,7 +40,7 @@ def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, 
         "vocabulary_sha256": vocabulary_hash(job.encoder.tokenizer),
     }
     if isinstance(job.model, RewardModel):
-        job.model.mean, job.model.std = _normalisation(job, session.dataset.train)
+        job.model.mean, job.model.std = _normalisation(job, session.shuffled(session.dataset.train))
         side |= {"mean": job.model.mean, "std": job.model.std}
     job.model.model.save_pretrained(partial)
     job.encoder.tokenizer.save_pretrained(partial)
@@ -48,7 +49,7 @@ def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, 
     if isinstance(job.model, RewardModel):
         torch.save({"weight": score_head(job.model.model).weight.detach().cpu()}, partial / "reward_head.bin")
         _prove_reload(session, job, partial)
-    if target.exists():
+    if target.exists():  # ours: `begin` made sure of it
         shutil.rmtree(target)
     os.rename(partial, target)
     return {k: side[k] for k in ("mean", "std") if k in side}
@@ -81,27 +82,26 @@ def read_side_file(source: Source) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _normalisation(job: "Job", rows: tuple[Preference, ...]) -> tuple[float, float]:
+def _normalisation(job: "Job", rows: Sequence[Preference]) -> tuple[float, float]:
     """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
     arXiv:2403.17031).
     """
     assert isinstance(job.model, RewardModel)
-    scores = _scores(job.model, job.encoder, rows[:256])
+    scores = _scores(job.model, job.encoder, first_usable(job.encoder, rows, 256)[0])
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())
 
 
 @torch.no_grad()
-def _scores(model: RewardModel, encoder: Encoder, rows: tuple[Preference, ...]) -> torch.Tensor:
+def _scores(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> torch.Tensor:
     device = next(model.model.parameters()).device
     parts = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
     return torch.cat(parts)
 
 
-def _batches(encoder: Encoder, rows: tuple[Preference, ...], size: int = 8) -> list[Sequences]:
-    usable, _ = encoder.usable(rows)
-    items = [(row.prompt, row.chosen) for row in usable]
+def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> list[Sequences]:
+    items = [(row.prompt, row.chosen) for row in rows]
     return [encoder.sequences(items[i : i + size]) for i in range(0, len(items), size)]
 
 
@@ -113,7 +113,7 @@ def _prove_reload(session: "Session", job: "Job", directory: Path) -> None:
     reloaded = session.encoder(source)
     device = next(job.model.model.parameters()).device
     saved.model.to(device)
-    probes = session.dataset.train[:_PROBES]
+    probes = first_usable(job.encoder, session.dataset.train, _PROBES)[0]
     before = _scores(RewardModel(job.model.model), job.encoder, probes)
     after = _scores(saved, reloaded, probes)
     if not torch.equal(before, after):

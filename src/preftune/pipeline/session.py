@@ -112,7 +112,7 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        return {"base": self.config.model.base, "sha256": fingerprint(self.base)}
+        return {"sha256": fingerprint(self.base)}
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {

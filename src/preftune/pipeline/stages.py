@@ -10,6 +10,7 @@ from typing import Any
 from preftune.errors import ConfigError
 from preftune.rundir import RunDir, read_json, write_json
 
+SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 
 
@@ -59,6 +60,12 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
 
 
 def begin(run: RunDir, stage: Stage) -> None:
+    """Mark a stage as running. ConfigError if its model's place holds something that is not preftune's."""
+    target = run.model_dir(stage.name, stage.algorithm)
+    if target.exists() and not (target / SIDE_FILE).is_file():
+        raise ConfigError(
+            f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
+        )
     write_json(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 

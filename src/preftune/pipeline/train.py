@@ -2,17 +2,24 @@
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.algorithms import ALGORITHMS, GRPO, PPO, SFT
 from preftune.algorithms.base import Algorithm
 from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
-from preftune.data import Encoder, Pairs, Preference, Prompts, Sequences, pad_prompts, pad_sequences, rows_at
+from preftune.data import (
+    Encoder,
+    Pairs,
+    Prompts,
+    Sequences,
+    first_usable,
+    pad_prompts,
+    pad_sequences,
+    rows_at,
+)
 from preftune.data.corpus import corpus, train_tokenizer
-from preftune.errors import DataError
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
@@ -77,9 +84,11 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
     """For a language model trained by imitation: its loss on held-out chosen responses."""
     if not isinstance(job.algorithm, SFT) or not isinstance(job.model, Policy):
         return {}
-    rows = job.encoder.usable(session.dataset.validation[:_VALIDATION_ROWS])[0]
+    if not session.dataset.validation:
+        return {}
+    rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
     batches = [job.encoder.sequences([(row.prompt, row.chosen)]).to(job.learner.device) for row in rows]
-    return {"validation": response_nll(job.model, batches)} if batches else {}
+    return {"validation": response_nll(job.model, batches)}
 
 
 def _prepare(session: Session, name: str) -> Job:
@@ -148,7 +157,7 @@ def _offline(session: Session, name: str) -> Job:
     for role in set(models) - {trained}:
         learner.freeze(models[role])
     encoder = session.encoder_of(tokenizer, context_length(source))
-    rows, rejected = _usable(encoder, session.shuffled(session.dataset.train), config.rows)
+    rows, rejected = first_usable(encoder, session.shuffled(session.dataset.train), config.rows)
 
     def batch_at(step: int) -> Sequences | Pairs:
         part = [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
@@ -187,7 +196,7 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
 
     def batch_at(step: int) -> Prompts:
         rows = rows_at(step, per_step, len(prompts), session.config.seed, name)
-        seeds = [derive_seed(session.config.seed, name, step, "sample", row) for row in rows]
+        seeds = [derive_seed(session.config.seed, name, step, "sample", i) for i in range(len(rows))]
         return pad_prompts([list(prompts[row]) for row in rows], seeds, encoder.pad_id)
 
     scorer = scorer_for(session, encoder, reward_model, config.reward_model, config.microbatch_size)
@@ -210,23 +219,3 @@ def scorer_for(
     theirs = session.encoder(session.source(stage))
     translate = None if same_vocabulary(encoder, theirs) else theirs
     return Scorer(reward_model=reward_model, encoder=encoder, translate=translate, batch_size=batch_size)
-
-
-def _usable(
-    encoder: Encoder, rows: Sequence[Preference], limit: int | None
-) -> tuple[list[Preference], dict[str, int]]:
-    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason."""
-    kept: list[Preference] = []
-    rejected: Counter[str] = Counter()
-    for row in rows:
-        if len(kept) == limit:
-            break
-        usable, reasons = encoder.usable([row])
-        kept += usable
-        rejected.update(reasons)
-    if not kept:
-        raise DataError(
-            f"none of {len(rows)} training pairs can be used: {dict(rejected)}",
-            hint="raise data.max_prompt_length or data.max_response_length, or check the data",
-        )
-    return kept, dict(rejected)

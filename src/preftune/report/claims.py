@@ -163,12 +163,17 @@ def _gold(run: RunView) -> str:
     if not gold:
         return ""
     trained = claims(run)
-    fooled = [claim for claim in trained if claim.outcome == BETTER and _outcome_of(gold, claim) != BETTER]
+    gained = [claim for claim in trained if claim.outcome == BETTER]
+    fooled = [claim for claim in gained if _outcome_of(gold, claim) == WORSE]
+    unseen = [claim for claim in gained if _outcome_of(gold, claim) == UNCLEAR]
     outcomes = _outcomes(tuple(gold.values()), run.label(run.reference))
     text = f"By the world's gold score, which training never saw, {outcomes}."
     if fooled:
         names = join([claim.policy.label for claim in fooled])
-        text += f" The gain of {names} in reward is no gain in gold: read it as over-optimisation."
+        text += f" What {names} gained in reward was lost in gold: that is over-optimisation."
+    if unseen:
+        names = join([claim.policy.label for claim in unseen])
+        text += f" For {names} the gain in reward is not shown to be one in gold."
     return text
 
 

@@ -77,26 +77,24 @@ def _trade_off(run: RunView) -> list[Block]:
     reference = run.label(run.reference)
     best = next((policy for policy in run.policies if policy.best_of), None)
     items = [
-        _paid(claim.policy, f"{claim.difference.text(sign=True)} reward against {reference}", best)
+        _paid(run, claim.policy, f"{claim.difference.text(sign=True)} reward against {reference}", best)
         for claim in claims.claims(run)
         if not claim.policy.best_of and claim.policy.policy != BASE and claim.policy.kl is not None
     ]
     return [say("What each policy paid in KL for its reward:"), Bullets(items=tuple(items))] if items else []
 
 
-def _paid(policy: PolicyView, gain: str, best: PolicyView | None) -> Prose:
+def _paid(run: RunView, policy: PolicyView, gain: str, best: PolicyView | None) -> Prose:
     text = f"{policy.label}: {gain} at {kl_text(policy)} nats per response."
-    if best is None or best.kl is None or best.reward is None or policy.reward is None or policy.kl is None:
+    record = None if best is None else run.paired(policy.policy, best.policy)
+    if best is None or best.kl is None or policy.kl is None or record is None:
         return (text,)
-    ours, theirs = policy.reward, best.reward
-    if None in (ours.low, ours.high, theirs.low, theirs.high):
-        return (text,)
-    if ours.low > theirs.high:
-        relation = "more reward"
-    else:
-        relation = "less reward" if ours.high < theirs.low else "no detectable difference in reward"
-    cost = "more" if policy.kl.value > best.kl.value else "no more"
-    return (f"{text} Against {best.label}, which needs no training: {relation}, for {cost} KL.",)
+    outcome = claims.outcome(record.difference, record.p_holm)
+    relation = {claims.BETTER: "more reward", claims.WORSE: "less reward"}.get(outcome, outcome)
+    low = policy.kl.low if policy.kl.low is not None else policy.kl.value
+    above = "for more KL" if low > best.kl.value else "and its KL is not shown to be higher"
+    against = f"Against {best.label}, paired by prompt: {relation} ({record.difference.text(sign=True)})"
+    return (f"{text} {against}, {above} (best-of-n's is at most {best.kl.value:.2f}).",)
 
 
 def _significance(run: RunView) -> Section:

@@ -164,6 +164,11 @@ class RunView:
         found = self.policy(policy)
         return found.label if found else clean(policy, MAX_LABEL)
 
+    def paired(self, policy: str, reference: str) -> Comparison | None:
+        """The recorded comparison of two policies in reward."""
+        rows = (row for row in self.comparisons if row.policy == policy and row.measure == "score")
+        return next((row for row in rows if row.reference == reference), None)
+
     def comparison(self, policy: str, measure: str = "score") -> Comparison | None:
         """The recorded comparison of `policy` with the reference in `measure`."""
         rows = (row for row in self.comparisons if row.policy == policy and row.measure == measure)

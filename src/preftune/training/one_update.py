@@ -14,6 +14,7 @@ from preftune.models.roles import Role
 from preftune.rollout.rollout import Rollout
 from preftune.training.learner import Learner
 
+_BATCHES = {"sft": Sequences, "reward": Pairs, "dpo": Pairs, "ppo": Rollout, "grpo": Rollout}
 OptimizerLike = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
 
 
@@ -42,6 +43,9 @@ def one_update(
     single: dict[str, Any] = {"epochs": 1, "minibatches": 1} if issubclass(kind, PPO | GRPO) else {}
     if issubclass(kind, GRPO) and isinstance(batch, Rollout) and batch.group is not None:
         single["group_size"] = int((batch.group == batch.group[0]).sum())
+    wanted = _BATCHES[algorithm]
+    if not isinstance(batch, wanted):
+        raise UsageError(f"{algorithm} takes {wanted.__name__}, not {type(batch).__name__}")
     sizes = {"batch_size": rows, "microbatch_size": microbatch_size or rows}
     settings = build(kind.Config, {**single, **sizes, "algorithm": algorithm, **config}, algorithm)
     _check_roles(kind, models)
@@ -53,7 +57,6 @@ def one_update(
             learner.freeze(role)
     runner = kind(settings, models, learner)
     if isinstance(runner, PPO | GRPO):
-        assert isinstance(batch, Rollout)
         return runner.improve(batch)
     return runner.step(batch)
 
