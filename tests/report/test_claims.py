@@ -79,7 +79,7 @@ def test_gold_exposes_over_optimisation(tmp_path: Path) -> None:
     gold = {"base": -0.5, "policy_ppo": -0.3, "policy_grpo": 0.0, "policy_dpo": 0.2, "best_of_4": 0.2}
     words = verdict(load_run(make_run(tmp_path, gold=gold)))
     assert "By the world's gold score" in words
-    assert "The gain of PPO in reward is no gain in gold: read it as over-optimisation." in words
+    assert "What PPO gained in reward was lost in gold: that is over-optimisation." in words
 
 
 def test_a_short_run_does_not_show_learning(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _LINE_SECONDS = 30  # between lines where no bar can be shown
 
 # The numbers worth watching live, by algorithm; everything else is in metrics.jsonl.
 _HEADLINES = {
+    "pretraining": {"loss": "loss"},
     "sft": {"loss": "loss"},
     "reward": {"loss": "loss", "accuracy": "accuracy"},
     "dpo": {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"},

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from preftune import __version__
+
 _PACKAGES = (
     "preftune",
     "torch",
@@ -33,7 +35,7 @@ def describe(seed: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"preftune": __version__} | {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
 

@@ -98,7 +98,7 @@ class Session:
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""
         if name == BASE:
-            return Stage(name=BASE, algorithm="sft", parents=(), inputs=self._base_inputs)
+            return Stage(name=BASE, algorithm="pretraining", parents=(), inputs=self._base_inputs)
         config = self.config.stage[name]
         above = parents(config)
         keys = {parent: self.stage(parent).key for parent in above}
