@@ -13,7 +13,6 @@ import torch
 from preftune import __version__
 
 _PACKAGES = (
-    "preftune",
     "torch",
     "transformers",
     "tokenizers",
