@@ -111,9 +111,7 @@ class GRPO:
         )
 
     def weights(self, batch: Experience) -> Tensor:
-        """How terms are averaged over the global minibatch: (B, T), summing to 1 (dr_grpo: to mean length /
-        limit).
-        """
+        """How terms are averaged over the global minibatch: (B, T), summing to 1 (dr_grpo: to at most 1)."""
         response, total = batch.sequences.response, self.learner.total
         match self.config.reduction:
             case "grpo":

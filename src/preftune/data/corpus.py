@@ -45,9 +45,7 @@ class Corpus:
 
 
 def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:
-    """At least one document; `count` of them where the world writes them, every transcript of `train`
-    elsewhere.
-    """
+    """`count` documents where the world writes them, every transcript of `train` elsewhere."""
     if name == _WORLD:
         from preftune.data.world import make_world
 
@@ -56,9 +54,7 @@ def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Cor
 
 
 def train_tokenizer(name: str, train: Sequence[Preference], vocab_size: int) -> "PreTrainedTokenizerBase":
-    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the training
-    transcripts.
-    """
+    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the transcripts."""
     if name == _WORLD:
         from preftune.data.grammar import world_tokenizer
 

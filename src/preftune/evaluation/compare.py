@@ -51,7 +51,7 @@ def _paired(
 
 
 def _verdict(record: Mapping[str, Any], adjusted: float) -> str:
-    """ "better" or "worse" only if the interval excludes 0 and the adjusted p-value is below 0.05."""
+    """Better or worse only if the interval excludes 0 and the adjusted p-value is below 0.05."""
     low, high = record["interval"]
     if adjusted >= ALPHA or low <= 0 <= high:
         return "no detectable difference"
@@ -59,9 +59,7 @@ def _verdict(record: Mapping[str, Any], adjusted: float) -> str:
 
 
 def _n_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
-    """Prompts needed to see the observed mean difference with 80% power at two-sided 5%: ((1.96 + 0.84) sd /
-    mean)².
-    """
+    """Prompts needed to see the observed mean with 80% power at two-sided 5%: ((1.96 + 0.84) sd / mean)²."""
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(difference) < 2 or difference.mean() == 0:
         return None

@@ -95,9 +95,7 @@ def audit(stage: str, scored: Sequence[dict[str, Any]], seed: int) -> dict[str, 
 
 
 def mistakes(scored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pair whose rejected response scores at least as high as the chosen one, the most confident
-    first.
-    """
+    """Every pair whose rejected response scores no lower than the chosen one, the most confident first."""
     wrong = [s for s in scored if s["chosen"] <= s["rejected"]]
     wrong.sort(key=lambda s: (s["chosen"] - s["rejected"], s["pair"].row))
     return [

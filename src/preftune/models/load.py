@@ -26,9 +26,7 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. It must have an EOS token; a missing pad token is of no concern, masks
-    rule.
-    """
+    """The tokenizer of a model. It must have an EOS token; a pad token is not needed, since masks rule."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -29,8 +29,7 @@ def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tens
 
 
 class TokenLogprobs(nn.Module):
-    """(ids, attention, response) -> log-probability and entropy of each response token, both (B, T), 0
-    elsewhere.
+    """(ids, attention, response) -> log-probability and entropy of response tokens, (B, T), 0 elsewhere.
 
     The head runs on response positions only. A module of its own, so that wrappers for data parallelism and
     mixed precision see one forward.
@@ -84,9 +83,7 @@ class Policy:
         return self.logprobs_and_entropy(sequences, temperature)[0]
 
     def logprobs_and_entropy(self, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """As `logprobs`, with the entropy (nats, no gradient) of each predicting distribution: both (B,
-        T).
-        """
+        """As `logprobs`, with the entropy (nats, no gradient) of each distribution: both (B, T)."""
         return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
@@ -140,9 +137,7 @@ class RewardModel:
 
 @dataclass(slots=True)
 class Critic:
-    """Predicts the return from each state: a reward model's backbone and head, on the scale of normalised
-    scores.
-    """
+    """Predicts the return from each state, with a reward model's backbone and head, in normalised scores."""
 
     module: nn.Module
     mean: float

@@ -47,9 +47,7 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
-    """A saved reward model. InputMissing if a weight is missing or left over: a random head must never
-    score.
-    """
+    """A saved reward model. DataError if a weight is missing or left over: a random head must not score."""
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.path,

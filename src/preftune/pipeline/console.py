@@ -100,9 +100,7 @@ class Console:
             yield lambda n: bar.advance(task, n)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """All columns in full: those that do not fit beside each other follow below, with the first
-        repeated.
-        """
+        """All columns in full: those that do not fit follow below, with the first repeated."""
         self._out.print()
         widths = [max(cell_len(str(row[i])) for row in [headers, *rows]) + 2 for i in range(len(headers))]
         for columns in _fitting(widths, self._out.width):

@@ -1,6 +1,4 @@
-"""The measurement of a whole run: the reward model on validation pairs, then every policy on the same
-prompts.
-"""
+"""The measurement of a run: the reward model on validation pairs, every policy on the same prompts."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +23,7 @@ from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, wr
 
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
-    """Measure everything that `stages` trained; returns False if that was done before with the same
-    inputs.
-    """
+    """Measure everything that `stages` trained; False if that was done before with the same inputs."""
     done = session.run.stage_json(EVALUATION)
     key = digest(
         {

@@ -27,9 +27,7 @@ _PROBES = 16
 
 
 def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, Any]:
-    """Write models/<name>; for a reward model also normalise it and prove that it reloads to the same
-    scores.
-    """
+    """Write models/<name>; a reward model is also normalised and must reload to the same scores."""
     target = session.run.model_dir(stage.name, stage.algorithm)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
@@ -62,9 +60,7 @@ def load_reward_model(source: Source) -> RewardModel:
 
 
 def read_side_file(source: Source) -> dict[str, Any]:
-    """preftune.json beside the weights, {} for a model from elsewhere. DataError if the tokenizer is not its
-    own.
-    """
+    """preftune.json beside the weights, {} for a foreign model. DataError if the tokenizer is not its own."""
     path = Path(source.path) / SIDE_FILE
     if not path.is_file():
         return {}

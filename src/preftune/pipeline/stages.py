@@ -16,9 +16,7 @@ _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A node of the run graph. `inputs` is all that determines the result: settings, data hash, parents'
-    keys.
-    """
+    """A node of the run graph. `inputs` determines the result: settings, data hash, parents' keys."""
 
     name: str
     algorithm: str
@@ -43,9 +41,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def is_finished(run: RunDir, stage: Stage) -> bool:
-    """True if the stage is done. ConfigError if it was started with other inputs: nothing is overwritten
-    silently.
-    """
+    """True if the stage is done. ConfigError if it was started with other inputs: nothing is overwritten."""
     file = run.stage_json(stage.name)
     if not file.exists():
         return False

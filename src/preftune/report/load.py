@@ -27,7 +27,9 @@ from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, re
 
 Parsed = TypeVar("Parsed")
 NOT_STARTED = "not started"
-NO_POLICY = frozenset({"reward", "pretraining", "evaluation", ""})  # algorithms that train no policy to evaluate
+NO_POLICY = frozenset(
+    {"reward", "pretraining", "evaluation", ""}
+)  # algorithms that train no policy to evaluate
 
 
 def load_run(run: RunDir) -> RunView:

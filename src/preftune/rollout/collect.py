@@ -1,6 +1,4 @@
-"""From prompts to a `Rollout`: sample, score, and look the responses up under policy, reference and
-critic.
-"""
+"""From prompts to a `Rollout`: sample, score, look the responses up under policy, reference, critic."""
 
 from collections.abc import Callable
 

@@ -11,9 +11,7 @@ Record = TypeVar("Record", bound=Any)
 
 
 def take_rows(record: Record, rows: slice | Tensor) -> Record:
-    """The given rows of a dataclass of `sequences` and tensors, its (B, T) tensors cut to the rows'
-    longest.
-    """
+    """The given rows of a dataclass of `sequences` and tensors; (B, T) tensors are cut to the longest row."""
     sequences = record.sequences[rows]
     width = sequences.ids.shape[1]
 

@@ -1,6 +1,4 @@
-"""Scores for sampled responses: by token ids where policy and reward model share a vocabulary, else by
-text.
-"""
+"""Scores for sampled responses: by token ids where policy and reward model share them, else by text."""
 
 from dataclasses import dataclass
 
@@ -50,9 +48,7 @@ class Scorer:
         return self.reward_model.scores(batch.to(sequences.ids.device))
 
     def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
-        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score` if that is
-        set.
-        """
+        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set."""
         scores = self.scores(sequences)
         if missing_eos_score is None:
             return scores

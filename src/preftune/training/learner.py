@@ -169,9 +169,7 @@ class Learner:
         )
         norm = float(norm) if norm is not None else math.nan
         finite = math.isfinite(loss) and math.isfinite(norm)
-        scaling = (
-            self.accelerator.scaler is not None
-        )  # a gradient scaler lowers its scale and skips by itself
+        scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if finite or scaling:
             trained.optimizer.step()
         trained.skipped = 0 if finite else trained.skipped + 1
