@@ -57,7 +57,7 @@ class Pairs:
 class Prompts:
     """Left-padded prompts for sampling.
 
-    ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, row), so
+    ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, place), so
     that a response depends on nothing else, not on its neighbours in the batch nor on the process that
     samples it.
     """
