@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from preftune.data.batch import Prompts, Sequences
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
+from preftune.stops import stopping_point
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def sample(
     step_ids, mask = ids, attention.long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for t in range(max_new_tokens):
+        stopping_point("rollout.token")
         with casting(policy):
             logits = _next_logits(policy, step_ids, mask, positions, cache)
         token = _draw(logits, uniforms[alive, t], temperature)
