@@ -115,10 +115,12 @@ class PPOConfig(Settings):
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
         description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
     )
     on_reward_error: Literal["stop", "mask"] = Field(
         default="stop",
+        exclude_if=lambda rule: rule == "stop",
         description="What a failing reward function does: stop the run, or leave its response out.",
     )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
@@ -173,10 +175,12 @@ class GRPOConfig(Settings):
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
         description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
     )
     on_reward_error: Literal["stop", "mask"] = Field(
         default="stop",
+        exclude_if=lambda rule: rule == "stop",
         description="What a failing reward function does: stop the run, or leave its response out.",
     )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
