@@ -72,8 +72,9 @@ class _TiledLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
+        grad = grads[0]
         states, weight, bias, targets, normaliser = ctx.saved_tensors
         tiles = _Tiles(weight, bias, ctx.temperature, ctx.dtype)
         grad_states = torch.zeros_like(states)

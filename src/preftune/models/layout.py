@@ -119,6 +119,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     tree: Tree | None = None,
+    seen: list[tuple[Tensor, Tensor]] | None = None,
     sliding_window: int | None = None,
     **_: Any,  # transformers hands every attention function all that any of them may want
 ) -> tuple[Tensor, None]:
@@ -130,6 +131,8 @@ def tree_attention(
     """
     if tree is None or attention_mask is not None or sliding_window is not None:
         raise NotImplementedError("this attention is causal and without a window, over a tree")
+    if seen is not None:
+        seen.append((key, value))
     repeats = query.shape[1] // key.shape[1]
     flat = [(x[0].transpose(0, 1).flatten(1), x.shape) for x in (query, key, value)]  # (N, H · D) each
     outputs = []
@@ -161,20 +164,22 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def tree_states(model: PreTrainedModel, tree: Tree) -> Tensor:
-    """Last hidden states of all nodes: (N, d)."""
-    with _attending(model):
+def tree_states(
+    model: PreTrainedModel, tree: Tree, seen: list[tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """Last hidden states of all nodes: (N, d). Each layer's keys and values are added to `seen`."""
+    with attending(model, NAME):
         states = model.base_model(
-            tree.ids, position_ids=tree.positions, use_cache=False, tree=tree
+            tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, seen=seen
         ).last_hidden_state
     return states.squeeze(0)
 
 
 @contextlib.contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The model's layers look their attention function up by the name in its config."""
     usual = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = name
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
     ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. What stands after the last
     position that is read in a row never enters the network if the model is laid out as a tree.
     """
-    if _plain_only or not takes_trees(model):
+    if not lays_out_trees(model):
         mask = attention.long()
         return model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[read]
     columns = torch.arange(1, ids.shape[1] + 1, device=ids.device)
@@ -49,6 +49,11 @@ def plain_layout() -> Iterator[None]:
         _plain_only = before
 
 
+def lays_out_trees(model: PreTrainedModel) -> bool:
+    """Whether the model's forward passes go by tree here and now."""
+    return not _plain_only and takes_trees(model)
+
+
 def takes_trees(model: PreTrainedModel) -> bool:
     """Whether the model's hidden states are the same by tree and by a plain forward; tried on first use."""
     if model not in _allowed:
@@ -68,7 +73,9 @@ def _same_states(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     try:
         with torch.autocast(device.type, enabled=False):
-            ids, lengths = _trial(model.get_input_embeddings().num_embeddings)
+            embeddings = model.get_input_embeddings()
+            assert isinstance(embeddings, torch.nn.Embedding)
+            ids, lengths = _trial(embeddings.num_embeddings)
             ids, lengths = ids.to(device), lengths.to(device)
             real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
             plain = model.base_model(ids, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
