@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {
+    "smoke": {"n_embd": 32, "n_layer": 1, "n_head": 2, "batch": 2},  # does it run
     "small": {"n_embd": 256, "n_layer": 6, "n_head": 4, "batch": 8},
     "124m": {"n_embd": 768, "n_layer": 12, "n_head": 12, "batch": 4},
 }
