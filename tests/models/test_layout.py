@@ -17,6 +17,7 @@ from transformers.activations import NewGELUActivation
 from families import PLAIN, TREES, made
 from preftune.data import Sequences, pad_sequences
 from preftune.data.batch import concatenate
+from preftune.models.head import next_logits
 from preftune.models.layout import fuse_activations, grow
 from preftune.models.probe import plain_layout, takes_trees
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, exact_kl
@@ -159,3 +160,16 @@ def test_the_fused_activation_is_the_same_function() -> None:
     assert not any(isinstance(m, NewGELUActivation) for m in model.modules())
     torch.testing.assert_close(fused, before, atol=1e-6, rtol=1e-6)
     assert model.config.activation_function == "gelu_new"
+
+
+@pytest.mark.parametrize("rows", [1, 5, 70])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_next_logits_are_those_of_the_head(rows: int, bias: bool) -> None:
+    head = torch.nn.Linear(16, VOCABULARY, bias=bias)
+    states = torch.randn(rows, 16, generator=torch.Generator().manual_seed(0))
+    got = next_logits(head, states)
+    torch.testing.assert_close(got, head(states), atol=1e-6, rtol=1e-6)
+    assert got.is_contiguous()
+    wrapped = torch.nn.Sequential(head)
+    torch.testing.assert_close(next_logits(wrapped, states), head(states), atol=1e-6, rtol=1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences
 from preftune.models.decode import decoder
+from preftune.models.head import next_logits
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 
@@ -39,9 +40,10 @@ def sample(
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
     head = policy.model.get_output_embeddings()
+    assert head is not None
     with casting(policy):
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
-        logits = head(model.start()).float().repeat_interleave(k, 0)
+        logits = next_logits(head, model.start()).repeat_interleave(k, 0)
         for t in range(max_new_tokens):
             token = _draw(logits, uniforms[alive, t], temperature)
             new[alive, t] = token
@@ -53,7 +55,7 @@ def sample(
                 kept = going.nonzero().squeeze(1)
                 model.keep(kept)
                 alive, token = alive[kept], token[kept]
-            logits = head(model.step(token)).float()
+            logits = next_logits(head, model.step(token))
     return _joined(packed, new, lengths, eos_id)
 
 
