@@ -86,7 +86,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("*.json"))
+        if path.stem != "smoke"
+    ]
     stages = "\n".join(f"* `{stage}`: {text}" for stage, text in WORK.items())
     print("\n\n".join([HEAD.rstrip(), stages, *map(table, results)]))
 
