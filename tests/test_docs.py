@@ -19,10 +19,13 @@ from preftune.config import EvaluationConfig
 from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.data import Dialogue, Preference, Turn
 from preftune.evaluation.compare import compare_to
-from preftune.evaluation.policy import Bench, summarise
-from preftune.evaluation.reward_model import audit, gap, mistakes
+from preftune.evaluation.mistakes import mistakes
+from preftune.evaluation.policy import Bench
+from preftune.evaluation.reward_model import audit, gap
+from preftune.evaluation.summary import summarise
 from preftune.models.roles import Reference
 from preftune.rundir import read_jsonl
+from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,8 +122,7 @@ def test_metrics_of_the_loop_are_documented(tmp_path: Path) -> None:
         steps=1, metrics=tmp_path / "m.jsonl", checkpoints=tmp_path / "none", checkpoint_every=1, keep=1
     )
     algorithm = SimpleNamespace(step=lambda batch: {})
-    learner = SimpleNamespace(set_progress=lambda step, steps: 1.0, is_main=True)
-    train(algorithm, learner, lambda step: None, plan, lambda step, metrics: None)  # type: ignore[arg-type]
+    train(algorithm, Learner(), lambda step: None, plan, lambda step, metrics: None)  # type: ignore[arg-type]
     (row,) = read_jsonl(plan.metrics)
     assert set(row) == first_column(METRICS, "stages/STAGE/metrics.jsonl: every stage")
 

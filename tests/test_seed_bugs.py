@@ -19,8 +19,9 @@ from preftune.config import EvaluationConfig
 from preftune.data import Dialogue, Encoder, Preference, Turn, pad_sequences, split_pair
 from preftune.data.corpus import train_tokenizer
 from preftune.evaluation.compare import compare_to
+from preftune.evaluation.mistakes import mistakes
 from preftune.evaluation.policy import Bench
-from preftune.evaluation.reward_model import audit, mistakes, score_pairs
+from preftune.evaluation.reward_model import audit, score_pairs
 from preftune.models.roles import Policy, Reference, RewardModel
 from tiny import EOS, GROUP, Judge, causal_lm, classifier, gradients, pairs, prompts, roles, rollout, runner
 

@@ -4,11 +4,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.stops import Interrupted
+from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
     help="RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up.",
@@ -31,6 +34,15 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan and every setting with its origin, then stop.")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
+Mirror = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
+]
+JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
+_LESS_MEMORY = (
+    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
+    "then run the same command again"
+)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -41,10 +53,11 @@ def run(
     out: Out = None,
     dry_run: DryRun = False,
     restart: Restart = False,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes or does nothing."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart)
+    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror)
 
 
 @app.command()
@@ -55,18 +68,55 @@ def train(
     out: Out = None,
     dry_run: DryRun = False,
     restart: Restart = False,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, until=stage)
+    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror, until=stage)
 
 
 @app.command()
-def evaluate(run: Run, debug: Debug = False) -> None:
-    """Evaluate the models of a run."""
+def evaluate(
+    run: Run,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Score the models on this preference file (HH or TRL form) instead."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate the models of a run, on its own held-out rows or on other pairs."""
     from preftune.pipeline import api
 
-    api.evaluate(run)
+    api.evaluate(run, pairs)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Directory of an evaluated run.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Directory of another one.")],
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs on their common prompts, policy by policy."""
+    from preftune.pipeline import api
+
+    api.compare(run_a, run_b, json)
+
+
+@app.command()
+def audit(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A reward model or a policy, by anyone.")],
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
+    from preftune.errors import DataError
+    from preftune.pipeline import api
+
+    if api.audit(directory, json)["verdict"] == "not usable":
+        raise typer.Exit(DataError.code)
 
 
 @app.command()
@@ -81,7 +131,7 @@ def sample(
     from preftune.pipeline import api
 
     for row in api.sample(run, policy, prompt or [], seed=seed):
-        typer.echo(f"{row['prompt']}{row['response']}\n")
+        typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
 
 
 @app.command()
@@ -121,6 +171,77 @@ def selftest(
 
 
 @app.command()
+def study(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first; the others follow it.")] = 0,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="KEY=A,B,C", help="Also run a stage at these values of a setting.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens through each policy's training forward; by default those of the first online stage. "
+            "0 keeps the recipe's own sizes."
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Fresh pairs that test the reward model, each set.")] = 2000,
+    replies: Annotated[int, typer.Option(help="Replies of each policy to a prompt.")] = 4,
+    jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
+    reports: Annotated[bool, typer.Option(help="Evaluate and report every seed's run, too.")] = True,
+    out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
+    from pathlib import Path
+
+    from preftune.pipeline.study.conduct import run_study
+    from preftune.pipeline.study.design import Wanted
+
+    place, settings = _out_of(overrides, out)
+    wanted = Wanted(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
+    where = Path(place or f"studies/{Path(recipe).stem}")
+    run_study(wanted, where, seeds=seeds, first_seed=first_seed, jobs=jobs, reports=reports)
+
+
+@app.command(hidden=True)
+def study_seed(directory: str, seed: int, reports: bool = True, debug: Debug = False) -> None:
+    """Run one seed of a study that `study` has designed; `study` starts it."""
+    from pathlib import Path
+
+    from preftune.pipeline.study.seed import run_seed
+
+    run_seed(Path(directory), seed, reports)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    recipe: Recipe,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STAGE] [KEY=VALUE]...", help="A stage (by default all), settings to change."
+        ),
+    ] = None,
+    kills: Annotated[int, typer.Option(min=1, help="How often each stage is killed.")] = 3,
+    seed: Annotated[int, typer.Option(help="Where it is killed follows from this number.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train stages in one go and killed at random places; exit with 70 if results differ in one bit."""
+    from preftune.pipeline import verify
+
+    stages = [word for word in words or () if "=" not in word]
+    if len(stages) > 1:
+        raise UsageError(f"more than one stage: {' '.join(stages)}", hint="give one stage, or none for all")
+    overrides = [word for word in words or () if "=" in word]
+    stage = stages[0] if stages else None
+    verdicts = verify.verify_resume(recipe, stage, overrides, kills=kills, seed=seed, say=typer.echo)
+    typer.echo(verify.table(verdicts))
+    raise typer.Exit(PreftuneError.code if any(verdict.differs for verdict in verdicts) else 0)
+
+
+@app.command()
 def version() -> None:
     """Show versions."""
     import platform
@@ -140,20 +261,26 @@ def _run(
     out: str | None,
     dry_run: bool,
     restart: bool,
+    mirror: str | None,
     until: str | None = None,
 ) -> None:
     """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
-    places = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
-    out = places[-1] if places else out
-    overrides = [text for text in overrides or () if not text.startswith("out=")]
+    out, overrides = _out_of(overrides, out)
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
-        typer.echo(show_plan(load_recipe(recipe, overrides), until=until))
+        typer.echo(printable(show_plan(load_recipe(recipe, overrides), until=until)))
         return
     from preftune.pipeline import api
 
-    api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until)
+    api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until, mirror=mirror)
+
+
+def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The last `out=DIR` among the words, or the option; and the words without it."""
+    places = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
+    settings = tuple(text for text in overrides or () if not text.startswith("out="))
+    return (places[-1] if places else out), settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,6 +289,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Shows a traceback only with --debug.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
+    if bad := [word for word in words if holds_credential(word)]:
+        return _complain(
+            f"the command line holds what looks like a password or token: {bad[0]}",
+            "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
+            UsageError.code,
+        )
     try:
         app(words, prog_name="preftune")
         return 0
@@ -169,15 +305,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _exit_code(stop)
     except KeyboardInterrupt:
         return _exit_code(SystemExit(130))
+    except Interrupted as stop:
+        print(stop.message, file=sys.stderr)
+        return stop.code
     except BrokenPipeError:
         _forget_output()
         return 0
     except Exception as error:
         if "--debug" in words:
-            traceback.print_exception(error)
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is not None:
+            error = from_system(error)
         if isinstance(error, PreftuneError):
             return _complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
+        if _is_out_of_memory(error):
+            return _complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
         what = f"internal error: {type(error).__name__}: {first_line}"
         return _complain(what, "run again with --debug to see where, and report it", PreftuneError.code)
 
@@ -198,9 +341,15 @@ def _exit_code(stop: SystemExit) -> int:
     return 64 if code == 2 else code
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or "can't allocate memory" in str(error)
+
+
 def _complain(message: str, hint: str, code: int) -> int:
     """At most eight lines on standard error; gives the code back."""
-    text = "\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])]).split("\n")
+    text = printable("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])])).split("\n")
     shown = text if len(text) <= 8 else [*text[:6], "...", text[-1]]
     print("\n".join(shown), file=sys.stderr)
     return code

@@ -3,6 +3,8 @@
 Exit codes follow sysexits(3); the table is in docs/reliability.md.
 """
 
+import errno
+
 
 class PreftuneError(Exception):
     """An error with a message for people: `message` says what went wrong and where, `hint` what to do."""
@@ -64,3 +66,13 @@ class ConfigError(PreftuneError):
     """A configuration is wrong, or differs from the one a run was started with."""
 
     code = 78
+
+
+def from_system(error: OSError) -> PreftuneError:
+    """What the system said of a file that nobody expected to fail, as an error for people."""
+    message = f"{error.filename}: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionMissing(message, "check who owns it and who may write there")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return StorageError(message, "free some space, then run the same command again")
+    return InputMissing(message, "check the path")

@@ -6,6 +6,7 @@ they are written as the strings "NaN", "Infinity" and "-Infinity", which `float`
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
 
 BASE = "base"
+_DAMAGED = "the file is damaged: restore it from a copy, or make it again"
 
 
 class RunDir:
@@ -38,6 +40,11 @@ class RunDir:
     def run(self) -> Path:
         """Versions, commit, command, devices, seed."""
         return self.path / "run.json"
+
+    @property
+    def origins(self) -> Path:
+        """Recipe, and where each setting comes from: default, recipe or command line."""
+        return self.path / "origins.json"
 
     @property
     def data(self) -> Path:
@@ -95,6 +102,10 @@ class RunDir:
         """One row a step: {"step", "time", metrics}."""
         return self.stage_dir(stage) / "metrics.jsonl"
 
+    def ledger(self, stage: str) -> Path:
+        """One row a step: {"step", "rows"}, the data rows that it consumed."""
+        return self.stage_dir(stage) / "ledger.jsonl"
+
     def stage_samples(self, stage: str) -> Path:
         """Responses written during training."""
         return self.stage_dir(stage) / "samples.jsonl"
@@ -133,6 +144,15 @@ class RunDir:
         """One row per policy and measure: the paired difference to the reference."""
         return self.path / "evaluation" / "comparisons.jsonl"
 
+    @property
+    def best_of_n(self) -> Path:
+        """The curve of best-of-n of the reference."""
+        return self.evaluation("best_of_n")
+
+    def pairs(self, name: str) -> Path:
+        """Directory of an evaluation on a preference file of somebody else."""
+        return self.path / "evaluation" / f"pairs-{name}"
+
 
 def policy_name(stage: str) -> str:
     """Name of the policy that a stage trains: "ppo" gives "policy_ppo"."""
@@ -150,7 +170,7 @@ def read_text(path: Path) -> str:
     try:
         return _read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", _DAMAGED) from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -172,7 +192,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", _DAMAGED) from None
+    except RecursionError:
+        raise DataError(f"{path}: brackets are nested too deep", _DAMAGED) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -212,6 +234,21 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         with path.open("a+b") as file:
             _cut_torn_line(file)
             file.write(_encode(row) + b"\n")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Of a file's bytes. OSError if it cannot be read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -140,20 +140,57 @@ def test_reductions_agree_where_all_responses_have_the_full_length() -> None:
     assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
 
 
-def test_clip_fractions_count_what_the_minimum_cuts() -> None:
+@pytest.mark.parametrize("equal", [0, 4])
+def test_clip_fractions_count_what_the_minimum_cuts(equal: int) -> None:
+    """Nothing of a group of equal scores: its advantages are 0."""
     batch = rollout(5)
+    batch = replace(batch, scores=torch.cat([batch.scores[: 8 - equal], torch.full((equal,), 0.7)]))
     _, metrics = gradients("grpo", batch, clip_low=0.2, clip_high=0.28)
     made, _ = runner("grpo", roles("grpo"))
-    advantages = made.experience(batch).advantages
+    sign = made.experience(batch).advantages.sign().unsqueeze(1)
     with torch.no_grad():
         ratio = (Policy(causal_lm(1)).logprobs(batch.sequences) - batch.logprobs).exp()
-    own, positive = batch.sequences.response, (advantages > 0).unsqueeze(1)
-    low, high = (ratio < 0.8) & ~positive & own, (ratio > 1.28) & positive & own
-    n = own.sum().item()
-    assert metrics["clip_ratio/low_mean"] == pytest.approx(low.sum().item() / n, abs=1e-6)
-    assert metrics["clip_ratio/high_mean"] == pytest.approx(high.sum().item() / n, abs=1e-6)
-    assert low.any()
-    assert high.any()
+    own = batch.sequences.response
+    low, high = (ratio < 0.8) & own, (ratio > 1.28) & own
+    for name, cut in (("low", low & (sign < 0)), ("high", high & (sign > 0))):
+        assert metrics[f"clip_ratio/{name}_mean"] == pytest.approx((cut.sum() / own.sum()).item(), abs=1e-6)
+        assert cut.any()
+    assert (low & (sign == 0)).any() == (high & (sign == 0)).any() == bool(equal)
+
+
+@torch.no_grad()
+def test_metrics_by_hand() -> None:
+    """Means over response tokens, over responses, and over groups, one of which has equal scores."""
+    batch = replace(rollout(5), scores=torch.tensor([1.0, 2.0, 2.0, 5.0] + [0.5] * 4))
+    own = batch.sequences.response
+    lengths = own.sum(1).float()
+    limit = int(lengths.median())
+    with torch.enable_grad():
+        _, metrics = gradients("grpo", batch, max_new_tokens=limit)
+    new, entropy = Policy(causal_lm(1)).logprobs_and_entropy(batch.sequences)
+    d = (new - batch.reference_logprobs)[own]
+    expected = {
+        "entropy": entropy[own].mean(),
+        "kl": (torch.exp(-d) - 1 + d).mean(),
+        "ratio": (new - batch.logprobs)[own].exp().mean(),
+        "clip_ratio/region_mean": metrics["clip_ratio/low_mean"] + metrics["clip_ratio/high_mean"],
+        "kl_per_sequence": ((batch.logprobs - batch.reference_logprobs) * own).sum(1).mean(),
+        "reward": torch.tensor(12 / 8),
+        "reward_std": torch.tensor(3.0).sqrt() / 2,  # of 1, 2, 2, 5 with n - 1, and 0
+        "frac_reward_zero_std": 0.5,
+        "completions/mean_length": lengths.mean(),
+        "completions/max_length": lengths.max(),
+        "completions/min_length": lengths.min(),
+        "completions/clipped_ratio": (lengths >= limit).float().mean(),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(float(value), abs=1e-5), name
+    assert lengths.min() < limit < lengths.max()
+
+
+def test_the_share_of_cut_responses_is_that_without_eos_where_this_is_on_record() -> None:
+    batch = replace(rollout(5), ended=torch.tensor([True] * 6 + [False] * 2))
+    assert gradients("grpo", batch)[1]["completions/clipped_ratio"] == 0.25
 
 
 def test_the_first_update_of_a_step_has_ratio_1() -> None:
@@ -171,6 +208,12 @@ def test_the_first_update_of_a_step_has_ratio_1() -> None:
     assert groups(starts).float().std(1).max() == 0  # one prompt a group
     expected = (sampled.logprobs - sampled.reference_logprobs).sum(1).mean().item()
     assert metrics["kl_per_sequence"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_groups_whose_rows_are_apart_are_refused() -> None:
+    made, _ = runner("grpo", roles("grpo"))
+    with pytest.raises(ValueError, match="4 at a time"):
+        made.experience(replace(rollout(5), group=torch.tensor([0, 1] * 4)))
 
 
 def test_a_group_of_one_is_refused() -> None:

@@ -1,14 +1,31 @@
 """What holds for every algorithm: an update sees the rows, not how they are split, ordered or padded."""
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO
+from preftune.algorithms import ALGORITHMS, GRPO, PPO, grpo, ppo
+from preftune.algorithms.base import Loss, Metrics, averaged
+from preftune.algorithms.minibatch import minibatches
 from preftune.data import Pairs, Sequences
-from tiny import TRAINED, batch_for, gradients, relative, roles, runner, sequences, widened_batch
+from preftune.seeding import derive_seed
+from tiny import (
+    GROUP,
+    TRAINED,
+    Judge,
+    batch_for,
+    gradients,
+    prompts,
+    relative,
+    roles,
+    runner,
+    sequences,
+    widened_batch,
+)
 
 ROUNDING = 1e-6  # relative, over all parameters; float32 keeps 1.2e-7
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -120,6 +137,112 @@ def test_nothing_but_the_trained_roles_changes(algorithm: str) -> None:
     assert set(recorders) == set(ALGORITHMS[algorithm].trains)
     for name, role in models.items():
         assert any(p.requires_grad for p in role.model.parameters()) == (name in recorders)
+
+
+def given_to_the_learner(made: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Loss]]:
+    """The weights and the loss of each update of a step, in order."""
+    given: list[tuple[Tensor, Loss]] = []
+
+    def update(role: str, part: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
+        out = loss(part)
+        given.append((weights, out))
+        return dict.fromkeys((*out.metrics, "loss", "grad_norm"), 0.0)
+
+    monkeypatch.setattr(made.learner, "update", update)
+    _ = made.improve(batch) if isinstance(made, PPO | GRPO) else made.step(batch)
+    return given
+
+
+REDUCTIONS = [("grpo", {"reduction": name}) for name in ("grpo", "dapo", "dr_grpo")]
+EVERY_WEIGHT = pytest.mark.parametrize(
+    ("algorithm", "config"), [(name, {}) for name in ALGORITHMS] + REDUCTIONS
+)
+
+
+@EVERY_WEIGHT
+def test_new_tensors_are_where_the_batch_is(
+    algorithm: str, config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, terms and metrics, where the batch is elsewhere than tensors made without a device."""
+    (made, _), batch = runner(algorithm, roles(algorithm), **config), batch_for(algorithm)
+    with torch.device("meta"):
+        given = given_to_the_learner(made, batch, monkeypatch)
+    assert len(given) == len(ALGORITHMS[algorithm].trains)
+    for weights, out in given:
+        tensors = (weights, out.terms, *out.metrics.values())
+        assert {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+@EVERY_WEIGHT
+def test_weights_are_shares_of_what_all_processes_hold(
+    algorithm: str, config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with as many rows and tokens as this one: every weight is halved."""
+    (made, _), batch = runner(algorithm, roles(algorithm), **config), batch_for(algorithm)
+    alone = given_to_the_learner(made, batch, monkeypatch)
+    monkeypatch.setattr(made.learner, "total", lambda count: 2 * count)
+    for (half, _), (whole, _) in zip(given_to_the_learner(made, batch, monkeypatch), alone, strict=True):
+        torch.testing.assert_close(2 * half, whole)
+        assert whole.any()
+
+
+ONLINE = pytest.mark.parametrize(("algorithm", "module"), [("ppo", ppo), ("grpo", grpo)])
+
+
+@ONLINE
+def test_sampling_follows_the_settings(
+    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_new_tokens": 7, "temperature": 0.6, "missing_eos_score": -3.0}
+    models, seen = roles(algorithm), {}
+    made, _ = runner(algorithm, models, 3, **settings)
+    made.scorer = Judge(lambda batch: batch.ids.sum(1))
+    monkeypatch.setattr(module, "collect", lambda batch, **given: seen.update(given, prompts=batch))
+    given = {name: models[name] for name in ("policy", "reference", "critic") if name in models}
+    given |= {"scorer": made.scorer, "prompts": prompts(3), "batch_size": 3, **settings}
+    given |= {"responses_per_prompt": GROUP} if algorithm == "grpo" else {}
+    made.rollout(given["prompts"])
+    assert seen == given
+
+
+@ONLINE
+def test_the_seeds_of_the_prompts_decide_the_order_of_minibatches(
+    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By this very rule: with another the same settings and seed would give other weights."""
+    made, _ = runner(algorithm, roles(algorithm))
+    seeds: list[int] = []
+    monkeypatch.setattr(made, "rollout", lambda batch: None)
+    monkeypatch.setattr(made, "improve", lambda rollout, seed: seeds.append(seed))
+    made.step(prompts(3))
+    assert seeds == [derive_seed("minibatches", *prompts(3).seeds)]
+
+
+@ONLINE
+def test_each_epoch_has_an_order_of_its_own_from_the_seed(
+    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = runner(algorithm, roles(algorithm), epochs=2, minibatches=4)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(module, "minibatches", lambda all, count, seed: seen.append((count, seed)) or [all])
+    made.improve(batch_for(algorithm), seed=7)
+    made.improve(batch_for(algorithm))
+    assert seen == [(4, derive_seed(seed, epoch)) for seed in (7, 0) for epoch in (0, 1)]
+
+
+def test_minibatches_depend_on_their_seed_alone() -> None:
+    def order(seed: int) -> list[list[int]]:
+        return [part.tolist() for part in minibatches(torch.arange(10), 3, seed)]
+
+    first = order(1)
+    torch.manual_seed(99)  # the global generator has no say
+    assert order(1) == first != order(2)
+    assert sorted(row for part in first for row in part) == list(range(10))
+    assert sorted(len(part) for part in first) == [3, 3, 4]
+
+
+def test_metrics_of_a_step_are_means_over_its_updates() -> None:
+    assert averaged([{"loss": 1.0}, {"loss": 3.0}]) == {"loss": 2.0}
 
 
 def test_rows_are_cut_to_their_own_width() -> None:

@@ -63,6 +63,7 @@ def test_dpo_sums_log_ratios_over_the_response() -> None:
     assert metrics["rewards/margins"] == pytest.approx(0.3 * (chosen - rejected).mean().item(), abs=1e-5)
     assert metrics["rewards/accuracies"] == (chosen > rejected).float().mean().item()
     assert metrics["logps/chosen"] == pytest.approx(summed(model, batch.chosen).mean().item(), abs=1e-4)
+    assert metrics["logps/rejected"] == pytest.approx(summed(model, batch.rejected).mean().item(), abs=1e-4)
     assert relative(got["policy"], gradient_of(expected, model)) < 1e-5
 
 
@@ -86,6 +87,17 @@ def test_dpo_at_the_reference_is_exact_in_equal_batches() -> None:
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert metrics["rewards/margins"] == 0.0
     assert metrics["rewards/accuracies"] == 0.0
+
+
+def test_dpo_can_smooth_labels() -> None:
+    batch, model, reference = pairs(5), causal_lm(1).eval(), causal_lm(2).eval()
+    chosen, rejected = (
+        summed(model, side) - summed(reference, side) for side in (batch.chosen, batch.rejected)
+    )
+    h = 0.3 * (chosen - rejected)
+    _, metrics = gradients("dpo", batch, beta=0.3, label_smoothing=0.2)
+    expected = -(0.8 * logsigmoid(h) + 0.2 * logsigmoid(-h)).mean().item()
+    assert metrics["loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_dpo_can_average_over_length() -> None:
@@ -126,6 +138,7 @@ def test_the_reward_loss_reads_the_last_real_token(center: float) -> None:
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-6)
     assert metrics["accuracy"] == (chosen > rejected).float().mean().item()
     assert metrics["margin"] == pytest.approx((chosen - rejected).mean().item(), abs=1e-5)
+    assert metrics["mean_reward"] == pytest.approx((chosen + rejected).mean().item() / 2, abs=1e-5)
     assert relative(got["reward_model"], gradient_of(expected, model)) < 1e-5
 
 

@@ -81,6 +81,16 @@ def test_the_reference_enters_through_the_reward() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_report_on_several_responses(count: int) -> None:
+    made, _ = runner("ppo", roles("ppo"))
+    batch = rollout(5)[:count]
+    report = made.report(batch, made.experience(batch))
+    assert report["objective/scores_std"] == pytest.approx(batch.scores.std().item(), abs=1e-6)
+    sampled = -(batch.logprobs * batch.sequences.response).sum() / count
+    assert report["objective/entropy"] == pytest.approx(sampled.item(), abs=1e-5)
+
+
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     made, _ = runner("ppo", roles("ppo"), epochs=3, minibatches=4, lam=1.0, kl_coef=0.0)
     numbered = replace(
@@ -109,6 +119,22 @@ def test_the_value_loss_does_not_reach_the_policy() -> None:
     assert relative(again["critic"].steps[0], recorders["critic"].steps[0]) > 1e-3
 
 
+@pytest.mark.parametrize("clip", [0.1, 0.3])
+@torch.no_grad()
+def test_the_ratio_is_clipped_on_both_sides(clip: float) -> None:
+    made, _ = runner("ppo", roles("ppo"), clip=clip)
+    batch = made.experience(rollout(5))
+    ratio = (made.policy.logprobs(batch.sequences) - batch.logprobs).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    loss = made.policy_loss(batch)
+    expected = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    torch.testing.assert_close(loss.terms, expected * batch.sequences.response, atol=1e-5, rtol=0)
+    lower = clipped * batch.advantages < ratio * batch.advantages  # where the clipped side is the minimum
+    assert torch.equal(loss.metrics["policy/clipfrac_avg"], lower.float() * batch.sequences.response)
+    indifferent = made.policy_loss(replace(batch, advantages=torch.zeros_like(batch.advantages)))
+    assert not indifferent.metrics["policy/clipfrac_avg"].any()
+
+
 def test_two_steps_by_hand() -> None:
     """One response of two tokens from a vocabulary of three; policy and critic are tables.
 
@@ -131,6 +157,8 @@ def test_two_steps_by_hand() -> None:
         term 1: ½ max((0.9 - 0.5806853)², (0.7 - 0.5806853)²) = ½ · 0.3193147² = 0.0509809
         term 2: ½ (0.35 - 1)² = 0.2112500
         loss = (0.0509809 + 0.21125) / 2 = 0.1311155; clip fraction 1/2
+    Entropy. Sampled: -ln(1/2) - ln(1/4) = 2.0794415. Exact, of the two states as they are now:
+        0.9972711 (0.55, 0.25, 0.20) and 1.0805276 (0.40, 0.35, 0.25), mean 1.0388994.
     Gradients. Policy, in the first state: dL/d log π(y1) = ½ · 1.1 · 0.7071068 = 0.3889087, and
         d log π(y1) / d logits = onehot - π = (0.45, -0.25, -0.20) at π = (0.55, 0.25, 0.20):
         (0.1750089, -0.0972272, -0.0777817), norm 0.2147819. Everything else 0.
@@ -173,11 +201,19 @@ def test_two_steps_by_hand() -> None:
         "objective/non_score_reward": -0.0693147,
         "objective/rlhf_reward": 0.9306853,
         "objective/scores": 1.0,
+        "objective/scores_std": 0.0,
+        "objective/entropy": 2.0794415,
+        "policy/entropy_avg": 1.0388994,
+        "first/val/ratio": 1.25,
+        "first/policy/clipfrac_avg": 0.5,
+        "kl_coef": 0.1,
+        "completions/mean_length": 2.0,
         # 1 - var(returns - V_old) / var(returns) = 1 - 0.1917754 / 0.0879124
         "val/explained_variance": -1.1814365,
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=2e-6), name
+    assert "loss" not in metrics  # there are two
     moved = logits.clone()
     moved[0] -= torch.tensor([0.1750089, -0.0972272, -0.0777817])
     torch.testing.assert_close(policy.model.table.detach(), moved, atol=1e-6, rtol=0)

@@ -99,6 +99,7 @@ def test_the_report_accounts_for_every_row(tmp_path: Path) -> None:
     assert report["files"][1]["bytes"] == train.stat().st_size
     assert report["duplicates"] == 2
     assert report["swapped"] == 1
+    assert report["words"]["train"]["prompt"] == [3, 3, 3]  # "Human: a", "Assistant:"; median, 95 %, longest
     assert report["prompt_overlap"]["train/validation"] == 1
     assert report["sources"]["train"] == {"helpful": 3}
     assert data.train[0].source == "helpful"

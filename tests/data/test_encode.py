@@ -18,6 +18,7 @@ from preftune.data import (
     Preference,
     RejectedRow,
     Turn,
+    first_usable,
     parse_prompt,
     read_preferences,
     split_pair,
@@ -81,6 +82,12 @@ def test_responses_without_an_end(encoder: Encoder) -> None:
     assert ended == [*open_, encoder.eos_id]
     assert encoder.response("", ended=True) == [encoder.eos_id]
     assert encoder.response("", ended=False) == []
+    assert encoder.sequence(PAIR.prompt, " Yes.") == (
+        encoder.prompt(PAIR.prompt),
+        ended,
+    )  # by default it ends
+    with pytest.raises(ValueError, match="zip"):
+        encoder.sequences([(PAIR.prompt, " Yes.")], ended=[True, False])
 
 
 def test_padding_and_truncation_baked_into_tokenizer_json_do_nothing(tmp_path: Path) -> None:
@@ -91,6 +98,7 @@ def test_padding_and_truncation_baked_into_tokenizer_json_do_nothing(tmp_path: P
     backend.save(str(tmp_path / "tokenizer.json"))
     end = "<|endoftext|>"
     baked = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token=end)
+    baked.model_max_length = 5
     plain = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer([end]).backend_tokenizer, eos_token=end)
     rows = [Encoder(each, "transcript", 256, 256).pair(PAIR) for each in (baked, plain)]
     assert rows[0] == rows[1]
@@ -124,16 +132,47 @@ def test_old_turns_go_first_and_a_human_turn_comes_first(tokenizer: PreTrainedTo
     assert Encoder(tokenizer, "transcript", len(full), 8).prompt(whole) == full
 
 
-def test_a_last_human_turn_that_is_too_long_keeps_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("before", [[], [Turn("human", " So?"), Turn("assistant", " So.")]])
+def test_a_last_human_turn_that_is_too_long_keeps_its_end(
+    tokenizer: PreTrainedTokenizerFast, before: list[Turn]
+) -> None:
     encoder = Encoder(tokenizer, "transcript", 60, 8)
-    ids = encoder.prompt(parse_prompt("x" * 500 + " the end ✓"))
+    ids = encoder.prompt(Dialogue([*before, Turn("human", "Xx" * 500 + " the end ✓")]))
     text = shown(encoder, ids)
     assert len(ids) == 60
-    assert text.startswith("\n\nHuman:x")
+    assert text.startswith(("\n\nHuman:x", "\n\nHuman:X"))
     assert text.endswith("x the end ✓\n\nAssistant:")
     for limit in range(30, 34):  # a character of three tokens is kept whole or not at all
         encoder = Encoder(tokenizer, "transcript", limit, 8)
         assert "\ufffd" not in shown(encoder, encoder.prompt(parse_prompt("✓" * 300)))
+
+
+def test_a_first_turn_is_cut_so_that_all_of_the_template_stays() -> None:
+    made = make_tokenizer(["<end>"], eos_token="<end>")  # noqa: S106
+    made.chat_template = "!{{ messages[0]['content'] }}"
+    encoder = Encoder(made, "chat", 8, 8)
+    assert shown(encoder, encoder.prompt(parse_prompt("X" * 20))) == "!" + "X" * 7
+
+
+def test_what_follows_the_turn_that_is_cut_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Dialogue([Turn("human", "x" * 500), Turn("assistant", " So.")])
+    encoder = Encoder(tokenizer, "transcript", 60, 8)
+    assert shown(encoder, encoder.prompt(prompt)).endswith("x\n\nAssistant: So.\n\nAssistant:")
+
+
+def test_prompts_without_a_human_turn_are_cut_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    for turns in ([], [Turn("system", "x" * 500)], [Turn("assistant", "x" * 500)]):
+        whole = Encoder(tokenizer, "transcript", 1000, 8).prompt(Dialogue(turns))
+        for limit in (3, 30):
+            ids = Encoder(tokenizer, "transcript", limit, 8).prompt(Dialogue(turns))
+            assert len(ids) == min(limit, len(whole))
+            assert ids[-3:] == whole[-3:]
+
+
+def test_a_prompt_of_just_the_allowed_length_is_left_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Dialogue([Turn("system", " Be brief."), Turn("human", " Hi")])
+    whole = Encoder(tokenizer, "transcript", 1000, 8).prompt(prompt)
+    assert Encoder(tokenizer, "transcript", len(whole), 8).prompt(prompt) == whole
 
 
 def test_responses_are_cut_on_the_right_and_then_do_not_end(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -153,9 +192,31 @@ def test_unusable_pairs_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
         encoder.pair(equal)
     with pytest.raises(RejectedRow, match="longer_than_context"):
         encoder.sequence(large.prompt, large.chosen)
+    ids = encoder.sequence(PAIR.prompt, " a")
+    just = Encoder(tokenizer, "transcript", 64, 8, max_length=len(ids[0] + ids[1]))
+    assert just.sequence(PAIR.prompt, " a") == ids
     kept, rejected = encoder.usable([equal, PAIR, large, large])
     assert kept == [PAIR]
     assert rejected == {"longer_than_context": 2, "response_too_long_became_equal": 1}
+
+
+@pytest.mark.parametrize(("limit", "wanted", "met"), [(1, 1, 1), (2, 2, 3), (3, 2, 3), (None, 2, 3)])
+def test_the_first_usable_rows_and_what_was_passed_over(
+    tokenizer: PreTrainedTokenizerFast, limit: int | None, wanted: int, met: int
+) -> None:
+    encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
+    large, other = replace(PAIR, prompt=parse_prompt("z" * 100)), replace(PAIR, chosen=" Yes.")
+    rows = [large, PAIR, large, large, other]
+    kept, rejected = first_usable(encoder, rows, limit)
+    assert kept == [PAIR, other][:wanted]
+    assert rejected == {"longer_than_context": met}
+
+
+def test_no_usable_row_at_all_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
+    with pytest.raises(DataError, match="longer_than_context': 2") as caught:
+        first_usable(encoder, [replace(PAIR, prompt=parse_prompt("z" * 100))] * 2, 5)
+    assert "data.max_prompt_length" in caught.value.hint
 
 
 def test_special_tokens_in_text_are_text(
@@ -191,6 +252,7 @@ def test_chat_form_is_the_template_with_the_reply_opened(chat_tokenizer: PreTrai
         "<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert ids == chat_tokenizer(expected, add_special_tokens=False).input_ids
+    assert encoder.decode(ids[:3]) == shown(encoder, ids[:3])  # a special token that is no end is shown
     response = encoder.response(" So. ")
     assert response[-1] == chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert encoder.decode(response) == "So."
@@ -201,19 +263,62 @@ def test_chat_form_is_the_template_with_the_reply_opened(chat_tokenizer: PreTrai
     assert shown(short, cut).endswith("y now<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_neighbours_of_one_role_are_merged_anywhere(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    roles = ("human", "assistant", "assistant", "human", "human")
+    prompt = Dialogue(map(Turn, roles, "abcde"))
+    encoder = Encoder(chat_tokenizer, "chat", 256, 256)
+    assert shown(encoder, encoder.prompt(prompt)) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb\n\nc<|im_end|>\n"
+        "<|im_start|>user\nd\n\ne<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_no_turns_are_one_empty_message(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(chat_tokenizer, "chat", 256, 256)
+    text = shown(encoder, encoder.prompt(Dialogue()))
+    assert text == "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_template_and_messages_are_encoded_together_unless_a_message_spells_a_special_token() -> None:
+    made = make_tokenizer(["<end>"], eos_token="<end>")  # noqa: S106
+    made.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}So:"
+    encoder = Encoder(made, "chat", 256, 256)
+    plain = encoder.prompt(parse_prompt("the sky"))
+    assert plain == made("user: the sky\nSo:", add_special_tokens=False).input_ids
+    assert plain[5:] != made("the sky\nSo:", add_special_tokens=False).input_ids  # " the" is one token
+    spelled = encoder.prompt(parse_prompt("the <end> sky"))
+    assert shown(encoder, spelled) == "user: the <end> sky\nSo:"
+    assert made.eos_token_id not in spelled
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_template_may_add_65536_characters_and_64_for_each_of_a_message(excess: int) -> None:
+    made = make_tokenizer(["<end>"], eos_token="<end>")  # noqa: S106
+    length = 65536 + 64 * 3 + excess
+    made.chat_template = "{{ '..' * %d }}{{ '.' * %d }}" % divmod(length, 2)  # noqa: UP031
+    encoder = Encoder(made, "chat", 70_000, 64)
+    if not excess:
+        assert shown(encoder, encoder.prompt(parse_prompt("abc"))) == "." * length
+        return
+    with pytest.raises(DataError, match="too much text") as caught:
+        encoder.prompt(parse_prompt("abc"))
+    assert "another model" in caught.value.hint
+
+
 def test_a_hostile_or_failing_template_is_an_error(chat_tokenizer: PreTrainedTokenizerFast) -> None:
     made = make_tokenizer(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")  # noqa: S106
     for template in ("{{ 'x' * 10000000 }}", "{{ raise_exception('no') }}", "{% if %}"):
         made.chat_template = template
         with pytest.raises(DataError, match="chat template") as caught:
             Encoder(made, "chat", 64, 64).prompt(parse_prompt("Hi"))
-        assert caught.value.hint
+        assert "data.form=transcript" in caught.value.hint or "another model" in caught.value.hint
     made.chat_template = "{{ '' }}"
     assert Encoder(made, "chat", 64, 64).prompt(parse_prompt("Hi")) == [made.eos_token_id]
 
 
 def test_a_beginning_token_is_used_where_the_tokenizer_adds_one() -> None:
-    made = make_tokenizer(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")  # noqa: S106
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    made = make_tokenizer(list(names.values()), **names)
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
     )
@@ -221,21 +326,25 @@ def test_a_beginning_token_is_used_where_the_tokenizer_adds_one() -> None:
     prompt, chosen, _ = encoder.pair(PAIR)
     assert prompt[0] == 0
     assert (prompt + chosen).count(0) == 1
+    assert encoder.pad_id == made.pad_token_id == 2
     assert shown(encoder, prompt[1:]) == START
 
 
 def test_unusable_tokenizers_and_lengths(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ConfigError, match="no end token"):
+    with pytest.raises(ConfigError, match="no end token") as caught:
         Encoder(make_tokenizer(["<pad>"]), "transcript", 8, 8)
-    with pytest.raises(ConfigError, match="no chat template"):
+    assert "eos_token" in caught.value.hint
+    with pytest.raises(ConfigError, match="no chat template") as caught:
         Encoder(tokenizer, "chat", 8, 8)
+    assert "data.form=transcript" in caught.value.hint
     with pytest.raises(ConfigError, match="must be 1 or more"):
         Encoder(tokenizer, "transcript", 0, 8)
 
 
 def test_half_a_surrogate_pair_is_an_error_of_ours(encoder: Encoder) -> None:
-    with pytest.raises(DataError, match="surrogate"):
+    with pytest.raises(DataError, match=r"surrogate pair at character 3\n") as caught:
         encoder.response(" a\ud800")
+    assert "not valid Unicode" in caught.value.hint
     with pytest.raises(DataError, match="surrogate"):
         encoder.prompt(parse_prompt("a\ud800"))
 

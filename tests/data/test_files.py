@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from preftune.data import Turn, read_preferences
 from preftune.data import files as files_module
 from preftune.data.files import find_files, read_files, split_name
 from preftune.data.rows import Tally
-from preftune.errors import DataError, InputMissing, PreftuneError
+from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError
 
 GOOD = json.dumps(hh_row("Hi")).encode()
 TEXT = "\n\nHuman: Hi\n\nAssistant:"
@@ -224,10 +225,55 @@ def test_damaged_gzip_names_file_and_line(tmp_path: Path, damage: Any) -> None:
 
 @pytest.mark.parametrize("content", [bytes(1 << 20), b"\n" * (1 << 20), GOOD + b"\n" * (1 << 20)])
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(files_module, "GZIP_FLOOR", 10_000)
+    monkeypatch.setattr(files_module, "PACKED_FLOOR", 10_000)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match=r"gzip bomb|MiB"):
+        read_preferences(path)
+
+
+def test_blank_lines_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "MAX_BLANK", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD + b"\n" * 1002)
+    with pytest.raises(DataError, match=r"a\.jsonl:1002: more than 1,000 blank lines"):
+        read_preferences(path)
+    path.write_bytes(b"\n" * 1000 + GOOD)
+    assert len(read_preferences(path)) == 1
+
+
+def test_a_parquet_file_that_repeats_one_value_is_refused_in_little_memory(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.parquet", "x" * (1 << 20)
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array([text]))
+    parquet.write_table(pa.table({"chosen": rows, "rejected": rows}), path)
+    assert path.stat().st_size < 1 << 20
+    allocated = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"a\.parquet: row \d+: \d+ bytes unpack to more than") as caught:
+        read_preferences(path)
+    assert "unpack" in caught.value.hint
+    assert pa.total_allocated_bytes() - allocated < 100 << 20
+
+
+def test_a_gzip_bomb_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(200):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="MiB"):
+        read_preferences(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi")])
+    monkeypatch.setattr(files_module, "_lines", refuse)
+    with pytest.raises(PermissionMissing, match=r"a\.jsonl: cannot be read"):
         read_preferences(path)
 
 
@@ -237,7 +283,7 @@ def test_a_line_without_end_is_refused_in_time(tmp_path: Path) -> None:
         for _ in range(40):
             file.write(b"a" * (1 << 20))
     start = time.monotonic()
-    with pytest.raises(DataError, match=r":1: a line of more than 32 MiB"):
+    with pytest.raises(DataError, match=r":1: a line of more than 8 MiB"):
         read_preferences(path)
     assert time.monotonic() - start < 5
 

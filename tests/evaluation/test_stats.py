@@ -1,5 +1,6 @@
 """Evaluation statistics: golden values, other implementations, known cases."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -174,3 +175,49 @@ def test_holm() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     code = "import sys, preftune.evaluation.stats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- reward-model audit and best-of-n -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (5, 1), (1, 5), (20, 33), (400, 300)])
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(a: int, b: int) -> None:
+    expected = scipy_stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
+    assert stats.mcnemar_exact(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_best_of_weights_are_the_shares_of_subsets() -> None:
+    """All subsets of 3 out of 6, counted by hand: which element is the largest of each?"""
+    largest = [max(subset) for subset in itertools.combinations(range(6), 3)]
+    expected = [largest.count(i) / len(largest) for i in range(6)]
+    assert stats.best_of_weights(3, 6) == pytest.approx(expected)
+    assert stats.best_of_weights(1, 4) == pytest.approx([0.25] * 4)
+    assert stats.best_of_weights(4, 4) == pytest.approx([0, 0, 0, 1])
+    for n in (0, 5):
+        with pytest.raises(ValueError, match="from 4"):
+            stats.best_of_weights(n, 4)
+
+
+def test_pairs_needed_by_hand() -> None:
+    """((1.95996 * 0.5 + 0.84162 * sqrt(0.24)) / 0.1)² = (0.97998 + 0.41231)² / 0.01 = 193.8."""
+    assert stats.pairs_needed(0.6) == 194
+    assert stats.pairs_needed(0.5) is None
+    assert stats.pairs_needed(0.4) is None
+    # 30 and 10 of 100: d = 0.4, g = 0.2; (1.95996 * 0.63246 + 0.84162 * 0.6)² / 0.04 = 76.1
+    assert stats.paired_pairs_needed(30, 10, 100) == 77
+    assert stats.paired_pairs_needed(10, 30, 100) is None
+
+
+def test_columns_are_bootstrapped_with_the_same_rows() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    both = stats.bootstrap_columns(np.stack([x[:, 0], 2 * x[:, 0] + 1], axis=1), 500, seed=1)
+    assert both[0] == pytest.approx(stats.bootstrap_mean(x[:, 0], 500, seed=1), abs=1e-12)
+    assert both[1].low == pytest.approx(2 * both[0].low + 1)  # other rows would give another interval
+
+
+def test_a_statistic_of_resampled_rows() -> None:
+    x = np.random.default_rng(0).normal(size=80)
+    low, high = stats.bootstrap_statistic(lambda rows: x[rows].mean(), len(x), 2000, seed=3)
+    plain = stats.bootstrap_mean(x, 2000, seed=3)
+    assert (low, high) == pytest.approx(plain, abs=1e-12)
+    assert stats.bootstrap_statistic(lambda rows: float("nan"), 5, 10) == (-np.inf, np.inf)

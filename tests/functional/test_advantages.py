@@ -222,3 +222,10 @@ def test_groups_are_successive_rows() -> None:
 def test_gae_of_a_single_column() -> None:
     advantages, returns = gae(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]), 0.9, 0.8)
     assert (advantages.item(), returns.item()) == (2.0, 3.0)
+
+
+def test_equally_infinite_scores_are_no_equal_scores() -> None:
+    """Advantages of 0 would hide a reward model that gives no number."""
+    advantages = group_advantages(torch.tensor([math.inf, math.inf, 1.0, 1.0]), 2)
+    assert advantages[:2].isnan().all()
+    assert advantages[2:].tolist() == [0.0, 0.0]

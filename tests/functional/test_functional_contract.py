@@ -156,36 +156,65 @@ def test_lengths_and_labels_may_be_integers() -> None:
 
 S = torch.zeros(4)
 EMPTY_ROW = MASK & (torch.arange(4) < 3)[:, None]
-BAD: dict[str, Callable[[], object]] = {
-    "kl kind": lambda: pf.kl_estimate(S, S, "k4"),
-    "preference kind": lambda: pf.preference_loss(S, S, S, S, beta=0.1, kind="dpo"),
+SMOOTHED = "label_smoothing is for sigmoid and robust, not for"
+ONE_LENGTH = "give chosen_lengths and rejected_lengths, or neither"
+NO_MULTIPLE, ONE_MEMBER = "4 scores are not a multiple of group_size 3", "group_size is 1; a group needs 2"
+KINDS = "sigmoid, robust, hinge, ipo, .*, bco_pair"
+# What is wrong, as a pattern for the whole message: it names the argument and what it may be.
+BAD: dict[str, tuple[str, Callable[[], object]]] = {
+    "kl kind": ("unknown KL estimator 'k4'; one of k1, k2, k3", lambda: pf.kl_estimate(S, S, "k4")),
+    "preference kind": (
+        f"unknown preference loss 'dpo'; one of {KINDS}",
+        lambda: pf.preference_loss(S, S, S, S, beta=0.1, kind="dpo"),
+    ),
     **{
-        f"smoothing {kind}": lambda kind=kind: pf.preference_loss(
-            S, S, S, S, beta=0.1, kind=kind, label_smoothing=0.1
+        f"smoothing {kind}": (
+            f"{SMOOTHED} '{kind}'",
+            lambda kind=kind: pf.preference_loss(S, S, S, S, beta=0.1, kind=kind, label_smoothing=0.1),
         )
         for kind in (
             "hinge", "ipo", "reference_free", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "bco_pair",
         )
     },
-    "robust at one half": lambda: pf.preference_loss(
-        S, S, S, S, beta=0.1, kind="robust", label_smoothing=0.5
+    "robust at one half": (
+        "robust divides by .* label_smoothing: 0.5 is undefined",
+        lambda: pf.preference_loss(S, S, S, S, beta=0.1, kind="robust", label_smoothing=0.5),
     ),
-    "chosen lengths only": lambda: pf.preference_loss(S, S, S, S, beta=0.1, chosen_lengths=S + 1),
-    "rejected lengths only": lambda: pf.preference_loss(S, S, S, S, beta=0.1, rejected_lengths=S + 1),
-    "level": lambda: pf.ppo_policy_loss(MASK, MASK, S, level="word", mask=MASK),
-    "sequence level without mask": lambda: pf.ppo_policy_loss(MASK, MASK, S, level="sequence"),
-    "sum level without mask": lambda: pf.ppo_policy_loss(MASK, MASK, S, level="sequence_sum"),
-    "scale": lambda: pf.group_advantages(S, 2, "std"),
-    "group not a multiple": lambda: pf.group_advantages(S, 3),
-    "group of one": lambda: pf.group_advantages(S, 1),
-    "leave one out not a multiple": lambda: pf.leave_one_out_advantages(S, 3),
-    "leave one out of one": lambda: pf.leave_one_out_advantages(S, 1),
-    "row without response": lambda: pf.shaped_rewards(S, MASK, MASK, EMPTY_ROW, 0.1),
-    "weights of another shape": lambda: pf.weighted_sum(S, MASK),
+    "chosen lengths only": (
+        ONE_LENGTH, lambda: pf.preference_loss(S, S, S, S, beta=0.1, chosen_lengths=S + 1)
+    ),
+    "rejected lengths only": (
+        ONE_LENGTH, lambda: pf.preference_loss(S, S, S, S, beta=0.1, rejected_lengths=S + 1)
+    ),
+    "level": (
+        "unknown level 'word'; one of token, sequence, sequence_sum",
+        lambda: pf.ppo_policy_loss(MASK, MASK, S, level="word", mask=MASK),
+    ),
+    "sequence level without mask": (
+        "level 'sequence' needs the mask: .* response",
+        lambda: pf.ppo_policy_loss(MASK, MASK, S, level="sequence"),
+    ),
+    "sum level without mask": (
+        "level 'sequence_sum' needs the mask: .* response",
+        lambda: pf.ppo_policy_loss(MASK, MASK, S, level="sequence_sum"),
+    ),
+    "scale": (
+        "unknown scale 'std'; one of group, batch, none", lambda: pf.group_advantages(S, 2, "std")
+    ),
+    "group not a multiple": (NO_MULTIPLE, lambda: pf.group_advantages(S, 3)),
+    "group of one": (f"{ONE_MEMBER} .*", lambda: pf.group_advantages(S, 1)),
+    "leave one out not a multiple": (NO_MULTIPLE, lambda: pf.leave_one_out_advantages(S, 3)),
+    "leave one out of one": (f"{ONE_MEMBER} .*", lambda: pf.leave_one_out_advantages(S, 1)),
+    "row without response": (
+        r"rows \[3\] have no response token, .* score",
+        lambda: pf.shaped_rewards(S, MASK, MASK, EMPTY_ROW, 0.1),
+    ),
+    "weights of another shape": (r"terms \(4,\) and weights .* shape", lambda: pf.weighted_sum(S, MASK)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_value_errors(name: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
-        BAD[name]()
+    message, call = BAD[name]
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        call()

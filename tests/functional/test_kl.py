@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from preftune.functional import AdaptiveKL, kl_estimate
+from preftune.functional import AdaptiveKL, full_kl, kl_estimate
+from preftune.functional.kl import categorical_kl
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,14 @@ def test_signs() -> None:
     assert (kl_estimate(lp, ref, "k3") >= -1e-7).all()
     assert torch.equal(kl_estimate(lp, ref, "k1"), -kl_estimate(ref, lp, "k1"))
     assert (kl_estimate(lp, ref, "k1") < 0).any()
+
+
+def test_the_exact_kl_is_that_at_temperature_1_unless_told_otherwise() -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logp, reference = logits.log_softmax(-1)
+    expected = (logp.exp() * (logp - reference)).sum(-1)
+    torch.testing.assert_close(categorical_kl(*logits), expected)
+    torch.testing.assert_close(full_kl(*logits)[:, 1:], expected[:, :-1])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ def test_bradley_terry_invariants() -> None:
     close(bradley_terry_loss(c, r, center_coef=0.1), bradley_terry_loss(c, r) + 0.1 * (c + r) ** 2)
 
 
+def test_centring_that_is_off_has_no_say_where_it_would_overflow() -> None:
+    assert bradley_terry_loss(torch.tensor([1e30]), torch.zeros(1)).item() == 0.0
+
+
 def test_bradley_terry_gradient_and_extremes() -> None:
     c, r = rand(6).requires_grad_(), rand(6, seed=1)
     (grad,) = torch.autograd.grad(bradley_terry_loss(c, r).sum(), c)

@@ -1,6 +1,7 @@
 """Roles: log-probs, scores and values at the right columns, whatever stands beside them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.probe import plain_layout
-from preftune.models.roles import Critic, Policy, Reference, RewardModel, exact_kl
+from preftune.models.roles import Critic, Policy, Reference, RewardModel, casting, exact_kl
 from preftune.rollout.collect import by_batches
 from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
 
@@ -58,7 +59,7 @@ LOOKUPS = {
     "reference": lambda: Reference(causal_lm(1)).logprobs,
     "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).scores,
     "critic": lambda: Critic(classifier(3), 0.3, 2.0).values,
-    "exact KL": lambda: lambda s: exact_kl(Policy(causal_lm(1)), Reference(causal_lm(2)), s),
+    "exact KL": lambda: partial(exact_kl, Policy(causal_lm(1)), Reference(causal_lm(2))),
 }
 
 
@@ -173,6 +174,21 @@ def test_scores_are_normalised_by_mean_and_std() -> None:
 
 
 @torch.no_grad()
+def test_a_row_of_one_token_has_a_score() -> None:
+    """Alone and beside longer rows: column 0 is a last column too."""
+    role = RewardModel(classifier(3))
+    alone = role.raw_scores(pad_sequences([[7]], [[]], EOS))
+    beside = role.raw_scores(pad_sequences([[7], [1, 2]], [[], [3]], EOS))
+    torch.testing.assert_close(beside[:1], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [RewardModel, Critic])
+def test_scores_are_raw_float32_unless_told_otherwise(kind: type[RewardModel | Critic]) -> None:
+    role = kind(classifier(3))
+    assert (role.mean, role.std, role.dtype) == (0.0, 1.0, torch.float32)
+
+
+@torch.no_grad()
 def test_values_read_the_state_before_the_token() -> None:
     """values[:, t] is the head at hidden state t - 1: it cannot see token t or anything after it."""
     critic, batch = Critic(classifier(3), 0.5, 4.0), sequences(8)
@@ -183,3 +199,28 @@ def test_values_read_the_state_before_the_token() -> None:
             expected = (float(critic.model.score.weight[0] @ hidden) - 0.5) / 4
             assert got[i, t].item() == pytest.approx(expected, abs=1e-5)
     assert (got[~batch.response] == 0).all()
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_new_tensors_are_where_the_inputs_are(name: str) -> None:
+    """Here inputs are elsewhere than tensors made without a device, as on a GPU."""
+    look, batch = LOOKUPS[name](), sequences(3)
+    with torch.device("meta"):
+        assert look(batch).device == batch.ids.device
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_policys_precision_is_that_of_exact_kl(dtype: torch.dtype) -> None:
+    policy, reference, batch = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(6)
+    with casting(policy):
+        assert not torch.is_autocast_enabled("cpu")
+    exact = exact_kl(policy, reference, batch)
+    policy.dtype = dtype
+    with casting(policy):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == dtype
+    rounded = exact_kl(policy, reference, batch)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)

@@ -13,14 +13,15 @@ from preftune.errors import DataError
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source
 from preftune.pipeline import api
-from preftune.pipeline.evaluate import _bench
+from preftune.pipeline.bench import held_out_prompts, make_bench
 from preftune.rundir import RunDir, read_json
 
 
 def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run: RunDir) -> None:
-    bench, _ = _bench(api._reopen(tiny_run.path), "sft")
+    session = api._reopen(tiny_run.path)
+    bench, _ = make_bench(session, "sft", held_out_prompts(session), session.gold)
     own = bench.rows(bench.reference, lambda n: None)
-    pool = bench.rows(bench.reference, lambda n: None, 4, "best of 4")
+    pool = bench.pool(bench.reference, lambda n: None, 4)
     assert [row["row"] for row in pool[::4]] == [row["row"] for row in own]
     assert sum(a["response"] == b["response"] for a, b in zip(own, pool[::4], strict=True)) < len(own) / 2
 

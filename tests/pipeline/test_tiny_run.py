@@ -50,21 +50,27 @@ def test_the_run_directory_holds_exactly_these_files(tiny_run: RunDir) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    expected = {"config.toml", "run.json", "data.json", "ANALYSIS.md", "report.html"}
+    expected = {"config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html"}
     expected |= {f"models/{name}/{file}" for name in MODELS for file in saved}
     expected |= {f"models/{name}/generation_config.json" for name in MODELS if name != "reward_model"}
     expected |= {"models/reward_model/reward_head.bin", "analysis/reward_model_mistakes.jsonl"}
     expected |= {f"samples/{'base_scratch' if p == 'base' else p}_samples.jsonl" for p in POLICIES}
-    expected |= {f"evaluation/{name}.json" for name in [*POLICIES, "reward_model"]} | {
+    expected |= {f"evaluation/{name}.json" for name in [*POLICIES, "reward_model", "best_of_n"]} | {
         "evaluation/comparisons.jsonl"
     }
-    expected |= {f"stages/{stage}/{file}" for stage in STAGES for file in ("stage.json", "metrics.jsonl")}
+    expected |= {
+        f"stages/{stage}/{file}"
+        for stage in STAGES
+        for file in ("stage.json", "metrics.jsonl", "ledger.jsonl")
+    }
     expected |= {"stages/evaluation/stage.json"}
     drawn = [
         "reward_distribution",
         "reward_kl",
         "reward_kl_gold",
+        "reward_model_groups",
         "reward_model_margins",
+        "reward_model_reliability",
         *(f"training_{s}" for s in STAGES),
     ]
     expected |= {f"figures/{name}.svg" for name in drawn}
@@ -137,7 +143,9 @@ def test_samples_answer_the_same_prompts(tiny_run: RunDir) -> None:
     assert len(prompts[0]) == len(set(prompts[0])) == 5
     for name, row in ((name, row) for name, each in rows.items() for row in each):
         kl = set() if name.startswith("best_of") else {"kl", "k1"}  # a selection has no KL of its own
-        assert row.keys() == {"row", "prompt", "response", "score", "ended", "length", "gold"} | kl
+        assert (
+            row.keys() == {"row", "prompt", "response", "score", "held_out", "ended", "length", "gold"} | kl
+        )
         assert row["prompt"].startswith("\n\nHuman:")
         assert row["prompt"].endswith("\n\nAssistant:")
         assert 1 <= row["length"] <= 16

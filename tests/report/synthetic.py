@@ -104,6 +104,9 @@ def _data() -> dict[str, Any]:
         "splits": {"train": 890, "validation": 50, "test": 50},
         "sources": {"train": {"harmless-base": 890}, "validation": {"harmless-base": 50}},
         "duplicates": 1,
+        "distinct_prompts": {"train": 888, "validation": 50, "test": 50},
+        "prompt_overlap": {"train/validation": 0, "train/test": 2},
+        "words": {"train": {"prompt": [31, 140, 1207], "chosen": [9, 60, 300], "rejected": [8, 61, 299]}},
         "content_sha256": {"train": "a" * 64},
     }
 
@@ -123,11 +126,13 @@ def _stages(run: RunDir, steps: int) -> None:
         write_jsonl(run.metrics(stage), rows)
 
 
-def _spread(mean: float, half: float, n: int, **more: Any) -> dict[str, Any]:
+def spread(mean: float, half: float, n: int, **more: Any) -> dict[str, Any]:
+    """A mean with its interval."""
     return {"mean": mean, "interval": [mean - half, mean + half], "n": n, **more}
 
 
-def _share(value: float, n: int, half: float = 0.03) -> dict[str, Any]:
+def share(value: float, n: int, half: float = 0.03) -> dict[str, Any]:
+    """A share with its interval."""
     return {"value": value, "interval": [max(0.0, value - half), min(1.0, value + half)], "n": n}
 
 
@@ -136,9 +141,9 @@ def _policy(
 ) -> dict[str, Any]:
     own = policy == "policy_sft"
     measured = kl is not None and {
-        "exact_per_sequence": _spread(kl, 0.1 * kl, n),
+        "exact_per_sequence": spread(kl, 0.1 * kl, n),
         "exact_per_token": kl / 40,
-        "k1_per_sequence": _spread(kl, 0.3 * kl, n),
+        "k1_per_sequence": spread(kl, 0.3 * kl, n),
         "k1_per_token": kl / 40,
     }
     return {
@@ -146,18 +151,18 @@ def _policy(
         "label": LABELS[policy],
         "n_prompts": n,
         "n_samples": n,
-        "reward": _spread(1.0 + difference, 0.2, n, sd=1.0),
-        "reward_difference_to_sft": None if own else _spread(difference, half, n, p_value=0.01, verdict="?"),
-        "win_rate_vs_sft": None if own else _share(0.5 + difference / 4, n, 0.1),
+        "reward": spread(1.0 + difference, 0.2, n, sd=1.0),
+        "reward_difference_to_sft": None if own else spread(difference, half, n, p_value=0.01, verdict="?"),
+        "win_rate_vs_sft": None if own else share(0.5 + difference / 4, n, 0.1),
         "kl": measured or {"formula": 0.636},
-        "length": _spread(40.0, 3.0, n, median=39.0),
-        "eos_rate": _share(0.9, n),
+        "length": spread(40.0, 3.0, n, median=39.0),
+        "eos_rate": share(0.9, n),
         "empty_share": 0.0,
         "distinct_1": 0.21,
         "distinct_2": 0.63,
         "repetition_4": 0.02,
         "role_leakage": 0.0,
-        "gold": None if gold is None else _spread(0.4 + gold.get(policy, 0.0), 0.05, n, sd=0.3),
+        "gold": None if gold is None else spread(0.4 + gold.get(policy, 0.0), 0.05, n, sd=0.3),
     }
 
 
@@ -168,7 +173,7 @@ def _comparisons(
     measures = {"score": (differences, half)} | ({"gold": (gold, 0.05)} if gold else {})
     return [
         {"policy": policy, "reference": "policy_sft", "measure": measure, "n_needed": 812}
-        | _spread(mean, width, n, p_value=0.01, p_holm=holm.get(policy, 0.02), verdict="?")
+        | spread(mean, width, n, p_value=0.01, p_holm=holm.get(policy, 0.02), verdict="?")
         for measure, (means, width) in measures.items()
         for policy, mean in means.items()
     ]
@@ -178,15 +183,15 @@ def _reward_model(accuracy: float) -> dict[str, Any]:
     return {
         "stage": "rm",
         "n": 1000,
-        "accuracy": _share(accuracy, 1000),
+        "accuracy": share(accuracy, 1000),
         "accuracy_ties_half": accuracy + 0.001,
         "ties": 2,
         "mean_margin": 0.7,
         "brier": 0.21,
         "ece": 0.04,
-        "by_source": {"harmless-base": _share(accuracy, 1000)},
-        "by_length": {"chosen_longer": _share(0.7, 520), "rejected_longer": _share(0.64, 470)},
-        "baselines": {"longer": _share(0.53, 1000), "shorter": _share(0.46, 1000)},
+        "by_source": {"harmless-base": share(accuracy, 1000)},
+        "by_length": {"chosen_longer": share(0.7, 520), "rejected_longer": share(0.64, 470)},
+        "baselines": {"longer": share(0.53, 1000), "shorter": share(0.46, 1000)},
         "correlation_score_length": 0.12,
         "margins_histogram": {
             "edges": [-3, -2, -1, 0, 1, 2, 3, 4],

@@ -1,6 +1,7 @@
 """ANALYSIS.md and report.html: whole, partial and hostile runs."""
 
 import base64
+import hashlib
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from synthetic import make_run
 
 from preftune.errors import DataError, InputMissing
 from preftune.report import build, load_run
-from preftune.rundir import RunDir, write_text
+from preftune.rundir import RunDir, write_json, write_text
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> ````\n```\n# heading\n[link](javascript:alert(3)) "
@@ -105,16 +106,33 @@ def test_samples_put_the_same_prompt_to_every_policy(whole: RunDir) -> None:
     assert first.count("Question 0") == 1
 
 
-def test_page_is_one_small_file_without_scripts_or_addresses(whole: RunDir) -> None:
+def test_page_is_one_small_file_without_addresses(whole: RunDir) -> None:
     _, page = read(whole)
     assert len(page.encode()) < 3_000_000
     tags = Tags(page)
-    assert not {"script", "link", "iframe", "object", "form"} & set(tags.tags)
+    assert not {"link", "iframe", "object", "form", "base"} & set(tags.tags)
     sources = [value for key, value in tags.attributes if key in ("src", "href")]
     assert all(value.startswith(("data:image/svg+xml;base64,", "#")) for value in sources)
-    policy = next(value for key, value in tags.attributes if "default-src" in value)
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
     assert all(value for key, value in tags.attributes if key == "alt")
+
+
+def test_the_policy_admits_one_script_and_one_style_by_their_hash(whole: RunDir) -> None:
+    _, page = read(whole)
+    tags = Tags(page)
+    assert (tags.tags.count("script"), tags.tags.count("style")) == (1, 1)
+    policy = next(value for key, value in tags.attributes if "default-src" in value)
+    parts = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        inside = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert parts.pop(rule) == f"'sha256-{digest}'"
+    assert parts == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not [key for key, _ in tags.attributes if key == "style" or key.startswith("on")]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +143,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_hostile_text_is_only_text_in_the_page(hostile: tuple[str, str]) -> None:
     _, page = hostile
     harmless = Tags(page)
-    assert not {"script", "b"} & set(harmless.tags)
+    assert harmless.tags.count("script") == 1  # our own
+    assert "b" not in harmless.tags
     assert not [key for key, _ in harmless.attributes if key.startswith("on")]
     assert "<script>alert(1)</script>" in harmless.words  # visible as it was written
     assert "{{ 7*7 }}" in harmless.words
@@ -236,3 +255,26 @@ def test_report_does_not_import_torch() -> None:
     code = f"import preftune.report, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:
+    analysis, _ = read(whole)
+    card = analysis.split("## Data\n")[1].split("\n## ")[0]
+    assert "1,000 rows read, 990 kept, 10 rejected (1.0 %)." in card
+    assert "Prompts that stand in two splits: `train/test` 2." in card
+    assert "| `train` | 890 | 888 | 31 / 140 / 1,207 | 9 / 60 / 300 | 8 / 61 / 299 |" in card
+    assert "| `empty_response` | 7 |" in card
+    assert "Duplicates: 1." in card
+
+
+def test_settings_carry_where_they_come_from(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "no record of where its settings come from" in texts(run)[0]
+    write_json(run.origins, {"recipe": "hh-gpt2", "origins": {"seed": "command line", "name": "recipe"}})
+    analysis, page = texts(run)
+    assert "| `seed` | `3` | `command line` |" in analysis
+    assert '| `model.base` | `"gpt2"` | `–` |' in analysis
+    assert "1 by the command line" in page
+    origins = dict.fromkeys(("name", "seed", "precision", "model.base"), "default")
+    write_json(run.origins, {"recipe": "hh-gpt2", "origins": origins})
+    assert "| `seed` | `3` | `default` |" in texts(run)[0].split("**All settings**")[1]

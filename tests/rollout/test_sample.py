@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from preftune.data import Prompts, Sequences, pad_prompts
+from preftune.data import Prompts, Sequences, pad_prompts, pad_sequences
 from preftune.functional import response_mask
 from preftune.models.roles import Policy
 from preftune.rollout import sample as module
@@ -101,6 +101,20 @@ def test_responses_stop_at_the_first_eos_and_contain_it(policy: Policy) -> None:
         assert has_ended or len(response) == LIMIT
 
 
+def test_a_prompt_alone_has_not_ended() -> None:
+    """EOS is the response's: that of a prompt without one does not count, not even beside finished rows."""
+    assert ended(pad_sequences([[EOS], [5, EOS]], [[], []], EOS), EOS).tolist() == [False, False]
+    assert ended(pad_sequences([[5, EOS], [5]], [[], [EOS]], EOS), EOS).tolist() == [False, True]
+    assert ended(pad_sequences([[EOS]], [[]], EOS), EOS).tolist() == [False]  # one column
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 2), (0.2, 3), (1 - 2**-24, 4)])
+def test_a_token_of_probability_0_is_never_drawn(uniform: float, token: int) -> None:
+    """At either end of the vocabulary; 0 and 1 - 2⁻²⁴ are the outermost numbers that the generator gives."""
+    logits = torch.tensor([[-torch.inf, -torch.inf, 0.0, 1.0, 2.0, -torch.inf]])
+    assert module._draw(logits, torch.tensor([uniform]), 1.0).item() == token
+
+
 def test_rows_are_repacked_without_a_gap(policy: Policy) -> None:
     """Prompt, response, then padding: right-padded, with the masks that lengths and EOS give."""
     texts, _ = rows(4, 10)
@@ -160,3 +174,25 @@ def test_the_samplers_probabilities_are_those_of_the_training_forward(
     out = sample(policy, pad_prompts(texts, range(6), 0), max_new_tokens=9, temperature=0.7, eos_id=-1)
     trained = policy.logprobs(widened(out, 0), 0.7)[out.response].view(6, 9)
     torch.testing.assert_close(torch.cat(seen, 1), trained.double(), atol=1e-5, rtol=0)
+
+
+def test_new_tensors_are_where_the_prompts_are(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here prompts are elsewhere than tensors made without a device, as on a GPU."""
+    batch, uniforms = prompts(5, 6), module._uniforms(prompts(5, 6).seeds, 1, LIMIT)
+    monkeypatch.setattr(module, "_uniforms", lambda *_: uniforms)  # drawn on the CPU, moved by the caller
+    with torch.device("meta"):
+        out = draw(policy, batch)
+    assert {out.ids.device, out.attention.device, out.response.device} == {batch.ids.device}
+
+
+@torch.no_grad()
+def test_the_policys_precision_is_that_of_sampling(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    original = module.next_logits
+    monkeypatch.setattr(module, "next_logits", lambda *given: seen.append(original(*given)) or seen[-1])
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(policy, "dtype", dtype)
+        draw(policy, prompts(5, 6), limit=1)
+    assert all(logits.dtype == torch.float32 for logits in seen)
+    assert not torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(seen[0], seen[1], atol=0.2, rtol=0.1)

@@ -70,17 +70,18 @@ def test_another_tokenizer_scores_the_same_text() -> None:
     torch.testing.assert_close(got, made.reward_model.scores(batch_of(theirs)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("positions", [40, 5])
 @torch.no_grad()
-def test_a_prompt_too_long_for_the_reward_model_loses_its_beginning() -> None:
-    """40 positions there; the policy's longer tokens hold more text than that."""
+def test_a_prompt_too_long_for_the_reward_model_loses_its_beginning(positions: int) -> None:
+    """The policy's longer tokens hold more text than fits there; of 5 positions " No" and EOS take 4."""
     own, theirs = Encoder(tokenizer(40), "transcript", 38, 12), encoder(tokenizer())
-    theirs.max_length = 40
+    theirs.max_length = positions
     long = Dialogue((Turn("human", " Why , I ask ?" * 4),))
     prompt, _ = own.sequence(long, " No")
-    assert len(theirs.text(own.tokenizer.decode(prompt))) > 40
+    assert len(theirs.text(own.tokenizer.decode(prompt))) > positions
     made = scorer(own, theirs, BYTES + 1)
     got = made.scores(own.sequences([(long, " No")]))
-    ids = torch.tensor([(theirs.text(own.tokenizer.decode(prompt)) + theirs.response(" No"))[-40:]])
+    ids = torch.tensor([(theirs.text(own.tokenizer.decode(prompt)) + theirs.response(" No"))[-positions:]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     torch.testing.assert_close(got, made.reward_model.scores(Sequences(ids, mask, mask)), atol=1e-5, rtol=0)
 
@@ -152,3 +153,12 @@ def test_rows_of_a_rollout_stay_together(collected: tuple[Rollout, dict[str, Any
     assert torch.equal(part.logprobs, rollout.logprobs[order][:, :width])
     assert torch.equal(part.scores, rollout.scores[order])
     assert torch.equal(part.group, rollout.group[order])
+
+
+def test_a_reward_model_without_numbers_gives_infinite_scores_and_masks_nothing() -> None:
+    """NaN would pass for a response that is left out; an infinite reward spoils the step: it is skipped."""
+    own = encoder(tokenizer())
+    broken = scorer(own, None, BYTES + 1)
+    assert broken.reward_model is not None
+    broken.reward_model.mean = float("nan")
+    assert broken.scores(batch_of(own)).tolist() == [float("inf")] * len(TEXTS)

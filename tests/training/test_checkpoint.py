@@ -8,10 +8,11 @@ import torch
 
 from preftune.algorithms import SFT
 from preftune.config import OptimizerConfig, SFTConfig
-from preftune.errors import StorageError
+from preftune.errors import DataError, StorageError
 from preftune.models.roles import Critic, Policy
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
+from preftune.training.state import capture
 from tiny import causal_lm, classifier, same_weights, sequences, state
 
 
@@ -40,7 +41,7 @@ def saved(directory: Path, *steps: int) -> Learner:
     for i in range(max(steps)):
         algorithm.step(sequences(i))
         if i + 1 in steps:
-            checkpoint.save(directory, i + 1, learner, keep=9)
+            checkpoint.save(directory, i + 1, capture(learner), keep=9)
     return learner
 
 
@@ -54,7 +55,7 @@ def flip(file: Path) -> None:
 def test_weights_moments_and_counts_come_back_bit_for_bit(tmp_path: Path) -> None:
     learner = saved(tmp_path, 3)
     learner.trained["policy"].skipped = 2
-    checkpoint.save(tmp_path, 3, learner, keep=9)
+    checkpoint.save(tmp_path, 3, capture(learner), keep=9)
     fresh, _ = made(seed=7)
     assert not same_weights(weights(fresh), weights(learner))
     assert checkpoint.restore(tmp_path, fresh) == 3
@@ -70,7 +71,7 @@ def test_weights_moments_and_counts_come_back_bit_for_bit(tmp_path: Path) -> Non
 
 def test_the_next_updates_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     learner, algorithm = trained(2)
-    checkpoint.save(tmp_path, 2, learner, keep=1)
+    checkpoint.save(tmp_path, 2, capture(learner), keep=1)
     fresh, again = made(seed=7)
     checkpoint.restore(tmp_path, fresh)
     for i in range(3):
@@ -80,7 +81,7 @@ def test_the_next_updates_are_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_every_trained_role_is_saved(tmp_path: Path) -> None:
     learner, _ = made(two=True)
-    checkpoint.save(tmp_path, 1, learner, keep=1)
+    checkpoint.save(tmp_path, 1, capture(learner), keep=1)
     fresh, _ = made(seed=7, two=True)
     checkpoint.restore(tmp_path, fresh)
     for name in ("policy", "critic"):
@@ -98,7 +99,7 @@ def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     learner, _ = made()
     for step in (2, 4, 10, 6):
-        checkpoint.save(tmp_path, step, learner, keep=2)
+        checkpoint.save(tmp_path, step, capture(learner), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
 
 
@@ -133,10 +134,12 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, file: str
 
 
 def test_a_second_accident_at_the_same_step_is_no_accident_of_ours(tmp_path: Path) -> None:
+    """Both are set aside; nothing is deleted."""
     for _ in range(2):
         learner = saved(tmp_path, 2, 4)
         flip(tmp_path / "step-000004" / "policy.safetensors")
         assert checkpoint.restore(tmp_path, learner) == 2
+    assert {p.name for p in (tmp_path / "corrupt").iterdir()} == {"step-000004", "step-000004-2"}
 
 
 def test_without_a_valid_one_every_attempt_is_refused(tmp_path: Path) -> None:
@@ -147,8 +150,9 @@ def test_without_a_valid_one_every_attempt_is_refused(tmp_path: Path) -> None:
     fresh, _ = made(seed=7)
     before = weights(fresh)
     for _ in range(2):
-        with pytest.raises(StorageError, match="none of 2 checkpoints"):
+        with pytest.raises(DataError, match="none of 2 checkpoints") as caught:
             checkpoint.restore(tmp_path, fresh)
+        assert "--restart" in caught.value.hint
     assert same_weights(weights(fresh), before)
 
 
@@ -161,7 +165,7 @@ def test_a_full_disk_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(checkpoint, "save_file", refuse)
     learner, _ = made()
     with pytest.raises(StorageError, match="No space left"):
-        checkpoint.save(tmp_path, 4, learner, keep=1)
+        checkpoint.save(tmp_path, 4, capture(learner), keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]  # the old one is still there
 
 

@@ -2,76 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from torch import Tensor
+from resuming import EVERY, STEPS, Killed, prepare, rows, run
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO
-from preftune.algorithms.base import Algorithm
-from preftune.config import OptimizerConfig
-from preftune.data import Sequences
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
-from preftune.training.learner import Learner
-from preftune.training.loop import Plan, train
-from tiny import EOS, Judge, pairs, prompts, roles, same_weights, sequences, state
-
-STEPS = 5
-TIMES = ("time", "step_seconds")
-EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
-BATCHES = {"sft": sequences, "reward": pairs, "dpo": pairs, "ppo": prompts, "grpo": prompts}
-
-
-class Killed(Exception):
-    """Stands in for a kill: nothing runs after it."""
-
-
-def rule(batch: Sequences) -> Tensor:
-    return ((batch.ids == 7) & batch.response).sum(1).float() - batch.response.sum(1) / 5
-
-
-def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
-    """Everything from nothing, as a new process would."""
-    kind, models = ALGORITHMS[algorithm], roles(algorithm)
-    settings: dict[str, Any] = {"microbatch_size": 3}
-    if issubclass(kind, PPO | GRPO):
-        settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
-        settings |= {"group_size": 2} if kind is GRPO else {}
-    config = kind.Config(**settings)
-    learner = Learner(microbatch_size=3)
-    for name, role in models.items():
-        if name in kind.trains:
-            learner.train(name, role, OptimizerConfig(), 1e-2)
-        else:
-            learner.freeze(role)
-    extra = {"scorer": Judge(rule, EOS)} if issubclass(kind, PPO | GRPO) else {}
-    return kind(config, models, learner, **extra), learner, models
-
-
-def run(algorithm: str, out: Path, kill_at: int | None = None) -> dict[str, dict[str, Tensor]]:
-    """Train, or die in the on_step call of `kill_at`; the weights of the trained roles."""
-    made, learner, models = prepare(algorithm)
-
-    def on_step(step: int, metrics: Any) -> None:
-        if step == kill_at:
-            raise Killed
-
-    plan = Plan(
-        steps=STEPS,
-        metrics=out / "metrics.jsonl",
-        checkpoints=out / "checkpoints",
-        checkpoint_every=2,
-        keep=1,
-    )
-    train(
-        made, learner, lambda step: BATCHES[algorithm](step, 4 if algorithm == "grpo" else 8), plan, on_step
-    )
-    return {name: state(models[name].model) for name in learner.trained}
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(out / "metrics.jsonl")]
+from tiny import roles, same_weights, sequences, state
 
 
 @EVERY

@@ -47,7 +47,9 @@ class DPO:
     def step(self, batch: Pairs) -> Metrics:
         rows = torch.ones(len(batch), device=batch.chosen.ids.device)
         weights = rows / self.learner.total(rows.sum())
-        return self.learner.update("policy", self.with_reference(batch), weights, self.loss)
+        tokens = batch.chosen.attention.sum() + batch.rejected.attention.sum()
+        trained = self.learner.average({"tokens/trained": float(tokens)})
+        return {**self.learner.update("policy", self.with_reference(batch), weights, self.loss), **trained}
 
     def with_reference(self, batch: Pairs) -> ScoredPairs:
         again = self.config.epochs > 1  # pairs come back

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, averaged
@@ -31,6 +30,7 @@ from preftune.functional import (
     sequence_mean,
     token_mean,
 )
+from preftune.functional.advantages import centred_groups
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Policy, Reference, Role
 from preftune.rollout.collect import collect
@@ -102,9 +102,10 @@ class GRPO:
         if rollout.group is not None and (rollout.group.view(-1, size) != rollout.group[::size, None]).any():
             raise ValueError(f"rows of a group must follow each other, {size} at a time")
         pooled, mine = self.learner.pool(rollout.scores)
-        advantages = group_advantages(pooled, self.config.group_size, self.config.scale)[mine]
+        valid, _ = self.learner.pool(rollout.learnable.response.any(1).to(rollout.scores))
+        advantages = group_advantages(pooled, size, self.config.scale, valid=valid)[mine]
         return Experience(
-            sequences=rollout.sequences,
+            sequences=rollout.learnable,
             logprobs=rollout.logprobs,
             reference_logprobs=rollout.reference_logprobs,
             advantages=advantages,
@@ -117,8 +118,7 @@ class GRPO:
             case "grpo":
                 return sequence_mean(response, total(response.any(1).sum()))
             case "dr_grpo":
-                rows = torch.tensor(len(batch), device=response.device)
-                return constant_length(response, self.config.max_new_tokens, total(rows))
+                return constant_length(response, self.config.max_new_tokens, total(response.any(1).sum()))
             case _:
                 return token_mean(response, total(response.sum()))
 
@@ -149,12 +149,14 @@ class GRPO:
 
     def report(self, rollout: Rollout) -> Metrics:
         """What was sampled, before the updates. `kl_per_sequence` is k1 summed over the response."""
-        groups = rollout.scores.view(-1, self.config.group_size)
+        centred = centred_groups(rollout.scores, self.config.group_size, rollout.valid)
+        valid = rollout.learnable.response.any(1).view_as(centred)
+        variance = centred.square().sum(1) / (valid.sum(1) - 1).clamp(min=1)
         kl = zero_off(rollout.logprobs - rollout.reference_logprobs, rollout.sequences.response).sum(1)
         return {
-            **response_metrics(rollout, self.config.max_new_tokens),
-            "reward": rollout.scores.mean().item(),
-            "reward_std": groups.std(1).mean().item(),
-            "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),
+            **response_metrics(rollout, self.config.max_new_tokens, self.config.epochs),
+            "reward": rollout.valid_scores.mean().item(),
+            "reward_std": variance.sqrt().mean().item(),
+            "frac_reward_zero_std": (centred == 0).all(1).float().mean().item(),
             "kl_per_sequence": kl.mean().item(),
         }

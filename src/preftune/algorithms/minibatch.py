@@ -28,10 +28,12 @@ def minibatches(experience: R, count: int, seed: int) -> Iterator[R]:
         yield experience[rows]
 
 
-def response_metrics(rollout: Rollout, max_new_tokens: int) -> Metrics:
+def response_metrics(rollout: Rollout, max_new_tokens: int, epochs: int) -> Metrics:
     """Lengths in tokens (EOS counted) and the share of responses that were cut: without EOS where that is on
-    record, else as long as the limit.
+    record, else as long as the limit. Tokens sampled, and tokens of prompt and response that the step's
+    updates pass through the policy; the share of responses left out because a reward function failed.
     """
+    whole = rollout.sequences.attention.sum().item()
     lengths = rollout.sequences.response.sum(1).float()
     cut = lengths >= max_new_tokens if rollout.ended is None else ~rollout.ended
     return {
@@ -39,4 +41,7 @@ def response_metrics(rollout: Rollout, max_new_tokens: int) -> Metrics:
         "completions/max_length": lengths.max().item(),
         "completions/min_length": lengths.min().item(),
         "completions/clipped_ratio": cut.float().mean().item(),
+        "tokens/sampled": lengths.sum().item(),
+        "tokens/trained": epochs * whole,
+        "frac_reward_masked": 1 - len(rollout.valid_scores) / len(rollout),
     }

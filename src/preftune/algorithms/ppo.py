@@ -103,16 +103,18 @@ class PPO:
         return {**averaged(updates), **first, **self.learner.average(self.report(rollout, experience))}
 
     def experience(self, rollout: Rollout) -> Experience:
-        config, response = self.config, rollout.sequences.response
+        config, sequences = self.config, rollout.learnable
+        response = sequences.response
         assert rollout.values is not None
+        written = rollout.sequences.response
         rewards = shaped_rewards(
-            rollout.scores, rollout.logprobs, rollout.reference_logprobs, response, config.kl_coef
+            rollout.scores, rollout.logprobs, rollout.reference_logprobs, written, config.kl_coef
         )
         advantages, returns = gae(rewards, rollout.values, response, config.gamma, config.lam)
         pooled, mine = self.learner.pool(advantages[response])
         white = masked_whiten(pooled, torch.ones_like(pooled))[mine]
         return Experience(
-            sequences=rollout.sequences,
+            sequences=sequences,
             logprobs=rollout.logprobs,
             values=rollout.values,
             advantages=torch.zeros_like(advantages).masked_scatter(response, white),
@@ -161,17 +163,18 @@ class PPO:
 
     def report(self, rollout: Rollout, experience: Experience) -> Metrics:
         """What was sampled, before the updates."""
-        response = rollout.sequences.response
+        response, learnt = rollout.sequences.response, experience.sequences.response
         kl = zero_off(rollout.logprobs - rollout.reference_logprobs, response).sum(1)
-        errors, returns = (experience.returns - experience.values)[response], experience.returns[response]
+        scores = rollout.valid_scores
+        errors, returns = (experience.returns - experience.values)[learnt], experience.returns[learnt]
         return {
-            **response_metrics(rollout, self.config.max_new_tokens),
+            **response_metrics(rollout, self.config.max_new_tokens, self.config.epochs),
             "objective/entropy": -zero_off(rollout.logprobs, response).sum(1).mean().item(),
             "objective/kl": kl.mean().item(),
-            "objective/scores": rollout.scores.mean().item(),
-            "objective/scores_std": rollout.scores.std().item() if len(rollout) > 1 else 0.0,
+            "objective/scores": scores.mean().item(),
+            "objective/scores_std": scores.std().item() if len(scores) > 1 else 0.0,
             "objective/non_score_reward": -self.config.kl_coef * kl.mean().item(),
-            "objective/rlhf_reward": (rollout.scores - self.config.kl_coef * kl).mean().item(),
+            "objective/rlhf_reward": (scores.mean() - self.config.kl_coef * kl.mean()).item(),
             "val/explained_variance": (1 - errors.var() / returns.var().clamp(min=1e-8)).item(),
             "kl_coef": self.config.kl_coef,
         }

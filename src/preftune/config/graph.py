@@ -12,7 +12,7 @@ EVALUATION = "evaluation"  # what runs after all stages
 def parents(stage: StageConfig) -> tuple[str, ...]:
     """Names of the stages whose models this one reads, without "base"."""
     names = [stage.init]
-    if isinstance(stage, PPOConfig | GRPOConfig):
+    if isinstance(stage, PPOConfig | GRPOConfig) and stage.reward_model is not None:
         names.append(stage.reward_model)
     return tuple(dict.fromkeys(name for name in names if name != BASE))
 
@@ -63,10 +63,9 @@ def check_graph(stages: Mapping[str, StageConfig]) -> None:
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
-        if isinstance(stage, PPOConfig | GRPOConfig) and stage.reward_model not in judges:
-            _refuse(
-                f"stage.{name}.reward_model", stage.reward_model, "a stage that trains a reward model", judges
-            )
+        judge = stage.reward_model if isinstance(stage, PPOConfig | GRPOConfig) else None
+        if judge is not None and judge not in judges:
+            _refuse(f"stage.{name}.reward_model", judge, "a stage that trains a reward model", judges)
     stage_order(stages)
 
 

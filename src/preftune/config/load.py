@@ -20,6 +20,7 @@ from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.errors import ConfigError, UsageError
+from preftune.untrusted import holds_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -85,6 +86,8 @@ def _read(recipe: str) -> dict[str, Any]:
         return flatten(tomllib.loads(source.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{recipe} is not valid TOML: brackets are nested too deep") from None
     except OSError as error:
         raise ConfigError(f"cannot read {recipe}: {error.strerror}") from None
 
@@ -115,6 +118,7 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
             _refuse_key(key, known, "on the command line")
         values[key] = _convert(known[key], text)
         origins[key] = "command line"
+    _refuse_secrets(values)
     try:
         config = RunConfig.model_validate(unflatten(values))
     except ValidationError as error:
@@ -125,6 +129,17 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
         origins={key: origins.get(key, "default") for key in flatten(config.model_dump())},
         recipe=source,
     )
+
+
+def _refuse_secrets(values: Mapping[str, Any]) -> None:
+    """Settings go into files that are shown and shared, so no credential may be one."""
+    for key, value in values.items():
+        if isinstance(value, str) and holds_credential(value):
+            raise ConfigError(
+                f"{key} = {_shown(redact(value))}: holds what looks like a password or token",
+                "settings are written to files that people share; log in with `hf auth login`, "
+                "or put the token into the variable HF_TOKEN",
+            )
 
 
 def _removes(key: str, value: str) -> bool:

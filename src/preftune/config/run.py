@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
+from preftune.config.rewards import RewardTerms
 from preftune.config.stages import GRPOConfig, OptimizerConfig, PPOConfig, StageConfig
 from preftune.errors import ConfigError
 
@@ -103,6 +104,8 @@ class DataConfig(Settings):
     def _data_dir_has_a_use(self) -> Self:
         if self.name == "world" and self.data_dir is not None:
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
+        if self.data_dir is not None and (self.data_dir[0] in "/~" or ".." in self.data_dir.split("/")):
+            raise ValueError(f'data_dir = "{self.data_dir}" must lie inside the data set, without ".."')
         return self
 
 
@@ -112,12 +115,29 @@ class EvaluationConfig(Settings):
     prompts: Count = Field(default=100, description="Distinct held-out prompts, the same for all policies.")
     max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
+    reward_functions: RewardTerms | None = Field(
+        default=None,
+        description="Python functions added to the score that policies and best-of-n are measured by, as in "
+        "stage.ppo.reward_functions; one that fails stops the evaluation.",
+    )
     best_of: Annotated[int, Field(ge=2)] = Field(
         default=4, description="Responses from which best-of-n picks one."
+    )
+    pool: Annotated[int, Field(ge=2)] = Field(
+        default=16,
+        description="Reference responses per prompt, for the curve of best-of-n and gains at equal length.",
     )
     samples: Count = Field(default=20, description="Responses per policy that are written to samples/.")
     batch_size: Count = Field(default=32, description="Responses in memory at a time.")
     resamples: Count = Field(default=2000, description="Resamples of a bootstrap interval.")
+
+    @model_validator(mode="after")
+    def _best_of_fits_the_pool(self) -> Self:
+        if self.best_of > self.pool:
+            raise ValueError(
+                f"best_of = {self.best_of} is more than pool = {self.pool}: it picks from the pool"
+            )
+        return self
 
 
 class CheckpointConfig(Settings):

@@ -50,10 +50,15 @@ def _base(model: ModelConfig) -> str:
     return f"trained from scratch: {size.layers} layers, {size.width} wide, {size.steps} updates"
 
 
+def scored_by(stage: PPOConfig | GRPOConfig) -> str:
+    """What gives the score: a reward stage, reward functions, or both."""
+    return " + ".join(part for part in (stage.reward_model, stage.reward_functions) if part)
+
+
 def _stage(stage: StageConfig) -> str:
     if isinstance(stage, PPOConfig | GRPOConfig):
         return (
-            f"{stage.algorithm:<6}  from {stage.init}, scored by {stage.reward_model}: "
+            f"{stage.algorithm:<6}  from {stage.init}, scored by {scored_by(stage)}: "
             f"{stage.steps} steps of {stage.batch_size} responses"
         )
     rows = "all rows" if stage.rows is None else f"{stage.rows} rows"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from preftune.config.base import Count, Name, NonNegative, Positive, Settings, Share
+from preftune.config.rewards import RewardTerms
 
 PreferenceKind = Literal[
     "sigmoid", "robust", "hinge", "ipo", "reference_free", "nca_pair", "apo_zero", "apo_down", "sppo_hard",
@@ -56,6 +57,12 @@ class RewardConfig(Settings):
     algorithm: Literal["reward"] = Field(default="reward", description="Which algorithm this stage runs.")
     init: Name = Field(default="sft", description='Where the backbone comes from: a policy stage, or "base".')
     rows: Count | None = Field(default=None, description="Training pairs to use; none takes all.")
+    part: Literal["all", "first", "second"] = Field(
+        default="all",
+        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
+        description="Half of the training prompts to learn from: a judge on one half and a second reward "
+        "model on the other share no pair.",
+    )
     epochs: Count = Field(default=1, description="Passes over the pairs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")
     microbatch_size: Count = Field(default=8, description="Pairs in memory at a time.")
@@ -103,7 +110,19 @@ class PPOConfig(Settings):
     init: Name = Field(
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
-    reward_model: Name = Field(default="rm", description="The reward stage whose model scores responses.")
+    reward_model: Name | None = Field(
+        default="rm", description="The reward stage whose model scores responses; none: functions only."
+    )
+    reward_functions: RewardTerms | None = Field(
+        default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
+        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    )
+    on_reward_error: Literal["stop", "mask"] = Field(
+        default="stop",
+        exclude_if=lambda rule: rule == "stop",
+        description="What a failing reward function does: stop the run, or leave its response out.",
+    )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
     batch_size: Count = Field(default=64, description="Responses sampled per step.")
     minibatches: Count = Field(default=2, description="Updates per pass over a step's responses.")
@@ -140,6 +159,7 @@ class PPOConfig(Settings):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         _must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
+        _must_have_a_score(self.reward_model, self.reward_functions)
         return self
 
 
@@ -150,7 +170,19 @@ class GRPOConfig(Settings):
     init: Name = Field(
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
-    reward_model: Name = Field(default="rm", description="The reward stage whose model scores responses.")
+    reward_model: Name | None = Field(
+        default="rm", description="The reward stage whose model scores responses; none: functions only."
+    )
+    reward_functions: RewardTerms | None = Field(
+        default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
+        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    )
+    on_reward_error: Literal["stop", "mask"] = Field(
+        default="stop",
+        exclude_if=lambda rule: rule == "stop",
+        description="What a failing reward function does: stop the run, or leave its response out.",
+    )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
     batch_size: Count = Field(default=64, description="Responses per step: prompts times group_size.")
     group_size: Annotated[int, Field(ge=2)] = Field(default=8, description="Responses to one prompt.")
@@ -186,12 +218,18 @@ class GRPOConfig(Settings):
     def _batches_divide(self) -> Self:
         _must_divide("batch_size", self.batch_size, "group_size", self.group_size)
         _must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
+        _must_have_a_score(self.reward_model, self.reward_functions)
         return self
 
 
 def _must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if whole % part:
         raise ValueError(f"{whole_name} = {whole} is not a multiple of {part_name} = {part}")
+
+
+def _must_have_a_score(reward_model: str | None, functions: str | None) -> None:
+    if reward_model is None and functions is None:
+        raise ValueError("nothing scores the responses: name a reward_model, or reward_functions, or both")
 
 
 StageConfig = Annotated[

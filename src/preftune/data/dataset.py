@@ -1,6 +1,7 @@
 """From a data configuration to three splits of preferences and an account of every row."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[P
     `row` counts within a split. Unusable pairs are left out; a malformed row is a DataError unless
     `on_bad_row="skip"`.
     """
-    splits = _by_split(str(path), read_files(Path(path).expanduser(), on_bad_row))
+    splits = _by_split(str(path), read_files(Path(os.path.expanduser(path)), on_bad_row))
     return [replace(pair, row=row) for name in SPLIT_NAMES for row, pair in enumerate(splits[name])]
 
 
@@ -85,7 +86,7 @@ def _world(seed: int, pairs: int) -> Dataset:
 
 
 def _read(name: str, data_dir: str | None, on_bad_row: OnBadRow) -> list[Tally]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists():
         return read_files(path / data_dir if data_dir else path, on_bad_row)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
@@ -186,8 +187,20 @@ def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:
         "prompt_overlap": {f"{a}/{b}": len(prompts[a] & prompts[b]) for a, b in combinations},
         "duplicates": sum(pairs.values()) - len(pairs),
         "swapped": swapped,
+        "words": {name: _words(each) for name, each in splits.items()},
         "content_sha256": {name: _content_hash(each) for name, each in splits.items()},
     }
+
+
+def _words(pairs: Sequence[Preference]) -> dict[str, list[int]]:
+    """Median, 95th percentile and maximum of words of prompts, chosen and rejected responses of a split."""
+    texts = {
+        "prompt": [pair.prompt.transcript() for pair in pairs],
+        "chosen": [pair.chosen for pair in pairs],
+        "rejected": [pair.rejected for pair in pairs],
+    }
+    sizes = {kind: sorted(len(text.split()) for text in each) for kind, each in texts.items()}
+    return {kind: [n[len(n) // 2], n[len(n) * 19 // 20], n[-1]] for kind, n in sizes.items() if n}
 
 
 def _content_hash(pairs: Iterable[Preference]) -> str:

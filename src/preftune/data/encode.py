@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
+from preftune.data.template import Template
 from preftune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Encoder:
         begin = tokenizer("a").input_ids[:1]
         self._begin: list[int] = begin if begin == [tokenizer.bos_token_id] else []
         self._special = tuple(tokenizer.all_special_tokens)
+        self._template = Template(tokenizer)
 
     def prompt(self, prompt: Dialogue) -> list[int]:
         """Token ids of a prompt, at least one and at most `max_prompt_length`.
@@ -207,26 +209,13 @@ class Encoder:
         messages = messages or [{"role": "user", "content": ""}]  # templates refuse to fill in nothing
         contents = [message["content"] for message in messages]
         if not any(token in content for token in self._special for content in contents):
-            return self._encode(self._fill(messages), special=True)
+            return self._encode(self._template.fill(messages), special=True)
         slots = [{"role": m["role"], "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        pieces = SLOT.split(self._fill(slots))  # template, number, template, number, ...
+        pieces = SLOT.split(self._template.fill(slots))  # template, number, template, number, ...
         ids: list[int] = []
         for i, piece in enumerate(pieces):
             ids += self._plain(contents[int(piece)]) if i % 2 else self._encode(piece, special=True)
         return ids
-
-    def _fill(self, messages: list[dict[str, str]]) -> str:
-        """The filled-in template. It comes with a model, so its failures and its length are not trusted."""
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # the template's own errors, and those of its sandbox
-            message = f"the tokenizer's chat template fails on a prompt: {error}"
-            raise DataError(message, "use data.form=transcript") from error
-        if not isinstance(text, str) or len(text) > 65536 + 64 * sum(len(m["content"]) for m in messages):
-            raise DataError(
-                "the tokenizer's chat template makes too much text of a prompt", "use another model"
-            )
-        return text
 
     def _plain(self, text: str) -> list[int]:
         return self._encode(text, special=False)

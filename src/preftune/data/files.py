@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from preftune.data.rows import COLUMNS, OnBadRow, Tally
-from preftune.errors import DataError, InputMissing
+from preftune.data.rows import COLUMNS, HINT, OnBadRow, Tally
+from preftune.errors import DataError, InputMissing, PermissionMissing
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SPLITS = {
@@ -28,9 +28,11 @@ SPLIT_NAME = re.compile(
     rf"({'|'.join(SPLITS)})(?:[-_.]\d[\w.-]*)?", re.IGNORECASE
 )  # train, train-00000-of-00001
 
-MAX_LINE = 32 << 20  # bytes in one row
-MAX_PARQUET = 8 << 30  # bytes, uncompressed, as the file itself states
-GZIP_FLOOR, GZIP_RATIO = 64 << 20, 100  # text compresses 3 to 10 times; a gzip bomb about 1,000 times
+MAX_LINE = 8 << 20  # bytes in one row
+MAX_BLANK = 1_000_000  # blank lines in one file
+# Text packs 3 to 10 times, a gzip bomb about 1,000 times, and parquet can repeat a value for nothing.
+PACKED_FLOOR, PACKED_RATIO = 16 << 20, 50
+_UNPACK = "if you trust the file, unpack it, and name the unpacked file"
 
 
 def read_files(root: Path, on_bad_row: OnBadRow = "error") -> list[Tally]:
@@ -96,6 +98,8 @@ def _read_file(path: Path, tally: Tally) -> None:
             else:
                 for number, line in _lines(file, path, size):
                     tally.take(line, f"{path}:{number}")
+    except PermissionError:
+        raise PermissionMissing(f"{path}: cannot be read: permission denied") from None
     except OSError as error:
         raise InputMissing(f"{path}: cannot be read: {error.strerror or error}") from None
     if not tally.read:
@@ -105,23 +109,29 @@ def _read_file(path: Path, tally: Tally) -> None:
 def _lines(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each line that is not blank. Lines end at LF only: a text may hold U+2028."""
     packed = path.name.lower().endswith(".gz")
-    limit = GZIP_FLOOR + GZIP_RATIO * size if packed else None
+    limit = _limit(size) if packed else None
     stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20) if packed and size else file
-    number = total = 0
+    number = total = blank = 0
     try:
         while line := stream.readline(MAX_LINE + 1):
             number += 1
             total += len(line)
             if len(line) > MAX_LINE:
-                raise DataError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB")
+                raise DataError(
+                    f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB",
+                    "one row is one line; shorten the texts of this one, or remove it",
+                )
             if limit and total > limit:
                 raise DataError(
-                    f"{path}:{number}: {size} bytes unpack to more than {limit}: refused as a gzip bomb"
+                    f"{path}:{number}: {size} bytes unpack to more than {limit}: refused as a gzip bomb",
+                    _UNPACK,
                 )
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip(b" \t\r\n"):
                 yield number, line
+            elif (blank := blank + 1) > MAX_BLANK:
+                raise DataError(f"{path}:{number}: more than {MAX_BLANK:,} blank lines", "remove them")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         hint = "the file is truncated or damaged: copy or download it again"
         raise DataError(
@@ -137,18 +147,48 @@ def _parquet_rows(file: BinaryIO, path: Path, tally: Tally) -> Iterator[tuple[in
     number = 0
     try:
         table = parquet.ParquetFile(file)
-        groups = (table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
-        if sum(groups) > MAX_PARQUET:
-            raise DataError(f"{path}: unpacks to more than {MAX_PARQUET >> 30} GiB")
         names = table.schema_arrow.names
         for column in ("chosen", "rejected"):
             if column not in names:
-                raise DataError(f'{path}: no column "{column}" (it has: {", ".join(names)})')
+                raise DataError(f'{path}: no column "{column}" (it has: {", ".join(names)[:200]})', HINT)
         tally.ignored_columns.update(set(names) - set(COLUMNS))
+        # Values that repeat stay one value in memory until their row is taken.
+        columns = (table.schema.column(i) for i in range(len(table.schema)))
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        table = parquet.ParquetFile(file, read_dictionary=texts)
+        limit, total = _limit(tally.size or 0), 0
         for batch in table.iter_batches(1024, columns=[name for name in COLUMNS if name in names]):
-            for record in batch.to_pylist():
+            for i in range(batch.num_rows):
                 number += 1
+                record = {name: batch.column(name)[i].as_py() for name in batch.schema.names}
+                total += _characters(record)
+                if total > limit:
+                    raise DataError(
+                        f"{path}: row {number}: {tally.size} bytes unpack to more than {limit}: refused",
+                        _UNPACK,
+                    )
                 yield number, record
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read as parquet after row {number}: {reason}") from None
+        hint = "the file is truncated, damaged or no parquet file: copy or download it again"
+        raise DataError(
+            f"{path}: cannot be read as parquet after row {number}: {reason[:200]}", hint
+        ) from None
+
+
+def _limit(size: int) -> int:
+    """The most that a packed file of `size` bytes may unpack to, in bytes."""
+    return PACKED_FLOOR + PACKED_RATIO * size
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in a record."""
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return (
+        sum(map(_characters, value))
+        if isinstance(value, list)
+        else len(value)
+        if isinstance(value, str | bytes)
+        else 8
+    )

@@ -85,13 +85,10 @@ def preference_probability(prompt: str | Dialogue, first: str, second: str) -> f
 
 
 def best_reachable(pairs: Iterable[Preference]) -> float:
-    (
-        """The accuracy that a reward model equal to gold is expected to have on these pairs.
+    """The accuracy that a reward model equal to gold is expected to have on these pairs.
 
     Labels are drawn, so this is the mean of max(p, 1 - p). ValueError for no pairs.
     """
-        ""
-    )
     chances = [preference_probability(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     if not chances:
         raise ValueError("best_reachable needs at least one pair")

@@ -5,6 +5,7 @@ within five seconds, so the endpoint is asked once, briefly, before `datasets` i
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,6 +30,8 @@ def read_hub(name: str, data_dir: str | None, on_bad_row: OnBadRow = "error") ->
     Raises InputMissing, within about 3 seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # to `datasets`, "csv" is a reader of local files
+        raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
     online = not offline_asked_for() and reachable()
     if not online and not _maybe_cached(name):
         raise InputMissing(

@@ -1,10 +1,8 @@
-"""Is the reward model any good? Accuracy with its interval, baselines on the same pairs, calibration,
-mistakes.
-"""
+"""Is the reward model any good? Accuracy with its interval, baselines on the same pairs, calibration."""
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,12 @@ import torch
 from preftune.data import Preference
 from preftune.data.encode import Encoder
 from preftune.evaluation import stats
+from preftune.evaluation.baselines import BagOfWords, baseline_tests, power, rule_accuracy
+from preftune.evaluation.calibration import calibration
+from preftune.evaluation.mistakes import tag_counts, turns
 from preftune.models.roles import RewardModel
-from preftune.seeding import derive_seed
 
-_REFUSALS = (
-    "i'm sorry",
-    "i am sorry",
-    "i can't",
-    "i cannot",
-    "i don't know",
-    "i'm not sure",
-    "i won't",
-    "as an ai",
-)
+MANY_TURNS = 4  # prompts with so many human turns or more are counted together
 
 
 @torch.no_grad()
@@ -42,76 +33,78 @@ def score_pairs(
     for start in range(0, len(pairs), batch_size):
         part = pairs[start : start + batch_size]
         batch = encoder.pairs(part)
-        sides = [model.raw_scores(side.to(device)).tolist() for side in (batch.chosen, batch.rejected)]
-        lengths = [side.response.sum(1).tolist() for side in (batch.chosen, batch.rejected)]
+        columns: dict[str, list[Any]] = {}
+        for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
+            last = side.ids.gather(1, side.attention.sum(1, keepdim=True) - 1).squeeze(1)
+            columns[name] = model.raw_scores(side.to(device)).tolist()
+            columns[f"{name}_length"] = side.response.sum(1).tolist()
+            columns[f"{name}_truncated"] = (last != encoder.eos_id).tolist()
         for i, pair in enumerate(part):
-            scored.append(
-                {
-                    "pair": pair,
-                    "chosen": sides[0][i],
-                    "rejected": sides[1][i],
-                    "chosen_length": lengths[0][i],
-                    "rejected_length": lengths[1][i],
-                }
-            )
+            scored.append({"pair": pair} | {name: values[i] for name, values in columns.items()})
         advance(len(part))
     return scored
 
 
-def audit(stage: str, scored: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The content of evaluation/reward_model.json."""
+def audit(
+    stage: str,
+    scored: Sequence[dict[str, Any]],
+    seed: int,
+    bag: BagOfWords | None = None,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """The content of evaluation/reward_model.json that follows from the scores alone."""
     margins = np.array([s["chosen"] - s["rejected"] for s in scored])
     lengths = np.array([s["chosen_length"] - s["rejected_length"] for s in scored])
-    scores = np.array([s[side] for s in scored for side in ("chosen", "rejected")])
-    tokens = np.array([s[f"{side}_length"] for s in scored for side in ("chosen", "rejected")])
-    label, probability = _oriented(margins, seed)
+    halves = float(((margins > 0) + 0.5 * (margins == 0)).sum())
     counts, edges = np.histogram(margins, bins=30)
     return {
         "stage": stage,
         "n": len(scored),
         "accuracy": _accuracy(margins),
-        "accuracy_ties_half": float(np.mean((margins > 0) + 0.5 * (margins == 0))),
+        "accuracy_ties_half": halves / len(scored),
+        "accuracy_ties_half_interval": list(stats.wilson(halves, len(scored))),
         "ties": int((margins == 0).sum()),
         "mean_margin": float(margins.mean()),
-        "brier": stats.brier(probability, label),
-        "ece": stats.ece(probability, label),
+        **calibration(margins, seed),
         "by_source": _by_source(scored, margins),
         "by_length": {
             "chosen_longer": _accuracy(margins[lengths > 0]),
             "rejected_longer": _accuracy(margins[lengths < 0]),
         },
-        "baselines": {"longer": _rule(lengths), "shorter": _rule(-lengths)},
-        "correlation_score_length": _correlation(scores, tokens),
+        "by_length_difference": by_length_difference(lengths, margins),
+        "by_turns": _by_turns(scored, margins),
+        **_against_baselines(scored, margins, lengths, bag, resamples, seed),
+        **_length_correlation(scored, resamples, seed),
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "score": {
-            "mean": float(scores.mean()),
-            "sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
-            "min": float(scores.min()),
-            "max": float(scores.max()),
-        },
+        "score": _scores(scored),
+        "n_mistakes": int((margins <= 0).sum()),
+        "mistake_tags": tag_counts(scored),
         "best_reachable": None,
         "gold_component_gaps": None,
     }
 
 
-def mistakes(scored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pair whose rejected response scores no lower than the chosen one, the most confident first."""
-    wrong = [s for s in scored if s["chosen"] <= s["rejected"]]
-    wrong.sort(key=lambda s: (s["chosen"] - s["rejected"], s["pair"].row))
-    return [
-        {
-            "idx": s["pair"].row,
-            "prompt": s["pair"].prompt.transcript(),
-            "chosen": s["pair"].chosen,
-            "rejected": s["pair"].rejected,
-            "reward_chosen": s["chosen"],
-            "reward_rejected": s["rejected"],
-            "margin": s["chosen"] - s["rejected"],
-            "source": s["pair"].source,
-            "tags": _tags(s),
-        }
-        for s in wrong
-    ]
+def _against_baselines(
+    scored: Sequence[dict[str, Any]],
+    margins: np.ndarray,
+    lengths: np.ndarray,
+    bag: BagOfWords | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The keys baselines, baseline_tests and power."""
+    rules = {"longer": lengths, "shorter": -lengths}
+    if bag is not None:
+        rules["bag_of_words"] = bag.advantages([s["pair"] for s in scored])
+    baselines = {name: rule_accuracy(advantages) for name, advantages in rules.items()}
+    if bag is not None:
+        baselines["bag_of_words"] |= {"trained_on": bag.trained_on, "words": len(bag.words), "l2": bag.l2}
+    tests = baseline_tests(margins, rules, resamples, seed)
+    return {
+        "baselines": baselines,
+        "baseline_tests": tests,
+        "power": power(float((margins > 0).mean()), len(scored), tests),
+    }
 
 
 def gap(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -124,50 +117,78 @@ def gap(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**_accuracy(margins), "gap_sd": float(margins.mean()) / sd if sd > 0 else 0.0}
 
 
+def by_length_difference(lengths: np.ndarray, margins: np.ndarray) -> list[dict[str, Any]]:
+    """Accuracy by tokens of chosen minus tokens of rejected: equal lengths, and thirds of either side."""
+    cuts = {0, 1}
+    for side in (lengths[lengths < 0], lengths[lengths > 0]):
+        if len(side):
+            cuts |= {int(cut) for cut in np.quantile(side, [1 / 3, 2 / 3], method="nearest")}
+    edges: list[int | None] = [None, *sorted(cuts), None]
+    records = []
+    for low, high in pairwise(edges):
+        rows = (lengths >= (low if low is not None else -np.inf)) & (
+            lengths < (high if high is not None else np.inf)
+        )
+        if rows.any():
+            records.append({"label": _span(low, high), "low": low, "high": high, **_accuracy(margins[rows])})
+    return records
+
+
+def _span(low: int | None, high: int | None) -> str:
+    """Whole numbers from `low` up to, not including, `high`, in words."""
+    if low is None or high is None:
+        return f"{low} or more" if high is None else f"{high - 1} or less"
+    return str(low) if high == low + 1 else f"{low} to {high - 1}"
+
+
 def _accuracy(margins: np.ndarray) -> dict[str, Any]:
     """Share of pairs in the right order; a tie counts as wrong."""
     n, right = len(margins), int((margins > 0).sum())
     return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
 
 
-def _rule(advantages: np.ndarray) -> dict[str, Any]:
-    """A rule without a model; where it cannot decide it tosses a coin, so a tie counts half."""
-    n = len(advantages)
-    right = float(((advantages > 0) + 0.5 * (advantages == 0)).sum())
-    return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
-
-
-def _oriented(margins: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and σ(margin) with each pair turned at random: always chosen first would make every label 1."""
-    rng = random.Random(derive_seed(seed, "orientation"))
-    sign = np.array([rng.choice((-1.0, 1.0)) for _ in margins])
-    return (sign > 0).astype(float), 1 / (1 + np.exp(-np.clip(sign * margins, -500, 500)))
-
-
 def _by_source(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
+    return _grouped([s["pair"].source or "all" for s in scored], margins)
+
+
+def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
+    counts = [turns(s) for s in scored]
+    return _grouped([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins)
+
+
+def _grouped(names: Sequence[str], margins: np.ndarray) -> dict[str, Any]:
     groups: dict[str, list[int]] = defaultdict(list)
-    for i, s in enumerate(scored):
-        groups[s["pair"].source or "all"].append(i)
-    return {source: _accuracy(margins[rows]) for source, rows in sorted(groups.items())}
+    for i, name in enumerate(names):
+        groups[name].append(i)
+    return {name: _accuracy(margins[rows]) for name, rows in sorted(groups.items())}
+
+
+def _scores(scored: Sequence[dict[str, Any]]) -> dict[str, float]:
+    scores = np.array([s[side] for s in scored for side in ("chosen", "rejected")])
+    return {
+        "mean": float(scores.mean()),
+        "sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+        "min": float(scores.min()),
+        "max": float(scores.max()),
+    }
+
+
+def _length_correlation(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+    """Pearson correlation of score and length over both sides; pairs are redrawn whole for its interval."""
+    scores = np.array([[s["chosen"], s["rejected"]] for s in scored])
+    tokens = np.array([[s["chosen_length"], s["rejected_length"]] for s in scored], dtype=float)
+    value = _correlation(scores, tokens)
+    interval = None
+    if value is not None:
+
+        def redrawn(rows: np.ndarray) -> float:
+            again = _correlation(scores[rows], tokens[rows])
+            return np.nan if again is None else again
+
+        interval = list(stats.bootstrap_statistic(redrawn, len(scored), resamples, seed))
+    return {"correlation_score_length": value, "correlation_score_length_interval": interval}
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    a, b = a.ravel(), b.ravel()
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() > 0 and b.std() > 0 else None
-
-
-def _tags(s: dict[str, Any]) -> list[str]:
-    """Automatic labels for error patterns."""
-    chosen, rejected = s["pair"].chosen, s["pair"].rejected
-    words = [set(text.lower().split()) for text in (chosen, rejected)]
-    shared = len(words[0] & words[1]) / max(len(words[0] | words[1]), 1)
-    refusal = [any(phrase in text.lower() for phrase in _REFUSALS) for text in (chosen, rejected)]
-    checks = {
-        "tie": s["chosen"] == s["rejected"],
-        "prefers the longer": s["rejected_length"] > s["chosen_length"],
-        "prefers the shorter": s["rejected_length"] < s["chosen_length"],
-        "chosen refuses": refusal[0] and not refusal[1],
-        "rejected refuses": refusal[1] and not refusal[0],
-        "nearly the same words": shared >= 0.6,
-        "very short": min(len(chosen.split()), len(rejected.split())) <= 3,
-    }
-    return [tag for tag, holds in checks.items() if holds]

@@ -4,13 +4,16 @@ Rows are prompts: average several samples of a prompt first, since they are not 
 from the seed given, so that the same input gives the same numbers.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Z95, Z80 = 1.959963984540054, 0.8416212335729143  # quantiles for two-sided 5 % and for 80 % power
 
 
 class Interval(NamedTuple):
@@ -28,7 +31,7 @@ class PairedResult(NamedTuple):
     p_value: float
 
 
-def wilson(wins: float, n: int, z: float = 1.959963984540054) -> Interval:
+def wilson(wins: float, n: int, z: float = Z95) -> Interval:
     """Wilson's score interval of a proportion; ties may count as half a win. n = 0 says nothing: (0, 1).
 
     Wilson 1927, "Probable inference". ValueError: wins outside 0..n.
@@ -105,13 +108,50 @@ def bootstrap_mean(
 
     ValueError: no values.
     """
-    x = _floats(x)
+    return bootstrap_columns(_floats(x)[:, None], resamples, seed, level)[0]
+
+
+def bootstrap_columns(
+    x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
+) -> list[Interval]:
+    """`bootstrap_mean` of every column of x (n, columns), the same rows redrawn for all of them.
+
+    ValueError: no rows.
+    """
+    x = np.asarray(x, dtype=np.float64)
     if len(x) == 0:
         raise ValueError("no values to take the mean of")
     rng = np.random.default_rng(seed)
-    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(min(low, x.mean())), float(max(high, x.mean())))
+    means = np.concatenate(
+        [x[rng.integers(len(x), size=(rows, len(x)))].mean(1) for rows in _blocks(resamples, x.size)]
+    )
+    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    centre = x.mean(0)
+    low, high = np.minimum(ends[0], centre), np.maximum(ends[1], centre)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.int64]], float],
+    n: int,
+    resamples: int = 2000,
+    seed: int | Sequence[int] = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of any statistic of `n` rows: it is given the row numbers drawn.
+
+    Draws on which it is not finite (a correlation of constants, a share of nothing) are left out.
+    ValueError: n < 1.
+    """
+    if n < 1:
+        raise ValueError("no values to take a statistic of")
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+    found = found[np.isfinite(found)]
+    if len(found) == 0:
+        return Interval(float("-inf"), float("inf"))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
 
 
 def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> float:
@@ -122,10 +162,13 @@ def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Seq
     """
     difference = _floats(difference)
     rng = np.random.default_rng(seed)
-    flipped = [abs(difference @ rng.choice((-1.0, 1.0), size=len(difference))) for _ in range(resamples)]
+    n = len(difference)
+    flipped = np.concatenate(
+        [abs(rng.choice((-1.0, 1.0), size=(rows, n)) @ difference) for rows in _blocks(resamples, n)]
+    )
     observed = abs(difference.sum())
     slack = 1e-12 * np.abs(difference).sum()  # the same set of signs may sum in another order
-    return float((1 + np.sum(np.array(flipped) >= observed - slack)) / (1 + resamples))
+    return float((1 + np.sum(flipped >= observed - slack)) / (1 + resamples))
 
 
 def paired_bootstrap(
@@ -154,6 +197,62 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
     return adjusted.tolist()
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value of "both are right equally often" from the pairs on which one alone is right.
+
+    The binomial test of `only_a` out of `only_a + only_b` at one half; 1 where the two never differ.
+    McNemar 1947; exact form: Agresti, "Categorical Data Analysis", 10.1. ValueError: a negative count.
+    """
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"counts must not be negative, not {only_a} and {only_b}")
+    n, k = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return float(min(Fraction(2 * tail, 2**n), Fraction(1)))
+
+
+def best_of_weights(n: int, pool: int) -> Floats:
+    """Weight of the i-th smallest of `pool` scores in the mean best score over all subsets of `n`: (pool,).
+
+    C(i - 1, n - 1) / C(pool, n), the share of subsets whose largest is the i-th: summed with any value of
+    those rows it estimates that value of best-of-n without bias (as pass@k in Chen et al. 2021,
+    arXiv:2107.03374, eq. 1). ValueError: n outside 1..pool.
+    """
+    if not 1 <= n <= pool:
+        raise ValueError(f"best of {n} from {pool} responses")
+    total = math.comb(pool, n)
+    return np.array([math.comb(i, n - 1) / total for i in range(pool)])
+
+
+def pairs_needed(p: float, null: float = 0.5) -> int | None:
+    """Pairs that tell an accuracy `p` above `null` from it: two-sided 5 %, 80 % power; None at or below it.
+
+    n = ((1.96 √(q (1 - q)) + 0.84 √(p (1 - p))) / (p - q))², q = null: the normal approximation of the test
+    of one proportion (Fleiss, Levin & Paik 2003, "Statistical Methods for Rates and Proportions", 2.5).
+    """
+    if p <= null:
+        return None
+    root = Z95 * math.sqrt(null * (1 - null)) + Z80 * math.sqrt(max(p * (1 - p), 0.0))
+    return math.ceil((root / (p - null)) ** 2)
+
+
+def paired_pairs_needed(only_a: float, only_b: float, n: int) -> int | None:
+    """Pairs that tell a from b where, on `n` pairs, each alone was right so often; None unless a is ahead.
+
+    With d and g the shares of discordant pairs and of their difference,
+    (1.96 √d + 0.84 √(d - g²))² / g² (Connor 1987, Biometrics 43, 207-211).
+    """
+    d, g = (only_a + only_b) / n, (only_a - only_b) / n
+    if g <= 0:
+        return None
+    return math.ceil(((Z95 * math.sqrt(d) + Z80 * math.sqrt(max(d - g * g, 0.0))) / g) ** 2)
+
+
+def _blocks(resamples: int, size: int) -> list[int]:
+    """Numbers of resamples to draw at a time, so that about a million values are in memory."""
+    most = max(2**20 // max(size, 1), 1)
+    return [min(most, resamples - start) for start in range(0, resamples, most)]
 
 
 def _floats(x: ArrayLike) -> Floats:

@@ -4,11 +4,13 @@ A *score* is the reward model's number for a response, (B,); a *reward* is what 
 Shapes: B rows, T columns, K responses a group, groups in successive rows.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .kl import kl_estimate
-from .masked import as_mask, last_response_index, promote, zero_off
+from .masked import as_mask, last_response_index, masked_mean, masked_var, promote, zero_off
 
 
 def missing_eos_scores(
@@ -67,10 +69,12 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
     return advantages, advantages + values
 
 
-def centred_groups(scores: Tensor, group_size: int) -> Tensor:
-    """Scores minus the mean of their group, (B,) -> (B / K, K); exactly 0 where all of a group are equal.
+def centred_groups(scores: Tensor, group_size: int, valid: Tensor | None = None) -> Tensor:
+    """Scores minus the mean of their group, (B,) -> (B / K, K); exactly 0 where all of a group are equal
+    (NaN where they are equally infinite: that is a fault, and must show).
 
     Without that rule the rounding of the mean is left over, and a division by a tiny std makes it a signal.
+    Rows off `valid` (B,) are in no mean and come out as 0.
     ValueError: K < 2, or B is not a multiple of K.
     """
     if group_size < 2:
@@ -78,26 +82,38 @@ def centred_groups(scores: Tensor, group_size: int) -> Tensor:
     if len(scores) % group_size:
         raise ValueError(f"{len(scores)} scores are not a multiple of group_size {group_size}")
     groups = scores.reshape(-1, group_size)
-    unequal = groups.amax(1, keepdim=True) != groups.amin(1, keepdim=True)
-    return zero_off(groups - groups.mean(1, keepdim=True), unequal)
+    active = torch.ones_like(groups, dtype=torch.bool) if valid is None else as_mask(valid).view_as(groups)
+    highest = groups.where(active, -math.inf).amax(1, keepdim=True)
+    lowest = groups.where(active, math.inf).amin(1, keepdim=True)
+    centred = groups - masked_mean(groups, active, dim=1).unsqueeze(1)
+    return zero_off(centred, active & ((highest != lowest) | highest.isinf()))
 
 
-def group_advantages(scores: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4) -> Tensor:
+def group_advantages(
+    scores: Tensor,
+    group_size: int,
+    scale: str = "group",
+    eps: float = 1e-4,
+    valid: Tensor | None = None,
+) -> Tensor:
     """A_i = (s_i - mean_group) / (std + eps), for GRPO.
 
     `scale`: "group" the std of the group (Shao et al. 2024, arXiv:2402.03300), "batch" the std of all scores,
     "none" no division (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783). Standard deviations divide by n - 1.
+    Rows off `valid` (bool or 0/1, None: all are valid) are in no statistic and get exactly 0.
     scores (B,) -> (B,).
     ValueError: unknown scale, K < 2, B not a multiple of K.
     """
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"unknown scale {scale!r}; one of group, batch, none")
     (scores,) = promote(scores)
-    centred = centred_groups(scores, group_size)
+    active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
+    centred = centred_groups(scores, group_size, active)
     if scale == "group":
-        centred = centred / (centred.std(1, keepdim=True) + eps)
+        others = active.view_as(centred).sum(1, keepdim=True) - 1
+        centred = centred / ((centred.square().sum(1, keepdim=True) / others.clamp(min=1)).sqrt() + eps)
     elif scale == "batch":
-        centred = centred / (scores.std() + eps)
+        centred = centred / (masked_var(scores, active).sqrt() + eps)
     return centred.flatten()
 
 

@@ -68,7 +68,8 @@ class GridDecoder:
             self.prompts.append((key, value))
             room = (key.shape[0], key.shape[1], self.k, self.limit)
             self.new.append((key.new_empty(*room, key.shape[-1]), value.new_empty(*room, value.shape[-1])))
-        return states[tree.node[torch.arange(len(self.ids)), self.lengths - 1]]
+        last = tree.node.gather(1, (self.lengths - 1).unsqueeze(1)).squeeze(1)
+        return states[last]
 
     def step(self, tokens: Tensor) -> Tensor:
         self.layer = 0

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from preftune.errors import DataError, InputMissing
-from preftune.models.locate import Source, first_line
+from preftune.models.locate import Source, reading
 
 
 def quiet_libraries() -> None:
@@ -27,10 +27,8 @@ def quiet_libraries() -> None:
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. It must have an EOS token; a pad token is not needed, since masks rule."""
-    try:
+    with reading(source, "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputMissing(f"no usable tokenizer in {source.path}: {first_line(error)}") from error
     if len(tokenizer) <= len(
         tokenizer.all_special_tokens
     ):  # made up by transformers where there are no files
@@ -49,7 +47,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def load_causal_lm(source: Source) -> PreTrainedModel:
     """A causal language model in float32, in eval mode: dropout is off everywhere in preftune."""
     _refuse_classifier(source)
-    try:
+    with reading(source, "a causal language model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=torch.float32,
@@ -57,11 +55,6 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: weights of another shape
-        raise InputMissing(
-            f"cannot load a causal language model from {source.path}: {first_line(error)}",
-            hint="preftune reads safetensors only, never pickled weights (.bin, .pt)",
-        ) from error
     if missing := sorted(map(str, info["missing_keys"])):
         raise DataError(
             f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
@@ -73,11 +66,10 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
 
 def _refuse_classifier(source: Source) -> None:
     """A reward model's backbone would pass for a language model, since the head of one is tied."""
-    try:
+    with reading(source, "the config"):
         names = AutoConfig.from_pretrained(source.path, trust_remote_code=False).architectures or []
-    except (OSError, ValueError, KeyError) as error:
-        raise InputMissing(f"cannot read the config of {source.path}: {first_line(error)}") from error
-    if any(name.endswith("ForSequenceClassification") for name in names):
+        is_classifier = any(name.endswith("ForSequenceClassification") for name in names)
+    if is_classifier:
         raise DataError(
             f"{source.path} holds a reward model, not a language model", hint="give a policy's directory"
         )
@@ -126,5 +118,6 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def context_length(source: Source) -> int:
     """How many positions a saved model can take; 0 if its config states none."""
-    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False).get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or 0)
+    with reading(source, "the config"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False).get_text_config()
+        return max(0, int(getattr(config, "max_position_embeddings", 0) or 0))

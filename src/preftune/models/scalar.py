@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from preftune.errors import DataError, InputMissing
-from preftune.models.locate import Source, first_line
+from preftune.errors import DataError
+from preftune.models.locate import Source, reading
 from preftune.models.probe import hidden_at, place
 
 PAD_TOKEN = "<|pad|>"
@@ -24,12 +24,10 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
 
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
-    try:
+    with reading(source, "the backbone of a reward model"):
         model = AutoModelForSequenceClassification.from_pretrained(
             source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"no reward model can be made of {source.path}: {first_line(error)}") from error
     used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None}
     added = tokenizer.pad_token_id in used
     if added:
@@ -49,7 +47,7 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
     """A saved reward model. DataError if a weight is missing or left over: a random head must not score."""
-    try:
+    with reading(source, "a reward model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.path,
             num_labels=1,
@@ -58,8 +56,6 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: a head of another width
-        raise InputMissing(f"cannot load a reward model from {source.path}: {error}") from error
     wrong = sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"]}))
     if wrong:
         raise DataError(

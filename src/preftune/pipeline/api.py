@@ -4,20 +4,24 @@ Configuration, data and the base model's whereabouts are checked here, before to
 mistake learns of it at once.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.config import RunConfig, load_recipe, stage_order, stages_until
+from preftune import faults
+from preftune.config import GRPOConfig, PPOConfig, RunConfig, load_recipe, stage_order, stages_until
+from preftune.config.rewards import find_function, reward_terms
 from preftune.data import Dataset, load_dataset
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.locate import locate
 from preftune.pipeline.console import Console
-from preftune.pipeline.lock import held, is_main_process
+from preftune.pipeline.lock import held, is_main_process, refuse_if_held
 from preftune.pipeline.plan import show_plan
 from preftune.pipeline.stages import SIDE_FILE
-from preftune.rundir import RunDir
+from preftune.rundir import BASE, RunDir, write_json
+from preftune.stops import handled
 
 if TYPE_CHECKING:
     from preftune.pipeline.session import Session
@@ -76,39 +80,81 @@ def run_recipe(
     out: str | None = None,
     resume: bool = True,
     until: str | None = None,
+    mirror: str | None = None,
 ) -> RunDir:
-    """What the command line calls: all stages and the report, or the stages up to `until` only."""
-    config = _absolute(load_recipe(recipe, overrides).config)
+    """What the command line calls: all stages and the report, or the stages up to `until` only.
+
+    `mirror` is a directory for copies of checkpoints and models, from which a new machine goes on.
+    """
+    resolved = load_recipe(recipe, overrides)
+    config = absolute(resolved.config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
+    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    refuse_if_held(run)
     dataset = _checked(config)
     if until is None:
         _can_be_measured(dataset)
-    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
-    with held(run):
+    faults.arm()
+    with handled(), held(run):
         if not resume and is_main_process():
             _remove_run(run)
         console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
         show_plan(console, config, dataset, run, stages)
-        from preftune.pipeline import runner
+        from preftune.pipeline import provenance, runner
+        from preftune.pipeline.mirror import forget
 
-        session = runner.open_session(config, dataset, run, console)
+        if mirror is not None and not resume and is_main_process():
+            forget(Path(mirror), [BASE, *config.stage])
+        session = runner.open_session(config, dataset, run, console, mirror)
+        if is_main_process():
+            provenance.record_origins(run, resolved)
         runner.train_stages(session, stages)
         if until is None and is_main_process():
             runner.measure(session, stages)
     return run
 
 
-def evaluate(path: str | Path) -> RunDir:
-    """Evaluate the finished stages of a run and write its report."""
+def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
+    """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
+    write evaluation/pairs-<name>/ and leave the rest as it is.
+    """
     from preftune.pipeline import runner
 
     session = _reopen(path)
     finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
     if not finished:
         raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
-    with held(session.run):
-        runner.measure(session, finished)
+    with handled(), held(session.run):
+        if pairs is None:
+            runner.measure(session, finished)
+        else:
+            from preftune.pipeline.pairs import evaluate_on_pairs
+
+            directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())
+            session.console.line(f"written:  {directory}")
     return session.run
+
+
+def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Two evaluated runs side by side on their common prompts: shows a table, returns the record."""
+    from preftune.pipeline.compare import compare_runs, show_comparison
+
+    result = compare_runs(RunDir(a), RunDir(b))
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    show_comparison(Console(), result)
+    return result
+
+
+def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
+    """What is wrong with a reward model or policy directory, no matter who made it; nothing is trained."""
+    from preftune.pipeline.audit import audit_directory, show_audit
+
+    result = audit_directory(Path(directory))
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    show_audit(Console(), result)
+    return result
 
 
 def sample(
@@ -132,11 +178,20 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
 
 
 def _checked(config: RunConfig) -> Dataset:
-    """The data of a run, once it is clear that the base model can be had too."""
+    """The data of a run, once it is clear that reward functions and the base model can be had too."""
+    check_reward_functions(config)
     dataset = load_dataset(config.data, config.seed)
     if config.model.base != "scratch":
         locate(config.model.base)
     return dataset
+
+
+def check_reward_functions(config: RunConfig) -> None:
+    """Import every function that the settings name. InputMissing or ConfigError for one that is not there."""
+    online = [stage for stage in config.stage.values() if isinstance(stage, PPOConfig | GRPOConfig)]
+    for terms in [config.evaluation.reward_functions, *(stage.reward_functions for stage in online)]:
+        for name in reward_terms(terms) if terms else ():
+            find_function(name)
 
 
 def _can_be_measured(dataset: Dataset) -> None:
@@ -171,16 +226,17 @@ def _remove_run(run: RunDir) -> None:
     for model in run.models.glob("*"):
         if (model / SIDE_FILE).is_file():
             shutil.rmtree(model)
-    files = (run.config, run.run, run.data, run.analysis_text, run.report_page, run.mistakes)
+    files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
     for file in (*files, *run.samples_files().values()):
         file.unlink(missing_ok=True)
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def absolute(config: RunConfig) -> RunConfig:
     """Local paths in full, so that a run can be looked at from anywhere."""
 
     def full(name: str | None) -> str | None:
-        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+        path = Path(os.path.expanduser(name)) if name else None
+        return str(path.resolve()) if path and path.exists() else name
 
     data = config.data.model_copy(
         update={"name": full(config.data.name)} if config.data.name != "world" else {}

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: the plan, one progress bar a stage, and the table at the end."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from preftune.untrusted import printable
 
 _LINE_SECONDS = 30  # between lines where no bar can be shown
 
@@ -41,20 +44,24 @@ class Console:
         self._log = None if quiet else log
 
     def line(self, text: str) -> None:
-        """One line, to the terminal and to the log of this attempt."""
+        """One line, to the terminal and to the log of this attempt. Nothing in it is trusted."""
+        text = printable(text)
         self._out.print(Text(text))
         if self._log is not None:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+            stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+            with contextlib.suppress(OSError):  # a full disk must not stop training
+                self._log.parent.mkdir(parents=True, exist_ok=True)
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(f"{stamp} {text}\n")
 
     def plan(self, name: str, directory: str, rows: Sequence[tuple[str, str, str]]) -> None:
         """Stages with what each starts from and how long it is."""
-        table = Table(title=f"{name}  ->  {directory}", title_justify="left", box=None, pad_edge=False)
+        title = Text(printable(f"{name}  ->  {directory}"))
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for heading in ("stage", "algorithm", "what it does"):
             table.add_column(heading)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self._out.print(table)
 
     def skipped(self, stage: str) -> None:
@@ -101,14 +108,16 @@ class Console:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """All columns in full: those that do not fit follow below, with the first repeated."""
+        headers = [printable(text) for text in headers]
+        rows = [[printable(cell) for cell in row] for row in rows]
         self._out.print()
-        widths = [max(cell_len(str(row[i])) for row in [headers, *rows]) + 2 for i in range(len(headers))]
+        widths = [max(cell_len(row[i]) for row in [headers, *rows]) + 2 for i in range(len(headers))]
         for columns in _fitting(widths, self._out.width):
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for i in columns:
                 table.add_column(Text(headers[i]), justify="left" if i == 0 else "right", no_wrap=True)
             for row in rows:
-                table.add_row(*(Text(str(row[i])) for i in columns))
+                table.add_row(*(Text(row[i]) for i in columns))
             self._out.print(table)
             self._out.print()
 

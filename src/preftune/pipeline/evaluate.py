@@ -2,24 +2,39 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from preftune.config import EVALUATION, DPOConfig, RewardConfig
-from preftune.data import Preference, first_usable
-from preftune.data.gold import best_reachable
-from preftune.data.world import world_probes
-from preftune.errors import DataError
+from preftune.data import Preference
+from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve
 from preftune.evaluation.compare import compare_to
-from preftune.evaluation.policy import Bench, Row, best_of, summarise
-from preftune.evaluation.reward_model import audit, gap, mistakes, score_pairs
+from preftune.evaluation.length import length_controlled
+from preftune.evaluation.policy import Bench, Gold, Row, Summary
+from preftune.evaluation.summary import summarise
 from preftune.models.load import load_causal_lm
-from preftune.models.roles import Policy, Reference
+from preftune.models.roles import Policy
+from preftune.pipeline.bench import held_out_prompts, make_bench, second_judge
+from preftune.pipeline.cards import rewrite_cards
+from preftune.pipeline.judge import audit_pairs, bag_of_words, examiner
 from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
-from preftune.pipeline.save import load_reward_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
-from preftune.pipeline.train import scorer_for
 from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
+from preftune.training.learner import Learner
+
+_VERSION = 2  # of what an evaluation measures: results of an earlier version are made again
+HUMAN = "chosen"  # the human-chosen response as a contestant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was found out about all policies on one set of prompts."""
+
+    rows: Mapping[str, Sequence[Row]]
+    summaries: Mapping[str, Summary]
+    comparisons: Sequence[Mapping[str, Any]]
+    best_of_n: Summary | None
 
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
@@ -27,6 +42,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     done = session.run.stage_json(EVALUATION)
     key = digest(
         {
+            "version": _VERSION,
             "settings": session.config.evaluation.model_dump(mode="json"),
             "stages": {name: session.stage(name).key for name in stages},
         }
@@ -38,10 +54,13 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
         return False
     reset_peak_memory()
     began = time.monotonic()
-    for name in stages:
-        if isinstance(session.config.stage[name], RewardConfig):
-            _evaluate_reward_model(session, name)
-    _evaluate_policies(session, [n for n in stages if not isinstance(session.config.stage[n], RewardConfig)])
+    judges = [name for name in stages if isinstance(session.config.stage[name], RewardConfig)]
+    _evaluate_reward_models(session, judges)
+    measured = measure_policies(
+        session, [n for n in stages if n not in judges], held_out_prompts(session), session.gold
+    )
+    _write_policies(session, measured)
+    rewrite_cards(session, stages)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
     record["files"] = _written(session.run)
@@ -52,70 +71,123 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
 
 def _written(run: RunDir) -> list[str]:
     """What an evaluation leaves behind, relative to the run directory."""
-    files = [*run.comparisons.parent.iterdir(), *run.samples_files().values()]
-    files += [run.mistakes] if run.mistakes.is_file() else []
+    files = [file for file in run.comparisons.parent.iterdir() if file.is_file()]
+    files += [*run.samples_files().values(), *([run.mistakes] if run.mistakes.is_file() else [])]
     return sorted(str(file.relative_to(run.path)) for file in files if not file.name.startswith("."))
 
 
-def _evaluate_reward_model(session: Session, name: str) -> None:
-    source, size = session.source(name), session.config.evaluation.batch_size
-    model, encoder, learner = load_reward_model(source), session.encoder(source), session.learner(size)
-    learner.freeze(model)
-
-    def scored(what: str, pairs: Sequence[Preference]) -> list[dict[str, Any]]:
-        with session.console.counting(what, len(pairs)) as advance:
-            return score_pairs(model, encoder, pairs, size, learner.device, advance)
-
-    usable, rejected = first_usable(encoder, session.dataset.validation, None)
-    pairs = scored(f"{name} pairs", usable)
-    result = audit(name, pairs, session.config.seed) | {"left_out": rejected}
-    if rejected:
-        session.console.line(f"{name:<12} {sum(rejected.values())} validation pairs left out: {rejected}")
-    if session.is_world:
-        result["best_reachable"] = best_reachable([s["pair"] for s in pairs])
-        result["gold_component_gaps"] = {
-            part: gap(scored(f"{name} {part}", usable))
-            for part, probes in world_probes(session.config.seed).items()
-            if (usable := encoder.usable(probes)[0])
-        }
-    if name != session.judge:
-        write_json(session.run.evaluation(f"reward_model_{name}"), result)
-        return
-    write_json(session.run.reward_evaluation, result)
-    write_jsonl(session.run.mistakes, mistakes(pairs))
+def _evaluate_reward_models(session: Session, stages: Sequence[str]) -> None:
+    bag = bag_of_words(session) if stages else None
+    for name in stages:
+        result, rows = audit_pairs(examiner(session, name), session.dataset.validation, bag, own_data=True)
+        if name != session.judge:
+            write_json(session.run.evaluation(f"reward_model_{name}"), result)
+            continue
+        write_json(session.run.reward_evaluation, result)
+        write_jsonl(session.run.mistakes, rows)
 
 
-def _evaluate_policies(session: Session, stages: Sequence[str]) -> None:
-    """Base, every policy stage, and best-of-n of the reference (SFT, or the base without an SFT stage)."""
-    settings = session.config.evaluation
-    reference_name = next((n for n in stages if session.config.stage[n].algorithm == "sft"), BASE)
-    bench, learner = _bench(session, reference_name)
+def reference_stage(session: Session, stages: Sequence[str]) -> str:
+    """What every policy is compared with: SFT, or the base without an SFT stage."""
+    return next((n for n in stages if session.config.stage[n].algorithm == "sft"), BASE)
+
+
+def measure_policies(
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
+) -> Measured:
+    """Base, every policy stage, and best-of-n of the reference. `gold`: the score by rule, if one is known
+    for these prompts.
+    """
+    reference = reference_stage(session, stages)
+    bench, learner = make_bench(session, reference, prompts, gold)
     names = [BASE, *stages]
-    rows: dict[str, list[Row]] = {}
-    for name in names:
-        policy = Policy(load_causal_lm(session.source(name)))
-        learner.freeze(policy)
-        with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
-            rows[_policy(name)] = bench.rows(policy, advance)
-    labels = _labels(session, names)
-    chosen: dict[str, tuple[list[Row], str, int | None]] = {
-        _policy(name): (rows[_policy(name)], labels[name], None) for name in names
+    own, rows, reverse = policy_name_of(reference), dict[str, list[Row]](), dict[str, list[float]]()
+    for name in [reference, *(n for n in names if n != reference)]:
+        policy = _frozen(session, learner, name)
+        with session.console.counting(f"sample {name}", len(prompts)) as advance:
+            rows[policy_name_of(name)] = bench.rows(policy, advance)
+        reverse[policy_name_of(name)] = bench.reverse_kl(policy, rows[own])
+    rows = {policy_name_of(name): rows[policy_name_of(name)] for name in names}
+    labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
+    human = bench.human([pair.chosen for pair in prompts])
+    best, pool = f"best_of_{bench.settings.best_of}", list[Row]()
+    if bench.scorer is not None:
+        with session.console.counting("best of n", len(prompts)) as advance:
+            pool = bench.pool(bench.reference, advance, bench.settings.pool)
+        rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
+        labels[best] = f"best of {bench.settings.best_of} ({labels[own]})"
+    comparisons = _comparisons(bench, rows, own, best, human)
+    summaries = {}
+    for name, measured in rows.items():
+        n = bench.settings.best_of if name == best else None
+        made = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
+        if pool and name != own:
+            made["length_controlled"] = length_controlled(
+                measured, rows[own], pool, bench.settings, bench.seed
+            )
+        summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
+    made_curve = _curve(bench, own, labels[own], pool) if pool else None
+    return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=made_curve)
+
+
+def _frozen(session: Session, learner: Learner, name: str) -> Policy:
+    policy = Policy(load_causal_lm(session.source(name)))
+    learner.freeze(policy)
+    return policy
+
+
+def _comparisons(
+    bench: Bench, rows: Mapping[str, Sequence[Row]], reference: str, best: str, human: Sequence[Row]
+) -> list[dict[str, Any]]:
+    """Every policy against the reference; the trained ones against best-of-n; all against people."""
+    settings, seed = bench.settings, bench.seed
+    found = compare_to(reference, rows, settings, seed)
+    if bench.scorer is None:
+        return found
+    trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
+    found += compare_to(best, trained, settings, seed)
+    return found + compare_to(HUMAN, {**rows, HUMAN: human}, settings, seed)
+
+
+def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Summary:
+    size = bench.settings.pool
+    return {
+        "reference": reference,
+        "label": label,
+        "n_prompts": len(bench.prompts),
+        "n_samples": size,
+        "estimator": ESTIMATOR,
+        "source": SOURCE,
+        "curve": curve(pool, size, bench.settings, bench.seed),
     }
-    if bench.scorer is not None:
-        n = settings.best_of
-        with session.console.counting(f"best of {n}", len(bench.prompts)) as advance:
-            best = best_of(bench.rows(bench.reference, advance, n, f"best of {n}"), n)
-        rows[f"best_of_{n}"] = best
-        chosen[f"best_of_{n}"] = (best, f"best of {n} ({labels[reference_name]})", n)
-    comparisons = compare_to(_policy(reference_name), rows, settings, session.config.seed)
-    against_best = []
-    if bench.scorer is not None:
-        trained = {p: r for p, r in rows.items() if p not in (BASE, _policy(reference_name))}
-        against_best = compare_to(f"best_of_{settings.best_of}", trained, settings, session.config.seed)
-    _remove_earlier(session.run)
-    write_jsonl(session.run.comparisons, [*comparisons, *against_best])
-    for name, (measured, label, n) in chosen.items():
-        _write(session, name, summarise(name, label, measured, bench, n), comparisons, measured)
+
+
+def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]], reference: str) -> Summary:
+    """The summary with what its policy's comparisons say, under their names."""
+    places = {
+        (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
+        (reference, "held_out"): ("held_out_difference_to_sft", None),
+        (HUMAN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
+    }
+    summary = dict(summary)
+    for record in comparisons:
+        difference, rate = places.get((record["reference"], record["measure"]), (None, None))
+        if record["policy"] != summary["policy"] or difference is None:
+            continue
+        summary[difference] = {
+            key: record[key] for key in ("mean", "interval", "n", "p_value", "p_holm", "verdict")
+        }
+        if rate is not None:
+            summary[rate] = record["win_rate"]
+    return summary
+
+
+def _held_out(session: Session, summary: Summary) -> Summary:
+    """Which reward model the held-out score is from, beside the score itself."""
+    second, score = second_judge(session), summary["held_out_reward"]
+    if second is None or score is None:
+        return {}
+    return {"held_out_reward": {**score, "stage": second.stage, "shares_pairs": second.shares_pairs}}
 
 
 def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
@@ -130,6 +202,26 @@ def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def policy_name_of(stage: str) -> str:
+    """What the files of a policy are called: "base", or policy_<stage>."""
+    return BASE if stage == BASE else policy_name(stage)
+
+
+def _write_policies(session: Session, measured: Measured) -> None:
+    run, config = session.run, session.config
+    _remove_earlier(run)
+    write_jsonl(run.comparisons, measured.comparisons)
+    for name, summary in measured.summaries.items():
+        write_json(run.evaluation(name), summary)
+        rows = measured.rows[name][: config.evaluation.samples]
+        write_jsonl(
+            run.samples_file(name, config.model.base),
+            [{k: v for k, v in row.items() if k != "ids"} for row in rows],
+        )
+    if measured.best_of_n is not None:
+        write_json(run.best_of_n, measured.best_of_n)
+
+
 def _remove_earlier(run: RunDir) -> None:
     """Numbers and samples of policies that an earlier evaluation measured, perhaps on other prompts."""
     for path in run.comparisons.parent.glob("*.json"):
@@ -137,72 +229,3 @@ def _remove_earlier(run: RunDir) -> None:
             path.unlink()
     for path in run.samples_files().values():
         path.unlink()
-
-
-def _bench(session: Session, reference_name: str) -> tuple[Bench, Any]:
-    """Everything held equal: distinct held-out prompts, one reward model, one reference."""
-    config, settings = session.config, session.config.evaluation
-    source = session.source(reference_name)
-    reference = Reference(load_causal_lm(source))
-    encoder = session.encoder(source, settings.max_new_tokens)
-    learner = session.learner(settings.batch_size)
-    learner.freeze(reference)
-    judge, scorer = session.judge, None
-    if judge is not None and session.source(judge).exists():
-        reward_model = load_reward_model(session.source(judge))
-        learner.freeze(reward_model)
-        scorer = scorer_for(session, encoder, reward_model, judge, settings.batch_size)
-    bench = Bench(
-        prompts=_prompts(session),
-        encoder=encoder,
-        scorer=scorer,
-        reference=reference,
-        settings=settings,
-        seed=config.seed,
-        device=learner.device,
-        gold=session.gold,
-    )
-    return bench, learner
-
-
-def _prompts(session: Session) -> list[Preference]:
-    """Held-out prompts, different from each other."""
-    prompts = distinct(session.shuffled(session.dataset.test), session.config.evaluation.prompts)
-    if not prompts:
-        raise DataError(
-            "there is no test prompt to compare policies on",
-            hint="give a file named test, or more training prompts from which one can be cut",
-        )
-    return prompts
-
-
-def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
-    """The first `n` rows with different prompts; fewer if there are no more."""
-    found: dict[str, Preference] = {}
-    for row in rows:
-        if len(found) == n:
-            break
-        found.setdefault(row.prompt.transcript(), row)
-    return list(found.values())
-
-
-def _policy(stage: str) -> str:
-    return BASE if stage == BASE else policy_name(stage)
-
-
-def _write(
-    session: Session,
-    name: str,
-    summary: dict[str, Any],
-    comparisons: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
-) -> None:
-    for record in comparisons:
-        if record["policy"] == name and record["measure"] == "score":
-            summary["reward_difference_to_sft"] = {
-                key: record[key] for key in ("mean", "interval", "n", "p_value", "verdict")
-            }
-            summary["win_rate_vs_sft"] = record["win_rate"]
-    write_json(session.run.evaluation(name), summary)
-    kept = [{k: v for k, v in row.items() if k != "ids"} for row in rows[: session.config.evaluation.samples]]
-    write_jsonl(session.run.samples_file(name, session.config.model.base), kept)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from preftune.config import GRPOConfig, PPOConfig, RunConfig
+from preftune.config.show import scored_by
 from preftune.data import Dataset
 from preftune.data.dataset import SPLIT_NAMES
 from preftune.pipeline.console import Console
@@ -28,7 +29,7 @@ def show_plan(
 def _length(config: RunConfig, dataset: Dataset, name: str) -> str:
     stage = config.stage[name]
     if isinstance(stage, PPOConfig | GRPOConfig):
-        parents = f"from {stage.init} and {stage.reward_model}"
+        parents = f"from {stage.init}, scored by {scored_by(stage)}"
         return f"{parents}: {stage.steps} steps of {stage.batch_size} replies"
     rows = min(len(dataset.train), stage.rows or len(dataset.train))
     steps = math.ceil(rows * stage.epochs / stage.batch_size)

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from preftune import __version__
+from preftune.config import Resolved
+from preftune.rundir import RunDir, read_json, write_json
+from preftune.untrusted import redact
 
 _PACKAGES = (
     "torch",
@@ -39,6 +42,18 @@ def describe(seed: int) -> dict[str, Any]:
     }
 
 
+def record_origins(run: RunDir, resolved: Resolved) -> None:
+    """Write origins.json, where it differs: the recipe, and for every setting where its value comes from.
+
+    Only the command that was given a recipe knows: of the run's own config.toml everything would be "recipe".
+    """
+    if Path(resolved.recipe).resolve() == run.config.resolve():
+        return
+    record = {"recipe": resolved.recipe, "origins": dict(resolved.origins)}
+    if not run.origins.is_file() or read_json(run.origins) != record:
+        write_json(run.origins, record)
+
+
 def reset_peak_memory() -> None:
     """Start a new peak for `peak_memory_mb`, where the system allows it (Linux)."""
     try:
@@ -60,9 +75,9 @@ def peak_memory_mb() -> float | None:
 
 
 def _command() -> list[str]:
-    """What was typed; `python -m preftune` is the same program as `preftune`."""
+    """What was typed, without credentials; `python -m preftune` is the same program as `preftune`."""
     program = Path(sys.argv[0]).name
-    return ["preftune" if program == "__main__.py" else program, *sys.argv[1:]]
+    return [redact(word) for word in ("preftune" if program == "__main__.py" else program, *sys.argv[1:])]
 
 
 def _version(package: str) -> str | None:

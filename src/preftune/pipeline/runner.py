@@ -1,13 +1,16 @@
 """Carrying out a run: train what is missing, measure it, write it up. Loads torch."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from preftune import report
 from preftune.config import RunConfig, dump_toml
 from preftune.data import Dataset
+from preftune.errors import StorageError
 from preftune.pipeline.console import Console
 from preftune.pipeline.evaluate import evaluate_run
 from preftune.pipeline.lock import is_main_process
+from preftune.pipeline.mirror import Mirror
 from preftune.pipeline.provenance import describe
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import is_finished
@@ -16,15 +19,23 @@ from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_jso
 from preftune.training.learner import effective_precision
 
 
-def open_session(config: RunConfig, dataset: Dataset, run: RunDir, console: Console) -> Session:
+def open_session(
+    config: RunConfig, dataset: Dataset, run: RunDir, console: Console, mirror: str | None = None
+) -> Session:
     """A session whose settings, data and provenance are on record.
 
-    ConfigError if a stage in `run` was made with other settings: nothing is written then, config.toml least
-    of all.
+    ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is
+    written then, config.toml least of all.
     """
     session = Session(config=config, dataset=dataset, run=run, console=console)
+    if mirror is not None:
+        session.mirror = Mirror(
+            directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
+        )
     for name in [*([BASE] if config.model.scratch is not None else []), *config.stage]:
-        is_finished(run, session.stage(name))
+        stage = session.stage(name)
+        if not is_finished(run, stage) and session.mirror is not None:
+            session.mirror.check(stage)
     if is_main_process():
         _record(session)
     if effective_precision(config.precision) != config.precision:
@@ -45,9 +56,10 @@ def _record(session: Session) -> None:
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
-    if session.config.model.scratch is not None:
-        run_stage(session, session.stage(BASE))
-    for name in stages:
+    scratch = [BASE] if session.config.model.scratch is not None else []
+    for name in [*scratch, *stages]:
+        if session.mirror is not None and is_main_process():
+            session.mirror.fetch(session.stage(name))
         run_stage(session, session.stage(name))
 
 
@@ -55,7 +67,10 @@ def measure(session: Session, stages: Sequence[str]) -> None:
     """Evaluate, write the report, show the table and say where everything lies."""
     run, console = session.run, session.console
     if evaluate_run(session, stages) or not run.analysis_text.exists():
-        report.build(run)
+        try:
+            report.build(run)
+        except StorageError as error:  # the run is what took long, and it is there
+            console.line(f"warning: {error.message}; preftune report {run.path} writes the report")
     table = report.comparison_table(report.load_run(run))
     console.table(table.headers, table.rows)
     if run.reward_evaluation.exists():

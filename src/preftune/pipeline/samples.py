@@ -8,7 +8,7 @@ from preftune.data import Dialogue, Turn
 from preftune.errors import InputMissing, UsageError
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
-from preftune.pipeline.evaluate import distinct
+from preftune.pipeline.bench import distinct
 from preftune.pipeline.session import Session
 from preftune.rollout.sample import ended, sample
 from preftune.rundir import BASE

@@ -1,22 +1,26 @@
 """Finished models on disk: plain Hugging Face directories, written whole or not at all, and read back."""
 
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
+from preftune.faults import faultpoint
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.pipeline.cards import model_card
 from preftune.pipeline.stages import SIDE_FILE
-from preftune.rundir import read_json, write_json, write_text
+from preftune.rundir import read_json, sync, write_json, write_text
 
 if TYPE_CHECKING:
     from preftune.pipeline.session import Session
@@ -40,17 +44,46 @@ def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, 
     if isinstance(job.model, RewardModel):
         job.model.mean, job.model.std = _normalisation(job, session.shuffled(session.dataset.train))
         side |= {"mean": job.model.mean, "std": job.model.std}
-    job.model.model.save_pretrained(partial)
-    job.encoder.tokenizer.save_pretrained(partial)
-    write_json(partial / SIDE_FILE, side)
-    write_text(partial / "README.md", model_card(session.config, stage))
-    if isinstance(job.model, RewardModel):
-        torch.save({"weight": score_head(job.model.model).weight.detach().cpu()}, partial / "reward_head.bin")
-        _prove_reload(session, job, partial)
+    with _writing(target, partial):
+        job.model.model.save_pretrained(partial)
+        faultpoint("model.weights")
+        job.encoder.tokenizer.save_pretrained(partial)
+        write_json(partial / SIDE_FILE, side)
+        write_text(partial / "README.md", model_card(session, stage))
+        if isinstance(job.model, RewardModel):
+            _write_head(job.model, partial)
+            _prove_reload(session, job, partial)
+        for file in partial.rglob("*"):
+            sync(file)
+    faultpoint("model.rename")
     if target.exists():  # ours: `begin` made sure of it
         shutil.rmtree(target)
     os.rename(partial, target)
+    sync(target.parent)
+    faultpoint("model.renamed")
     return {k: side[k] for k in ("mean", "std") if k in side}
+
+
+@contextmanager
+def _writing(target: Path, partial: Path) -> Iterator[None]:
+    """A failed write is a StorageError, and leaves nothing behind but what was there before."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # tokenizers raises a bare Exception
+        if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
+            raise StorageError(
+                f"cannot write the model {target}: {error}",
+                hint="free some space, then run the same command again",
+            ) from error
+        raise
+
+
+def _write_head(model: RewardModel, directory: Path) -> None:
+    """reward_head.bin, for readers of that layout."""
+    with (directory / "reward_head.bin").open("wb") as file:
+        torch.save({"weight": score_head(model.model).weight.detach().cpu()}, file)
 
 
 def load_reward_model(source: Source) -> RewardModel:
@@ -64,10 +97,13 @@ def read_side_file(source: Source) -> dict[str, Any]:
     path = Path(source.path) / SIDE_FILE
     if not path.is_file():
         return {}
-    try:
-        side = read_json(path)
-    except ValueError as error:
-        raise DataError(f"{path} is not readable JSON: {error}") from error
+    side = read_json(path)
+    numbers = [side.get(key, 1.0) for key in ("mean", "std")] if isinstance(side, dict) else [None]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or numbers[-1] == 0:
+        raise DataError(
+            f"{path} is not as preftune writes it",
+            hint="mean and std are numbers and std is not 0; train the model again",
+        )
     recorded = side.get("vocabulary_sha256")
     if recorded and recorded != vocabulary_hash(load_tokenizer(source)):
         raise DataError(

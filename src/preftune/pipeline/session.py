@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from preftune.config import RewardConfig, RunConfig, parents
-from preftune.data import Dataset, Encoder, Preference, order
+from preftune.config import GRPOConfig, PPOConfig, RewardConfig, RunConfig, parents
+from preftune.config.rewards import source_hashes
+from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
 from preftune.pipeline.console import Console
+from preftune.pipeline.mirror import Mirror
 from preftune.pipeline.stages import Stage, digest, settings_of
 from preftune.rundir import BASE, RunDir
 from preftune.training.learner import Learner
@@ -26,6 +28,7 @@ class Session:
     dataset: Dataset
     run: RunDir
     console: Console
+    mirror: Mirror | None = None
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -67,6 +70,14 @@ class Session:
         """
         return [rows[i] for i in order(len(rows), self.config.seed, "rows", 0)] if rows else []
 
+    def training_rows(self, part: str = "all") -> list[Preference]:
+        """Shuffled training rows; of one half of the prompts, by their hash, for "first" and "second"."""
+        rows = self.shuffled(self.dataset.train)
+        if part == "all":
+            return rows
+        half = int(part == "second")
+        return [row for row in rows if int(prompt_hash(row.prompt)[-1], 16) % 2 == half]
+
     def is_trained(self, stage: str) -> bool:
         """Whether the stage's model is there; the base of a hub or a directory always is."""
         return (stage == BASE and self.config.model.scratch is None) or self.source(stage).exists()
@@ -105,6 +116,8 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
+        if isinstance(config, PPOConfig | GRPOConfig) and config.reward_functions is not None:
+            inputs["reward_functions"] = source_hashes(config.reward_functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTC
 from preftune.data import (
     Encoder,
     Pairs,
+    Preference,
     Prompts,
     Sequences,
     first_usable,
@@ -23,14 +24,16 @@ from preftune.data.corpus import corpus, train_tokenizer
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
-from preftune.models.scalar import init_scalar_model, load_scalar_model
+from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
 from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
 from preftune.pipeline.save import finished_model, load_reward_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import Stage, begin, finish, is_finished
+from preftune.rollout.functions import OnError, RewardFunctions, load_functions, rows_by_prompt
 from preftune.rollout.score import Scorer, same_vocabulary
 from preftune.rundir import BASE
 from preftune.seeding import derive_seed
+from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
 
@@ -48,6 +51,8 @@ class Job:
     steps: int
     encoder: Encoder
     model: Role
+    rows_at: Callable[[int], list[str]]  # names of the data rows of a step
+    updates: int = 1  # of the weights, in a step
     rejected: dict[str, int] = field(default_factory=dict)
 
 
@@ -59,25 +64,40 @@ def run_stage(session: Session, stage: Stage) -> bool:
     reset_peak_memory()
     began = time.monotonic()
     job = _prepare(session, stage.name)
+    check_space(session.run.checkpoints(stage.name), job.learner)
     if job.learner.is_main:
         begin(session.run, stage)
-    plan = Plan(
-        steps=job.steps,
-        metrics=session.run.metrics(stage.name),
-        checkpoints=session.run.checkpoints(stage.name),
-        checkpoint_every=session.config.checkpoint.every,
-        keep=session.config.checkpoint.keep,
-    )
+    plan = _plan(session, stage, job)
     with session.console.progress(stage.name, stage.algorithm, job.steps) as on_step:
         train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, on_step)
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         facts |= {"steps": job.steps, "rejected": job.rejected, **_validation(session, job)}
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+        last = checkpoint_at(plan.checkpoints, job.steps)
+        facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
         finish(session.run, stage, facts)
+        if session.mirror is not None:
+            session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
     job.learner.wait()
     return True
+
+
+def _plan(session: Session, stage: Stage, job: Job) -> Plan:
+    run, mirror = session.run, session.mirror
+    return Plan(
+        steps=job.steps,
+        metrics=run.metrics(stage.name),
+        checkpoints=run.checkpoints(stage.name),
+        checkpoint_every=session.config.checkpoint.every,
+        keep=session.config.checkpoint.keep,
+        updates=job.updates,
+        ledger=run.ledger(stage.name),
+        rows_at=job.rows_at,
+        on_saved=(lambda path: None) if mirror is None else lambda path: mirror.put_checkpoint(stage, path),
+        say=session.console.line,
+    )
 
 
 def _validation(session: Session, job: Job) -> dict[str, Any]:
@@ -133,6 +153,7 @@ def _pretraining(session: Session) -> Job:
         steps=scratch.steps,
         encoder=encoder,
         model=policy,
+        rows_at=lambda step: [f"document {i}" for i in batches[step]],
     )
 
 
@@ -157,10 +178,14 @@ def _offline(session: Session, name: str) -> Job:
     for role in set(models) - {trained}:
         learner.freeze(models[role])
     encoder = session.encoder_of(tokenizer, context_length(source))
-    rows, rejected = first_usable(encoder, session.shuffled(session.dataset.train), config.rows)
+    part = config.part if isinstance(config, RewardConfig) else "all"
+    rows, rejected = first_usable(encoder, session.training_rows(part), config.rows)
+
+    def part_at(step: int) -> list[Preference]:
+        return [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
 
     def batch_at(step: int) -> Sequences | Pairs:
-        part = [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
+        part = part_at(step)
         if isinstance(config, SFTConfig):
             return encoder.sequences([(row.prompt, row.chosen) for row in part])
         return encoder.pairs(part)
@@ -172,34 +197,43 @@ def _offline(session: Session, name: str) -> Job:
         steps=math.ceil(config.epochs * len(rows) / config.batch_size),
         encoder=encoder,
         model=models[trained],
+        rows_at=lambda step: [_row_name(row) for row in part_at(step)],
         rejected=rejected,
     )
 
 
 def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
     """PPO and GRPO: batches of distinct training prompts."""
-    source, reward_source = session.source(config.init), session.source(config.reward_model)
+    source = session.source(config.init)
     learner = session.learner(config.microbatch_size)
     policy, reference = Policy(load_causal_lm(source)), Reference(load_causal_lm(source))
-    reward_model = load_reward_model(reward_source)
-    models: dict[str, Role] = {"policy": policy, "reference": reference, "reward_model": reward_model}
+    models: dict[str, Role] = {"policy": policy, "reference": reference}
+    reward_model = None
+    if config.reward_model is not None:
+        reward_model = load_reward_model(session.source(config.reward_model))
+        models["reward_model"] = reward_model
+        learner.freeze(reward_model)
     if isinstance(config, PPOConfig):
-        critic = Critic(load_scalar_model(reward_source), reward_model.mean, reward_model.std)
-        models["critic"] = critic
-        learner.train("critic", critic, config.optimizer, config.critic_learning_rate)
+        models["critic"] = critic_of(session, config, reward_model)
+        learner.train("critic", models["critic"], config.optimizer, config.critic_learning_rate)
     learner.train("policy", policy, config.optimizer, config.learning_rate)
     learner.freeze(reference)
-    learner.freeze(reward_model)
     encoder = session.encoder(source, config.max_new_tokens)
-    prompts = list({tuple(encoder.prompt(row.prompt)): None for row in session.dataset.train})
+    rows = rows_by_prompt(encoder, session.dataset.train)
+    prompts = list(rows)
+    functions = reward_functions(config.reward_functions, encoder, rows, config.on_reward_error)
     per_step = config.batch_size // (config.group_size if isinstance(config, GRPOConfig) else 1)
 
-    def batch_at(step: int) -> Prompts:
-        rows = rows_at(step, per_step, len(prompts), session.config.seed, name)
-        seeds = [derive_seed(session.config.seed, name, step, "sample", i) for i in range(len(rows))]
-        return pad_prompts([list(prompts[row]) for row in rows], seeds, encoder.pad_id)
+    def part_at(step: int) -> list[tuple[int, ...]]:
+        return [prompts[i] for i in rows_at(step, per_step, len(prompts), session.config.seed, name)]
 
-    scorer = scorer_for(session, encoder, reward_model, config.reward_model, config.microbatch_size)
+    def batch_at(step: int) -> Prompts:
+        seeds = [derive_seed(session.config.seed, name, step, "sample", i) for i in range(per_step)]
+        return pad_prompts([list(prompt) for prompt in part_at(step)], seeds, encoder.pad_id)
+
+    scorer = scorer_for(
+        session, encoder, reward_model, config.reward_model, config.microbatch_size, functions
+    )
     return Job(
         algorithm=PPO(config, models, learner, scorer)
         if isinstance(config, PPOConfig)
@@ -209,13 +243,55 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
         steps=config.steps,
         encoder=encoder,
         model=policy,
+        rows_at=lambda step: [_row_name(rows[prompt]) for prompt in part_at(step)],
+        updates=config.epochs * config.minibatches * len(ALGORITHMS[config.algorithm].trains),
     )
 
 
+def _row_name(row: Preference) -> str:
+    """Where a pair came from, for people: "harmless-base:17"."""
+    return f"{row.source}:{row.row}" if row.source else str(row.row)
+
+
+def critic_of(session: Session, config: PPOConfig, reward_model: RewardModel | None) -> Critic:
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without one: the policy's
+    backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
+    """
+    if reward_model is not None and config.reward_model is not None:
+        model = load_scalar_model(session.source(config.reward_model))
+        return Critic(model, reward_model.mean, reward_model.std)
+    source = session.source(config.init)
+    critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
+    score_head(critic.model).weight.data.zero_()
+    return critic
+
+
+def reward_functions(
+    terms: str | None,
+    encoder: Encoder,
+    rows: Mapping[tuple[int, ...], Preference],
+    on_error: OnError = "stop",
+) -> RewardFunctions | None:
+    """The functions of a setting, with the data rows of the prompts that they will be asked about."""
+    if terms is None:
+        return None
+    return RewardFunctions(functions=load_functions(terms), encoder=encoder, rows=rows, on_error=on_error)
+
+
 def scorer_for(
-    session: Session, encoder: Encoder, reward_model: RewardModel, stage: str, batch_size: int
+    session: Session,
+    encoder: Encoder,
+    reward_model: RewardModel | None,
+    stage: str | None,
+    batch_size: int,
+    functions: RewardFunctions | None = None,
 ) -> Scorer:
     """A scorer by token ids if the reward model shares the policy's vocabulary, else by text."""
-    theirs = session.encoder(session.source(stage))
-    translate = None if same_vocabulary(encoder, theirs) else theirs
-    return Scorer(reward_model=reward_model, encoder=encoder, translate=translate, batch_size=batch_size)
+    theirs = session.encoder(session.source(stage)) if stage is not None else encoder
+    return Scorer(
+        reward_model=reward_model,
+        encoder=encoder,
+        translate=None if same_vocabulary(encoder, theirs) else theirs,
+        batch_size=batch_size,
+        functions=functions,
+    )

@@ -2,7 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 
-from preftune.report.blocks import Block, Bullets, Grid, Paragraph, Picture, Quotes, Section, Source, Table
+from preftune.report.blocks import (
+    Block,
+    Bullets,
+    Explorer,
+    Fold,
+    Grid,
+    Paragraph,
+    Picture,
+    Section,
+    Source,
+    Table,
+)
 from preftune.report.claims import verdict
 from preftune.report.text import fenced, markdown, name
 from preftune.report.view import RunView
@@ -32,11 +43,17 @@ def _lines(block: Block) -> Iterator[str]:
         case Picture(file=file, alt=alt):
             words = alt.translate({ord("["): "(", ord("]"): ")"})  # a bracket would end the alternative text
             yield f"![{markdown((words,))}](figures/{file})"
-        case Quotes(title=title, texts=texts):
-            yield f"### {markdown((title,))}"
-            for label, note, text in texts:
-                heading = markdown((f"{label} ({note})" if note else label,))
-                yield f"**{heading}**\n\n{fenced(text)}"
+        case Explorer(cards=cards, quoted=quoted):
+            for card in cards[:quoted]:
+                heading = f"{card.title}: {card.note}" if card.note else card.title
+                yield f"### {markdown((heading,))}"
+                for passage in card.passages:
+                    note = f" ({passage.note})" if passage.note else ""
+                    yield f"**{markdown((f'{passage.label}{note}',))}**\n\n{fenced(passage.text)}"
+        case Fold(title=title, blocks=blocks):
+            yield f"**{markdown((title,))}**"
+            for inner in blocks:
+                yield from _lines(inner)
         case Source(title=title, language=language, text=text):
             yield f"{markdown((title,))}:\n\n{fenced(text, language, limit=None)}"
 

@@ -49,12 +49,42 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quotes:
-    """Texts of others side by side under a heading: each a (label, note, text)."""
+class Passage:
+    """A text of others. `shades` cuts it into (piece, level): how far each token moved the score, -4 to 4."""
+
+    label: str
+    note: str
+    text: str
+    shades: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Texts that belong together: `lead` sums them up, `tags` and `values` are what they can be filtered by.
+
+    `tags` are places in `Explorer.tags`; `values` are in the order of `Explorer.measures`, None if unknown.
+    """
 
     title: str
-    texts: tuple[tuple[str, str, str], ...]
-    kind: Literal["quotes"] = "quotes"
+    lead: str
+    note: str
+    passages: tuple[Passage, ...]
+    tags: tuple[int, ...] = ()
+    values: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explorer:
+    """Cards that the page lets the reader search and filter; ANALYSIS.md quotes the first `quoted`."""
+
+    key: str
+    what: str
+    quantity: str  # what the values are: "score", "confidence"
+    cards: tuple[Card, ...]
+    tags: tuple[tuple[str, int], ...] = ()  # with the number of cards
+    measures: tuple[str, ...] = ()
+    quoted: int = 5
+    kind: Literal["explorer"] = "explorer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +97,26 @@ class Source:
     kind: Literal["source"] = "source"
 
 
-Block = Paragraph | Bullets | Grid | Picture | Quotes | Source
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """Details that a reader may open: closed on the page, in full in ANALYSIS.md."""
+
+    title: str
+    blocks: tuple["Block", ...]
+    kind: Literal["fold"] = "fold"
+
+
+Block = Paragraph | Bullets | Grid | Picture | Explorer | Source | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A titled part of the report; `key` is its anchor."""
+    """A titled part of the report; `key` is its anchor, `short` its title in a list of sections."""
 
     key: str
     title: str
     blocks: tuple[Block, ...]
+    short: str = ""
 
 
 def say(*pieces: str) -> Paragraph:

@@ -1,18 +1,23 @@
 """What a careful reader should know before believing the table."""
 
 from preftune.report.claims import (
+    BAG_OF_WORDS,
     MIN_PROMPTS,
+    baseline_words,
+    beats_baselines,
     below_or_at_chance,
     judge_is_sound,
     short_stages,
     strongest_baseline,
 )
-from preftune.report.text import join
+from preftune.report.judge import RewardModelView
+from preftune.report.text import clean, join
 from preftune.report.view import PolicyView, RunView
 from preftune.rundir import BASE
 
 FEW_PROMPTS = 50
 LOW_EOS = 0.5
+HALF = 0.5
 # Nats per response. With a small reward model gold has turned down well before (Gao et al. 2023, figure 1b).
 LARGE_KL = 30.0
 MANY = 0.1  # share of responses that are empty, or speak for the human, from which on it is worth a warning
@@ -51,16 +56,33 @@ def _judge_warnings(run: RunView) -> list[str]:
         )
     else:
         rule = strongest_baseline(run)
-        if rule and model.accuracy.low is not None and model.accuracy.low <= rule[1].value:
+        if rule and not beats_baselines(run):
+            little = "single words" if rule[0] == BAG_OF_WORDS else "length"
             found.append(
-                f"The reward model ({model.accuracy.percent()}) is not better than always choosing the "
-                f"{rule[0]} "
-                f"response ({100 * rule[1].value:.1f} %): its scores may measure little but length."
+                f"The reward model ({model.accuracy.percent()}) is not shown to be better than "
+                f"{baseline_words(rule[0])} ({100 * rule[1].value:.1f} %): its scores may measure little but "
+                f"{little}."
             )
     size = model.correlation_score_length
-    if size is not None and abs(size) >= 0.5:
+    if size is not None and abs(size.value) >= 0.5:
         found.append(
-            f"The reward model's score follows length (correlation {size:+.2f}): gains may be length."
+            f"The reward model's score follows length (correlation {size.value:+.2f}): gains may be length."
+        )
+    return found + _sanity_warnings(model)
+
+
+def _sanity_warnings(model: RewardModelView) -> list[str]:
+    """Responses that nobody would prefer, yet which the reward model does not put below the chosen one."""
+    found = []
+    for row in model.sanity:
+        below, what = row.below_chosen, clean(row.label, 60)
+        if below is None or below.low is None or below.high is None or below.low > 0.5:
+            continue
+        relation = "prefers" if below.high < 0.5 else "is not shown to prefer the chosen responses to"
+        found.append(f"The reward model {relation} {what} ({below.percent()} score below the chosen).")
+    if model.invariance is not None and model.invariance.ok is False:
+        found.append(
+            "The reward model's score changes with padding or batch: scores depend on how they are run."
         )
     return found
 
@@ -71,6 +93,12 @@ def _policy_warnings(run: RunView) -> list[str]:
     for policy in run.policies:
         if policy.policy not in (run.reference, BASE) and reference is not None:
             found += _length_warning(policy, reference)
+        surviving = policy.length_controlled.surviving if policy.length_controlled else None
+        if surviving is not None and surviving.high is not None and surviving.high < HALF:
+            found.append(
+                f"Less than half of the gain of {policy.label} is left at equal length "
+                f"({surviving.percent()})."
+            )
         if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS:
             share = policy.eos_rate.percent()
             found.append(
@@ -96,11 +124,11 @@ def _policy_warnings(run: RunView) -> list[str]:
 def _length_warning(policy: PolicyView, reference: PolicyView) -> list[str]:
     """Did the policy only get longer? Said where the two length intervals do not even touch."""
     mine, other = policy.length, reference.length
-    if mine is None or other is None or None in (mine.low, mine.high, other.low, other.high):
+    if mine is None or other is None:
         return []
-    if mine.low > other.high:
+    if mine.low is not None and other.high is not None and mine.low > other.high:
         change = "longer"
-    elif mine.high < other.low:
+    elif mine.high is not None and other.low is not None and mine.high < other.low:
         change = "shorter"
     else:
         return []

@@ -5,13 +5,16 @@ p-value that survives Holm's correction. Everything else is "no detectable diffe
 `detectable` says how large a difference would have had to be.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from preftune.report.text import join
-from preftune.report.view import Estimate, PolicyView, RunView
+from preftune.report.estimate import Estimate
+from preftune.report.text import clean, join
+from preftune.report.view import CHOSEN, PolicyView, RunView
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "no detectable difference"
 SIGNIFICANCE = 0.05
+BAG_OF_WORDS = "bag_of_words"
 MIN_PROMPTS = 10  # below this a bootstrap over prompts gives intervals that are far too short: no claim
 FEW_STEPS = 10
 POWER = (1.959964 + 0.841621) / 1.959964  # half widths of a 95 % interval that 80 % power needs
@@ -37,13 +40,18 @@ def outcome(difference: Estimate, p_holm: float | None = None) -> str:
     return BETTER if difference.value > 0 else WORSE
 
 
-def claims(run: RunView, measure: str = "score") -> tuple[Claim, ...]:
-    """One claim for each policy that was compared with the reference in `measure` ("score", "gold")."""
+def claims(run: RunView, measure: str = "score", against: str | None = None) -> tuple[Claim, ...]:
+    """One claim for each policy that was compared in `measure` ("score", "gold", "held_out").
+
+    `against` is a policy's name or CHOSEN; without it the reference, usually SFT.
+    """
+    other = run.reference if against is None else against
     found = []
     for policy in run.policies:
-        recorded = run.comparison(policy.policy, measure)
-        difference = recorded.difference if recorded else policy.difference if measure == "score" else None
-        if difference is None or policy.policy == run.reference:
+        recorded = run.comparison(policy.policy, measure, other)
+        own = policy.difference if measure == "score" and against is None else None
+        difference = recorded.difference if recorded else own
+        if difference is None or policy.policy == other:
             continue
         p_holm = recorded.p_holm if recorded else None
         needed = recorded.n_needed if recorded else None
@@ -92,12 +100,15 @@ def verdict_parts(run: RunView) -> tuple[str, ...]:
     where = f"On {n} held-out prompts" if n else "On the held-out prompts"
     outcomes = _outcomes(made, run.label(run.reference))
     scored = f"{where}, by the reward model's own score, {outcomes}."
+    parts = [_judge(run), _gold(run), _held_out(run)]
     if judge_is_sound(run) is False:
         scored = (
             "Nothing can be claimed about quality: the reward model that scores the policies was not shown "
             f"to be better than a coin. {scored}"
         )
-    return tuple(part for part in (scored, _judge(run), _gold(run), _size(run)) if part)
+    else:
+        parts += [_at_equal_length(run), _against_best_of(run), _against_chosen(run)]
+    return tuple(part for part in (scored, *parts, _size(run)) if part)
 
 
 def _why_no_claims(run: RunView) -> str:
@@ -137,10 +148,31 @@ def _judge(run: RunView) -> str:
     if rule is None:
         return f"{start}, better than chance."
     name, share = rule
-    by_length = f"always choosing the {name} one ({100 * share.value:.1f} %)"
-    if model.accuracy.low is not None and model.accuracy.low > share.value:
-        return f"{start}, better than chance and than {by_length}."
-    return f"{start}: better than chance, but not better than {by_length}."
+    other = f"{baseline_words(name)} ({100 * share.value:.1f} %)"
+    if beats_baselines(run):
+        return f"{start}, better than chance and than {other}."
+    return f"{start}: better than chance, but not better than {other}."
+
+
+def baseline_words(baseline: str) -> str:
+    """What a baseline does, as it stands after "than"."""
+    if baseline == BAG_OF_WORDS:
+        return "a logistic model of word counts"
+    return f"always choosing the {clean(baseline, 40)} one"
+
+
+def beats_baselines(run: RunView) -> bool | None:
+    """True if the reward model is shown to be better than the best baseline; None where nothing was compared.
+
+    By the paired test on the same pairs where there is one, otherwise by the interval of its accuracy.
+    """
+    rule, model = strongest_baseline(run), run.reward_model
+    if rule is None or model is None or model.accuracy is None:
+        return None
+    test = next((test for test in model.baseline_tests if test.baseline == rule[0]), None)
+    if test is not None:
+        return outcome(test.difference, test.p_holm) == BETTER
+    return model.accuracy.low is not None and model.accuracy.low > rule[1].value
 
 
 def below_or_at_chance(accuracy: Estimate) -> str:
@@ -151,7 +183,7 @@ def below_or_at_chance(accuracy: Estimate) -> str:
 
 
 def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
-    """The length rule that does best on the same pairs."""
+    """The baseline that does best on the same pairs."""
     if run.reward_model is None or not run.reward_model.baselines:
         return None
     return max(run.reward_model.baselines.items(), key=lambda item: item[1].value)
@@ -159,27 +191,79 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
 
 def _gold(run: RunView) -> str:
     """Does the built-in world's gold score, which no training saw, agree with the reward model's?"""
-    gold = {claim.policy.policy: claim for claim in claims(run, "gold")}
-    if not gold:
+    text = "By the world's gold score, which training never saw, "
+    return _second_opinion(run, "gold", text, "gold", "over-optimisation")
+
+
+def _held_out(run: RunView) -> str:
+    """Does a second reward model, which trained no policy, agree with the first?"""
+    second = next((model for model in run.other_reward_models if model.held_out), None)
+    apart = ", trained on other pairs," if second else ""
+    text = f"By a second reward model{apart} that trained no policy, "
+    return _second_opinion(run, "held_out", text, "the second's score", "a sign of over-optimisation")
+
+
+def _second_opinion(run: RunView, measure: str, start: str, other: str, lost: str) -> str:
+    """The outcomes by another measure, and which gains in reward it does not confirm."""
+    made = {claim.policy.policy: claim for claim in claims(run, measure)}
+    if not made:
         return ""
-    trained = claims(run)
-    gained = [claim for claim in trained if claim.outcome == BETTER]
-    fooled = [claim for claim in gained if _outcome_of(gold, claim) == WORSE]
-    unseen = [claim for claim in gained if _outcome_of(gold, claim) == UNCLEAR]
-    outcomes = _outcomes(tuple(gold.values()), run.label(run.reference))
-    text = f"By the world's gold score, which training never saw, {outcomes}."
-    if fooled:
-        names = join([claim.policy.label for claim in fooled])
-        text += f" What {names} gained in reward was lost in gold: that is over-optimisation."
-    if unseen:
-        names = join([claim.policy.label for claim in unseen])
-        text += f" For {names} the gain in reward is not shown to be one in gold."
+    gained = [claim for claim in claims(run) if claim.outcome == BETTER]
+    text = f"{start}{_outcomes(tuple(made.values()), run.label(run.reference))}."
+    if fooled := _labels(claim for claim in gained if _outcome_of(made, claim) == WORSE):
+        text += f" What {fooled} gained in reward was lost in {other}: that is {lost}."
+    if unseen := _labels(claim for claim in gained if _outcome_of(made, claim) == UNCLEAR):
+        text += f" For {unseen} the gain in reward is not shown to be one in {other}."
     return text
+
+
+def _labels(made: Iterable[Claim]) -> str:
+    return join([claim.policy.label for claim in made])
 
 
 def _outcome_of(table: dict[str, Claim], claim: Claim) -> str | None:
     other = table.get(claim.policy.policy)
     return other.outcome if other else None
+
+
+def length_outcome(policy: PolicyView) -> str | None:
+    """better, worse or no detectable difference at equal length; None where it was not measured."""
+    control = policy.length_controlled
+    return None if control is None or control.matched is None else outcome(control.matched)
+
+
+def _at_equal_length(run: RunView) -> str:
+    """Which gains are left where both responses are equally long: "better", or only longer?"""
+    gained = [claim.policy for claim in claims(run) if claim.outcome == BETTER and not claim.policy.best_of]
+    groups: dict[str, list[str]] = {BETTER: [], WORSE: [], UNCLEAR: []}
+    for policy in gained:
+        found, control = length_outcome(policy), policy.length_controlled
+        if found and control and control.matched:
+            groups[found].append(f"{policy.label} ({control.matched.text(sign=True)})")
+    words = {
+        BETTER: "the gain in reward remains for {}",
+        UNCLEAR: "no gain is shown to remain for {}",
+        WORSE: "the gain turns into a loss for {}",
+    }
+    parts = [words[kind].format(join(groups[kind])) for kind in words if groups[kind]]
+    return f"Between responses of equal length, {'; '.join(parts)}." if parts else ""
+
+
+def _against_best_of(run: RunView) -> str:
+    """Was training worth more than choosing the best of a few samples?"""
+    best = next((policy for policy in run.policies if policy.best_of), None)
+    made = claims(run, against=best.policy) if best else ()
+    if not best or not made:
+        return ""
+    return f"Against choosing without training: {_outcomes(made, best.label)}."
+
+
+def _against_chosen(run: RunView) -> str:
+    """The policies against the responses that people chose, by the same score."""
+    made = tuple(claim for claim in claims(run, against=CHOSEN) if not claim.policy.best_of)
+    if not made:
+        return ""
+    return f"Against people's own choice, by the same score: {_outcomes(made, run.label(CHOSEN))}."
 
 
 def _size(run: RunView) -> str:

@@ -3,32 +3,80 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from preftune.report.blocks import Block, Bullets, Grid, Table, say
+from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.text import Code, Prose, Text, name, number, percent
 from preftune.report.view import Row
 
 HASH = 12  # characters shown of a SHA-256; the file has the whole
 MAX_FILES = 20
 FILE_COLUMNS = ("split", "read", "kept", "skipped", "sha256")
-COUNTED = ("rows_read", "rows_kept", "rows_skipped", "rejected", "files", "skipped_examples")
+COUNTED = ("rows_read", "rows_kept", "rows_skipped", "files", "skipped_examples")
+BY_SPLIT = ("splits", "distinct_prompts", "words", "content_sha256", "prompt_overlap")
+LENGTHS = {"prompt": "Words of a prompt", "chosen": "Of a chosen response", "rejected": "Of a rejected one"}
 
 
 def data_blocks(data: Row) -> list[Block]:
-    """Rows kept and rejected in a sentence, then every other fact, then a table for each group of counts."""
-    blocks: list[Block] = [*_rows(data)]
+    """Rows kept and rejected in a sentence, the splits in a table, other facts, a table for each group."""
+    blocks: list[Block] = [*_rows(data), *_overlap(data.get("prompt_overlap"))]
+    splits = data.get("splits")
+    plain = isinstance(splits, Mapping) and all(isinstance(size, int) for size in splits.values())
+    if isinstance(splits, Mapping) and plain:
+        blocks.append(Grid(table=_splits(splits, data)))
+    shown = (*COUNTED, *BY_SPLIT * plain)
     facts: list[Prose] = [
         (f"{_title(key)}: ", _value(key, value), ".")
         for key, value in data.items()
-        if not isinstance(value, Mapping) and key not in COUNTED and value not in (None, [], "")
+        if not isinstance(value, Mapping) and key not in shown and value not in (None, [], "")
     ]
     if facts:
         blocks.append(Bullets(items=tuple(facts)))
     for key, value in data.items():
         if key == "world" and isinstance(value, Mapping):
-            blocks += [say("The world that the data was drawn from:"), *data_blocks(value)]
-        elif isinstance(value, Mapping) and value:
+            blocks.append(
+                Fold(title="The world that the data was drawn from", blocks=tuple(data_blocks(value)))
+            )
+        elif isinstance(value, Mapping) and value and key not in shown:
             blocks.append(Grid(table=_table(key, value)))
-    return blocks + list(_files(data.get("files")))
+    files = tuple(_files(data.get("files")))
+    return [*blocks, Fold(title="Files", blocks=files)] if files else blocks
+
+
+def _overlap(overlap: Any) -> Iterator[Block]:
+    """Prompts that stand in two splits: a model could have seen in training what it is measured on."""
+    if not isinstance(overlap, Mapping) or not overlap:
+        return
+    found = [(name(pair), " ", _value("prompts", count)) for pair, count in overlap.items() if count]
+    if not found:
+        yield say("No prompt stands in two splits.")
+        return
+    pieces = [piece for pair in found for piece in (", ", *pair)][1:]
+    yield say("Prompts that stand in two splits: ", *pieces, ".")
+
+
+def _splits(splits: Mapping[Any, Any], data: Row) -> Table:
+    """A row for each split: pairs, prompts, lengths (median, 95th percentile, longest), hash of its texts."""
+    prompts, words, hashes = (
+        _group(data.get(key)) for key in ("distinct_prompts", "words", "content_sha256")
+    )
+    kinds = [kind for kind in LENGTHS if any(kind in _group(words.get(split)) for split in splits)]
+    rows = []
+    for split, size in splits.items():
+        lengths = [_lengths(_group(words.get(split)).get(kind)) for kind in kinds]
+        found = prompts.get(split)
+        distinct = "–" if found is None else _value("distinct", found)
+        digest = "–" if split not in hashes else _value("sha256", hashes[split])
+        rows.append((name(split), f"{size:,}", distinct, *lengths, digest))
+    titles = [f"{LENGTHS[kind]} (median / 95 % / most)" for kind in kinds]
+    return Table(headers=("Split", "Pairs", "Distinct prompts", *titles, "SHA-256"), rows=tuple(rows))
+
+
+def _group(value: Any) -> Row:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _lengths(values: Any) -> str:
+    known = [f"{value:,}" for value in values if isinstance(value, int)] if isinstance(values, list) else []
+    return " / ".join(known) or "–"
 
 
 def _rows(data: Row) -> Iterator[Block]:

@@ -1,9 +1,10 @@
 """The tables of a run as plain strings, for the terminal, ANALYSIS.md and report.html alike."""
 
 from preftune.report.blocks import Table
-from preftune.report.claims import claims
+from preftune.report.claims import Claim, claims
+from preftune.report.estimate import Estimate
 from preftune.report.text import number, percent
-from preftune.report.view import Estimate, PolicyView, RunView
+from preftune.report.view import CHOSEN, PolicyView, RunView
 
 
 def comparison_table(run: RunView) -> Table:
@@ -37,31 +38,73 @@ def comparison_table(run: RunView) -> Table:
 
 
 def detail_table(run: RunView) -> Table:
-    """KL in all its forms, and what the text looks like. KL in nats, KL(policy || reference)."""
-    headers = (
-        "Policy",
-        "Exact KL / response",
-        "Exact KL / token",
-        "k1 / response",
-        "k1 / token",
-        "Median length",
-    )
+    """KL in all its forms. In nats; forward is KL(policy || reference), backward the other way round."""
+    headers = ["Policy", "Exact KL / response", "Exact KL / token", "k1 / response", "k1 / token"]
+    backward = any(policy.reverse_kl for policy in run.policies)
+    rows = []
+    for policy in run.policies:
+        cells = [policy.label, kl_text(policy)]
+        cells += map(_cell, (policy.kl_token, policy.k1_sequence, policy.k1_token))
+        rows.append(tuple(cells + [_cell(policy.reverse_kl)] * backward))
+    return Table(headers=(*headers, *["Backward KL / response"] * backward), rows=tuple(rows))
+
+
+def text_table(run: RunView) -> Table:
+    """What the text of each policy looks like: shares in percent, with intervals where they are known."""
     shares = {
         "empty_share": "Empty",
         "role_leakage": "Speaks for the human",
         "repetition_4": "Repeated 4-grams",
+        "distinct_1": "distinct-1",
+        "distinct_2": "distinct-2",
     }
-    shares |= {"distinct_1": "distinct-1", "distinct_2": "distinct-2"}
     rows = []
     for policy in run.policies:
-        cells = [
-            policy.label,
-            kl_text(policy),
-            *map(_cell, (policy.kl_token, policy.k1_sequence, policy.k1_token)),
-        ]
-        cells += [number(policy.length_median)] + [percent(policy.shares.get(key)) for key in shares]
-        rows.append(tuple(cells))
-    return Table(headers=(*headers, *shares.values()), rows=tuple(rows))
+        known = {key: share.percent() for key, share in policy.intervals.items()}
+        cells = [known.get(key) or percent(policy.shares.get(key)) for key in shares]
+        rows.append((policy.label, number(policy.length_median), *cells))
+    return Table(headers=("Policy", "Median length", *shares.values()), rows=tuple(rows))
+
+
+def length_table(run: RunView) -> Table:
+    """Win rate and gain against the reference, as they are and at equal length."""
+    reference = run.label(run.reference)
+    headers = (
+        "Policy", "Length (tokens)", f"Win rate vs {reference}", "Win rate, length-controlled",
+        "Gain in reward", "Gain, equal length", "Share of the gain left",
+    )  # fmt: skip
+    rows = []
+    for policy in run.policies:
+        control = policy.length_controlled
+        if control is not None:
+            shares = [_percent(control.raw_win_rate), _percent(control.win_rate)]
+            gains = [_cell(control.gain, sign=True), _cell(control.matched, sign=True)]
+            rows.append((policy.label, _cell(policy.length), *shares, *gains, _percent(control.surviving)))
+    return Table(headers=headers, rows=tuple(rows))
+
+
+def other_judges_table(run: RunView) -> Table:
+    """Every policy by the other measures there are: people's own choice, a second reward model."""
+    columns: dict[str, list[str]] = {}
+    chosen = {claim.policy.policy: claim for claim in claims(run, against=CHOSEN)}
+    second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
+    if chosen or any(policy.win_rate_chosen for policy in run.policies):
+        columns["Win rate vs human-chosen"] = [_percent(policy.win_rate_chosen) for policy in run.policies]
+        columns["Reward − human-chosen"] = [_claimed(chosen.get(policy.policy)) for policy in run.policies]
+    if second or any(policy.held_out for policy in run.policies):
+        columns["Second reward model"] = [_cell(policy.held_out) for policy in run.policies]
+        name = f"Second model − {run.label(run.reference)}"
+        columns[name] = [_claimed(second.get(policy.policy)) for policy in run.policies]
+    rows = zip([policy.label for policy in run.policies], *columns.values(), strict=True)
+    return Table(headers=("Policy", *columns), rows=tuple(rows) if columns else ())
+
+
+def _claimed(claim: Claim | None) -> str:
+    return "–" if claim is None else f"{claim.outcome}: {claim.difference.text(sign=True)}"
+
+
+def _percent(share: Estimate | None) -> str:
+    return "–" if share is None else share.percent()
 
 
 def kl_text(policy: PolicyView) -> str:

@@ -7,15 +7,10 @@ terminal escapes, right-to-left overrides, backticks, HTML, or half of a surroga
 import math
 import re
 
-MAX_QUOTE = 1200  # characters of one prompt or response in a report; the files keep the whole text
+from preftune.untrusted import MAX_QUOTE, clean
+
 MAX_NAME = 120
 
-# Controls other than newline and tab, the bidi controls (Trojan Source, CVE-2021-42574), the byte-order mark,
-# line and paragraph separators, invisible tag characters, lone surrogates and noncharacters.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff"
-    "\U000e0000-\U000e007f\ud800-\udfff]"
-)
 _MARKDOWN = re.compile(r"[\\`*<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 _BLOCK_START = re.compile(r"^(\s*\d*)([#+=-](?![\d.])|(?<=\d)[.)](?=\s))")
 
@@ -30,17 +25,14 @@ Text = str | Code
 Prose = tuple[Text, ...]
 
 
-def clean(text: object, limit: int | None = MAX_QUOTE) -> str:
-    """`text` with every hidden character written out as ⟨U+XXXX⟩, cut at `limit` characters with a note."""
-    raw = str(text).replace("\r\n", "\n")
-    cut = 0 if limit is None else max(0, len(raw) - limit)
-    shown = _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", raw[: len(raw) - cut])
-    return f"{shown} … ({cut} more characters)" if cut else shown
-
-
 def name(text: object, limit: int = MAX_NAME) -> Code:
     """An untrusted name on one line, as code."""
     return Code(" ".join(clean(text, limit).split()))
+
+
+def cut_note(left: int) -> str:
+    """What stands where a text was cut, as `clean` writes it."""
+    return f" … ({left} more characters)"
 
 
 def fenced(text: object, language: str = "text", limit: int | None = MAX_QUOTE) -> str:

@@ -4,41 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftune.report.text import clean, decimals_for
+from preftune.report.estimate import Estimate
+from preftune.report.judge import RewardModelView
+from preftune.report.text import clean
 from preftune.rundir import BASE
 
 Row = Mapping[str, Any]
 SFT = "policy_sft"
+CHOSEN = "chosen"  # the response that people preferred, as a reference of comparisons
 MAX_LABEL = 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A number with its 95 % interval and the number of items behind it; these may be unknown."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-    def text(self, *, sign: bool = False, scale: float = 1.0) -> str:
-        """`0.41 [0.22, 0.60]`, to the digits that the interval supports."""
-        plus = "+" if sign else ""
-        if self.low is None or self.high is None:
-            return f"{self.value * scale:{plus}.{decimals_for(abs(self.value * scale))}f}"
-        digits = decimals_for((self.high - self.low) * scale / 2)
-        low, high = (f"{bound * scale + 0.0:.{digits}f}" for bound in (self.low, self.high))
-        return f"{self.value * scale:{plus}.{digits}f} [{low}, {high}]"
-
-    def percent(self) -> str:
-        """The same for a share: `71.0 % [68.1, 73.7]`."""
-        if self.low is None or self.high is None:
-            return f"{100 * self.value:.1f} %"
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-    def excludes(self, value: float) -> bool:
-        """True if the interval is known and `value` lies outside of it."""
-        return self.low is not None and self.high is not None and not self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +28,30 @@ class StageView:
     parents: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # rows that could not be encoded, by reason
     metrics: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthControlled:
+    """What is left of a policy's gain over the reference at equal length."""
+
+    win_rate: Estimate | None = None
+    raw_win_rate: Estimate | None = None
+    gain: Estimate | None = None
+    matched: Estimate | None = None  # the gain on prompts where both responses are about equally long
+    surviving: Estimate | None = None  # share of the gain that is left; None where there is no gain to share
+    method: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOf:
+    """One point of the best-of-n curve: KL by formula (an upper bound), in nats, and what it gained."""
+
+    n: int
+    kl: float
+    reward: Estimate | None = None
+    gold: Estimate | None = None
+    held_out: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,13 @@ class PolicyView:
     length_median: float | None = None
     eos_rate: Estimate | None = None
     shares: Mapping[str, float] = field(default_factory=dict)  # empty, distinct_1, ..., role_leakage
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)  # the same names, where one is known
     gold: Estimate | None = None
+    reverse_kl: Estimate | None = None  # KL(reference || policy), on the reference's samples
+    held_out: Estimate | None = None  # score by a reward model that trained no policy
+    win_rate_chosen: Estimate | None = None
+    length_controlled: LengthControlled | None = None
+    scores: tuple[float, ...] = ()  # one for each prompt, all prompts
 
     @property
     def kl(self) -> Estimate | None:
@@ -108,31 +112,6 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardModelView:
-    """The reward model on held-out pairs. Shares are in [0, 1]; margins and scores are raw."""
-
-    n: int | None = None
-    accuracy: Estimate | None = None
-    ties: int | None = None
-    accuracy_ties_half: float | None = None
-    mean_margin: float | None = None
-    brier: float | None = None
-    ece: float | None = None
-    by_source: Mapping[str, Estimate] = field(default_factory=dict)
-    by_length: Mapping[str, Estimate] = field(default_factory=dict)
-    baselines: Mapping[str, Estimate] = field(default_factory=dict)
-    correlation_score_length: float | None = None
-    margin_edges: tuple[float, ...] = ()
-    margin_counts: tuple[float, ...] = ()
-    score: Mapping[str, float] = field(default_factory=dict)
-    best_reachable: float | None = None
-    gold_parts: Mapping[str, Estimate] = field(default_factory=dict)  # accuracy where that part alone differs
-    gold_gaps: Mapping[str, float] = field(
-        default_factory=dict
-    )  # and the mean margin there, in sd of the scores
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """Everything the report shows, read once."""
 
@@ -148,6 +127,10 @@ class RunView:
     samples: Mapping[str, tuple[Row, ...]]
     mistakes: tuple[Row, ...]
     missing: tuple[str, ...]
+    best_of: tuple[BestOf, ...] = ()
+    other_reward_models: tuple[RewardModelView, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)  # by dotted key: default, recipe, command line
+    recipe: str = ""
 
     def policy(self, name: str) -> PolicyView | None:
         """The policy of that name, if it was evaluated."""
@@ -161,15 +144,15 @@ class RunView:
 
     def label(self, policy: str) -> str:
         """What a policy is called in text."""
+        if policy == CHOSEN:
+            return "the human-chosen response"
         found = self.policy(policy)
         return found.label if found else clean(policy, MAX_LABEL)
 
-    def paired(self, policy: str, reference: str) -> Comparison | None:
-        """The recorded comparison of two policies in reward."""
-        rows = (row for row in self.comparisons if row.policy == policy and row.measure == "score")
-        return next((row for row in rows if row.reference == reference), None)
-
-    def comparison(self, policy: str, measure: str = "score") -> Comparison | None:
-        """The recorded comparison of `policy` with the reference in `measure`."""
+    def comparison(
+        self, policy: str, measure: str = "score", against: str | None = None
+    ) -> Comparison | None:
+        """The recorded comparison of `policy` in `measure` with `against`, by default the reference."""
+        other = self.reference if against is None else against
         rows = (row for row in self.comparisons if row.policy == policy and row.measure == measure)
-        return next(rows, None)
+        return next((row for row in rows if row.reference == other), None)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences
+from preftune.faults import observed
 from preftune.models.roles import Critic, Policy, Reference
+from preftune.rollout.functions import masked
 from preftune.rollout.rollout import Rollout
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
@@ -40,6 +42,9 @@ def collect(
         responses_per_prompt=responses_per_prompt,
     )
 
+    scores, valid = masked(scorer.shaped(sequences, missing_eos_score))
+    scores = observed("rewards", scores)
+
     def in_batches(function: Callable[[Sequences], Tensor]) -> Tensor:
         return by_batches(function, sequences, batch_size)
 
@@ -48,9 +53,10 @@ def collect(
         logprobs=in_batches(lambda s: policy.logprobs(s, temperature)),
         reference_logprobs=in_batches(lambda s: reference.logprobs(s, temperature)),
         values=None if critic is None else in_batches(critic.values),
-        scores=scorer.shaped(sequences, missing_eos_score),
+        scores=scores,
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.eos_id),
+        valid=valid,
     )
 
 

@@ -31,7 +31,8 @@ class Rollout:
 
     sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference,
     from the training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS
-    rule · group (B,) which rows answer the same prompt · ended (B,) bool, whether EOS was written.
+    rule · group (B,) which rows answer the same prompt · ended (B,) bool, whether EOS was written ·
+    valid (B,) bool, which rows have a score, or None if all have: nothing may be learnt from the others.
 
     Two prompts, two responses each: group = [0, 0, 1, 1].
     """
@@ -43,6 +44,20 @@ class Rollout:
     values: Tensor | None = None
     group: Tensor | None = None
     ended: Tensor | None = None
+    valid: Tensor | None = None
+
+    @property
+    def learnable(self) -> Sequences:
+        """The sequences, with no response in rows that have no score: weight, gradient and statistics 0."""
+        rows = self.sequences
+        if self.valid is None:
+            return rows
+        return Sequences(rows.ids, rows.attention, rows.response & self.valid.unsqueeze(1))
+
+    @property
+    def valid_scores(self) -> Tensor:
+        """The scores there are: (rows with a score,)."""
+        return self.scores if self.valid is None else self.scores[self.valid]
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -14,6 +14,7 @@ from preftune.models.decode import decoder
 from preftune.models.head import next_logits
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
+from preftune.stops import stopping_point
 
 _BLOCK = 256  # tokens
 
@@ -45,6 +46,7 @@ def sample(
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start()).repeat_interleave(k, 0)
         for t in range(max_new_tokens):
+            stopping_point("rollout.token")
             token = _draw(logits, uniforms[alive, t], temperature)
             new[alive, t] = token
             going = token != eos_id

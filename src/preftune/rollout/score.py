@@ -1,4 +1,7 @@
-"""Scores for sampled responses: by token ids where policy and reward model share them, else by text."""
+"""Scores for sampled responses: a reward model's, those of reward functions, or their sum.
+
+The reward model reads token ids where policy and reward model share them, else text.
+"""
 
 from dataclasses import dataclass
 
@@ -10,27 +13,41 @@ from preftune.functional import missing_eos_scores
 from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import PAD_TOKEN
+from preftune.rollout.functions import RewardFunctions
 from preftune.rollout.sample import ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Normalised scores under a reward model. `translate` is set where its tokenizer is not the policy's."""
+    """Normalised scores under a reward model, plus the weighted sum of reward functions; one may be absent.
 
-    reward_model: RewardModel
+    `translate` is set where the reward model's tokenizer is not the policy's.
+    """
+
+    reward_model: RewardModel | None
     encoder: Encoder  # the policy's
     translate: Encoder | None
     batch_size: int = 32
+    functions: RewardFunctions | None = None
 
     @torch.no_grad()
     def scores(self, sequences: Sequences) -> Tensor:
-        """(B,), before any missing-EOS rule."""
-        batches = range(0, len(sequences), self.batch_size)
-        return torch.cat([self._scores(sequences[slice(i, i + self.batch_size)]) for i in batches])
+        """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
-    def _scores(self, sequences: Sequences) -> Tensor:
+        Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
+        function failed and that stops the run.
+        """
+        scores = torch.zeros(len(sequences), device=sequences.ids.device)
+        if self.reward_model is not None:
+            size, model = self.batch_size, self.reward_model
+            batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
+            scores = torch.cat([self._scores(model, batch) for batch in batches])
+            scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        return scores if self.functions is None else scores + self.functions.scores(sequences)
+
+    def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
-            return self.reward_model.scores(sequences)
+            return model.scores(sequences)
         theirs, rows = self.translate, []
         for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
@@ -45,14 +62,17 @@ class Scorer:
             rows.append((prompt_ids, response))
         prompts, responses = zip(*rows, strict=True)
         batch = pad_sequences(prompts, responses, theirs.pad_id)
-        return self.reward_model.scores(batch.to(sequences.ids.device))
+        return model.scores(batch.to(sequences.ids.device))
 
     def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
-        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set."""
+        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a
+        masked one stays NaN.
+        """
         scores = self.scores(sequences)
         if missing_eos_score is None:
             return scores
-        return missing_eos_scores(scores, ended(sequences, self.encoder.eos_id), replace=missing_eos_score)
+        whole = ended(sequences, self.encoder.eos_id) | scores.isnan()
+        return missing_eos_scores(scores, whole, replace=missing_eos_score)
 
 
 def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:

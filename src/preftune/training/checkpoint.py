@@ -6,56 +6,83 @@ last. Neither safetensors nor JSON detects a flipped bit, so the manifest does. 
 here: all of them are a function of (run seed, stage, step, purpose, row).
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from preftune.errors import StorageError
+from preftune import __version__
+from preftune.errors import DataError, StorageError
+from preftune.faults import faultpoint
+from preftune.rundir import sha256_file, sync
 from preftune.training.learner import Learner
+from preftune.training.state import TrainState, put, state_bytes
 
 _SCHEMA = 1
+_MANIFEST, _STATE = "manifest.json", "state.json"
+
+Say = Callable[[str], None]
 
 
-def save(directory: Path, step: int, learner: Learner, keep: int) -> Path:
-    """Write step-`step` and remove all but the newest `keep`. StorageError if the disk refuses."""
-    target = directory / f"step-{step:06d}"
+def save(directory: Path, step: int, state: TrainState, keep: int) -> Path:
+    """Write step-`step` and remove all but the newest `keep`.
+
+    StorageError if the disk refuses; what was there before is then still there.
+    """
+    target = checkpoint_at(directory, step)
     partial = directory / f".tmp-{step:06d}-{os.getpid()}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name, trained in learner.trained.items():
-            save_file(weights_of(trained.role.model), partial / f"{name}.safetensors")
-            save_file(_moments(trained.optimizer), partial / f"{name}-optimizer.safetensors")
-        skipped = {name: trained.skipped for name, trained in learner.trained.items()}
-        state = {"schema": _SCHEMA, "step": step, "skipped": skipped, "scaler": learner.scaler_state()}
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for file in partial.iterdir():
-            _sync(file)
+        faultpoint("checkpoint.open")
+        _write(partial, step, state)
+        faultpoint("checkpoint.rename")
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         os.rename(partial, target)
-        _sync(directory)
-    except OSError as error:
+        sync(directory)
+        faultpoint("checkpoint.renamed")
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"cannot write a checkpoint to {directory}: {error}") from error
     for old in list(_newest_first(directory))[keep:]:
-        shutil.rmtree(old)
+        faultpoint("checkpoint.purge")
+        _remove(old)
     return target
 
 
-def restore(directory: Path, learner: Learner) -> int:
+def _write(directory: Path, step: int, state: TrainState) -> None:
+    for name in state.weights:
+        for file, tensors in ((name, state.weights[name]), (f"{name}-optimizer", state.moments[name])):
+            path = directory / f"{file}.safetensors"
+            save_file(dict(tensors), path)
+            faultpoint("checkpoint.file", path)
+    record = {
+        "schema": _SCHEMA,
+        "step": step,
+        "skipped": dict(state.skipped),
+        "bad_steps": state.bad_steps,
+        "scaler": dict(state.scaler),
+        "made_with": _made_with(),
+    }
+    (directory / _STATE).write_text(json.dumps(record), encoding="utf-8")
+    faultpoint("checkpoint.manifest")
+    manifest = {file.name: sha256_file(file) for file in sorted(directory.iterdir())}
+    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for file in directory.iterdir():
+        sync(file)
+
+
+def restore(directory: Path, learner: Learner, say: Say = print) -> int:
     """Load the newest valid checkpoint into the learner; returns its step, 0 if there is none.
 
-    Damaged ones are moved to corrupt/ and the next older is used. StorageError if there are some and none is
+    Damaged ones are moved to corrupt/ and the next older is used. DataError if there are some and none is
     valid: they stay where they are, so that the next attempt does not silently start from nothing.
     """
     if not directory.is_dir():
@@ -65,86 +92,120 @@ def restore(directory: Path, learner: Learner) -> int:
             shutil.rmtree(stale, ignore_errors=True)
     damaged: dict[Path, str] = {}
     for checkpoint in _newest_first(directory):
-        fault = _fault(checkpoint)
+        fault = fault_of(checkpoint)
         if fault is None:
             learner.wait()  # every process has looked before anything is moved
             if learner.is_main:
-                _set_aside(damaged, directory / "corrupt")
-            return _load(checkpoint, learner)
+                _set_aside(damaged, directory / "corrupt", say)
+            return _load(checkpoint, learner, say)
         damaged[checkpoint] = fault
     if damaged:
-        raise StorageError(
-            f"none of {len(damaged)} checkpoints in {directory} is valid ({next(iter(damaged.values()))})",
-            hint="start the stage again by removing that directory",
+        tried = "; ".join(f"{path.name}: {fault}" for path, fault in list(damaged.items())[:3])
+        raise DataError(
+            f"none of {len(damaged)} checkpoints in {directory} is valid ({tried})",
+            hint="--restart makes the run again; removing that directory starts this stage again",
         )
     return 0
 
 
-def _set_aside(damaged: Mapping[Path, str], aside: Path) -> None:
-    for checkpoint, fault in damaged.items():
-        aside.mkdir(exist_ok=True)
-        target = aside / checkpoint.name
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier accident at the same step
-        os.rename(checkpoint, target)
-        print(f"checkpoint {checkpoint} is damaged ({fault}); set aside in {aside}")
+def check_space(directory: Path, learner: Learner) -> None:
+    """StorageError if there is no room for two checkpoints, the one there is and the one being written."""
+    needed = 2 * state_bytes(learner)
+    place = directory
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    have = sum(file.stat().st_size for file in directory.glob("step-*/*"))
+    if free + have < needed:
+        raise StorageError(
+            f"checkpoints in {directory} need {_size(needed)} and {_size(free)} are free",
+            hint="free some space, or use another place with --out DIR",
+        )
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, tied ones once, on the CPU."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+def newest_step(directory: Path) -> int:
+    """The step of the newest valid checkpoint, 0 without one."""
+    valid = (step_of(path) for path in _newest_first(directory) if fault_of(path) is None)
+    return next(valid, 0)
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {
-        f"{i}.{k}": v.detach().cpu().contiguous() for i, state in states.items() for k, v in state.items()
-    }
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def _load(checkpoint: Path, learner: Learner) -> int:
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    for name, trained in learner.trained.items():
-        weights = load_file(checkpoint / f"{name}.safetensors")
-        with torch.no_grad():
-            for key, parameter in trained.role.model.named_parameters():
-                parameter.copy_(weights[key])
-        restored = trained.optimizer.state_dict()
-        restored["state"] = {}
-        for key, value in load_file(checkpoint / f"{name}-optimizer.safetensors").items():
-            index, kind = key.split(".", 1)
-            restored["state"].setdefault(int(index), {})[kind] = value
-        trained.optimizer.load_state_dict(restored)
-        trained.skipped = int(state["skipped"][name])
-    learner.load_scaler_state(state["scaler"])
-    return int(state["step"])
+def checkpoint_at(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return directory / f"step-{step:06d}"
 
 
-def _newest_first(directory: Path) -> Iterator[Path]:
-    yield from sorted(directory.glob("step-*"), key=lambda p: p.name, reverse=True)
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file of tensors: weights and moments of every trained role."""
+    manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+    return {name: digest for name, digest in manifest.items() if name.endswith(".safetensors")}
 
 
-def _fault(checkpoint: Path) -> str | None:
+def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        if "state.json" not in manifest:
-            return "manifest.json is incomplete"
+        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+        if _STATE not in manifest:
+            return f"{_MANIFEST} is incomplete"
         for name, digest in manifest.items():
-            if _sha256(checkpoint / name) != digest:
+            if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not match its SHA-256"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _set_aside(damaged: Mapping[Path, str], aside: Path, say: Say) -> None:
+    for checkpoint, fault in damaged.items():
+        aside.mkdir(exist_ok=True)
+        target, n = aside / checkpoint.name, 2
+        while target.exists():  # of an earlier accident at the same step
+            target, n = aside / f"{checkpoint.name}-{n}", n + 1
+        os.rename(checkpoint, target)
+        say(f"checkpoint {checkpoint} is damaged ({fault}); set aside in {aside}")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _load(checkpoint: Path, learner: Learner, say: Say) -> int:
+    record = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    if record["schema"] != _SCHEMA:
+        raise DataError(
+            f"{checkpoint} has schema {record['schema']}; this preftune ({__version__}) reads {_SCHEMA}",
+            hint="resume with the preftune that wrote it",
+        )
+    state = TrainState(
+        weights={name: load_file(checkpoint / f"{name}.safetensors") for name in learner.trained},
+        moments={name: load_file(checkpoint / f"{name}-optimizer.safetensors") for name in learner.trained},
+        skipped=record["skipped"],
+        bad_steps=record.get("bad_steps", 0),  # absent before 0.2
+        scaler=record["scaler"],
+    )
+    put(state, learner)
+    now, then = _made_with(), record.get("made_with", {})
+    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]]
+    if changed and learner.is_main:
+        say(f"resuming with {', '.join(changed)}: the last bits may differ from an uninterrupted run")
+    return int(record["step"])
+
+
+def _made_with() -> dict[str, Any]:
+    """What the bits of a result depend on, besides the machine."""
+    return {"preftune": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _newest_first(directory: Path) -> Iterator[Path]:
+    named = [path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    yield from sorted(named, key=step_of, reverse=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: what is half removed must not be called step-N."""
+    partial = checkpoint.with_name(f".tmp-{checkpoint.name}-{os.getpid()}")
+    os.rename(checkpoint, partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from preftune.algorithms.base import Loss, Metrics
 from preftune.config import OptimizerConfig
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError
+from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
 from preftune.models.roles import Role
+from preftune.stops import Interrupted, requested, stopping_point
 
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_SKIPPED = 3  # non-finite updates in a row before the run stops
+MAX_SCALED = 30  # updates in a row that an fp16 scaler may skip while it settles
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Trained:
     optimizer: torch.optim.Optimizer
     settings: OptimizerConfig
     learning_rates: list[float]
-    skipped: int = 0  # non-finite updates in a row
+    skipped: int = 0  # updates in a row that were not finite
 
 
 class Learner:
@@ -45,9 +47,13 @@ class Learner:
     def __init__(self, precision: Precision = "float32", microbatch_size: int | None = None) -> None:
         self.precision: Precision = effective_precision(precision)
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
-        self.accelerator = Accelerator(mixed_precision=_MIXED[self.precision])
+        # Any: what it annotates is wider than what it returns.
+        self.accelerator: Any = Accelerator(mixed_precision=_MIXED[self.precision])
         self.microbatch_size = microbatch_size
         self.trained: dict[str, Trained] = {}
+        self.bad_steps = 0  # in a row, with a number that is not finite
+        self.updates = 0  # of the weights, in this step
+        self.not_finite: list[str] = []  # what went wrong in this step
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +64,25 @@ class Learner:
         """Whether this process writes files."""
         return self.accelerator.is_main_process
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only process."""
+        return self.accelerator.num_processes == 1
+
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
+
+    def begin_step(self) -> None:
+        """Forget what happened in the step before."""
+        self.updates = 0
+        self.not_finite.clear()
+
+    def asked_to_stop(self) -> int:
+        """The signal that any process got, or 0: all processes learn the same."""
+        if self.is_alone:
+            return requested()
+        return int(self.accelerator.gather(torch.tensor([requested()], device=self.device)).max())
 
     def place(self, batch: Any) -> Any:
         """This process's share of a global batch, on its device. The rows must divide evenly."""
@@ -77,6 +99,7 @@ class Learner:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
         role.dtype = _DTYPES[self.precision]
+        role.module.register_forward_pre_hook(_between_forwards)
         role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
@@ -97,6 +120,7 @@ class Learner:
     ) -> None:
         """Register a role with an optimizer made elsewhere."""
         role.dtype = _DTYPES[self.precision]
+        role.module.register_forward_pre_hook(_between_forwards)
         role.module, prepared = self.accelerator.prepare(role.module, optimizer)
         role.module.eval()
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -140,6 +164,9 @@ class Learner:
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
+        stopping_point("update")
+        if not self.is_alone and (number := self.asked_to_stop()):
+            raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
@@ -149,11 +176,13 @@ class Learner:
             with self._no_sync(trained.role) if i + 1 < len(slices) else contextlib.nullcontext():
                 out = loss(part)
                 share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
-                scalar = weighted_sum(out.terms, share)
+                scalar = faultpoint("loss", weighted_sum(out.terms, share))
                 self.accelerator.backward(scalar * self.accelerator.num_processes)
             sums.add(scalar.detach(), out, share)
         metrics = self._reduced(sums)
-        return {**metrics, "grad_norm": self._step(trained, metrics["loss"])}
+        metrics["grad_norm"] = self._step(role, trained, metrics)
+        faultpoint("updated")
+        return metrics
 
     def _microbatches(self, rows: int) -> list[slice]:
         size = self.microbatch_size or rows
@@ -162,24 +191,25 @@ class Learner:
     def _no_sync(self, role: Role) -> contextlib.AbstractContextManager[Any]:
         return self.accelerator.no_sync(role.module)
 
-    def _step(self, trained: Trained, loss: float) -> float:
-        """Clip and step; a non-finite loss or gradient skips the step, three in a row stop the run."""
+    def _step(self, role: str, trained: Trained, metrics: Metrics) -> float:
+        """Clip and step, unless a number is not finite: a NaN would spread through weights and moments.
+
+        Returns the norm before clipping.
+        """
         norm = self.accelerator.clip_grad_norm_(
             trained.role.model.parameters(), trained.settings.max_grad_norm
         )
-        norm = float(norm) if norm is not None else math.nan
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        numbers = {**metrics, "grad_norm": math.nan if norm is None else float(norm)}
+        wrong = {name: number for name, number in numbers.items() if not math.isfinite(number)}
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
-        if finite or scaling:
+        if scaling or not wrong:
             trained.optimizer.step()
-        trained.skipped = 0 if finite else trained.skipped + 1
-        if trained.skipped >= MAX_SKIPPED and not (scaling and trained.skipped < 10 * MAX_SKIPPED):
-            raise PreftuneError(
-                f"{trained.skipped} updates in a row were not finite (loss {loss}, gradient norm {norm})",
-                hint="lower the learning rate, or look at the rows of these steps in metrics.jsonl",
-            )
+            self.updates += 1
+        trained.skipped = trained.skipped + 1 if wrong else 0
+        if wrong and (not scaling or trained.skipped >= MAX_SCALED):
+            self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
         trained.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return numbers["grad_norm"]
 
     def _reduced(self, sums: "_Sums") -> Metrics:
         names = list(sums.values)
@@ -211,6 +241,11 @@ class _Sums:
     def _add(self, name: str, value: Tensor, kind: str) -> None:
         self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
         self.kinds[name] = kind
+
+
+def _between_forwards(*_: Any) -> None:
+    """Before every forward pass of a role, training or not, a run may stop."""
+    stopping_point("forward")
 
 
 def effective_precision(precision: Precision) -> Precision:

@@ -1,29 +1,47 @@
 """The outer loop: it counts, logs and checkpoints, and does not know which algorithm it drives.
 
-A batch is a pure function of the step, so a resumed run sees the same batches as an uninterrupted one.
+A batch is a pure function of the step, so a resumed run sees the same batches as an uninterrupted one. A step
+is taken whole or not at all: one that meets a number that is not finite, or a signal, is abandoned, and the
+state in which it began is what is kept.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
+from preftune.errors import PreftuneError, StorageError
+from preftune.rundir import write_json
+from preftune.stops import Interrupted, deferred
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
-from preftune.training.metrics import MetricsLog
+from preftune.training.metrics import Ledger, MetricsLog, Say
+from preftune.training.state import TrainState, capture, put
+
+MAX_BAD_STEPS = 3  # in a row, with numbers that are not finite, before the run stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long to train and where to write."""
+    """How long to train, where to write, and what to tell whom.
+
+    `updates` of the weights in a step: with several of them, a copy of the state is kept in memory while a
+    step is under way. `rows_at` names the data rows of a step; `on_saved` is told of every checkpoint.
+    """
 
     steps: int
     metrics: Path
     checkpoints: Path
     checkpoint_every: int
     keep: int
+    updates: int = 1
+    ledger: Path | None = None
+    rows_at: Callable[[int], Sequence[str]] | None = None
+    on_saved: Callable[[Path], None] = lambda path: None
+    say: Say = print
 
 
 def train(
@@ -33,18 +51,147 @@ def train(
     plan: Plan,
     on_step: Callable[[int, Metrics], None],
 ) -> None:
-    """Run the remaining steps; the last state is left in the learner's models."""
-    start = checkpoint.restore(plan.checkpoints, learner)
-    log = MetricsLog(plan.metrics, resume_at=start) if learner.is_main else None
-    for step in range(start, plan.steps):
-        began = time.monotonic()
-        factor = learner.set_progress(step, plan.steps)
-        metrics = algorithm.step(batch_at(step))
-        row = {**metrics, "lr_factor": factor, "step_seconds": time.monotonic() - began}
-        if log is not None:
-            log.append(step + 1, row)
-        on_step(step + 1, row)
-        if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.steps:
-            if learner.is_main:
-                checkpoint.save(plan.checkpoints, step + 1, learner, plan.keep)
-            learner.wait()
+    """Run the remaining steps; the last state is left in the learner's models and in the last checkpoint.
+
+    Raises Interrupted, with the state saved, when a signal asks for it.
+    """
+    start = checkpoint.restore(plan.checkpoints, learner, plan.say)
+    keeper, record = _Keeper(learner, plan, saved=start), _Record(learner, plan, start)
+    with deferred(anywhere=learner.is_alone):
+        for step in range(start, plan.steps):
+            began = time.monotonic()
+            faults.begin_step(step + 1)
+            keeper.begin_step()
+            factor = learner.set_progress(step, plan.steps)
+            try:
+                faults.faultpoint("step")
+                metrics = algorithm.step(batch_at(step))
+            except Interrupted as stop:
+                raise keeper.stopped(step, stop.number) from None
+            skipped = bool(learner.not_finite)
+            times = {"lr_factor": factor, "step_seconds": time.monotonic() - began}
+            row = {**metrics, "skipped": float(skipped), **times}
+            record.took(step, row)
+            if skipped:
+                keeper.undo_step()
+                record.was_bad(step, row)
+            else:
+                learner.bad_steps = 0
+            on_step(step + 1, row)
+            keeper.end_step(step + 1)
+
+
+@dataclass(slots=True)
+class _Keeper:
+    """Keeps the state: in memory while a step is under way, on disk now and then, and before a stop."""
+
+    learner: Learner
+    plan: Plan
+    saved: int  # the step of the newest checkpoint
+    before: TrainState | None = None  # the state in which this step began, if it makes several updates
+
+    def begin_step(self) -> None:
+        self.learner.begin_step()
+        if self.plan.updates > 1:
+            self.before = capture(self.learner).copied(self.before)
+
+    def undo_step(self) -> None:
+        """Back to where the step began; a single update that was skipped has changed nothing."""
+        if self.learner.updates and self.before is not None:
+            put(self.before, self.learner)
+
+    def end_step(self, step: int) -> None:
+        """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
+        number = self.learner.asked_to_stop()
+        if number or step % self.plan.checkpoint_every == 0 or step == self.plan.steps:
+            self._save(step, capture(self.learner))
+        if number:
+            raise self._reason(step, number)
+
+    def stopped(self, step: int, number: int) -> Interrupted:
+        """Save the state in which the step that was abandoned began; gives what to raise."""
+        touched = self.learner.updates > 0
+        if not touched:
+            self._save(step, capture(self.learner))
+        elif self.before is not None:
+            self._save(step, self.before)
+        return self._reason(step, number)
+
+    def _reason(self, step: int, number: int) -> Interrupted:
+        lost = f", work since step {self.saved} will be done again" if self.saved != step else ""
+        return Interrupted(number, f" after step {step} of {self.plan.steps}{lost}")
+
+    def _save(self, step: int, state: TrainState) -> None:
+        """A checkpoint, unless there is one or nothing to save. A full disk costs a warning."""
+        if self.learner.is_main and step != self.saved:
+            try:
+                self.plan.on_saved(checkpoint.save(self.plan.checkpoints, step, state, self.plan.keep))
+            except StorageError as error:
+                self.plan.say(f"warning: {error.message}; the newest one is of step {self.saved}")
+                step = self.saved
+        self.saved = step
+        self.learner.wait()
+
+
+@dataclass(slots=True)
+class _Record:
+    """What each step did, for people: numbers, data rows, and the whole story of a step that went wrong."""
+
+    learner: Learner
+    plan: Plan
+    start: int
+    metrics: MetricsLog | None = None
+    ledger: Ledger | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.learner.is_main:
+            return
+        self.metrics = MetricsLog(self.plan.metrics, self.start, self.plan.say)
+        if self.plan.ledger is not None:
+            self.ledger = Ledger(self.plan.ledger, self.start, self.plan.say)
+
+    def took(self, step: int, row: Metrics) -> None:
+        if self.metrics is not None:
+            self.metrics.add(step + 1, row)
+        if self.ledger is not None:
+            self.ledger.add(step + 1, self._rows(step))
+
+    def was_bad(self, step: int, row: Metrics) -> None:
+        """Write down a step that was skipped; the third in a row is the last: PreftuneError."""
+        self.learner.bad_steps += 1
+        why = self.learner.not_finite[0]
+        self.reasons.append(f"step {step + 1}: {why}")
+        if self.learner.is_main:
+            self._dump(step, row)
+            self.plan.say(f"warning: step {step + 1} was skipped: {why}")
+        if self.learner.bad_steps >= MAX_BAD_STEPS:
+            where = nonfinite_file(self.plan.metrics, step + 1)
+            raise PreftuneError(
+                f"{self.learner.bad_steps} steps in a row had numbers that are not finite:\n  "
+                + "\n  ".join(self.reasons[-MAX_BAD_STEPS:])
+                + f"\nrows and rewards of the last: {where}",
+                hint="lower the learning rate or look at those rows, and use another --out DIR",
+            )
+
+    def _dump(self, step: int, row: Metrics) -> None:
+        rewards = faults.seen("rewards")
+        record = {
+            "step": step + 1,
+            "not_finite": list(self.learner.not_finite),
+            "rows": self._rows(step),
+            "rewards": None if rewards is None else rewards.tolist(),
+            "metrics": row,
+        }
+        try:
+            write_json(nonfinite_file(self.plan.metrics, step + 1), record)
+        except StorageError as error:
+            self.plan.say(f"warning: {error.message}")
+
+    def _rows(self, step: int) -> list[str]:
+        return list(self.plan.rows_at(step)) if self.plan.rows_at is not None else []
+
+
+def nonfinite_file(metrics: Path, step: int) -> Path:
+    """Where a skipped step is written down: beside metrics.jsonl."""
+    return metrics.with_name(f"nonfinite-step-{step}.json")

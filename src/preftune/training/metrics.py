@@ -1,23 +1,61 @@
-"""metrics.jsonl: one row a step, appended as the step ends."""
+"""metrics.jsonl and ledger.jsonl: one row a step, appended as the step ends."""
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from preftune.algorithms.base import Metrics
+from preftune.errors import StorageError
 from preftune.rundir import append_jsonl, read_jsonl, write_jsonl
 
+_QUIET_SECONDS = 60  # between complaints about the same file
 
-class MetricsLog:
+Say = Callable[[str], None]
+
+
+class StepLog:
     """Appends rows; on resume, rows after the checkpoint are dropped, so that none is lost or doubled.
 
-    "time" is seconds of training since the stage began, without the time between attempts.
+    A full disk does not stop training: rows wait in memory for a later step, with a warning a minute.
     """
 
-    def __init__(self, path: Path, resume_at: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, resume_at: int, say: Say = print) -> None:
+        self.path, self._say = path, say
+        self._waiting: list[Mapping[str, Any]] = []
+        self._complained = -float(_QUIET_SECONDS)
         kept = [row for row in read_jsonl(path) if row["step"] <= resume_at] if path.exists() else []
         write_jsonl(path, kept)
-        self._origin = time.monotonic() - (kept[-1]["time"] if kept else 0.0)
+        self.last: Mapping[str, Any] = kept[-1] if kept else {}
 
-    def append(self, step: int, metrics: Metrics) -> None:
-        append_jsonl(self.path, {"step": step, "time": time.monotonic() - self._origin, **metrics})
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._waiting.append(row)
+        try:
+            while self._waiting:
+                append_jsonl(self.path, self._waiting[0])
+                del self._waiting[0]
+        except StorageError as error:
+            self._complain(error)
+
+    def _complain(self, error: StorageError) -> None:
+        if time.monotonic() - self._complained >= _QUIET_SECONDS:
+            self._complained = time.monotonic()
+            self._say(f"warning: {error.message}; training goes on, {len(self._waiting)} rows wait in memory")
+
+
+class MetricsLog(StepLog):
+    """Numbers. "time" is seconds of training since the stage began, without the time between attempts."""
+
+    def __init__(self, path: Path, resume_at: int, say: Say = print) -> None:
+        super().__init__(path, resume_at, say)
+        self._origin = time.monotonic() - self.last.get("time", 0.0)
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.append({"step": step, "time": time.monotonic() - self._origin, **metrics})
+
+
+class Ledger(StepLog):
+    """The data rows that each step consumed, written when the step has been taken."""
+
+    def add(self, step: int, rows: Sequence[str]) -> None:
+        self.append({"step": step, "rows": list(rows)})

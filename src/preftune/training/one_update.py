@@ -57,6 +57,7 @@ def one_update(
             learner.freeze(role)
     runner = kind(settings, models, learner)
     if isinstance(runner, PPO | GRPO):
+        assert isinstance(batch, Rollout)
         return runner.improve(batch)
     return runner.step(batch)
 

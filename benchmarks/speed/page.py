@@ -1,4 +1,4 @@
-"""docs/performance.md from benchmarks/results/*.json. Usage: table.py > docs/performance.md"""
+"""docs/performance.md from benchmarks/results/*.json. Usage: page.py > docs/performance.md"""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ WORK = {
 }
 HEAD = f"""# Performance
 
-Generated from `benchmarks/results/*.json` by `benchmarks/speed/table.py`; `make bench` measures anew.
+Generated from `benchmarks/results/*.json` by `benchmarks/speed/page.py`; `make bench` measures anew.
 
 Both sides are processes that take turns on one machine, a step each, A B A B, after one step that does
 not count. The ratio is TRL's time over preftune's for a pair of neighbouring steps: the median, and the

@@ -1,0 +1,195 @@
+"""The table of docs/reliability.md, from the results beside this script: nothing in it is typed."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "reliability"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+def table() -> str:
+    """Markdown rows: what was done, what came of it, which script measured it."""
+    measured = (
+        *(_kills, _signals, _corruption, _disk, _locks),
+        *(_two_processes, _overhead, _environment),
+    )
+    rows = [row for part in measured for row in part()]
+    lines = ["| what was done | what came of it | script |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {what} | {result} | `{script}.py` |" for what, result, script in rows)])
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def lower_bound(right: int, n: int) -> float:
+    """The lower end of the exact 95 % interval of a share when all n of n came right (Clopper-Pearson)."""
+    return 0.025 ** (1 / n) if right == n else math.nan
+
+
+def _of(right: int, n: int) -> str:
+    bound = lower_bound(right, n)
+    return f"{right} of {n}" + ("" if math.isnan(bound) else f" (95 % interval from {bound:.1%})")
+
+
+def _kills() -> list[tuple[str, str, str]]:
+    found = _read("kills")
+    stages = ", ".join(f"{n} {name}" for name, n in found["by_stage"].items())
+    kinds = ", ".join(
+        f"{n} {'at random moments' if k == 'moment' else k}" for k, n in found["by_kind"].items()
+    )
+    many = found["many_in_one"]
+    same = "identical" if not many["differs"] and many["code"] == 0 else "different"
+    right = _of(found["identical"], found["kills"])
+    return [
+        (
+            f"{found['kills']} SIGKILLs, one a run ({stages}; {kinds})",
+            f"weights, optimizer, saved model, metrics and rows bit-identical: {right}",
+            "kills",
+        ),
+        (f"{many['kills']} SIGKILLs in one PPO stage of {many['steps']} steps", same, "kills"),
+        (
+            f"work lost in these runs (a checkpoint every {found['interval']} steps)",
+            f"at most {found['most_steps_lost']} steps, {found['lost_beyond_interval']} beyond the interval",
+            "kills",
+        ),
+        (
+            "data rows and prompts in the ledgers of these runs",
+            f"{found['rows_skipped_or_doubled']} skipped or doubled",
+            "kills",
+        ),
+    ]
+
+
+def _signals() -> list[tuple[str, str, str]]:
+    found = _read("signals")
+    n = found["signals"]
+    return [
+        (
+            f"{n} SIGTERMs at random moments of a stage",
+            f"exit 143: {_of(found['exit_143'], n)}; then identical: {_of(found['identical'], n)}; "
+            f"{found['steps_lost']} finished steps lost",
+            "signals",
+        ),
+        (
+            "from SIGTERM to the end of the process",
+            f"median {found['median_seconds']:.2f} s, 95th percentile {found['p95_seconds']:.2f} s, "
+            f"longest {found['most_seconds']:.2f} s",
+            "signals",
+        ),
+    ]
+
+
+def _corruption() -> list[tuple[str, str, str]]:
+    found = _read("corruption")
+    kinds = ", ".join(f"{counts['damaged']} {kind}" for kind, counts in found["by_kind"].items())
+    right = _of(found["detected_and_older_used"], found["damaged"])
+    what = f"{found['damaged']} damaged checkpoints ({kinds})"
+    return [(what, f"detected, set aside, older one used: {right}", "corruption")]
+
+
+def _disk() -> list[tuple[str, str, str]]:
+    found = _read("full_disk")
+    small, stays, returns = (
+        found[key] for key in ("too_small_at_the_start", "full_until_the_end", "full_for_two_steps")
+    )
+    same = "identical" if not stays["differs"] and stays["code_of_the_repetition"] == 0 else "different"
+    back, rows = "identical" if not returns["differs"] else "different", len(returns["rows"])
+    return [
+        (
+            f"too little space before training ({found['file_system']})",
+            f"exit {small['code']}, {'something' if small['trained'] else 'nothing'} trained",
+            "full_disk",
+        ),
+        (
+            "the disk fills up in step 3 and stays full",
+            f"exit {stays['code']}, checkpoint of step {stays['older_checkpoint']} intact; afterwards {same}",
+            "full_disk",
+        ),
+        (
+            "the disk is full for two steps",
+            f"exit {returns['code']}, {returns['warnings']} warning, {rows} of 5 metrics rows, {back}",
+            "full_disk",
+        ),
+    ]
+
+
+def _locks() -> list[tuple[str, str, str]]:
+    found = _read("locks")
+    free = "free after a SIGKILL of the first" if found["free_after_kill"] else "not freed"
+    harm = "first unharmed" if found["first_unharmed"] else "first harmed"
+    return [
+        (
+            f"{found['second_commands']} second commands on a run directory",
+            f"exit 73: {_of(found['exit_73'], found['second_commands'])}; {harm}; {free}",
+            "locks",
+        ),
+        (
+            "such a command as a person types it",
+            f"gone after {found['median_seconds']:.1f} s on the busy machine (median; "
+            f"{found['processor_seconds']:.2f} s of processor time)",
+            "locks",
+        ),
+        (
+            f"{found['races']} pairs started at the same moment",
+            f"{found['races_with_two_writers']} with two writers",
+            "locks",
+        ),
+    ]
+
+
+def _two_processes() -> list[tuple[str, str, str]]:
+    found = _read("two_processes")
+    rows = []
+    for name, case in found.items():
+        if name in ("sigterm", "sigkill"):
+            same = "identical" if not case["differs"] and case["code_of_the_repetition"] == 0 else "different"
+            agreed = ", both stopped after the same step" if case["stopped_by_agreement"] else ""
+            result = f"both gone after {case['seconds']:.1f} s{agreed}; resumed by two: {same}"
+            rows.append((f"{name.upper()} to one of two processes (once)", result, "two_processes"))
+    return rows
+
+
+def _overhead() -> list[tuple[str, str, str]]:
+    found = _read("overhead")
+    rows = []
+    for key, name in (
+        ("sft", "SFT of `quickstart`"),
+        ("ppo", "PPO of `quickstart`"),
+        ("gpt2_sft", "SFT, GPT-2's size"),
+    ):
+        cost = found[key]
+        copy = f", {cost['copy'] * 1000:.1f} ms a step for the copy in memory" if cost["copy"] else ""
+        seconds = f"{cost['save']:.3f} s a save{copy}, {cost['step']:.2f} s a step"
+        rows.append(
+            (
+                f"checkpoints every {found['interval']} steps: {name}",
+                f"{cost['share']:.2%} of the time ({seconds})",
+                "overhead",
+            )
+        )
+    return rows
+
+
+def _environment() -> list[tuple[str, str, str]]:
+    found = _read("environment")
+    rows = []
+    for name, differs in found["differs"].items():
+        by = f"{', '.join(differs)} differ, weights by up to {found['largest'][name]:.1e}"
+        rows.append((f"{found['stage'].upper()}: {name}", by if differs else "identical", "environment"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

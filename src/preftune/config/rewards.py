@@ -1,0 +1,85 @@
+"""Reward functions by name: how a recipe writes them, and where Python finds them. Imports no torch.
+
+    reward_functions = "preftune.data.gold:gold"                        one function, weight 1
+    reward_functions = "0.4 * preftune.data.gold:gold + -0.1 * mine:words"   several, weighted
+
+A name is `module:function`; the module is imported as Python would, the current directory included.
+"""
+
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from preftune.errors import ConfigError, InputMissing
+
+_TERM = re.compile(r"(?:(?P<weight>[-+0-9.eE]+)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)")
+EXAMPLE = "0.5 * module:function + other:function"
+
+
+def reward_terms(text: str) -> dict[str, float]:
+    """Weights by function name, in the order written. ValueError for text that is no weighted sum."""
+    terms: dict[str, float] = {}
+    for part in re.split(r"\s\+\s", text.strip()):
+        match = _TERM.fullmatch(part.strip())
+        try:
+            weight = float(match["weight"] or 1) if match else 0.0
+        except ValueError:
+            weight = 0.0
+        if match is None or weight == 0 or weight in (float("inf"), float("-inf")):
+            raise ValueError(f"{part.strip()!r} is no weighted function; write it like {EXAMPLE!r}")
+        if match["name"] in terms:
+            raise ValueError(f"{match['name']} occurs twice in {text!r}; give it one weight")
+        terms[match["name"]] = weight
+    return terms
+
+
+def _is_a_sum(text: str) -> str:
+    reward_terms(text)
+    return text
+
+
+RewardTerms = Annotated[str, Field(min_length=1), AfterValidator(_is_a_sum)]
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The function behind `module:function`. InputMissing or ConfigError, naming it, if there is none.
+
+    Importing runs the module's code: name only what you would run yourself.
+    """
+    module_name, _, path = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the console script, unlike `python -m`, leaves it out
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputMissing(
+            f"reward function {name}: no module {error.name!r}",
+            hint="a module in the current directory, or an installed one",
+        ) from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(
+            f"reward function {name}: importing its module fails with {type(error).__name__}: {error}",
+            hint=f"python -c 'import {module_name}' shows where",
+        ) from error
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ConfigError(f"reward function {name}: {module_name} has no function {path!r}")
+    return found
+
+
+def source_hashes(terms: str) -> dict[str, str]:
+    """SHA-256 of the file behind each function: a stage made with an edited function is another stage."""
+    hashes = {}
+    for name in reward_terms(terms):
+        module = inspect.getmodule(find_function(name))
+        file = Path(getattr(module, "__file__", None) or "")
+        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "built in"
+    return hashes

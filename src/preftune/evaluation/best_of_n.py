@@ -1,0 +1,65 @@
+"""Best-of-n of the reference: what its reward model can get out of it without any training.
+
+One pool of responses to every prompt serves all n: the mean over all subsets of n responses is computed, not
+sampled.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.config import EvaluationConfig
+from preftune.evaluation import stats
+from preftune.evaluation.policy import Row
+
+ESTIMATOR = (
+    "mean over all subsets of n of the sampled responses to a prompt, the response with the highest score of "
+    "each subset; intervals by bootstrap over prompts"
+)
+SOURCE = (
+    "as pass@k in Chen et al. 2021 (arXiv:2107.03374), eq. 1; KL: Stiennon et al. 2020 (arXiv:2009.01325)"
+)
+
+
+def kl_formula(n: int) -> float:
+    """An upper bound on the KL of best-of-n (Stiennon et al. 2020): ln n - (n - 1)/n, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def best_of(pool: Sequence[Row], n: int, size: int) -> list[Row]:
+    """Of each prompt's `size` responses the one with the highest score among the first `n`, the first among
+    equals.
+    """
+    groups = [pool[i : i + n] for i in range(0, len(pool), size)]
+    return [max(group, key=lambda row: row["score"]) for group in groups]
+
+
+def curve(pool: Sequence[Row], size: int, settings: EvaluationConfig, seed: int) -> list[dict[str, Any]]:
+    """Reward, gold and held-out score of best-of-n for n = 1..size, chosen by reward each time."""
+    scores = _by_prompt(pool, "score", size)
+    order = scores.argsort(axis=1, kind="stable")
+    weights = np.stack([stats.best_of_weights(n, size) for n in range(1, size + 1)], axis=1)  # (size, n)
+    measures = {"reward": "score", "gold": "gold", "held_out": "held_out"}
+    columns: dict[str, list[dict[str, Any]] | None] = {}
+    for name, key in measures.items():
+        if pool[0].get(key) is None:
+            columns[name] = None
+            continue
+        best = np.take_along_axis(_by_prompt(pool, key, size), order, axis=1) @ weights  # (prompts, n)
+        intervals = stats.bootstrap_columns(best, settings.resamples, seed)
+        columns[name] = [
+            {"mean": float(mean), "interval": list(interval), "n": len(best)}
+            for mean, interval in zip(best.mean(0), intervals, strict=True)
+        ]
+    return [
+        {"n": n, "kl_formula": kl_formula(n)}
+        | {name: None if column is None else column[n - 1] for name, column in columns.items()}
+        for n in range(1, size + 1)
+    ]
+
+
+def _by_prompt(pool: Sequence[Row], key: str, size: int) -> np.ndarray:
+    """(prompts, size)"""
+    return np.array([row[key] for row in pool], dtype=float).reshape(-1, size)

@@ -1,0 +1,103 @@
+"""Is σ(margin) a probability? Brier score, calibration error, reliability diagram and fitted temperature."""
+
+import random
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from preftune.evaluation import stats
+from preftune.seeding import derive_seed
+
+BINS = 10
+MIN_PAIRS = 20  # fewer cannot be cut into two halves that say anything about a temperature
+
+
+def calibration(margins: np.ndarray, seed: int) -> dict[str, Any]:
+    """The keys brier, ece, reliability and temperature of evaluation/reward_model.json."""
+    label, probability = oriented(margins, seed)
+    return {
+        "brier": stats.brier(probability, label),
+        "ece": stats.ece(probability, label, BINS),
+        "reliability": reliability(probability, label),
+        "temperature": temperature(margins, seed),
+    }
+
+
+def oriented(margins: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and σ(margin) with each pair turned at random: always chosen first would make every label 1."""
+    rng = random.Random(derive_seed(seed, "orientation"))
+    sign = np.array([rng.choice((-1.0, 1.0)) for _ in margins])
+    return (sign > 0).astype(float), sigmoid(sign * margins)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
+
+
+def reliability(probability: np.ndarray, label: np.ndarray) -> list[dict[str, Any]]:
+    """How often the model is right where it is so sure: one record per part of [0.5, 1], as `stats.ece` cuts.
+
+    Guo et al. 2017 (arXiv:1706.04599), figure 1.
+    """
+    confidence = np.maximum(probability, 1 - probability)
+    correct = (probability > 0.5) == (label > 0.5)
+    edges = np.linspace(0.5, 1, BINS + 1)
+    which = np.digitize(confidence, edges[1:-1])
+    records = []
+    for i in range(BINS):
+        rows = which == i
+        n, right = int(rows.sum()), int(correct[rows].sum())
+        records.append(
+            {
+                "low": float(edges[i]),
+                "high": float(edges[i + 1]),
+                "n": n,
+                "confidence": float(confidence[rows].mean()) if n else None,
+                "accuracy": right / n if n else None,
+                "interval": list(stats.wilson(right, n)),
+            }
+        )
+    return records
+
+
+def temperature(margins: np.ndarray, seed: int) -> dict[str, Any] | None:
+    """The T of σ(margin / T) with the least loss, and the loss before and after. None for very few pairs.
+
+    `nll_after` is cross-fitted: each half of the pairs is judged with the T of the other, so that fitting
+    cannot look like an improvement where there is none. T is infinite where no margin is better than a coin.
+    """
+    if len(margins) < MIN_PAIRS:
+        return None
+    order = np.random.default_rng(derive_seed(seed, "temperature")).permutation(len(margins))
+    halves = margins[order[::2]], margins[order[1::2]]
+    after = [nll(ours * _best_scale(other)) for ours, other in (halves, halves[::-1])]
+    scale = _best_scale(margins)
+    return {
+        "value": 1 / scale if scale > 0 else float("inf"),
+        "nll_before": float(nll(margins).mean()),
+        "nll_after": float(np.concatenate(after).mean()),
+        "nll_coin": float(np.log(2)),
+        "n": len(margins),
+    }
+
+
+def nll(margins: np.ndarray) -> np.ndarray:
+    """-log σ(margin), elementwise, in nats: the Bradley-Terry loss of a pair."""
+    return np.logaddexp(0.0, -margins)
+
+
+def _best_scale(margins: np.ndarray) -> float:
+    """The 1 / T >= 0 that minimises the mean loss of σ(margin / T), a convex problem of one number."""
+
+    def slope(scale: float) -> float:
+        return float(-(margins * sigmoid(-scale * margins)).mean())
+
+    if slope(0.0) >= 0:  # scaling up only harms: at best the margins say nothing
+        return 0.0
+    high = 1.0
+    while slope(high) < 0 and high < 1e6:  # all pairs in the right order: the surer the better
+        high *= 4
+    root: Any = brentq(slope, 0.0, high) if slope(high) > 0 else high
+    return float(root)

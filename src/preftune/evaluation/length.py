@@ -1,0 +1,111 @@
+"""Better, or only longer? Win rate and gain with the length of responses held equal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.config import EvaluationConfig
+from preftune.evaluation import stats
+from preftune.evaluation.policy import Row
+
+METHOD = (
+    "win rate: logistic regression of the win on tanh(length difference / its sd), read at equal lengths; "
+    "gain: against the reference's responses to the same prompt of its length, give or take 10 % or 2 tokens"
+)
+SOURCE = (
+    "Dubois et al. 2024 (arXiv:2404.04475), without the term for the difficulty of instructions; "
+    "Singhal et al. 2023 (arXiv:2310.03716) for gains at matched length"
+)
+CALIPER, MIN_TOKENS = 0.1, 2
+RIDGE = 0.01  # keeps the fit finite where every comparison is won
+STEPS, BLOCK = 25, 200  # Newton steps; resamples fitted at a time
+
+
+def length_controlled(
+    rows: Sequence[Row], reference: Sequence[Row], pool: Sequence[Row], settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """`rows` and `reference`: one response a prompt; `pool`: several of the reference to every prompt."""
+    wins = np.array([_win(a["score"], b["score"]) for a, b in zip(rows, reference, strict=True)])
+    longer = np.array([a["length"] - b["length"] for a, b in zip(rows, reference, strict=True)], dtype=float)
+    n = len(wins)
+    return {
+        "method": METHOD,
+        "source": SOURCE,
+        "win_rate": {**controlled_win_rate(wins, longer, settings.resamples, seed), "n": n},
+        "raw_win_rate": {
+            "value": float(wins.mean()),
+            "interval": list(stats.wilson(float(wins.sum()), n)),
+            "n": n,
+        },
+        **matched_gain(rows, pool, settings.resamples, seed),
+    }
+
+
+def _win(a: float, b: float) -> float:
+    return float(a > b) + 0.5 * (a == b)
+
+
+def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """σ(θ) of P(win) = σ(θ + φ tanh(Δlength / sd)): the win rate at equal lengths, bootstrapped over prompts.
+
+    `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each.
+    """
+    sd = longer.std()
+    x = np.tanh(longer / sd) if sd > 0 else np.zeros_like(longer)
+    x = np.stack([np.ones_like(x), x], axis=1)  # (n, 2)
+    value = float(_fit(x, wins, np.ones((1, len(wins))))[0])
+    rng = np.random.default_rng(seed)
+    found: list[float] = []
+    for start in range(0, resamples, BLOCK):
+        count = min(BLOCK, resamples - start)
+        found += _fit(x, wins, rng.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), count)).tolist()
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"value": value, "interval": [float(min(low, value)), float(max(high, value))]}
+
+
+def _fit(x: np.ndarray, wins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """σ(θ) of the ridge logistic regression under each row of weights (R, n), by Newton's method: (R,)."""
+    beta = np.zeros((len(weights), 2))
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-np.clip(beta @ x.T, -30, 30)))  # (R, n)
+        slope = (weights * (wins - p)) @ x - RIDGE * beta
+        curvature = np.einsum("rn,ni,nj->rij", weights * p * (1 - p), x, x) + RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
+        beta += np.clip(step, -2, 2)  # far from the optimum a full Newton step can overshoot
+    return 1 / (1 + np.exp(-beta[:, 0]))
+
+
+def matched_gain(rows: Sequence[Row], pool: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
+    """The gain in score over the reference, and what is left of it at equal length; prompts whose response
+    has no reference response of its length are left out of both. The share is null unless there is a gain.
+    """
+    size = len(pool) // len(rows)
+    scores = np.array([row["score"] for row in pool]).reshape(len(rows), size)
+    lengths = np.array([row["length"] for row in pool]).reshape(len(rows), size)
+    own = np.array([row["score"] for row in rows])
+    length = np.array([row["length"] for row in rows])
+    near = np.abs(lengths - length[:, None]) <= np.maximum(MIN_TOKENS, CALIPER * length)[:, None]
+    kept = near.any(1)
+    if not kept.any():
+        return {"gain": None, "gain_length_matched": None, "share_surviving": None, "n": 0}
+    own, scores, near = own[kept], scores[kept], near[kept]
+    gain = own - scores.mean(1)
+    matched = own - (scores * near).sum(1) / near.sum(1)
+    intervals = stats.bootstrap_columns(np.stack([gain, matched], axis=1), resamples, seed)
+    share = None
+    if intervals[0].low > 0:
+        interval = stats.bootstrap_statistic(
+            lambda drawn: matched[drawn].mean() / gain[drawn].mean(), len(gain), resamples, seed
+        )
+        share = {"value": float(matched.mean() / gain.mean()), "interval": list(interval)}
+    return {
+        "gain": {"mean": float(gain.mean()), "interval": list(intervals[0]), "n": len(gain)},
+        "gain_length_matched": {
+            "mean": float(matched.mean()),
+            "interval": list(intervals[1]),
+            "n": len(gain),
+        },
+        "share_surviving": share,
+        "n": len(gain),
+    }

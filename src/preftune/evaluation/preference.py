@@ -1,0 +1,68 @@
+"""Which of two responses a policy itself prefers: its log-probabilities as a reward model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from preftune.data import Encoder, Preference
+from preftune.evaluation import stats
+from preftune.models.roles import Policy, Reference
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogprobs:
+    """log π(y | x) of both responses of every pair, summed over tokens, and their lengths: (n, 2) each."""
+
+    sums: np.ndarray
+    lengths: np.ndarray
+
+
+@torch.no_grad()
+def pair_logprobs(
+    role: Policy | Reference,
+    encoder: Encoder,
+    pairs: Sequence[Preference],
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> PairLogprobs:
+    """Chosen in column 0, rejected in column 1."""
+    sums, lengths = [], []
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[start : start + batch_size]
+        batch = encoder.pairs(part)
+        sides = [side.to(device) for side in (batch.chosen, batch.rejected)]
+        sums.append(np.stack([role.logprobs(side).sum(1).cpu().numpy() for side in sides], axis=1))
+        lengths.append(np.stack([side.response.sum(1).cpu().numpy() for side in sides], axis=1))
+        advance(len(part))
+    return PairLogprobs(np.concatenate(sums).astype(float), np.concatenate(lengths).astype(float))
+
+
+def preference(
+    own: PairLogprobs, reference: PairLogprobs | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """How often the chosen response is the likelier one, ties half: in sum, per token, and by the implicit
+    reward log π - log π_ref (Rafailov et al. 2023, arXiv:2305.18290, eq. 5), None for the reference itself.
+    """
+    result: dict[str, Any] = {
+        "n": len(own.sums),
+        "accuracy": None,
+        "mean_margin": None,
+        "accuracy_logprob": _accuracy(own.sums),
+        "accuracy_logprob_per_token": _accuracy(own.sums / own.lengths),
+    }
+    if reference is not None:
+        implicit = own.sums - reference.sums
+        margin = implicit[:, 0] - implicit[:, 1]
+        interval = stats.bootstrap_mean(margin, resamples, seed)
+        result["accuracy"] = _accuracy(implicit)
+        result["mean_margin"] = {"mean": float(margin.mean()), "interval": list(interval), "n": len(margin)}
+    return result
+
+
+def _accuracy(values: np.ndarray) -> dict[str, Any]:
+    rate, n = stats.win_rate(values[:, 0], values[:, 1]), len(values)
+    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}

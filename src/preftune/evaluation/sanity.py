@@ -1,0 +1,146 @@
+"""Checks that need no labels: does the score react as it should, and to nothing that it should not?"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from preftune.data import Encoder, Preference, RejectedRow, Sequences, pad_sequences
+from preftune.evaluation import stats
+from preftune.models.roles import RewardModel
+from preftune.seeding import derive_seed
+
+ROWS, PROBES = 200, 16
+WIDTHS = (1, 7, 32)  # columns of extra padding
+TOLERANCE = 1e-3  # of the sd of scores: float32 rounding is a hundred times smaller
+
+Row = tuple[list[int], list[int]]  # prompt and response ids
+
+
+def _shuffled(pair: Preference, seed: int) -> str:
+    words = pair.chosen.split()
+    random.Random(seed).shuffle(words)
+    return " " + " ".join(words)
+
+
+def _repeated(pair: Preference, seed: int) -> str:
+    words = pair.chosen.split()
+    return " " + " ".join(words[:1] * max(len(words), 1))
+
+
+KINDS: dict[str, tuple[str, Callable[[Preference, int], str]]] = {
+    "chosen": ("chosen by people", lambda pair, seed: pair.chosen),
+    "rejected": ("rejected by people", lambda pair, seed: pair.rejected),
+    "shuffled_words": ("chosen, its words shuffled", _shuffled),
+    "empty": ("nothing at all", lambda pair, seed: ""),
+    "repeated_token": ("its first word, over and over", _repeated),
+}
+
+
+@torch.no_grad()
+def sanity_rows(
+    model: RewardModel,
+    encoder: Encoder,
+    pairs: Sequence[Preference],
+    batch_size: int,
+    device: torch.device,
+    seed: int,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    """Raw scores of good, bad and absurd responses to the same prompts (at most 200).
+
+    `below_chosen` is the share of prompts on which the row scores below the chosen response, ties half.
+    """
+    pairs = list(pairs[:ROWS])
+    made = {
+        name: [_encoded(encoder, p, make(p, derive_seed(seed, "sanity", p.row))) for p in pairs]
+        for name, (_, make) in KINDS.items()
+    }
+    usable = [i for i in range(len(pairs)) if all(rows[i] is not None for rows in made.values())]
+    scores: dict[str, np.ndarray] = {}
+    for name, rows in made.items():
+        kept = [row for i in usable if (row := rows[i]) is not None]
+        scores[name] = _raw(model, encoder, kept, batch_size, device)
+    return [
+        {
+            "name": name,
+            "label": KINDS[name][0],
+            "mean": float(values.mean()),
+            "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            "interval": list(stats.bootstrap_mean(values, resamples, seed)),
+            "n": len(values),
+            "below_chosen": None if name == "chosen" else _below(scores["chosen"], values),
+        }
+        for name, values in scores.items()
+        if len(values)
+    ]
+
+
+def _below(chosen: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    rate, n = stats.win_rate(chosen, values), len(values)
+    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}
+
+
+def _encoded(encoder: Encoder, pair: Preference, text: str) -> Row | None:
+    """None where the made-up response does not fit into the model's context."""
+    try:
+        return encoder.sequence(pair.prompt, text)
+    except RejectedRow:
+        return None
+
+
+def _batch(encoder: Encoder, rows: Sequence[Row]) -> Sequences:
+    return pad_sequences([row[0] for row in rows], [row[1] for row in rows], encoder.pad_id)
+
+
+def _raw(
+    model: RewardModel, encoder: Encoder, rows: Sequence[Row], batch_size: int, device: torch.device
+) -> np.ndarray:
+    scores: list[float] = []
+    for start in range(0, len(rows), batch_size):
+        batch = _batch(encoder, rows[start : start + batch_size])
+        scores += model.raw_scores(batch.to(device)).tolist()
+    return np.array(scores)
+
+
+@torch.no_grad()
+def invariance(
+    model: RewardModel, encoder: Encoder, pairs: Sequence[Preference], device: torch.device, sd: float
+) -> dict[str, Any]:
+    """Largest change of a raw score by padding, and by company in the batch, over 16 rows of ragged length.
+
+    Padding is 1, 7 and 32 columns of another token than the pad token, as far as the context reaches.
+    """
+    rows = [(encoder.prompt(p.prompt), encoder.response(p.chosen)) for p in pairs[:PROBES]]
+    singles = [_batch(encoder, [row]).to(device) for row in rows]
+    alone = torch.cat([model.raw_scores(one) for one in singles])
+    together = model.raw_scores(_batch(encoder, rows).to(device))
+    room = encoder.max_length or max(one.ids.shape[1] for one in singles) + max(WIDTHS)
+    changes = [
+        (model.raw_scores(padded(one, width, encoder.eos_id)) - score).abs().item()
+        for one, score in zip(singles, alone, strict=True)
+        for width in WIDTHS
+        if one.ids.shape[1] + width <= room
+    ]
+    by_padding = max(changes, default=0.0)
+    by_batch = (together - alone).abs().max().item()
+    return {
+        "n": len(rows),
+        "padding_max_difference": by_padding,
+        "batch_max_difference": by_batch,
+        "tolerance": TOLERANCE * sd,
+        "score_sd": sd,
+        "ok": max(by_padding, by_batch) <= TOLERANCE * sd,
+    }
+
+
+def padded(batch: Sequences, columns: int, junk: int) -> Sequences:
+    """The same rows with `columns` more of padding, filled with `junk`: masks rule, not ids."""
+    pad = torch.nn.functional.pad
+    return Sequences(
+        pad(torch.where(batch.attention, batch.ids, junk), (0, columns), value=junk),
+        pad(batch.attention, (0, columns)),
+        pad(batch.response, (0, columns)),
+    )

@@ -1,0 +1,121 @@
+"""From measured responses to the numbers of evaluation/<policy>.json. Intervals are over prompts."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.config import EvaluationConfig
+from preftune.evaluation import stats
+from preftune.evaluation.best_of_n import kl_formula
+from preftune.evaluation.policy import Bench, Row, Summary
+
+
+def summarise(
+    policy: str,
+    label: str,
+    rows: Sequence[Row],
+    bench: Bench,
+    best_of_n: int | None = None,
+    reverse: Sequence[float] | None = None,
+    human: Sequence[Row] = (),
+) -> Summary:
+    """The content of evaluation/<policy>.json but for the comparisons. `reverse`: KL(reference || policy) of
+    each of the reference's responses; `human`: the chosen responses as rows.
+    """
+    settings, seed = bench.settings, bench.seed
+    lengths = [row["length"] for row in rows]
+    return {
+        "policy": policy,
+        "label": label,
+        "n_prompts": len(bench.prompts),
+        "n_samples": len(rows),
+        "reward": _spread([row["score"] for row in rows], settings, seed) if bench.scorer else None,
+        "reward_difference_to_sft": None,
+        "win_rate_vs_sft": None,
+        "reward_difference_to_chosen": None,
+        "win_rate_vs_chosen": None,
+        "held_out_reward": _spread([row["held_out"] for row in rows], settings, seed)
+        if bench.held_out
+        else None,
+        "held_out_difference_to_sft": None,
+        "length_controlled": None,
+        "kl": _kl(rows, reverse, settings, seed) if best_of_n is None else {"formula": kl_formula(best_of_n)},
+        "length": {"median": float(np.median(lengths)), **_mean(lengths, settings, seed)},
+        "eos_rate": _share(sum(row["ended"] for row in rows), len(rows)),
+        **_texts(rows, settings, seed),
+        "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold else None,
+        "prompts": _prompts(rows, reverse, human),
+    }
+
+
+def _texts(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summary:
+    """What is wrong with responses as texts: nothing in them, nothing new, the human's turn."""
+    ids = [row["ids"] for row in rows]
+    repetition = [stats.repetition_n(row, 4) for row in ids]
+    empty = sum(not row["response"].strip() for row in rows)
+    leaking = sum("Human:" in row["response"] for row in rows)
+    return {
+        "empty_share": empty / len(rows),
+        "empty": _share(empty, len(rows)),
+        "distinct_1": stats.corpus_distinct_n(ids, 1),
+        "distinct_2": stats.corpus_distinct_n(ids, 2),
+        "repetition_4": float(np.mean(repetition)),
+        "repetition": _mean(repetition, settings, seed),
+        "role_leakage": leaking / len(rows),
+        "role_leakage_rate": _share(leaking, len(rows)),
+    }
+
+
+def _prompts(rows: Sequence[Row], reverse: Sequence[float] | None, human: Sequence[Row]) -> list[Summary]:
+    """What there is of every prompt, so that others can pair by prompt without sampling again."""
+    return [
+        {
+            "row": row["row"],
+            "prompt": prompt_id(row["prompt"]),
+            "score": row["score"],
+            "gold": row.get("gold"),
+            "held_out": row["held_out"],
+            "kl": row.get("kl"),
+            "k1": row.get("k1"),
+            "reverse_kl": None if reverse is None else reverse[i],
+            "length": row["length"],
+            "ended": row["ended"],
+            "chosen_score": human[i]["score"] if human else None,
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def prompt_id(transcript: str) -> str:
+    """16 hexadecimal digits that name a prompt in every run."""
+    return hashlib.sha256(transcript.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _share(count: int, n: int) -> Summary:
+    return {"value": count / n, "interval": list(stats.wilson(count, n)), "n": n}
+
+
+def _mean(values: Sequence[float], settings: EvaluationConfig, seed: int) -> Summary:
+    interval = stats.bootstrap_mean(values, settings.resamples, seed)
+    return {"mean": float(np.mean(values)), "interval": list(interval), "n": len(values)}
+
+
+def _spread(values: Sequence[float], settings: EvaluationConfig, seed: int) -> Summary:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {**_mean(values, settings, seed), "sd": sd}
+
+
+def _kl(
+    rows: Sequence[Row], reverse: Sequence[float] | None, settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """Per sequence: sums over the response. Per token: the ratio of total KL to total length."""
+    tokens = sum(row["length"] for row in rows)
+    return {
+        "exact_per_sequence": _mean([row["kl"] for row in rows], settings, seed),
+        "exact_per_token": sum(row["kl"] for row in rows) / tokens,
+        "k1_per_sequence": _mean([row["k1"] for row in rows], settings, seed),
+        "k1_per_token": sum(row["k1"] for row in rows) / tokens,
+        "reverse_per_sequence": None if reverse is None else _mean(reverse, settings, seed),
+    }

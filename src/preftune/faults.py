@@ -1,0 +1,113 @@
+"""Named places at which tests make a run fail, and the numbers that a step saw. Next to no cost when off.
+
+    PREFTUNE_FAULT="rollout.token@step=2,hit=5:kill"      die when step 2 comes there for the fifth time
+    PREFTUNE_FAULT="checkpoint.rename:enospc;loss@step=3:nan"
+
+Actions: `kill` (SIGKILL to this process), `term` and `int` (signals that ask it to stop), `enospc` (the disk
+is full), `nan` (the value that passes through becomes NaN), `tear` (the file that was just written loses its
+second half, then `kill`), `sleep=SECONDS`. A fault without `step=` strikes at any step; every fault strikes
+once, but `enospc` and `nan` strike as often as they match.
+"""
+
+import errno
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+VARIABLE = "PREFTUNE_FAULT"
+_GRAMMAR = re.compile(r"(?P<name>[\w.]+)(?:@(?P<where>[\w=,]+))?:(?P<action>[a-z]+)(?:=(?P<seconds>[\d.]+))?")
+_ACTIONS = ("kill", "term", "int", "enospc", "nan", "tear", "sleep")
+
+Value = TypeVar("Value", bound=Any)
+
+
+@dataclass(slots=True)
+class _Fault:
+    """One thing to go wrong: at `name`, in step `step` (0: any), at the `hit`-th time."""
+
+    name: str
+    action: str
+    step: int = 0
+    hit: int = 1
+    seconds: float = 0.0
+    hits: int = 0
+
+    def matches(self, name: str, step: int) -> bool:
+        if name != self.name or self.step not in (0, step):
+            return False
+        self.hits += 1
+        return self.hits == self.hit or (self.hits > self.hit and self.action in ("enospc", "nan"))
+
+
+@dataclass(slots=True)
+class _State:
+    armed: list[_Fault] = field(default_factory=list)
+    step: int = 0
+    seen: dict[str, Any] = field(default_factory=dict)
+
+
+_state = _State()
+
+
+def arm(text: str | None = None) -> None:
+    """Read faults from `text`, or from the environment. ValueError for what is no fault."""
+    text = os.environ.get(VARIABLE, "") if text is None else text
+    _state.armed = [_parsed(part) for part in text.split(";") if part.strip()]
+
+
+def _parsed(text: str) -> _Fault:
+    found = _GRAMMAR.fullmatch(text.strip())
+    if found is None or found["action"] not in _ACTIONS:
+        raise ValueError(f"{VARIABLE}: {text!r} is not NAME[@step=N][,hit=N]:ACTION")
+    where = dict(part.split("=") for part in found["where"].split(",")) if found["where"] else {}
+    if not where.keys() <= {"step", "hit"}:
+        raise ValueError(f"{VARIABLE}: {text!r} has something other than step= and hit=")
+    numbers = {key: int(value) for key, value in where.items()}
+    return _Fault(found["name"], found["action"], seconds=float(found["seconds"] or 0), **numbers)
+
+
+def begin_step(step: int) -> None:
+    """Tell where training is, counted from 1; what the step before saw is forgotten."""
+    _state.step = step
+    _state.seen.clear()
+
+
+def faultpoint(name: str, value: Value = None) -> Value:
+    """A place where a test may strike; gives the value back, spoilt if it asks for that."""
+    for fault in _state.armed:
+        if fault.matches(name, _state.step):
+            return _strike(fault, value)
+    return value
+
+
+def observed(name: str, value: Value) -> Value:
+    """A fault point whose value is kept until the next step, for the record of a step that goes wrong."""
+    value = faultpoint(name, value)
+    _state.seen[name] = value
+    return value
+
+
+def seen(name: str) -> Any:
+    """The last value of this step that passed through `observed`, None without one."""
+    return _state.seen.get(name)
+
+
+def _strike(fault: _Fault, value: Value) -> Value:
+    match fault.action:
+        case "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), fault.name)
+        case "nan":
+            return value * float("nan")
+        case "sleep":
+            time.sleep(fault.seconds)
+        case "term" | "int":
+            os.kill(os.getpid(), signal.SIGTERM if fault.action == "term" else signal.SIGINT)
+        case "tear":
+            os.truncate(value, os.path.getsize(value) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case _:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return value

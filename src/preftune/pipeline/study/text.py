@@ -1,0 +1,266 @@
+"""STUDY.md: the tables of a study in words that a reader can check."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Study = Mapping[str, Any]
+GAINS = ("gold_gain", "proxy_gain")
+_SET_WORDS = {
+    "training": "Training forms (fresh prompts of the kind that the pairs have)",
+    "combinations": "Unseen combinations (facts that occur nowhere else)",
+    "wording": "Unseen wordings (a question form that only pretraining showed)",
+    "test": "Test prompts",
+}
+
+
+def study_text(study: Study) -> str:
+    """The whole page."""
+    parts = [_head(study)]
+    for kind in study["prompt_sets"]:
+        parts.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
+    parts += [_collapsed(study), _tokens(study), _equal_kl(study), _best_of_n(study), _seeds(study)]
+    parts += [_reward_model(study), _sweep(study), _figures(study)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(study: Study) -> str:
+    done = [seed["seed"] for seed in study["seeds"]]
+    return "\n".join(
+        [
+            f"# Study: {study['name']}",
+            "",
+            f"Made by `{study['command']}`.",
+            "",
+            f"Data {study['data']}; gold is **{study['gold']}**; seeds: {_listed(done)}; "
+            f"{study['n_prompts']} prompts each, {study['replies']} replies to a prompt. Intervals: "
+            f"{study['interval']}.",
+            f"Gains are against {study['reference'].upper()} on the same prompts. A verdict is the "
+            "interval's and nothing else's; `seeds for 80 %` is the number of seeds that would show a gain "
+            "of the size seen, a rough number.",
+            *_second_model_words(study),
+        ]
+    )
+
+
+def _second_model_words(study: Study) -> list[str]:
+    if study["gold"] != "second reward model":
+        return []
+    return [
+        "",
+        "Nobody knows the gold score of real text. What is called gold here is the score of a second reward "
+        "model, trained on the pairs of the other half of the prompts. It shares the first one's kind of "
+        "mistakes: a gain here is weaker evidence than on the built-in world.",
+    ]
+
+
+def _policies(study: Study, kind: str) -> str:
+    rows = []
+    for policy in study["policies"].values():
+        n = policy["sets"][kind]
+        rows.append(
+            [
+                policy["label"],
+                f"{n['gold']:.2f}",
+                _interval(n, "gold_gain", sign=True),
+                n["gold_verdict"],
+                n["seeds_needed"],
+                _interval(n, "proxy_gain", sign=True),
+                _interval(n, "win_rate"),
+                _interval(n, "kl"),
+                f"{n['length']:.1f}",
+                f"{n['eos_rate']:.3f}",
+                f"{n['repetition_4']:.3f}",
+            ]
+        )
+    heads = ["policy", "gold", "gold gain", "verdict", "seeds for 80 %", "proxy gain", "win rate (proxy)"]
+    return _table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
+
+
+def _collapsed(study: Study) -> str:
+    lines = [
+        f"* {study['policies'][name]['label']}, seed {seed['seed']}: {', '.join(policy['collapsed_why'])}"
+        for seed in study["seeds"]
+        for name, policy in seed["policies"].items()
+        if policy["collapsed"]
+    ]
+    rule = (
+        "A policy counts as collapsed at a seed if its gold interval (over that seed's prompts) lies below "
+        "SFT, if it ends fewer than half as many of its replies as SFT, or if it repeats 0.1 more of its "
+        "4-grams. "
+        "Collapsed seeds stay in every mean."
+    )
+    return "\n".join(["## Collapsed seeds", "", rule, "", *(lines or ["None."])])
+
+
+def _tokens(study: Study) -> str:
+    rows = [
+        [p["label"], _count(p["tokens_trained"]), _count(p["tokens_sampled"]), _count(p["steps"])]
+        for p in study["policies"].values()
+        if p["tokens_trained"] is not None
+    ]
+    budget = study["token_budget"]
+    plan = f"The plan was {budget:,} tokens each. " if budget else "The recipe's own sizes were kept. "
+    words = (
+        f"{plan}Trained: tokens of prompts and responses through the policy's training forward, epochs "
+        "included, counted while training; sampled: response tokens, which cost a forward each besides. "
+        "Means over seeds."
+    )
+    table = _table(["policy", "tokens trained", "tokens sampled", "steps"], rows)
+    return f"## Tokens\n\n{words}\n\n{table}"
+
+
+def _equal_kl(study: Study) -> str:
+    rows = []
+    for policy in study["policies"].values():
+        at = policy["bon_kl_gain"]
+        if at is not None:
+            shown = f"{at['value']:+.2f} [{at['low']:+.2f}, {at['high']:+.2f}]"
+            rows.append([policy["label"], _interval(policy, "kl"), shown, at["verdict"]])
+    if not rows:
+        return ""
+    largest = study["best_of_n"][-1]
+    words = (
+        "Gold minus the gold of best-of-n at the policy's own KL, seed by seed and paired by prompt; two "
+        "policies are compared at equal KL through this common yardstick. Best-of-n lies between its sizes "
+        "linearly in √KL; its KL is the formula ln n - (n - 1)/n, an upper bound. Policies beyond "
+        f"{largest['kl']:.2f} nats (n = {largest['n']}) at any seed cannot be compared so and are left out."
+    )
+    heads = ["policy", "KL, nats", "gold against best-of-n at that KL", "verdict"]
+    return f"## At equal KL\n\n{words}\n\n{_table(heads, rows)}"
+
+
+def _best_of_n(study: Study) -> str:
+    rows = [
+        [each["n"], f"{each['kl']:.2f}", *(_interval(each, gain, sign=True) for gain in GAINS)]
+        for each in study["best_of_n"]
+        if each["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
+    ]
+    heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
+    return f"## Best-of-n of SFT\n\n{_table(heads, rows)}"
+
+
+def _seeds(study: Study) -> str:
+    names = [name for name in study["policies"] if name != study["reference"]]
+    rows = []
+    for seed in study["seeds"]:
+        cells = []
+        for name in names:
+            own = seed["policies"][name]
+            mark = " (collapsed)" if own["collapsed"] else ""
+            cells.append(f"{_interval(own, 'gold_gain', sign=True)}{mark}")
+        rows.append([seed["seed"], *cells])
+    labels = [study["policies"][name]["label"] for name in names]
+    words = f"Gold gain over SFT on the {study['main_set']} prompts; intervals over the seed's prompts."
+    return f"## Seed by seed\n\n{words}\n\n{_table(['seed', *labels], rows)}"
+
+
+def _reward_model(study: Study) -> str:
+    audit = study["reward_model"]
+    if audit is None:
+        return ""
+    rows = [
+        [
+            kind,
+            f"{a['accuracy']:.3f}",
+            _listed(f"{s['value']:.3f}" for s in a["by_seed"]),
+            f"{a['best_reachable']:.3f}",
+            a["n_pairs"],
+        ]
+        for kind, a in audit.items()
+    ]
+    first = next(iter(audit.values()))
+    parts = [
+        [
+            part,
+            *(f"{audit[kind]['gaps'][part]['gap_sd']:+.2f}" for kind in audit),
+            f"{gap['accuracy']:.2f}",
+            gap["n"],
+        ]
+        for part, gap in first["gaps"].items()
+    ]
+    heads = ["prompts", "accuracy", "by seed", "best reachable", "pairs a seed"]
+    words = (
+        "Gap: mean score of the better minus the worse of two replies that differ in one part of gold alone, "
+        "in sd of the scores. 0 means that the reward model does not see that part; below 0 it prefers the "
+        'worse. "stacked courtesies" is the blind spot that the world leaves on purpose.'
+    )
+    gaps = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
+    return f"## Reward model on fresh pairs\n\n{_table(heads, rows)}\n\n{words}\n\n{_table(gaps, parts)}"
+
+
+def _sweep(study: Study) -> str:
+    sweep = study["sweep"]
+    if sweep is None:
+        return ""
+    rows = [
+        [
+            each["value"],
+            _interval(each, "kl"),
+            *(_interval(each, gain, sign=True) for gain in GAINS),
+            f"{each['eos_rate']:.3f}",
+            f"{each['length']:.1f}",
+        ]
+        for each in sweep["means"]
+    ]
+    names = {
+        "rl_gold": "RL, gold",
+        "rl_proxy": "RL, proxy",
+        "bon_gold": "best-of-n, gold",
+        "bon_proxy": "best-of-n, proxy",
+    }
+    laws = [
+        [
+            names[name],
+            law["law"],
+            _plus_minus(law, "alpha"),
+            _plus_minus(law, "beta"),
+            law["n"],
+            f"{float(law['r2']):.2f}",
+            "-" if law["peak_sqrt_kl"] is None else f"{law['peak_sqrt_kl']:.2f}",
+        ]
+        for name, law in sweep["laws"].items()
+        if law is not None
+    ]
+    words = (
+        "Laws of Gao et al. (arXiv:2210.10760) with d = √KL, least squares without a constant; ± is one "
+        "standard error: for RL robust to what the points of one seed share (two seeds or more), for "
+        "best-of-n that of independent points, which neighbouring n are not. `peak` is the √KL from which on "
+        "more optimisation loses gold, by the law; outside the range of the points it is extrapolation."
+    )
+    heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
+    fits = _table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
+    return f"## Sweep of {sweep['key']}\n\n{_table(heads, rows)}\n\n{words}\n\n{fits}"
+
+
+def _figures(study: Study) -> str:
+    names = ["gains", "kl", *(["sweep"] if study["sweep"] else [])]
+    return "\n".join(["## Figures", "", *(f"![{name}](figures/{name}.svg)" for name in names)])
+
+
+def _plus_minus(law: Mapping[str, Any], name: str) -> str:
+    return f"{law[name]:.3f} ± {float(law[f'{name}_se']):.3f}"
+
+
+def _interval(numbers: Mapping[str, Any], name: str, sign: bool = False) -> str:
+    value = numbers[name]
+    if value is None:
+        return "-"
+    form = "+.2f" if sign else ".2f"
+    if numbers.get(f"{name}_low") is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} [{numbers[f'{name}_low']:{form}}, {numbers[f'{name}_high']:{form}}]"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
+
+    return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])

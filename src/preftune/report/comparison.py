@@ -1,0 +1,154 @@
+"""The comparison of policies: the table, what each paid in KL, what is significant, what their text is."""
+
+from collections.abc import Mapping
+
+from preftune.report import claims
+from preftune.report.blocks import Block, Bullets, Fold, Grid, Picture, Section, say
+from preftune.report.tables import (
+    comparison_table,
+    detail_table,
+    kl_text,
+    length_table,
+    other_judges_table,
+    text_table,
+)
+from preftune.report.text import Code, Prose, clean, number
+from preftune.report.view import CHOSEN, PolicyView, RunView
+from preftune.rundir import BASE
+
+# Families of comparisons, each corrected for itself: measure, with whom, in words.
+TESTED = (
+    ("score", None, "reward"),
+    ("gold", None, "gold score"),
+    ("held_out", None, "second reward model"),
+    ("score", CHOSEN, "reward against the human-chosen response"),
+)
+
+
+def pictures(figures: Mapping[str, str], prefix: str) -> list[Block]:
+    """The drawn figures whose file name begins with `prefix`."""
+    return [Picture(file=file, alt=alt) for file, alt in figures.items() if file.startswith(prefix)]
+
+
+def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
+    if not run.policies:
+        missing = say(
+            "No policy has been evaluated, so there is no table. ",
+            Code("preftune evaluate RUN"),
+            " makes it.",
+        )
+        return Section(key="comparison", title="Comparison", blocks=(missing,))
+    blocks: list[Block] = [
+        Grid(table=comparison_table(run)),
+        *pictures(figures, "reward_kl"),
+        *_trade_off(run),
+        Fold(title="How to read the table", blocks=(say(READING),)),
+    ]
+    return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
+
+
+READING = (
+    "Every policy answered the same held-out prompts; reward is the normalised score of this run's reward "
+    "model. Brackets are 95 % intervals from a bootstrap over prompts (shares: Wilson). Differences and win "
+    "rates are paired by prompt against the reference; ties count half. KL is KL(policy || reference), exact "
+    "over the vocabulary at each token and summed over the response. Best of n needs no training: its KL is "
+    "the upper bound ln n - (n-1)/n."
+)
+
+
+def _trade_off(run: RunView) -> list[Block]:
+    """One bullet a trained policy: what it gained, what it paid in KL, and whether best-of-n was cheaper."""
+    reference = run.label(run.reference)
+    best = next((policy for policy in run.policies if policy.best_of), None)
+    items = [
+        _paid(run, claim.policy, f"{claim.difference.text(sign=True)} reward against {reference}", best)
+        for claim in claims.claims(run)
+        if not claim.policy.best_of and claim.policy.policy != BASE and claim.policy.kl is not None
+    ]
+    return [say("What each policy paid in KL for its reward:"), Bullets(items=tuple(items))] if items else []
+
+
+def _paid(run: RunView, policy: PolicyView, gain: str, best: PolicyView | None) -> Prose:
+    text = f"{policy.label}: {gain} at {kl_text(policy)} nats per response."
+    record = None if best is None else run.comparison(policy.policy, against=best.policy)
+    if best is None or best.kl is None or policy.kl is None or record is None:
+        return (text,)
+    outcome = claims.outcome(record.difference, record.p_holm)
+    relation = {claims.BETTER: "more reward", claims.WORSE: "less reward"}.get(outcome, outcome)
+    low = policy.kl.low if policy.kl.low is not None else policy.kl.value
+    above = "for more KL" if low > best.kl.value else "and its KL is not shown to be higher"
+    against = f"Against {best.label}, paired by prompt: {relation} ({record.difference.text(sign=True)})"
+    return (f"{text} {against}, {above} (best-of-n's is at most {best.kl.value:.2f}).",)
+
+
+def significance(run: RunView) -> Section:
+    """Every claim with its interval, its corrected p-value and what the comparison could have found."""
+    items: list[Prose] = []
+    for measure, against, words in TESTED:
+        for claim in claims.claims(run, measure, against):
+            p_value = "" if claim.p_holm is None else f", p = {_p(claim.p_holm)} after Holm's correction"
+            found = f"{claim.outcome} ({claim.difference.text(sign=True)}{p_value})"
+            text = f"{claim.policy.label}, {words}: {found}."
+            least = claims.detectable(claim.difference)
+            if claim.outcome == claims.UNCLEAR and least is not None:
+                text += (
+                    f" A true difference of {number(least)} would be found 4 times in 5 (before correction)."
+                )
+                if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
+                    text += f" To show the difference seen here would take about {claim.n_needed:,} prompts."
+            items.append((text,))
+    intro = say(
+        "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
+        "comparisons were made, its p-value survives Holm's correction at 5 %. No detectable difference does "
+        "not mean "
+        "equal."
+    )
+    nothing = say("No policy was compared with another, so nothing is significant or insignificant here.")
+    blocks: tuple[Block, ...] = (intro, Bullets(items=tuple(items))) if items else (nothing,)
+    return Section(
+        key="significance", title="What is significant and what is not", short="Significance", blocks=blocks
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def quality(run: RunView, figures: Mapping[str, str]) -> Section | None:
+    """Better, or only longer? Length control, other judges, what the text looks like."""
+    if not run.policies:
+        return None
+    blocks: list[Block] = []
+    by_length = length_table(run)
+    if by_length.rows:
+        controls = [policy.length_controlled for policy in run.policies if policy.length_controlled]
+        method, source = clean(controls[0].method, 600), clean(controls[0].source, 200)
+        how = f"Equal length: {method.rstrip('.')}{f' ({source})' if source else ''}. " if method else ""
+        blocks += [
+            say(
+                f"{how}The share of the gain left is its part that remains at equal length, with the "
+                "interval of the ratio; a dash where there is no gain to share out."
+            ),
+            Grid(table=by_length),
+        ]
+    others = other_judges_table(run)
+    if others.rows:
+        blocks += [Grid(table=others)]
+    blocks += [
+        Grid(table=text_table(run)),
+        say(
+            "Shares are of all responses of a policy; distinct-n depends on the amount of text and is "
+            "comparable within this table only."
+        ),
+        *pictures(figures, "reward_distribution"),
+        Grid(table=detail_table(run)),
+        say(
+            "k1 is the usual sampled estimate of the same KL; it is noisier and may be negative. Backward KL "
+            "is taken on the reference's own responses: what the policy no longer says."
+            if any(policy.reverse_kl for policy in run.policies)
+            else "k1 is the usual sampled estimate of the same KL; it is noisier and may be negative."
+        ),
+    ]
+    return Section(
+        key="quality", title="Better, or only longer?", short="Length and text", blocks=tuple(blocks)
+    )

@@ -1,0 +1,196 @@
+"""Samples side by side and the reward model's mistakes, as cards; no more of them than a page can bear."""
+
+import html
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from preftune.report.blocks import Card, Explorer, Passage
+from preftune.report.text import MAX_QUOTE, clean, cut_note, number
+from preftune.report.view import Row, RunView
+
+# Bytes of each kind of card in the page: together with the figures it stays under 3 MB.
+SAMPLE_BYTES = 1_200_000
+MISTAKE_BYTES = 900_000
+CARD_BYTES, PASSAGE_BYTES, SHADE_BYTES = 400, 90, 20  # markup around the text
+LEVELS = 4
+SHADED = 200  # mistakes whose tokens set the scale of the shades
+QUOTED = 5
+MAX_TOKENS = 256  # scores of tokens that the evaluation records for one response
+
+
+def samples(run: RunView) -> tuple[Explorer, int]:
+    """A card for each prompt with every policy's response, in order; and the number of all prompts."""
+    policies = tuple(run.samples)
+    answers: dict[str, dict[str, Row]] = {}
+    for policy, rows in run.samples.items():
+        for row in rows:
+            answers.setdefault(str(row.get("prompt", "")), {}).setdefault(policy, row)
+    every = (
+        _sample(run, place, prompt, found, policies)
+        for place, (prompt, found) in enumerate(answers.items(), start=1)
+    )
+    cards = tuple(_fitting(every, SAMPLE_BYTES))
+    explorer = Explorer(
+        key="samples", what="prompts", quantity="score", cards=cards, quoted=QUOTED,
+        measures=tuple(run.label(policy) for policy in policies),
+    )  # fmt: skip
+    return explorer, len(answers)
+
+
+def _sample(run: RunView, place: int, prompt: str, found: dict[str, Row], policies: Sequence[str]) -> Card:
+    scores = tuple(_finite(found[policy].get("score")) if policy in found else None for policy in policies)
+    said = [
+        Passage(label=run.label(policy), note=_note(row), text=str(row.get("response", "")))
+        for policy, row in found.items()
+    ]
+    named = zip(policies, scores, strict=True)
+    listed = ", ".join(f"{run.label(policy)} {number(score)}" for policy, score in named if score is not None)
+    whole = Passage(label="Prompt", note="", text=prompt)
+    return Card(
+        title=f"Prompt {place}", lead=_lead(prompt), note=listed, passages=(whole, *said), values=scores
+    )
+
+
+def mistakes(run: RunView) -> Explorer:
+    """A card for each mistake, the surest first, with its tags and what each token did to the score."""
+    counts = Counter(tag for row in run.mistakes for tag in set(_tags(row)))
+    names = tuple(sorted(counts, key=lambda tag: (tag.startswith(SOURCE), -counts[tag], tag)))
+    places = {tag: place for place, tag in enumerate(names)}
+    ordered = sorted(run.mistakes, key=_margin)
+    scale = _scale(ordered[:SHADED])
+    cards = tuple(_fitting((_mistake(row, places, scale) for row in ordered), MISTAKE_BYTES))
+    shown = Counter(place for card in cards for place in card.tags)
+    return Explorer(
+        key="mistakes", what="mistakes", quantity="confidence", cards=cards, quoted=QUOTED,
+        measures=("confidence",), tags=tuple((tag, shown[place]) for place, tag in enumerate(names)),
+    )  # fmt: skip
+
+
+SOURCE = "source: "
+
+
+def _tags(row: Row) -> list[str]:
+    tags = [clean(tag, 40) for tag in row.get("tags") or ()]
+    return [*tags, f"{SOURCE}{clean(row['source'], 60)}"] if row.get("source") else tags
+
+
+def _mistake(row: Row, places: dict[str, int], scale: float) -> Card:
+    margin, confidence = _margin(row), _confidence(row)
+    tags = ", ".join(clean(tag, 40) for tag in row.get("tags") or ())
+    sides = (("chosen", "Chosen (labelled better)"), ("rejected", "Rejected (scored at least as high)"))
+    sure = f"margin {number(margin, sign=True)}, confidence {number(confidence)}"
+    prompt = str(row.get("prompt", ""))
+    passages = [Passage(label="Prompt", note="", text=prompt)]
+    for side, label in sides:
+        notes = (
+            [f"score {number(score)}"] if (score := _finite(row.get(f"reward_{side}"))) is not None else []
+        )
+        if isinstance(row.get(f"length_{side}"), int):
+            notes.append(f"{row[f'length_{side}']} tokens")
+        text, tokens = str(row.get(side, "")), row.get(f"tokens_{side}")
+        shades = tuple(_shades(tokens, scale, len(text))) if tokens else ()
+        passages.append(Passage(label=label, note=", ".join(notes), text=text, shades=shades))
+    return Card(
+        title=f"Validation row {clean(row.get('idx', '?'), 20)}",
+        lead=_lead(prompt),
+        note=f"{sure}, {tags}" if tags else sure,
+        passages=tuple(passages),
+        tags=tuple(places[tag] for tag in dict.fromkeys(_tags(row))),
+        values=(confidence,),
+    )
+
+
+def _margin(row: Row) -> float:
+    value = _finite(row.get("margin"))
+    return 0.0 if value is None else value
+
+
+def _confidence(row: Row) -> float:
+    """sigmoid(|margin|), as recorded or as the margin gives it."""
+    recorded = _finite(row.get("confidence"))
+    return 1 / (1 + math.exp(-min(abs(_margin(row)), 500.0))) if recorded is None else recorded
+
+
+def _moves(tokens: Sequence[Sequence[Any]]) -> list[tuple[str, float]]:
+    """Tokens with the change of the score that each brought; the first has nothing to be compared with."""
+    found, before = [], None
+    for text, score in tokens:
+        after = _finite(score)
+        found.append((str(text), 0.0 if before is None or after is None else after - before))
+        before = after
+    return found
+
+
+def _scale(rows: Iterable[Row]) -> float:
+    """The change that gets the darkest shade: 95 % of all changes are smaller."""
+    sizes = sorted(
+        abs(move)
+        for row in rows
+        for side in ("tokens_chosen", "tokens_rejected")
+        for _, move in _moves(row.get(side) or ())
+    )
+    return sizes[int(0.95 * len(sizes))] if sizes else 0.0
+
+
+def _shades(tokens: Sequence[Sequence[Any]], scale: float, length: int) -> Iterator[tuple[str, int]]:
+    """Neighbours of one level together, cut at MAX_QUOTE characters like any text."""
+    pieces: list[tuple[str, int]] = []
+    room = MAX_QUOTE
+    for text, move in _moves(tokens):
+        level = round(LEVELS * max(-1.0, min(1.0, move / scale))) if scale > 0 else 0
+        part, room = text[:room], room - min(len(text), room)
+        if pieces and pieces[-1][1] == level:
+            pieces[-1] = (pieces[-1][0] + part, level)
+        elif part:
+            pieces.append((part, level))
+    shown = sum(len(text) for text, _ in pieces)
+    yield from ((clean(text, None), level) for text, level in pieces)
+    unread = room > 0 and len(tokens) < MAX_TOKENS  # the list ends where the reward model stopped reading
+    if length > shown + 1:  # decoding may drop a blank at the start
+        yield (f" … ({length - shown} more characters, not read)" if unread else cut_note(length - shown)), 0
+
+
+def _finite(value: Any) -> float | None:
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if plain else None
+
+
+def _lead(prompt: str) -> str:
+    """The first words of the last question."""
+    last = prompt.strip().removesuffix("Assistant:").rpartition("Human:")[2]
+    return clean(" ".join(last.split()), None)[:90] or "(no question)"
+
+
+def _note(row: Row) -> str:
+    """Score, KL, length, end and gold of one sample."""
+    parts = [
+        f"{words} {number(row[key])}"
+        for key, words in (("score", "score"), ("gold", "gold"), ("held_out", "second model"), ("kl", "KL"))
+        if isinstance(row.get(key), int | float)
+    ]
+    if isinstance(row.get("length"), int):
+        parts.append(f"{row['length']} token{'' if row['length'] == 1 else 's'}")
+    if row.get("ended") is False:
+        parts.append("cut at the limit")
+    if not str(row.get("response", "")).strip():
+        parts.append("empty")
+    return ", ".join(parts)
+
+
+def _fitting(cards: Iterable[Card], budget: int) -> Iterator[Card]:
+    """Cards from the front as long as their markup stays within `budget` bytes."""
+    for card in cards:
+        budget -= _size(card)
+        if budget < 0:
+            return
+        yield card
+
+
+def _size(card: Card) -> int:
+    texts = [card.title, card.lead, card.note]
+    texts += [clean(passage.text) for passage in card.passages if not passage.shades]
+    pieces = [piece for passage in card.passages for piece, _ in passage.shades]
+    markup = CARD_BYTES + PASSAGE_BYTES * len(card.passages) + SHADE_BYTES * len(pieces)
+    return markup + len(html.escape("".join(texts + pieces)).encode())

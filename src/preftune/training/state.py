@@ -1,0 +1,93 @@
+"""The training state: all that one step leaves behind for the next.
+
+Random numbers are functions of (run seed, stage, step, purpose, row) and batches functions of the step, so
+the state is weights, Adam's moments, the counts of what was skipped, and the fp16 scaler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preftune.training.learner import Learner
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """Weights and moments by role; `moments` are called "<number of the parameter>.<kind>"."""
+
+    weights: Mapping[str, Tensors]
+    moments: Mapping[str, Tensors]
+    skipped: Mapping[str, int]
+    bad_steps: int
+    scaler: Mapping[str, Any]
+
+    def copied(self, into: "TrainState | None" = None) -> "TrainState":
+        """A copy on the CPU, in the memory of `into` where that has the same tensors."""
+        weights, moments = (into.weights, into.moments) if into is not None else ({}, {})
+        return TrainState(
+            weights={name: _copied(part, weights.get(name, {})) for name, part in self.weights.items()},
+            moments={name: _copied(part, moments.get(name, {})) for name, part in self.moments.items()},
+            skipped=dict(self.skipped),
+            bad_steps=self.bad_steps,
+            scaler=dict(self.scaler),
+        )
+
+
+def capture(learner: Learner) -> TrainState:
+    """The learner's state. On a CPU the tensors are the learner's own: use them before it goes on."""
+    return TrainState(
+        weights={name: weights_of(trained.role.model) for name, trained in learner.trained.items()},
+        moments={name: _moments(trained.optimizer) for name, trained in learner.trained.items()},
+        skipped={name: trained.skipped for name, trained in learner.trained.items()},
+        bad_steps=learner.bad_steps,
+        scaler=learner.scaler_state(),
+    )
+
+
+def put(state: TrainState, learner: Learner) -> None:
+    """Give the learner a state. KeyError if it lacks a weight."""
+    for name, trained in learner.trained.items():
+        with torch.no_grad():
+            for key, parameter in trained.role.model.named_parameters():
+                parameter.copy_(state.weights[name][key])
+        restored = trained.optimizer.state_dict()
+        restored["state"] = {}
+        for key, value in state.moments[name].items():
+            index, kind = key.split(".", 1)
+            restored["state"].setdefault(int(index), {})[kind] = value.clone()
+        trained.optimizer.load_state_dict(restored)
+        trained.skipped = state.skipped[name]
+    learner.bad_steps = state.bad_steps
+    learner.load_scaler_state(dict(state.scaler))
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, tied ones once, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+
+
+def state_bytes(learner: Learner) -> int:
+    """Bytes of a checkpoint: weights and AdamW's two moments of each."""
+    return 3 * sum(
+        p.numel() * p.element_size() for t in learner.trained.values() for p in t.role.model.parameters()
+    )
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{i}.{k}": v.detach().cpu().contiguous() for i, state in states.items() for k, v in state.items()
+    }
+
+
+def _copied(tensors: Tensors, into: Tensors) -> Tensors:
+    if into.keys() != tensors.keys():
+        return {key: tensor.clone() for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        into[key].copy_(tensor)
+    return into

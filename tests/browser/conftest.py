@@ -1,0 +1,78 @@
+"""A real headless Chromium for the report's tests. Nothing is fetched: without a browser they are skipped."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "report")]
+
+from page_watch import Opener, Watch  # noqa: E402 - found by the line above
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
+FLAGS += ("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker keeps the browser to itself where tests run side by side."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("browser"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium as the system has it (or $CHROMIUM), driven by playwright."""
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    with api.sync_playwright() as driver:
+        try:
+            chromium = driver.chromium.launch(executable_path=program, args=list(FLAGS))
+        except api.Error as error:
+            pytest.skip(f"{program} does not start here: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Opener]:
+    """Opens a file as a reader would, from disk, and watches it: `page, watch = opened(path, width=360)`."""
+    with ExitStack() as stack:
+
+        def opener(
+            path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True
+        ) -> tuple[Any, Watch]:
+            page = stack.enter_context(_page(browser, width, scheme, script))
+            page.set_default_timeout(15_000)
+            watch = Watch()
+            watch.on(page, path.as_uri())
+            page.goto(path.as_uri(), wait_until="load")
+            return page, watch
+
+        yield opener
+
+
+@contextmanager
+def _page(browser: Any, width: int, scheme: str, script: bool) -> Iterator[Any]:
+    size = {"width": width, "height": 800}
+    context = browser.new_context(viewport=size, color_scheme=scheme, java_script_enabled=script)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()

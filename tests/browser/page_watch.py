@@ -1,0 +1,38 @@
+"""What a page did that a report must not: console messages, script errors, dialogs, requests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Watch:
+    """Everything that a page was seen doing."""
+
+    console: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    @property
+    def everything(self) -> list[str]:
+        return [*self.console, *self.errors, *self.dialogs, *self.requests]
+
+    def on(self, page: Any, own: str) -> None:
+        """Listen to `page`; `own` is the one address that it may ask for."""
+
+        def asked(request: Any) -> None:
+            if request.url.split("#")[0] != own and not request.url.startswith("data:"):
+                self.requests.append(request.url)
+
+        def spoke(dialog: Any) -> None:
+            self.dialogs.append(dialog.message)
+            dialog.dismiss()
+
+        page.on("request", asked)
+        page.on("dialog", spoke)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
+
+
+Opener = Callable[..., tuple[Any, Watch]]

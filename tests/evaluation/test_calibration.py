@@ -1,0 +1,58 @@
+"""Calibration against distributions whose calibration is known by construction."""
+
+import math
+
+import numpy as np
+import pytest
+
+from preftune.evaluation import stats
+from preftune.evaluation.calibration import calibration, oriented, reliability, sigmoid, temperature
+
+
+def overconfident(n: int, factor: float, seed: int = 0) -> np.ndarray:
+    """Margins of a model that is right with probability σ(m / factor) where it says σ(m)."""
+    rng = np.random.default_rng(seed)
+    size = np.abs(rng.normal(scale=3.0, size=n))
+    return np.where(rng.random(n) < sigmoid(size / factor), size, -size)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_planted_temperature_is_found(factor: float) -> None:
+    found = temperature(overconfident(20_000, factor), seed=0)
+    assert found is not None
+    assert found["value"] == pytest.approx(factor, rel=0.08)
+    assert found["nll_coin"] == pytest.approx(0.6931, abs=1e-4)
+    if factor != 1.0:
+        assert found["nll_after"] < found["nll_before"]
+
+
+def test_margins_that_say_nothing_or_lie_have_an_infinite_temperature() -> None:
+    found = temperature(-np.abs(np.random.default_rng(0).normal(size=100)), seed=0)
+    assert found is not None
+    assert found["value"] == math.inf
+    assert found["nll_after"] == pytest.approx(math.log(2))
+    assert temperature(np.ones(19), seed=0) is None
+
+
+def test_the_fitted_loss_is_not_measured_on_the_pairs_it_was_fitted_to() -> None:
+    """On noise an in-sample fit always looks better than a coin; over many draws the cross-fit does not."""
+    after = [temperature(np.random.default_rng(s).normal(size=40), s) for s in range(60)]
+    assert np.mean([each["nll_after"] for each in after if each]) > math.log(2)
+
+
+def test_reliability_bins_add_up_to_the_calibration_error() -> None:
+    label, p = oriented(overconfident(3000, 3.0), seed=5)
+    bins = reliability(p, label)
+    assert sum(b["n"] for b in bins) == 3000
+    total = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["n"]) / 3000
+    assert total == pytest.approx(stats.ece(p, label), abs=1e-12)
+    assert bins[-1]["accuracy"] < bins[-1]["confidence"] - 0.05  # surer than right, as planted
+
+
+def test_the_diagram_does_not_depend_on_the_order_of_chosen_and_rejected() -> None:
+    margins = overconfident(500, 1.0)
+    label, _ = oriented(margins, seed=1)
+    assert 0.4 < label.mean() < 0.6
+    first, second = (calibration(margins, seed) for seed in (1, 2))
+    assert first["brier"] == pytest.approx(second["brier"])  # (p - y)² is the same either way round
+    assert first["ece"] == pytest.approx(second["ece"])

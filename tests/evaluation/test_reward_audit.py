@@ -1,0 +1,123 @@
+"""The parts of the audit that read no labels, and the groups that accuracy is taken by."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from preftune.data import Sequences
+from preftune.evaluation.bands import expected_band
+from preftune.evaluation.preference import PairLogprobs, preference
+from preftune.evaluation.reward_model import by_length_difference
+from preftune.evaluation.sanity import invariance, sanity_rows
+from preftune.models.roles import RewardModel
+from tiny import EOS, POSITIONS, classifier, rows
+
+
+class Encoder:
+    """Rows of ids for numbered pairs; the text of a made-up response is as many 1s as it has words."""
+
+    eos_id, pad_id, max_length = EOS, EOS, POSITIONS
+
+    def __init__(self) -> None:
+        self.prompts, self.responses = rows(7, 20)
+
+    def prompt(self, prompt: int) -> list[int]:
+        return self.prompts[prompt]
+
+    def response(self, text: Any, ended: bool = True) -> list[int]:
+        return self.responses[text] if isinstance(text, int) else [1] * len(text.split()) + [EOS]
+
+    def sequence(self, prompt: int, text: Any, ended: bool = True) -> tuple[list[int], list[int]]:
+        return self.prompt(prompt), self.response(text)
+
+
+def numbered(n: int) -> list[Any]:
+    return [SimpleNamespace(prompt=i, chosen=i, rejected=i, row=i) for i in range(n)]
+
+
+def test_a_sound_reward_model_does_not_see_padding() -> None:
+    found = invariance(RewardModel(classifier(1)), Encoder(), numbered(16), torch.device("cpu"), 1.0)  # type: ignore[arg-type]
+    assert found["ok"] is True
+    assert found["n"] == 16
+    assert 0 <= max(found["padding_max_difference"], found["batch_max_difference"]) < 1e-4
+
+
+class Leaky(RewardModel):
+    """Reads its score at the last column, as a reader of index -1 does."""
+
+    __slots__ = ()
+
+    def raw_scores(self, sequences: Sequences) -> torch.Tensor:
+        return self.module(sequences.ids, sequences.attention)[:, -1]
+
+
+def test_a_score_that_is_read_on_padding_is_noticed() -> None:
+    found = invariance(Leaky(classifier(1)), Encoder(), numbered(16), torch.device("cpu"), 1.0)  # type: ignore[arg-type]
+    assert found["ok"] is False
+    assert found["padding_max_difference"] > 0.01
+    assert found["batch_max_difference"] > 0.01
+
+
+def test_sanity_rows_score_what_they_say() -> None:
+    pairs = [
+        SimpleNamespace(prompt=i, chosen=f" w{i} x y z", rejected=" no", row=i) for i in range(12)
+    ]  # all words are the token 1: shuffled and repeated ones are the same row as chosen
+    device, model = torch.device("cpu"), RewardModel(classifier(1))
+    found = {r["name"]: r for r in sanity_rows(model, Encoder(), pairs, 5, device, 0, 50)}  # type: ignore[arg-type]
+    assert list(found) == ["chosen", "rejected", "shuffled_words", "empty", "repeated_token"]
+    assert found["shuffled_words"]["mean"] == pytest.approx(found["chosen"]["mean"], abs=1e-6)
+    assert found["shuffled_words"]["below_chosen"]["value"] == 0.5  # ties count half
+    assert found["empty"]["mean"] != pytest.approx(found["chosen"]["mean"], abs=1e-3)
+    assert all(row["n"] == 12 for row in found.values())
+    assert found["chosen"]["below_chosen"] is None
+
+
+def test_every_pair_is_in_one_bin_of_the_length_difference() -> None:
+    lengths = np.array([-30, -20, -3, -2, -1, 0, 0, 1, 2, 5, 9, 40])
+    margins = np.where(lengths < 0, 1.0, -1.0)
+    bins = by_length_difference(lengths, margins)
+    assert sum(b["n"] for b in bins) == len(lengths)
+    assert [b["value"] for b in bins] == [1.0] * 3 + [0.0] * (len(bins) - 3)
+    (equal,) = [b for b in bins if b["label"] == "0"]
+    assert (equal["low"], equal["high"], equal["n"]) == (0, 1, 2)
+    assert bins[0]["low"] is None
+    assert bins[-1]["high"] is None
+    for earlier, later in pairwise(bins):
+        assert earlier["high"] <= later["low"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sources", "parameters", "low", "high"),
+    [
+        ("Anthropic/hh-rlhf", {"helpful-base", "harmless-base"}, 774_000_000, 0.726, 0.737),
+        ("Anthropic/hh-rlhf", {"helpful-base"}, 774_000_000, 0.726, 0.726),
+        ("pairs", {"harmless-base"}, 435_000_000, 0.684, 0.752),
+        ("Anthropic/hh-rlhf", {"helpful-base"}, 124_000_000, None, None),
+        ("pairs", {"mine"}, 774_000_000, None, None),
+    ],
+)
+def test_the_expected_band_is_published_or_none(
+    data: str, sources: set[str], parameters: int, low: float | None, high: float | None
+) -> None:
+    band = expected_band(data, sources, parameters)
+    assert (band["low"], band["high"]) == (low, high)
+    if low is None:
+        assert "none known at this size" in band["text"]
+    else:
+        assert band["source"]
+    assert expected_band("world", {"fact"}, 1000, 0.86)["high"] == 0.86
+
+
+def test_a_policy_prefers_what_it_made_more_likely() -> None:
+    ours = PairLogprobs(np.array([[-2.0, -9.0], [-5.0, -4.0]]), np.array([[2.0, 3.0], [1.0, 4.0]]))
+    reference = PairLogprobs(np.array([[-3.0, -3.0], [-9.0, -4.0]]), ours.lengths)
+    found = preference(ours, reference, 50, 0)
+    assert found["accuracy"]["value"] == 1.0  # +1 against -6, +4 against 0
+    assert found["mean_margin"]["mean"] == pytest.approx(5.5)
+    assert found["accuracy_logprob"]["value"] == 0.5
+    assert found["accuracy_logprob_per_token"]["value"] == 0.5  # -1 > -3, -5 < -1
+    assert preference(ours, None, 50, 0)["accuracy"] is None

@@ -1,0 +1,89 @@
+"""Reward functions in whole runs: in training, in evaluation and best-of-n, and when they fail."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import preftune
+from preftune import cli
+from preftune.config import load_recipe
+from preftune.rundir import read_json, read_jsonl
+
+SMALL = (
+    "model.scratch.steps=4",
+    "data.pairs=60",
+    "stage.sft.rows=16",
+    "evaluation.prompts=6",
+    "evaluation.pool=4",
+    "evaluation.max_new_tokens=8",
+    *(f"stage.{name}=none" for name in ("rm", "dpo", "ppo")),
+)
+ALONE = ("stage.grpo.reward_model=none", "stage.grpo.steps=2", "stage.grpo.max_new_tokens=8")
+CALLS: list[int] = []
+
+
+def words(prompt: str, response: str) -> int:
+    return len(response.split())
+
+
+def sometimes_nan(prompt: str, response: str, **columns: Any) -> float:
+    """Fails on the first response of each step of 16."""
+    CALLS.append(1)
+    return math.nan if len(CALLS) % 16 == 1 else float(len(response))
+
+
+def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path) -> None:
+    """Without any reward model: the score is the function's, and best-of-n picks the longest replies."""
+    settings = (*SMALL, "stage.grpo=none", "evaluation.reward_functions=test_reward_functions:words")
+    run = preftune.run("tiny", *settings, out=str(tmp_path))
+    for name, file in run.samples_files().items():
+        for row in read_jsonl(file):
+            assert row["score"] == words("", row["response"]), name
+    sft, best = (read_json(run.evaluation(name))["reward"]["mean"] for name in ("policy_sft", "best_of_4"))
+    assert best > sft
+
+
+def test_a_stage_learns_from_functions_alone_and_counts_what_it_masks(tmp_path: Path) -> None:
+    terms = "stage.grpo.reward_functions=0.5 * test_reward_functions:sometimes_nan"
+    CALLS.clear()
+    path = preftune.grpo_train(
+        "tiny", *SMALL, *ALONE, terms, "stage.grpo.on_reward_error=mask", out=str(tmp_path)
+    )
+    assert (path / "model.safetensors").is_file()
+    rows = read_jsonl(tmp_path / "stages" / "grpo" / "metrics.jsonl")
+    assert [row["frac_reward_masked"] for row in rows] == [1 / 16, 1 / 16]
+    recorded = read_json(tmp_path / "stages" / "grpo" / "stage.json")["inputs"]
+    assert set(recorded["reward_functions"]) == {"test_reward_functions:sometimes_nan"}
+
+
+def test_a_failing_function_ends_the_run_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CALLS.clear()
+    terms = "stage.grpo.reward_functions=test_reward_functions:sometimes_nan"
+    assert cli.main(["train", "tiny", "grpo", *SMALL, *ALONE, terms, f"out={tmp_path}"]) == 65
+    said = capsys.readouterr().err
+    assert "test_reward_functions:sometimes_nan, row " in said
+    assert "returned nan" in said
+
+
+def test_a_function_that_is_not_there_stops_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terms = "stage.grpo.reward_functions=no_module_of_this_name:f"
+    assert cli.main(["run", "tiny", *SMALL, *ALONE, terms, f"out={tmp_path}"]) == 66
+    assert "no_module_of_this_name:f" in capsys.readouterr().err
+    assert not (tmp_path / "stages").exists()
+
+
+def test_the_frozen_settings_name_the_functions(tmp_path: Path) -> None:
+    from preftune.config import dump_toml
+
+    config = load_recipe(
+        "tiny", ["stage.ppo.reward_functions=0.5 * a:f + b:g", "stage.ppo.reward_model=none"]
+    ).config
+    file = tmp_path / "x.toml"
+    file.write_text(dump_toml(config), encoding="utf-8")
+    assert load_recipe(str(file)).config == config

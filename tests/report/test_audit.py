@@ -1,0 +1,146 @@
+"""The reward-model section and the second look at the policies, with all that an evaluation may hold."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import make_run
+from synthetic_audit import add_audit
+
+from preftune.errors import DataError
+from preftune.report import build, load_run
+from preftune.report.analysis import analysis_text
+from preftune.report.sections import sections
+from preftune.report.text import percent
+from preftune.rundir import RunDir, read_json, write_json
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = add_audit(make_run(tmp_path_factory.mktemp("audit")))
+    build(run)
+    return run.analysis_text.read_text(encoding="utf-8")
+
+
+def written(run: RunDir) -> str:
+    """ANALYSIS.md as it would be written, without the time that its figures take."""
+    view = load_run(run)
+    return analysis_text(view, sections(view, {}))
+
+
+def change(run: RunDir, **keys: Any) -> RunDir:
+    write_json(run.reward_evaluation, read_json(run.reward_evaluation) | keys)
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "an accuracy of 54.4 % or more would be told from chance 4 times in 5",
+        "What to expect: 62 to 66 % for GPT-2 small on HH (source: our estimate). The interval measured here "
+        "overlaps with it.",
+        "| A logistic model of word counts | 61.0 % [58.0, 64.0] | +7.0 [3.0, 11.0] | better |",
+        "counting each as half right gives 68.1 % [65.0, 71.0]",
+        "best calibrated): 1.70; negative log-likelihood 0.660 without and 0.610 with it",
+        "The margins claim too much.",
+        "Correlation of score with response length: +0.120 [0.060, 0.180]",
+        "The score does not depend on how it is computed",
+        "| chosen − rejected, tokens: -20 to -6 | 210 | 60.0 % [57.0, 63.0] |",
+        "| human turns: 4+ | 80 | 61.0 % [58.0, 64.0] |",
+        "| its words shuffled | -0.60 [-0.70, -0.50] | 80.0 % [77.0, 83.0] |",
+        "| `rm2` | 1,000 | 66.0 % [63.0, 69.0] | other pairs |",
+        "| `prefers the longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
+        "figures/reward_model_reliability.svg",
+        "figures/reward_model_groups.svg",
+        "Equal length: pairs whose lengths differ by at most 4 tokens (ours).",
+        "| PPO | 40.0 [37.0, 43.0] | 62.5 % [52.5, 72.5] | 50.0 % [40.0, 60.0] | +0.50 [0.30, 0.70] | "
+        "+0.00 [-0.20, 0.20] | 0.0 % [0.0, 20.0] |",
+        "Win rate vs human-chosen",
+        "worse: -0.50 [-0.70, -0.30]",
+        "Backward KL / response",
+        "figures/reward_kl_held_out.svg",
+    ],
+)
+def test_everything_measured_is_said(analysis: str, words: str) -> None:
+    assert words in analysis
+
+
+def test_a_group_without_a_pair_is_left_out(analysis: str) -> None:
+    assert "over 20" not in analysis
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "place"), [(0.3, 0.4, "above"), (0.9, 0.95, "below"), (0.5, 0.9, "within")]
+)
+def test_the_interval_is_placed_against_what_others_reached(
+    tmp_path: Path, low: float, high: float, place: str
+) -> None:
+    band = {"low": low, "high": high, "text": "so much", "source": None}
+    assert f"The interval measured here lies {place} it." in written(
+        change(add_audit(make_run(tmp_path)), expected_band=band)
+    )
+
+
+def test_an_unknown_band_says_so_and_places_nothing(tmp_path: Path) -> None:
+    band = {"low": None, "high": None, "text": "none known at this size", "source": None}
+    text = written(change(add_audit(make_run(tmp_path)), expected_band=band))
+    assert "What to expect: none known at this size." in text
+    assert "The interval measured here" not in text
+
+
+def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    found = written(change(run, temperature={"value": 1.7, "nll_before": 0.60, "nll_after": 0.61}))
+    assert "It does not help on other pairs." in found
+    assert "The margins claim" not in found
+    low = written(change(run, temperature={"value": 0.5, "nll_before": 0.62, "nll_after": 0.61}))
+    assert "The margins claim too little." in low
+    assert "Best temperature: infinite." in written(change(run, temperature={"value": "Infinity"}))
+
+
+def test_a_score_that_depends_on_padding_is_shouted(tmp_path: Path) -> None:
+    moved = {
+        "n": 16,
+        "padding_max_difference": 0.3,
+        "batch_max_difference": 0.0,
+        "tolerance": 1e-4,
+        "ok": False,
+    }
+    assert "The score DEPENDS on how it is computed" in written(
+        change(add_audit(make_run(tmp_path)), invariance=moved)
+    )
+
+
+def test_an_old_run_has_the_same_sections_without_the_new_parts(tmp_path: Path) -> None:
+    text = written(make_run(tmp_path))
+    assert "| Always choosing the longer one | 53.0 % [50.0, 56.0] |" in text
+    assert "| `prefers the longer` | 6 | 50.0 % |" in text
+    for absent in (
+        "What to expect",
+        "Best temperature",
+        "length-controlled",
+        "Second reward model",
+        "Response | Raw",
+    ):
+        assert absent not in text
+
+
+def test_null_is_as_good_as_missing(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    before = read_json(run.reward_evaluation)
+    write_json(run.reward_evaluation, {key: None for key in before} | {"accuracy": before["accuracy"]})
+    for policy in ("policy_ppo", "base"):
+        row = read_json(run.evaluation(policy))
+        write_json(run.evaluation(policy), {key: None for key in row} | {"policy": policy})
+    write_json(run.evaluation("best_of_n"), {"curve": None})
+    assert "Accuracy on held-out pairs: 68.0 %" in written(run)
+
+
+def test_an_audit_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
+    run = change(add_audit(make_run(tmp_path)), reliability=[{"low": "x"}])
+    with pytest.raises(DataError, match=r"reward_model\.json"):
+        load_run(run)
+
+
+def test_percent_of_nothing_is_a_dash() -> None:
+    assert percent(None) == "–"

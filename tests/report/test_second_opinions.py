@@ -1,0 +1,161 @@
+"""Claims beyond the score itself: at equal length, by a second model, against best-of-n and people."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import make_run, share, spread
+from synthetic_audit import add_audit
+
+from preftune.report.cautions import cautions
+from preftune.report.claims import verdict, verdict_parts
+from preftune.report.load import load_run
+from preftune.report.view import RunView
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
+
+
+def whole(path: Path, accuracy: float = 0.68) -> RunDir:
+    return add_audit(make_run(path, accuracy=accuracy))
+
+
+def part(run: RunDir | RunView, start: str) -> str:
+    """The sentence of the verdict that begins with `start`; empty if none does."""
+    view = run if isinstance(run, RunView) else load_run(run)
+    return next((text for text in verdict_parts(view) if text.startswith(start)), "")
+
+
+def set_matched(run: RunDir, policy: str, mean: float, half: float = 0.2, n: int = 100) -> None:
+    record = read_json(run.evaluation(policy))
+    record["length_controlled"]["gain_length_matched"] = spread(mean, half, n)
+    write_json(run.evaluation(policy), record)
+
+
+@pytest.mark.parametrize(
+    ("mean", "n", "words"),
+    [
+        (0.4, 100, "the gain in reward remains for PPO (+0.40 [0.20, 0.60])"),
+        (0.1, 100, "no gain is shown to remain for PPO (+0.10 [-0.10, 0.30])"),
+        (-0.4, 100, "the gain turns into a loss for PPO (-0.40 [-0.60, -0.20])"),
+        (0.4, 9, "no gain is shown to remain for PPO"),  # too few pairs of equal length for a claim
+    ],
+)
+def test_what_remains_at_equal_length_is_read_off_its_interval(
+    tmp_path: Path, mean: float, n: int, words: str
+) -> None:
+    run = whole(tmp_path)
+    set_matched(run, "policy_ppo", mean, n=n)
+    assert words in part(run, "Between responses of equal length")
+
+
+def test_equal_length_is_asked_only_of_what_gained(tmp_path: Path) -> None:
+    words = part(whole(tmp_path), "Between responses of equal length")
+    assert "PPO" in words
+    assert "GRPO" not in words  # no detectable gain
+    assert "DPO" not in words  # worse
+    assert "best of 4" not in words  # not trained
+
+
+def test_a_second_reward_model_takes_a_gain_back(tmp_path: Path) -> None:
+    words = part(whole(tmp_path), "By a second reward model, trained on other pairs,")
+    assert "PPO (-0.50 [-0.70, -0.30])" in words.split("worse than SFT")[0]
+    assert (
+        "What PPO gained in reward was lost in the second's score: that is a sign of over-optimisation."
+        in words
+    )
+
+
+def edit_comparisons(run: RunDir, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    write_jsonl(run.comparisons, [change(row) for row in read_jsonl(run.comparisons)])
+
+
+def test_a_second_reward_model_may_leave_a_gain_unconfirmed(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    edit_comparisons(run, lambda row: row | {"p_holm": 0.2} if row["measure"] == "held_out" else row)
+    words = part(run, "By a second reward model")
+    assert (
+        "For PPO and best of 4 (SFT) the gain in reward is not shown to be one in the second's score."
+        in words
+    )
+    assert "lost" not in words
+
+
+def test_pairs_shared_with_the_first_model_are_not_called_other_pairs(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    path = run.evaluation("reward_model_rm2")
+    write_json(path, read_json(path) | {"held_out": False})
+    assert part(run, "By a second reward model that trained no policy,")
+
+
+def test_training_is_set_against_choosing_the_best_of_a_few(tmp_path: Path) -> None:
+    words = part(whole(tmp_path), "Against choosing without training")
+    assert (
+        "GRPO (-0.40 [-0.60, -0.20]) and DPO (-0.85 [-1.05, -0.65]) are worse than best of 4 (SFT)" in words
+    )
+    assert "PPO (+0.05 [-0.15, 0.25]) shows no detectable difference from best of 4 (SFT)" in words
+    assert "base" not in words
+
+
+def test_nobody_is_said_to_beat_people_without_an_interval(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    words = part(run, "Against people's own choice, by the same score")
+    assert "PPO (-0.10 [-0.30, 0.10])" in words
+    assert "no detectable difference from the human-chosen response" in words
+    better = spread(0.5, 0.2, 100)
+    edit_comparisons(run, lambda row: row | better if row["reference"] == "chosen" else row)
+    assert "are better than the human-chosen response" in part(run, "Against people's own choice")
+
+
+def test_a_judge_no_better_than_a_coin_has_no_say_on_length_or_people(tmp_path: Path) -> None:
+    words = verdict(load_run(whole(tmp_path, accuracy=0.51)))
+    assert words.startswith("Nothing can be claimed about quality")
+    for silent in ("equal length", "without training", "people's own choice"):
+        assert silent not in words
+
+
+def set_test(run: RunDir, baseline: str, difference: float, p_holm: float) -> None:
+    record = read_json(run.reward_evaluation)
+    for row in record["baseline_tests"]:
+        if row["baseline"] == baseline:
+            row |= {"difference": difference, "p_holm": p_holm}
+            row["interval"] = [difference - 0.02, difference + 0.02]
+    write_json(run.reward_evaluation, record)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_holm", "better"), [(0.07, 0.01, True), (0.07, 0.2, False), (0.01, 0.01, False)]
+)
+def test_the_judge_beats_a_baseline_by_the_paired_test_only(
+    tmp_path: Path, difference: float, p_holm: float, better: bool
+) -> None:
+    run = whole(tmp_path)
+    set_test(run, "bag_of_words", difference, p_holm)
+    view = load_run(run)
+    assert ("better than chance and than a logistic model of word counts (61.0 %)" in verdict(view)) is better
+    assert any("may measure little but single words" in caution for caution in cautions(view)) is not better
+
+
+def test_nonsense_that_the_judge_likes_is_a_warning(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    found = "\n".join(cautions(load_run(run)))
+    assert "is not shown to prefer the chosen responses to nothing (51.0 % [48.0, 54.0]" in found
+    assert "its words shuffled" not in found  # 80 % lie below the chosen response
+    record = read_json(run.reward_evaluation)
+    record["sanity"][1]["below_chosen"] = share(0.3, 200)
+    record["invariance"]["ok"] = False
+    write_json(run.reward_evaluation, record)
+    found = "\n".join(cautions(load_run(run)))
+    assert (
+        "The reward model prefers its words shuffled (30.0 % [27.0, 33.0] score below the chosen)." in found
+    )
+    assert "changes with padding or batch" in found
+
+
+def test_a_gain_that_is_mostly_length_is_a_warning(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    words = "Less than half of the gain of PPO is left at equal length"
+    assert any(caution.startswith(words) for caution in cautions(load_run(run)))
+    record = read_json(run.evaluation("policy_ppo"))
+    record["length_controlled"]["share_surviving"] = share(0.4, 100, 0.2)  # the interval reaches one half
+    write_json(run.evaluation("policy_ppo"), record)
+    assert not any(caution.startswith(words) for caution in cautions(load_run(run)))

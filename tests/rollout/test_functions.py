@@ -1,0 +1,276 @@
+"""Reward functions: what they are called with, how they add up, and that a failure never becomes a reward."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from preftune.config import GRPOConfig, PPOConfig, build
+from preftune.config.rewards import find_function, reward_terms, source_hashes
+from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn
+from preftune.data.corpus import train_tokenizer
+from preftune.errors import ConfigError, DataError, InputMissing, PreftuneError
+from preftune.models.roles import Critic, Policy, Reference, RewardModel
+from preftune.rollout.collect import collect
+from preftune.rollout.functions import RewardFunctions, load_functions, masked, rows_by_prompt
+from preftune.rollout.score import Scorer
+from tiny import causal_lm, classifier
+
+BYTES = 257  # every byte and the end token
+REPLIES = [" Yo.", " No", " It is.", " Go on.", " Hm.", " Well, yes."]
+ROWS = [
+    Preference(
+        prompt=Dialogue((Turn("human", f" Q{i}?"),)),
+        chosen=f" c{i}",
+        rejected=f" r{i}",
+        source="set",
+        row=10 + i,
+    )
+    for i in range(len(REPLIES))
+]
+SEEN: list[tuple[str, str, dict[str, Any]]] = []
+
+
+# Reward functions of the tests; the settings name them tests-style, "test_functions:letters".
+
+
+def letters(prompt: str, response: str) -> int:
+    return len(response)
+
+
+def everything(prompt: str, response: str, **columns: Any) -> float:
+    SEEN.append((prompt, response, columns))
+    return 1.0
+
+
+def some_columns(prompt: str, response: str, *, chosen: str, ended: bool) -> float:
+    return len(chosen) + 10 * ended
+
+
+FAILING: Callable[[], Any] = lambda: 0.0  # noqa: E731
+
+
+def fails_on_go(prompt: str, response: str) -> Any:
+    return FAILING() if "Go" in response else 2.0
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    pairs = [Preference(prompt=ROWS[0].prompt, chosen=" Yo.", rejected=" No", source="", row=0)] * 3
+    return Encoder(train_tokenizer("texts", pairs, BYTES), "transcript", 36, 12)
+
+
+def batch_of(encoder: Encoder, ended: bool | list[bool] = True) -> Sequences:
+    return encoder.sequences([(row.prompt, reply) for row, reply in zip(ROWS, REPLIES, strict=True)], ended)
+
+
+def functions(encoder: Encoder, terms: str, on_error: Any = "stop") -> RewardFunctions:
+    rows = rows_by_prompt(encoder, ROWS)
+    return RewardFunctions(functions=load_functions(terms), encoder=encoder, rows=rows, on_error=on_error)
+
+
+def failing_with(monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any]) -> None:
+    monkeypatch.setitem(globals(), "FAILING", give)
+
+
+def boom() -> float:
+    raise RuntimeError("no such luck")
+
+
+# --- names and weights --------------------------------------------------------------------------------------
+
+
+def test_terms_are_read_with_their_weights() -> None:
+    assert reward_terms("a:f") == {"a:f": 1.0}
+    assert reward_terms("0.5 * a.b:f + -2e-1*c:g + d:h.i") == {"a.b:f": 0.5, "c:g": -0.2, "d:h.i": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a:f b:g", "0 * a:f", "x * a:f", "a:f + a:f", "1e999 * a:f", "os:1"]
+)
+def test_what_is_no_weighted_sum_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"weighted function|occurs twice"):
+        reward_terms(text)
+
+
+def test_settings_refuse_a_stage_without_any_score() -> None:
+    for kind in (PPOConfig, GRPOConfig):
+        with pytest.raises(ConfigError, match="nothing scores the responses"):
+            build(kind, {"reward_model": None})
+        build(kind, {"reward_model": None, "reward_functions": "a:f"})
+        with pytest.raises(ConfigError, match="is no weighted function"):
+            build(kind, {"reward_functions": "print"})
+
+
+def test_functions_that_are_not_there_are_named() -> None:
+    with pytest.raises(InputMissing, match=r"no_such_module:f: no module 'no_such_module'"):
+        find_function("no_such_module:f")
+    with pytest.raises(ConfigError, match=r"math has no function 'sinus'"):
+        find_function("math:sinus")
+    with pytest.raises(ConfigError, match="has no function 'pi'"):
+        find_function("math:pi")
+
+
+def test_another_source_is_another_stage() -> None:
+    found = source_hashes("test_functions:letters + preftune.data.gold:gold + builtins:len")
+    assert len(set(found.values())) == 3
+    assert found["builtins:len"] == "built in"
+
+
+# --- calls --------------------------------------------------------------------------------------------------
+
+
+def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(encoder: Encoder) -> None:
+    SEEN.clear()
+    flags = [True, False, True, True, True, True]
+    functions(encoder, "test_functions:everything").scores(batch_of(encoder, flags))
+    assert [(p, r) for p, r, _ in SEEN] == [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i]) for i in range(6)]
+    expected = {"ended": False, "source": "set", "row": 11, "chosen": " c1", "rejected": " r1"}
+    assert SEEN[1][2] == expected
+    assert [columns["ended"] for _, _, columns in SEEN] == flags
+
+
+def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> None:
+    scores = functions(encoder, "test_functions:some_columns").scores(batch_of(encoder, [False, *[True] * 5]))
+    assert scores.tolist() == [3, 13, 13, 13, 13, 13]
+    assert load_functions("test_functions:letters")[0].takes == ()
+
+
+def test_functions_are_weighted_and_added_to_the_reward_model(encoder: Encoder) -> None:
+    own = functions(encoder, "0.5 * test_functions:letters + -1 * test_functions:some_columns")
+    batch, by_hand = batch_of(encoder), torch.tensor([0.5 * len(reply) - 13 for reply in REPLIES])
+    assert torch.equal(own.scores(batch), by_hand)
+    model = RewardModel(classifier(3, BYTES + 1), 0.3, 2.0)
+    both = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4, functions=own)
+    alone = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4)
+    torch.testing.assert_close(both.scores(batch), alone.scores(batch) + by_hand)
+    without = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
+    assert torch.equal(without.scores(batch), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("give", "number"),
+    [(lambda: True, 1.0), (lambda: np.float32(0.5), 0.5), (lambda: torch.tensor(3.0), 3.0)],
+)
+def test_whatever_is_one_number_is_a_reward(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], number: float
+) -> None:
+    failing_with(monkeypatch, give)
+    got = functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder))
+    assert got.tolist() == [2, 2, 2, number, 2, 2]
+
+
+def test_the_worlds_gold_score_is_a_reward_function() -> None:
+    from preftune.data.gold import gold
+    from preftune.data.grammar import world_tokenizer
+    from preftune.data.world import make_world
+
+    rows = make_world(0, 6, 1, 1).train
+    encoder = Encoder(world_tokenizer(), "transcript", 48, 48)
+    own = RewardFunctions(
+        functions=load_functions("2 * preftune.data.gold:gold"),
+        encoder=encoder,
+        rows=rows_by_prompt(encoder, rows),
+    )
+    flags = [True, False] * 3
+    scores = own.scores(encoder.sequences([(row.prompt, row.rejected) for row in rows], flags))
+    by_rule = [2 * gold(row.prompt, row.rejected, flag) for row, flag in zip(rows, flags, strict=True)]
+    assert scores.tolist() == pytest.approx(by_rule)
+    assert len(set(by_rule)) > 1
+
+
+# --- failures -----------------------------------------------------------------------------------------------
+
+FAILURES: list[tuple[Callable[[], Any], str]] = [
+    (boom, "it raised RuntimeError: no such luck"),
+    (lambda: [1.0, 2.0], "it returned a list of length 2, not one number"),
+    (lambda: torch.zeros(2), r"it returned a Tensor of shape \(2,\), not one number"),
+    (lambda: "1.0", "it returned a str of length 3, not one number"),
+    (lambda: None, "it returned a NoneType, not one number"),
+    (lambda: math.nan, "it returned nan"),
+    (lambda: -math.inf, "it returned -inf"),
+]
+
+
+@pytest.mark.parametrize(("give", "words"), FAILURES)
+def test_a_failure_names_the_function_and_the_row_and_stops(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], words: str
+) -> None:
+    failing_with(monkeypatch, give)
+    with pytest.raises(DataError, match=rf"test_functions:fails_on_go, row 13 of set: {words}") as caught:
+        functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder))
+    assert caught.value.code == 65
+    assert "on_reward_error=mask" in caught.value.hint
+
+
+@pytest.mark.parametrize(("give", "_"), FAILURES)
+def test_a_failure_can_mask_its_response_instead(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], _: str
+) -> None:
+    failing_with(monkeypatch, give)
+    got = functions(encoder, "test_functions:letters + test_functions:fails_on_go", "mask").scores(
+        batch_of(encoder)
+    )
+    assert got.isnan().tolist() == [False, False, False, True, False, False]
+    scores, valid = masked(got)
+    assert valid is not None
+    assert valid.tolist() == [True, True, True, False, True, True]
+    assert scores[valid].tolist() == [len(reply) + 2 for reply in REPLIES if "Go" not in reply]
+    assert masked(torch.zeros(3))[1] is None
+
+
+def test_more_than_a_fifth_masked_stops(encoder: Encoder) -> None:
+    own = functions(encoder, "math:log", "mask")  # no function of (prompt, response)
+    with pytest.raises(
+        DataError, match=r"6 of 6 responses got no reward, more than 20%; the first: .*math:log"
+    ):
+        own.scores(batch_of(encoder))
+
+
+def test_the_missing_eos_score_does_not_bring_a_masked_response_back(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_with(monkeypatch, boom)
+    own = functions(encoder, "test_functions:fails_on_go", "mask")
+    scorer = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
+    got = scorer.shaped(batch_of(encoder, ended=[True, False, True, False, True, True]), -1.0)
+    assert got.isnan().tolist() == [False, False, False, True, False, False]
+    assert got[[0, 1, 2]].tolist() == [2, -1, 2]
+
+
+def test_a_reward_model_that_gives_no_number_stops(encoder: Encoder) -> None:
+    model = RewardModel(classifier(3, BYTES + 1), math.nan, 1.0)
+    scorer = Scorer(reward_model=model, encoder=encoder, translate=None)
+    with pytest.raises(PreftuneError, match="reward model's score of a response is NaN"):
+        scorer.scores(batch_of(encoder))
+
+
+def test_a_rollout_says_which_rows_have_a_score(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+    monkeypatch.setitem(globals(), "fails_on_go", lambda p, r: math.nan if next(calls) == 4 else 1.0)
+    rollout = collect(
+        encoder.prompts([row.prompt for row in ROWS[:3]], seeds=[1, 2, 3]),
+        policy=Policy(causal_lm(1, BYTES)),
+        reference=Reference(causal_lm(2, BYTES)),
+        critic=Critic(classifier(4, BYTES + 1), 0.3, 2.0),
+        scorer=Scorer(
+            reward_model=None,
+            encoder=encoder,
+            translate=None,
+            functions=functions(encoder, "test_functions:fails_on_go", "mask"),
+        ),
+        responses_per_prompt=2,
+        max_new_tokens=4,
+        temperature=1.0,
+        missing_eos_score=None,
+        batch_size=4,
+    )
+    assert rollout.valid is not None
+    assert rollout.valid.tolist() == [True, True, True, True, False, True]
+    assert rollout.scores.tolist() == [1, 1, 1, 1, 0, 1]
+    assert rollout.valid_scores.tolist() == [1] * 5
+    assert rollout.learnable.response.any(1).tolist() == rollout.valid.tolist()
+    assert rollout[torch.tensor([4, 0])].valid.tolist() == [False, True]  # type: ignore[union-attr]

@@ -1,0 +1,124 @@
+"""What reaches a terminal, a log or a file: no control characters, no credentials."""
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preftune.config import load_recipe
+from preftune.errors import ConfigError
+from preftune.pipeline.console import Console
+from preftune.untrusted import clean, holds_credential, printable, redact
+
+HF, SK = "hf_" + "aB3" * 10, "sk-proj-" + "xY7_" * 8
+CREDENTIALS = [
+    HF,
+    f"data={HF}.",
+    SK,
+    "sk-ant-" + "q8" * 12,
+    "ghp_" + "a1" * 18,
+    "github_pat_" + "a1" * 20,
+    "AKIA" + "ABCDEFGH12345678",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefghij",
+    "https://user:hunter2@example.org/x",
+    "https://hunter2@example.org/x",
+]
+NAMED = ["api_key=hunter2", "WANDB_API_KEY = hunter2", '"hf_token": "hunter2"', "password=hunter2"]
+HARMLESS = [
+    "set eos_token in tokenizer_config.json: without it no model can learn to stop",
+    "stage.ppo.max_new_tokens=40 pad_token_id = 5 num_memory_tokens: 3",
+    "/etc/passwd: not a kind of file that is read here",
+    "sk-learn/data hf_hub api keys are secret things",
+    "runs/a@b mail me@example.org; https://example.org/a:b@c/d",
+]
+ESCAPES = {
+    "ANSI": "\x1b[31mred\x1b[0m",
+    "OSC 52": "\x1b]52;c;aGVsbG8=\x07",
+    "C1": "\x9b31m",
+    "backspaces": "safe\b\b\b\bevil",
+    "carriage return": "safe\revil",
+    "bidi": "a\u202eb\u2066c\u200fd",
+    "separators": "a\u2028b\u2029c",
+    "tags": "a\U000e0041",
+    "half a pair": "a\ud800",
+}
+
+
+@pytest.mark.parametrize("text", CREDENTIALS)
+def test_credentials_are_found_and_taken_out(text: str) -> None:
+    assert holds_credential(text)
+    shown = redact(f"before {text} after")
+    assert "redacted" in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+    assert not any(
+        word in shown for word in ("hunter2", "aB3aB3", "xY7_xY7", "a1a1a1", "12345678", "abcdef", "q8q8")
+    )
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_values_named_as_secrets_are_taken_out(text: str) -> None:
+    assert "hunter2" not in redact(f"before {text}, after")
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_only_looks_like_one_stays(text: str) -> None:
+    assert redact(text) == text
+    assert not holds_credential(text)
+
+
+def test_values_of_variables_named_as_secrets_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
+    monkeypatch.setenv("SHORT_TOKEN", "tiny")
+    assert redact("k 0123456789abcdef0123!") == "k [redacted]!"
+    assert redact("run tiny") == "run tiny"
+
+
+@pytest.mark.parametrize("unit", ["a", "a_", "hf_", "://", "secret ", "a://", "a://b@", "=:'\""])
+def test_redaction_of_a_megabyte_takes_no_time(unit: str) -> None:
+    began = time.monotonic()
+    redact(unit * (200_000 // len(unit)))
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_the_console_shows_what_would_act_on_a_terminal(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ESCAPES[name]
+    log = tmp_path / "log"
+    console = Console(log)
+    console.line(text)
+    console.plan(f"run {text}", text, [(text, text, text)])
+    console.table([text, text], [[text, text]])
+    console.finished(text, {"seconds": 1.0})
+    with console.progress(text, "sft", 2) as on_step:
+        on_step(1, {"loss": 1.0})
+    with console.counting(text, 2) as advance:
+        advance(1)
+    shown = capsys.readouterr()
+    for written in (shown.out, shown.err, log.read_text()):
+        assert written.replace("\n", "").isprintable() or "\x1b" not in written
+        assert not set(text) & set(written) - {c for c in text if c.isprintable()}
+    assert "\u27e8U+" in shown.out
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.text())
+def test_printable_text_holds_nothing_that_acts(text: str) -> None:
+    shown = printable(text)
+    assert all(c in "\n\t" or ord(c) >= 32 for c in shown)
+    shown.encode("utf-8")
+    assert clean(shown, None) == shown
+
+
+@pytest.mark.parametrize("key", ["data.name", "model.base", "stage.sft.init"])
+def test_a_setting_that_holds_a_credential_is_refused(key: str, tmp_path: Path) -> None:
+    for secret in (HF, SK, f"https://u:{HF}@example.org/x"):
+        with pytest.raises(ConfigError, match=key) as caught:
+            load_recipe("quickstart", [f"{key}={secret}"])
+        assert "aB3aB3" not in str(caught.value)
+        assert "xY7_" not in str(caught.value)
+        assert "HF_TOKEN" in caught.value.hint

@@ -1,0 +1,418 @@
+"""A study from the recipe to study.json: what it runs, what it writes, what it does not do twice."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from study_helpers import SMALL, wanted
+
+from preftune import cli
+from preftune.config import PPOConfig, RewardConfig, load_recipe
+from preftune.errors import ConfigError, PreftuneError, UsageError
+from preftune.pipeline.study import seed as one_seed
+from preftune.pipeline.study.conduct import run_study
+from preftune.pipeline.study.design import Wanted, load_design
+from preftune.pipeline.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
+from preftune.pipeline.study.text import study_text
+from preftune.rundir import read_json, read_jsonl, write_json
+
+SEEDS = (3, 4)
+POLICIES = {"base", "sft", "ppo", "grpo", "dpo", "ceiling", "best_of_4"}
+
+
+def study_json(out: Path) -> dict[str, Any]:
+    return read_json(out / "study.json")
+
+
+def values(out: Path, seed: int, policy: str, kind: str, measure: str) -> np.ndarray:
+    """A policy's per-prompt values, from its own file."""
+    return np.array(
+        read_json(out / f"seed-{seed}" / "study" / f"{policy}.json")["sets"][kind][measure], float
+    )
+
+
+# --- what a study runs --------------------------------------------------------------------------------------
+
+
+def test_every_seed_is_a_run_directory_of_its_own(two_seeds: Path) -> None:
+    for seed in SEEDS:
+        config = load_recipe(str(two_seeds / f"seed-{seed}" / "config.toml")).config
+        assert config.seed == seed
+        models = {path.name for path in (two_seeds / f"seed-{seed}" / "models").iterdir()}
+        assert {"base", "reward_model", "policy_sft", "policy_ppo", "policy_dpo", "policy_ceiling"} <= models
+    bases = [(two_seeds / f"seed-{s}/models/base/model.safetensors").read_bytes() for s in SEEDS]
+    assert bases[0] != bases[1]
+
+
+def test_the_ceiling_is_the_same_ppo_on_gold_alone(two_seeds: Path) -> None:
+    stages = load_recipe(str(two_seeds / "study.toml")).config.stage
+    ppo, ceiling = stages["ppo"], stages["ceiling"]
+    assert isinstance(ppo, PPOConfig)
+    assert isinstance(ceiling, PPOConfig)
+    changed = {k for k, v in ppo.model_dump().items() if ceiling.model_dump()[k] != v}
+    assert changed == {"reward_model", "reward_functions", "missing_eos_score"}
+    assert ceiling.reward_model is None
+    assert str(ceiling.reward_functions).endswith("* preftune.data.gold:gold")
+
+
+def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
+    study = study_json(two_seeds)
+    spent = {name: study["policies"][name]["tokens_trained"] for name in ("ppo", "grpo", "dpo", "ceiling")}
+    for tokens in spent.values():  # a step is a third to a half of the budget at this size
+        assert tokens == pytest.approx(study["token_budget"], rel=0.6)
+    stages = load_recipe(str(two_seeds / "study.toml")).config.stage
+    recipe = load_recipe("tiny").config.stage
+    assert stages["grpo"].steps > recipe["grpo"].steps  # type: ignore[union-attr]
+    for seed in SEEDS:
+        rows = read_jsonl(two_seeds / f"seed-{seed}" / "stages" / "grpo" / "metrics.jsonl")
+        own = next(s for s in study["seeds"] if s["seed"] == seed)["policies"]["grpo"]
+        assert own["tokens_trained"] == sum(row["tokens/trained"] for row in rows)
+        assert own["tokens_sampled"] == sum(row["tokens/sampled"] for row in rows) > 0
+
+
+def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preftune.pipeline.study import conduct
+
+    monkeypatch.setattr(conduct, "_run", lambda *a: None)
+    monkeypatch.setattr(conduct, "_write", lambda *a: None)
+    run_study(Wanted("tiny", tokens=60_000), tmp_path / "a", seeds=1)
+    run_study(Wanted("tiny", tokens=0), tmp_path / "b", seeds=1)
+    more, same = load_design(tmp_path / "a"), load_design(tmp_path / "b")
+    recipe = load_recipe("tiny").config.stage
+    assert {n: same.config.stage[n] for n in recipe} == recipe
+    assert same.tokens is None
+    dpo, ppo = more.config.stage["dpo"], more.config.stage["ppo"]
+    assert ppo.steps > 10 * recipe["ppo"].steps  # type: ignore[union-attr]
+    assert (dpo.rows, dpo.epochs) == (None, 3)  # type: ignore[union-attr]
+
+
+# --- what it writes -----------------------------------------------------------------------------------------
+
+
+def test_the_shape_that_others_read(two_seeds: Path) -> None:
+    study = study_json(two_seeds)
+    assert set(study["policies"]) == POLICIES
+    assert [seed["seed"] for seed in study["seeds"]] == list(SEEDS)
+    assert study["gold"] == "the world's gold score"
+    assert study["prompt_sets"] == ["training", "combinations", "wording"]
+    for policy in study["policies"].values():
+        for key in ("gold_gain", "gold_gain_low", "gold_gain_high", "kl", "eos_rate"):
+            assert isinstance(policy[key], float)
+            assert all(isinstance(each[key], float) for each in policy["sets"].values())
+        assert policy["gold_gain_low"] <= policy["gold_gain"] <= policy["gold_gain_high"]
+        assert 0 <= policy["eos_rate_low"] <= policy["eos_rate"] <= policy["eos_rate_high"] <= 1
+    assert [each["n"] for each in study["best_of_n"]] == [1, 2, 3, 4]
+    assert "NaN" not in (two_seeds / "study.json").read_text()
+
+
+def test_numbers_follow_from_the_prompts_values(two_seeds: Path) -> None:
+    study = study_json(two_seeds)
+    for kind in study["prompt_sets"]:
+        gains = [
+            values(two_seeds, seed, "ppo", kind, "gold") - values(two_seeds, seed, "sft", kind, "gold")
+            for seed in SEEDS
+        ]
+        pooled = study["policies"]["ppo"]["sets"][kind]
+        assert pooled["gold_gain"] == pytest.approx(np.mean([gain.mean() for gain in gains]), abs=1e-6)
+        own, sft = (
+            np.array(
+                [s["score"] for s in read_json(two_seeds / f"seed-3/study/{name}.json")["samples"][kind]]
+            )
+            for name in ("ppo", "sft")
+        )
+        seed = study["seeds"][0]["policies"]["ppo"]["sets"][kind]
+        assert seed["win_rate"] == pytest.approx(np.mean((own > sft) + 0.5 * (own == sft)))
+        assert seed["gold_gain"] == pytest.approx(gains[0].mean(), abs=1e-6)
+        assert seed["gold_gain_low"] <= seed["gold_gain"] <= seed["gold_gain_high"]
+    sft = study["policies"]["sft"]
+    assert sft["gold_gain"] == sft["kl"] == sft["gold_gain_high"] == 0
+    assert sft["gold_verdict"] is None
+
+
+def test_gold_is_the_worlds_score_of_the_texts(two_seeds: Path) -> None:
+    from preftune.data.gold import gold
+
+    file = read_json(two_seeds / "seed-3" / "study" / "ppo.json")
+    for kind, samples in file["samples"].items():
+        by_rule = [gold(s["prompt"], s["response"], s["ended"]) for s in samples]
+        two_replies = np.array(by_rule).reshape(-1, 2).mean(1)
+        assert file["sets"][kind]["gold"] == pytest.approx(two_replies.tolist())
+
+
+def test_prompt_sets_are_what_they_are_called(two_seeds: Path) -> None:
+    from preftune.data.grammar import TUNING_FORMS, parse
+
+    samples = read_json(two_seeds / "seed-3" / "study" / "sft.json")["samples"]
+    questions = {kind: [parse(s["prompt"]) for s in rows] for kind, rows in samples.items()}
+    assert all(q.form < TUNING_FORMS and not q.right.held_out for q in questions["training"])
+    assert all(q.right.held_out for q in questions["combinations"])
+    assert all(q.form >= TUNING_FORMS for q in questions["wording"])
+
+
+def test_best_of_n_rises_in_proxy_and_starts_at_sfts_own_distribution(two_seeds: Path) -> None:
+    study = study_json(two_seeds)
+    proxies = [each["proxy"] for each in study["best_of_n"]]
+    assert proxies == sorted(proxies)
+    assert study["best_of_n"][0]["kl"] == 0
+    assert study["best_of_n"][3]["kl"] == pytest.approx(math.log(4) - 3 / 4)
+    assert study["policies"]["best_of_4"]["gold_gain"] == study["best_of_n"][3]["gold_gain"]
+
+
+def test_equal_kl_lies_between_the_sizes_of_best_of_n(two_seeds: Path) -> None:
+    found = read_seed(two_seeds, 3)
+    gold = found.best["training"]["gold"]
+
+    def at(kl: float) -> np.ndarray:
+        reached = best_at_kl(found, "training", kl)
+        assert reached is not None
+        return reached
+
+    np.testing.assert_allclose(at(0.0), gold[:, 0])
+    np.testing.assert_allclose(at(found.best_kl[2]), gold[:, 2])
+    middle = ((found.best_kl[1] ** 0.5 + found.best_kl[2] ** 0.5) / 2) ** 2
+    np.testing.assert_allclose(at(middle), (gold[:, 1] + gold[:, 2]) / 2)
+    assert best_at_kl(found, "training", found.best_kl[-1] + 0.01) is None
+    assert best_table(found, "training", 4)[:, COLUMNS.index("win_rate")].max() <= 1
+
+
+def test_the_reward_model_is_examined_on_fresh_pairs(two_seeds: Path) -> None:
+    audit = study_json(two_seeds)["reward_model"]
+    for kind in ("training", "combinations", "wording"):
+        assert audit[kind]["n_pairs"] == 20
+        assert 0.5 < audit[kind]["best_reachable"] < 1
+        assert [each["seed"] for each in audit[kind]["by_seed"]] == list(SEEDS)
+        assert {"truth", "manners", "concision", "relevance"} <= set(audit[kind]["gaps"])
+
+
+def test_page_and_figures_show_every_policy_and_seed(two_seeds: Path) -> None:
+    text = (two_seeds / "STUDY.md").read_text(encoding="utf-8")
+    study = study_json(two_seeds)
+    for policy in study["policies"].values():
+        assert f"| {policy['label']} |" in text
+    assert "preftune study tiny --seeds 2 --first-seed 3" in text
+    for name in ("gains.svg", "kl.svg"):
+        assert (two_seeds / "figures" / name).read_text(encoding="utf-8").count("<svg") == 1
+
+
+# --- collapsed seeds ----------------------------------------------------------------------------------------
+
+
+def test_a_collapsed_seed_is_shown_and_stays_in_the_mean(two_seeds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "collapsed"
+    shutil.copytree(two_seeds, out)
+    file = out / "seed-4" / "study" / "ppo.json"
+    record = read_json(file)
+    for each in record["sets"].values():
+        each["gold"] = [-9.0] * len(each["gold"])
+        each["ended"] = [0.0] * len(each["ended"])
+    write_json(file, record)
+    study = pool(out, load_design(out), SEEDS) | {"sweep": None, "command": "x"}
+    assert study["policies"]["ppo"]["collapsed_seeds"] == [4]
+    own = study["seeds"][1]["policies"]["ppo"]
+    assert own["collapsed"]
+    assert "gold below SFT" in own["collapsed_why"][0]
+    per_seed = [seed["policies"]["ppo"]["gold_gain"] for seed in study["seeds"]]
+    assert study["policies"]["ppo"]["gold_gain"] == pytest.approx(np.mean(per_seed))
+    text = study_text(study)
+    assert "* PPO, seed 4: gold below SFT" in text
+    assert "(collapsed)" in text.split("## Seed by seed")[1]
+
+
+def test_what_counts_as_a_collapse() -> None:
+    usual = {"gold_gain_high": 0.0, "gold_gain": 0.0, "eos_rate": 0.8, "repetition_4": 0.05}
+    fine = {"gold_gain": -0.1, "gold_gain_high": 0.2, "eos_rate": 0.5, "repetition_4": 0.14}
+    assert collapse(fine, usual) == []
+    for bad in ({"gold_gain_high": -0.01}, {"eos_rate": 0.39}, {"repetition_4": 0.16}):
+        assert len(collapse({**fine, **bad}, usual)) == 1
+
+
+# --- not twice ----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_seed_is_not_run_again(
+    two_seeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study_of: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(two_seeds, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()}
+
+    def not_again(*_: Any) -> None:
+        raise AssertionError("a finished seed was run again")
+
+    monkeypatch.setattr(one_seed, "load_dataset", not_again)
+    again = study_of(out, seeds=2, first_seed=3)
+    assert again["policies"] == study_json(two_seeds)["policies"]
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()} == before
+    assert "seed 3 finished before" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="run again"):  # one seed more is work
+        study_of(out, seeds=3, first_seed=3)
+
+
+def test_an_interrupted_study_resumes(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    """Killed in seed 4, after SFT and before the measurement of GRPO: only what is missing is made."""
+    out = tmp_path / "resumed"
+    shutil.copytree(two_seeds, out)
+    (out / "study.json").unlink()
+    for name in ("seed", "grpo"):
+        (out / "seed-4" / "study" / f"{name}.json").unlink()
+    shutil.rmtree(out / "seed-4" / "models" / "policy_grpo")
+    (out / "seed-4" / "stages" / "grpo" / "stage.json").unlink()
+    (out / "seed-4" / "stages" / "grpo" / "metrics.jsonl").unlink()
+    kept = [out / "seed-4/models/policy_sft/model.safetensors", out / "seed-4/study/ppo.json"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    resumed = study_of(out, seeds=2, first_seed=3)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert resumed["policies"] == study_json(two_seeds)["policies"]
+
+
+def test_a_study_of_other_settings_is_refused(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / "other"
+    shutil.copytree(two_seeds, out)
+    with pytest.raises(ConfigError, match="made with other settings"):
+        run_study(
+            Wanted("tiny", (*SMALL, "stage.sft.learning_rate=0.01"), fresh_pairs=20, replies=2),
+            out,
+            seeds=1,
+            first_seed=3,
+            reports=False,
+        )
+
+
+def test_seeds_of_a_study_are_not_set_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sets the seeds itself"):
+        run_study(Wanted("tiny", ("seed=5",)), tmp_path, seeds=1)
+    with pytest.raises(UsageError, match="1 or more"):
+        run_study(Wanted("tiny"), tmp_path, seeds=0)
+    with pytest.raises(ConfigError, match="has no sft stage"):
+        run_study(
+            Wanted(
+                "tiny",
+                (
+                    "stage.sft=none",
+                    *(f"stage.{n}=none" for n in ("rm", "ppo", "grpo", "dpo")),
+                    "stage.x.algorithm=reward",
+                    "stage.x.init=base",
+                ),
+            ),
+            tmp_path,
+            seeds=1,
+        )
+
+
+# --- sweep --------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_its_own_stages_only(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / "sweep"
+    shutil.copytree(two_seeds, out)
+    ppo = out / "seed-3" / "models" / "policy_ppo" / "model.safetensors"
+    measured = out / "seed-3" / "study" / "ppo.json"
+    before = [path.stat().st_mtime_ns for path in (ppo, measured)]
+    study = study_of(out, seeds=1, first_seed=3, sweep="stage.ppo.kl_coef=0.0,0.05,1.0")
+    assert [path.stat().st_mtime_ns for path in (ppo, measured)] == before
+    sweep = study["sweep"]
+    assert [(p["value"], p["stage"]) for p in sweep["points"]] == [
+        ("0.0", "ppo-kl_coef-0_0"), ("0.05", "ppo"), ("1.0", "ppo-kl_coef-1_0"),
+    ]  # fmt: skip
+    config = load_recipe(str(out / "study.toml")).config
+    assert config.stage["ppo-kl_coef-1_0"].kl_coef == 1.0  # type: ignore[union-attr]
+    for point in sweep["points"]:
+        assert point["sqrt_kl"] == pytest.approx(math.sqrt(point["kl"]))
+    assert set(sweep["laws"]) == {"rl_gold", "rl_proxy", "bon_gold", "bon_proxy"}
+    assert sweep["laws"]["bon_proxy"]["law"] == "d (alpha - beta d)"
+    assert "## Sweep of stage.ppo.kl_coef" in (out / "STUDY.md").read_text(encoding="utf-8")
+    assert (out / "figures" / "sweep.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["kl_coef=1", "stage.nobody.kl_coef=1", "stage.ppo.kl_coef=", "stage.rm.rows=5"]
+)
+def test_what_cannot_be_swept_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        run_study(Wanted("tiny", sweep=text), tmp_path, seeds=1)
+
+
+# --- text without gold, and the command ---------------------------------------------------------------------
+
+
+def test_without_gold_a_second_reward_model_stands_in(
+    tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    """The world's own pairs as a file: then nobody knows their gold score."""
+    from preftune.data.world import make_world
+
+    world = make_world(0, 160, 1, 1)
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {s: pair.prompt.transcript() + getattr(pair, s) for s in ("chosen", "rejected")}
+        for pair in world.train
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    settings = (*SMALL, f"data.name={file}", "data.held_out=0.2", "model.scratch.vocab_size=300",
+                "data.max_prompt_length=60", "data.max_response_length=28")  # fmt: skip
+    study = read_json(run_study(Wanted("tiny", settings), tmp_path / "out", seeds=1, reports=False))
+    assert study["gold"] == "second reward model"
+    assert study["prompt_sets"] == ["test"]
+    assert study["reward_model"] is None
+    assert isinstance(study["policies"]["ppo"]["gold_gain"], float)
+    assert "ceiling" not in study["policies"]
+    stages = load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
+    judges = {name: stage.part for name, stage in stages.items() if isinstance(stage, RewardConfig)}
+    assert judges == {"rm": "first", "gold_rm": "second"}
+    assert "second reward model, trained on the pairs of the other half" in " ".join(
+        (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8").split()
+    )
+    own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
+    assert own["gold"] != own["proxy"]
+
+
+def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cli"
+    shutil.copytree(two_seeds, out)
+    (out / "study.json").unlink()
+    words = [
+        "study",
+        "tiny",
+        "--seeds",
+        "2",
+        "--first-seed",
+        "3",
+        "--pairs",
+        "20",
+        "--replies",
+        "2",
+        "--no-reports",
+    ]
+    assert cli.main([*words, *SMALL, f"out={out}"]) == 0
+    assert set(study_json(out)["policies"]) == POLICIES
+    assert cli.main(["study", "tiny", "--sweep", "nonsense", f"out={tmp_path / 'x'}"]) == 64
+    assert "cannot sweep" in capsys.readouterr().err
+
+
+def test_a_failing_seed_is_reported(two_seeds: Path, tmp_path: Path) -> None:
+    """In processes of their own: one seed's directory holds something else, the other one is fine."""
+    out = tmp_path / "failing"
+    shutil.copytree(two_seeds, out)
+    for seed in SEEDS:
+        (out / f"seed-{seed}" / "study" / "seed.json").unlink()
+    (out / "seed-4" / "stages" / "sft" / "stage.json").write_text('{"key": "other", "inputs": {}}')
+    with pytest.raises(PreftuneError, match="1 of 2 seeds failed; seed 4") as caught:
+        run_study(wanted(), out, seeds=2, first_seed=3, jobs=2, reports=False)
+    assert "made with other settings" in str(caught.value)
+    assert caught.value.code == ConfigError.code
+    assert (out / "seed-3" / "study" / "seed.json").is_file()
