@@ -257,6 +257,9 @@ class Judge:
     def encoder(self) -> Any:
         return SimpleNamespace(eos_id=self.eos_id)
 
+    def scores(self, batch: Sequences) -> Tensor:
+        return self.rule(batch)
+
     def shaped(self, batch: Sequences, missing_eos_score: float | None) -> Tensor:
         return self.rule(batch)
 

@@ -55,7 +55,4 @@ def test_a_long_run_makes_a_small_page(long_run: RunDir, capsys: pytest.CaptureF
     assert len(page) < LIMIT
     assert len(page) < SHIPPED  # and no larger than what a shipped recipe may make
     assert page.count(b'class="card"') == 334 + 500  # nothing had to be left out
-
-
-def test_its_figures_are_small_too(long_run: RunDir) -> None:
     assert all(path.stat().st_size < 300_000 for path in long_run.figures.iterdir())

@@ -12,7 +12,7 @@ from preftune.config import GRPOConfig, PPOConfig, build
 from preftune.config.rewards import find_function, reward_terms, source_hashes
 from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn
 from preftune.data.corpus import train_tokenizer
-from preftune.errors import ConfigError, DataError, InputMissing, PreftuneError
+from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.rollout.collect import collect
 from preftune.rollout.functions import RewardFunctions, load_functions, masked, rows_by_prompt
@@ -239,13 +239,6 @@ def test_the_missing_eos_score_does_not_bring_a_masked_response_back(
     got = scorer.shaped(batch_of(encoder, ended=[True, False, True, False, True, True]), -1.0)
     assert got.isnan().tolist() == [False, False, False, True, False, False]
     assert got[[0, 1, 2]].tolist() == [2, -1, 2]
-
-
-def test_a_reward_model_that_gives_no_number_stops(encoder: Encoder) -> None:
-    model = RewardModel(classifier(3, BYTES + 1), math.nan, 1.0)
-    scorer = Scorer(reward_model=model, encoder=encoder, translate=None)
-    with pytest.raises(PreftuneError, match="reward model's score of a response is NaN"):
-        scorer.scores(batch_of(encoder))
 
 
 def test_a_rollout_says_which_rows_have_a_score(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
