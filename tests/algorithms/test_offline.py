@@ -9,7 +9,19 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from preftune.data import Pairs, Sequences, pad_sequences
 from preftune.models.roles import Policy, Reference, RewardModel
-from tiny import EOS, causal_lm, classifier, flat, gradients, pairs, relative, sequences
+from tiny import (
+    EOS,
+    causal_lm,
+    classifier,
+    flat,
+    gradients,
+    pairs,
+    relative,
+    roles,
+    runner,
+    sequences,
+    widened_batch,
+)
 
 
 def summed(model: torch.nn.Module, batch: Sequences) -> Tensor:
@@ -138,3 +150,22 @@ def test_swapping_a_pair_changes_the_reward_loss_by_the_margin() -> None:
     _, plain = gradients("reward", batch)
     _, swapped = gradients("reward", Pairs(batch.rejected, batch.chosen))
     assert plain["loss"] - swapped["loss"] == pytest.approx(-margin, abs=1e-5)
+
+
+def test_dpo_asks_the_reference_once_for_each_pair_of_several_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it remembers depends on the pair alone, not on its neighbours or its padding."""
+    batch = pairs(3, 6)
+    asked: list[int] = []
+    once, _ = runner("dpo", roles("dpo"))
+    many, _ = runner("dpo", roles("dpo"), epochs=2)
+    wide, _ = runner("dpo", roles("dpo"), epochs=2)
+    usual = type(many).reference_sums
+    monkeypatch.setattr(type(many), "reference_sums", lambda self, p: asked.append(len(p)) or usual(self, p))
+    expected = once.with_reference(batch)
+    first, again = many.with_reference(batch), many.with_reference(batch[torch.tensor([4, 1])])
+    assert asked == [6, *[1] * 6]
+    for side in ("reference_chosen", "reference_rejected"):
+        torch.testing.assert_close(getattr(first, side), getattr(expected, side), atol=1e-5, rtol=1e-6)
+        assert torch.equal(getattr(again, side), getattr(first, side)[[4, 1]])
+        moved = wide.with_reference(widened_batch(batch[torch.tensor([4, 2])], 5))
+        assert torch.equal(getattr(moved, side), getattr(first, side)[[4, 2]])

@@ -52,7 +52,7 @@ class Leaky(RewardModel):
     __slots__ = ()
 
     def raw_scores(self, sequences: Sequences) -> torch.Tensor:
-        return self.module(sequences.ids, sequences.attention)[:, -1]
+        return self.module(sequences.ids, sequences.attention, torch.ones_like(sequences.attention))[:, -1]
 
 
 def test_a_score_that_is_read_on_padding_is_noticed() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
+from preftune.models.probe import plain_layout
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, casting, exact_kl
 from preftune.rollout.collect import by_batches
 from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
@@ -97,7 +98,8 @@ def test_gradients_are_exactly_zero_where_nothing_is_predicted(name: str) -> Non
 
     model.base_model.wte.register_forward_hook(keep)
     model.base_model.ln_f.register_forward_hook(keep)
-    look(batch).square().sum().backward()
+    with plain_layout():  # columns of a tree are not those of the batch
+        look(batch).square().sum().backward()
     embedded, hidden = (tensor.grad.abs().sum(-1) for tensor in kept)
     if name == "reward model":
         last = batch.attention.sum(1, keepdim=True) - 1

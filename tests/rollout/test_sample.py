@@ -188,8 +188,8 @@ def test_new_tensors_are_where_the_prompts_are(policy: Policy, monkeypatch: pyte
 @torch.no_grad()
 def test_the_policys_precision_is_that_of_sampling(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    original = module._next_logits
-    monkeypatch.setattr(module, "_next_logits", lambda *given: seen.append(original(*given)) or seen[-1])
+    original = module.next_logits
+    monkeypatch.setattr(module, "next_logits", lambda *given: seen.append(original(*given)) or seen[-1])
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(policy, "dtype", dtype)
         draw(policy, prompts(5, 6), limit=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics
 from preftune.config import DPOConfig
-from preftune.data.batch import Pairs, Sequences, concatenate
+from preftune.data.batch import Pairs, Sequences, concatenate, content_keys
 from preftune.functional import preference_loss
 from preftune.models.roles import Policy, Reference, Role
 
@@ -42,6 +42,7 @@ class DPO:
         self.config, self.learner = config, learner
         self.policy: Policy = models["policy"]  # type: ignore[assignment]
         self.reference: Reference = models["reference"]  # type: ignore[assignment]
+        self.seen: dict[tuple[bytes, ...], Tensor] = {}
 
     def step(self, batch: Pairs) -> Metrics:
         rows = torch.ones(len(batch), device=batch.chosen.ids.device)
@@ -51,10 +52,26 @@ class DPO:
         return {**self.learner.update("policy", self.with_reference(batch), weights, self.loss), **trained}
 
     def with_reference(self, batch: Pairs) -> ScoredPairs:
-        size = self.config.microbatch_size
+        again = self.config.epochs > 1  # pairs come back
+        size = 1 if again else self.config.microbatch_size
         parts = [batch[slice(i, i + size)] for i in range(0, len(batch), size)]
-        summed = [self.reference.logprobs(concatenate(p.chosen, p.rejected)).sum(1).chunk(2) for p in parts]
-        return ScoredPairs(batch, torch.cat([c for c, _ in summed]), torch.cat([r for _, r in summed]))
+        summed = [self.remembered(part) if again else self.reference_sums(part) for part in parts]
+        chosen, rejected = torch.cat(summed, 1)
+        return ScoredPairs(batch, chosen, rejected)
+
+    def reference_sums(self, pairs: Pairs) -> Tensor:
+        """Log-probabilities of whole responses, chosen and rejected: (2, B)."""
+        both = concatenate(pairs.chosen, pairs.rejected)
+        return self.reference.logprobs(both).sum(1).view(2, -1)
+
+    def remembered(self, pair: Pairs) -> Tensor:
+        """The same for one pair, (2, 1), computed once in a run; alone, so that its last digits are the same
+        in a run that was resumed.
+        """
+        key = (*content_keys(pair.chosen), *content_keys(pair.rejected))
+        if key not in self.seen:
+            self.seen[key] = self.reference_sums(pair)
+        return self.seen[key]
 
     def loss(self, batch: ScoredPairs) -> Loss:
         pairs, beta = batch.pairs, self.config.beta

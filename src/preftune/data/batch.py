@@ -4,6 +4,7 @@ Alignment: every per-token tensor is (B, T) and entry t is about token t of `ids
 never from `ids != pad`, since GPT-2's pad is its EOS.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -86,6 +87,14 @@ def concatenate(first: Sequences, second: Sequences) -> Sequences:
     return Sequences(
         *(torch.cat([widened(getattr(b, f.name)) for b in (first, second)]) for f in fields(Sequences))
     )
+
+
+def content_keys(sequences: Sequences) -> list[bytes]:
+    """A hash of each row's tokens and of which of them are the response, whatever the padding."""
+    table, rows = torch.where(sequences.response, ~sequences.ids, sequences.ids).cpu().numpy(), []
+    for ids, length in zip(table, sequences.attention.sum(1).tolist(), strict=True):
+        rows.append(hashlib.sha256(ids[:length].tobytes()).digest())
+    return rows
 
 
 def pad_sequences(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Sequences:

@@ -1,4 +1,4 @@
-"""The four parts a model can play. How a forward pass is laid out is private to this file.
+"""The four parts a model can play. How a forward pass is laid out is private to `probe`, `layout` and `head`.
 
 Alignment: column t of every result is about token t of `ids`. `logprobs[:, t] = log π(ids_t | ids_<t)` and
 `values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens here, once.
@@ -15,24 +15,30 @@ from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
 from preftune.functional.kl import categorical_kl
-from preftune.functional.logprobs import categorical_entropy, gather_logprobs
+from preftune.models.head import logprobs_and_entropy
+from preftune.models.layout import fuse_activations
+from preftune.models.probe import hidden_at, place
 from preftune.models.scalar import ScalarPerPosition
 
-_CHUNK = 1024  # rows of (., V) logits alive at once where no gradient is needed
+_CHUNK = 1024  # rows of (., V) logits alive at once
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
     """Hidden states from which the tokens under `chosen` are predicted: (N, d)."""
-    attention = sequences.attention.long()
-    hidden = model.base_model(sequences.ids, attention_mask=attention, use_cache=False).last_hidden_state
-    return hidden[:, :-1][chosen[:, 1:]]
+    read = torch.nn.functional.pad(chosen[:, 1:], (0, 1))
+    return hidden_at(model, sequences.ids, sequences.attention, read)
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    """Without dropout, which would make log-ratios noisy (a loss at the start of DPO that is not ln 2)."""
+    return fuse_activations(model.eval())
 
 
 class TokenLogprobs(nn.Module):
     """(ids, attention, response) -> log-probability and entropy of response tokens, (B, T), 0 elsewhere.
 
-    The head runs on response positions only. A module of its own, so that wrappers for data parallelism and
-    mixed precision see one forward.
+    The head runs on response positions only, and its logits never exist all at once. A module of its own, so
+    that wrappers for data parallelism and mixed precision see one forward.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -44,21 +50,10 @@ class TokenLogprobs(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
-        targets = ids[response]
-        head = self.model.get_output_embeddings()
-        step = max(len(states), 1) if torch.is_grad_enabled() else _CHUNK
-        logprobs, entropies = [states.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, device=ids.device)]
-        for start in range(0, len(states), step):
-            logits = head(states[start : start + step]).float()
-            logprobs.append(gather_logprobs(logits, targets[start : start + step], temperature))
-            with torch.no_grad():
-                entropies.append(categorical_entropy(logits, temperature))
-        return _place(torch.cat(logprobs), response), _place(torch.cat(entropies), response)
-
-
-def _place(values: Tensor, mask: Tensor) -> Tensor:
-    """Values (N,) back to their columns (B, T), 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        logprobs, entropy = logprobs_and_entropy(
+            self.model.get_output_embeddings(), states, ids[response], temperature
+        )
+        return place(logprobs, response), place(entropy, response)
 
 
 @dataclass(slots=True)
@@ -71,7 +66,7 @@ class Policy:
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module, self.dtype = TokenLogprobs(model.eval()), torch.float32
+        self.module, self.dtype = TokenLogprobs(_ready(model)), torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -95,7 +90,7 @@ class Reference:
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module, self.dtype = TokenLogprobs(model.eval().requires_grad_(False)), torch.float32
+        self.module, self.dtype = TokenLogprobs(_ready(model).requires_grad_(False)), torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -117,7 +112,7 @@ class RewardModel:
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
-        self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+        self.module, self.mean, self.std = ScalarPerPosition(_ready(model)), mean, std
         self.dtype = torch.float32
 
     @property
@@ -126,9 +121,9 @@ class RewardModel:
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The score at the last real token, found by length and never by token id: (B,)."""
-        per_position = self.module(sequences.ids, sequences.attention)
-        last = sequences.attention.sum(1) - 1
-        return per_position.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1)
+        last = sequences.attention.sum(1, keepdim=True) - 1
+        read = torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
+        return self.module(sequences.ids, sequences.attention, read).sum(1)
 
     def scores(self, sequences: Sequences) -> Tensor:
         """Normalised scores (raw - mean) / std: (B,)."""
@@ -145,7 +140,7 @@ class Critic:
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
-        self.module, self.mean, self.std = ScalarPerPosition(model.eval()), mean, std
+        self.module, self.mean, self.std = ScalarPerPosition(_ready(model)), mean, std
         self.dtype = torch.float32
 
     @property
@@ -154,7 +149,8 @@ class Critic:
 
     def values(self, sequences: Sequences) -> Tensor:
         """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
-        per_position = (self.module(sequences.ids, sequences.attention) - self.mean) / self.std
+        read = torch.nn.functional.pad(sequences.response[:, 1:], (0, 1))
+        per_position = (self.module(sequences.ids, sequences.attention, read) - self.mean) / self.std
         shifted = torch.nn.functional.pad(per_position[:, :-1], (1, 0))
         return torch.where(sequences.response, shifted, torch.zeros_like(shifted))
 
@@ -193,4 +189,4 @@ def exact_kl(
             rows = slice(start, start + _CHUNK)
             ours, theirs = (head(state[rows]).float() for head, state in zip(heads, states, strict=True))
             parts.append(categorical_kl(ours, theirs, temperature))
-    return _place(torch.cat(parts), response)
+    return place(torch.cat(parts), response)

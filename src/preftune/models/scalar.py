@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from preftune.errors import DataError
 from preftune.models.locate import Source, reading
+from preftune.models.probe import hidden_at, place
 
 PAD_TOKEN = "<|pad|>"
 
@@ -75,14 +76,12 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 
 
 class ScalarPerPosition(nn.Module):
-    """Hidden state to one float32 number per position: (ids, attention) -> (B, T)."""
+    """Hidden state to one float32 number where one is read: (ids, attention, read) -> (B, T), 0 elsewhere."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
-        hidden = self.model.base_model(
-            ids, attention_mask=attention.long(), use_cache=False
-        ).last_hidden_state
-        return score_head(self.model)(hidden).squeeze(-1).float()
+    def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+        hidden = hidden_at(self.model, ids, attention, read)
+        return place(score_head(self.model)(hidden).squeeze(-1).float(), read)

@@ -1,4 +1,4 @@
-"""The sampler: exact draws from softmax(logits / T), with a key-value cache.
+"""The sampler: exact draws from softmax(logits / T), by a decoder that reads each prompt once.
 
 No top-k and no top-p: a truncated sampler makes the importance ratio wrong. Each token is the inverse of the
 cumulative distribution at a uniform number that depends on (seed of the prompt, which of its responses,
@@ -8,12 +8,15 @@ samples it.
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from preftune.data.batch import Prompts, Sequences
+from preftune.models.decode import decoder
+from preftune.models.head import next_logits
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
+
+_BLOCK = 256  # tokens
 
 
 @torch.no_grad()
@@ -31,54 +34,64 @@ def sample(
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
     """
     k = responses_per_prompt
-    ids, attention = prompts.ids.repeat_interleave(k, 0), prompts.attention.repeat_interleave(k, 0)
-    uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(ids.device)
-    new = torch.full((len(ids), max_new_tokens), eos_id, dtype=torch.long, device=ids.device)
-    lengths = torch.full((len(ids),), max_new_tokens, device=ids.device)
-    alive = torch.arange(len(ids), device=ids.device)  # rows still being written
-    cache = DynamicCache(config=policy.model.config)
-    step_ids, mask = ids, attention.long()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    for t in range(max_new_tokens):
-        stopping_point("rollout.token")
-        with casting(policy):
-            logits = _next_logits(policy, step_ids, mask, positions, cache)
-        token = _draw(logits, uniforms[alive, t], temperature)
-        new[alive, t] = token
-        going = token != eos_id
-        lengths[alive[~going]] = t + 1
-        if not going.any():
-            break
-        positions = positions[:, -1:] + 1
-        if not going.all():
-            kept = going.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            alive, mask, positions, token = alive[kept], mask[kept], positions[kept], token[kept]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        step_ids = token.unsqueeze(1)
-    return _repack(ids, attention, new, lengths, eos_id)
-
-
-def _next_logits(
-    policy: Policy | Reference, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
-) -> Tensor:
-    """Logits after the last column: (B, V), float32. The head runs on that column only."""
-    model = policy.model
-    hidden = model.base_model(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    return model.get_output_embeddings()(hidden[:, -1]).float()
+    packed = _packed_prompts(prompts)
+    rows = len(prompts) * k
+    uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(packed.ids.device)
+    new = torch.full((rows, max_new_tokens), eos_id, dtype=torch.long, device=packed.ids.device)
+    lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
+    alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
+    head = policy.model.get_output_embeddings()
+    assert head is not None
+    with casting(policy):
+        model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
+        logits = next_logits(head, model.start()).repeat_interleave(k, 0)
+        for t in range(max_new_tokens):
+            stopping_point("rollout.token")
+            token = _draw(logits, uniforms[alive, t], temperature)
+            new[alive, t] = token
+            going = token != eos_id
+            lengths[alive[~going]] = t + 1
+            if t + 1 == max_new_tokens or not going.any():
+                break
+            if not going.all():
+                kept = going.nonzero().squeeze(1)
+                model.keep(kept)
+                alive, token = alive[kept], token[kept]
+            logits = next_logits(head, model.step(token))
+    return _joined(packed, new, lengths, eos_id)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Inverse-CDF draw, one token a row: (B, V), (B,) -> (B,)."""
+    """Inverse-CDF draw, one token a row: (B, V), (B,) -> (B,).
+
+    In two steps, a block of tokens and a token in it, so that no sum runs over the whole vocabulary: that
+    takes longer, and its rounding would be as large as the probability of a rare token.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)
-    total = cumulative[:, -1:]  # not exactly 1 in float32
-    below = torch.nextafter(total, torch.zeros_like(total))  # a token of probability 0 is never drawn
-    target = torch.minimum(uniform.unsqueeze(1) * total, below)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    weights = logits - logits.amax(-1, keepdim=True)
+    weights = (weights if temperature == 1 else weights.div_(temperature)).exp_()
+    whole = weights.shape[1] // _BLOCK * _BLOCK
+    blocks = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], -1)
+    block, within = _invert(blocks, uniform.double())
+    columns = block.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    last = weights.shape[1] - 1
+    inside = weights.gather(1, columns.clamp(max=last)).masked_fill(columns > last, 0)
+    return block * _BLOCK + _invert(inside, within)[0]
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative sum of weights (B, n) passes `uniform` (B,) of its total, and at which share of
+    that weight: both (B,). A weight of 0 is never hit.
+    """
+    cumulative = weights.double().cumsum(-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
+    index = torch.searchsorted(cumulative, target, right=True)
+    before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0)
+    share = (target - before) / (cumulative.gather(1, index) - before)
+    return index.squeeze(1), share.squeeze(1)
 
 
 def _uniforms(seeds: tuple[int, ...], k: int, count: int) -> Tensor:
@@ -91,18 +104,27 @@ def _uniforms(seeds: tuple[int, ...], k: int, count: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _repack(ids: Tensor, attention: Tensor, new: Tensor, lengths: Tensor, pad_id: int) -> Sequences:
-    """Left-padded prompts + responses (B, R) -> right-padded rows without a gap."""
-    prompt_lengths = attention.sum(1)
-    totals = prompt_lengths + lengths
-    width = int(totals.max())
-    column = torch.arange(width, device=ids.device).unsqueeze(0)
-    joined = torch.cat([ids, new], 1)
-    offset = (ids.shape[1] - prompt_lengths).unsqueeze(1)
-    source = (column + offset).clamp(max=joined.shape[1] - 1)
-    real = column < totals.unsqueeze(1)
-    packed = torch.where(real, joined.gather(1, source), torch.full_like(source, pad_id))
-    return Sequences(packed, real, real & (column >= prompt_lengths.unsqueeze(1)))
+def _packed_prompts(prompts: Prompts) -> Sequences:
+    """Left-padded prompts -> right-padded rows without a response."""
+    lengths = prompts.attention.sum(1, keepdim=True)
+    width = int(lengths.max())
+    column = torch.arange(width, device=prompts.ids.device).unsqueeze(0)
+    source = (column + prompts.ids.shape[1] - lengths).clamp(max=prompts.ids.shape[1] - 1)
+    real = column < lengths
+    return Sequences(prompts.ids.gather(1, source), real, torch.zeros_like(real))
+
+
+def _joined(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Sequences:
+    """Prompts (G, P) and k responses to each (G · k, R) -> right-padded rows without a gap."""
+    k = len(new) // len(prompts)
+    starts = prompts.attention.sum(1).repeat_interleave(k).unsqueeze(1)
+    ends = starts + lengths.unsqueeze(1)
+    column = torch.arange(int(ends.max()), device=new.device).unsqueeze(0)
+    joined = torch.cat([prompts.ids.repeat_interleave(k, 0), new], 1)
+    source = torch.where(column < starts, column, column - starts + prompts.ids.shape[1])
+    real = column < ends
+    packed = joined.gather(1, source.clamp(max=joined.shape[1] - 1)).masked_fill(~real, pad_id)
+    return Sequences(packed, real, real & (column >= starts))
 
 
 def ended(sequences: Sequences, eos_id: int) -> Tensor:

@@ -1,0 +1,99 @@
+"""docs/performance.md from benchmarks/results/*.json. Usage: page.py > docs/performance.md"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, STAGES, VOCABULARY
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+TARGETS = {
+    "sft": 2.0,
+    "reward": 2.5,
+    "dpo": 3.5,
+    "dpo_cached": 2.5,
+    "generate_groups": 3.0,
+    "generate_distinct": 1.5,
+    "grpo": 2.5,
+    "ppo": 2.5,
+}
+WORK = {
+    "sft": "one update on chosen responses",
+    "reward": "one update on pairs",
+    "dpo": "one update on pairs, the reference asked in each step",
+    "dpo_cached": "the same with the reference's log-probs remembered",
+    "generate_groups": f"{GROUP} responses to one prompt; against `model.generate`",
+    "generate_distinct": f"one response to each of {GROUP} prompts; against `model.generate`",
+    "grpo": f"a whole step: {PROMPTS} prompts × {GROUP} responses, KL on, one update",
+    "ppo": "a whole step: one response a prompt, four updates of policy and critic; against TRL 1.12.0",
+    "evaluate": "responses, exact KL, k1 and scores; against `model.generate` and full forwards",
+}
+HEAD = f"""# Performance
+
+Generated from `benchmarks/results/*.json` by `benchmarks/speed/page.py`; `make bench` measures anew.
+
+Both sides are processes that take turns on one machine, a step each, A B A B, after one step that does
+not count. The ratio is TRL's time over preftune's for a pair of neighbouring steps: the median, and the
+lowest and the highest pair. CPU ratios are the same of processor time, which other processes on the
+machine disturb less.
+
+Work: rows of HH-RLHF drawn at random from the whole corpus, GPT-2's tokenizer (vocabulary {VOCABULARY},
+end token {EOS}), prompts of up to {PROMPT} and responses of up to {RESPONSE} tokens, {NEW_TOKENS} new
+tokens where something is sampled; GPT-2 shapes with random weights and without dropout; float32 on a
+CPU, no gradient checkpointing on either side. A step holds what a real one does: collation (and on our
+side encoding), metrics, optimizer. That both did the same work is checked in each run: losses of every
+step agree to 1e-4 (SFT, reward model, DPO), token counts agree (the others).
+"""
+
+
+def row(s: dict[str, Any]) -> str:
+    target = TARGETS.get(s["stage"])
+    ratio = f"**{s['ratio_median']:.2f}** ({s['ratio_low']:.2f}–{s['ratio_high']:.2f})"
+    cpu = f"{s['cpu_ratio_median']:.2f} ({s['cpu_ratio_low']:.2f}–{s['cpu_ratio_high']:.2f})"
+    amount = s.get("new_tokens") or s.get("useful_tokens") or 0
+    share = f"{100 * s['share_of_sgemm']:.0f}%" if "share_of_sgemm" in s else ""
+    met = "" if target is None else ("met" if s["ratio_median"] >= target else "missed")
+    cells = [
+        f"`{s['stage']}`",
+        str(s["pairs"]),
+        ratio,
+        cpu,
+        f"{s['seconds_ours']:.2f} / {s['seconds_theirs']:.2f}",
+        f"{amount / s['seconds_ours']:.0f} / {amount / s['seconds_theirs']:.0f}",
+        f"{s['peak_mb_ours']:.0f} / {s['peak_mb_theirs']:.0f}",
+        share,
+        "" if target is None else f"{target:g} {met}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(result: dict[str, Any]) -> str:
+    shape, machine = result["shape"], result["machine"]
+    lines = [
+        f"## {result['size']}: {shape['n_layer']} layers, width {shape['n_embd']}, batch {shape['batch']}",
+        "",
+        f"{result['when']}, {result['threads']} thread(s) a side; measured just before the last stage: sgemm "
+        f"{machine['sgemm_gflops']:.0f} GFLOP/s, reading {machine['read_gb_per_s']:.1f} GB/s.",
+        "",
+        "| stage | pairs | ratio | CPU ratio | s, ours / TRL | tokens/s | peak MB | of sgemm | target |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *map(row, result["stages"]),
+    ]
+    missing = [s for s in STAGES if s not in {r["stage"] for r in result["stages"]}]
+    if missing:
+        lines += ["", f"Not measured: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("*.json"))
+        if path.stem != "smoke"
+    ]
+    stages = "\n".join(f"* `{stage}`: {text}" for stage, text in WORK.items())
+    print("\n\n".join([HEAD.rstrip(), stages, *map(table, results)]))
+
+
+if __name__ == "__main__":
+    main()

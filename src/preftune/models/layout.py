@@ -1,0 +1,186 @@
+"""Where speed lives: rows laid out as a tree, so that no token is computed twice and none is padding.
+
+A batch of pairs or groups repeats every prompt, and ragged rows are half padding. Here each distinct
+beginning of the rows is one node; all nodes go through the network side by side as one row of N tokens with
+position ids. Only attention needs to know which token belongs to which row: it gathers queries, keys and
+values of whole rows, in lanes of rows of about one length, runs plain causal attention on them, and takes
+each node's output from one of the rows that hold it. Sharing is found by content, so that nobody has to
+announce it.
+
+Exact up to rounding wherever attention goes through transformers' AttentionInterface and nothing else mixes
+positions; `probe` finds out for each model, and `plain_layout` switches all of this off.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+
+NAME = "preftune_tree"  # of the attention function below, in transformers' register
+_SAME_LENGTH = 0.75  # a shorter row than this share of the longest gets a lane of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Rows of about one length, as attention sees them: their nodes, row by row, (rows · width,)."""
+
+    rows: int
+    nodes: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """N nodes, each a distinct beginning of some row.
+
+    ids, positions (1, N) · node (B, T): where each token of the batch lies, 0 where there is none · lanes ·
+    held (N,): where each node lies in the lanes' outputs, one lane after the other.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    node: Tensor
+    lanes: tuple[Lane, ...]
+    held: Tensor
+
+
+def grow(ids: Tensor, lengths: Tensor) -> Tree:
+    """The tree of the first `lengths` (B,) tokens of each row of ids (B, T).
+
+    Rows are put in lexicographic order; the tokens that a row has in common with the one before it are then
+    all that it shares with any earlier one.
+    """
+    table, sizes = ids.cpu().numpy(), lengths.tolist()
+    sizes[0] = max(sizes[0], 1 - sum(sizes))  # a network needs one token
+    node = np.zeros(table.shape, dtype=np.int64)
+    sorted_rows = sorted(range(len(sizes)), key=lambda i: table[i, : sizes[i]].astype(">i8").tobytes())
+    fresh: dict[int, int] = {}  # row -> the first column that is not shared; none for a row that adds nothing
+    tokens, places, count, before = [], [], 0, sorted_rows[0]
+    for i in sorted_rows:
+        shared = _common(table[i, : sizes[i]], table[before, : sizes[before]]) if count else 0
+        node[i, :shared] = node[before, :shared]
+        if shared < sizes[i]:
+            new = sizes[i] - shared
+            node[i, shared : sizes[i]] = np.arange(count, count + new)
+            tokens.append(table[i, shared : sizes[i]])
+            places.append(np.arange(shared, sizes[i]))
+            fresh[i], count = shared, count + new
+        before = i
+    lanes, held = _lanes(node, sizes, fresh, count)
+    return Tree(
+        ids=_on(ids, np.concatenate(tokens)).unsqueeze(0),
+        positions=_on(ids, np.concatenate(places)).unsqueeze(0),
+        node=_on(ids, node),
+        lanes=tuple(Lane(rows, _on(ids, nodes)) for rows, nodes in lanes),
+        held=_on(ids, held),
+    )
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """The length of the common beginning."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def _lanes(
+    node: np.ndarray, sizes: list[int], fresh: dict[int, int], count: int
+) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+    """Rows sorted by length and cut into lanes; where the lanes' outputs hold each of the `count` nodes."""
+    groups: list[list[int]] = []
+    for i in sorted(fresh, key=lambda i: -sizes[i]):
+        if not groups or sizes[i] < _SAME_LENGTH * sizes[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    lanes, held, start = [], np.zeros(count, dtype=np.int64), 0
+    for rows in groups:
+        width = sizes[rows[0]]
+        for i in rows:
+            held[node[i, fresh[i] : sizes[i]]] = np.arange(start + fresh[i], start + sizes[i])
+            start += width
+        lanes.append((len(rows), node[rows, :width].reshape(-1)))
+    return lanes, held
+
+
+def _on(like: Tensor, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    tree: Tree | None = None,
+    seen: list[tuple[Tensor, Tensor]] | None = None,
+    sliding_window: int | None = None,
+    **_: Any,  # transformers hands every attention function all that any of them may want
+) -> tuple[Tensor, None]:
+    """Causal attention within the rows of a tree: query (1, H, N, D), key and value (1, H_kv, N, D) ->
+    (1, N, H, D).
+
+    Padding stands at the right of a lane's rows, so that causality alone hides it. Raises NotImplementedError
+    where the model asks for more than that.
+    """
+    if tree is None or attention_mask is not None or sliding_window is not None:
+        raise NotImplementedError("this attention is causal and without a window, over a tree")
+    if seen is not None:
+        seen.append((key, value))
+    repeats = query.shape[1] // key.shape[1]
+    flat = [(x[0].transpose(0, 1).flatten(1), x.shape) for x in (query, key, value)]  # (N, H · D) each
+    outputs = []
+    for lane in tree.lanes:
+        q, k, v = (
+            x.index_select(0, lane.nodes).view(lane.rows, -1, heads, width).transpose(1, 2)
+            for x, (_, heads, _, width) in flat
+        )
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))  # (rows · width, H · D)
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return joined.index_select(0, tree.held).view(1, query.shape[2], query.shape[1], -1), None
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """Put one kernel in the place of the eight that "gelu_new" takes; the same function up to rounding.
+
+    The config keeps its name for it. Changes the model in place and returns it.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                module.register_module(name, GELUTanh())
+    return model
+
+
+def tree_states(
+    model: PreTrainedModel, tree: Tree, seen: list[tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """Last hidden states of all nodes: (N, d). Each layer's keys and values are added to `seen`."""
+    with attending(model, NAME):
+        states = model.base_model(
+            tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, seen=seen
+        ).last_hidden_state
+    return states.squeeze(0)
+
+
+@contextlib.contextmanager
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model's layers look their attention function up by the name in its config."""
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = usual
