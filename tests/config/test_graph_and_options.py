@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from preftune.config import (
+    judge_of,
+    judges_of,
     load_recipe,
     options,
     options_markdown,
@@ -27,6 +29,23 @@ def test_stages_run_after_their_parents_in_any_file_order() -> None:
 def test_reward_model_first_when_it_starts_from_base() -> None:
     stages = load_recipe("hh-colab", ["stage.rm.init=base"]).config.stage
     assert stage_order(stages)[0] == "rm"
+
+
+def test_a_dpo_stage_can_be_the_judge() -> None:
+    overrides = ["stage.prefs.algorithm=dpo", "stage.ppo.reward_model=prefs"]
+    stages = load_recipe("tiny", overrides).config.stage
+    order = stage_order(stages)
+    assert order.index("prefs") < order.index("ppo")  # although the recipe names it last
+    assert parents(stages["ppo"]) == ("sft", "prefs")
+    assert (judge_of(stages), judges_of(stages)) == ("prefs", ["rm", "prefs"])
+    plain = load_recipe("tiny").config.stage
+    assert (judge_of(plain), judges_of(plain)) == ("rm", ["rm"])  # dpo is there, and judges nobody
+
+
+def test_without_online_stages_the_first_reward_stage_judges() -> None:
+    stages = load_recipe("tiny", ["stage.ppo=none", "stage.grpo=none"]).config.stage
+    assert judge_of(stages) == "rm"
+    assert judge_of({"sft": stages["sft"]}) is None
 
 
 def test_one_stage_needs_its_ancestors_only() -> None:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.probe import plain_layout
-from preftune.models.roles import Critic, Policy, Reference, RewardModel, casting, exact_kl
+from preftune.models.roles import (
+    Critic,
+    ImplicitReward,
+    Policy,
+    Reference,
+    RewardModel,
+    casting,
+    exact_kl,
+)
 from preftune.rollout.collect import by_batches
 from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
 
@@ -58,6 +66,7 @@ LOOKUPS = {
     "policy": lambda: Policy(causal_lm(1)).logprobs,
     "reference": lambda: Reference(causal_lm(1)).logprobs,
     "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).scores,
+    "implicit reward": lambda: ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.3, 2.0).scores,
     "critic": lambda: Critic(classifier(3), 0.3, 2.0).values,
     "exact KL": lambda: partial(exact_kl, Policy(causal_lm(1)), Reference(causal_lm(2))),
 }
@@ -180,6 +189,25 @@ def test_a_row_of_one_token_has_a_score() -> None:
     alone = role.raw_scores(pad_sequences([[7]], [[]], EOS))
     beside = role.raw_scores(pad_sequences([[7], [1, 2]], [[], [3]], EOS))
     torch.testing.assert_close(beside[:1], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_implicit_reward_is_beta_times_the_log_ratio_of_the_response() -> None:
+    """r = β (log π - log π_ref), and after every token what the response is worth up to there."""
+    role, batch = ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.25, 2.0), sequences(5)
+    ratio = Policy(causal_lm(1)).logprobs(batch) - Reference(causal_lm(2)).logprobs(batch)
+    torch.testing.assert_close(role.raw_scores(batch), 0.5 * ratio.sum(1))
+    torch.testing.assert_close(role.scores(batch), (0.5 * ratio.sum(1) - 0.25) / 2)
+    after = role.module(batch.ids, batch.attention, batch.response)
+    for row, seen in enumerate(batch.response):
+        torch.testing.assert_close(after[row][seen], 0.5 * ratio[row][seen].cumsum(0))
+        assert (after[row][~seen] == 0).all()
+
+
+def test_an_implicit_reward_has_no_gradient() -> None:
+    role = ImplicitReward(causal_lm(1), causal_lm(2), 0.5)
+    assert not role.scores(sequences(5)).requires_grad
+    assert role.model is role.module.policy.model
 
 
 @pytest.mark.parametrize("kind", [RewardModel, Critic])

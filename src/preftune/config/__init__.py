@@ -1,6 +1,6 @@
 """Settings: pydantic models, TOML recipes and `key=value` overrides. Imports no torch."""
 
-from preftune.config.graph import EVALUATION, parents, stage_order, stages_until
+from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import Option, options, options_markdown, options_text
 from preftune.config.run import (
@@ -46,6 +46,8 @@ __all__ = [
     "build",
     "config_hash",
     "dump_toml",
+    "judge_of",
+    "judges_of",
     "load_recipe",
     "options",
     "options_markdown",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from preftune.config.stages import GRPOConfig, PPOConfig, RewardConfig, StageConfig
+from preftune.config.stages import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, StageConfig
 from preftune.errors import ConfigError, UsageError
 
 BASE = "base"  # the model before any stage
@@ -15,6 +15,21 @@ def parents(stage: StageConfig) -> tuple[str, ...]:
     if isinstance(stage, PPOConfig | GRPOConfig) and stage.reward_model is not None:
         names.append(stage.reward_model)
     return tuple(dict.fromkeys(name for name in names if name != BASE))
+
+
+def judge_of(stages: Mapping[str, StageConfig]) -> str | None:
+    """The stage whose model scores every policy: the judge of the first online stage that has one, else the
+    first reward stage.
+    """
+    named = [s.reward_model for s in stages.values() if isinstance(s, PPOConfig | GRPOConfig)]
+    trained = [name for name, stage in stages.items() if isinstance(stage, RewardConfig)]
+    return next((name for name in (*named, *trained) if name is not None), None)
+
+
+def judges_of(stages: Mapping[str, StageConfig]) -> list[str]:
+    """Reward stages, and DPO stages that an online stage learns from."""
+    named = {s.reward_model for s in stages.values() if isinstance(s, PPOConfig | GRPOConfig)}
+    return [name for name, stage in stages.items() if isinstance(stage, RewardConfig) or name in named]
 
 
 def stage_order(stages: Mapping[str, StageConfig]) -> list[str]:
@@ -59,13 +74,13 @@ def check_graph(stages: Mapping[str, StageConfig]) -> None:
         if name in stages:
             raise ConfigError(f"stage.{name}: this name means {meaning}", "give the stage another name")
     policies = [name for name, stage in stages.items() if not isinstance(stage, RewardConfig)]
-    judges = [name for name, stage in stages.items() if isinstance(stage, RewardConfig)]
+    judges = [name for name, stage in stages.items() if isinstance(stage, RewardConfig | DPOConfig)]
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
         judge = stage.reward_model if isinstance(stage, PPOConfig | GRPOConfig) else None
         if judge is not None and judge not in judges:
-            _refuse(f"stage.{name}.reward_model", judge, "a stage that trains a reward model", judges)
+            _refuse(f"stage.{name}.reward_model", judge, "a reward or DPO stage", judges)
     stage_order(stages)
 
 

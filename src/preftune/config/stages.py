@@ -111,7 +111,9 @@ class PPOConfig(Settings):
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
     reward_model: Name | None = Field(
-        default="rm", description="The reward stage whose model scores responses; none: functions only."
+        default="rm",
+        description="Reward stage that scores responses, or a DPO stage for its implicit reward; "
+        "none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
@@ -171,7 +173,9 @@ class GRPOConfig(Settings):
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
     reward_model: Name | None = Field(
-        default="rm", description="The reward stage whose model scores responses; none: functions only."
+        default="rm",
+        description="Reward stage that scores responses, or a DPO stage for its implicit reward; "
+        "none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,

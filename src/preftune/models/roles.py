@@ -102,6 +102,12 @@ class Reference:
         return self.module(sequences.ids, sequences.attention, sequences.response, temperature)[0]
 
 
+def _at_end(sequences: Sequences) -> Tensor:
+    """True at the last real token of each row, found by length and never by token id: (B, T)."""
+    last = sequences.attention.sum(1, keepdim=True) - 1
+    return torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
+
+
 @dataclass(slots=True)
 class RewardModel:
     """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
@@ -120,14 +126,54 @@ class RewardModel:
         return unwrap(self.module).model
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
-        """The score at the last real token, found by length and never by token id: (B,)."""
-        last = sequences.attention.sum(1, keepdim=True) - 1
-        read = torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
-        return self.module(sequences.ids, sequences.attention, read).sum(1)
+        """The score at the last real token: (B,)."""
+        return self.module(sequences.ids, sequences.attention, _at_end(sequences)).sum(1)
 
     def scores(self, sequences: Sequences) -> Tensor:
         """Normalised scores (raw - mean) / std: (B,)."""
         return (self.raw_scores(sequences) - self.mean) / self.std
+
+
+class LogRatioPerPosition(nn.Module):
+    """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T)."""
+
+    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> None:
+        super().__init__()
+        self.policy, self.reference, self.beta = TokenLogprobs(policy), TokenLogprobs(reference), beta
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
+
+    def forward(self, ids: Tensor, attention: Tensor, response: Tensor) -> Tensor:
+        ours, theirs = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
+        return torch.where(response, self.beta * (ours - theirs).cumsum(1), 0.0)
+
+
+class ImplicitReward(RewardModel):
+    """A policy trained by DPO, read as a reward model: r(x, y) = β log π(y|x)/π_ref(y|x), which is the reward
+    that DPO fits, up to a term of the prompt alone (Rafailov et al., arXiv:2305.18290, section 5; per token:
+    Yuan et al., arXiv:2412.01981). It sees single tokens where a scalar head sees one state.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        beta: float,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        pair = _ready(policy), _ready(reference)
+        self.module, self.mean, self.std = LogRatioPerPosition(*pair, beta).requires_grad_(False), mean, std
+        self.dtype = torch.float32
+
+    def raw_scores(self, sequences: Sequences) -> Tensor:
+        """The log-ratio of the whole response, EOS included, times β: (B,)."""
+        per_position = self.module(sequences.ids, sequences.attention, sequences.response)
+        return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Reference
-from preftune.pipeline.save import load_reward_model
+from preftune.pipeline.reward import reward_model_of
 from preftune.pipeline.session import Session
 from preftune.pipeline.train import reward_functions, scorer_for
 from preftune.rollout.functions import rows_by_prompt
@@ -31,11 +31,10 @@ def second_judge(session: Session) -> SecondJudge | None:
     if judge is None:
         return None
     own, found = stages[judge], list[SecondJudge]()
-    assert isinstance(own, RewardConfig)
     for name, config in stages.items():
         if isinstance(config, RewardConfig) and name != judge and session.is_trained(name):
-            shares = {own.part, config.part} != {"first", "second"}
-            found.append(SecondJudge(stage=name, shares_pairs=shares))
+            apart = isinstance(own, RewardConfig) and {own.part, config.part} == {"first", "second"}
+            found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
 
 
@@ -53,8 +52,7 @@ def make_bench(
     def scorer(stage: str | None, terms: str | None) -> Scorer | None:
         model = None
         if stage is not None and session.source(stage).exists():
-            model = load_reward_model(session.source(stage))
-            learner.freeze(model)
+            model = reward_model_of(session, stage, learner)
         functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts))
         if model is None and functions is None:
             return None

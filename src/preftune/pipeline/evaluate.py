@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.config import EVALUATION, DPOConfig, RewardConfig
+from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve
 from preftune.evaluation.compare import compare_to
@@ -54,10 +54,9 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
         return False
     reset_peak_memory()
     began = time.monotonic()
-    judges = [name for name in stages if isinstance(session.config.stage[name], RewardConfig)]
-    _evaluate_reward_models(session, judges)
+    _evaluate_reward_models(session, [name for name in judges_of(session.config.stage) if name in stages])
     measured = measure_policies(
-        session, [n for n in stages if n not in judges], held_out_prompts(session), session.gold
+        session, policies_of(session, stages), held_out_prompts(session), session.gold
     )
     _write_policies(session, measured)
     rewrite_cards(session, stages)
@@ -85,6 +84,11 @@ def _evaluate_reward_models(session: Session, stages: Sequence[str]) -> None:
             continue
         write_json(session.run.reward_evaluation, result)
         write_jsonl(session.run.mistakes, rows)
+
+
+def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
+    """Those that train a policy."""
+    return [name for name in stages if not isinstance(session.config.stage[name], RewardConfig)]
 
 
 def reference_stage(session: Session, stages: Sequence[str]) -> str:

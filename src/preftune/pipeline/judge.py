@@ -14,7 +14,7 @@ from preftune.evaluation.reward_model import audit, gap, score_pairs
 from preftune.evaluation.sanity import invariance, sanity_rows
 from preftune.models.roles import RewardModel
 from preftune.pipeline.bench import second_judge
-from preftune.pipeline.save import load_reward_model
+from preftune.pipeline.reward import reward_model_of
 from preftune.pipeline.session import Session
 from preftune.seeding import derive_seed
 from preftune.training.learner import Learner
@@ -38,12 +38,14 @@ class Examiner:
 
 
 def examiner(session: Session, stage: str) -> Examiner:
-    """The saved reward model of a stage."""
-    source = session.source(stage)
-    model, learner = load_reward_model(source), session.learner(session.config.evaluation.batch_size)
-    learner.freeze(model)
+    """The reward model of a stage, an implicit one too."""
+    learner = session.learner(session.config.evaluation.batch_size)
     return Examiner(
-        session=session, stage=stage, model=model, encoder=session.encoder(source), learner=learner
+        session=session,
+        stage=stage,
+        model=reward_model_of(session, stage, learner),
+        encoder=session.encoder(session.source(stage)),
+        learner=learner,
     )
 
 

@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preftune.config import RewardConfig
+from preftune.config import judges_of
 from preftune.data import Preference, first_usable, prompt_hash, read_preferences
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Reference
 from preftune.pipeline.bench import distinct
-from preftune.pipeline.evaluate import Measured, measure_policies, policy_name_of, reference_stage
+from preftune.pipeline.evaluate import (
+    Measured,
+    measure_policies,
+    policies_of,
+    policy_name_of,
+    reference_stage,
+)
 from preftune.pipeline.judge import audit_pairs, bag_of_words, examiner
 from preftune.pipeline.session import Session
 from preftune.rundir import BASE, short_name, write_json, write_jsonl
@@ -39,8 +45,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
     directory = session.run.pairs(_name(file))
-    _judges(session, [s for s in stages if _is_judge(session, s)], pairs, directory, seen)
-    policies = [s for s in stages if not _is_judge(session, s)]
+    _judges(session, [s for s in judges_of(session.config.stage) if s in stages], pairs, directory, seen)
+    policies = policies_of(session, stages)
     measured = measure_policies(session, policies, distinct(pairs, session.config.evaluation.prompts), None)
     opinions = _opinions(session, policies, pairs)
     write_jsonl(directory / "comparisons.jsonl", measured.comparisons)
@@ -52,10 +58,6 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     write_json(directory / "pairs.json", {**facts, "n": len(pairs)})
     _show(session, measured, opinions)
     return directory
-
-
-def _is_judge(session: Session, stage: str) -> bool:
-    return isinstance(session.config.stage[stage], RewardConfig)
 
 
 def _name(file: Path) -> str:

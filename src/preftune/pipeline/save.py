@@ -42,7 +42,9 @@ def finished_model(session: "Session", stage: "Stage", job: "Job") -> dict[str, 
         "vocabulary_sha256": vocabulary_hash(job.encoder.tokenizer),
     }
     if isinstance(job.model, RewardModel):
-        job.model.mean, job.model.std = _normalisation(job, session.shuffled(session.dataset.train))
+        job.model.mean, job.model.std = normalisation(
+            job.model, job.encoder, session.shuffled(session.dataset.train)
+        )
         side |= {"mean": job.model.mean, "std": job.model.std}
     with _writing(target, partial):
         job.model.model.save_pretrained(partial)
@@ -114,12 +116,11 @@ def read_side_file(source: Source) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _normalisation(job: "Job", rows: Sequence[Preference]) -> tuple[float, float]:
+def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> tuple[float, float]:
     """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
     arXiv:2403.17031).
     """
-    assert isinstance(job.model, RewardModel)
-    scores = _scores(job.model, job.encoder, first_usable(job.encoder, rows, 256)[0])
+    scores = _scores(model, encoder, first_usable(encoder, rows, 256)[0])
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from preftune.config import GRPOConfig, PPOConfig, RewardConfig, RunConfig, parents
+from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.evaluation.policy import Gold
@@ -61,8 +61,8 @@ class Session:
 
     @property
     def judge(self) -> str | None:
-        """The first reward stage: it scores every policy."""
-        return next((n for n, s in self.config.stage.items() if isinstance(s, RewardConfig)), None)
+        """The stage whose model scores every policy."""
+        return judge_of(self.config.stage)
 
     def shuffled(self, rows: Sequence[Preference]) -> list[Preference]:
         """Rows in an order drawn from the seed, the same for every stage: a part of them, from the front on,

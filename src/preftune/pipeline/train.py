@@ -23,10 +23,11 @@ from preftune.data import (
 from preftune.data.corpus import corpus, train_tokenizer
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
-from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
+from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
 from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
-from preftune.pipeline.save import finished_model, load_reward_model
+from preftune.pipeline.reward import reward_model_of
+from preftune.pipeline.save import finished_model
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import Stage, begin, finish, is_finished
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions, rows_by_prompt
@@ -210,9 +211,8 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
     models: dict[str, Role] = {"policy": policy, "reference": reference}
     reward_model = None
     if config.reward_model is not None:
-        reward_model = load_reward_model(session.source(config.reward_model))
+        reward_model = reward_model_of(session, config.reward_model, learner)
         models["reward_model"] = reward_model
-        learner.freeze(reward_model)
     if isinstance(config, PPOConfig):
         models["critic"] = critic_of(session, config, reward_model)
         learner.train("critic", models["critic"], config.optimizer, config.critic_learning_rate)
@@ -254,12 +254,13 @@ def _row_name(row: Preference) -> str:
 
 
 def critic_of(session: Session, config: PPOConfig, reward_model: RewardModel | None) -> Critic:
-    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without one: the policy's
-    backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head: the
+    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
     """
-    if reward_model is not None and config.reward_model is not None:
+    scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
+    if scalar is not None and config.reward_model is not None:
         model = load_scalar_model(session.source(config.reward_model))
-        return Critic(model, reward_model.mean, reward_model.std)
+        return Critic(model, scalar.mean, scalar.std)
     source = session.source(config.init)
     critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
     score_head(critic.model).weight.data.zero_()

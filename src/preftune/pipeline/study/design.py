@@ -21,6 +21,8 @@ from preftune.config import (
     build,
     config_hash,
     dump_toml,
+    judge_of,
+    judges_of,
     load_recipe,
 )
 from preftune.data import Dataset
@@ -88,7 +90,7 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     stages = dict(config.stage)
     if not any(stage.algorithm == "sft" for stage in stages.values()):
         raise ConfigError("a study compares policies with SFT, and this recipe has no sft stage")
-    if not any(isinstance(stage, RewardConfig) for stage in stages.values()):
+    if judge_of(stages) is None:
         raise ConfigError(
             "a study needs a reward model, for the proxy score and for best-of-n, and this recipe has none",
             hint='add a stage with algorithm = "reward"',
@@ -96,7 +98,8 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     own = tuple(stages)
     budget = _budget(wanted.tokens, stages, lengths)
     if budget is not None:
-        stages = {n: with_tokens(s, budget, lengths, len(dataset.train)) for n, s in stages.items()}
+        rows, judges = len(dataset.train), judges_of(stages)  # what scores the others is not a contestant
+        stages = {n: s if n in judges else with_tokens(s, budget, lengths, rows) for n, s in stages.items()}
     if config.data.name == "world":
         stages |= _ceiling(stages, dataset)
     else:
@@ -147,7 +150,12 @@ def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, S
 def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     """Reward models on one half of the prompts each, where the recipe has a single one on all of them."""
     judges = {name: stage for name, stage in stages.items() if isinstance(stage, RewardConfig)}
-    if len(judges) > 1:
+    if not judges:
+        raise ConfigError(
+            "on real text a second reward model stands in for gold, and this recipe trains none",
+            hint='add a stage with algorithm = "reward"',
+        )
+    if judge_of(stages) not in judges or len(judges) > 1:  # there is one beside the judge
         return {}
     (name, judge), *_ = judges.items()
     return {

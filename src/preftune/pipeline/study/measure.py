@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.config import RewardConfig
+from preftune.config import judges_of
 from preftune.data import Dialogue, Preference
 from preftune.data.gold import best_reachable
 from preftune.data.replies import PROBES
@@ -20,6 +20,7 @@ from preftune.evaluation.reward_model import gap
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
 from preftune.pipeline.bench import held_out_prompts, make_bench
+from preftune.pipeline.evaluate import policies_of
 from preftune.pipeline.judge import examiner
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
@@ -57,9 +58,9 @@ class Ground:
 
 def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     """Write study/<policy>.json for every policy that has none yet; returns facts about the seed."""
-    stages = [n for n, s in session.config.stage.items() if not isinstance(s, RewardConfig)]
+    stages = policies_of(session, list(session.config.stage))
     reference = next(n for n in stages if session.config.stage[n].algorithm == "sft")
-    judges = [n for n, s in session.config.stage.items() if isinstance(s, RewardConfig)]
+    judges = judges_of(session.config.stage)
     held_equal = {
         "version": VERSION,
         "replies": design.replies,
