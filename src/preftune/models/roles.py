@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.functional.kl import categorical_kl
 from preftune.models.head import logprobs_and_entropy
 from preftune.models.layout import fuse_activations
 from preftune.models.probe import hidden_at, place
 from preftune.models.scalar import ScalarPerPosition
-
-_CHUNK = 1024  # rows of (., V) logits alive at once
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
@@ -169,24 +166,3 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The module inside a data-parallel wrapper."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) else module
-
-
-@torch.no_grad()
-def exact_kl(
-    policy: Policy | Reference, reference: Policy | Reference, sequences: Sequences, temperature: float = 1.0
-) -> Tensor:
-    """KL(π(.|ids_<t) || π_ref(.|ids_<t)) over the whole vocabulary, in nats: (B, T), 0 off the response.
-
-    Summed over a response drawn from π it is an unbiased estimate of the sequence KL with less variance than
-    k1, and never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
-    """
-    response = sequences.response
-    heads = [role.model.get_output_embeddings() for role in (policy, reference)]
-    parts = [torch.zeros(0, device=sequences.ids.device)]
-    with casting(policy):
-        states = [predicting_states(role.model, sequences, response) for role in (policy, reference)]
-        for start in range(0, len(states[0]), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            ours, theirs = (head(state[rows]).float() for head, state in zip(heads, states, strict=True))
-            parts.append(categorical_kl(ours, theirs, temperature))
-    return place(torch.cat(parts), response)
