@@ -100,8 +100,8 @@ class Reference:
 
 
 @dataclass(slots=True)
-class RewardModel:
-    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
+class _Scalar:
+    """A backbone with one number per position, and the mean and sd by which that is normalised."""
 
     module: nn.Module
     mean: float
@@ -115,6 +115,10 @@ class RewardModel:
     @property
     def model(self) -> PreTrainedModel:
         return unwrap(self.module).model
+
+
+class RewardModel(_Scalar):
+    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The score at the last real token, found by length and never by token id: (B,)."""
@@ -127,22 +131,8 @@ class RewardModel:
         return (self.raw_scores(sequences) - self.mean) / self.std
 
 
-@dataclass(slots=True)
-class Critic:
+class Critic(_Scalar):
     """Predicts the return from each state, with a reward model's backbone and head, in normalised scores."""
-
-    module: nn.Module
-    mean: float
-    std: float
-    dtype: torch.dtype
-
-    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
-        self.module, self.mean, self.std = ScalarPerPosition(_ready(model)), mean, std
-        self.dtype = torch.float32
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return unwrap(self.module).model
 
     def values(self, sequences: Sequences) -> Tensor:
         """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
