@@ -37,7 +37,6 @@ def test_layout() -> None:
         run.model_dir("base", ""): "models/base",
         run.stage_json("sft"): "stages/sft/stage.json",
         run.metrics("sft"): "stages/sft/metrics.jsonl",
-        run.stage_samples("ppo"): "stages/ppo/samples.jsonl",
         run.checkpoints("ppo"): "stages/ppo/checkpoints",
         run.samples_file("policy_ppo"): "samples/policy_ppo_samples.jsonl",
         run.samples_file("base", "gpt2"): "samples/base_gpt2_samples.jsonl",

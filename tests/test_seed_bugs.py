@@ -110,7 +110,7 @@ CAUGHT_BY: dict[int, list[str]] = {
     21: [f"{HERE}::test_eos_is_a_target_of_every_algorithm"],
     # KL came out negative; no interval anywhere.
     22: [
-        "models/test_roles.py::test_exact_kl_of_a_policy_to_itself_is_exactly_zero",
+        "evaluation/test_divergence.py::test_kl_of_a_policy_to_itself_is_exactly_zero",
         f"{HERE}::test_kl_is_summed_over_responses_and_never_negative",
         f"{HERE}::test_noise_is_not_called_a_difference",
     ],

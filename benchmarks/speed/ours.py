@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
 from preftune.data import Encoder, Preference, Prompts
 from preftune.data.hh import parse_prompt
+from preftune.evaluation.divergence import divergences
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source
-from preftune.models.roles import Critic, Policy, Reference, RewardModel, exact_kl
+from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.rollout.sample import sample
 from preftune.rollout.score import Scorer
@@ -144,10 +146,9 @@ class Side:
         self, policy: Policy, reference: Reference, judge: RewardModel, rows: list[int]
     ) -> dict[str, Any]:
         out = sample(policy, self.prompts(rows), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=-1)
-        exact = exact_kl(policy, reference, out).sum(1)
-        k1 = (policy.logprobs(out) - reference.logprobs(out)).sum(1)
-        scores = judge.scores(out)
-        return {"new_tokens": int(out.response.sum()), "kl": [float(x.mean()) for x in (exact, k1, scores)]}
+        k1, exact = divergences(policy, reference, out, 1.0)
+        scores = judge.scores(out).tolist()
+        return {"new_tokens": int(out.response.sum()), "kl": [mean(x) for x in (exact, k1, scores)]}
 
     def evaluate(self) -> Callable[[list[int]], dict[str, Any]]:
         policy, reference = Policy(load_causal_lm(self.lm)), Reference(load_causal_lm(self.lm))

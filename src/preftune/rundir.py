@@ -106,10 +106,6 @@ class RunDir:
         """One row a step: {"step", "rows"}, the data rows that it consumed."""
         return self.stage_dir(stage) / "ledger.jsonl"
 
-    def stage_samples(self, stage: str) -> Path:
-        """Responses written during training."""
-        return self.stage_dir(stage) / "samples.jsonl"
-
     def checkpoints(self, stage: str) -> Path:
         """Directory of step-N directories."""
         return self.stage_dir(stage) / "checkpoints"

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from preftune.data import (
     Dialogue,
     Encoder,
-    Preference,
     RejectedRow,
     Turn,
     first_usable,
@@ -234,8 +233,6 @@ def test_special_tokens_in_text_are_text(
             response = encoder.response(f" a{name}b")
             assert [i for i in response if i in control] == [encoder.eos_id]
             assert encoder.decode(response).strip() == f"a{name}b"
-            pair = Preference(prompt=parse_prompt("Hi"), chosen=f" a {name}", rejected=" b")
-            assert encoder.count_special([pair, PAIR]) == 1
 
 
 def test_chat_form_is_the_template_with_the_reply_opened(chat_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,31 +1,88 @@
 """One pass gives what two models' own log-probabilities and full distributions give."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
+from preftune.data import Sequences
 from preftune.evaluation.divergence import divergences
-from preftune.functional import full_kl
-from preftune.models.roles import Policy, Reference
-from tiny import causal_lm, sequences, widened
+from preftune.models.roles import Policy, Reference, casting
+from tiny import VOCABULARY, causal_lm, sequences, widened
+
+TEMPERATURE = 0.7
 
 
-def test_k1_and_exact_kl_are_those_of_the_logits() -> None:
-    policy, other, batch, temperature = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(3), 0.7
-    k1, exact = divergences(policy, other, batch, temperature)
-    ratio = policy.logprobs(batch, temperature) - other.logprobs(batch, temperature)
+def pair() -> tuple[Policy, Reference]:
+    return Policy(causal_lm(1)), Reference(causal_lm(2))
+
+
+def exact_kl(policy: Policy, other: Reference, batch: Sequences) -> Tensor:
+    return torch.tensor(divergences(policy, other, batch, TEMPERATURE)[1])
+
+
+def test_k1_is_the_difference_of_the_log_probabilities() -> None:
+    (policy, other), batch = pair(), sequences(3)
+    k1, _ = divergences(policy, other, batch, TEMPERATURE)
+    ratio = policy.logprobs(batch, TEMPERATURE) - other.logprobs(batch, TEMPERATURE)
     assert k1 == pytest.approx(ratio.sum(1).tolist(), abs=1e-5)
-    with torch.no_grad():
-        attention = batch.attention.long()
-        ours, theirs = (role.model(batch.ids, attention_mask=attention).logits for role in (policy, other))
-    expected = (full_kl(ours, theirs, temperature) * batch.response).sum(1)
-    assert exact == pytest.approx(expected.tolist(), abs=1e-5)
-    assert min(exact) > 0
 
 
-def test_a_model_does_not_differ_from_itself_and_padding_changes_nothing() -> None:
-    policy, other, batch = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(3)
-    k1, exact = divergences(policy, Reference(causal_lm(1)), batch, 1.0)
+@torch.no_grad()
+def test_exact_kl_equals_the_sum_over_the_vocabulary() -> None:
+    (policy, other), batch = pair(), sequences(6)
+    got = exact_kl(policy, other, batch)
+    for i, (ids, real, written) in enumerate(zip(batch.ids, batch.attention, batch.response, strict=True)):
+        row, start = ids[real][None], int(written.int().argmax())
+        ours, theirs = (
+            torch.log_softmax(role.model(row).logits[0].double() / TEMPERATURE, -1).tolist()
+            for role in (policy, other)
+        )
+        terms = [
+            math.exp(a) * (a - b)
+            for t in range(start, row.shape[1])
+            for a, b in zip(ours[t - 1], theirs[t - 1], strict=True)
+        ]
+        assert len(terms) == VOCABULARY * int(written.sum())
+        assert got[i].item() == pytest.approx(sum(terms), abs=1e-5)
+    assert (got > 0.01).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kl_of_a_policy_to_itself_is_exactly_zero(seed: int) -> None:
+    batch = sequences(seed)
+    k1, exact = divergences(Policy(causal_lm(seed)), Reference(causal_lm(seed)), batch, TEMPERATURE)
     assert k1 == exact == [0.0] * len(batch)
-    plain, wide = (divergences(policy, other, b, 1.0) for b in (batch, widened(batch, 4)))
-    for before, after in zip(plain, wide, strict=True):
-        assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_padding_order_and_split_change_nothing() -> None:
+    (policy, other), batch = pair(), sequences(3, 7)
+    plain, order = exact_kl(policy, other, batch), torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    split = torch.cat([exact_kl(policy, other, part) for part in (batch[:3], batch[3:])])
+    for again in (exact_kl(policy, other, widened(batch, 5)), split):
+        torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(exact_kl(policy, other, batch[order]), plain[order], atol=1e-5, rtol=0)
+
+
+def test_it_is_computed_where_the_inputs_are() -> None:
+    """Here they are elsewhere than tensors made without a device, as on a GPU."""
+    (policy, other), batch = pair(), sequences(3)
+    wanted = divergences(policy, other, batch, TEMPERATURE)
+    with torch.device("meta"):
+        assert divergences(policy, other, batch, TEMPERATURE) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_policys_precision_is_that_of_exact_kl(dtype: torch.dtype) -> None:
+    (policy, other), batch = pair(), sequences(6)
+    with casting(policy):
+        assert not torch.is_autocast_enabled("cpu")
+    exact = exact_kl(policy, other, batch)
+    policy.dtype = dtype
+    with casting(policy):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == dtype
+    rounded = exact_kl(policy, other, batch)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)

@@ -1,25 +1,14 @@
 """Roles: log-probs, scores and values at the right columns, whatever stands beside them."""
 
-import math
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.probe import plain_layout
-from preftune.models.roles import (
-    Critic,
-    ImplicitReward,
-    Policy,
-    Reference,
-    RewardModel,
-    casting,
-    exact_kl,
-)
+from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel
 from preftune.rollout.collect import by_batches
-from tiny import EOS, VOCABULARY, causal_lm, classifier, sequences, widened
+from tiny import EOS, causal_lm, classifier, sequences, widened
 
 
 def plain_logprobs(model: torch.nn.Module, row: list[int], temperature: float = 1.0) -> Tensor:
@@ -68,7 +57,6 @@ LOOKUPS = {
     "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).scores,
     "implicit reward": lambda: ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.3, 2.0).scores,
     "critic": lambda: Critic(classifier(3), 0.3, 2.0).values,
-    "exact KL": lambda: partial(exact_kl, Policy(causal_lm(1)), Reference(causal_lm(2))),
 }
 
 
@@ -134,29 +122,6 @@ def test_a_reference_has_no_gradient() -> None:
     reference = Reference(causal_lm(1))
     assert not reference.logprobs(sequences(0)).requires_grad
     assert not any(p.requires_grad for p in reference.model.parameters())
-
-
-def test_exact_kl_equals_the_sum_over_the_vocabulary() -> None:
-    policy, reference, batch = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(6)
-    got = exact_kl(policy, reference, batch, 0.7)
-    for i, (row, start) in enumerate(unpadded(batch)):
-        ours, theirs = (plain_logprobs(role.model, row, temperature=0.7) for role in (policy, reference))
-        for t in range(start, len(row)):
-            terms = [
-                math.exp(a) * (a - b)
-                for a, b in zip(ours[t - 1].tolist(), theirs[t - 1].tolist(), strict=True)
-            ]
-            assert len(terms) == VOCABULARY
-            assert got[i, t].item() == pytest.approx(sum(terms), abs=1e-5)
-    assert (got >= 0).all()
-    assert (got[batch.response] > 0.01).all()
-    assert (got[~batch.response] == 0).all()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_exact_kl_of_a_policy_to_itself_is_exactly_zero(seed: int) -> None:
-    kl = exact_kl(Policy(causal_lm(seed)), Reference(causal_lm(seed)), sequences(seed), 0.7)
-    assert (kl == 0).all()
 
 
 @torch.no_grad()
@@ -235,20 +200,3 @@ def test_new_tensors_are_where_the_inputs_are(name: str) -> None:
     look, batch = LOOKUPS[name](), sequences(3)
     with torch.device("meta"):
         assert look(batch).device == batch.ids.device
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_the_policys_precision_is_that_of_exact_kl(dtype: torch.dtype) -> None:
-    policy, reference, batch = Policy(causal_lm(1)), Reference(causal_lm(2)), sequences(6)
-    with casting(policy):
-        assert not torch.is_autocast_enabled("cpu")
-    exact = exact_kl(policy, reference, batch)
-    policy.dtype = dtype
-    with casting(policy):
-        assert torch.is_autocast_enabled("cpu")
-        assert torch.get_autocast_dtype("cpu") == dtype
-    rounded = exact_kl(policy, reference, batch)
-    assert rounded.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
-    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)

@@ -7,7 +7,7 @@ from synthetic import make_run
 
 from preftune.report import comparison_table, load_run
 from preftune.report.cautions import cautions
-from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, pairs_needed, verdict
+from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, verdict
 from preftune.report.view import Estimate
 from preftune.rundir import read_json, write_json
 
@@ -132,8 +132,3 @@ def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
         record["reward_difference_to_sft"] = None
         write_json(run.evaluation(policy), record)
     assert "no policy has been compared with base (gpt2)" in verdict(load_run(run))
-
-
-@pytest.mark.parametrize(("accuracy", "n"), [(0.6, 197), (0.5, None), (0.43, None)])
-def test_pairs_needed_to_tell_an_accuracy_from_chance(accuracy: float, n: int | None) -> None:
-    assert pairs_needed(accuracy) == n

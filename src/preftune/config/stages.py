@@ -103,10 +103,10 @@ class DPOConfig(Settings):
         return self
 
 
-class PPOConfig(Settings):
-    """Proximal policy optimisation with a learned critic and a per-token KL penalty in the reward."""
+class OnlineConfig(Settings):
+    """What PPO and GRPO share: how responses are sampled, and what scores them."""
 
-    algorithm: Literal["ppo"] = Field(default="ppo", description="Which algorithm this stage runs.")
+    algorithm: Literal["ppo", "grpo"] = Field(description="Which algorithm this stage runs.")
     init: Name = Field(
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
@@ -124,6 +124,30 @@ class PPOConfig(Settings):
         default="stop",
         exclude_if=lambda rule: rule == "stop",
         description="What a failing reward function does: stop the run, or leave its response out.",
+    )
+    missing_eos_score: float | None = Field(
+        default=-1.0, description="Score of a response without end; none keeps it."
+    )
+    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
+    temperature: Positive = Field(
+        default=1.0, description="Sampling temperature; log-probabilities use it too."
+    )
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> Self:
+        if self.reward_model is None and self.reward_functions is None:
+            raise ValueError(
+                "nothing scores the responses: name a reward_model, or reward_functions, or both"
+            )
+        return self
+
+
+class PPOConfig(OnlineConfig):
+    """Proximal policy optimisation with a learned critic and a per-token KL penalty in the reward."""
+
+    # Settings are frozen, so that a narrower type is safe; pyright does not see it.
+    algorithm: Literal["ppo"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="ppo", description="Which algorithm this stage runs."
     )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
     batch_size: Count = Field(default=64, description="Responses sampled per step.")
@@ -139,13 +163,6 @@ class PPOConfig(Settings):
     )
     gamma: Share = Field(default=1.0, description="Discount of later rewards.")
     lam: Share = Field(default=0.95, description="Weight of long returns in the advantage (GAE's lambda).")
-    missing_eos_score: float | None = Field(
-        default=-1.0, description="Score of a response without end; none keeps it."
-    )
-    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
-    temperature: Positive = Field(
-        default=1.0, description="Sampling temperature; log-probabilities use it too."
-    )
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(eps=1e-5), description="AdamW, for policy and critic."
     )
@@ -161,31 +178,14 @@ class PPOConfig(Settings):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         _must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
-        _must_have_a_score(self.reward_model, self.reward_functions)
         return self
 
 
-class GRPOConfig(Settings):
+class GRPOConfig(OnlineConfig):
     """Group-relative policy optimisation: no critic, several responses to each prompt."""
 
-    algorithm: Literal["grpo"] = Field(default="grpo", description="Which algorithm this stage runs.")
-    init: Name = Field(
-        default="sft", description='Start and reference of the policy: a policy stage, or "base".'
-    )
-    reward_model: Name | None = Field(
-        default="rm",
-        description="Reward stage that scores responses, or a DPO stage for its implicit reward; "
-        "none: functions only.",
-    )
-    reward_functions: RewardTerms | None = Field(
-        default=None,
-        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
-        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
-    )
-    on_reward_error: Literal["stop", "mask"] = Field(
-        default="stop",
-        exclude_if=lambda rule: rule == "stop",
-        description="What a failing reward function does: stop the run, or leave its response out.",
+    algorithm: Literal["grpo"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="grpo", description="Which algorithm this stage runs."
     )
     steps: Count = Field(default=100, description="Rounds of sampling and updating.")
     batch_size: Count = Field(default=64, description="Responses per step: prompts times group_size.")
@@ -209,31 +209,18 @@ class GRPOConfig(Settings):
     scale: Literal["group", "batch", "none"] = Field(
         default="group", description="Standard deviation that advantages are divided by."
     )
-    missing_eos_score: float | None = Field(
-        default=-1.0, description="Score of a response without end; none keeps it."
-    )
-    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
-    temperature: Positive = Field(
-        default=1.0, description="Sampling temperature; log-probabilities use it too."
-    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         _must_divide("batch_size", self.batch_size, "group_size", self.group_size)
         _must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
-        _must_have_a_score(self.reward_model, self.reward_functions)
         return self
 
 
 def _must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if whole % part:
         raise ValueError(f"{whole_name} = {whole} is not a multiple of {part_name} = {part}")
-
-
-def _must_have_a_score(reward_model: str | None, functions: str | None) -> None:
-    if reward_model is None and functions is None:
-        raise ValueError("nothing scores the responses: name a reward_model, or reward_functions, or both")
 
 
 StageConfig = Annotated[

@@ -162,13 +162,6 @@ class Encoder:
             ids = ids[: ids.index(self.eos_id)]
         return self._decode(ids)
 
-    def count_special(self, preferences: Iterable[Preference]) -> int:
-        """The number of preferences whose text spells a special token (harmless here, worth a line in the
-        report).
-        """
-        texts = ((*(turn.text for turn in p.prompt), p.chosen, p.rejected) for p in preferences)
-        return sum(any(token in text for token in self._special for text in each) for each in texts)
-
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
             raise RejectedRow("longer_than_context")

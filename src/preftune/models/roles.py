@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.functional.kl import categorical_kl
 from preftune.models.head import logprobs_and_entropy
 from preftune.models.layout import fuse_activations
 from preftune.models.probe import hidden_at, place
 from preftune.models.scalar import ScalarPerPosition
-
-_CHUNK = 1024  # rows of (., V) logits alive at once
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
@@ -109,8 +106,8 @@ def _at_end(sequences: Sequences) -> Tensor:
 
 
 @dataclass(slots=True)
-class RewardModel:
-    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
+class _Scalar:
+    """A backbone with one number per position, and the mean and sd by which that is normalised."""
 
     module: nn.Module
     mean: float
@@ -124,6 +121,10 @@ class RewardModel:
     @property
     def model(self) -> PreTrainedModel:
         return unwrap(self.module).model
+
+
+class RewardModel(_Scalar):
+    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The score at the last real token: (B,)."""
@@ -156,8 +157,6 @@ class ImplicitReward(RewardModel):
     Yuan et al., arXiv:2412.01981). It sees single tokens where a scalar head sees one state.
     """
 
-    __slots__ = ()
-
     def __init__(
         self,
         policy: PreTrainedModel,
@@ -176,22 +175,8 @@ class ImplicitReward(RewardModel):
         return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
 
 
-@dataclass(slots=True)
-class Critic:
+class Critic(_Scalar):
     """Predicts the return from each state, with a reward model's backbone and head, in normalised scores."""
-
-    module: nn.Module
-    mean: float
-    std: float
-    dtype: torch.dtype
-
-    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
-        self.module, self.mean, self.std = ScalarPerPosition(_ready(model)), mean, std
-        self.dtype = torch.float32
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return unwrap(self.module).model
 
     def values(self, sequences: Sequences) -> Tensor:
         """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
@@ -215,24 +200,3 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The module inside a data-parallel wrapper."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) else module
-
-
-@torch.no_grad()
-def exact_kl(
-    policy: Policy | Reference, reference: Policy | Reference, sequences: Sequences, temperature: float = 1.0
-) -> Tensor:
-    """KL(π(.|ids_<t) || π_ref(.|ids_<t)) over the whole vocabulary, in nats: (B, T), 0 off the response.
-
-    Summed over a response drawn from π it is an unbiased estimate of the sequence KL with less variance than
-    k1, and never negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637).
-    """
-    response = sequences.response
-    heads = [role.model.get_output_embeddings() for role in (policy, reference)]
-    parts = [torch.zeros(0, device=sequences.ids.device)]
-    with casting(policy):
-        states = [predicting_states(role.model, sequences, response) for role in (policy, reference)]
-        for start in range(0, len(states[0]), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            ours, theirs = (head(state[rows]).float() for head, state in zip(heads, states, strict=True))
-            parts.append(categorical_kl(ours, theirs, temperature))
-    return place(torch.cat(parts), response)

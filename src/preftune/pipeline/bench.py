@@ -8,7 +8,7 @@ from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
-from preftune.models.roles import Reference
+from preftune.models.roles import Policy, Reference
 from preftune.pipeline.reward import reward_model_of
 from preftune.pipeline.session import Session
 from preftune.pipeline.train import reward_functions, scorer_for
@@ -36,6 +36,13 @@ def second_judge(session: Session) -> SecondJudge | None:
             apart = isinstance(own, RewardConfig) and {own.part, config.part} == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
+
+
+def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
+    """A stage's finished policy, or the base, where `learner` wants it and without gradients."""
+    policy = Policy(load_causal_lm(session.source(name)))
+    learner.freeze(policy)
+    return policy
 
 
 def make_bench(

@@ -12,16 +12,13 @@ from preftune.evaluation.compare import compare_to
 from preftune.evaluation.length import length_controlled
 from preftune.evaluation.policy import Bench, Gold, Row, Summary
 from preftune.evaluation.summary import summarise
-from preftune.models.load import load_causal_lm
-from preftune.models.roles import Policy
-from preftune.pipeline.bench import held_out_prompts, make_bench, second_judge
+from preftune.pipeline.bench import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.pipeline.cards import rewrite_cards
 from preftune.pipeline.judge import audit_pairs, bag_of_words, examiner
 from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
 from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
-from preftune.training.learner import Learner
 
 _VERSION = 2  # of what an evaluation measures: results of an earlier version are made again
 HUMAN = "chosen"  # the human-chosen response as a contestant
@@ -107,7 +104,7 @@ def measure_policies(
     names = [BASE, *stages]
     own, rows, reverse = policy_name_of(reference), dict[str, list[Row]](), dict[str, list[float]]()
     for name in [reference, *(n for n in names if n != reference)]:
-        policy = _frozen(session, learner, name)
+        policy = frozen_policy(session, learner, name)
         with session.console.counting(f"sample {name}", len(prompts)) as advance:
             rows[policy_name_of(name)] = bench.rows(policy, advance)
         reverse[policy_name_of(name)] = bench.reverse_kl(policy, rows[own])
@@ -132,12 +129,6 @@ def measure_policies(
         summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
     made_curve = _curve(bench, own, labels[own], pool) if pool else None
     return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=made_curve)
-
-
-def _frozen(session: Session, learner: Learner, name: str) -> Policy:
-    policy = Policy(load_causal_lm(session.source(name)))
-    learner.freeze(policy)
-    return policy
 
 
 def _comparisons(

@@ -55,9 +55,9 @@ def _headline(run: RunView, model: RewardModelView) -> Prose:
         text += "The interval lies above chance (50 %). "
     else:
         text += f"This is {claims.below_or_at_chance(model.accuracy)}. "
-        needed = claims.pairs_needed(model.accuracy.value)
-        if needed is not None:
-            text += f"If the true accuracy were this, about {needed:,} pairs would be needed to show it. "
+        if model.power is not None and model.power.n_needed is not None:
+            needed = f"about {model.power.n_needed:,} pairs would be needed to show it"
+            text += f"If the true accuracy were this, {needed}. "
     text += _power(model)
     if model.best_reachable is not None:
         text += (

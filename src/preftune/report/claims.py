@@ -69,12 +69,6 @@ def detectable(difference: Estimate) -> float | None:
     return POWER * (difference.high - difference.low) / 2
 
 
-def pairs_needed(accuracy: float) -> int | None:
-    """Pairs needed to tell this accuracy from chance, 5 % two-sided, 80 % power; None at or below chance."""
-    edge = accuracy - 0.5
-    return None if edge <= 0 else round((1.959964 + 0.841621) ** 2 * 0.25 / edge**2 + 0.5)
-
-
 def judge_is_sound(run: RunView) -> bool | None:
     """True if the interval of the reward model's accuracy lies above chance; None if not measured."""
     model = run.reward_model

@@ -120,4 +120,3 @@ class RewardModelView:
     band: Band | None = None
     power: Power | None = None
     tags: Mapping[str, TagCount] = field(default_factory=dict)
-    n_mistakes: int | None = None

@@ -58,7 +58,6 @@ def policy_view(row: Row) -> PolicyView:
         policy=policy,
         label=clean(row.get("label") or policy, MAX_LABEL),
         n_prompts=row.get("n_prompts"),
-        n_samples=row.get("n_samples"),
         reward=estimate_of(reward or None),
         reward_sd=number_of(reward.get("sd")),
         difference=estimate_of(difference or None),

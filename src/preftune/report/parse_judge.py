@@ -50,7 +50,6 @@ def reward_model_view(row: Row) -> RewardModelView:
         band=_band(row.get("expected_band")),
         power=_power(row.get("power")),
         tags={str(tag): _tag(counts) for tag, counts in (row.get("mistake_tags") or {}).items()},
-        n_mistakes=row.get("n_mistakes"),
     )
 
 

@@ -61,7 +61,6 @@ class PolicyView:
     policy: str
     label: str
     n_prompts: int | None = None
-    n_samples: int | None = None
     reward: Estimate | None = None
     reward_sd: float | None = None
     difference: Estimate | None = None

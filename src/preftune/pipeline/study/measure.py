@@ -17,9 +17,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
 from preftune.evaluation.policy import Bench, Row
 from preftune.evaluation.reward_model import gap
-from preftune.models.load import load_causal_lm
-from preftune.models.roles import Policy
-from preftune.pipeline.bench import held_out_prompts, make_bench
+from preftune.pipeline.bench import frozen_policy, held_out_prompts, make_bench
 from preftune.pipeline.evaluate import policies_of
 from preftune.pipeline.judge import examiner
 from preftune.pipeline.session import Session
@@ -99,14 +97,14 @@ def _measure(
     for ground in grounds:
         bench, learner = ground.bench, ground.learner
         with session.console.counting(f"{ground.name} prompts", len(bench.prompts)) as advance:
-            own = bench.rows(_policy(session, learner, reference), advance)
+            own = bench.rows(frozen_policy(session, learner, reference), advance)
         for name in policies:
             with session.console.counting(f"{ground.name} {name}", len(bench.prompts)) as advance:
                 if name == BEST:
                     found[name][ground.name] = _best_of_n(ground, own, advance)
                     continue
                 same = name == reference
-                rows = own if same else bench.rows(_policy(session, learner, name), advance)
+                rows = own if same else bench.rows(frozen_policy(session, learner, name), advance)
                 found[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
                 if not same:
                     for key, name_of in WINS.items():
@@ -137,12 +135,6 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
 def _bare(prompt: Dialogue, row: int) -> Preference:
     """A prompt that no pair belongs to."""
     return Preference(prompt=prompt, chosen="", rejected="", source="", row=row)
-
-
-def _policy(session: Session, learner: Learner, name: str) -> Policy:
-    policy = Policy(load_causal_lm(session.source(name)))
-    learner.freeze(policy)
-    return policy
 
 
 def _column(rows: Sequence[Row], measure: str) -> Floats:
