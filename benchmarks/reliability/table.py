@@ -31,10 +31,13 @@ def table() -> str:
         "two_processes": _two_processes,
         "overhead": _overhead,
         "environment": _environment,
+        "kills_few": _kills,
     }
-    lines = ["| what was done | what came of it | script |", "|---|---|---|"]
-    for script, rows in measured.items():
-        lines += [f"| {what} | {result} | `{script}.py` |" for what, result in rows(_read(script))]
+    lines = ["| what was done | what came of it | script | commit |", "|---|---|---|---|"]
+    for name, rows in measured.items():
+        found = _read(name)
+        place = f"`{found['command'].rpartition('/')[2]}` | {found['commit']} |"
+        lines += [f"| {what} | {result} | {place}" for what, result in rows(found)]
     return "\n".join(lines)
 
 
@@ -145,10 +148,11 @@ def _locks(found: Found) -> Rows:
 def _two_processes(found: Found) -> Rows:
     rows = []
     for name, case in found.items():
-        if name in ("sigterm", "sigkill"):
+        if name in ("sigterm", "sigkill", "sigstop"):
             same = "identical" if not case["differs"] and case["code_of_the_repetition"] == 0 else "different"
             agreed = ", both stopped after the same step" if case["stopped_by_agreement"] else ""
-            result = f"both gone after {case['seconds']:.1f} s{agreed}; resumed by two: {same}"
+            named = f", the silent one named after {found['patience']} s" if case["silent_one_named"] else ""
+            result = f"both gone after {case['seconds']:.1f} s{agreed}{named}; resumed by two: {same}"
             rows.append((f"{name.upper()} to one of two processes (once)", result))
     return rows
 
