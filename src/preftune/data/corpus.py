@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 _WORLD = "world"
-_LONG_RUN = re.compile(r"(\S{1000})\S+|(\s{1000})\s+")
+LONGEST_TOKEN = 1000  # characters, in a vocabulary that is learnt here
+_LONG_RUN = re.compile(rf"(\S{{{LONGEST_TOKEN}}})\S+|(\s{{{LONGEST_TOKEN}}})\s+")
 _BUCKET = 8  # batches whose documents are sorted by length together, against padding
 
 
