@@ -21,6 +21,7 @@ from preftune.stops import handled
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
+    from preftune.pipeline.console import Console
     from preftune.pipeline.session import Session
 
 DEFAULT_RECIPE = "hh-colab"
@@ -91,15 +92,11 @@ def run_recipe(
     dataset = _checked(config)
     if until is None:
         _can_be_measured(dataset)
-    from preftune.pipeline.console import Console
-    from preftune.pipeline.plan import show_plan
-
     faults.arm()
     with handled(), held(run):
         if not resume and is_main_process():
             _remove_run(run)
-        console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
-        show_plan(console, config, dataset, run, stages)
+        console = _console(config, dataset, run, stages)
         from preftune.pipeline import provenance, runner
         from preftune.pipeline.mirror import forget
 
@@ -190,6 +187,16 @@ def _checked(config: RunConfig) -> "Dataset":
     if config.model.base != "scratch":
         locate(config.model.base)
     return dataset
+
+
+def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
+    """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
+    from preftune.pipeline.console import Console
+    from preftune.pipeline.plan import show_plan
+
+    console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+    show_plan(console, config, dataset, run, stages)
+    return console
 
 
 def check_reward_functions(config: RunConfig) -> None:
