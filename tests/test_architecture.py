@@ -121,6 +121,22 @@ def test_file_keeps_its_place(path: Path) -> None:
     assert not found, "\n".join(found)
 
 
+def clocks(tree: ast.AST) -> list[str]:
+    """Calls that ask for the time of day, which may jump: durations and orders must not hang on it."""
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        name for name in called if name in ("time.time", "time.time_ns", "os.path.getmtime", "datetime.now")
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=where)
+def test_nothing_hangs_on_the_time_of_day(path: Path) -> None:
+    """The console's log lines carry it, for people."""
+    allowed = ["datetime.now"] if where(path) == "pipeline/console.py" else []
+    assert clocks(ast.parse(path.read_text(encoding="utf-8"))) == allowed
+    assert "st_mtime" not in path.read_text(encoding="utf-8")
+
+
 def unescaped(text: str) -> list[str]:
     """What lets text into a page as it is."""
     return re.findall(

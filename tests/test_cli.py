@@ -1,5 +1,6 @@
 """The command line: fast and torch-free help, short errors, exit codes."""
 
+import fcntl
 import os
 import re
 import signal
@@ -79,6 +80,20 @@ def test_light_commands_and_imports_do_not_load_torch() -> None:
     )
     done = python("-c", code)
     assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.parametrize("words", ["'run', 'tiny', '--out', sys.argv[1]", "'evaluate', sys.argv[1]"])
+def test_on_a_locked_directory_a_command_leaves_before_it_loads_much(words: str, tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = python(
+            "-c",
+            f"import sys; from preftune.cli import main; print(main([{words}]), "
+            "*{'numpy', 'torch', 'rich', 'pyarrow'} & set(sys.modules))",
+            str(tmp_path),
+        )
+    assert done.stdout == "73\n", done.stderr
+    assert "is in use by another process" in done.stderr
 
 
 def test_module_exits_with_the_code_of_the_error() -> None:

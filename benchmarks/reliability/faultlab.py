@@ -5,6 +5,7 @@ import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from preftune.data.world import make_world
 from preftune.pipeline.lives import Lives, different, outcome
 from preftune.rundir import RunDir, write_json, write_jsonl
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "reliability"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "reliability"
 STAGES = {"rm": "reward", "sft": "sft", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo"}
 EVERY = 2  # steps between checkpoints
 _ONLINE = ("batch_size=8", "microbatch_size=4", "minibatches=1", "epochs=2", "steps=5", "max_new_tokens=8")
@@ -146,9 +148,19 @@ def write_result(name: str, result: Mapping[str, Any]) -> None:
     """benchmarks/results/reliability/<name>.json, with where and with what it was measured."""
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     versions = {"preftune": __version__, "torch": torch.__version__}
-    record = {**result, "command": f"python benchmarks/reliability/{Path(sys.argv[0]).name}"}
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    record = {**result, "command": f"python benchmarks/reliability/{' '.join(words)}", "commit": commit()}
     write_json(RESULTS / f"{name}.json", {**record, "machine": {**machine, **versions}})
     print(json.dumps(record, indent=1)[:2000])
+
+
+def commit() -> str:
+    """Of the sources that were measured, with a + if files of theirs differ from it."""
+    said = []
+    for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "src"]):
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        said.append(done.stdout.strip())
+    return said[0] + "+" * bool(said[1]) or "unknown"
 
 
 def seeded(name: str) -> random.Random:

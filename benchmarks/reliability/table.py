@@ -8,6 +8,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability"
 PAGE = ROOT / "docs" / "reliability.md"
+Found = dict[str, Any]  # what a script wrote
+Rows = list[tuple[str, str]]  # what was done, what came of it
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -20,13 +22,25 @@ def main() -> None:
 
 def table() -> str:
     """Markdown rows: what was done, what came of it, which script measured it."""
-    measured = (
-        *(_kills, _signals, _corruption, _disk, _locks),
-        *(_two_processes, _overhead, _environment),
-    )
-    rows = [row for part in measured for row in part()]
-    lines = ["| what was done | what came of it | script |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {result} | `{script}.py` |" for what, result, script in rows)])
+    measured = {
+        "kills": _kills,
+        "signals": _signals,
+        "corruption": _corruption,
+        "full_disk": _disk,
+        "locks": _locks,
+        "two_processes": _two_processes,
+        "overhead": _overhead,
+        "environment": _environment,
+        "kills_few": _kills,
+    }
+    lines = ["| what was done | what came of it | script | commit |", "|---|---|---|---|"]
+    if not (RESULTS / "kills_few.json").is_file():  # only SMALL=1 makes it
+        measured.pop("kills_few")
+    for name, rows in measured.items():
+        found = _read(name)
+        place = f"`{found['command'].rpartition('/')[2]}` | {found['commit']} |"
+        lines += [f"| {what} | {result} | {place}" for what, result in rows(found)]
+    return "\n".join(lines)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -43,8 +57,7 @@ def _of(right: int, n: int) -> str:
     return f"{right} of {n}" + ("" if math.isnan(bound) else f" (95 % interval from {bound:.1%})")
 
 
-def _kills() -> list[tuple[str, str, str]]:
-    found = _read("kills")
+def _kills(found: Found) -> Rows:
     stages = ", ".join(f"{n} {name}" for name, n in found["by_stage"].items())
     kinds = ", ".join(
         f"{n} {'at random moments' if k == 'moment' else k}" for k, n in found["by_kind"].items()
@@ -56,51 +69,43 @@ def _kills() -> list[tuple[str, str, str]]:
         (
             f"{found['kills']} SIGKILLs, one a run ({stages}; {kinds})",
             f"weights, optimizer, saved model, metrics and rows bit-identical: {right}",
-            "kills",
         ),
-        (f"{many['kills']} SIGKILLs in one PPO stage of {many['steps']} steps", same, "kills"),
+        (f"{many['kills']} SIGKILLs in one PPO stage of {many['steps']} steps", same),
         (
             f"work lost in these runs (a checkpoint every {found['interval']} steps)",
             f"at most {found['most_steps_lost']} steps, {found['lost_beyond_interval']} beyond the interval",
-            "kills",
         ),
         (
             "data rows and prompts in the ledgers of these runs",
             f"{found['rows_skipped_or_doubled']} skipped or doubled",
-            "kills",
         ),
     ]
 
 
-def _signals() -> list[tuple[str, str, str]]:
-    found = _read("signals")
+def _signals(found: Found) -> Rows:
     n = found["signals"]
     return [
         (
             f"{n} SIGTERMs at random moments of a stage",
             f"exit 143: {_of(found['exit_143'], n)}; then identical: {_of(found['identical'], n)}; "
             f"{found['steps_lost']} finished steps lost",
-            "signals",
         ),
         (
             "from SIGTERM to the end of the process",
             f"median {found['median_seconds']:.2f} s, 95th percentile {found['p95_seconds']:.2f} s, "
             f"longest {found['most_seconds']:.2f} s",
-            "signals",
         ),
     ]
 
 
-def _corruption() -> list[tuple[str, str, str]]:
-    found = _read("corruption")
+def _corruption(found: Found) -> Rows:
     kinds = ", ".join(f"{counts['damaged']} {kind}" for kind, counts in found["by_kind"].items())
     right = _of(found["detected_and_older_used"], found["damaged"])
     what = f"{found['damaged']} damaged checkpoints ({kinds})"
-    return [(what, f"detected, set aside, older one used: {right}", "corruption")]
+    return [(what, f"detected, set aside, older one used: {right}")]
 
 
-def _disk() -> list[tuple[str, str, str]]:
-    found = _read("full_disk")
+def _disk(found: Found) -> Rows:
     small, stays, returns = (
         found[key] for key in ("too_small_at_the_start", "full_until_the_end", "full_for_two_steps")
     )
@@ -110,59 +115,51 @@ def _disk() -> list[tuple[str, str, str]]:
         (
             f"too little space before training ({found['file_system']})",
             f"exit {small['code']}, {'something' if small['trained'] else 'nothing'} trained",
-            "full_disk",
         ),
         (
             "the disk fills up in step 3 and stays full",
             f"exit {stays['code']}, checkpoint of step {stays['older_checkpoint']} intact; afterwards {same}",
-            "full_disk",
         ),
         (
             "the disk is full for two steps",
             f"exit {returns['code']}, {returns['warnings']} warning, {rows} of 5 metrics rows, {back}",
-            "full_disk",
         ),
     ]
 
 
-def _locks() -> list[tuple[str, str, str]]:
-    found = _read("locks")
+def _locks(found: Found) -> Rows:
     free = "free after a SIGKILL of the first" if found["free_after_kill"] else "not freed"
     harm = "first unharmed" if found["first_unharmed"] else "first harmed"
     return [
         (
             f"{found['second_commands']} second commands on a run directory",
             f"exit 73: {_of(found['exit_73'], found['second_commands'])}; {harm}; {free}",
-            "locks",
         ),
         (
             "such a command as a person types it",
             f"gone after {found['median_seconds']:.1f} s on the busy machine (median; "
             f"{found['processor_seconds']:.2f} s of processor time)",
-            "locks",
         ),
         (
             f"{found['races']} pairs started at the same moment",
             f"{found['races_with_two_writers']} with two writers",
-            "locks",
         ),
     ]
 
 
-def _two_processes() -> list[tuple[str, str, str]]:
-    found = _read("two_processes")
+def _two_processes(found: Found) -> Rows:
     rows = []
     for name, case in found.items():
-        if name in ("sigterm", "sigkill"):
+        if name in ("sigterm", "sigkill", "sigstop"):
             same = "identical" if not case["differs"] and case["code_of_the_repetition"] == 0 else "different"
             agreed = ", both stopped after the same step" if case["stopped_by_agreement"] else ""
-            result = f"both gone after {case['seconds']:.1f} s{agreed}; resumed by two: {same}"
-            rows.append((f"{name.upper()} to one of two processes (once)", result, "two_processes"))
+            named = f", the silent one named after {found['patience']} s" if case["silent_one_named"] else ""
+            result = f"both gone after {case['seconds']:.1f} s{agreed}{named}; resumed by two: {same}"
+            rows.append((f"{name.upper()} to one of two processes (once)", result))
     return rows
 
 
-def _overhead() -> list[tuple[str, str, str]]:
-    found = _read("overhead")
+def _overhead(found: Found) -> Rows:
     rows = []
     for key, name in (
         ("sft", "SFT of `quickstart`"),
@@ -176,18 +173,16 @@ def _overhead() -> list[tuple[str, str, str]]:
             (
                 f"checkpoints every {found['interval']} steps: {name}",
                 f"{cost['share']:.2%} of the time ({seconds})",
-                "overhead",
             )
         )
     return rows
 
 
-def _environment() -> list[tuple[str, str, str]]:
-    found = _read("environment")
+def _environment(found: Found) -> Rows:
     rows = []
     for name, differs in found["differs"].items():
         by = f"{', '.join(differs)} differ, weights by up to {found['largest'][name]:.1e}"
-        rows.append((f"{found['stage'].upper()}: {name}", by if differs else "identical", "environment"))
+        rows.append((f"{found['stage'].upper()}: {name}", by if differs else "identical"))
     return rows
 
 

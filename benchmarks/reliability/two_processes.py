@@ -1,4 +1,6 @@
-"""One of two processes gets SIGTERM, or is killed: do both end, how soon, and is the resumed run the same?"""
+"""One of two processes gets SIGTERM, is killed, or hangs: do both end, how soon, and is the resumed run the
+same?
+"""
 
 import os
 import shutil
@@ -18,13 +20,14 @@ from preftune.training.checkpoint import newest_step
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 STAGE = "grpo"
+PATIENCE = 10  # seconds that the processes wait for each other
 
 
 def start(place: Path, out: Path, fault: str = "") -> subprocess.Popen[str]:
     """Two processes on CPUs train the shrunk stage."""
     source = str(Path(preftune.__file__).resolve().parent.parent)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": source, "PREFTUNE_FAULT": fault}
-    settings = [*SHRUNK, f"data.name={place / 'data'}", "--out", str(out)]
+    settings = [*SHRUNK, f"process_timeout={PATIENCE}", f"data.name={place / 'data'}", "--out", str(out)]
     command = [sys.executable, *LAUNCHER, "-m", "preftune", "train", "tiny", STAGE, *settings]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -61,6 +64,7 @@ def hit(place: Path, whole: RunDir, number: int) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "stopped_by_agreement": "stopped by SIGTERM after step 2 of 5" in said,
+        "silent_one_named": f"process 1 of 2 (counted from 0) has not answered for {PATIENCE} s" in said,
         "checkpoint": kept,
         "code_of_the_repetition": again.returncode,
         "differs": different(outcome(whole, STAGE, STAGE), outcome(run, STAGE, STAGE)),
@@ -75,7 +79,9 @@ def main() -> None:
         said = first.communicate()[0]
         if first.returncode != 0:
             raise SystemExit(said[-2000:])
-        found = {"sigterm": hit(place, whole, signal.SIGTERM), "sigkill": hit(place, whole, signal.SIGKILL)}
+        signals = {"sigterm": signal.SIGTERM, "sigkill": signal.SIGKILL, "sigstop": signal.SIGSTOP}
+        found: dict[str, Any] = {name: hit(place, whole, number) for name, number in signals.items()}
+    found["patience"] = PATIENCE
     write_result("two_processes", found)
 
 

@@ -56,6 +56,12 @@ class StorageError(PreftuneError):
     code = 74
 
 
+class ProcessLost(PreftuneError):
+    """Another process of a distributed run has ended, or does not answer."""
+
+    code = 75
+
+
 class PermissionMissing(PreftuneError):
     """A directory cannot be written."""
 

@@ -4,9 +4,9 @@
     PREFTUNE_FAULT="checkpoint.rename:enospc;loss@step=3:nan"
 
 Actions: `kill` (SIGKILL to this process), `term` and `int` (signals that ask it to stop), `enospc` (the disk
-is full), `nan` (the value that passes through becomes NaN), `tear` (the file that was just written loses its
-second half, then `kill`), `sleep=SECONDS`. A fault without `step=` strikes at any step; every fault strikes
-once, but `enospc` and `nan` strike as often as they match.
+is full), `oom` (an accelerator's memory is), `nan` (the value that passes through becomes NaN), `tear` (the
+file that was just written loses its second half, then `kill`), `sleep=SECONDS`. A fault without `step=`
+strikes at any step; every fault strikes once, but `enospc` and `nan` strike as often as they match.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 VARIABLE = "PREFTUNE_FAULT"
 _GRAMMAR = re.compile(r"(?P<name>[\w.]+)(?:@(?P<where>[\w=,]+))?:(?P<action>[a-z]+)(?:=(?P<seconds>[\d.]+))?")
-_ACTIONS = ("kill", "term", "int", "enospc", "nan", "tear", "sleep")
+_ACTIONS = ("kill", "term", "int", "enospc", "oom", "nan", "tear", "sleep")
 
 Value = TypeVar("Value", bound=Any)
 
@@ -99,6 +99,10 @@ def _strike(fault: _Fault, value: Value) -> Value:
     match fault.action:
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), fault.name)
+        case "oom":
+            import torch  # by whoever trains, it is loaded already
+
+            raise torch.OutOfMemoryError(f"{fault.name}: no memory left")
         case "nan":
             return value * float("nan")
         case "sleep":

@@ -1,10 +1,14 @@
 """Input that cannot be used ends in an error for people before anything is trained."""
 
+import importlib.metadata
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +52,56 @@ def test_bad_files(
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tiny", f"data.name={tmp_path / 'none.jsonl'}", *SMALL]) == 66
     assert "quickstart" in capsys.readouterr().err
+
+
+def test_a_row_of_a_megabyte_goes_through_pretraining_and_a_changed_byte_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One word of a million letters, in a reply and in a prompt: cut, learnt from, in bounded time."""
+    drawn = random.Random(0)
+    word = "".join(drawn.choice("abcdefghij") for _ in range(1_000_000))
+    turn = "\n\nHuman: {}\n\nAssistant:"
+    long = [
+        {"chosen": turn.format("Hi") + " " + word, "rejected": turn.format("Hi") + " No"},
+        {"chosen": turn.format(word) + " Yes", "rejected": turn.format(word) + " No"},
+    ]
+    file, out = tmp_path / "data.jsonl", tmp_path / "run"
+    file.write_text("".join(map(row, range(20))) + "".join(json.dumps(pair) + "\n" for pair in long))
+    words = ["train", "tiny", "sft", f"data.name={file}", *SMALL, "stage.sft.rows=16", "--out", str(out)]
+    began = time.process_time()
+    assert main(words) == 0, capsys.readouterr().err
+    assert time.process_time() - began < 60
+    capsys.readouterr()
+    file.write_text(file.read_text().replace("Good answer 7", "Good answer 8"))
+    assert main(words) == 78
+    assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_a_directory_that_may_not_be_written_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may write anywhere, so the system's refusal is played."""
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert main(["train", "tiny", "sft", "data.name=world", "--out", str(tmp_path / "run")]) == 77
+    error = capsys.readouterr().err
+    assert f"cannot write to {tmp_path / 'run'}: permission denied" in error
+    assert "--out DIR" in error
+
+
+def test_a_package_that_is_not_there_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    words = ["train", "hh-smollm2", "sft", "data.name=world", "--out", str(tmp_path / "run")]
+    assert main(words) == 69
+    assert "make smollm2" in capsys.readouterr().err
 
 
 def test_a_run_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

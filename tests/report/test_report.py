@@ -12,6 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 from synthetic import make_run
 
+from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.report import build, load_run
 from preftune.rundir import RunDir, write_json, write_text
@@ -196,7 +197,8 @@ def test_a_dollar_in_a_label_is_not_mathematics(tmp_path: Path) -> None:
     assert "$\\frac{$ &amp; &lt;b&gt;" in (run.figures / "reward_kl.svg").read_text(encoding="utf-8")
 
 
-def test_an_empty_directory_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_of_which_nothing_is_there_yet_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
     analysis, page = texts(RunDir(tmp_path))
     assert "no policy has been evaluated" in analysis
     for words in (
@@ -239,6 +241,15 @@ def test_ten_thousand_steps_stay_a_small_figure(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=10_000)
     build(run)
     assert (run.figures / "training_ppo.svg").stat().st_size < 300_000
+
+
+def test_a_directory_without_a_run_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["report", str(tmp_path)]) == InputMissing.code == 66
+    assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,30 @@ def test_what_asks_for_code_is_refused_everywhere(directory: Path, name: str) ->
     assert not marker.exists()
     for entry in set(ENTRIES) - {"checkpoint", "side file"}:
         assert words in found[entry], entry
+
+
+ABSURD = [
+    *(
+        ("n_layer", 100_000),
+        ("n_embd", 10**9),
+        ("n_head", 10**6),
+        ("vocab_size", 10**9),
+        ("n_positions", 10**9),
+    ),
+    *(("text_config", {"num_hidden_layers": 100_000}), ("n_inner", 10**12)),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ABSURD)
+def test_absurd_sizes_are_refused_before_anything_is_built(directory: Path, key: str, value: Any) -> None:
+    """A library would build modules for hours. Real ones pass: the largest open models stay far below."""
+    change(directory, **{key: value})
+    began = time.process_time()
+    found = outcomes(directory)
+    assert time.process_time() - began < 5
+    for entry in ("locate", "tokenizer", "language model", "new head", "reward model", "policy handle"):
+        assert f"{directory / 'config.json'} claims" in found[entry], entry
+        assert "is no model" in found[entry]
 
 
 def _broken_weights(content: bytes) -> Callable[[Path], None]:

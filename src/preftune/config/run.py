@@ -155,6 +155,11 @@ class RunConfig(Settings):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32", description="Arithmetic of forward and backward passes; fp16 needs a GPU."
     )
+    process_timeout: Positive = Field(
+        default=600.0,
+        description="Seconds that the processes of a distributed run wait for each other before it ends; "
+        "writing a model must take less.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")

@@ -4,6 +4,7 @@ The built-in world writes its own documents in the order in which they must be r
 is a whole transcript, chosen and rejected replies alike: a base model knows bad replies too.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 _WORLD = "world"
+LONGEST_TOKEN = 1000  # characters, in a vocabulary that is learnt here
+_LONG_RUN = re.compile(rf"(\S{{{LONGEST_TOKEN}}})\S+|(\s{{{LONGEST_TOKEN}}})\s+")
 _BUCKET = 8  # batches whose documents are sorted by length together, against padding
 
 
@@ -71,7 +74,9 @@ def train_tokenizer(name: str, train: Sequence[Preference], vocab_size: int) -> 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_transcripts(train), trainer)
+    # To learn from one word takes time that grows with the square of its length: minutes for a megabyte.
+    texts = (_LONG_RUN.sub(r"\1\2", text) for text in _transcripts(train))
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, bos_token=END, clean_up_tokenization_spaces=False
     )

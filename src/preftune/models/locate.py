@@ -28,6 +28,16 @@ _CODE_KEYS = {
     "trust_remote_code",
     "use_kernels",
 }
+# The largest that a config may claim: ten times what the largest open models have. A library would build
+# modules for hours, or ask for all memory, before it noticed that the weights are not there.
+_LARGEST = (
+    (1_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")),
+    (10_000, ("num_attention_heads", "n_head", "num_key_value_heads", "num_experts", "num_local_experts")),
+    (200_000, ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "head_dim")),
+    (1_000_000, ("intermediate_size", "n_inner", "ffn_dim", "num_labels")),
+    (10_000_000, ("vocab_size", "n_positions", "n_ctx")),
+)
+_SIZES = {key: most for most, keys in _LARGEST for key in keys}
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _JSON = ("config.json", "tokenizer_config.json", "generation_config.json")
 _MAX_JSON = 16 << 20  # bytes; a config has a few thousand
@@ -155,7 +165,9 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
 
 
 def _refuse_keys(file: Path, value: Any, depth: int = 0) -> None:
-    """Refuse keys that run code at any depth: `text_config` and others hold configs of their own."""
+    """Refuse keys that run code, and absurd sizes, at any depth: `text_config` and others hold configs of
+    their own.
+    """
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, Mapping) or depth > 50:
@@ -164,6 +176,8 @@ def _refuse_keys(file: Path, value: Any, depth: int = 0) -> None:
         kernel = key in _KERNEL_KEYS and "/" in str(inner)  # "owner/kernel": fetched from the hub and run
         if kernel or key in _CODE_KEYS or str(key).endswith("_implementation_internal"):
             raise DataError(f"{file} asks to run code from the model directory or the hub ({key})", _NO_CODE)
+        if isinstance(inner, int) and inner > (most := _SIZES.get(str(key), inner)):
+            raise DataError(f"{file} claims {key} = {inner:,}: more than {most:,} is no model", _PLAIN)
         _refuse_keys(file, inner, depth + 1)
 
 

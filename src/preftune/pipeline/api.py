@@ -1,7 +1,7 @@
 """The pipeline as Python functions: a run, its five stages, evaluation and samples of what is finished.
 
 Configuration, data and the base model's whereabouts are checked here, before torch is loaded: whoever made a
-mistake learns of it at once.
+mistake learns of it at once. What reads data is loaded after the look at the lock, which needs none of it.
 """
 
 import os
@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 from preftune import faults
 from preftune.config import GRPOConfig, PPOConfig, RunConfig, load_recipe, stage_order, stages_until
 from preftune.config.rewards import find_function, reward_terms
-from preftune.data import Dataset, load_dataset
 from preftune.errors import ConfigError, DataError, InputMissing
-from preftune.models.locate import locate
-from preftune.pipeline.console import Console
 from preftune.pipeline.lock import held, is_main_process, refuse_if_held
-from preftune.pipeline.plan import show_plan
 from preftune.pipeline.stages import SIDE_FILE
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.stops import handled
 
 if TYPE_CHECKING:
+    from preftune.data import Dataset
+    from preftune.pipeline.console import Console
     from preftune.pipeline.session import Session
 
 DEFAULT_RECIPE = "hh-colab"
@@ -98,8 +96,7 @@ def run_recipe(
     with handled(), held(run):
         if not resume and is_main_process():
             _remove_run(run)
-        console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
-        show_plan(console, config, dataset, run, stages)
+        console = _console(config, dataset, run, stages)
         from preftune.pipeline import provenance, runner
         from preftune.pipeline.mirror import forget
 
@@ -118,6 +115,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
+    refuse_if_held(RunDir(path))
     from preftune.pipeline import runner
 
     session = _reopen(path)
@@ -138,6 +136,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
 def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
     """Two evaluated runs side by side on their common prompts: shows a table, returns the record."""
     from preftune.pipeline.compare import compare_runs, show_comparison
+    from preftune.pipeline.console import Console
 
     result = compare_runs(RunDir(a), RunDir(b))
     if json_file is not None:
@@ -149,6 +148,7 @@ def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -
 def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
     """What is wrong with a reward model or policy directory, no matter who made it; nothing is trained."""
     from preftune.pipeline.audit import audit_directory, show_audit
+    from preftune.pipeline.console import Console
 
     result = audit_directory(Path(directory))
     if json_file is not None:
@@ -177,13 +177,26 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
     return done.model_dir(name, algorithm)
 
 
-def _checked(config: RunConfig) -> Dataset:
+def _checked(config: RunConfig) -> "Dataset":
     """The data of a run, once it is clear that reward functions and the base model can be had too."""
+    from preftune.data import load_dataset
+    from preftune.models.locate import locate
+
     check_reward_functions(config)
     dataset = load_dataset(config.data, config.seed)
     if config.model.base != "scratch":
         locate(config.model.base)
     return dataset
+
+
+def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
+    """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
+    from preftune.pipeline.console import Console
+    from preftune.pipeline.plan import show_plan
+
+    console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+    show_plan(console, config, dataset, run, stages)
+    return console
 
 
 def check_reward_functions(config: RunConfig) -> None:
@@ -194,7 +207,7 @@ def check_reward_functions(config: RunConfig) -> None:
             find_function(name)
 
 
-def _can_be_measured(dataset: Dataset) -> None:
+def _can_be_measured(dataset: "Dataset") -> None:
     """A run ends in a comparison: without held-out rows it would fail after all the training."""
     for split in ("validation", "test"):
         if not getattr(dataset, split):
@@ -213,6 +226,7 @@ def _reopen(path: str | Path) -> "Session":
     config = load_recipe(str(run.config)).config
     dataset = _checked(config)
     from preftune.pipeline import runner
+    from preftune.pipeline.console import Console
 
     return runner.open_session(config, dataset, run, Console())
 

@@ -5,6 +5,7 @@ files of others: they are shortened and stand in code spans, and the metadata is
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from preftune.rundir import BASE, RunDir, policy_name, read_json, short_name, wr
 if TYPE_CHECKING:
     from preftune.pipeline.session import Session
 
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
 _WHAT = {
     "pretraining": "a small GPT-2, pretrained from random weights on the dialogues of the training data",
     "sft": "a causal language model, fine-tuned on the chosen responses of preference pairs",
@@ -97,7 +99,8 @@ def _metadata(
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    """Of that form, and no path: what is not may hold line ends, or whatever else YAML folds."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _data(session: "Session") -> Iterator[str]:

@@ -1,11 +1,13 @@
 """The measurement of a run: the reward model on validation pairs, every policy on the same prompts."""
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
+from preftune.config.rewards import source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve
 from preftune.evaluation.compare import compare_to
@@ -15,10 +17,12 @@ from preftune.evaluation.summary import summarise
 from preftune.pipeline.bench import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.pipeline.cards import rewrite_cards
 from preftune.pipeline.judge import audit_pairs, bag_of_words, examiner
+from preftune.pipeline.parts import Parts, content
 from preftune.pipeline.provenance import peak_memory_mb, reset_peak_memory
 from preftune.pipeline.session import Session
 from preftune.pipeline.stages import digest
 from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
+from preftune.training.learner import Learner
 
 _VERSION = 2  # of what an evaluation measures: results of an earlier version are made again
 HUMAN = "chosen"  # the human-chosen response as a contestant
@@ -51,18 +55,43 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
         return False
     reset_peak_memory()
     began = time.monotonic()
-    _evaluate_reward_models(session, [name for name in judges_of(session.config.stage) if name in stages])
-    measured = measure_policies(
-        session, policies_of(session, stages), held_out_prompts(session), session.gold
-    )
-    _write_policies(session, measured)
+    judges = [name for name in judges_of(session.config.stage) if name in stages]
+    prompts, policies = held_out_prompts(session), policies_of(session, stages)
+    parts = parts_of(session, policies, prompts, session.gold)
+    _evaluate_reward_models(session, judges, parts)
+    _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
     rewrite_cards(session, stages)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
     record["files"] = _written(session.run)
     write_json(done, record)
+    parts.remove()
     session.console.finished(EVALUATION, facts)
     return True
+
+
+def parts_of(
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
+) -> Parts:
+    """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""
+    settings, second = session.config.evaluation, second_judge(session)
+    judges = [session.judge, second.stage if second else None]
+    reference = reference_stage(session, stages)
+    return Parts(
+        directory=session.run.stage_dir(EVALUATION) / "parts",
+        inputs={
+            "version": _VERSION,
+            "settings": settings.model_dump(mode="json"),
+            "seed": session.config.seed,
+            "precision": session.config.precision,
+            "prompts": content(prompts),
+            "reference": session.stage(reference).key,
+            "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
+            "functions": source_hashes(settings.reward_functions) if settings.reward_functions else {},
+            "gold": gold is not None,
+        },
+        say=session.console.line,
+    )
 
 
 def _written(run: RunDir) -> list[str]:
@@ -72,15 +101,28 @@ def _written(run: RunDir) -> list[str]:
     return sorted(str(file.relative_to(run.path)) for file in files if not file.name.startswith("."))
 
 
-def _evaluate_reward_models(session: Session, stages: Sequence[str]) -> None:
-    bag = bag_of_words(session) if stages else None
-    for name in stages:
-        result, rows = audit_pairs(examiner(session, name), session.dataset.validation, bag, own_data=True)
+def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
+    for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
         if name != session.judge:
             write_json(session.run.evaluation(f"reward_model_{name}"), result)
             continue
         write_json(session.run.reward_evaluation, result)
         write_jsonl(session.run.mistakes, rows)
+
+
+def audits(
+    session: Session, stages: Sequence[str], pairs: Sequence[Preference], parts: Parts, *, own_data: bool
+) -> Iterator[tuple[str, tuple[dict[str, Any], list[Row]]]]:
+    """Every reward stage with the record of its audit on `pairs` and the rows of its mistakes."""
+    bag = functools.cache(lambda: bag_of_words(session))
+    of = {"pairs": content(pairs), "own_data": own_data}
+    for name in stages:
+        of_stage = {**of, "stage": session.stage(name).key}
+
+        def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
+            return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
+
+        yield name, parts.take(f"audit_{name}", of_stage, audit)
 
 
 def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
@@ -94,7 +136,7 @@ def reference_stage(session: Session, stages: Sequence[str]) -> str:
 
 
 def measure_policies(
-    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None, parts: Parts
 ) -> Measured:
     """Base, every policy stage, and best-of-n of the reference. `gold`: the score by rule, if one is known
     for these prompts.
@@ -102,19 +144,13 @@ def measure_policies(
     reference = reference_stage(session, stages)
     bench, learner = make_bench(session, reference, prompts, gold)
     names = [BASE, *stages]
-    own, rows, reverse = policy_name_of(reference), dict[str, list[Row]](), dict[str, list[float]]()
-    for name in [reference, *(n for n in names if n != reference)]:
-        policy = frozen_policy(session, learner, name)
-        with session.console.counting(f"sample {name}", len(prompts)) as advance:
-            rows[policy_name_of(name)] = bench.rows(policy, advance)
-        reverse[policy_name_of(name)] = bench.reverse_kl(policy, rows[own])
-    rows = {policy_name_of(name): rows[policy_name_of(name)] for name in names}
+    own = policy_name_of(reference)
+    rows, reverse = _measured(session, bench, learner, reference, names, parts)
     labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
-    human = bench.human([pair.chosen for pair in prompts])
+    human = parts.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
     best, pool = f"best_of_{bench.settings.best_of}", list[Row]()
     if bench.scorer is not None:
-        with session.console.counting("best of n", len(prompts)) as advance:
-            pool = bench.pool(bench.reference, advance, bench.settings.pool)
+        pool = parts.take("pool", {}, lambda: _pool(session, bench))
         rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
         labels[best] = f"best of {bench.settings.best_of} ({labels[own]})"
     comparisons = _comparisons(bench, rows, own, best, human)
@@ -129,6 +165,32 @@ def measure_policies(
         summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
     made_curve = _curve(bench, own, labels[own], pool) if pool else None
     return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=made_curve)
+
+
+def _measured(
+    session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], parts: Parts
+) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
+    """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
+    found: dict[str, tuple[list[Row], list[float]]] = {}
+    for name in [reference, *(n for n in names if n != reference)]:
+
+        def measure(name: str = name) -> tuple[list[Row], list[float]]:
+            policy = frozen_policy(session, learner, name)
+            with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
+                rows = bench.rows(policy, advance)
+            return rows, bench.reverse_kl(policy, found[reference][0] if name != reference else rows)
+
+        rows, reverse = parts.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
+        # A policy that diverged has divergences that are not finite: text in JSON.
+        rows = [row | {"kl": float(row["kl"]), "k1": float(row["k1"])} for row in rows]
+        found[name] = rows, [float(value) for value in reverse]
+    rows_of = {policy_name_of(name): found[name][0] for name in names}
+    return rows_of, {policy_name_of(name): found[name][1] for name in names}
+
+
+def _pool(session: Session, bench: Bench) -> list[Row]:
+    with session.console.counting("best of n", len(bench.prompts)) as advance:
+        return bench.pool(bench.reference, advance, bench.settings.pool)
 
 
 def _comparisons(

@@ -15,12 +15,13 @@ from preftune.models.roles import Reference
 from preftune.pipeline.bench import distinct
 from preftune.pipeline.evaluate import (
     Measured,
+    audits,
     measure_policies,
+    parts_of,
     policies_of,
     policy_name_of,
     reference_stage,
 )
-from preftune.pipeline.judge import audit_pairs, bag_of_words, examiner
 from preftune.pipeline.session import Session
 from preftune.rundir import BASE, short_name, write_json, write_jsonl
 
@@ -45,9 +46,16 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
     directory = session.run.pairs(_name(file))
-    _judges(session, [s for s in judges_of(session.config.stage) if s in stages], pairs, directory, seen)
     policies = policies_of(session, stages)
-    measured = measure_policies(session, policies, distinct(pairs, session.config.evaluation.prompts), None)
+    prompts = distinct(pairs, session.config.evaluation.prompts)
+    parts = parts_of(session, policies, prompts, None)
+    judges = [s for s in judges_of(session.config.stage) if s in stages]
+    for stage, (result, rows) in audits(session, judges, pairs, parts, own_data=False):
+        name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
+        write_json(directory / f"{name}.json", {**result, "seen_in_training": seen})
+        write_jsonl(directory / f"{name}_mistakes.jsonl", rows)
+        _show_judge(session, stage, result)
+    measured = measure_policies(session, policies, prompts, None, parts)
     opinions = _opinions(session, policies, pairs)
     write_jsonl(directory / "comparisons.jsonl", measured.comparisons)
     for name, summary in measured.summaries.items():
@@ -56,6 +64,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         write_json(directory / "best_of_n.json", measured.best_of_n)
     facts = {"file": file.name, "sha256": _sha256(file), "usable": len(read), "seen_in_training": seen}
     write_json(directory / "pairs.json", {**facts, "n": len(pairs)})
+    parts.remove()
     _show(session, measured, opinions)
     return directory
 
@@ -74,18 +83,6 @@ def _sha256(file: Path) -> str | None:
         return None
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _judges(
-    session: Session, stages: Sequence[str], pairs: Sequence[Preference], directory: Path, seen: int
-) -> None:
-    bag = bag_of_words(session) if stages else None
-    for stage in stages:
-        result, rows = audit_pairs(examiner(session, stage), pairs, bag, own_data=False)
-        name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_json(directory / f"{name}.json", {**result, "seen_in_training": seen})
-        write_jsonl(directory / f"{name}_mistakes.jsonl", rows)
-        _show_judge(session, stage, result)
 
 
 def _opinions(

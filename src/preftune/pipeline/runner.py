@@ -17,6 +17,7 @@ from preftune.pipeline.stages import is_finished
 from preftune.pipeline.train import run_stage
 from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_json, write_text
 from preftune.training.learner import effective_precision
+from preftune.training.processes import answering
 
 
 def open_session(
@@ -60,7 +61,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     for name in [*scratch, *stages]:
         if session.mirror is not None and is_main_process():
             session.mirror.fetch(session.stage(name))
-        run_stage(session, session.stage(name))
+        with answering(session.config.process_timeout):
+            run_stage(session, session.stage(name))
 
 
 def measure(session: Session, stages: Sequence[str]) -> None:

@@ -104,7 +104,8 @@ class Session:
         )
 
     def learner(self, microbatch_size: int) -> Learner:
-        return Learner(self.config.precision, microbatch_size)
+        patience = self.config.process_timeout
+        return Learner(self.config.precision, microbatch_size, patience, self.console.line)
 
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""

@@ -20,7 +20,7 @@ from preftune.data import (
     pad_sequences,
     rows_at,
 )
-from preftune.data.corpus import corpus, train_tokenizer
+from preftune.data.corpus import LONGEST_TOKEN, corpus, train_tokenizer
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
@@ -138,7 +138,10 @@ def _pretraining(session: Session) -> Job:
     )
     encoder = session.encoder_of(tokenizer, scratch.positions)
     texts = corpus(name, session.dataset.train, seed, scratch.steps * scratch.batch_size)
-    documents = [[*encoder.text(text), encoder.eos_id][: scratch.positions] for text in texts.documents]
+    enough = scratch.positions * LONGEST_TOKEN  # characters: the rest of a megabyte is not looked at
+    documents = [
+        [*encoder.text(text[:enough]), encoder.eos_id][: scratch.positions] for text in texts.documents
+    ]
     batches = texts.batches([len(d) for d in documents], scratch.batch_size, scratch.steps, seed)
 
     def batch_at(step: int) -> Sequences:

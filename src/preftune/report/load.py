@@ -31,6 +31,11 @@ def load_run(run: RunDir) -> RunView:
         raise InputMissing(
             f"there is no run directory at {run.path}", "give the directory that `preftune run` printed"
         )
+    if not any(path.exists() for path in (run.config, run.stage_dir(BASE).parent, run.comparisons.parent)):
+        raise InputMissing(
+            f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
+            "give the directory that `preftune run` printed",
+        )
     config_text = read_text(run.config) if run.config.exists() else ""
     config = _toml(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))

@@ -9,10 +9,11 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
@@ -44,12 +45,23 @@ class Trained:
 class Learner:
     """Owns the optimizers. Algorithms call `update`; the loop calls `set_progress`."""
 
-    def __init__(self, precision: Precision = "float32", microbatch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        precision: Precision = "float32",
+        microbatch_size: int | None = None,
+        process_timeout: float = 600.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """`process_timeout`: seconds that a process waits for the others; the first learner's holds."""
         self.precision: Precision = effective_precision(precision)
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))
         # Any: what it annotates is wider than what it returns.
-        self.accelerator: Any = Accelerator(mixed_precision=_MIXED[self.precision])
+        self.accelerator: Any = Accelerator(
+            mixed_precision=_MIXED[self.precision], kwargs_handlers=[patience]
+        )
         self.microbatch_size = microbatch_size
+        self.say = say
         self.trained: dict[str, Trained] = {}
         self.bad_steps = 0  # in a row, with a number that is not finite
         self.updates = 0  # of the weights, in this step
@@ -168,6 +180,35 @@ class Learner:
         if not self.is_alone and (number := self.asked_to_stop()):
             raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
+        sums = self._fitting(trained, batch, weights, loss)
+        metrics = self._reduced(sums)
+        metrics["grad_norm"] = self._step(role, trained, metrics)
+        faultpoint("updated")
+        return metrics
+
+    def _fitting(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> "_Sums":
+        """`_backward`, again in microbatches of half the size whenever memory runs out.
+
+        Nothing has changed by then but gradients, and the size is not in the mathematics. One process cannot
+        do it behind the backs of others: with several, the error stays one.
+        """
+        while True:
+            try:
+                return self._backward(trained, batch, weights, loss)
+            except torch.OutOfMemoryError:
+                size = min(self.microbatch_size or len(batch), len(batch))
+                if size == 1 or not self.is_alone:
+                    raise
+            # Out here, where the error no longer holds on to the frames and tensors that it passed.
+            self.microbatch_size = size // 2
+            trained.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
+
+    def _backward(
+        self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]
+    ) -> "_Sums":
+        """Gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
         slices = self._microbatches(len(batch))
@@ -179,10 +220,7 @@ class Learner:
                 scalar = faultpoint("loss", weighted_sum(out.terms, share))
                 self.accelerator.backward(scalar * self.accelerator.num_processes)
             sums.add(scalar.detach(), out, share)
-        metrics = self._reduced(sums)
-        metrics["grad_norm"] = self._step(role, trained, metrics)
-        faultpoint("updated")
-        return metrics
+        return sums
 
     def _microbatches(self, rows: int) -> list[slice]:
         size = self.microbatch_size or rows

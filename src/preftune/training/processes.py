@@ -1,0 +1,51 @@
+"""The other processes of a run: what it means when one of them does not answer."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed
+from torch.distributed import distributed_c10d
+
+from preftune.errors import ProcessLost
+
+_SILENT = ("Timed out waiting", "timed out", "Timeout")  # gloo, the store, the NCCL watchdog
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+_GRACE = 3.0  # seconds in which those that wait, too, say so
+_HINT = "see whether it was stopped or its machine hangs; the same command resumes from the last checkpoint"
+
+
+@contextmanager
+def answering(seconds: float) -> Iterator[None]:
+    """Turn what a collective operation says of another process that is silent or gone into ProcessLost.
+
+    `seconds` is how long the operation waits; it is said, and set where the process group is made.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if not torch.distributed.is_initialized():
+            raise
+        if any(words in said for words in _GONE):
+            raise ProcessLost("another process of this run has ended", _HINT) from error
+        if any(words in said for words in _SILENT):
+            names = ", ".join(f"process {rank}" for rank in _silent()) or "another process"
+            world = torch.distributed.get_world_size()
+            who = f"{names} of {world} (counted from 0) has not answered for {seconds:g} s"
+            raise ProcessLost(who, f"{_HINT}; process_timeout=SECONDS waits longer") from error
+        raise
+
+
+def _silent() -> list[int]:
+    """Ranks that do not say that they, too, wait for somebody. None where that cannot be found out."""
+    mine, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        store = distributed_c10d._get_default_store()  # torch has no public name for it
+        store.set_timeout(timedelta(seconds=_GRACE))  # it may be kept by the very process that is silent
+        store.set(f"preftune/waiting/{mine}", "yes")
+        time.sleep(_GRACE)
+        return [rank for rank in range(world) if not store.check([f"preftune/waiting/{rank}"])]
+    except RuntimeError:
+        return []

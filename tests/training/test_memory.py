@@ -1,0 +1,96 @@
+"""Memory that runs out in an update: half the microbatch, the same update, the same gradients."""
+
+import pytest
+import torch
+
+from preftune import faults
+from preftune.algorithms import SFT
+from preftune.algorithms.base import Loss
+from preftune.config import OptimizerConfig, SFTConfig
+from preftune.data import Sequences
+from preftune.functional import token_mean
+from preftune.models.roles import Policy
+from preftune.training.learner import Learner
+from tiny import NO_CLIPPING, Recorder, causal_lm, flat, gradients, sequences, state
+
+
+class Device:
+    """An accelerator in which `rows` rows fit."""
+
+    def __init__(self, rows: int, policy: Policy) -> None:
+        self.rows, self.policy, self.tried = rows, policy, list[int]()
+
+    def loss(self, part: Sequences) -> Loss:
+        self.tried.append(len(part))
+        terms = -self.policy.logprobs(part)
+        if len(part) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return Loss(terms, {"token": terms.detach()})
+
+
+def update(rows: int, microbatch_size: int | None) -> tuple[Recorder, Device, list[str], dict[str, float]]:
+    """One update of 13 rows on a device that holds `rows`."""
+    said: list[str] = []
+    policy, batch = Policy(causal_lm(1)), sequences(5, 13)
+    learner, recorder = Learner(microbatch_size=microbatch_size, say=said.append), Recorder(policy.model)
+    learner.adopt("policy", policy, recorder, NO_CLIPPING)
+    device = Device(rows, policy)
+    metrics = learner.update("policy", batch, token_mean(batch.response), device.loss)
+    return recorder, device, said, metrics
+
+
+@pytest.mark.parametrize(
+    ("rows", "microbatch_size", "tried", "halvings"),
+    [(3, None, [13, 6, 3, 3, 3, 3, 1], 2), (7, 8, [8, 4, 4, 4, 1], 1), (1, 2, [2] + [1] * 13, 1)],
+)
+def test_microbatches_are_halved_until_they_fit(
+    rows: int, microbatch_size: int | None, tried: list[int], halvings: int
+) -> None:
+    recorder, device, said, metrics = update(rows, microbatch_size)
+    assert device.tried == tried
+    assert len(said) == halvings
+    assert "out of memory with" in said[0]
+    whole, _, silent, expected = update(99, None)
+    assert not silent
+    (found,), (wanted,) = recorder.steps, whole.steps
+    assert (flat(found) - flat(wanted)).norm() / flat(wanted).norm() < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_that_runs_out_in_a_later_microbatch_leaves_nothing_behind() -> None:
+    """Gradients of the microbatches before it are dropped, not counted twice."""
+    batch = sequences(5, 8)
+    wanted, expected = gradients("sft", batch)
+    faults.arm("loss@hit=2:oom")
+    try:
+        found, metrics = gradients("sft", batch, microbatch_size=4)
+    finally:
+        faults.arm("")
+    difference = flat(found["policy"]) - flat(wanted["policy"])
+    assert difference.norm() / flat(wanted["policy"]).norm() < 1e-6
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_later_updates_keep_the_smaller_size() -> None:
+    said: list[str] = []
+    learner, policy = Learner(microbatch_size=4, say=said.append), Policy(causal_lm(1))
+    learner.train("policy", policy, OptimizerConfig(), 1e-3)
+    algorithm = SFT(SFTConfig(), {"policy": policy}, learner)
+    faults.arm("loss@hit=1:oom")
+    try:
+        for seed in (5, 6):
+            algorithm.step(sequences(seed, 8))
+    finally:
+        faults.arm("")
+    assert learner.microbatch_size == 2
+    assert said == ["warning: out of memory with 4 rows at a time; going on with 2"]
+
+
+def test_a_single_row_that_does_not_fit_is_an_error_and_changes_nothing() -> None:
+    policy, batch = Policy(causal_lm(1)), sequences(5, 4)
+    learner = Learner(microbatch_size=2, say=lambda text: None)
+    learner.train("policy", policy, OptimizerConfig(), 1e-3)
+    before = state(policy.model)
+    with pytest.raises(torch.OutOfMemoryError):
+        learner.update("policy", batch, token_mean(batch.response), Device(0, policy).loss)
+    assert all(torch.equal(before[name], p) for name, p in state(policy.model).items())
