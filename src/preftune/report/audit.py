@@ -10,6 +10,7 @@ from preftune.report.audit_plots import LENGTH_GROUPS
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.estimate import Estimate
 from preftune.report.judge import Band, RewardModelView
+from preftune.report.other_pairs import other_pairs_blocks
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
 
@@ -42,7 +43,7 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
             ),
             _grid(("Part", "n", "Accuracy", "Gap (sd of scores)"), tuple(_part_rows(model))),
         ]
-    return blocks + _others(run)
+    return blocks + _others(run) + other_pairs_blocks(run)
 
 
 def _headline(run: RunView, model: RewardModelView) -> Prose:
