@@ -34,7 +34,7 @@ READING = (
 
 def _judge_table(run: RunView, other: OtherPairs) -> Table:
     headers = (
-        "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)", "Reward model is",
+        "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)", "Against that baseline",
         "Accuracy on the run's own pairs",
     )  # fmt: skip
     audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
