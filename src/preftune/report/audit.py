@@ -47,8 +47,8 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
 
 GROUPS = "Accuracy by kind of pair: the line is chance, the dashed one the best baseline."
 BY_LENGTH = (
-    " Score by length: a slope that both lines share is a taste for length, the gap between them what it knows "
-    "beside it."
+    " Score by length: a slope that both lines share is a taste for length, the gap between them what it "
+    "knows beside it."
 )
 
 

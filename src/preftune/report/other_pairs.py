@@ -34,8 +34,8 @@ READING = (
 
 def _judge_table(run: RunView, other: OtherPairs) -> Table:
     headers = (
-        "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)", "Against that baseline",
-        "Accuracy on the run's own pairs",
+        "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)",
+        "Against that baseline", "Accuracy on the run's own pairs",
     )  # fmt: skip
     audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
     own = {model.stage: model.accuracy for model in audited}
