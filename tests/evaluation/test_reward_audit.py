@@ -112,6 +112,12 @@ def test_the_expected_band_is_published_or_none(
     assert expected_band("world", {"fact"}, 1000, 0.86)["high"] == 0.86
 
 
+def test_where_no_band_is_known_all_of_the_smallest_published_size_are_named() -> None:
+    band = expected_band("Anthropic/hh-rlhf", {"harmless-base"}, 135_000_000)
+    assert "(435 M): DeBERTa-v3-large 75.2 %, OpenAssistant DeBERTa-v3-large 68.4 %" in band["text"]
+    assert all(source in band["source"] for source in ("sileod/deberta-v3-large", "table 7"))
+
+
 def test_a_policy_prefers_what_it_made_more_likely() -> None:
     ours = PairLogprobs(np.array([[-2.0, -9.0], [-5.0, -4.0]]), np.array([[2.0, 3.0], [1.0, 4.0]]))
     reference = PairLogprobs(np.array([[-3.0, -3.0], [-9.0, -4.0]]), ours.lengths)
