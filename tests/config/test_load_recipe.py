@@ -7,6 +7,7 @@ import pytest
 from preftune.config import (
     DPOConfig,
     PPOConfig,
+    RewardConfig,
     RunConfig,
     build,
     config_hash,
@@ -14,6 +15,7 @@ from preftune.config import (
     load_recipe,
     recipe_names,
 )
+from preftune.config.graph import parents
 from preftune.errors import ConfigError, PreftuneError, UsageError
 
 NEEDS_DATA = {"hh-scratch", "hh-smollm2"}
@@ -36,7 +38,8 @@ def test_shipped_recipe_loads_and_has_the_five_stages(name: str) -> None:
     config = load_recipe(name, overrides).config
     assert config.name == name
     found = {stage: settings.algorithm for stage, settings in config.stage.items()}
-    assert found == {"sft": "sft", "rm": "reward", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo"}
+    second = {"rm2": "reward"} if name == "hh-scratch" else {}
+    assert found == {"sft": "sft", "rm": "reward", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo"} | second
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -69,6 +72,14 @@ def test_colab_keeps_the_subset_sizes_of_the_replaced_pipeline() -> None:
 @pytest.mark.parametrize("name", sorted(NEEDS_DATA))
 def test_recipe_without_data_asks_for_a_path(name: str) -> None:
     assert "data.name=PATH is required" in str(failure(name))
+
+
+def test_hh_scratch_has_a_second_reward_model_that_shares_no_prompt_and_scores_no_training() -> None:
+    stages = load_recipe("hh-scratch", ["data.name=x"]).config.stage
+    judges = {name: stage for name, stage in stages.items() if isinstance(stage, RewardConfig)}
+    assert {name: stage.part for name, stage in judges.items()} == {"rm": "first", "rm2": "second"}
+    assert judges["rm"].model_copy(update={"part": "second"}) == judges["rm2"]
+    assert not any("rm2" in parents(stage) for stage in stages.values())
 
 
 @pytest.mark.parametrize("name", recipe_names())

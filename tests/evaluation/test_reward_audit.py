@@ -11,7 +11,7 @@ import torch
 from preftune.data import Sequences
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.preference import PairLogprobs, preference
-from preftune.evaluation.reward_model import by_length_difference
+from preftune.evaluation.reward_model import by_length_difference, score_by_length
 from preftune.evaluation.sanity import invariance, sanity_rows
 from preftune.models.roles import RewardModel
 from tiny import EOS, POSITIONS, classifier, rows
@@ -112,6 +112,12 @@ def test_the_expected_band_is_published_or_none(
     assert expected_band("world", {"fact"}, 1000, 0.86)["high"] == 0.86
 
 
+def test_where_no_band_is_known_all_of_the_smallest_published_size_are_named() -> None:
+    band = expected_band("Anthropic/hh-rlhf", {"harmless-base"}, 135_000_000)
+    assert "(435 M): DeBERTa-v3-large 75.2 %, OpenAssistant DeBERTa-v3-large 68.4 %" in band["text"]
+    assert all(source in band["source"] for source in ("sileod/deberta-v3-large", "table 7"))
+
+
 def test_a_policy_prefers_what_it_made_more_likely() -> None:
     ours = PairLogprobs(np.array([[-2.0, -9.0], [-5.0, -4.0]]), np.array([[2.0, 3.0], [1.0, 4.0]]))
     reference = PairLogprobs(np.array([[-3.0, -3.0], [-9.0, -4.0]]), ours.lengths)
@@ -121,3 +127,34 @@ def test_a_policy_prefers_what_it_made_more_likely() -> None:
     assert found["accuracy_logprob"]["value"] == 0.5
     assert found["accuracy_logprob_per_token"]["value"] == 0.5  # -1 > -3, -5 < -1
     assert preference(ours, None, 50, 0)["accuracy"] is None
+
+
+def test_scores_by_length_are_the_means_of_each_eighth() -> None:
+    rng = np.random.default_rng(4)
+    sides = {f"{side}_length": rng.integers(1, 40, size=60) for side in ("chosen", "rejected")}
+    scores = {side: sides[f"{side}_length"] + rng.normal(size=60) for side in ("chosen", "rejected")}
+    scored = [{key: column[i] for key, column in (sides | scores).items()} for i in range(60)]
+    found = score_by_length(scored, 50, 0)
+    assert [low["high"] for low in found[:-1]] == [high["low"] for high in found[1:]]
+    for side in ("chosen", "rejected"):
+        assert sum(part[side]["n"] for part in found if part[side]) == 60
+        for part in found:
+            here = [s[side] for s in scored if part["low"] <= s[f"{side}_length"] < part["high"]]
+            if here:
+                assert part[side]["mean"] == pytest.approx(sum(here) / len(here))
+                assert part[side]["interval"][0] <= part[side]["mean"] <= part[side]["interval"][1]
+            else:
+                assert part[side] is None
+    sizes = [sum(part[side]["n"] for side in ("chosen", "rejected") if part[side]) for part in found]
+    assert 7 <= len(found) <= 8
+    assert max(sizes) <= 2 * 120 / 8
+
+
+def test_responses_of_one_length_make_one_bin_and_an_absent_side_is_none() -> None:
+    row = {"chosen_length": 3, "rejected_length": 3, "chosen": 1.0, "rejected": -1.0}
+    (only,) = score_by_length([row, row], 10, 0)
+    assert (only["low"], only["high"], only["length"]) == (3, 4, 3.0)
+    assert (only["chosen"]["mean"], only["rejected"]["mean"]) == (1.0, -1.0)
+    short, long = score_by_length([row | {"rejected_length": 9}], 10, 0)
+    assert short["rejected"] is None
+    assert long["chosen"] is None

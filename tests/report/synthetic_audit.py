@@ -22,11 +22,26 @@ def add_audit(run: RunDir, prompts: int = 100) -> RunDir:
         write_json(run.evaluation(policy), row | more(policy, row, prompts))
     for policy, (difference, _) in POLICIES.items():
         add_comparisons(run, policy, difference, prompts)
+    add_pairs(run, prompts)
     curve = [point(n, prompts) for n in range(1, 17)]
     record = {"reference": "policy_sft", "label": "SFT", "n_samples": 16, "curve": curve}
     write_json(run.evaluation("best_of_n"), record)
     write_jsonl(run.mistakes, [mistake | tokens(mistake) for mistake in read_jsonl(run.mistakes)])
     return run
+
+
+def add_pairs(run: RunDir, prompts: int) -> None:
+    """What `evaluate --pairs elsewhere.jsonl` writes."""
+    directory = run.pairs("elsewhere")
+    write_json(directory / "pairs.json", {"file": "else<where>.jsonl", "n": 310, "seen_in_training": 5})
+    judge = read_json(run.reward_evaluation) | audit(0.58) | {"n": 310, "accuracy": share(0.58, 310)}
+    write_json(directory / "reward_model.json", judge)
+    for policy in ("policy_ppo", "policy_sft"):
+        opinion = {"accuracy_logprob_per_token": share(0.59, 310)}
+        opinion["accuracy"] = None if policy == "policy_sft" else share(0.53, 310)
+        row = read_json(run.evaluation(policy))
+        record = row | more(policy, row, prompts) | {"preference": opinion}
+        write_json(directory / f"{policy}.json", record)
 
 
 def audit(accuracy: float) -> dict[str, Any]:
@@ -67,6 +82,11 @@ def audit(accuracy: float) -> dict[str, Any]:
         "reliability": [*bins, {"low": 0.95, "high": 1.0, "n": 0, "accuracy": None}],
         "temperature": {"value": 1.7, "nll_before": 0.66, "nll_after": 0.61, "nll_coin": 0.6931, "n": 1000},
         "correlation_score_length_interval": [0.06, 0.18],
+        "score_by_length": [
+            {"low": 2, "high": 20, "length": 11.5, "chosen": spread(0.1, 0.1, 250), "rejected": None},
+            {"low": 20, "high": 90, "length": 44.0, "chosen": spread(0.6, 0.1, 250)}
+            | {"rejected": spread(0.2, 0.1, 240)},
+        ],
         "sanity": [
             {"name": "chosen", "label": "chosen by people", "below_chosen": None} | spread(0.4, 0.1, 200),
             {"name": "shuffled_words", "label": "its words shuffled", "below_chosen": share(0.8, 200)}

@@ -52,6 +52,13 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| `prefers the longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
         "figures/reward_model_reliability.svg",
         "figures/reward_model_groups.svg",
+        "Mean score of chosen and rejected responses by length: 12 tokens 0.10 and none; 44 tokens 0.60 and "
+        "0.20.",
+        "On other pairs, `else<where>.jsonl` (310 pairs), by `evaluate --pairs`. 5 more were left out",
+        "| `rm` | 310 | 58.0 % [55.0, 61.0] | -3.0 [-7.0, 1.0] | no detectable difference (a logistic model "
+        "of word counts) | 68.0 % [65.0, 71.0] |",
+        "| PPO | 53.0 % [50.0, 56.0] | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | +0.50 [0.30, 0.70] |",
+        "| SFT | – | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | – |",
         "Equal length: pairs whose lengths differ by at most 4 tokens (ours).",
         "| PPO | 40.0 [37.0, 43.0] | 62.5 % [52.5, 72.5] | 50.0 % [40.0, 60.0] | +0.50 [0.30, 0.70] | "
         "+0.00 [-0.20, 0.20] | 0.0 % [0.0, 20.0] |",
@@ -140,6 +147,19 @@ def test_an_audit_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
     run = change(add_audit(make_run(tmp_path)), reliability=[{"low": "x"}])
     with pytest.raises(DataError, match=r"reward_model\.json"):
         load_run(run)
+
+
+def test_a_record_of_other_pairs_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    write_json(run.pairs("elsewhere") / "pairs.json", {"file": "a", "n": "many"})
+    with pytest.raises(DataError, match=r"pairs-elsewhere.pairs\.json"):
+        load_run(run)
+
+
+def test_an_evaluation_on_other_pairs_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    (run.pairs("elsewhere") / "pairs.json").unlink()
+    assert "On other pairs" not in written(run)
 
 
 def test_percent_of_nothing_is_a_dash() -> None:

@@ -1,7 +1,8 @@
 """A saved reward model as TRL's `reward_funcs`: `make trl-check`, in an environment of its own.
 
 TRL decodes completions without special tokens before it scores them, so the end token is gone: its rewards
-are our scores of the text *without* EOS. Last run on 2026-11-22 with trl 1.16.0, torch 2.13.0.
+are our scores of the text *without* EOS. The target last ran on 2026-11-22: 3 passed with trl 1.16.0,
+torch 2.13.0, transformers 5.23.0.
 """
 
 from pathlib import Path

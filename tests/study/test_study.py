@@ -16,7 +16,7 @@ from preftune.config import PPOConfig, RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
 from preftune.pipeline.study import seed as one_seed
 from preftune.pipeline.study.conduct import run_study
-from preftune.pipeline.study.design import Wanted, load_design
+from preftune.pipeline.study.design import Wanted, load_design, make_design
 from preftune.pipeline.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
 from preftune.pipeline.study.text import study_text
 from preftune.rundir import read_json, read_jsonl, write_json
@@ -379,6 +379,14 @@ def test_without_gold_a_second_reward_model_stands_in(
     )
     own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
     assert own["gold"] != own["proxy"]
+
+
+def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
+    config = load_recipe("hh-scratch", ["data.name=x"]).config
+    nothing: Any = None  # neither rows nor lengths are looked at
+    design = make_design(Wanted("hh-scratch", tokens=0), config, nothing, nothing)
+    assert design.config == config
+    assert design.gold == "second reward model"
 
 
 def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def expected_band(
     if best_reachable is not None:
         text = (
             "the built-in world: its labels are noisy on purpose, and the rule that drew them agrees with "
-            f"{best_reachable:.1%} of them; no number of others exists"
+            f"{100 * best_reachable:.1f} % of them; no number of others exists"
         )
         return {
             "low": None,
@@ -60,21 +60,25 @@ def expected_band(
     near = [e for e in known if 1 / NEAR <= parameters / e.parameters <= NEAR]
     if not near:
         text = f"none known at this size ({_count(parameters)} parameters) on these data"
-        smallest = min(known, key=lambda e: e.parameters, default=None)
+        least = min((entry.parameters for entry in known), default=0)
+        smallest = [entry for entry in known if entry.parameters == least]
         if smallest:
-            text += (
-                f"; the smallest published: {smallest.accuracy:.1%} by {smallest.model} "
-                f"({_count(smallest.parameters)})"
-            )
-        return {"low": None, "high": None, "text": text, "source": smallest and smallest.citation}
-    low, high = min(e.accuracy for e in near), max(e.accuracy for e in near)
-    names = ", ".join(dict.fromkeys(f"{e.model} {e.accuracy:.1%}" for e in near))
+            text += f"; the smallest published ({_count(least)}): {_listed(smallest)}"
+        return {"low": None, "high": None, "text": text, "source": _citations(smallest) or None}
     return {
-        "low": low,
-        "high": high,
-        "text": f"published at this size on HH-RLHF: {names}; their test pairs need not be these",
-        "source": "; ".join(dict.fromkeys(e.citation for e in near)),
+        "low": min(entry.accuracy for entry in near),
+        "high": max(entry.accuracy for entry in near),
+        "text": f"published at this size on HH-RLHF: {_listed(near)}; their test pairs need not be these",
+        "source": _citations(near),
     }
+
+
+def _listed(entries: Iterable[Published]) -> str:
+    return ", ".join(dict.fromkeys(f"{e.model} {100 * e.accuracy:.1f} %" for e in entries))
+
+
+def _citations(entries: Iterable[Published]) -> str:
+    return "; ".join(dict.fromkeys(entry.citation for entry in entries))
 
 
 def _is_hh(data: str, sources: set[str]) -> bool:

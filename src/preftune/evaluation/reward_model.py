@@ -17,6 +17,7 @@ from preftune.evaluation.mistakes import tag_counts, turns
 from preftune.models.roles import RewardModel
 
 MANY_TURNS = 4  # prompts with so many human turns or more are counted together
+LENGTH_BINS = 8  # equally full ones, of both responses together
 
 
 @torch.no_grad()
@@ -75,6 +76,7 @@ def audit(
         "by_turns": _by_turns(scored, margins),
         **_against_baselines(scored, margins, lengths, bag, resamples, seed),
         **_length_correlation(scored, resamples, seed),
+        "score_by_length": score_by_length(scored, resamples, seed),
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score": _scores(scored),
         "n_mistakes": int((margins <= 0).sum()),
@@ -187,6 +189,33 @@ def _length_correlation(scored: Sequence[dict[str, Any]], resamples: int, seed: 
 
         interval = list(stats.bootstrap_statistic(redrawn, len(scored), resamples, seed))
     return {"correlation_score_length": value, "correlation_score_length_interval": interval}
+
+
+def score_by_length(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Mean raw score of chosen and of rejected responses by their length: bins from `low` up to, not
+    including, `high` tokens, equally full but for ties. A side without a response in a bin is None.
+    """
+    sides = {
+        side: (np.array([s[f"{side}_length"] for s in scored]), np.array([s[side] for s in scored]))
+        for side in ("chosen", "rejected")
+    }
+    lengths = np.concatenate([tokens for tokens, _ in sides.values()])
+    inner = np.quantile(lengths, np.linspace(0, 1, LENGTH_BINS + 1)[1:-1], method="nearest")
+    edges = sorted({int(lengths.min()), *(int(edge) for edge in inner), int(lengths.max()) + 1})
+    records = []
+    for low, high in pairwise(edges):
+        record: dict[str, Any] = {"low": low, "high": high}
+        record["length"] = float(lengths[(lengths >= low) & (lengths < high)].mean())
+        for side, (tokens, scores) in sides.items():
+            here = scores[(tokens >= low) & (tokens < high)]
+            record[side] = _mean(here, resamples, seed) if len(here) else None
+        records.append(record)
+    return records
+
+
+def _mean(values: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    interval = stats.bootstrap_mean(values, resamples, seed)
+    return {"mean": float(values.mean()), "interval": list(interval), "n": len(values)}
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -10,6 +10,7 @@ from preftune.report.audit_plots import LENGTH_GROUPS
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.estimate import Estimate
 from preftune.report.judge import Band, RewardModelView
+from preftune.report.other_pairs import other_pairs_blocks
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
 
@@ -25,8 +26,7 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
     if model.baselines:
         blocks.append(Grid(table=_baseline_table(model)))
     if pictures:
-        blocks += pictures
-        blocks.append(say("Accuracy by kind of pair: the line is chance, the dashed one the best baseline."))
+        blocks += [say(GROUPS, BY_LENGTH * bool(model.score_by_length)), *pictures]
     if facts := list(_facts(model)):
         blocks.append(Bullets(items=tuple(facts)))
     if groups := tuple(_group_rows(model)):
@@ -42,7 +42,14 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
             ),
             _grid(("Part", "n", "Accuracy", "Gap (sd of scores)"), tuple(_part_rows(model))),
         ]
-    return blocks + _others(run)
+    return blocks + _others(run) + other_pairs_blocks(run)
+
+
+GROUPS = "Accuracy by kind of pair: the line is chance, the dashed one the best baseline."
+BY_LENGTH = (
+    " Score by length: a slope that both lines share is a taste for length, the gap between them what it "
+    "knows beside it."
+)
 
 
 def _headline(run: RunView, model: RewardModelView) -> Prose:
@@ -108,7 +115,7 @@ def _baseline_table(model: RewardModelView) -> Table:
         gap = "–" if test is None else f"{test.difference.text(sign=True, scale=100)}"
         verdict = "–" if test is None else claims.outcome(test.difference, test.p_holm)
         rows.append((words[:1].upper() + words[1:], share.percent(), *[gap, verdict] * bool(tests)))
-    headers = ("Baseline on the same pairs (equal lengths count half)", "Accuracy")
+    headers = ("Baseline on the same pairs", "Accuracy")
     more = ("Reward model − baseline (points)", "Reward model is") if tests else ()
     return Table(headers=(*headers, *more), rows=tuple(rows))
 

@@ -7,7 +7,9 @@ import matplotlib
 from preftune.report import audit_plots, plots
 from preftune.report.canvas import SETTINGS
 from preftune.report.curves import curves, training
+from preftune.report.estimate import Estimate
 from preftune.report.healthy import healthy
+from preftune.report.judge import RewardModelView
 from preftune.report.tables import kl_text
 from preftune.report.text import clean
 from preftune.report.view import RunView, StageView
@@ -79,11 +81,25 @@ def _of_the_audit(run: RunView) -> Figures:
     if any(part.accuracy for part in model.reliability):
         words = "Reliability: how often the reward model is right against how sure it is; numbers are pairs."
         figures["reward_model_reliability.svg"] = (audit_plots.reliability(model), words)
+    if any(part.chosen or part.rejected for part in model.score_by_length):
+        figures["reward_model_length.svg"] = (audit_plots.by_length(model), _length_words(model))
     if model.margin_counts and len(model.margin_edges) == len(model.margin_counts) + 1:
         words = "Histogram of the reward model's margins on held-out pairs; left of zero it is wrong."
         drawn = audit_plots.margins(model.margin_edges, model.margin_counts)
         figures["reward_model_margins.svg"] = (drawn, words)
     return figures
+
+
+def _length_words(model: RewardModelView) -> str:
+    points = [
+        f"{part.length:.0f} tokens {_plain(part.chosen)} and {_plain(part.rejected)}"
+        for part in model.score_by_length
+    ]
+    return f"Mean score of chosen and rejected responses by length: {'; '.join(points)}."
+
+
+def _plain(score: Estimate | None) -> str:
+    return "none" if score is None else f"{score.value:.2f}"
 
 
 def _training_words(run: RunView, stage: StageView, keys: list[str]) -> str:

@@ -27,6 +27,15 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBin:
+    """Responses of about one length, `length` tokens in the mean: the mean raw score of either side."""
+
+    length: float
+    chosen: Estimate | None = None
+    rejected: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SanityRow:
     """Raw scores of one kind of response to the same prompts; how often they are below the chosen one's."""
 
@@ -115,6 +124,7 @@ class RewardModelView:
     baseline_tests: tuple[BaselineTest, ...] = ()
     reliability: tuple[ReliabilityBin, ...] = ()
     temperature: Temperature | None = None
+    score_by_length: tuple[LengthBin, ...] = ()
     sanity: tuple[SanityRow, ...] = ()
     invariance: Invariance | None = None
     band: Band | None = None

@@ -6,20 +6,28 @@ are fine and are listed in `RunView.missing`; files that cannot be understood ar
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from preftune.errors import DataError, InputMissing
 from preftune.report.judge import RewardModelView
-from preftune.report.parse import best_of_views, comparison_view, number_of, policy_view
+from preftune.report.parse import (
+    best_of_views,
+    comparison_view,
+    number_of,
+    other_pairs_view,
+    pairs_policy_view,
+    policy_view,
+)
 from preftune.report.parse_judge import reward_model_view
 from preftune.report.text import clean
-from preftune.report.view import MAX_LABEL, SFT, Comparison, PolicyView, Row, RunView, StageView
+from preftune.report.view import MAX_LABEL, SFT, Comparison, OtherPairs, Row, RunView, StageView
 from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text
 
 Parsed = TypeVar("Parsed")
 NOT_STARTED = "not started"
-REWARD_MODEL, BEST_OF = "reward_model", "best_of_n"  # files of evaluation/ that hold no policy
+REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
 NO_POLICY = frozenset(
     {"reward", "pretraining", "evaluation", ""}
 )  # algorithms that train no policy to evaluate
@@ -39,7 +47,8 @@ def load_run(run: RunDir) -> RunView:
     config_text = read_text(run.config) if run.config.exists() else ""
     config = _toml(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))
-    policies = _policies(run, [stage.name for stage in stages])
+    names = [stage.name for stage in stages]
+    policies = _policies(run.comparisons.parent, policy_view, names)
     samples = {policy: tuple(read_jsonl(path)) for policy, path in run.samples_files().items()}
     judge, best_of, origins = run.reward_evaluation, run.evaluation(BEST_OF), _optional(run.origins)
     return RunView(
@@ -52,13 +61,12 @@ def load_run(run: RunDir) -> RunView:
         policies=policies,
         reward_model=_parsed(judge, reward_model_view) if judge.exists() else None,
         other_reward_models=_other_reward_models(run),
+        other_pairs=_other_pairs(run, names),
         best_of=_parsed(best_of, best_of_views) if best_of.exists() else (),
         origins={str(key): str(value) for key, value in (origins.get("origins") or {}).items()},
         recipe=str(origins.get("recipe") or ""),
         comparisons=_comparisons(run.comparisons),
-        samples=dict(
-            sorted(samples.items(), key=lambda item: _rank(item[0], [stage.name for stage in stages]))
-        ),
+        samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_jsonl(run.mistakes)) if run.mistakes.exists() else (),
         missing=_missing(run, stages, {policy.policy for policy in policies}),
     )
@@ -113,18 +121,32 @@ def _stage(run: RunDir, name: str) -> StageView:
     )
 
 
-def _policies(run: RunDir, stages: list[str]) -> tuple[PolicyView, ...]:
-    """All evaluations but those of reward models, in the order of the table."""
-    paths = run.comparisons.parent.glob("*.json")
-    others = (REWARD_MODEL, BEST_OF)
-    policies = [_parsed(path, policy_view) for path in paths if not path.stem.startswith(others)]
-    return tuple(sorted(policies, key=lambda policy: _rank(policy.policy, stages)))
+def _policies(directory: Path, parse: Callable[[Row], Parsed], stages: list[str]) -> tuple[Parsed, ...]:
+    """All evaluations in a directory but those of reward models, in the order of the table."""
+    others = (REWARD_MODEL, BEST_OF, PAIRS)
+    paths = [path for path in directory.glob("*.json") if not path.stem.startswith(others)]
+    return tuple(_parsed(path, parse) for path in sorted(paths, key=lambda path: _rank(path.stem, stages)))
 
 
 def _other_reward_models(run: RunDir) -> tuple[RewardModelView, ...]:
     """Reward models that score no policy in training, by stage."""
     paths = sorted(run.reward_evaluation.parent.glob(f"{REWARD_MODEL}_*.json"))
     return tuple(_parsed(path, reward_model_view) for path in paths)
+
+
+def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
+    """What `evaluate --pairs` left, by name; one that did not get as far as its record is left out."""
+    found = []
+    for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
+        judges = sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
+        found.append(
+            replace(
+                _parsed(path, other_pairs_view),
+                reward_models=tuple(_parsed(judge, reward_model_view) for judge in judges),
+                policies=_policies(path.parent, pairs_policy_view, stages),
+            )
+        )
+    return tuple(found)
 
 
 def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:

@@ -10,7 +10,16 @@ from typing import Any
 
 from preftune.report.estimate import Estimate
 from preftune.report.text import clean
-from preftune.report.view import MAX_LABEL, BestOf, Comparison, LengthControlled, PolicyView, Row
+from preftune.report.view import (
+    MAX_LABEL,
+    BestOf,
+    Comparison,
+    LengthControlled,
+    OtherPairs,
+    PairsPolicy,
+    PolicyView,
+    Row,
+)
 
 SHARES = ("empty_share", "role_leakage", "repetition_4", "distinct_1", "distinct_2")
 WITH_INTERVAL = {"empty": "empty_share", "role_leakage_rate": "role_leakage", "repetition": "repetition_4"}
@@ -79,6 +88,24 @@ def policy_view(row: Row) -> PolicyView:
         length_controlled=_length_controlled(row.get("length_controlled")),
         scores=tuple(_finite(prompt.get("score") for prompt in row.get("prompts") or ())),
     )
+
+
+def pairs_policy_view(row: Row) -> PairsPolicy:
+    """A policy's record of `evaluate --pairs`."""
+    own, opinion = policy_view(row), row.get("preference") or {}
+    return PairsPolicy(
+        label=own.label,
+        prefers=estimate_of(opinion.get("accuracy")),
+        prefers_per_token=estimate_of(opinion.get("accuracy_logprob_per_token")),
+        win_rate_chosen=own.win_rate_chosen,
+        difference=own.difference,
+    )
+
+
+def other_pairs_view(row: Row) -> OtherPairs:
+    """pairs.json: which file, and how many of its pairs; the rest of its directory is not in it."""
+    counts = [None if row.get(key) is None else int(row[key]) for key in ("n", "seen_in_training")]
+    return OtherPairs(file=str(row.get("file") or "?"), n=counts[0], seen=counts[1])
 
 
 def _finite(values: Iterable[Any]) -> Iterator[float]:

@@ -6,6 +6,7 @@ from preftune.report.judge import (
     Band,
     BaselineTest,
     Invariance,
+    LengthBin,
     Power,
     ReliabilityBin,
     RewardModelView,
@@ -45,6 +46,7 @@ def reward_model_view(row: Row) -> RewardModelView:
         held_out=row.get("held_out") is True,
         reliability=tuple(_bin(part) for part in row.get("reliability") or ()),
         temperature=_temperature(row.get("temperature")),
+        score_by_length=tuple(_length_bin(part) for part in row.get("score_by_length") or ()),
         sanity=tuple(_sanity(part) for part in row.get("sanity") or ()),
         invariance=_invariance(row.get("invariance")),
         band=_band(row.get("expected_band")),
@@ -81,6 +83,11 @@ def _bin(row: Row) -> ReliabilityBin:
     low, high = float(row["low"]), float(row["high"])
     confidence = number_of(row.get("confidence"))
     return ReliabilityBin(low=low, high=high, n=int(row["n"]), confidence=confidence, accuracy=accuracy)
+
+
+def _length_bin(row: Row) -> LengthBin:
+    sides = (estimate_of(row.get("chosen")), estimate_of(row.get("rejected")))
+    return LengthBin(length=float(row["length"]), chosen=sides[0], rejected=sides[1])
 
 
 def _temperature(row: Any) -> Temperature | None:

@@ -111,6 +111,30 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairsPolicy:
+    """One policy on other pairs: how often it prefers the chosen response, by its own log-probabilities
+    (against the reference's, per token), and how its samples do on their prompts.
+    """
+
+    label: str
+    prefers: Estimate | None = None
+    prefers_per_token: Estimate | None = None
+    win_rate_chosen: Estimate | None = None
+    difference: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherPairs:
+    """What `evaluate --pairs FILE` found: the reward models and the policies on pairs of somebody else."""
+
+    file: str
+    n: int | None = None
+    seen: int | None = None  # left out since their prompt was trained on
+    reward_models: tuple[RewardModelView, ...] = ()
+    policies: tuple[PairsPolicy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """Everything the report shows, read once."""
 
@@ -128,6 +152,7 @@ class RunView:
     missing: tuple[str, ...]
     best_of: tuple[BestOf, ...] = ()
     other_reward_models: tuple[RewardModelView, ...] = ()
+    other_pairs: tuple[OtherPairs, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)  # by dotted key: default, recipe, command line
     recipe: str = ""
 
