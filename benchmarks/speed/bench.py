@@ -20,12 +20,14 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 
 from preftune.data import Encoder
 from preftune.data.dataset import read_preferences
+from preftune.models.native import library
 from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, SIZES, STAGES, VOCABULARY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".bench"
 SAME_LOSS = {"sft", "reward", "dpo", "dpo_cached"}
+GENERATES = {"generate_groups", "generate_distinct"}
 SAME_TOKENS = {"generate_groups", "generate_distinct", "evaluate", "ppo", "grpo"}
 CYCLE = 6  # steps with batches of their own
 
@@ -74,9 +76,9 @@ def models(directory: Path, size: str, tokenizer: Any) -> None:
 
 
 class Worker:
-    def __init__(self, python: Path, script: str, directory: Path, stage: str) -> None:
-        self.log = (directory / f"{stage}-{script}.log").open("w")
-        command = [str(python), str(HERE / script), str(directory), stage]
+    def __init__(self, python: Path, script: str, directory: Path, stage: str, *more: str) -> None:
+        self.log = (directory / f"{'-'.join([stage, script, *more])}.log").open("w")
+        command = [str(python), str(HERE / script), str(directory), stage, *more]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
@@ -115,6 +117,8 @@ def compare(stage: str, directory: Path, pairs: int, warm: int = 1) -> dict[str,
         Worker(Path(sys.executable), "ours.py", directory, stage),
         Worker(*theirs(stage), directory, stage),
     ]
+    if stage in GENERATES and library().is_file():
+        sides.append(Worker(Path(sys.executable), "ours.py", directory, stage, "without-kernel"))
     rounds = [[side.step() for side in sides] for _ in range(warm + pairs)]
     for side in sides:
         side.stop()
@@ -122,7 +126,7 @@ def compare(stage: str, directory: Path, pairs: int, warm: int = 1) -> dict[str,
     counted = rounds[warm:]
     found: dict[str, Any] = {"stage": stage, "pairs": len(counted)}
     for clock, name in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
-        ratios = sorted(b[clock] / a[clock] for a, b in counted)
+        ratios = sorted(b[clock] / a[clock] for a, b, *_ in counted)
         found |= {
             f"{name}_median": statistics.median(ratios),
             f"{name}_low": ratios[0],
@@ -132,16 +136,38 @@ def compare(stage: str, directory: Path, pairs: int, warm: int = 1) -> dict[str,
             found[f"{clock}_{side}"] = statistics.median(r[i][clock] for r in counted)
     for i, side in enumerate(("ours", "theirs")):
         found[f"peak_mb_{side}"] = max(r[i]["peak_mb"] for r in rounds)
+    if len(sides) > 2:
+        found["ratio_without_kernel"] = statistics.median(b["seconds"] / c["seconds"] for _, b, c in counted)
     if stage in SAME_LOSS:
-        found["largest_loss_difference"] = max(abs(a["loss"] - b["loss"]) for a, b in rounds)
+        found["largest_loss_difference"] = max(abs(a["loss"] - b["loss"]) for a, b, *_ in rounds)
     if "new_tokens" in counted[0][0]:
         found["new_tokens"] = counted[0][0]["new_tokens"]
     return found
 
 
+def check_tokens(stage: str, directory: Path) -> dict[str, float]:
+    """Equal work by log-probs, for the stages that sample: see `equal`."""
+    worker = Worker(Path(sys.executable), "ours.py", directory, "drift")
+    found = worker.step()
+    worker.stop()
+    facts = {name: found[name] for name in ("drift_drawn", "drift_vocabulary")}
+    if stage == "grpo":
+        both = [("ours.py", Path(sys.executable)), ("theirs.py", theirs(stage)[0])]
+        workers = [Worker(python, script, directory, "grpo_loss") for script, python in both]
+        losses = [worker.step()["loss"] for worker in workers]
+        for worker in workers:
+            worker.stop()
+        facts["largest_loss_difference"] = abs(losses[0] - losses[1])
+    allowed = {"drift_drawn": 1e-5, "drift_vocabulary": 5e-5, "largest_loss_difference": 1e-4}
+    for name, value in facts.items():
+        if value > allowed[name]:
+            raise SystemExit(f"{stage}: {name} is {value}, allowed is {allowed[name]}")
+    return facts
+
+
 def check(stage: str, rounds: list[list[dict[str, Any]]]) -> None:
     """That both sides did the same work."""
-    for i, (a, b) in enumerate(rounds):
+    for i, (a, b, *_) in enumerate(rounds):
         if stage in SAME_LOSS and abs(a["loss"] - b["loss"]) > 1e-4:
             raise SystemExit(f"{stage}, step {i}: losses differ: {a['loss']} and {b['loss']}")
         if stage in SAME_TOKENS and abs(a["new_tokens"] - b["new_tokens"]) > 0.02 * b["new_tokens"]:
@@ -181,6 +207,18 @@ def useful(stage: str, directory: Path) -> dict[str, float]:
     return {"useful_tokens": tokens / steps, "useful_gflop": flops / steps / 1e9}
 
 
+def decoding_limit(stage: str, directory: Path, machine: dict[str, float]) -> float:
+    """Seconds that a step takes at least: prompts once, then each token reads all weights or multiplies."""
+    work = json.loads((directory / "work.json").read_text())
+    shape = SIZES[work["size"]]
+    body, head = 12 * shape["n_layer"] * shape["n_embd"] ** 2, VOCABULARY * shape["n_embd"]
+    prompts = 1 if stage == "generate_groups" else GROUP
+    length = sum(len(work["rows"][i]["prompt"]) for step in work["steps"] for i in step[:prompts])
+    flops = machine["sgemm_gflops"] * 1e9
+    token = max(2 * GROUP * (body + head) / flops, 4 * (body + head) / machine["read_gb_per_s"] / 1e9)
+    return 2 * body * length / len(work["steps"]) / flops + NEW_TOKENS * token
+
+
 def write(
     path: Path, size: str, stages: list[dict[str, Any]], machine: dict[str, float], threads: int
 ) -> None:
@@ -214,11 +252,16 @@ def main() -> None:
     for stage in wanted.stages or STAGES:
         machine = limits()
         found = compare(stage, directory, wanted.pairs)
+        if stage in SAME_TOKENS:
+            found |= check_tokens(stage, directory)
         if stage in SAME_LOSS:
             found |= useful(stage, directory)
             rate = found["useful_gflop"] / found["seconds_ours"]
             found["share_of_sgemm"] = rate / machine["sgemm_gflops"]
+        if stage in GENERATES:
+            found["share_of_limit"] = decoding_limit(stage, directory, machine) / found["seconds_ours"]
         found["machine"] = machine
+        found["kernel"] = library().is_file()
         write(path, wanted.size, [found], machine, torch.get_num_threads())
         line = (
             f"{stage:18s} {found['ratio_median']:.2f} [{found['ratio_low']:.2f}, {found['ratio_high']:.2f}]"

@@ -1,5 +1,9 @@
-"""preftune's side: one stage, step by step, as `preftune run` does it. Usage: ours.py WORK_DIRECTORY STAGE"""
+"""preftune's side: one stage, step by step, as `preftune run` does it.
 
+Usage: ours.py WORK_DIRECTORY STAGE [without-kernel]
+"""
+
+import contextlib
 import json
 import random
 import sys
@@ -11,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from equal import drift, grpo_loss
 from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
 from preftune.data import Encoder, Preference, Prompts
@@ -18,6 +23,7 @@ from preftune.data.hh import parse_prompt
 from preftune.evaluation.divergence import divergences
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source
+from preftune.models.native import without_kernel
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.rollout.sample import sample
@@ -122,7 +128,9 @@ class Side:
 
     def online(self, name: str) -> Callable[[list[int]], dict[str, Any]]:
         prompts, k = (GROUP, GROUP) if name == "grpo" else (SIZES[self.work["size"]]["batch"], 1)
-        more = {"group_size": GROUP, "scale": "group"} if name == "grpo" else {"epochs": 4}
+        more = (
+            {"group_size": GROUP, "scale": "group", "reduction": "grpo"} if name == "grpo" else {"epochs": 4}
+        )
         runner = self.algorithm(
             name,
             8,
@@ -169,6 +177,12 @@ class Side:
                 return self.generate(GROUP, 1)
             case "evaluate":
                 return self.evaluate()
+            case "drift":
+                policy = Policy(load_causal_lm(self.lm))
+                return lambda rows: drift(policy, self.prompts(rows[:GROUP]), 2, str(self.directory / "lm"))
+            case "grpo_loss":
+                runner = self.algorithm("grpo", 8, reduction="grpo", kl_coef=KL_COEF, group_size=2)
+                return lambda rows: grpo_loss(runner, self.work)
         return self.online(self.stage)
 
 
@@ -177,10 +191,11 @@ def main() -> None:
     torch.manual_seed(0)
     side = Side(Path(sys.argv[1]), sys.argv[2])
     step = side.make()
-    channel.say(ready=True)
-    channel.wait()
-    for rows in steps(side.work):
-        channel.done(**step(rows))
+    with without_kernel() if "without-kernel" in sys.argv else contextlib.nullcontext():
+        channel.say(ready=True)
+        channel.wait()
+        for rows in steps(side.work):
+            channel.done(**step(rows))
 
 
 if __name__ == "__main__":

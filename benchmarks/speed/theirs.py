@@ -28,7 +28,7 @@ from trl import (
     SFTTrainer,
 )
 
-from work import BETA, GROUP, KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, SIZES, Channel, load
+from work import BETA, GROUP, KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, SHIFT, SIZES, Channel, fixed, load
 
 
 class Stepper(TrainerCallback):
@@ -184,6 +184,28 @@ def trainer_for(stage: str, directory: Path, work: dict[str, Any], stepper: Step
     return trainer
 
 
+@torch.no_grad()
+def grpo_loss(trainer: Any, work: dict[str, Any]) -> float:
+    """What `equal.grpo_loss` computes, by TRL's own loss."""
+    prompts, responses = fixed(work)
+    width = max(map(len, responses))
+    inputs = {
+        "prompt_ids": torch.tensor(prompts),
+        "prompt_mask": torch.ones(len(prompts), len(prompts[0]), dtype=torch.long),
+        "completion_ids": torch.tensor([r + [0] * (width - len(r)) for r in responses]),
+        "completion_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in responses]),
+        "advantages": torch.tensor([0.5, -0.5]).repeat(len(prompts) // 2),
+        "num_items_in_batch": torch.tensor(sum(map(len, responses))),
+    }
+    ids, mask = (torch.cat([inputs[f"prompt_{x}"], inputs[f"completion_{x}"]], 1) for x in ("ids", "mask"))
+    model = trainer.model.eval()
+    before = trainer._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
+    for parameter in model.parameters():
+        parameter.mul_(SHIFT)
+    inputs |= {"old_per_token_logps": before, "ref_per_token_logps": before}
+    return float(trainer._compute_loss(model, inputs))
+
+
 def count_tokens(trainer: Any, stepper: Stepper) -> None:
     usual = trainer._generate_and_score_completions
 
@@ -260,6 +282,12 @@ def main() -> None:
     work = load(directory)
     if stage in ("generate_groups", "generate_distinct", "evaluate"):
         by_hand(stage, directory, work, channel)
+        return
+    if stage == "grpo_loss":
+        trainer = trainer_for(stage, directory, work, Stepper(channel))
+        channel.say(ready=True)
+        channel.wait()
+        channel.done(loss=grpo_loss(trainer, work))
     else:
         stepper = Stepper(channel)
         watch(trainer_for(stage, directory, work, stepper), stepper).train()

@@ -5,7 +5,6 @@ Runs in three environments, so it imports the standard library only.
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ SIZES = {
 EOS, VOCABULARY = 50256, 50257
 PROMPT, RESPONSE = 512, 192  # tokens, at most
 NEW_TOKENS, PROMPTS, GROUP = 48, 8, 8
+SHIFT = 1.02  # by which a policy's weights are multiplied, where it must differ from its reference
 LEARNING_RATE, BETA, KL_COEF = 1e-6, 0.1, 0.05
 STAGES = (
     "sft",
@@ -35,6 +35,21 @@ STAGES = (
 
 def load(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "work.json").read_text(encoding="utf-8"))
+
+
+def fixed(work: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts of 32 tokens, each twice, with two responses of at most 16."""
+    rows = [row for row in work["rows"] if len(row["prompt"]) >= 32][:4]
+    prompts = [row["prompt"][-32:] for row in rows for _ in range(2)]
+    return prompts, [row[kind][:16] for row in rows for kind in ("chosen", "rejected")]
+
+
+def peak_mb() -> float:
+    """This process's peak memory. Not ru_maxrss, in which a child begins where its parent stands."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM in /proc/self/status")
 
 
 class Channel:
@@ -62,6 +77,5 @@ class Channel:
     def done(self, **facts: Any) -> None:
         """Report one step: its time since `wait`, the process's peak memory, and `facts`; then wait again."""
         seconds, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.say(seconds=seconds, cpu_seconds=cpu, peak_mb=peak, **facts)
+        self.say(seconds=seconds, cpu_seconds=cpu, peak_mb=peak_mb(), **facts)
         self.wait()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from preftune.models.layout import attending, grow, tree_states
+from preftune.models.native import FewRows, attention_kernel
 from preftune.models.probe import lays_out_trees
 
 NAME = "preftune_grid"  # of the attention function below, in transformers' register
@@ -59,6 +60,7 @@ class GridDecoder:
         self.place = torch.arange(len(ids) * k, device=ids.device)
         self.positions = lengths.repeat_interleave(k)
         self.written, self.layer = 0, 0
+        self.few_rows = FewRows(model)
 
     def start(self) -> Tensor:
         tree, seen = grow(self.ids, self.lengths), []
@@ -73,7 +75,7 @@ class GridDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.layer = 0
-        with attending(self.model, NAME):
+        with attending(self.model, NAME), self.few_rows(len(tokens)):
             states = self.model.base_model(
                 tokens.unsqueeze(1), position_ids=self.positions.unsqueeze(1), use_cache=False, grid=self
             ).last_hidden_state
@@ -85,6 +87,10 @@ class GridDecoder:
         """One layer's attention of n rows to their prompts and to what they have written: (n, 1, H, D)."""
         (keys, values), (new_keys, new_values) = self.prompts[self.layer], self.new[self.layer]
         self.layer += 1
+        kernel = attention_kernel(query, keys)
+        if kernel is not None:
+            given, own = (query, key, value), (new_keys, new_values)
+            return kernel(given, (keys, values), own, self.place, self.lengths, self.written, scaling)
         width = keys.shape[2]
         new_keys[:, :, :, self.written] = self._on_grid(key).squeeze(3)
         new_values[:, :, :, self.written] = self._on_grid(value).squeeze(3)
@@ -117,7 +123,7 @@ class GridDecoder:
         source = self.place.new_zeros(len(left) * k).index_copy_(0, place, self.place)
         self.prompts = [(key[left], value[left]) for key, value in self.prompts]
         self.new = [(self._moved(key, source, k), self._moved(value, source, k)) for key, value in self.new]
-        self.hidden, self.place, self.k = self.hidden[left], place, k
+        self.hidden, self.lengths, self.place, self.k = self.hidden[left], self.lengths[left], place, k
 
     def _moved(self, new: Tensor, source: Tensor, k: int) -> Tensor:
         """Rows at places `source` of the old grid, on a new one of k places: (G', H_kv, k, limit, D)."""

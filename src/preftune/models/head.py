@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from preftune.functional.logprobs import categorical_entropy, gather_logprobs
+from preftune.models.native import layer_product
 
 _ROWS = 1024  # positions in a tile, at most
 _ENTRIES = {"cpu": 1 << 20}  # logits in a tile: 4 MB
@@ -39,6 +40,9 @@ def next_logits(head: nn.Module, states: Tensor) -> Tensor:
 
     For few rows a CPU takes half the time with the large matrix on the left.
     """
+    product = layer_product(head) if len(states) <= _FEW else None
+    if product is not None:
+        return product(states)
     kind = states.device.type
     few = kind == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(kind)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
