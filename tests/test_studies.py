@@ -1,0 +1,55 @@
+"""The published studies: what README and docs say of them is what their files hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.data.world import world_hash
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ("training", "combinations", "wording")
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    return json.loads((ROOT / "docs" / "studies" / "quickstart" / "study.json").read_text(encoding="utf-8"))
+
+
+def interval(of: dict[str, Any]) -> str:
+    return f"{of['gold_gain']:+.2f} [{of['gold_gain_low']:+.2f}, {of['gold_gain_high']:+.2f}]"
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "best_of_4", "ceiling"])
+def test_the_table_in_the_readme_is_the_studys(study: dict[str, Any], name: str) -> None:
+    policy = study["policies"][name]
+    gains = [interval(policy["sets"][kind]) for kind in SETS]
+    row = " | ".join([policy["label"], *gains, f"{policy['kl']:.2f}", f"{policy['eos_rate']:.3f}"])
+    assert f"| {row} |" in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "dpo"])
+def test_the_algorithms_gain_in_every_seed_and_on_every_kind_of_prompt(
+    study: dict[str, Any], name: str
+) -> None:
+    """What the README says in words, from the intervals over prompts of each seed and the pooled ones."""
+    assert [seed["seed"] for seed in study["seeds"]] == [100, 101, 102, 103, 104]
+    for kind in SETS:
+        assert study["policies"][name]["sets"][kind]["gold_gain_low"] > 0
+        for seed in study["seeds"]:
+            assert seed["policies"][name]["sets"][kind]["gold_gain_low"] > 0
+    for seed in study["seeds"]:
+        own, sft = seed["policies"][name], seed["policies"]["sft"]
+        assert own["kl"] < 20
+        assert own["eos_rate"] >= 0.95
+        assert own["repetition_4"] <= sft["repetition_4"] + 0.1
+
+
+def test_at_equal_kl_none_is_told_apart_from_best_of_n(study: dict[str, Any]) -> None:
+    for name in ("ppo", "grpo", "dpo"):
+        assert study["policies"][name]["bon_kl_gain"]["verdict"] == "no detectable difference"
+
+
+def test_it_is_of_the_world_that_ships(study: dict[str, Any]) -> None:
+    assert study["world_sha256"] == world_hash()
