@@ -1,5 +1,6 @@
 """What the reliability measurements and tests/faults share: small stages, made once, and lives to end."""
 
+import contextlib
 import json
 import os
 import platform
@@ -113,7 +114,8 @@ class Lab:
         life.join(delay)
         sent = time.monotonic()
         if life.is_alive() and life.pid is not None:
-            os.kill(life.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended in this very moment
+                os.kill(life.pid, number)
         life.join()
         return (life.exitcode if life.exitcode is not None else 1), time.monotonic() - sent
 
