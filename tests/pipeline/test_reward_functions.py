@@ -34,15 +34,30 @@ def sometimes_nan(prompt: str, response: str, **columns: Any) -> float:
     return math.nan if len(CALLS) % 16 == 1 else float(len(response))
 
 
-def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path) -> None:
-    """Without any reward model: the score is the function's, and best-of-n picks the longest replies."""
-    settings = (*SMALL, "stage.grpo=none", "evaluation.reward_functions=test_reward_functions:words")
-    run = preftune.run("tiny", *settings, out=str(tmp_path))
+def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any reward model: the score is the function's, and best-of-n picks the longest replies. An
+    edited function is another one.
+    """
+    settings = (*SMALL, "stage.grpo=none", "evaluation.reward_functions=mine:words")
+    mine = tmp_path / "mine.py"
+    mine.write_text("def words(prompt, response):\n    return len(response.split())\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = preftune.run("tiny", *settings, out=str(tmp_path / "run"))
     for name, file in run.samples_files().items():
         for row in read_jsonl(file):
             assert row["score"] == words("", row["response"]), name
     sft, best = (read_json(run.evaluation(name))["reward"]["mean"] for name in ("policy_sft", "best_of_4"))
     assert best > sft
+    before = read_json(run.stage_json("evaluation"))["key"]
+    assert (
+        read_json(preftune.run("tiny", *settings, out=str(run.path)).stage_json("evaluation"))["key"]
+        == before
+    )
+    mine.write_text(mine.read_text() + "# edited\n")
+    assert (
+        read_json(preftune.run("tiny", *settings, out=str(run.path)).stage_json("evaluation"))["key"]
+        != before
+    )
 
 
 def test_a_stage_learns_from_functions_alone_and_counts_what_it_masks(tmp_path: Path) -> None:

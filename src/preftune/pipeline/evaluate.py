@@ -41,13 +41,7 @@ class Measured:
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     """Measure everything that `stages` trained; False if that was done before with the same inputs."""
     done = session.run.stage_json(EVALUATION)
-    key = digest(
-        {
-            "version": _VERSION,
-            "settings": session.config.evaluation.model_dump(mode="json"),
-            "stages": {name: session.stage(name).key for name in stages},
-        }
-    )
+    key = digest(_inputs(session, stages))
     earlier = read_json(done) if done.exists() else {}
     complete = all((session.run.path / file).is_file() for file in earlier.get("files", ()))
     if earlier.get("key") == key and complete:
@@ -70,6 +64,21 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     return True
 
 
+def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
+    """What the result of an evaluation depends on: an edited reward function makes another one."""
+    settings = session.config.evaluation
+    inputs = {
+        "version": _VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "stages": {name: session.stage(name).key for name in stages},
+    }
+    return inputs | _functions(settings.reward_functions)
+
+
+def _functions(terms: str | None) -> dict[str, Any]:
+    return {"functions": source_hashes(terms)} if terms else {}
+
+
 def parts_of(
     session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
 ) -> Parts:
@@ -87,8 +96,8 @@ def parts_of(
             "prompts": content(prompts),
             "reference": session.stage(reference).key,
             "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
-            "functions": source_hashes(settings.reward_functions) if settings.reward_functions else {},
             "gold": gold is not None,
+            **_functions(settings.reward_functions),
         },
         say=session.console.line,
     )
