@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, STAGES, VOCABULARY
+from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, SIZES, STAGES, VOCABULARY
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TARGETS = {
@@ -118,14 +118,66 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def read(name: str) -> Any:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def where(found: dict[str, Any]) -> str:
+    lines = [
+        "## Where generation spends its time",
+        "",
+        "CPU seconds a step, ours, with clocks around the parts: `benchmarks/speed/where.py`.",
+        "",
+    ]
+    stages = [(size, stage, parts) for size, by_stage in found.items() for stage, parts in by_stage.items()]
+    names = list(dict.fromkeys(name for _, _, parts in stages for name in parts))
+    lines += ["| size | stage | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for size, stage, parts in stages:
+        whole = sum(parts.values())
+        cells = [f"{parts[n]:.2f} ({100 * parts[n] / whole:.0f}%)" if n in parts else "" for n in names]
+        lines.append(f"| {size} | `{stage}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def growth(found: dict[str, Any]) -> str:
+    lines = [
+        "## Growth",
+        "",
+        "Size small unless parameters vary; the least CPU seconds of three, fitted by seconds = a · x^p,",
+        "over all points and over the larger half: `benchmarks/speed/growth.py`.",
+        "",
+        "| series | x: seconds | p | p, larger half |",
+        "|---|---|---|---|",
+    ]
+    for s in found["series"]:
+        points = ", ".join(f"{x:g}: {seconds:.2f}" for x, seconds in s["points"])
+        lines.append(f"| {s['series']} | {points} | {s['power']:.2f} | {s['power_of_larger_half']:.2f} |")
+    return "\n".join(lines)
+
+
+def overhead(found: dict[str, Any]) -> str:
+    starts = ", ".join(f"{s:.1f}" for s in found["first_step_seconds"])
+    steps, every = found["steps"], found["checkpoint_every"]
+    return f"""## Overhead
+
+A DPO step at {found["size"]}: the update takes {found["step_seconds"]:.2f} s; encoding and metrics take
+{1000 * found["bookkeeping_seconds"]:.1f} ms, a checkpoint, every {every} steps,
+{found["checkpoint_seconds"]:.1f} s. {100 * found["share"]:.1f}% of a step is not the update (n = {steps}).
+`preftune run quickstart` takes {starts} s from its start to its first step, importing torch not counted.
+Both by `benchmarks/speed/overhead.py`."""
+
+
 def main() -> None:
     results = [
         json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(RESULTS.glob("*.json"))
-        if path.stem != "smoke"
+        for path in (RESULTS / f"{size}.json" for size in SIZES if size != "smoke")
+        if path.is_file()
     ]
     stages = "\n".join(f"* `{stage}`: {text}" for stage, text in WORK.items())
-    print("\n\n".join([HEAD.rstrip(), stages, *map(table, results)]))
+    parts = (("where", where), ("growth", growth), ("overhead", overhead))
+    others = [make(found) for name, make in parts if (found := read(name)) is not None]
+    print("\n\n".join([HEAD.rstrip(), stages, *map(table, results), *others]))
 
 
 if __name__ == "__main__":
