@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, required=True, help="directory with data/hh-rlhf")
+    parser.add_argument("--note", help="what else the reader should know of this run")
     wanted = parser.parse_args()
     directory = prepare(wanted.size, wanted.shared, wanted.seed)
     path = ROOT / "benchmarks" / "results" / f"{wanted.size}.json"
@@ -260,6 +261,8 @@ def main() -> None:
             found["share_of_sgemm"] = rate / machine["sgemm_gflops"]
         if stage in GENERATES:
             found["share_of_limit"] = decoding_limit(stage, directory, machine) / found["seconds_ours"]
+        if wanted.note:
+            found["note"] = wanted.note
         found["machine"] = machine
         found["kernel"] = library().is_file()
         write(path, wanted.size, [found], machine, torch.get_num_threads())

@@ -96,6 +96,9 @@ def notes(stages: list[dict[str, Any]]) -> list[str]:
     if losses:
         found = ", ".join(f"`{s['stage']}` {s['largest_loss_difference']:.1e}" for s in losses)
         lines.append(f"Losses differ by at most: {found}.")
+    for note in dict.fromkeys(s["note"] for s in stages if "note" in s):
+        where_said = ", ".join(f"`{s['stage']}`" for s in stages if s.get("note") == note)
+        lines.append(f"{where_said}: {note}")
     return ["\n".join(f"* {line}" for line in lines)]
 
 
@@ -125,18 +128,17 @@ def read(name: str) -> Any:
 
 def where(found: dict[str, Any]) -> str:
     lines = [
-        "## Where generation spends its time",
+        "## Where the time goes",
         "",
         "CPU seconds a step, ours, with clocks around the parts: `benchmarks/speed/where.py`.",
         "",
     ]
-    stages = [(size, stage, parts) for size, by_stage in found.items() for stage, parts in by_stage.items()]
-    names = list(dict.fromkeys(name for _, _, parts in stages for name in parts))
-    lines += ["| size | stage | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for size, stage, parts in stages:
-        whole = sum(parts.values())
-        cells = [f"{parts[n]:.2f} ({100 * parts[n] / whole:.0f}%)" if n in parts else "" for n in names]
-        lines.append(f"| {size} | `{stage}` | " + " | ".join(cells) + " |")
+    for size, by_stage in found.items():
+        for stage, parts in by_stage.items():
+            whole = sum(parts.values())
+            ordered = sorted(parts.items(), key=lambda item: -item[1])
+            shares = ", ".join(f"{name} {seconds:.2f} ({seconds / whole:.0%})" for name, seconds in ordered)
+            lines.append(f"* {size}, `{stage}`, {whole:.2f} s: {shares}")
     return "\n".join(lines)
 
 

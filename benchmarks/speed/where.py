@@ -1,7 +1,6 @@
-"""Where the time of a generation stage goes. Usage: where.py SIZE STAGE ... --shared DIR
+"""Where the time of a generation stage, or of PPO, goes. Usage: where.py SIZE STAGE ... --shared DIR
 
-Adds to benchmarks/results/where.json: CPU seconds a step by part, the mean of five steps. What is left over
-is transformers' own code, norms and activations.
+Adds to benchmarks/results/where.json: CPU seconds a step by part, the mean of five steps (PPO: one).
 """
 
 import argparse
@@ -17,7 +16,9 @@ import torch
 from bench import ROOT, prepare
 from ours import Side
 from preftune.models import decode, native
+from preftune.rollout import collect
 from preftune.rollout import sample as sampler
+from preftune.training.learner import Learner
 from work import SIZES, STAGES
 
 RESULT = ROOT / "benchmarks" / "results" / "where.json"
@@ -50,13 +51,40 @@ def watch() -> None:
     native.FewRows.__init__ = clocked
 
 
+def watch_updates() -> None:
+    collect.sample = timed("sampling", collect.sample)
+    Learner._step = timed("clipping and AdamW", Learner._step)
+    Learner.update = timed("updates", Learner.update)
+
+
+def parts_of(stage: str, total: float, count: int) -> dict[str, float]:
+    """Seconds of a step by part, each counted once."""
+    parts = {part: seconds / count for part, seconds in spent.items()}
+    if stage == "ppo":
+        sampling, optimizer = parts["sampling"], parts["clipping and AdamW"]
+        updates = parts["updates"] - optimizer
+        rest = total / count - sampling - updates - optimizer
+        return {
+            "sampling": sampling,
+            "forward and backward": updates,
+            "clipping and AdamW": optimizer,
+            "scores, log-probs, values": rest,
+        }
+    inside = parts["attention"] + parts.get("linear layers", 0)
+    parts["transformers, norms, activations"] = parts.pop("steps") - inside
+    return {**parts, "everything else": total / count - sum(parts.values())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("stages", nargs="+", choices=[s for s in STAGES if s.startswith("generate")])
+    parser.add_argument(
+        "stages", nargs="+", choices=[s for s in STAGES if s.startswith("generate") or s == "ppo"]
+    )
     parser.add_argument("--shared", type=Path, required=True)
     wanted = parser.parse_args()
     watch()
+    watch_updates()
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for stage in wanted.stages:
         torch.manual_seed(0)
@@ -65,14 +93,10 @@ def main() -> None:
         step(side.work["steps"][0])
         spent.clear()
         began = time.process_time()
-        for rows in side.work["steps"][1:]:
+        steps = side.work["steps"][1 : 2 if stage == "ppo" else None]
+        for rows in steps:
             step(rows)
-        count = len(side.work["steps"]) - 1
-        parts = {part: seconds / count for part, seconds in spent.items()}
-        parts["transformers, norms, activations"] = (
-            parts.pop("steps") - parts["attention"] - parts.get("linear layers", 0)
-        )
-        parts["everything else"] = (time.process_time() - began) / count - sum(parts.values())
+        parts = parts_of(stage, time.process_time() - began, len(steps))
         found.setdefault(wanted.size, {})[stage] = parts
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
