@@ -18,6 +18,7 @@ from preftune.models.decode import GridDecoder
 from preftune.models.head import next_logits
 from preftune.models.layout import fuse_activations
 from preftune.models.roles import Policy
+from preftune.pipeline.provenance import describe
 from preftune.rollout.sample import sample
 from tiny import EOS, prompts
 
@@ -196,3 +197,11 @@ def test_building_without_a_compiler_or_for_another_processor_says_so(
     with pytest.raises(BackendMissing, match="compiler"):
         native.build("AVX2", tmp_path / "kernel.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_records_which_kernel_there_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With and without it, results differ by rounding."""
+    monkeypatch.setattr(native, "library", lambda: tmp_path / "native-x.so")
+    assert describe(seed=0)["kernel"] is None
+    (tmp_path / "native-x.so").touch()
+    assert describe(seed=0)["kernel"] == "native-x.so"

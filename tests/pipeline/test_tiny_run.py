@@ -69,6 +69,7 @@ def test_the_run_directory_holds_exactly_these_files(tiny_run: RunDir) -> None:
         "reward_kl",
         "reward_kl_gold",
         "reward_model_groups",
+        "reward_model_length",
         "reward_model_margins",
         "reward_model_reliability",
         *(f"training_{s}" for s in STAGES),

@@ -10,6 +10,7 @@ from preftune.rundir import RunDir, write_text
 
 def test_a_run_records_where_its_settings_come_from(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
+    (tmp_path / "stages").mkdir()
     record_origins(run, load_recipe("tiny", ["stage.ppo.kl_coef=0.2"]))
     view = load_run(run)
     assert view.recipe == "tiny"
@@ -20,6 +21,7 @@ def test_a_run_records_where_its_settings_come_from(tmp_path: Path) -> None:
 
 def test_the_last_command_is_what_counts(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
+    (tmp_path / "stages").mkdir()
     record_origins(run, load_recipe("tiny", ["seed=4"]))
     record_origins(run, load_recipe("tiny"))
     assert load_run(run).origins["seed"] != "command line"
@@ -27,6 +29,7 @@ def test_the_last_command_is_what_counts(tmp_path: Path) -> None:
 
 def test_a_runs_own_config_does_not_make_everything_the_recipes(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
+    (tmp_path / "stages").mkdir()
     resolved = load_recipe("tiny", ["seed=4"])
     record_origins(run, resolved)
     write_text(run.config, dump_toml(resolved.config))

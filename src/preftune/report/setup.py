@@ -7,7 +7,18 @@ from preftune.report.text import Prose, duration, name
 from preftune.report.view import Row, RunView, StageView
 
 MAX_FACT = 400  # characters of one fact about the set-up, such as all versions
-FACTS = ("versions", "command", "commit", "python", "platform", "processor", "cores", "threads", "devices")
+FACTS = (
+    "versions",
+    "command",
+    "commit",
+    "python",
+    "platform",
+    "processor",
+    "cores",
+    "threads",
+    "kernel",
+    "devices",
+)
 
 
 def setup(run: RunView) -> Section:
