@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 
 from preftune.data import Encoder
 from preftune.data.dataset import read_preferences
-from preftune.models.native import library
+from preftune.models.native import kernel_file
 from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, SIZES, STAGES, VOCABULARY
 
 HERE = Path(__file__).resolve().parent
@@ -117,7 +117,7 @@ def compare(stage: str, directory: Path, pairs: int, warm: int = 1) -> dict[str,
         Worker(Path(sys.executable), "ours.py", directory, stage),
         Worker(*theirs(stage), directory, stage),
     ]
-    if stage in GENERATES and library().is_file():
+    if stage in GENERATES and kernel_file().is_file():
         sides.append(Worker(Path(sys.executable), "ours.py", directory, stage, "without-kernel"))
     rounds = [[side.step() for side in sides] for _ in range(warm + pairs)]
     for side in sides:
@@ -264,7 +264,7 @@ def main() -> None:
         if wanted.note:
             found["note"] = wanted.note
         found["machine"] = machine
-        found["kernel"] = library().is_file()
+        found["kernel"] = kernel_file().is_file()
         write(path, wanted.size, [found], machine, torch.get_num_threads())
         line = (
             f"{stage:18s} {found['ratio_median']:.2f} [{found['ratio_low']:.2f}, {found['ratio_high']:.2f}]"

@@ -180,7 +180,7 @@ def test_many_rows_go_through_torch(kernel: native.Kernel) -> None:
 
 
 def test_nothing_is_compiled_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "library", lambda capability=None: tmp_path / "absent.so")
+    monkeypatch.setattr(native, "kernel_file", lambda capability=None: tmp_path / "absent.so")
     native._built.cache_clear()
     with torch.no_grad():
         assert native.kernel() is None
@@ -201,7 +201,7 @@ def test_building_without_a_compiler_or_for_another_processor_says_so(
 
 def test_a_run_records_which_kernel_there_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With and without it, results differ by rounding."""
-    monkeypatch.setattr(native, "library", lambda: tmp_path / "native-x.so")
+    monkeypatch.setattr(native, "kernel_file", lambda: tmp_path / "native-x.so")
     assert describe(seed=0)["kernel"] is None
     (tmp_path / "native-x.so").touch()
     assert describe(seed=0)["kernel"] == "native-x.so"

@@ -35,7 +35,7 @@ _Product = Callable[[Tensor], Tensor]
 _off = False
 
 
-def library(capability: str | None = None) -> Path:
+def kernel_file(capability: str | None = None) -> Path:
     """Where the kernel lies if it is built for `capability`, that of this processor by default."""
     version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     kind = capability or torch.backends.cpu.get_cpu_capability()
@@ -49,7 +49,7 @@ def build(capability: str | None = None, to: Path | None = None) -> Path:
     the directory cannot be written, StorageError where the compiler fails.
     """
     kind = capability or torch.backends.cpu.get_cpu_capability()
-    target, compiler = to or library(kind), shutil.which("c++") or shutil.which("g++")
+    target, compiler = to or kernel_file(kind), shutil.which("c++") or shutil.which("g++")
     if kind not in _FLAGS:
         raise BackendMissing(f"no kernel for a processor with {kind}", "nothing to do: torch does the work")
     if compiler is None:
@@ -141,7 +141,7 @@ class Kernel:
 
 @functools.cache
 def _built() -> Kernel | None:
-    path = library()
+    path = kernel_file()
     return Kernel(path) if path.is_file() else None
 
 

@@ -37,7 +37,7 @@ def describe(seed: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernel": native.library().name if native.library().is_file() else None,
+        "kernel": native.kernel_file().name if native.kernel_file().is_file() else None,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
         "versions": {"preftune": __version__} | {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
