@@ -1,5 +1,7 @@
 """Decoders give the hidden states of full forwards, whatever rows have dropped out on the way."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -28,6 +30,14 @@ def test_states_are_those_of_full_forwards(family: str, kind: type) -> None:
     written = [ids[:n].tolist() for ids, n in zip(IDS, LENGTHS.tolist(), strict=True)]
     check(model, one.start(), written)
     rows = [list(prompt) for prompt in written for _ in range(3)]
+    for states, left in stepped(one, rows):
+        check(model, states, left)
+
+
+def stepped(
+    one: GridDecoder | CachedDecoder, rows: list[list[int]]
+) -> Iterator[tuple[torch.Tensor, list[list[int]]]]:
+    """States after each random token, and all tokens of the rows they belong to, while rows drop out."""
     random = torch.Generator().manual_seed(2)
     for kept in KEPT:
         if kept is not None:
@@ -37,7 +47,7 @@ def test_states_are_those_of_full_forwards(family: str, kind: type) -> None:
         states = one.step(tokens)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.append(token)
-        check(model, states, rows)
+        yield states, rows
 
 
 def check(model: torch.nn.Module, states: torch.Tensor, rows: list[list[int]]) -> None:

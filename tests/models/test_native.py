@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_decode import IDS, KEPT, LENGTHS, check
+from test_decode import IDS, LENGTHS, check, stepped
 from torch import nn
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -111,18 +111,10 @@ def test_decoding_gives_the_states_of_full_forwards(kernel: native.Kernel, name:
     assert one.few_rows.products
     rows = [ids[:n].tolist() for ids, n in zip(IDS, LENGTHS.tolist(), strict=True) for _ in range(3)]
     one.start()
-    random = torch.Generator().manual_seed(2)
-    for kept in KEPT:
-        if kept is not None:
-            one.keep(torch.tensor(kept))
-            rows = [rows[i] for i in kept]
-        tokens = torch.randint(0, EOS, (len(rows),), generator=random)
-        states = one.step(tokens)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.append(token)
+    for states, left in stepped(one, rows):
         assert not any("forward" in module.__dict__ for module in model.modules())
         with native.without_kernel():
-            check(model, states, rows)
+            check(model, states, left)
 
 
 @needs_compiler
