@@ -23,6 +23,7 @@ from preftune.data.hh import parse_prompt
 from preftune.evaluation.divergence import divergences
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source
+from preftune.models.memory import keep_freed_memory
 from preftune.models.native import without_kernel
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.models.scalar import load_scalar_model
@@ -189,6 +190,7 @@ class Side:
 def main() -> None:
     channel = Channel()
     torch.manual_seed(0)
+    keep_freed_memory()  # as a session does
     side = Side(Path(sys.argv[1]), sys.argv[2])
     step = side.make()
     with without_kernel() if "without-kernel" in sys.argv else contextlib.nullcontext():

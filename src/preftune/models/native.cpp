@@ -21,13 +21,15 @@ namespace {
 
 typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
 constexpr int ROWS = WIDTH == 16 ? 8 : 4, COLUMNS = 3;  // 24 of 32 registers, or 12 of 16
-constexpr long AHEAD = 4096;  // floats: what is fetched early
-constexpr long PANEL = 4096;  // floats of sums, where they lie in the L1 cache
-constexpr long DEPTH = 768;   // rows of a (k, n) matrix in one go, where they are read for several tiles
+constexpr long AHEAD = 16384;  // floats of an (n, k) matrix: how far ahead of their use weights are fetched
+constexpr long DEPTH = 32;     // rows of a (k, n) matrix in a block; the next one is fetched meanwhile
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 inline Vector all(float x) { return x - Vector{}; }
+
+// Into the L2 cache: what is fetched that early would drive out of the smaller one what is needed now.
+inline void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
 
 inline float total(Vector v) {
     typedef float Half __attribute__((vector_size(2 * WIDTH)));
@@ -49,7 +51,7 @@ void dots(const float* x, const float* w, const float* bias, float* y, long n, l
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
             weights[c] = load(w + c * k + i);
-            if (ahead) __builtin_prefetch(ahead + c * k + i);
+            if (ahead) fetch(ahead + c * k + i);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -68,26 +70,6 @@ void dots(const float* x, const float* w, const float* bias, float* y, long n, l
         }
 }
 
-// y[r][0 .. columns) += sum over i < D of x[r][i] w[i][0 .. columns) for R rows of x.
-template <int R, int D>
-void stream(const float* x, const float* w, float* y, long n, long k, long columns) {
-    for (long c = 0; c < columns; c += WIDTH) {
-        Vector weights[D];
-#pragma GCC unroll 8
-        for (int i = 0; i < D; i++) {
-            weights[i] = load(w + i * n + c);
-            __builtin_prefetch(w + (D + i) * n + c);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            Vector sum = load(y + r * n + c);
-#pragma GCC unroll 8
-            for (int i = 0; i < D; i++) sum += all(x[r * k + i]) * weights[i];
-            store(y + r * n + c, sum);
-        }
-    }
-}
-
 template <int C, int R = ROWS>
 void dots_of_rows(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, long next) {
     if constexpr (R > 0) {
@@ -97,18 +79,9 @@ void dots_of_rows(const float* x, const float* w, const float* bias, float* y, l
     }
 }
 
-template <int D, int R = 8>
-void stream_rows(const float* x, const float* w, float* y, long m, long n, long k, long columns) {
-    if constexpr (R > 0) {
-        if (m < R) return stream_rows<D, R - 1>(x, w, y, m, n, k, columns);
-        stream<R, D>(x, w, y, n, k, columns);
-        if (m > R) stream_rows<D, R>(x + R * k, w, y + R * n, m - R, n, k, columns);
-    }
-}
-
 // y[r][c ...] += sum over i of x[r][i] w[i][c ...] for R rows of x and C vectors of columns.
 template <int R, int C>
-void tile(const float* x, const float* w, float* y, long n, long k, long depth) {
+void tile(const float* x, const float* w, float* y, long n, long k, long depth, const float* ahead) {
     Vector sum[R][C];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -119,7 +92,7 @@ void tile(const float* x, const float* w, float* y, long n, long k, long depth) 
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
             weights[c] = load(w + i * n + c * WIDTH);
-            __builtin_prefetch(w + (i + 16) * n + c * WIDTH);
+            if (ahead) fetch(ahead + i * n + c * WIDTH);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -135,11 +108,11 @@ void tile(const float* x, const float* w, float* y, long n, long k, long depth) 
 }
 
 template <int C, int R = ROWS>
-void tile_rows(const float* x, const float* w, float* y, long m, long n, long k, long depth) {
+void tile_rows(const float* x, const float* w, float* y, long m, long n, long k, long depth, const float* ahead) {
     if constexpr (R > 0) {
-        if (m < R) return tile_rows<C, R - 1>(x, w, y, m, n, k, depth);
-        tile<R, C>(x, w, y, n, k, depth);
-        if (m > R) tile_rows<C, R>(x + R * k, w, y + R * n, m - R, n, k, depth);
+        if (m < R) return tile_rows<C, R - 1>(x, w, y, m, n, k, depth, ahead);
+        tile<R, C>(x, w, y, n, k, depth, ahead);
+        if (m > R) tile_rows<C, R>(x + R * k, w, y + R * n, m - R, n, k, depth, nullptr);
     }
 }
 
@@ -183,26 +156,21 @@ void preftune_linear(const float* x, const float* w, const float* bias, float* y
 
 // y (m, n) = x (m, k) . w (k, n) + bias: transformers' Conv1D. n must be a multiple of `preftune_width`.
 void preftune_conv1d(const float* x, const float* w, const float* bias, float* y, long m, long n, long k, int threads) {
-    // Few rows: sums lie in the L1 cache and weights stream past in long runs. More rows: sums lie in registers.
-    // Either way each sum is added up in the order of k.
-    const bool streaming = m <= 16;
-    const long panel = streaming ? PANEL / std::max(m, 8L) / WIDTH * WIDTH : COLUMNS * WIDTH;
-    const long panels = (n + panel - 1) / panel;
+    const long share = (n / WIDTH + threads - 1) / threads * WIDTH;  // columns of a thread
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (long p = 0; p < panels; p++) {
-        long c = p * panel, columns = std::min(panel, n - c), i = 0;
+    for (int thread = 0; thread < threads; thread++) {
+        const long begin = thread * share, end = std::min(n, begin + share);
         for (long r = 0; r < m; r++)
-            for (long j = c; j < c + columns; j++) y[r * n + j] = bias ? bias[j] : 0;
-        if (streaming) {
-            for (; i + 8 <= k; i += 8) stream_rows<8>(x + i, w + i * n + c, y + c, m, n, k, columns);
-            for (; i < k; i++) stream_rows<1>(x + i, w + i * n + c, y + c, m, n, k, columns);
-            continue;
-        }
-        for (; i < k; i += DEPTH) {
-            long depth = std::min(DEPTH, k - i), vectors = columns / WIDTH;
-            if (vectors == 3) tile_rows<3>(x + i, w + i * n + c, y + c, m, n, k, depth);
-            if (vectors == 2) tile_rows<2>(x + i, w + i * n + c, y + c, m, n, k, depth);
-            if (vectors == 1) tile_rows<1>(x + i, w + i * n + c, y + c, m, n, k, depth);
+            for (long c = begin; c < end; c++) y[r * n + c] = bias ? bias[c] : 0;
+        for (long i = 0; i < k; i += DEPTH) {
+            const long depth = std::min(DEPTH, k - i);
+            for (long c = begin; c < end; c += COLUMNS * WIDTH) {
+                const float *from = w + i * n + c, *ahead = i + depth < k ? from + depth * n : nullptr;
+                const long vectors = (end - c) / WIDTH;
+                if (vectors >= 3) tile_rows<3>(x + i, from, y + c, m, n, k, depth, ahead);
+                if (vectors == 2) tile_rows<2>(x + i, from, y + c, m, n, k, depth, ahead);
+                if (vectors == 1) tile_rows<1>(x + i, from, y + c, m, n, k, depth, ahead);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
+from preftune.models.memory import keep_freed_memory
 from preftune.pipeline.console import Console
 from preftune.pipeline.mirror import Mirror
 from preftune.pipeline.stages import Stage, digest, settings_of
@@ -32,6 +33,7 @@ class Session:
 
     def __post_init__(self) -> None:
         quiet_libraries()
+        keep_freed_memory()
 
     @cached_property
     def data_hash(self) -> str:
