@@ -119,12 +119,16 @@ def compare(stage: str, directory: Path, pairs: int, warm: int = 1) -> dict[str,
     ]
     if stage in GENERATES and kernel_file().is_file():
         sides.append(Worker(Path(sys.executable), "ours.py", directory, stage, "without-kernel"))
-    rounds = [[side.step() for side in sides] for _ in range(warm + pairs)]
+    rounds, machines = [], []
+    for _ in range(warm + pairs):
+        machines.append(limits())
+        rounds.append([side.step() for side in sides])
     for side in sides:
         side.stop()
     check(stage, rounds)
     counted = rounds[warm:]
-    found: dict[str, Any] = {"stage": stage, "pairs": len(counted)}
+    found: dict[str, Any] = {"stage": stage, "pairs": len(counted), **typical(machines[warm:])}
+    found |= shares(stage, directory, [a["seconds"] for a, *_ in rounds], machines, warm)
     for clock, name in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
         ratios = sorted(b[clock] / a[clock] for a, b, *_ in counted)
         found |= {
@@ -189,39 +193,57 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def useful(stage: str, directory: Path) -> dict[str, float]:
-    """Tokens of a step when nothing is computed twice, and the multiplications they need, on average."""
+def typical(machines: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The median of what was measured between the rounds."""
+    return {"machine": {name: statistics.median(m[name] for m in machines) for name in machines[0]}}
+
+
+def shares(
+    stage: str, directory: Path, seconds: list[float], machines: list[dict[str, float]], warm: int
+) -> dict[str, float]:
+    """Our share of the machine's limits, each round against what was measured just before it: the median."""
     work = json.loads((directory / "work.json").read_text())
+    count, steps = len(seconds), work["steps"]
+    if stage in SAME_LOSS:
+        needed = [useful(stage, work, steps[i % len(steps)]) for i in range(count)]
+        rates = [n["useful_gflop"] / t for n, t in zip(needed, seconds, strict=True)]
+        found = [rate / m["sgemm_gflops"] for rate, m in zip(rates, machines, strict=True)]
+        facts = {name: statistics.median(n[name] for n in needed[warm:]) for name in needed[0]}
+        return {**facts, "share_of_sgemm": statistics.median(found[warm:])}
+    if stage in GENERATES:
+        least = [decoding_limit(stage, work, steps[i % len(steps)], m) for i, m in enumerate(machines)]
+        found = [limit / t for limit, t in zip(least, seconds, strict=True)]
+        return {"share_of_limit": statistics.median(found[warm:])}
+    return {}
+
+
+def useful(stage: str, work: dict[str, Any], step: list[int]) -> dict[str, float]:
+    """Tokens of a step when nothing is computed twice, and the multiplications they need."""
     shape = SIZES[work["size"]]
     body, head = 12 * shape["n_layer"] * shape["n_embd"] ** 2, VOCABULARY * shape["n_embd"]
     tokens = flops = 0.0
-    for step in work["steps"]:
-        for i in step[: shape["batch"]]:
-            row = {k: len(work["rows"][i][k]) for k in ("prompt", "chosen", "rejected")}
-            own = row["chosen"] + (row["rejected"] if stage != "sft" else 0)
-            tokens += row["prompt"] + own
-            flops += 6 * body * (row["prompt"] + own) + 6 * head * own * (stage != "reward")
-            if stage == "dpo":
-                flops += 2 * body * (row["prompt"] + own) + 2 * head * own
-    steps = len(work["steps"])
-    return {"useful_tokens": tokens / steps, "useful_gflop": flops / steps / 1e9}
+    for i in step[: shape["batch"]]:
+        row = {k: len(work["rows"][i][k]) for k in ("prompt", "chosen", "rejected")}
+        own = row["chosen"] + (row["rejected"] if stage != "sft" else 0)
+        tokens += row["prompt"] + own
+        flops += 6 * body * (row["prompt"] + own) + 6 * head * own * (stage != "reward")
+        if stage == "dpo":
+            flops += 2 * body * (row["prompt"] + own) + 2 * head * own
+    return {"useful_tokens": tokens, "useful_gflop": flops / 1e9}
 
 
-def decoding_limit(stage: str, directory: Path, machine: dict[str, float]) -> float:
+def decoding_limit(stage: str, work: dict[str, Any], step: list[int], machine: dict[str, float]) -> float:
     """Seconds that a step takes at least: prompts once, then each token reads all weights or multiplies."""
-    work = json.loads((directory / "work.json").read_text())
     shape = SIZES[work["size"]]
     body, head = 12 * shape["n_layer"] * shape["n_embd"] ** 2, VOCABULARY * shape["n_embd"]
     prompts = 1 if stage == "generate_groups" else GROUP
-    length = sum(len(work["rows"][i]["prompt"]) for step in work["steps"] for i in step[:prompts])
+    length = sum(len(work["rows"][i]["prompt"]) for i in step[:prompts])
     flops = machine["sgemm_gflops"] * 1e9
     token = max(2 * GROUP * (body + head) / flops, 4 * (body + head) / machine["read_gb_per_s"] / 1e9)
-    return 2 * body * length / len(work["steps"]) / flops + NEW_TOKENS * token
+    return 2 * body * length / flops + NEW_TOKENS * token
 
 
-def write(
-    path: Path, size: str, stages: list[dict[str, Any]], machine: dict[str, float], threads: int
-) -> None:
+def write(path: Path, size: str, stages: list[dict[str, Any]], threads: int) -> None:
     old = json.loads(path.read_text())["stages"] if path.is_file() else []
     new = {s["stage"]: s for s in [*old, *stages]}
     content = {
@@ -229,7 +251,6 @@ def write(
         "shape": SIZES[size],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": threads,
-        "machine": machine,
         "new_tokens": NEW_TOKENS,
         "group": GROUP,
         "eos": EOS,
@@ -251,21 +272,13 @@ def main() -> None:
     directory = prepare(wanted.size, wanted.shared, wanted.seed)
     path = ROOT / "benchmarks" / "results" / f"{wanted.size}.json"
     for stage in wanted.stages or STAGES:
-        machine = limits()
         found = compare(stage, directory, wanted.pairs)
         if stage in SAME_TOKENS:
             found |= check_tokens(stage, directory)
-        if stage in SAME_LOSS:
-            found |= useful(stage, directory)
-            rate = found["useful_gflop"] / found["seconds_ours"]
-            found["share_of_sgemm"] = rate / machine["sgemm_gflops"]
-        if stage in GENERATES:
-            found["share_of_limit"] = decoding_limit(stage, directory, machine) / found["seconds_ours"]
         if wanted.note:
             found["note"] = wanted.note
-        found["machine"] = machine
         found["kernel"] = kernel_file().is_file()
-        write(path, wanted.size, [found], machine, torch.get_num_threads())
+        write(path, wanted.size, [found], torch.get_num_threads())
         line = (
             f"{stage:18s} {found['ratio_median']:.2f} [{found['ratio_low']:.2f}, {found['ratio_high']:.2f}]"
         )

@@ -37,6 +37,7 @@ from work import (
     LEARNING_RATE,
     NEW_TOKENS,
     PROMPT,
+    PROMPTS,
     RESPONSE,
     SIZES,
     Channel,
@@ -128,7 +129,7 @@ class Side:
         return step
 
     def online(self, name: str) -> Callable[[list[int]], dict[str, Any]]:
-        prompts, k = (GROUP, GROUP) if name == "grpo" else (SIZES[self.work["size"]]["batch"], 1)
+        prompts, k = (PROMPTS, GROUP) if name == "grpo" else (PROMPTS, 1)
         more = (
             {"group_size": GROUP, "scale": "group", "reduction": "grpo"} if name == "grpo" else {"epochs": 4}
         )

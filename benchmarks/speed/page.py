@@ -25,7 +25,8 @@ WORK = {
     "generate_groups": f"{GROUP} responses to one prompt; against `model.generate`",
     "generate_distinct": f"one response to each of {GROUP} prompts; against `model.generate`",
     "grpo": f"a whole step: {PROMPTS} prompts × {GROUP} responses, KL on, one update",
-    "ppo": "a whole step: one response a prompt, four updates of policy and critic; against TRL 1.12.0",
+    "ppo": f"a whole step: one response to each of {PROMPTS} prompts, four updates of policy and critic; "
+    "against TRL 1.12.0",
     "evaluate": "responses, exact KL, k1 and scores; against `model.generate` and full forwards",
 }
 HEAD = f"""# Performance
@@ -82,7 +83,8 @@ def notes(stages: list[dict[str, Any]]) -> list[str]:
     """What the limit is, how close both sides came, and the fallback."""
     lines = [
         "The limit: for updates, sgemm on tokens that are not computed twice; for generation, prompts by "
-        "sgemm, then each token at sgemm or at one reading of all weights, whichever takes longer."
+        "sgemm, then each token at sgemm or at one reading of all weights, whichever takes longer. Each round "
+        "is compared with what was measured just before it: the median."
     ]
     without = [s for s in stages if "ratio_without_kernel" in s]
     if without:
@@ -103,12 +105,15 @@ def notes(stages: list[dict[str, Any]]) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    shape, machine = result["shape"], result["machine"]
+    shape, machines = result["shape"], [s["machine"] for s in result["stages"]]
+    sgemm, read_rate = ([m[k] for m in machines] for k in ("sgemm_gflops", "read_gb_per_s"))
     lines = [
-        f"## {result['size']}: {shape['n_layer']} layers, width {shape['n_embd']}, batch {shape['batch']}",
+        f"## {result['size']}: {shape['n_layer']} layers, width {shape['n_embd']}",
         "",
-        f"{result['when']}, {result['threads']} thread(s) a side; measured just before the last stage: sgemm "
-        f"{machine['sgemm_gflops']:.0f} GFLOP/s, reading {machine['read_gb_per_s']:.1f} GB/s.",
+        f"{result['when']}, {result['threads']} thread(s) a side; an update of `sft`, `reward` and `dpo` has "
+        f"{shape['batch']} rows or pairs. Measured before each round, the medians of "
+        f"the stages: sgemm {min(sgemm):.0f} to {max(sgemm):.0f} GFLOP/s, reading {min(read_rate):.0f} to "
+        f"{max(read_rate):.0f} GB/s.",
         "",
         "| stage | pairs | ratio | CPU ratio | s, ours / TRL | tokens/s | peak MB | of the limit | target |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -15,7 +15,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from work import KL_COEF, LEARNING_RATE, NEW_TOKENS, SIZES, Channel, load
+from work import KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, Channel, load
 
 
 class Stepper(TrainerCallback):
@@ -34,8 +34,7 @@ class Stepper(TrainerCallback):
 
 def main() -> None:
     channel, directory = Channel(), Path(sys.argv[1])
-    work = load(directory)
-    size = SIZES[work["size"]]["batch"]
+    work, size = load(directory), PROMPTS
     tokenizer = AutoTokenizer.from_pretrained(directory / "lm", padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     order = [i for _ in range(40) for step in work["steps"] for i in step[:size]]
