@@ -83,8 +83,8 @@ def notes(stages: list[dict[str, Any]]) -> list[str]:
     """What the limit is, how close both sides came, and the fallback."""
     lines = [
         "The limit: for updates, sgemm on tokens that are not computed twice; for generation, prompts by "
-        "sgemm, then each token at sgemm or at one reading of all weights, whichever takes longer. Each round "
-        "is compared with what was measured just before it: the median."
+        "sgemm, then each token at sgemm or at one reading of all weights, whichever takes longer. Each "
+        "round is compared with what was measured just before it: the median."
     ]
     without = [s for s in stages if "ratio_without_kernel" in s]
     if without:
