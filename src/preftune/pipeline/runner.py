@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from preftune import report
 from preftune.config import RunConfig, dump_toml
 from preftune.data import Dataset
 from preftune.errors import StorageError
@@ -67,6 +66,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
 
 def measure(session: Session, stages: Sequence[str]) -> None:
     """Evaluate, write the report, show the table and say where everything lies."""
+    from preftune import report  # here, since matplotlib takes a second and training need not wait for it
+
     run, console = session.run, session.console
     if evaluate_run(session, stages) or not run.analysis_text.exists():
         try:
