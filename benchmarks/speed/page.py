@@ -29,6 +29,18 @@ WORK = {
     "against TRL 1.12.0",
     "evaluate": "responses, exact KL, k1 and scores; against `model.generate` and full forwards",
 }
+MODELS = {  # trained, only asked
+    "sft": (1, 0),
+    "reward": (1, 0),
+    "dpo": (1, 1),
+    "dpo_cached": (1, 1),
+    "generate_groups": (0, 1),
+    "generate_distinct": (0, 1),
+    "grpo": (1, 2),
+    "ppo": (2, 2),
+    "evaluate": (0, 3),
+}
+POSITIONS = 1024  # GPT2Config's own
 HEAD = f"""# Performance
 
 Generated from `benchmarks/results/*.json` by `benchmarks/speed/page.py`; `make bench` measures anew.
@@ -126,6 +138,32 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory(results: list[dict[str, Any]]) -> str:
+    """Measured peaks beside what arithmetic demands."""
+    lines = [
+        "## Memory against the plan",
+        "",
+        "The plan: 16 bytes for each parameter that is trained (weight, gradient, two moments of AdamW) and 4",
+        "for each that is only asked. Above it lie the process (Python, torch and transformers alone take some",
+        "480 MB), activations, tiles of logits and, in generation, keys and values.",
+        "",
+        "| size | stage | models trained / asked | plan, MB | peak, MB | above the plan, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        shape = result["shape"]
+        width = shape["n_embd"]
+        parameters = 12 * shape["n_layer"] * width**2 + (VOCABULARY + POSITIONS) * width
+        for s in result["stages"]:
+            trained, asked = MODELS[s["stage"]]
+            plan = (16 * trained + 4 * asked) * parameters / 2**20
+            peak = s["peak_mb_ours"]
+            cells = [result["size"], f"`{s['stage']}`", f"{trained} / {asked}"]
+            cells += [f"{plan:.0f}", f"{peak:.0f}", f"{peak - plan:.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def read(name: str) -> Any:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -184,7 +222,7 @@ def main() -> None:
     stages = "\n".join(f"* `{stage}`: {text}" for stage, text in WORK.items())
     parts = (("where", where), ("growth", growth), ("overhead", overhead))
     others = [make(found) for name, make in parts if (found := read(name)) is not None]
-    print("\n\n".join([HEAD.rstrip(), stages, *map(table, results), *others]))
+    print("\n\n".join([HEAD.rstrip(), stages, *map(table, results), memory(results), *others]))
 
 
 if __name__ == "__main__":
