@@ -9,7 +9,7 @@ from preftune.functional.kl import categorical_kl
 from preftune.functional.logprobs import gather_logprobs
 from preftune.models.roles import Policy, Reference, casting, predicting_states
 
-_CHUNK = 1024  # rows of (., V) logits alive at once
+_CHUNK = 256  # rows of (., V) logits alive at once
 
 
 @torch.no_grad()
