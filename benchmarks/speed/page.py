@@ -143,8 +143,8 @@ def memory(results: list[dict[str, Any]]) -> str:
     lines = [
         "## Memory against the plan",
         "",
-        "The plan: 16 bytes for each parameter that is trained (weight, gradient, two moments), 4 for each that",
-        "is only asked. Above it lie the process (Python, torch and transformers alone take about 480 MB),",
+        "The plan: 16 bytes for each parameter that is trained (weight, gradient, two moments), 4 for each",
+        "that is only asked. Above it lie the process (about 480 MB for Python, torch and transformers),",
         "activations, tiles of logits and, in generation, keys and values.",
         "",
         "| size | stage | models trained / asked | plan, MB | peak, MB | above the plan, MB |",
