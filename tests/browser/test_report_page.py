@@ -124,7 +124,7 @@ def test_samples_can_be_filtered_by_the_score_of_one_policy(page: Any) -> None:
 
 def test_mistakes_can_be_filtered_by_tag_confidence_and_words(page: Any) -> None:
     assert shown(page, "mistakes")[0] == "Validation row 40"  # the surest
-    tool(page, "mistakes", "Tag").select_option(label="prefers the longer (6)")
+    tool(page, "mistakes", "Tag").select_option(label="rejected is longer (6)")
     assert shown(page, "mistakes") == [f"Validation row {n}" for n in range(41, 52, 2)]
     tool(page, "mistakes", "Confidence from").fill("0.9")
     assert shown(page, "mistakes") == ["Validation row 41", "Validation row 43"]  # margins -2.75 and -2.25

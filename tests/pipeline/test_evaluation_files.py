@@ -97,8 +97,8 @@ def test_the_audit_is_complete(tiny_run: RunDir) -> None:
         for side in ("chosen", "rejected"):
             assert row[f"tokens_{side}"][-1][1] == pytest.approx(row[f"reward_{side}"], abs=1e-4)
             assert "".join(text for text, _ in row[f"tokens_{side}"][:-1]) == row[side]
-    tagged = record["mistake_tags"]["prefers the longer"]
-    assert tagged["mistakes"] == sum("prefers the longer" in row["tags"] for row in rows)
+    tagged = record["mistake_tags"]["rejected is longer"]
+    assert tagged["mistakes"] == sum("rejected is longer" in row["tags"] for row in rows)
 
 
 @pytest.mark.parametrize(

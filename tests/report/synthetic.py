@@ -227,5 +227,5 @@ def _mistake(index: int, text: str) -> dict[str, Any]:
         "reward_rejected": 0.1 - margin,
         "margin": margin,
         "source": "harmless-base",
-        "tags": ["prefers the longer"] if index % 2 else ["prefers the shorter", "very short"],
+        "tags": ["rejected is longer"] if index % 2 else ["rejected is shorter", "very short"],
     }

@@ -103,7 +103,7 @@ def audit(accuracy: float) -> dict[str, Any]:
             "baseline": {"name": "bag_of_words", "n": 1000, "n_needed": 812},
         },
         "n_mistakes": 12,
-        "mistake_tags": {"prefers the longer": TAG, "very short": TAG | {"mistakes": 6}},
+        "mistake_tags": {"rejected is longer": TAG, "very short": TAG | {"mistakes": 6}},
     }  # fmt: skip
 
 

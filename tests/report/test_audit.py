@@ -49,7 +49,7 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| human turns: 4+ | 80 | 61.0 % [58.0, 64.0] |",
         "| its words shuffled | -0.60 [-0.70, -0.50] | 80.0 % [77.0, 83.0] |",
         "| `rm2` | 1,000 | 66.0 % [63.0, 69.0] | other pairs |",
-        "| `prefers the longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
+        "| `rejected is longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
         "figures/reward_model_reliability.svg",
         "figures/reward_model_groups.svg",
         "Mean score of chosen and rejected responses by length: 12 tokens 0.10 and none; 44 tokens 0.60 and "
@@ -121,7 +121,7 @@ def test_a_score_that_depends_on_padding_is_shouted(tmp_path: Path) -> None:
 def test_an_old_run_has_the_same_sections_without_the_new_parts(tmp_path: Path) -> None:
     text = written(make_run(tmp_path))
     assert "| Always choosing the longer one | 53.0 % [50.0, 56.0] |" in text
-    assert "| `prefers the longer` | 6 | 50.0 % |" in text
+    assert "| `rejected is longer` | 6 | 50.0 % |" in text
     for absent in (
         "What to expect",
         "Best temperature",

@@ -91,7 +91,7 @@ def test_both_texts_say_the_same_and_open_with_the_verdict(whole: RunDir) -> Non
         "990 kept",
         "empty_response",
         "became_equal",
-        "prefers the longer",
+        "rejected is longer",
         "68.0 % [65.0, 71.0]",
         "Peak memory",
     ):
