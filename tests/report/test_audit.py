@@ -102,6 +102,11 @@ def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path:
     assert "The margins claim" not in found
     low = written(change(run, temperature={"value": 0.5, "nll_before": 0.62, "nll_after": 0.61}))
     assert "The margins claim too little." in low
+    gain = {"mean": 0.01, "interval": [-0.02, 0.04], "n": 100}
+    unsure = {"value": 1.7, "nll_before": 0.62, "nll_after": 0.61, "nll_gain": gain}
+    found = written(change(run, temperature=unsure))
+    assert "It is not shown to help on other pairs (+0.010 [-0.020, 0.040])." in found
+    assert "The margins claim" not in found
     assert "Best temperature: infinite." in written(change(run, temperature={"value": "Infinity"}))
 
 
@@ -164,3 +169,10 @@ def test_an_evaluation_on_other_pairs_that_was_cut_short_is_left_out(tmp_path: P
 
 def test_percent_of_nothing_is_a_dash() -> None:
     assert percent(None) == "–"
+
+
+def test_a_calibration_error_within_what_chance_makes_is_no_finding(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    found = written(change(run, ece=0.038, ece_if_calibrated=0.045))
+    assert "up to 0.045 on so many pairs (19 times in 20): it is not shown to be miscalibrated." in found
+    assert "it is miscalibrated." in written(change(run, ece=0.05))

@@ -37,7 +37,7 @@ def best_of(pool: Sequence[Row], n: int, size: int) -> list[Row]:
 
 
 def not_picked_from(pool: Sequence[Row], n: int, size: int) -> list[Row]:
-    """The responses to each prompt that `best_of` did not choose from: what its choice may be held against."""
+    """The responses to each prompt that `best_of` did not choose from: what it may be held against."""
     return [row for i in range(0, len(pool), size) for row in pool[i + n : i + size]]
 
 
