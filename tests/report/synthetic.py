@@ -99,6 +99,7 @@ def _data() -> dict[str, Any]:
         "rows_read": 1000,
         "rows_kept": 990,
         "rejected": {"empty_response": 7, "identical": 3},
+        "reasons": {"empty_response": "chosen or rejected is blank"},
         "rows_skipped": 0,
         "files": [file],
         "splits": {"train": 890, "validation": 50, "test": 50},

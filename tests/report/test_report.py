@@ -274,8 +274,9 @@ def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunD
     assert "1,000 rows read, 990 kept, 10 rejected (1.0 %)." in card
     assert "Prompts that stand in two splits: `train/test` 2." in card
     assert "| `train` | 890 | 888 | 31 / 140 / 1,207 | 9 / 60 / 300 | 8 / 61 / 299 |" in card
-    assert "| `empty_response` | 7 |" in card
-    assert "Duplicates: 1." in card
+    assert "| `empty_response` | chosen or rejected is blank | 7 |" in card
+    assert "| `identical` | – | 3 |" in card
+    assert "Pairs that repeat another one word for word: 1." in card
 
 
 def test_settings_carry_where_they_come_from(tmp_path: Path) -> None:
