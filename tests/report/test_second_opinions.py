@@ -136,6 +136,17 @@ def test_the_judge_beats_a_baseline_by_the_paired_test_only(
     assert any("may measure little but single words" in caution for caution in cautions(view)) is not better
 
 
+def test_a_part_of_the_data_that_the_judge_has_the_wrong_way_round_is_a_warning(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    assert not any("more often than not" in caution for caution in cautions(load_run(run)))
+    record = read_json(run.reward_evaluation)
+    record["by_source"] = {"helpful": share(0.65, 300), "harmless": share(0.38, 300)}
+    write_json(run.reward_evaluation, record)
+    (found,) = [caution for caution in cautions(load_run(run)) if "more often than not" in caution]
+    assert found.startswith("On harmless the reward model prefers the rejected response")
+    assert "38.0 % [35.0, 41.0] right" in found
+
+
 def test_nonsense_that_the_judge_likes_is_a_warning(tmp_path: Path) -> None:
     run = whole(tmp_path)
     found = "\n".join(cautions(load_run(run)))

@@ -65,6 +65,12 @@ def _judge_warnings(run: RunView) -> list[str]:
                 f"{baseline_words(rule[0])} ({100 * rule[1].value:.1f} %): its scores may measure little but "
                 f"{little}."
             )
+    found += [
+        f"On {clean(source, 60)} the reward model prefers the rejected response more often than not: "
+        f"{share.percent()} right."
+        for source, share in model.by_source.items()
+        if len(model.by_source) > 1 and share.high is not None and share.high < 0.5
+    ]
     size = model.correlation_score_length
     if size is not None and abs(size.value) >= 0.5:
         found.append(
