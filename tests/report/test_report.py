@@ -268,6 +268,12 @@ def test_report_does_not_import_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_heading_is_not_broken_before_its_percent_sign(whole: RunDir) -> None:
+    analysis, page = read(whole)
+    assert "| Reward [95 %] |" in analysis
+    assert ">Reward [95\u00a0%]</th>" in page
+
+
 def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:
     analysis, _ = read(whole)
     card = analysis.split("## Data\n")[1].split("\n## ")[0]
