@@ -186,6 +186,9 @@ def test_paper_shows_no_tools(page: Any) -> None:
     for what in ("nav", ".tools"):
         assert page.locator(f"{what}:visible").count() == 0
     assert page.locator("#comparison table").first.is_visible()
+    note = page.locator(".fold").first
+    assert note.get_attribute("open") is None
+    assert note.bounding_box()["height"] > 60  # paper cannot be clicked: notes and tables are printed open
     assert page.pdf().startswith(b"%PDF")
 
 
