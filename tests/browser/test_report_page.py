@@ -10,7 +10,7 @@ from synthetic import make_run
 from synthetic_audit import add_audit
 
 from preftune.report import build
-from preftune.rundir import RunDir, read_jsonl, write_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
 SIZES = [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 
@@ -68,6 +68,22 @@ def test_the_first_screen_has_verdict_table_and_figure(page: Any) -> None:
     for what in (".verdict", "#comparison table", "#comparison figure"):
         box = page.locator(what).first.bounding_box()
         assert box["y"] + box["height"] <= 800
+
+
+def test_a_table_of_many_policies_has_the_whole_width(tmp_path: Path, opened: Opener) -> None:
+    """A sweep's labels are long: beside the figure the last column, the gold score, was out of view."""
+    run = make_run(tmp_path, gold={"policy_ppo": 0.1})
+    record = read_json(run.evaluation("policy_ppo"))
+    for place in range(3):
+        name = f"policy_ppo-kl_coef-0_0{place}"
+        label = {"policy": name, "label": f"PPO (ppo-kl_coef-0_0{place})"}
+        write_json(run.evaluation(name), record | label)
+    build(run)
+    page, _ = opened(run.report_page)
+    table = page.locator("#comparison .wide").first
+    assert "PPO (ppo-kl_coef-0_02)" in table.text_content()
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert table.bounding_box()["width"] > 1200  # of 1280
 
 
 RATIO = """element => {
