@@ -10,7 +10,7 @@ from synthetic import make_run
 from synthetic_audit import add_audit
 
 from preftune.report import build
-from preftune.rundir import RunDir, read_jsonl, write_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
 SIZES = [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 
@@ -70,6 +70,22 @@ def test_the_first_screen_has_verdict_table_and_figure(page: Any) -> None:
         assert box["y"] + box["height"] <= 800
 
 
+def test_a_table_of_many_policies_has_the_whole_width(tmp_path: Path, opened: Opener) -> None:
+    """A sweep's labels are long: beside the figure the last column, the gold score, was out of view."""
+    run = make_run(tmp_path, gold={"policy_ppo": 0.1})
+    record = read_json(run.evaluation("policy_ppo"))
+    for place in range(3):
+        name = f"policy_ppo-kl_coef-0_0{place}"
+        label = {"policy": name, "label": f"PPO (ppo-kl_coef-0_0{place})"}
+        write_json(run.evaluation(name), record | label)
+    build(run)
+    page, _ = opened(run.report_page)
+    table = page.locator("#comparison .wide").first
+    assert "PPO (ppo-kl_coef-0_02)" in table.text_content()
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert table.bounding_box()["width"] > 1200  # of 1280
+
+
 RATIO = """element => {
   const light = colour => {
     const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(v => v / 255)
@@ -124,7 +140,7 @@ def test_samples_can_be_filtered_by_the_score_of_one_policy(page: Any) -> None:
 
 def test_mistakes_can_be_filtered_by_tag_confidence_and_words(page: Any) -> None:
     assert shown(page, "mistakes")[0] == "Validation row 40"  # the surest
-    tool(page, "mistakes", "Tag").select_option(label="prefers the longer (6)")
+    tool(page, "mistakes", "Tag").select_option(label="rejected is longer (6)")
     assert shown(page, "mistakes") == [f"Validation row {n}" for n in range(41, 52, 2)]
     tool(page, "mistakes", "Confidence from").fill("0.9")
     assert shown(page, "mistakes") == ["Validation row 41", "Validation row 43"]  # margins -2.75 and -2.25
@@ -186,6 +202,9 @@ def test_paper_shows_no_tools(page: Any) -> None:
     for what in ("nav", ".tools"):
         assert page.locator(f"{what}:visible").count() == 0
     assert page.locator("#comparison table").first.is_visible()
+    note = page.locator(".fold").first
+    assert note.get_attribute("open") is None
+    assert note.bounding_box()["height"] > 60  # paper cannot be clicked: notes and tables are printed open
     assert page.pdf().startswith(b"%PDF")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from preftune.config import EvaluationConfig
-from preftune.evaluation.best_of_n import best_of, curve, kl_formula
+from preftune.evaluation.best_of_n import best_of, curve, kl_formula, not_picked_from
 
 SIZE, PROMPTS = 5, 3
 
@@ -46,3 +46,9 @@ def test_best_of_n_takes_from_the_first_n_of_each_prompt() -> None:
     rows = [{"score": s} for s in (1, 5, 9, 2, 2, 0)]
     assert [row["score"] for row in best_of(rows, 2, 3)] == [5, 2]
     assert best_of(rows, 2, 3)[1] is rows[3]  # the first among equals
+
+
+def test_what_was_not_picked_from_is_the_rest_of_each_prompt() -> None:
+    rows = [{"score": s} for s in range(6)]
+    assert not_picked_from(rows, 2, 3) == [rows[2], rows[5]]
+    assert not_picked_from(rows, 3, 3) == []

@@ -56,3 +56,25 @@ def test_the_diagram_does_not_depend_on_the_order_of_chosen_and_rejected() -> No
     first, second = (calibration(margins, seed) for seed in (1, 2))
     assert first["brier"] == pytest.approx(second["brier"])  # (p - y)² is the same either way round
     assert first["ece"] == pytest.approx(second["ece"])
+
+
+def test_what_chance_makes_of_perfect_calibration_is_said_beside_the_error() -> None:
+    """A calibrated model stays below it 19 times in 20, one that is three times too sure does not."""
+    found = [calibration(overconfident(400, 1.0, seed), seed, 200) for seed in range(60)]
+    below = sum(each["ece"] <= each["ece_if_calibrated"] for each in found)
+    assert 52 <= below <= 60
+    surer = calibration(overconfident(400, 3.0), 0, 200)
+    assert surer["ece"] > surer["ece_if_calibrated"]
+
+
+def test_a_temperature_helps_only_where_its_interval_says_so() -> None:
+    planted = calibration(overconfident(2000, 3.0), 0, 300)["temperature"]["nll_gain"]
+    assert planted["interval"][0] > 0
+    helped = [calibration(overconfident(300, 1.0, s), s, 200)["temperature"]["nll_gain"] for s in range(20)]
+    assert sum(each["interval"][0] > 0 for each in helped) <= 2
+
+
+def test_brier_and_margin_have_intervals() -> None:
+    found = calibration(overconfident(400, 1.0), 0, 200)
+    low, high = found["brier_interval"]
+    assert low < found["brier"] < high < 0.25

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from preftune.config import EvaluationConfig
+from preftune.evaluation.best_of_n import best_of, not_picked_from
 from preftune.evaluation.length import controlled_win_rate, length_controlled, matched_gain
 
 SETTINGS = EvaluationConfig(resamples=300)
@@ -66,6 +67,18 @@ def test_a_gain_at_equal_length_survives_whole() -> None:
     low, high = found["share_surviving"]["interval"]
     assert low <= 1 <= high
     assert high - low < 0.2
+
+
+def test_choosing_the_best_of_four_keeps_its_gain_where_scores_have_nothing_to_do_with_length() -> None:
+    """Matched with the very responses that it was chosen from, it would be matched with itself."""
+    reference, _ = pool(400, 16, 0.0)
+    chosen = best_of(reference, 4, 16)
+    found = matched_gain(chosen, not_picked_from(reference, 4, 16), 300, seed=0)
+    low, high = found["share_surviving"]["interval"]
+    assert low <= 1 <= high
+    assert high - low < 0.2
+    assert matched_gain(chosen, reference, 300, seed=0)["share_surviving"]["value"] < 0.85
+    assert matched_gain(chosen, [], 300, seed=0)["n"] == 0  # best_of = pool leaves nothing to compare with
 
 
 def test_without_a_gain_there_is_no_share_and_without_a_match_nothing() -> None:

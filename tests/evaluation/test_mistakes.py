@@ -23,14 +23,14 @@ def scored(chosen: str, rejected: str, margin: float, row: int = 0, **more: Any)
     ("record", "expected"),
     [
         (scored(" a b c d", " e f g h", 0.0), {"tie"}),
-        (scored(" a b c d", " e f g h i", -1), {"prefers the longer"}),
-        (scored(" a b c d e", " f g h i", -1), {"prefers the shorter"}),
+        (scored(" a b c d", " e f g h i", -1), {"rejected is longer"}),
+        (scored(" a b c d e", " f g h i", -1), {"rejected is shorter"}),
         (scored(" I cannot do that", " w x y z", -1), {"chosen refuses"}),
         (scored(" w x y z", " I'm sorry , no", -1), {"rejected refuses"}),
         (scored(" I cannot say more", " no I won't tell", -1), {"both refuse"}),
         (scored(" a b c d e f", " f e d c b a", -1), {"nearly the same words"}),
         (scored(" a b c d e f g", " a b c d u v w", -1), {"starts the same"}),
-        (scored(" yes", " w x y z", -1), {"very short", "prefers the longer"}),
+        (scored(" yes", " w x y z", -1), {"very short", "rejected is longer"}),
         (scored(" a b c d", " e f g h", -1, chosen_truncated=True), {"chosen truncated"}),
         (scored(" a b c d", " e f g h", -1, rejected_truncated=True), {"rejected truncated"}),
     ],
@@ -51,8 +51,8 @@ def test_tags_are_counted_among_mistakes_and_among_all_pairs() -> None:
     longer, same = (" a b c d", " e f g h i"), (" a b c d", " e f g h")
     rows = [scored(*longer, m) for m in (-1, -1, 1)] + [scored(*same, m) for m in (-1, 1)]
     found = tag_counts(rows)
-    assert set(found) == {"prefers the longer"}
-    record = found["prefers the longer"]
+    assert set(found) == {"rejected is longer"}
+    record = found["rejected is longer"]
     assert (record["mistakes"], record["pairs"]) == (2, 3)
     assert record["share"] == pytest.approx(2 / 3)
     assert record["share_of_pairs"] == pytest.approx(3 / 5)

@@ -129,12 +129,17 @@ def head_left_out(path: Path) -> None:
     edit(path, "config.json", architectures=["GPT2ForSequenceClassification"])
 
 
+def pads_on_the_left(path: Path) -> None:
+    edit(path, "tokenizer_config.json", padding_side="left")
+
+
 PAD, COMPANY = "has a pad token of its own", "company in the batch does not matter"
 READ, RIGHT = "where the score is read", "padding on the right does not matter"
 FAULTS = [
     (pad_is_end, {PAD, READ, "the end token"}),
     (no_pad, {PAD, COMPANY}),
     (pads_differ, {PAD, RIGHT, COMPANY}),
+    (pads_on_the_left, {"padding on the left does not matter"}),
     (no_end, {"has an end token"}),
     (too_few_embeddings, {"vocabulary fits the model"}),
     (nan_in_head, {"weights are finite", "scores"}),

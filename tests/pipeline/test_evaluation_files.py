@@ -97,8 +97,8 @@ def test_the_audit_is_complete(tiny_run: RunDir) -> None:
         for side in ("chosen", "rejected"):
             assert row[f"tokens_{side}"][-1][1] == pytest.approx(row[f"reward_{side}"], abs=1e-4)
             assert "".join(text for text, _ in row[f"tokens_{side}"][:-1]) == row[side]
-    tagged = record["mistake_tags"]["prefers the longer"]
-    assert tagged["mistakes"] == sum("prefers the longer" in row["tags"] for row in rows)
+    tagged = record["mistake_tags"]["rejected is longer"]
+    assert tagged["mistakes"] == sum("rejected is longer" in row["tags"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,10 @@ def test_every_card_has_metadata_and_the_measured_numbers(tiny_run: RunDir, name
     assert meta["pipeline_tag"] == ("text-classification" if name == "reward_model" else "text-generation")
     metrics = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
     if name == "reward_model":
-        accuracy = read_json(tiny_run.reward_evaluation)["accuracy"]
+        record = read_json(tiny_run.reward_evaluation)
+        accuracy = record["accuracy"]
+        assert f"| {record['brier']:.3f} [{record['brier_interval'][0]:.3f}, " in text
+        assert f"(by chance alone up to {record['ece_if_calibrated']:.3f})" in text
         assert metrics["accuracy"] == pytest.approx(accuracy["value"], abs=1e-4)
         assert f"{accuracy['value']:.3f} [{accuracy['interval'][0]:.3f}" in text
         assert "TRL's trainers drop that token" in text

@@ -28,13 +28,16 @@ def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run:
 
 def test_another_evaluation_replaces_the_earlier_one(tiny_run: RunDir, tmp_path: Path) -> None:
     run = RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-    preftune.run("tiny", "evaluation.prompts=8", "stage.dpo=none", "evaluation.best_of=2", out=str(run.path))
+    changes = ["evaluation.prompts=8", "stage.dpo=none", "evaluation.best_of=2", "evaluation.pool=2"]
+    preftune.run("tiny", *changes, out=str(run.path))
     assert not run.evaluation("policy_dpo").exists()
     assert not run.evaluation("best_of_4").exists()
     assert not run.samples_file("policy_dpo").exists()
     assert {read_json(run.evaluation(p))["n_prompts"] for p in ("base", "policy_sft", "best_of_2")} == {8}
+    # All of the pool was chosen from, so that there is nothing of equal length but itself.
+    assert read_json(run.evaluation("best_of_2"))["length_controlled"]["n"] == 0
     run.evaluation("policy_ppo").unlink()
-    preftune.run("tiny", "evaluation.prompts=8", "stage.dpo=none", "evaluation.best_of=2", out=str(run.path))
+    preftune.run("tiny", *changes, out=str(run.path))
     assert run.evaluation("policy_ppo").is_file()
 
 

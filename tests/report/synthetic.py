@@ -99,6 +99,7 @@ def _data() -> dict[str, Any]:
         "rows_read": 1000,
         "rows_kept": 990,
         "rejected": {"empty_response": 7, "identical": 3},
+        "reasons": {"empty_response": "chosen or rejected is blank"},
         "rows_skipped": 0,
         "files": [file],
         "splits": {"train": 890, "validation": 50, "test": 50},
@@ -227,5 +228,5 @@ def _mistake(index: int, text: str) -> dict[str, Any]:
         "reward_rejected": 0.1 - margin,
         "margin": margin,
         "source": "harmless-base",
-        "tags": ["prefers the longer"] if index % 2 else ["prefers the shorter", "very short"],
+        "tags": ["rejected is longer"] if index % 2 else ["rejected is shorter", "very short"],
     }

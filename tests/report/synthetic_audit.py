@@ -80,7 +80,11 @@ def audit(accuracy: float) -> dict[str, Any]:
         },
         "baseline_tests": tests,
         "reliability": [*bins, {"low": 0.95, "high": 1.0, "n": 0, "accuracy": None}],
-        "temperature": {"value": 1.7, "nll_before": 0.66, "nll_after": 0.61, "nll_coin": 0.6931, "n": 1000},
+        "mean_margin_interval": [0.6, 0.8], "brier_interval": [0.2, 0.22], "ece_if_calibrated": 0.03,
+        "temperature": {
+            "value": 1.7, "nll_before": 0.66, "nll_after": 0.61, "nll_coin": 0.6931, "n": 1000,
+            "nll_gain": spread(0.05, 0.02, 1000),
+        },
         "correlation_score_length_interval": [0.06, 0.18],
         "score_by_length": [
             {"low": 2, "high": 20, "length": 11.5, "chosen": spread(0.1, 0.1, 250), "rejected": None},
@@ -103,7 +107,7 @@ def audit(accuracy: float) -> dict[str, Any]:
             "baseline": {"name": "bag_of_words", "n": 1000, "n_needed": 812},
         },
         "n_mistakes": 12,
-        "mistake_tags": {"prefers the longer": TAG, "very short": TAG | {"mistakes": 6}},
+        "mistake_tags": {"rejected is longer": TAG, "very short": TAG | {"mistakes": 6}},
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| human turns: 4+ | 80 | 61.0 % [58.0, 64.0] |",
         "| its words shuffled | -0.60 [-0.70, -0.50] | 80.0 % [77.0, 83.0] |",
         "| `rm2` | 1,000 | 66.0 % [63.0, 69.0] | other pairs |",
-        "| `prefers the longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
+        "| `rejected is longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
         "figures/reward_model_reliability.svg",
         "figures/reward_model_groups.svg",
         "Mean score of chosen and rejected responses by length: 12 tokens 0.10 and none; 44 tokens 0.60 and "
@@ -60,7 +60,7 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| PPO | 53.0 % [50.0, 56.0] | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | +0.50 [0.30, 0.70] |",
         "| SFT | – | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | – |",
         "Equal length: pairs whose lengths differ by at most 4 tokens (ours).",
-        "| PPO | 40.0 [37.0, 43.0] | 62.5 % [52.5, 72.5] | 50.0 % [40.0, 60.0] | +0.50 [0.30, 0.70] | "
+        "| PPO | 40.0 [37.0, 43.0] | 62.5 % [52.5, 72.5] | 50.0 % [40.0, 60.0] | 100 | +0.50 [0.30, 0.70] | "
         "+0.00 [-0.20, 0.20] | 0.0 % [0.0, 20.0] |",
         "Win rate vs human-chosen",
         "worse: -0.50 [-0.70, -0.30]",
@@ -102,6 +102,11 @@ def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path:
     assert "The margins claim" not in found
     low = written(change(run, temperature={"value": 0.5, "nll_before": 0.62, "nll_after": 0.61}))
     assert "The margins claim too little." in low
+    gain = {"mean": 0.01, "interval": [-0.02, 0.04], "n": 100}
+    unsure = {"value": 1.7, "nll_before": 0.62, "nll_after": 0.61, "nll_gain": gain}
+    found = written(change(run, temperature=unsure))
+    assert "It is not shown to help on other pairs (+0.010 [-0.020, 0.040])." in found
+    assert "The margins claim" not in found
     assert "Best temperature: infinite." in written(change(run, temperature={"value": "Infinity"}))
 
 
@@ -121,7 +126,7 @@ def test_a_score_that_depends_on_padding_is_shouted(tmp_path: Path) -> None:
 def test_an_old_run_has_the_same_sections_without_the_new_parts(tmp_path: Path) -> None:
     text = written(make_run(tmp_path))
     assert "| Always choosing the longer one | 53.0 % [50.0, 56.0] |" in text
-    assert "| `prefers the longer` | 6 | 50.0 % |" in text
+    assert "| `rejected is longer` | 6 | 50.0 % |" in text
     for absent in (
         "What to expect",
         "Best temperature",
@@ -164,3 +169,10 @@ def test_an_evaluation_on_other_pairs_that_was_cut_short_is_left_out(tmp_path: P
 
 def test_percent_of_nothing_is_a_dash() -> None:
     assert percent(None) == "–"
+
+
+def test_a_calibration_error_within_what_chance_makes_is_no_finding(tmp_path: Path) -> None:
+    run = add_audit(make_run(tmp_path))
+    found = written(change(run, ece=0.038, ece_if_calibrated=0.045))
+    assert "up to 0.045 on so many pairs (19 times in 20): it is not shown to be miscalibrated." in found
+    assert "it is miscalibrated." in written(change(run, ece=0.05))

@@ -50,8 +50,8 @@ def test_mistakes_come_surest_first_and_can_be_filtered_by_tag_and_source(tmp_pa
     assert [card.title for card in explorer.cards[:2]] == ["Validation row 40", "Validation row 41"]
     assert explorer.cards[0].values == (pytest.approx(0.9525741),)  # 1 / (1 + e^-3)
     assert explorer.tags == (
-        ("prefers the longer", 6),
-        ("prefers the shorter", 6),
+        ("rejected is longer", 6),
+        ("rejected is shorter", 6),
         ("very short", 6),
         ("source: harmless-base", 12),
     )

@@ -7,6 +7,7 @@ import pytest
 from synthetic import make_run
 
 from preftune.report.curves import curves
+from preftune.report.figures import draw
 from preftune.report.healthy import HEALTHY, healthy
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, write_text
@@ -48,6 +49,12 @@ def test_ranges_said_of_hh_are_for_hh_only(tmp_path: Path) -> None:
     elsewhere = load_run(run)
     assert healthy(elsewhere, "reward", "accuracy") is None
     assert healthy(elsewhere, "reward", "margin") is not None
+
+
+def test_a_ceiling_is_called_one_in_the_figure_and_beside_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    _, words = draw(load_run(run))["training_ppo.svg"]
+    assert "objective/kl (healthy: at most about 30)" in words
 
 
 def test_the_range_of_the_dpo_loss_is_for_the_sigmoid_only(tmp_path: Path) -> None:

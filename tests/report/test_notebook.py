@@ -35,7 +35,9 @@ def test_cells_run_from_top_to_bottom(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("IPython")
+    shell = pytest.importorskip("IPython.display")
+    shown: list[object] = []
+    monkeypatch.setattr(shell, "display", shown.append)
     asked: list[str] = []
 
     def finished(recipe: str) -> RunDir:
@@ -54,3 +56,5 @@ def test_cells_run_from_top_to_bottom(
     assert "On 100 held-out prompts" in printed
     assert "PPO (score" in printed
     assert "report.html" in printed
+    figures = list(tmp_path.rglob("figures/*.svg"))
+    assert sum(isinstance(item, shell.SVG) for item in shown) == len(figures) > 5  # each once

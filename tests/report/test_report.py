@@ -91,7 +91,7 @@ def test_both_texts_say_the_same_and_open_with_the_verdict(whole: RunDir) -> Non
         "990 kept",
         "empty_response",
         "became_equal",
-        "prefers the longer",
+        "rejected is longer",
         "68.0 % [65.0, 71.0]",
         "Peak memory",
     ):
@@ -268,14 +268,21 @@ def test_report_does_not_import_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_heading_is_not_broken_before_its_percent_sign(whole: RunDir) -> None:
+    analysis, page = read(whole)
+    assert "| Reward [95 %] |" in analysis
+    assert ">Reward [95\u00a0%]</th>" in page
+
+
 def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:
     analysis, _ = read(whole)
     card = analysis.split("## Data\n")[1].split("\n## ")[0]
     assert "1,000 rows read, 990 kept, 10 rejected (1.0 %)." in card
     assert "Prompts that stand in two splits: `train/test` 2." in card
     assert "| `train` | 890 | 888 | 31 / 140 / 1,207 | 9 / 60 / 300 | 8 / 61 / 299 |" in card
-    assert "| `empty_response` | 7 |" in card
-    assert "Duplicates: 1." in card
+    assert "| `empty_response` | chosen or rejected is blank | 7 |" in card
+    assert "| `identical` | – | 3 |" in card
+    assert "Pairs that repeat another one word for word: 1." in card
 
 
 def test_settings_carry_where_they_come_from(tmp_path: Path) -> None:

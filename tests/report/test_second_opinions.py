@@ -11,6 +11,7 @@ from synthetic_audit import add_audit
 from preftune.report.cautions import cautions
 from preftune.report.claims import verdict, verdict_parts
 from preftune.report.load import load_run
+from preftune.report.tables import length_table
 from preftune.report.view import RunView
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
@@ -135,6 +136,17 @@ def test_the_judge_beats_a_baseline_by_the_paired_test_only(
     assert any("may measure little but single words" in caution for caution in cautions(view)) is not better
 
 
+def test_a_part_of_the_data_that_the_judge_has_the_wrong_way_round_is_a_warning(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    assert not any("more often than not" in caution for caution in cautions(load_run(run)))
+    record = read_json(run.reward_evaluation)
+    record["by_source"] = {"helpful": share(0.65, 300), "harmless": share(0.38, 300)}
+    write_json(run.reward_evaluation, record)
+    (found,) = [caution for caution in cautions(load_run(run)) if "more often than not" in caution]
+    assert found.startswith("On harmless the reward model prefers the rejected response")
+    assert "38.0 % [35.0, 41.0] right" in found
+
+
 def test_nonsense_that_the_judge_likes_is_a_warning(tmp_path: Path) -> None:
     run = whole(tmp_path)
     found = "\n".join(cautions(load_run(run)))
@@ -149,6 +161,24 @@ def test_nonsense_that_the_judge_likes_is_a_warning(tmp_path: Path) -> None:
         "The reward model prefers its words shuffled (30.0 % [27.0, 33.0] score below the chosen)." in found
     )
     assert "changes with padding or batch" in found
+
+
+def test_the_share_left_is_warned_of_only_where_a_gain_is_shown(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    unclear = spread(0.1, 0.2, 100) | {"p_holm": 0.6}
+    edit_comparisons(run, lambda row: row | unclear if row["policy"] == "policy_ppo" else row)
+    assert not any("of the gain of PPO" in caution for caution in cautions(load_run(run)))
+
+
+def test_the_table_of_equal_length_says_over_how_many_prompts(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    set_matched(run, "policy_ppo", 0.1, n=37)
+    record = read_json(run.evaluation("policy_ppo"))
+    record["length_controlled"]["gain"]["n"] = 37
+    write_json(run.evaluation("policy_ppo"), record)
+    table = length_table(load_run(run))
+    place = table.headers.index("Prompts (n)")
+    assert {row[0]: row[place] for row in table.rows}["PPO"] == "37"
 
 
 def test_a_gain_that_is_mostly_length_is_a_warning(tmp_path: Path) -> None:

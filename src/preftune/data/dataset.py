@@ -165,6 +165,7 @@ def _rows_report(tallies: Sequence[Tally]) -> dict[str, Any]:
         "rows_read": sum(tally.read for tally in tallies),
         "rows_kept": sum(len(tally.kept) for tally in tallies),
         "rejected": dict(sorted(rejected.items())),
+        "reasons": {reason: REASONS[reason] for reason in sorted(rejected)},
         "rows_skipped": sum(tally.bad for tally in tallies),
         "skipped_examples": [example for tally in tallies for example in tally.bad_examples][:20],
         "ignored_columns": sorted(set().union(*(tally.ignored_columns for tally in tallies))),

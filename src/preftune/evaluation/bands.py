@@ -74,7 +74,9 @@ def expected_band(
 
 
 def _listed(entries: Iterable[Published]) -> str:
-    return ", ".join(dict.fromkeys(f"{e.model} {100 * e.accuracy:.1f} %" for e in entries))
+    parts = {_HELPFUL: " on helpful", _HARMLESS: " on harmless"}
+    found = (f"{e.model} {100 * e.accuracy:.1f} %{parts.get(e.sources, '')}" for e in entries)
+    return ", ".join(dict.fromkeys(found))
 
 
 def _citations(entries: Iterable[Published]) -> str:

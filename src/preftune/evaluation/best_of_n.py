@@ -36,6 +36,11 @@ def best_of(pool: Sequence[Row], n: int, size: int) -> list[Row]:
     return [max(group, key=lambda row: row["score"]) for group in groups]
 
 
+def not_picked_from(pool: Sequence[Row], n: int, size: int) -> list[Row]:
+    """The responses to each prompt that `best_of` did not choose from: what it may be held against."""
+    return [row for i in range(0, len(pool), size) for row in pool[i + n : i + size]]
+
+
 def curve(pool: Sequence[Row], size: int, settings: EvaluationConfig, seed: int) -> list[dict[str, Any]]:
     """Reward, gold and held-out score of best-of-n for n = 1..size, chosen by reward each time."""
     scores = _by_prompt(pool, "score", size)

@@ -13,15 +13,28 @@ BINS = 10
 MIN_PAIRS = 20  # fewer cannot be cut into two halves that say anything about a temperature
 
 
-def calibration(margins: np.ndarray, seed: int) -> dict[str, Any]:
+def calibration(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any]:
     """The keys brier, ece, reliability and temperature of evaluation/reward_model.json."""
     label, probability = oriented(margins, seed)
     return {
         "brier": stats.brier(probability, label),
+        "brier_interval": list(stats.bootstrap_mean((probability - label) ** 2, resamples, seed)),
         "ece": stats.ece(probability, label, BINS),
+        "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed),
         "reliability": reliability(probability, label),
-        "temperature": temperature(margins, seed),
+        "temperature": temperature(margins, seed, resamples),
     }
+
+
+def ece_if_calibrated(probability: np.ndarray, resamples: int, seed: int) -> float:
+    """The calibration error that so few pairs would show, 19 times in 20 at most, were each exactly as likely
+    to be right as the model says. An error below it is no sign of miscalibration: it is never 0 by chance.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "calibrated"))
+    drawn = [
+        stats.ece(probability, rng.random(len(probability)) < probability, BINS) for _ in range(resamples)
+    ]
+    return float(np.quantile(drawn, 0.95))
 
 
 def oriented(margins: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,22 +75,30 @@ def reliability(probability: np.ndarray, label: np.ndarray) -> list[dict[str, An
     return records
 
 
-def temperature(margins: np.ndarray, seed: int) -> dict[str, Any] | None:
+def temperature(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any] | None:
     """The T of σ(margin / T) with the least loss, and the loss before and after. None for very few pairs.
 
     `nll_after` is cross-fitted: each half of the pairs is judged with the T of the other, so that fitting
-    cannot look like an improvement where there is none. T is infinite where no margin is better than a coin.
+    cannot look like an improvement where there is none; `nll_gain` is before minus after, by pairs. T is
+    infinite where no margin is better than a coin.
     """
     if len(margins) < MIN_PAIRS:
         return None
     order = np.random.default_rng(derive_seed(seed, "temperature")).permutation(len(margins))
     halves = margins[order[::2]], margins[order[1::2]]
-    after = [nll(ours * _best_scale(other)) for ours, other in (halves, halves[::-1])]
+    before = nll(np.concatenate(halves))
+    after = np.concatenate([nll(ours * _best_scale(other)) for ours, other in (halves, halves[::-1])])
+    gain = before - after
     scale = _best_scale(margins)
     return {
         "value": 1 / scale if scale > 0 else float("inf"),
-        "nll_before": float(nll(margins).mean()),
-        "nll_after": float(np.concatenate(after).mean()),
+        "nll_before": float(before.mean()),
+        "nll_after": float(after.mean()),
+        "nll_gain": {
+            "mean": float(gain.mean()),
+            "interval": list(stats.bootstrap_mean(gain, resamples, seed)),
+            "n": len(gain),
+        },
         "nll_coin": float(np.log(2)),
         "n": len(margins),
     }

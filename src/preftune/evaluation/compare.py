@@ -11,6 +11,7 @@ from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
 
 ALPHA = 0.05
+MIN_PROMPTS = 10  # as in report.claims: below it a bootstrap gives intervals that are far too short
 MEASURES = ("score", "gold", "held_out")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,9 +41,11 @@ def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str,
 
 
 def verdict(record: Mapping[str, Any], adjusted: float) -> str:
-    """Better or worse only if the interval excludes 0 and the adjusted p-value is below 0.05."""
+    """Better or worse only of 10 prompts or more, if the interval excludes 0 and the adjusted p-value is
+    below 0.05.
+    """
     low, high = record["interval"]
-    if adjusted >= ALPHA or low <= 0 <= high:
+    if record["n"] < MIN_PROMPTS or adjusted >= ALPHA or low <= 0 <= high:
         return "no detectable difference"
     return "better" if low > 0 else "worse"
 

@@ -11,7 +11,8 @@ from preftune.evaluation.policy import Row
 
 METHOD = (
     "win rate: logistic regression of the win on tanh(length difference / its sd), read at equal lengths; "
-    "gain: against the reference's responses to the same prompt of its length, give or take 10 % or 2 tokens"
+    "gain: against the mean of several reference responses to the same prompt; at equal length, of those of "
+    "its length, give or take 10 % or 2 tokens"
 )
 SOURCE = (
     "Dubois et al. 2024 (arXiv:2404.04475), without the term for the difficulty of instructions; "

@@ -67,8 +67,8 @@ def tags(s: Scored) -> list[str]:
     start = [text.lower().split()[:4] for text in (chosen, rejected)]
     checks = {
         "tie": s["chosen"] == s["rejected"],
-        "prefers the longer": s["rejected_length"] > s["chosen_length"],
-        "prefers the shorter": s["rejected_length"] < s["chosen_length"],
+        "rejected is longer": s["rejected_length"] > s["chosen_length"],
+        "rejected is shorter": s["rejected_length"] < s["chosen_length"],
         "chosen refuses": refusal[0] and not refusal[1],
         "rejected refuses": refusal[1] and not refusal[0],
         "both refuse": all(refusal),

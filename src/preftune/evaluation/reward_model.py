@@ -66,7 +66,8 @@ def audit(
         "accuracy_ties_half_interval": list(stats.wilson(halves, len(scored))),
         "ties": int((margins == 0).sum()),
         "mean_margin": float(margins.mean()),
-        **calibration(margins, seed),
+        "mean_margin_interval": list(stats.bootstrap_mean(margins, resamples, seed)),
+        **calibration(margins, seed, resamples),
         "by_source": _by_source(scored, margins),
         "by_length": {
             "chosen_longer": _accuracy(margins[lengths > 0]),

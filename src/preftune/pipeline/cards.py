@@ -162,8 +162,14 @@ def _reward_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mappi
     for name, rule in record["baselines"].items():
         yield f"baseline_{name}", f"the same for the rule {code(name)}", rule
     n = record["n"]
-    yield "brier", "Brier score (a coin: 0.25)", {"value": record["brier"], "n": n}
-    yield "ece", "expected calibration error", {"value": record["ece"], "n": n}
+    yield (
+        "brier",
+        "Brier score (a coin: 0.25)",
+        {"value": record["brier"], "interval": record.get("brier_interval"), "n": n},
+    )
+    chance = record.get("ece_if_calibrated")
+    words = "" if chance is None else f" (by chance alone up to {chance:.3f})"
+    yield "ece", f"expected calibration error{words}", {"value": record["ece"], "n": n}
     if record["correlation_score_length"] is not None:
         correlation = {
             "value": record["correlation_score_length"],

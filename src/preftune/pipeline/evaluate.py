@@ -9,7 +9,7 @@ from typing import Any
 from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
 from preftune.config.rewards import source_hashes
 from preftune.data import Preference
-from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve
+from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.length import length_controlled
 from preftune.evaluation.policy import Bench, Gold, Row, Summary
@@ -24,7 +24,7 @@ from preftune.pipeline.stages import digest
 from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
 from preftune.training.learner import Learner
 
-_VERSION = 2  # of what an evaluation measures: results of an earlier version are made again
+_VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
 HUMAN = "chosen"  # the human-chosen response as a contestant
 
 
@@ -168,8 +168,9 @@ def measure_policies(
         n = bench.settings.best_of if name == best else None
         made = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
         if pool and name != own:
+            others = pool if n is None else not_picked_from(pool, n, bench.settings.pool)
             made["length_controlled"] = length_controlled(
-                measured, rows[own], pool, bench.settings, bench.seed
+                measured, rows[own], others, bench.settings, bench.seed
             )
         summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
     made_curve = _curve(bench, own, labels[own], pool) if pool else None

@@ -126,13 +126,9 @@ def _facts(model: RewardModelView) -> Iterator[Prose]:
         more = "" if half is None else f"; counting each as half right gives {half.percent()}"
         yield (f"Ties, counted as wrong above: {model.ties:,}{more}.",)
     if model.mean_margin is not None:
-        margin = number(model.mean_margin, sign=True)
+        margin = model.mean_margin.text(sign=True)
         yield (f"Mean margin (score of chosen minus score of rejected): {margin}.",)
-    if model.brier is not None and model.ece is not None:
-        yield (
-            f"Calibration of sigmoid(margin) as a probability: Brier score {number(model.brier)} (0.25 is a "
-            f"coin), expected calibration error {number(model.ece)}.",
-        )
+    yield from _calibration(model)
     yield from _temperature(model)
     if model.correlation_score_length is not None:
         size = model.correlation_score_length.text(sign=True)
@@ -141,6 +137,23 @@ def _facts(model: RewardModelView) -> Iterator[Prose]:
     if model.score:
         spread = ", ".join(f"{key} {number(value)}" for key, value in model.score.items())
         yield (f"Scores: {spread}.",)
+
+
+def _calibration(model: RewardModelView) -> Iterator[Prose]:
+    """Brier score and calibration error; the second is above 0 by chance alone, so it says how far."""
+    if model.brier is None or model.ece is None:
+        return
+    text = (
+        f"Calibration of sigmoid(margin) as a probability: Brier score {model.brier.text()} (0.25 is a "
+        f"coin), expected calibration error {number(model.ece)}."
+    )
+    if model.ece_if_calibrated is not None:
+        shown = model.ece > model.ece_if_calibrated
+        text += (
+            f" Perfect calibration would show up to {number(model.ece_if_calibrated)} on so many pairs (19 "
+            f"times in 20): it is {'' if shown else 'not shown to be '}miscalibrated."
+        )
+    yield (text,)
 
 
 def _temperature(model: RewardModelView) -> Iterator[Prose]:
@@ -161,6 +174,8 @@ def _temperature(model: RewardModelView) -> Iterator[Prose]:
     )
     if found.after >= found.before:
         yield (f"{text} It does not help on other pairs.",)
+    elif found.gain is not None and not found.gain.excludes(0):
+        yield (f"{text} It is not shown to help on other pairs ({found.gain.text(sign=True)}).",)
     else:
         yield (f"{text} The margins claim too {'much' if found.value > 1 else 'little'}.",)
 
@@ -197,7 +212,9 @@ def _sanity(model: RewardModelView) -> list[Block]:
         )
         for row in model.sanity
     )
-    intro = say("The same prompts with responses of known worth; 50 % below the chosen one is a coin.")
+    size = model.sanity[0].score.n if model.sanity[0].score else None
+    of = "The same prompts" if size is None else f"The same {size:,} prompts"
+    intro = say(f"{of} with responses of known worth; 50 % below the chosen one is a coin.")
     return [intro, _grid(("Response", "Raw score", "Below the chosen one"), rows)]
 
 

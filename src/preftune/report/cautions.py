@@ -2,10 +2,12 @@
 
 from preftune.report.claims import (
     BAG_OF_WORDS,
+    BETTER,
     MIN_PROMPTS,
     baseline_words,
     beats_baselines,
     below_or_at_chance,
+    claims,
     judge_is_sound,
     short_stages,
     strongest_baseline,
@@ -63,6 +65,12 @@ def _judge_warnings(run: RunView) -> list[str]:
                 f"{baseline_words(rule[0])} ({100 * rule[1].value:.1f} %): its scores may measure little but "
                 f"{little}."
             )
+    found += [
+        f"On {clean(source, 60)} the reward model prefers the rejected response more often than not: "
+        f"{share.percent()} right."
+        for source, share in model.by_source.items()
+        if len(model.by_source) > 1 and share.high is not None and share.high < 0.5
+    ]
     size = model.correlation_score_length
     if size is not None and abs(size.value) >= 0.5:
         found.append(
@@ -90,11 +98,13 @@ def _sanity_warnings(model: RewardModelView) -> list[str]:
 def _policy_warnings(run: RunView) -> list[str]:
     found = []
     reference = run.policy(run.reference)
+    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
     for policy in run.policies:
         if policy.policy not in (run.reference, BASE) and reference is not None:
             found += _length_warning(policy, reference)
         surviving = policy.length_controlled.surviving if policy.length_controlled else None
-        if surviving is not None and surviving.high is not None and surviving.high < HALF:
+        much = surviving is None or surviving.high is None or surviving.high >= HALF
+        if policy.policy in gained and surviving is not None and not much:
             found.append(
                 f"Less than half of the gain of {policy.label} is left at equal length "
                 f"({surviving.percent()})."

@@ -126,8 +126,10 @@ def quality(run: RunView, figures: Mapping[str, str]) -> Section | None:
         how = f"Equal length: {method.rstrip('.')}{f' ({source})' if source else ''}. " if method else ""
         blocks += [
             say(
-                f"{how}The share of the gain left is its part that remains at equal length, with the "
-                "interval of the ratio; a dash where there is no gain to share out."
+                f"{how}Both gains are over the n prompts that have such a response and against the mean of "
+                "several, so the first need not be the difference above, which is against one. The share of "
+                "the gain left is its part that remains at equal length, with the interval of the ratio; a "
+                "dash where there is no gain to share out."
             ),
             Grid(table=by_length),
         ]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from preftune.report.canvas import GREEN, RIGHT, save
-from preftune.report.healthy import MEANING, Healthy, healthy
+from preftune.report.healthy import Healthy, healthy
 from preftune.report.text import clean
 from preftune.report.view import RunView, StageView
 
@@ -93,7 +93,7 @@ def _mark(panel: Axes, title: str, band: Healthy | None) -> None:
     panel.set_title(title, loc="left", fontsize=9.5, pad=6 if band is None else 16)
     if band is None:
         return
-    words = f"healthy: {MEANING.get(band.words, band.words)}"
+    words = f"healthy: {band.meaning}"
     panel.annotate(
         words, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8
     )

@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
-from preftune.report.text import Code, Prose, Text, name, number, percent
+from preftune.report.text import Code, Prose, Text, clean, name, number, percent
 from preftune.report.view import Row
 
 HASH = 12  # characters shown of a SHA-256; the file has the whole
 MAX_FILES = 20
 FILE_COLUMNS = ("split", "read", "kept", "skipped", "sha256")
-COUNTED = ("rows_read", "rows_kept", "rows_skipped", "files", "skipped_examples")
+COUNTED = ("rows_read", "rows_kept", "rows_skipped", "files", "skipped_examples", "reasons")
 BY_SPLIT = ("splits", "distinct_prompts", "words", "content_sha256", "prompt_overlap")
+FACTS = {
+    "duplicates": "Pairs that repeat another one word for word",
+    "swapped": "Pairs that stand there both ways round",
+}
 LENGTHS = {"prompt": "Words of a prompt", "chosen": "Of a chosen response", "rejected": "Of a rejected one"}
 
 
@@ -24,7 +28,7 @@ def data_blocks(data: Row) -> list[Block]:
         blocks.append(Grid(table=_splits(splits, data)))
     shown = (*COUNTED, *BY_SPLIT * plain)
     facts: list[Prose] = [
-        (f"{_title(key)}: ", _value(key, value), ".")
+        (f"{FACTS.get(key) or _title(key)}: ", _value(key, value), ".")
         for key, value in data.items()
         if not isinstance(value, Mapping) and key not in shown and value not in (None, [], "")
     ]
@@ -36,7 +40,8 @@ def data_blocks(data: Row) -> list[Block]:
                 Fold(title="The world that the data was drawn from", blocks=tuple(data_blocks(value)))
             )
         elif isinstance(value, Mapping) and value and key not in shown:
-            blocks.append(Grid(table=_table(key, value)))
+            table = _rejected(value, data.get("reasons")) if key == "rejected" else _table(key, value)
+            blocks.append(Grid(table=table))
     files = tuple(_files(data.get("files")))
     return [*blocks, Fold(title="Files", blocks=files)] if files else blocks
 
@@ -102,6 +107,18 @@ def _files(files: Any) -> Iterator[Block]:
     yield Grid(table=Table(headers=("File", *(_title(column) for column in FILE_COLUMNS)), rows=rows))
     if len(files) > MAX_FILES:
         yield say(f"{len(files) - MAX_FILES} more files are listed in ", Code("data.json"), ".")
+
+
+def _rejected(counts: Row, reasons: Any) -> Table:
+    """Rows by the reason why they were left out, in words where data.json has them."""
+    words = _group(reasons)
+    if not words:
+        return _table("rejected", counts)
+    rows = tuple(
+        (name(reason), clean(str(words.get(reason, "–")), 200), _value("rows", count))
+        for reason, count in counts.items()
+    )
+    return Table(headers=("Rejected", "Because", "Rows"), rows=rows, left=2)
 
 
 def _table(key: str, group: Row) -> Table:

@@ -106,5 +106,5 @@ def _training_words(run: RunView, stage: StageView, keys: list[str]) -> str:
     listed = []
     for key in keys:
         band = healthy(run, stage.algorithm, key)
-        listed.append(clean(key, 40) + (f" (healthy: {band.words})" if band else ""))
+        listed.append(clean(key, 40) + (f" (healthy: {band.meaning})" if band else ""))
     return f"Training curves of stage {clean(stage.name, 40)}: {', '.join(listed)}."

@@ -17,6 +17,11 @@ class Healthy:
     high: float | None = None
     on_hh: bool = False  # said of HH-RLHF only; means nothing on other data
 
+    @property
+    def meaning(self) -> str:
+        """The page's words, with the one more that some need where they stand alone."""
+        return "at most about 30" if self.words == "about 30" else self.words
+
 
 _STAY_NEAR = Healthy(words="about 30", high=30.0)
 _RATIO = Healthy(words="0.99 to 1.01", low=0.99, high=1.01)
@@ -48,7 +53,6 @@ HEALTHY: dict[str, dict[str, Healthy]] = {
         "rewards/accuracies": Healthy(words="0.55 to 0.75", low=0.55, high=0.75),
     },
 }
-MEANING = {"about 30": "at most about 30"}  # where the page's words need one more
 
 
 def healthy(run: RunView, algorithm: str, metric: str) -> Healthy | None:

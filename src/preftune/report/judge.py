@@ -47,11 +47,14 @@ class SanityRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Temperature:
-    """The best temperature; negative log-likelihoods in nats per pair, `after` is cross-fitted."""
+    """The best temperature; negative log-likelihoods in nats per pair, `after` is cross-fitted. `gain` is
+    before minus after, paired; earlier runs have none.
+    """
 
     value: float
     before: float | None = None
     after: float | None = None
+    gain: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +107,10 @@ class RewardModelView:
     accuracy: Estimate | None = None
     ties: int | None = None
     accuracy_ties_half: Estimate | None = None
-    mean_margin: float | None = None
-    brier: float | None = None
+    mean_margin: Estimate | None = None
+    brier: Estimate | None = None
     ece: float | None = None
+    ece_if_calibrated: float | None = None  # what chance alone would make of it, 19 times in 20 at most
     by_source: Mapping[str, Estimate] = field(default_factory=dict)
     by_length: Mapping[str, Estimate] = field(default_factory=dict)
     baselines: Mapping[str, Estimate] = field(default_factory=dict)

@@ -26,9 +26,10 @@ def reward_model_view(row: Row) -> RewardModelView:
         accuracy=estimate_of(row.get("accuracy")),
         ties=row.get("ties"),
         accuracy_ties_half=_beside(row, "accuracy_ties_half"),
-        mean_margin=number_of(row.get("mean_margin")),
-        brier=number_of(row.get("brier")),
+        mean_margin=_beside(row, "mean_margin"),
+        brier=_beside(row, "brier"),
         ece=number_of(row.get("ece")),
+        ece_if_calibrated=number_of(row.get("ece_if_calibrated")),
         by_source=estimates_of(row.get("by_source")),
         by_length=estimates_of(row.get("by_length")),
         by_length_difference=_by_label(row.get("by_length_difference")),
@@ -95,7 +96,10 @@ def _temperature(row: Any) -> Temperature | None:
     if value is None:
         return None
     return Temperature(
-        value=value, before=number_of(row.get("nll_before")), after=number_of(row.get("nll_after"))
+        value=value,
+        before=number_of(row.get("nll_before")),
+        after=number_of(row.get("nll_after")),
+        gain=estimate_of(row.get("nll_gain")),
     )
 
 

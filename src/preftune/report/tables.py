@@ -71,7 +71,7 @@ def length_table(run: RunView) -> Table:
     reference = run.label(run.reference)
     headers = (
         "Policy", "Length (tokens)", f"Win rate vs {reference}", "Win rate, length-controlled",
-        "Gain in reward", "Gain, equal length", "Share of the gain left",
+        "Prompts (n)", "Gain in reward", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
     rows = []
     for policy in run.policies:
@@ -79,7 +79,8 @@ def length_table(run: RunView) -> Table:
         if control is not None:
             shares = [_percent(control.raw_win_rate), _percent(control.win_rate)]
             gains = [_cell(control.gain, sign=True), _cell(control.matched, sign=True)]
-            rows.append((policy.label, _cell(policy.length), *shares, *gains, _percent(control.surviving)))
+            n = "–" if control.gain is None or control.gain.n is None else f"{control.gain.n:,}"
+            rows.append((policy.label, _cell(policy.length), *shares, n, *gains, _percent(control.surviving)))
     return Table(headers=headers, rows=tuple(rows))
 
 

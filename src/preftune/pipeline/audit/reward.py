@@ -143,28 +143,41 @@ def _padding(directory: Directory) -> Iterator[Check]:
     rows = rows_of(directory)[:FEW]
     alone = _alone(directory, rows)
     unit = max(float(alone.std()), 1e-6)
-    for side, needed in (("right", True), ("left", False)):
+    own = str(directory.tokenizer.padding_side)
+    for side in ("right", "left"):
         changes = [
             (torch.cat([scores(directory, [row], width, side) for row in rows]) - alone).abs().max().item()
             for width in WIDTHS
         ]
         worst = max(changes)
-        fine = worst <= TOLERANCE * unit
-        yield Check(
-            name=f"padding on the {side} does not matter",
-            status=OK if fine else FAULT if needed else NOTE,
-            found=f"scores change by up to {worst:.2g} (sd {unit:.2g})",
-            consequence=""
-            if fine
-            else "the reward of a response depends on the longest other one in its batch"
-            if needed
-            else "a batch padded on the left gets other scores: position ids are not taken from the mask",
-            remedy=""
-            if fine
-            else "check config.pad_token_id, or read the score by length yourself"
-            if needed
-            else "pad on the right, or pass position_ids = attention_mask.cumsum(1) - 1",
+        found = f"scores change by up to {worst:.2g} (sd {unit:.2g})"
+        if worst <= TOLERANCE * unit:
+            yield Check(name=f"padding on the {side} does not matter", status=OK, found=found)
+        else:
+            yield _moved(side, own, found)
+
+
+def _moved(side: str, own: str, found: str) -> Check:
+    """Padding on the right must not matter, nor on the side `own` on which the model's tokenizer pads."""
+    name = f"padding on the {side} does not matter"
+    if side == "right":
+        return Check(
+            name=name,
+            status=FAULT,
+            found=found,
+            consequence="the reward of a response depends on the longest other one in its batch",
+            remedy="check config.pad_token_id, or read the score by length yourself",
         )
+    pads = own == side
+    return Check(
+        name=name,
+        status=FAULT if pads else NOTE,
+        found=f"{found}, and its tokenizer pads on that side" if pads else found,
+        consequence="a batch padded on the left gets other scores: position ids are not taken from the mask",
+        remedy='set the tokenizer\'s padding_side to "right", or pass position_ids of every batch'
+        if pads
+        else "pad on the right, or pass position_ids = attention_mask.cumsum(1) - 1",
+    )
 
 
 def _company(directory: Directory) -> Iterator[Check]:
