@@ -1,4 +1,4 @@
-"""Two gloo processes: the loss of one is noticed by the other, trouble of one in an update is shared by both."""
+"""Two gloo processes: one notices the loss of the other, and shares its trouble in an update."""
 
 import multiprocessing
 import os

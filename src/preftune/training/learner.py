@@ -7,6 +7,7 @@ gradients up during the backward pass would not let one of them begin again wher
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ from preftune.stops import Interrupted, requested, stopping_point
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher asks for it
 MAX_SCALED = 30  # updates in a row that an fp16 scaler may skip while it settles
 
 
@@ -52,7 +54,11 @@ class Learner:
         process_timeout: float = 600.0,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`process_timeout`: seconds that a process waits for the others; the first learner's holds."""
+        """`process_timeout`: seconds that a process waits for the others; the first learner's holds.
+
+        ConfigError if accelerate is asked to shard models, which it does not do on CPUs and does not say.
+        """
+        _refuse_sharding()
         self.precision: Precision = effective_precision(precision)
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))
@@ -285,6 +291,16 @@ class _Sums:
 def _between_forwards(*_: Any) -> None:
     """Before every forward pass of a role, training or not, a run may stop."""
     stopping_point("forward")
+
+
+def _refuse_sharding() -> None:
+    """The sampler and the checkpoints read whole weights."""
+    for name in _SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"ACCELERATE_USE_{name} is set, and preftune keeps every model whole on every process",
+                hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed and their like",
+            )
 
 
 def effective_precision(precision: Precision) -> Precision:
