@@ -19,7 +19,7 @@ POISONED = f"stage.{STAGE}.reward_functions=one_bad_row:zero"
 
 
 def fail_in_one(lab: Lab, path: Path) -> dict[str, Any]:
-    """Two processes train, one meets an error in step 3: what is said, and how soon after it both are gone."""
+    """Two processes train, one meets an error in step 3: what is said, and how soon both are gone."""
     both = start(lab.place, lab.fresh(STAGE, path), stage=STAGE, settings=[POISONED])
     assert both.stdout is not None
     lines, began = [], None

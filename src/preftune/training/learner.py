@@ -299,7 +299,7 @@ def _refuse_sharding() -> None:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ConfigError(
                 f"ACCELERATE_USE_{name} is set, and preftune keeps every model whole on every process",
-                hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed and their like",
+                hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed or the like",
             )
 
 
