@@ -1,4 +1,4 @@
-"""Two gloo processes: one notices the loss of the other, and shares its trouble in an update."""
+"""Two gloo processes: one notices the loss of the other, shares its trouble, waits for its files."""
 
 import multiprocessing
 import os
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ import torch
 
 from preftune import faults
 from preftune.algorithms.base import Loss, Metrics
+from preftune.config import load_recipe
 from preftune.data import Sequences
 from preftune.errors import ProcessLost
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
+from preftune.pipeline import runner
 from preftune.training.learner import Learner
 from preftune.training.processes import answering
 from tiny import NO_CLIPPING, causal_lm, flat, sequences, state
@@ -135,3 +139,29 @@ def test_what_one_process_meets_in_an_update_both_take_together() -> None:
     for not_finite, after in second:
         assert "loss nan" in not_finite[0]
         assert after == first[0][2]
+
+
+def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
+    """Process 0 takes its time to fetch a stage from a mirror; what does each find when the stage begins?"""
+    join(rank, port)
+
+    def fetch(stage: str) -> None:
+        time.sleep(1)
+        file.touch()
+
+    runner.run_stage = lambda session, stage: told.send(file.exists())
+    mirror = SimpleNamespace(fetch=fetch)
+    session: Any = SimpleNamespace(config=load_recipe("tiny").config, mirror=mirror, stage=str)
+    runner.train_stages(session, ["sft"])
+
+
+@pytest.mark.xdist_group("distributed")
+def test_every_process_begins_a_stage_with_what_the_first_has_fetched(tmp_path: Path) -> None:
+    with two(fetch_slowly, tmp_path / "fetched") as ears:
+        assert [ear.poll(60) and ear.recv() for ear in ears] == [True, True]
+
+
+def test_a_process_that_never_comes_is_said() -> None:
+    with pytest.raises(ProcessLost, match="has not come within 2 s") as caught, answering(SECONDS):
+        raise torch.distributed.DistStoreError("wait timeout after 2000ms, keys: /default_pg/0//cpu//0/0")
+    assert caught.value.code == 75

@@ -27,7 +27,11 @@ def answering(seconds: float) -> Iterator[None]:
     except RuntimeError as error:
         said = str(error)
         if not torch.distributed.is_initialized():
-            raise
+            if "wait timeout" not in said:  # the store's, where processes look for each other
+                raise
+            who = f"another process of this run has not come within {seconds:g} s"
+            hint = "see whether it started; process_timeout=SECONDS waits longer"
+            raise ProcessLost(who, hint) from error
         if any(words in said for words in _GONE):
             hint = f"if its own error is not shown above, it was stopped from outside; {_RESUMES}"
             raise ProcessLost("another process of this run has ended", hint) from error
