@@ -79,8 +79,8 @@ class _Late(BaseException):
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """_Late in what runs here for longer. Only in the main thread, where Python allows signals, and on systems
-    that have them; code that never comes back to the interpreter is not interrupted.
+    """_Late in what runs here for longer. Only in the main thread, where Python allows signals, and on
+    systems that have them; code that never comes back to the interpreter is not interrupted.
     """
     if (
         threading.current_thread() is not threading.main_thread()
