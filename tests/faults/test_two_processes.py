@@ -20,6 +20,7 @@ def test_the_real_error_is_shown_and_one_process_goes_on(lab: Lab, out: Path) ->
     assert error["code"] != 0
     assert error["checkpoint"] == 2
     assert lab.lives.run([*lab.words(STAGE, out), POISONED], lab.log) == 0
+    assert "resuming with processes 2 -> 1: the last bits may differ" in lab.log.read_text(errors="replace")
     gap = apart(lab.whole(STAGE), RunDir(out), error["checkpoint"])
     assert gap["same_rows"]
     assert gap["steps"] == [1, 2, 3, 4, 5]
