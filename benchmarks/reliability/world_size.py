@@ -15,12 +15,18 @@ from preftune.rundir import RunDir, read_jsonl
 from preftune.training.checkpoint import newest_step
 
 STAGE = "ppo"
+VARIED = f"stage.{STAGE}.missing_eos_score=none"  # otherwise all scores of these short replies are equal
 POISONED = f"stage.{STAGE}.reward_functions=one_bad_row:zero"
+
+
+def train(lab: Lab, path: Path, *settings: str, fault: str = "") -> int:
+    """One process trains the stage, or goes on with it: its exit code."""
+    return lab.lives.run([*lab.words(STAGE, path), VARIED, *settings], lab.log, fault)
 
 
 def fail_in_one(lab: Lab, path: Path) -> dict[str, Any]:
     """Two processes train, one meets an error in step 3: what is said, and how soon both are gone."""
-    both = start(lab.place, lab.fresh(STAGE, path), stage=STAGE, settings=[POISONED])
+    both = start(lab.place, lab.fresh(STAGE, path), stage=STAGE, settings=[VARIED, POISONED])
     assert both.stdout is not None
     lines, began = [], None
     for line in both.stdout:
@@ -54,14 +60,15 @@ def apart(whole: RunDir, other: RunDir, kept: int) -> dict[str, Any]:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="preftune-world-") as place:
         lab = Lab(Path(place))
-        lab.prepare((STAGE,))
-        whole, path = lab.whole(STAGE), lab.place / "other"
+        lab.prepare(())
+        whole, path = RunDir(lab.fresh(STAGE, lab.place / "whole")), lab.place / "other"
+        train(lab, whole.path)
         error = fail_in_one(lab, path)
-        code = lab.lives.run([*lab.words(STAGE, path), POISONED], lab.log)
+        code = train(lab, path, POISONED)
         to_one = {"code": code, **apart(whole, RunDir(path), error["checkpoint"])}
-        lab.run(STAGE, lab.fresh(STAGE, path), "step@step=4:kill")
+        train(lab, lab.fresh(STAGE, path), fault="step@step=4:kill")
         kept = newest_step(RunDir(path).checkpoints(STAGE))
-        both = start(lab.place, path, stage=STAGE)
+        both = start(lab.place, path, stage=STAGE, settings=[VARIED])
         both.communicate()
         to_two = {"code": both.returncode, **apart(whole, RunDir(path), kept)}
     write_result("world_size", {"stage": STAGE, "error_in_one": error, "to_one": to_one, "to_two": to_two})
