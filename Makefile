@@ -59,7 +59,7 @@ fuzz: $(VENV)/.installed-test ## hand in 10,000 generated files and write benchm
 		--json benchmarks/results/reliability/fuzz.json
 
 # SMALL=1: 20 kills instead of 100 (in kills_few.json) and no cost of checkpoints; the figures of those stay.
-RELIABILITY := two_processes locks signals corruption full_disk environment $(if $(SMALL),,kills overhead)
+RELIABILITY := two_processes world_size locks signals corruption full_disk environment $(if $(SMALL),,kills overhead)
 reliability: $(VENV)/.installed-test ## kill, stop, damage and fill up runs by the hundred; rewrites docs/reliability.md (SMALL=1: fewer)
 	for script in $(RELIABILITY); do $(ONE_THREAD) $(BIN)/python benchmarks/reliability/$$script.py || exit 1; done
 	$(if $(SMALL),$(ONE_THREAD) $(BIN)/python benchmarks/reliability/kills.py 4)

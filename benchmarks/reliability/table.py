@@ -29,6 +29,7 @@ def table() -> str:
         "full_disk": _disk,
         "locks": _locks,
         "two_processes": _two_processes,
+        "world_size": _world_size,
         "overhead": _overhead,
         "environment": _environment,
         "kills_few": _kills,
@@ -156,6 +157,23 @@ def _two_processes(found: Found) -> Rows:
             named = f", the silent one named after {found['patience']} s" if case["silent_one_named"] else ""
             result = f"both gone after {case['seconds']:.1f} s{agreed}{named}; resumed by two: {same}"
             rows.append((f"{name.upper()} to one of two processes (once)", result))
+    return rows
+
+
+def _world_size(found: Found) -> Rows:
+    error, stage = found["error_in_one"], found["stage"].upper()
+    shown = "the real one" if "this row is poisoned" in error["errors"][0] else "another one"
+    code = f"exit {error['code_of_the_process']}, which torchrun shows"
+    result = f"the first error shown is {shown}; {code}; both gone after {error['seconds']:.1f} s"
+    rows = [("an error in one of two processes (once)", result)]
+    for key, what in (("to_one", "begun by two processes, resumed by one"), ("to_two", "by one, by two")):
+        case = found[key]
+        same = "same rows" if case["same_rows"] and case["code"] == 0 else "different"
+        result = (
+            f"{same}; first gradient {case['first_gradient']:.2g} of itself apart, last loss "
+            f"{case['last_loss']:.2g}, weights up to {case['weights']:.2g}"
+        )
+        rows.append((f"{stage} {what} (once)", result))
     return rows
 
 

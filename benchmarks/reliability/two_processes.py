@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,21 @@ STAGE = "grpo"
 PATIENCE = 10  # seconds that the processes wait for each other
 
 
-def start(place: Path, out: Path, fault: str = "") -> subprocess.Popen[str]:
-    """Two processes on CPUs train the shrunk stage."""
-    source = str(Path(preftune.__file__).resolve().parent.parent)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": source, "PREFTUNE_FAULT": fault}
-    settings = [*SHRUNK, f"process_timeout={PATIENCE}", f"data.name={place / 'data'}", "--out", str(out)]
-    command = [sys.executable, *LAUNCHER, "-m", "preftune", "train", "tiny", STAGE, *settings]
+def start(
+    place: Path, out: Path, fault: str = "", *, stage: str = STAGE, settings: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Two processes on CPUs train a shrunk stage."""
+    source = Path(preftune.__file__).resolve().parent.parent
+    paths = os.pathsep.join(map(str, (source, Path(__file__).resolve().parent)))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths, "PREFTUNE_FAULT": fault}
+    settings = [*SHRUNK, f"process_timeout={PATIENCE}", f"data.name={place / 'data'}", *settings]
+    command = [*LAUNCHER, "-m", "preftune", "train", "tiny", stage, *settings, "--out", str(out)]
     return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 

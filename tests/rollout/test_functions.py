@@ -1,6 +1,10 @@
 """Reward functions: what they are called with, how they add up, and that a failure never becomes a reward."""
 
 import math
+import re
+import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -67,9 +71,9 @@ def batch_of(encoder: Encoder, ended: bool | list[bool] = True) -> Sequences:
     return encoder.sequences([(row.prompt, reply) for row, reply in zip(ROWS, REPLIES, strict=True)], ended)
 
 
-def functions(encoder: Encoder, terms: str, on_error: Any = "stop") -> RewardFunctions:
-    rows = rows_by_prompt(encoder, ROWS)
-    return RewardFunctions(functions=load_functions(terms), encoder=encoder, rows=rows, on_error=on_error)
+def functions(encoder: Encoder, terms: str, on_error: Any = "stop", seconds: float = 300) -> RewardFunctions:
+    rows, found = rows_by_prompt(encoder, ROWS), load_functions(terms, seconds)
+    return RewardFunctions(functions=found, encoder=encoder, rows=rows, on_error=on_error)
 
 
 def failing_with(monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any]) -> None:
@@ -228,6 +232,44 @@ def test_more_than_a_fifth_masked_stops(encoder: Encoder) -> None:
         DataError, match=r"6 of 6 responses got no reward, more than 20%; the first: .*math:log"
     ):
         own.scores(batch_of(encoder))
+
+
+def hang() -> float:
+    try:
+        time.sleep(60)
+    except Exception:  # what a careless function does around a request
+        return 1.0
+    return 2.0
+
+
+def backtrack() -> float:
+    return float(re.fullmatch(r"(a+)+b", "a" * 60) is None)
+
+
+@pytest.mark.parametrize("give", [hang, backtrack])
+def test_a_function_that_hangs_has_failed(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any]
+) -> None:
+    failing_with(monkeypatch, give)
+    before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+    words = r"row 13 of set: it took more than 0\.2 s \(reward_timeout\)"
+    with pytest.raises(DataError, match=words):
+        functions(encoder, "test_functions:fails_on_go", seconds=0.2).scores(batch_of(encoder))
+    masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 0.2).scores(batch_of(encoder))
+    assert masked_one.isnan().tolist() == [False, False, False, True, False, False]
+    assert time.monotonic() - began < 30
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_functions_are_called_in_other_threads_too(encoder: Encoder) -> None:
+    """Where no time limit can be kept."""
+    got: list[list[float]] = []
+    own, batch = functions(encoder, "test_functions:letters"), batch_of(encoder)
+    thread = threading.Thread(target=lambda: got.append(own.scores(batch).tolist()))
+    thread.start()
+    thread.join()
+    assert got == [[len(reply) for reply in REPLIES]]
 
 
 def test_the_missing_eos_score_does_not_bring_a_masked_response_back(

@@ -183,3 +183,11 @@ def test_counts_and_pools_are_plain_on_one_process() -> None:
     values = torch.arange(4.0)
     pooled, mine = learner.pool(values)
     assert torch.equal(pooled[mine], values)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_launcher_that_shards_models_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ConfigError, match=rf"ACCELERATE_USE_{name} is set") as caught:
+        Learner()
+    assert caught.value.code == 78

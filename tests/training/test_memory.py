@@ -1,4 +1,4 @@
-"""Memory that runs out in an update: half the microbatch, the same update, the same gradients."""
+"""Memory that runs out: half the rows at a time, the same update, the same responses."""
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ from preftune.config import OptimizerConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
+from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
-from tiny import NO_CLIPPING, Recorder, causal_lm, flat, gradients, sequences, state
+from tiny import EOS, NO_CLIPPING, Recorder, causal_lm, flat, gradients, prompts, sequences, state
 
 
 class Device:
@@ -94,3 +95,36 @@ def test_a_single_row_that_does_not_fit_is_an_error_and_changes_nothing() -> Non
     with pytest.raises(torch.OutOfMemoryError):
         learner.update("policy", batch, token_mean(batch.response), Device(0, policy).loss)
     assert all(torch.equal(before[name], p) for name, p in state(policy.model).items())
+
+
+def test_responses_are_sampled_in_halves_until_they_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory runs out in the third token of five prompts, and in the second of the first two of them."""
+    policy, questions = Policy(causal_lm(1)), prompts(5, 5)
+
+    def draw() -> Sequences:
+        return sample(
+            policy, questions, max_new_tokens=8, temperature=1.0, eos_id=EOS, responses_per_prompt=2
+        )
+
+    whole = draw()
+    faults.arm("rollout.token@hit=3:oom;rollout.token@hit=4:oom")
+    try:
+        halves = draw()
+    finally:
+        faults.arm("")
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"warning: out of memory sampling for {n} prompts at a time; going on with {n // 2}" for n in (5, 2)
+    ]
+    assert torch.equal(halves.attention, whole.attention)
+    assert torch.equal(halves.response, whole.response)
+    assert torch.equal(halves.ids * halves.attention, whole.ids * whole.attention)
+
+
+def test_a_prompt_whose_responses_do_not_fit_is_an_error() -> None:
+    faults.arm("rollout.token@hit=1:oom")
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            sample(Policy(causal_lm(1)), prompts(5, 1), max_new_tokens=8, temperature=1.0, eos_id=EOS)
+    finally:
+        faults.arm("")

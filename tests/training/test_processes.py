@@ -1,24 +1,37 @@
-"""A process of two that hangs: the other one ends with an error that names it. Two gloo processes."""
+"""Two gloo processes: one notices the loss of the other, shares its trouble, waits for its files."""
 
 import multiprocessing
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from preftune import faults
+from preftune.algorithms.base import Loss, Metrics
+from preftune.config import load_recipe
+from preftune.data import Sequences
 from preftune.errors import ProcessLost
+from preftune.functional import token_mean
+from preftune.models.roles import Policy
+from preftune.pipeline import runner
 from preftune.training.learner import Learner
 from preftune.training.processes import answering
+from tiny import NO_CLIPPING, causal_lm, flat, sequences, state
 
 SECONDS = 2.0
 
 
-def work(rank: int, port: int, number: int, told: Connection) -> None:
-    """Two sums over both processes; in between, process 1 gets the signal `number`."""
+def join(rank: int, port: int) -> None:
+    """Make this process one of two, by what torchrun would set."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -26,6 +39,31 @@ def work(rank: int, port: int, number: int, told: Connection) -> None:
         "ACCELERATE_USE_CPU": "true",
     }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+
+
+@contextmanager
+def two(work: Callable[..., None], *more: Any) -> Iterator[list[Connection]]:
+    """`work(rank, port, *more, told)` in two processes; gives what they tell."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preftune.training.learner"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    both = [context.Process(target=work, args=(i, port, *more, pipes[i][1])) for i in range(2)]
+    for process in both:
+        process.start()
+    try:
+        yield [pipe[0] for pipe in pipes]
+    finally:
+        for process in both:
+            process.kill()
+            process.join()
+
+
+def add_twice(rank: int, port: int, number: int, told: Connection) -> None:
+    """Two sums over both processes; in between, process 1 gets the signal `number`."""
+    join(rank, port)
     learner = Learner(process_timeout=SECONDS)
     told.send(learner.total(torch.tensor(1.0)).item())
     if rank == 1:
@@ -48,23 +86,82 @@ def work(rank: int, port: int, number: int, told: Connection) -> None:
     ],
 )
 def test_a_process_that_hangs_or_dies_is_noticed_by_the_other(number: int, message: str) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preftune.training.learner"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pipes = [context.Pipe(duplex=False) for _ in range(2)]
-    both = [context.Process(target=work, args=(i, port, number, pipes[i][1])) for i in range(2)]
-    for process in both:
-        process.start()
-    try:
-        ears = [pipe[0] for pipe in pipes]
+    with two(add_twice, number) as ears:
         assert [ear.poll(60) and ear.recv() for ear in ears] == [2.0, 2.0]
         began = time.monotonic()
         assert ears[0].poll(60)
         assert ears[0].recv() == (message, 75)
         assert time.monotonic() - began < 30
-    finally:
-        for process in both:
-            process.kill()
-            process.join()
+
+
+def taught() -> tuple[Learner, Callable[[], Metrics], Callable[[], torch.Tensor], list[str]]:
+    """A learner, one update of 8 rows in microbatches of 2, the weights, and what was said."""
+    said: list[str] = []
+    learner, policy = Learner(microbatch_size=2, process_timeout=30, say=said.append), Policy(causal_lm(1))
+    learner.adopt("policy", policy, torch.optim.SGD(policy.model.parameters(), lr=1.0), NO_CLIPPING)
+    batch = sequences(5, 8)
+    weights = token_mean(batch.response)
+
+    def loss(part: Sequences) -> Loss:
+        return Loss(-policy.logprobs(part))
+
+    def update() -> Metrics:
+        return learner.update("policy", learner.place(batch), learner.place(weights), loss)
+
+    return learner, update, lambda: flat(state(policy.model)), said
+
+
+def update_twice(rank: int, port: int, told: Connection) -> None:
+    """Process 1 runs out of memory in its last microbatch, and meets a NaN in the next update."""
+    join(rank, port)
+    learner, update, weights, said = taught()
+    faults.arm("loss@hit=2:oom" if rank == 1 else "")
+    told.send((update()["grad_norm"], said, weights().tolist()))
+    faults.arm("loss@hit=1:nan" if rank == 1 else "")
+    update()
+    told.send((learner.not_finite, weights().tolist()))
+
+
+@pytest.mark.xdist_group("distributed")
+def test_what_one_process_meets_in_an_update_both_take_together() -> None:
+    _, update, weights, _ = taught()
+    norm, alone = update()["grad_norm"], weights()
+    with two(update_twice) as ears:
+        first = [ear.poll(60) and ear.recv() for ear in ears]
+        second = [ear.poll(60) and ear.recv() for ear in ears]
+    assert [said for _, said, _ in first] == [
+        [],
+        ["warning: out of memory with 2 rows at a time; going on with 1"],
+    ]
+    assert first[0][2] == first[1][2]
+    assert [got for got, _, _ in first] == pytest.approx([norm, norm], rel=1e-5)
+    assert torch.tensor(first[0][2]) == pytest.approx(alone, abs=1e-6)
+    for not_finite, after in second:
+        assert "loss nan" in not_finite[0]
+        assert after == first[0][2]
+
+
+def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
+    """Process 0 takes its time to fetch a stage from a mirror; what does each find when the stage begins?"""
+    join(rank, port)
+
+    def fetch(stage: str) -> None:
+        time.sleep(1)
+        file.touch()
+
+    runner.run_stage = lambda session, stage: told.send(file.exists())
+    mirror = SimpleNamespace(fetch=fetch)
+    session: Any = SimpleNamespace(config=load_recipe("tiny").config, mirror=mirror, stage=str)
+    runner.train_stages(session, ["sft"])
+
+
+@pytest.mark.xdist_group("distributed")
+def test_every_process_begins_a_stage_with_what_the_first_has_fetched(tmp_path: Path) -> None:
+    with two(fetch_slowly, tmp_path / "fetched") as ears:
+        assert [ear.poll(60) and ear.recv() for ear in ears] == [True, True]
+
+
+def test_a_process_that_never_comes_is_said() -> None:
+    with pytest.raises(ProcessLost, match="has not come within 2 s") as caught, answering(SECONDS):
+        raise torch.distributed.DistStoreError("wait timeout after 2000ms, keys: /default_pg/0//cpu//0/0")
+    assert caught.value.code == 75

@@ -160,6 +160,10 @@ class RunConfig(Settings):
         description="Seconds that the processes of a distributed run wait for each other before it ends; "
         "writing a model must take less.",
     )
+    reward_timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=300.0,
+        description="Seconds that a reward function may take for one response before it has failed.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")

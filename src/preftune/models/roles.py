@@ -35,7 +35,7 @@ class TokenLogprobs(nn.Module):
     """(ids, attention, response) -> log-probability and entropy of response tokens, (B, T), 0 elsewhere.
 
     The head runs on response positions only, and its logits never exist all at once. A module of its own, so
-    that wrappers for data parallelism and mixed precision see one forward.
+    that mixed precision sees one forward.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -67,8 +67,8 @@ class Policy:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The Hugging Face model inside, whatever wraps it."""
-        return unwrap(self.module).model
+        """The Hugging Face model inside."""
+        return self.module.model
 
     def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """log π(ids_t | ids_<t) on response columns, 0 elsewhere: (B, T), float32."""
@@ -91,7 +91,7 @@ class Reference:
 
     @property
     def model(self) -> PreTrainedModel:
-        return unwrap(self.module).model
+        return self.module.model
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -120,7 +120,7 @@ class _Scalar:
 
     @property
     def model(self) -> PreTrainedModel:
-        return unwrap(self.module).model
+        return self.module.model
 
 
 class RewardModel(_Scalar):
@@ -194,9 +194,3 @@ def casting(role: Role) -> contextlib.AbstractContextManager[object]:
     if role.dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(next(role.model.parameters()).device.type, role.dtype)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside a data-parallel wrapper."""
-    inner = getattr(module, "module", None)
-    return inner if isinstance(inner, nn.Module) else module

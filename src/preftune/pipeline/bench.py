@@ -60,7 +60,7 @@ def make_bench(
         model = None
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
-        functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts))
+        functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts), config.reward_timeout)
         if model is None and functions is None:
             return None
         trained = stage if model is not None else None

@@ -15,7 +15,7 @@ from preftune.pipeline.session import Session
 from preftune.pipeline.stages import is_finished
 from preftune.pipeline.train import run_stage
 from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_json, write_text
-from preftune.training.learner import effective_precision
+from preftune.training.learner import Learner, effective_precision
 from preftune.training.processes import answering
 
 
@@ -27,6 +27,7 @@ def open_session(
     ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is
     written then, config.toml least of all.
     """
+    _meet(config)  # --restart may have removed what is there
     session = Session(config=config, dataset=dataset, run=run, console=console)
     if mirror is not None:
         session.mirror = Mirror(
@@ -58,10 +59,18 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     scratch = [BASE] if session.config.model.scratch is not None else []
     for name in [*scratch, *stages]:
-        if session.mirror is not None and is_main_process():
-            session.mirror.fetch(session.stage(name))
+        if session.mirror is not None:
+            if is_main_process():
+                session.mirror.fetch(session.stage(name))
+            _meet(session.config)
         with answering(session.config.process_timeout):
             run_stage(session, session.stage(name))
+
+
+def _meet(config: RunConfig) -> None:
+    """Wait until every process is here: the others go by the files that the main one has put in order."""
+    with answering(config.process_timeout):
+        Learner(config.precision, process_timeout=config.process_timeout).wait()
 
 
 def measure(session: Session, stages: Sequence[str]) -> None:

@@ -224,7 +224,9 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
     encoder = session.encoder(source, config.max_new_tokens)
     rows = rows_by_prompt(encoder, session.dataset.train)
     prompts = list(rows)
-    functions = reward_functions(config.reward_functions, encoder, rows, config.on_reward_error)
+    functions = reward_functions(
+        config.reward_functions, encoder, rows, session.config.reward_timeout, config.on_reward_error
+    )
     per_step = config.batch_size // (config.group_size if isinstance(config, GRPOConfig) else 1)
 
     def part_at(step: int) -> list[tuple[int, ...]]:
@@ -274,12 +276,16 @@ def reward_functions(
     terms: str | None,
     encoder: Encoder,
     rows: Mapping[tuple[int, ...], Preference],
+    seconds: float,
     on_error: OnError = "stop",
 ) -> RewardFunctions | None:
-    """The functions of a setting, with the data rows of the prompts that they will be asked about."""
+    """The functions of a setting, with the data rows of the prompts that they will be asked about, and the
+    seconds that one call may take.
+    """
     if terms is None:
         return None
-    return RewardFunctions(functions=load_functions(terms), encoder=encoder, rows=rows, on_error=on_error)
+    functions = load_functions(terms, seconds)
+    return RewardFunctions(functions=functions, encoder=encoder, rows=rows, on_error=on_error)
 
 
 def scorer_for(

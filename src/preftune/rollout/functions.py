@@ -5,14 +5,19 @@ response without its end token, and by keyword those of these columns that it ta
 `**columns`): `ended` whether EOS was written; `source`, `row`, `chosen`, `rejected` of the data row that the
 prompt comes from (the first of them, where several rows share the prompt).
 
-A failure never becomes a reward: it stops the run, or masks the response, and is counted.
+A failure never becomes a reward: it stops the run, or masks the response, and is counted. To take longer than
+the time limit is a failure too.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -36,6 +41,7 @@ class RewardFunction:
     weight: float
     call: Callable[..., Any]
     takes: tuple[str, ...]
+    seconds: float  # that a call may take
 
     def value(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float:
         """The unweighted reward. DataError, naming the function and the row, for anything but one finite
@@ -43,7 +49,11 @@ class RewardFunction:
         """
         where = f"row {columns['row']}" + (f" of {columns['source']}" if columns["source"] else "")
         try:
-            value = self.call(prompt, response, **{name: columns[name] for name in self.takes})
+            with _limited(self.seconds):
+                value = self.call(prompt, response, **{name: columns[name] for name in self.takes})
+        except _Late as error:
+            what = f"took more than {self.seconds:g} s (reward_timeout)"
+            raise self._error(where, what, response) from error
         except Exception as error:  # user code: anything may come out of it
             what = f"raised {type(error).__name__}: {str(error)[:200]}"
             raise self._error(where, what, response) from error
@@ -63,6 +73,34 @@ class RewardFunction:
         )
 
 
+class _Late(BaseException):
+    """A call's time is over. Not an Exception, so that the function does not take it for one of its own."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """_Late in what runs here for longer. Only in the main thread, where Python allows signals, and on
+    systems that have them; code that never comes back to the interpreter is not interrupted.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or "SIGALRM" not in signal.Signals.__members__
+    ):
+        yield
+        return
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _what(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, Tensor):
@@ -70,12 +108,14 @@ def _what(value: Any) -> str:
     return f"a {kind} of length {len(value)}" if isinstance(value, list | tuple | str | dict) else f"a {kind}"
 
 
-def load_functions(terms: str) -> tuple[RewardFunction, ...]:
-    """The functions of a setting such as "0.5 * module:function + other:function"."""
+def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, ...]:
+    """The functions of a setting such as "0.5 * module:function + other:function", each of whose calls may
+    take `seconds`.
+    """
     found = []
     for name, weight in reward_terms(terms).items():
         call = find_function(name)
-        found.append(RewardFunction(name, weight, call, _columns_of(call)))
+        found.append(RewardFunction(name, weight, call, _columns_of(call), seconds))
     return tuple(found)
 
 

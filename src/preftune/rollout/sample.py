@@ -6,10 +6,12 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from preftune.data.batch import Prompts, Sequences
+from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.models.decode import decoder
 from preftune.models.head import next_logits
 from preftune.models.roles import Policy, Reference, casting
@@ -32,8 +34,41 @@ def sample(
     """Draw responses up to and including EOS, at most `max_new_tokens` long; temperature 0 is greedy.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
+    Where memory runs out, half of the prompts are taken at a time: a response does not know its neighbours.
     """
-    k = responses_per_prompt
+    try:
+        return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    # Out here, where the error no longer holds on to the frames and tensors that it passed.
+    torch.cuda.empty_cache()
+    half = len(prompts) // 2
+    _warn(len(prompts), half)
+    parts = [
+        sample(
+            policy,
+            prompts[rows],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=eos_id,
+            responses_per_prompt=responses_per_prompt,
+        )
+        for rows in (slice(0, half), slice(half, None))
+    ]
+    return concatenate(*parts)
+
+
+@cache
+def _warn(prompts: int, half: int) -> None:
+    """Once, not in every step."""
+    print(f"warning: out of memory sampling for {prompts} prompts at a time; going on with {half}")
+
+
+def _sampled(
+    policy: Policy | Reference, prompts: Prompts, max_new_tokens: int, temperature: float, eos_id: int, k: int
+) -> Sequences:
+    """Responses to all prompts at once, k to each."""
     packed = _packed_prompts(prompts)
     rows = len(prompts) * k
     uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(packed.ids.device)

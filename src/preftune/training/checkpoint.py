@@ -192,7 +192,10 @@ def _load(checkpoint: Path, learner: Learner, say: Say) -> int:
 
 def _made_with() -> dict[str, Any]:
     """What the bits of a result depend on, besides the machine."""
-    return {"preftune": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if several else 1
+    versions = {"preftune": __version__, "torch": torch.__version__}
+    return {**versions, "threads": torch.get_num_threads(), "processes": processes}
 
 
 def _newest_first(directory: Path) -> Iterator[Path]:

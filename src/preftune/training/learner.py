@@ -2,11 +2,12 @@
 
 Weights that sum to 1 over the global minibatch are built before any forward pass; an update is the sum of
 terms · weights over all microbatches of all processes, so neither their size nor their number changes a
-gradient beyond rounding. Data-parallel wrappers average gradients, hence the factor of the world size.
+gradient beyond rounding. Processes meet once an update, when each has its own gradient: a wrapper that adds
+gradients up during the backward pass would not let one of them begin again where memory runs out.
 """
 
-import contextlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ from preftune.stops import Interrupted, requested, stopping_point
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher asks for it
 MAX_SCALED = 30  # updates in a row that an fp16 scaler may skip while it settles
 
 
@@ -52,7 +54,11 @@ class Learner:
         process_timeout: float = 600.0,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`process_timeout`: seconds that a process waits for the others; the first learner's holds."""
+        """`process_timeout`: seconds that a process waits for the others; the first learner's holds.
+
+        ConfigError if accelerate is asked to shard models, which it does not do on CPUs and does not say.
+        """
+        _refuse_sharding()
         self.precision: Precision = effective_precision(precision)
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))
@@ -133,10 +139,11 @@ class Learner:
         """Register a role with an optimizer made elsewhere."""
         role.dtype = _DTYPES[self.precision]
         role.module.register_forward_pre_hook(_between_forwards)
-        role.module, prepared = self.accelerator.prepare(role.module, optimizer)
+        # What accelerate calls evaluation is without a data-parallel wrapper: `_add_up` does its work.
+        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
         role.module.eval()
         rates = [group["lr"] for group in optimizer.param_groups]
-        self.trained[name] = Trained(role, prepared, settings, rates)
+        self.trained[name] = Trained(role, self.accelerator.prepare_optimizer(optimizer), settings, rates)
 
     def set_progress(self, step: int, steps: int) -> float:
         """Set every learning rate for a step (counted from 0); returns the factor."""
@@ -181,6 +188,7 @@ class Learner:
             raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
         sums = self._fitting(trained, batch, weights, loss)
+        self._add_up(trained)
         metrics = self._reduced(sums)
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
@@ -189,15 +197,15 @@ class Learner:
     def _fitting(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> "_Sums":
         """`_backward`, again in microbatches of half the size whenever memory runs out.
 
-        Nothing has changed by then but gradients, and the size is not in the mathematics. One process cannot
-        do it behind the backs of others: with several, the error stays one.
+        Nothing has changed by then but this process's gradients, and the size is not in the mathematics: each
+        process does it for itself, the others wait for it where gradients are added up.
         """
         while True:
             try:
                 return self._backward(trained, batch, weights, loss)
             except torch.OutOfMemoryError:
                 size = min(self.microbatch_size or len(batch), len(batch))
-                if size == 1 or not self.is_alone:
+                if size == 1:
                     raise
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
             self.microbatch_size = size // 2
@@ -208,26 +216,25 @@ class Learner:
     def _backward(
         self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]
     ) -> "_Sums":
-        """Gradients of the whole minibatch, one microbatch after the other."""
+        """This process's gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
-        slices = self._microbatches(len(batch))
-        for i, rows in enumerate(slices):
-            part = batch[rows]
-            with self._no_sync(trained.role) if i + 1 < len(slices) else contextlib.nullcontext():
-                out = loss(part)
-                share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
-                scalar = faultpoint("loss", weighted_sum(out.terms, share))
-                self.accelerator.backward(scalar * self.accelerator.num_processes)
+        size = self.microbatch_size or len(batch)
+        slices = [slice(i, i + size) for i in range(0, len(batch), size)]
+        for rows in slices:
+            out = loss(batch[rows])
+            share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
+            scalar = faultpoint("loss", weighted_sum(out.terms, share))
+            self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
 
-    def _microbatches(self, rows: int) -> list[slice]:
-        size = self.microbatch_size or rows
-        return [slice(i, i + size) for i in range(0, rows, size)]
-
-    def _no_sync(self, role: Role) -> contextlib.AbstractContextManager[Any]:
-        return self.accelerator.no_sync(role.module)
+    def _add_up(self, trained: Trained) -> None:
+        """Gradients summed over all processes."""
+        if not self.is_alone:
+            for parameter in trained.role.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.total(parameter.grad)
 
     def _step(self, role: str, trained: Trained, metrics: Metrics) -> float:
         """Clip and step, unless a number is not finite: a NaN would spread through weights and moments.
@@ -284,6 +291,16 @@ class _Sums:
 def _between_forwards(*_: Any) -> None:
     """Before every forward pass of a role, training or not, a run may stop."""
     stopping_point("forward")
+
+
+def _refuse_sharding() -> None:
+    """The sampler and the checkpoints read whole weights."""
+    for name in _SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"ACCELERATE_USE_{name} is set, and preftune keeps every model whole on every process",
+                hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed or the like",
+            )
 
 
 def effective_precision(precision: Precision) -> Precision:

@@ -13,7 +13,7 @@ from preftune.errors import ProcessLost
 _SILENT = ("Timed out waiting", "timed out", "Timeout")  # gloo, the store, the NCCL watchdog
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _GRACE = 3.0  # seconds in which those that wait, too, say so
-_HINT = "see whether it was stopped or its machine hangs; the same command resumes from the last checkpoint"
+_RESUMES = "the same command resumes from the last checkpoint"
 
 
 @contextmanager
@@ -27,14 +27,20 @@ def answering(seconds: float) -> Iterator[None]:
     except RuntimeError as error:
         said = str(error)
         if not torch.distributed.is_initialized():
-            raise
+            if "wait timeout" not in said:  # the store's, where processes look for each other
+                raise
+            who = f"another process of this run has not come within {seconds:g} s"
+            hint = "see whether it started; process_timeout=SECONDS waits longer"
+            raise ProcessLost(who, hint) from error
         if any(words in said for words in _GONE):
-            raise ProcessLost("another process of this run has ended", _HINT) from error
+            hint = f"if its own error is not shown above, it was stopped from outside; {_RESUMES}"
+            raise ProcessLost("another process of this run has ended", hint) from error
         if any(words in said for words in _SILENT):
             names = ", ".join(f"process {rank}" for rank in _silent()) or "another process"
             world = torch.distributed.get_world_size()
             who = f"{names} of {world} (counted from 0) has not answered for {seconds:g} s"
-            raise ProcessLost(who, f"{_HINT}; process_timeout=SECONDS waits longer") from error
+            hint = f"see whether it was stopped or its machine hangs; {_RESUMES}"
+            raise ProcessLost(who, f"{hint}; process_timeout=SECONDS waits longer") from error
         raise
 
 
