@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from preftune.report import claims
-from preftune.report.blocks import Block, Bullets, Fold, Grid, Picture, Section, say
+from preftune.report.blocks import Block, Bullets, Fold, Grid, Picture, Section, Table, say
 from preftune.report.tables import (
     comparison_table,
     detail_table,
@@ -83,31 +83,36 @@ def _paid(run: RunView, policy: PolicyView, gain: str, best: PolicyView | None) 
 
 def significance(run: RunView) -> Section:
     """Every claim with its interval, its corrected p-value and what the comparison could have found."""
-    items: list[Prose] = []
-    for measure, against, words in TESTED:
-        for claim in claims.claims(run, measure, against):
-            p_value = "" if claim.p_holm is None else f", p = {_p(claim.p_holm)} after Holm's correction"
-            found = f"{claim.outcome} ({claim.difference.text(sign=True)}{p_value})"
-            text = f"{claim.policy.label}, {words}: {found}."
-            least = claims.detectable(claim.difference)
-            if claim.outcome == claims.UNCLEAR and least is not None:
-                text += (
-                    f" A true difference of {number(least)} would be found 4 times in 5 (before correction)."
-                )
-                if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
-                    text += f" To show the difference seen here would take about {claim.n_needed:,} prompts."
-            items.append((text,))
+    rows = [
+        _tested(claim, words)
+        for measure, against, words in TESTED
+        for claim in claims.claims(run, measure, against)
+    ]
     intro = say(
         "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
         "comparisons were made, its p-value survives Holm's correction at 5 %. No detectable difference does "
-        "not mean "
-        "equal."
+        "not mean equal: the last two columns say which true difference would have been found 4 times in 5 "
+        "(before correction), and how many prompts it would take to show the one seen here."
     )
     nothing = say("No policy was compared with another, so nothing is significant or insignificant here.")
-    blocks: tuple[Block, ...] = (intro, Bullets(items=tuple(items))) if items else (nothing,)
+    headers = ("Policy", "In", "Verdict", "Difference [95 %]", "p, Holm", "Would be found", "Prompts needed")
+    table = Grid(table=Table(headers=headers, rows=tuple(rows), left=3))
+    blocks: tuple[Block, ...] = (intro, table) if rows else (nothing,)
     return Section(
         key="significance", title="What is significant and what is not", short="Significance", blocks=blocks
     )
+
+
+def _tested(claim: claims.Claim, words: str) -> tuple[str, ...]:
+    """A row of the table of `significance`; what was found needs no more prompts."""
+    p_value = "–" if claim.p_holm is None else _p(claim.p_holm)
+    least, needed = "–", "–"
+    if claim.outcome == claims.UNCLEAR and (found := claims.detectable(claim.difference)) is not None:
+        least = number(found)
+        if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
+            needed = f"{claim.n_needed:,}"
+    difference = claim.difference.text(sign=True)
+    return (claim.policy.label, words, claim.outcome, difference, p_value, least, needed)
 
 
 def _p(value: float) -> str:
