@@ -1,14 +1,15 @@
 """The process keeps the memory that tensors give back, for the next ones.
 
-glibc returns every freed tensor above 32 MB, and what is free at the end of the heap, to the system at once;
-the gradients of the next step are then paged in anew, 4 KB at a time, which takes 5 to 15 % of a step (more
-on a virtual machine). The peak is the same.
+glibc returns what is free at the end of its heap to the system at once; the next step's gradients are then
+paged in anew, 4 KB at a time, which takes some 5 % of a step. Tensors above 32 MB are still returned: if
+they came from the heap too, small ones that outlive them would leave holes in it.
 """
 
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3), from malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3), from malloc.h
+_MOST = 32 << 20  # bytes; glibc takes no higher one
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +20,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, -1) and mallopt(_MMAP_MAX, 0))
+    return bool(mallopt(_MMAP_THRESHOLD, _MOST) and mallopt(_TRIM_THRESHOLD, -1))
