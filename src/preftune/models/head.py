@@ -96,7 +96,8 @@ class _TiledLogprobs(torch.autograd.Function):
         states, weight, bias, targets, normaliser = ctx.saved_tensors
         tiles = _Tiles(weight, bias, ctx.temperature, ctx.dtype)
         grad_states = torch.zeros_like(states)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
+        grad_weight = fresh(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, len(states), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -107,7 +108,9 @@ class _TiledLogprobs(torch.autograd.Function):
                 slope.scatter_add_(1, place, share * here)
                 slope = slope.to(ctx.dtype)
                 grad_states[rows] += slope @ weight[columns].to(ctx.dtype)
-                if grad_weight is not None:
+                if grad_weight is not None and start == 0:
+                    grad_weight[columns] = slope.t() @ h
+                elif grad_weight is not None:
                     grad_weight[columns] += slope.t() @ h
                 if grad_bias is not None:
                     grad_bias[columns] += slope.sum(0)
