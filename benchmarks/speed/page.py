@@ -173,7 +173,8 @@ def where(found: dict[str, Any]) -> str:
     lines = [
         "## Where the time goes",
         "",
-        "CPU seconds a step, ours, with clocks around the parts: `benchmarks/speed/where.py`.",
+        "CPU seconds a step, ours, with clocks around the parts; for updates, seconds by kind of operation",
+        "(logits that the backward pass computes again are products). By `benchmarks/speed/where.py`.",
         "",
     ]
     for size, by_stage in found.items():

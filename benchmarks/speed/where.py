@@ -1,6 +1,7 @@
-"""Where the time of a generation stage, or of PPO, goes. Usage: where.py SIZE STAGE ... --shared DIR
+"""Where the time of a stage goes. Usage: where.py SIZE STAGE ... --shared DIR
 
-Adds to benchmarks/results/where.json: CPU seconds a step by part, the mean of five steps (PPO: one).
+Adds to benchmarks/results/where.json: CPU seconds a step by part, the mean of five steps (PPO: one). Of the
+updates without a rollout it is wall time by kind of torch's operations: leave the core to it.
 """
 
 import argparse
@@ -13,15 +14,23 @@ from typing import Any
 
 import torch
 
-from bench import ROOT, prepare
+from bench import ROOT, SAME_LOSS, prepare
 from ours import Side
 from preftune.models import decode, native
+from preftune.models.memory import keep_freed_memory
 from preftune.rollout import collect
 from preftune.rollout import sample as sampler
 from preftune.training.learner import Learner
 from work import SIZES, STAGES
 
 RESULT = ROOT / "benchmarks" / "results" / "where.json"
+KINDS = {
+    "aten::mm": "matrix products",
+    "aten::addmm": "matrix products",
+    "aten::_scaled_dot": "attention",
+    "aten::fill_": "zeroing new gradients",
+    "aten::_fused_adamw_": "AdamW",
+}
 spent: Counter[str] = Counter()
 
 
@@ -75,14 +84,28 @@ def parts_of(stage: str, total: float, count: int) -> dict[str, float]:
     return {**parts, "everything else": total / count - sum(parts.values())}
 
 
+def operations(step: Callable[[list[int]], Any], steps: list[list[int]]) -> dict[str, float]:
+    """Seconds of a step by kind of operation; what autograd and Python add between them is the rest."""
+    parts = Counter[str]()
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for rows in steps:
+            step(rows)
+    whole = time.perf_counter() - began
+    for event in profile.key_averages():
+        kind = next((kind for prefix, kind in KINDS.items() if event.key.startswith(prefix)), None)
+        if kind is not None:
+            parts[kind] += event.self_cpu_time_total / 1e6 / len(steps)
+    return {**parts, "everything else": whole / len(steps) - parts.total()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument(
-        "stages", nargs="+", choices=[s for s in STAGES if s.startswith("generate") or s == "ppo"]
-    )
+    parser.add_argument("stages", nargs="+", choices=[s for s in STAGES if s not in ("grpo", "evaluate")])
     parser.add_argument("--shared", type=Path, required=True)
     wanted = parser.parse_args()
+    keep_freed_memory()  # as a session does
     watch()
     watch_updates()
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
@@ -94,9 +117,12 @@ def main() -> None:
         spent.clear()
         began = time.process_time()
         steps = side.work["steps"][1 : 2 if stage == "ppo" else None]
-        for rows in steps:
-            step(rows)
-        parts = parts_of(stage, time.process_time() - began, len(steps))
+        if stage in SAME_LOSS:
+            parts = operations(step, steps)
+        else:
+            for rows in steps:
+                step(rows)
+            parts = parts_of(stage, time.process_time() - began, len(steps))
         found.setdefault(wanted.size, {})[stage] = parts
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
