@@ -60,6 +60,9 @@ step agree to 1e-4 (SFT, reward model, DPO), token counts agree (the others), an
 our sampler drew agree with plain Hugging Face forwards (to 1e-5 on the tokens drawn, to 5e-5 over the
 vocabulary); GRPO's loss on fixed completions to prompts of equal length agrees to 1e-4.
 
+How much TRL pads depends on how ragged a batch is: with 4 prompts a step at 124m instead of {PROMPTS}, PPO's
+ratio was 1.98 (one pair, an earlier commit).
+
 Decoding goes through a kernel of our own where one is built: `make native`, or beside an installed package
 `python -m preftune.models.native`. It needs a C++ compiler and AVX2, and takes seconds;
 nothing is compiled at any other time, and without it torch does the same work. It multiplies few rows (at
