@@ -22,7 +22,7 @@ from bench import prepare
 from ours import Side
 from preftune.config.run import CheckpointConfig
 from preftune.training import checkpoint, loop
-from work import BETA, SIZES
+from work import BETA, SIZES, timed
 
 
 def overhead(side: Side, steps: int) -> dict[str, float]:
@@ -30,20 +30,14 @@ def overhead(side: Side, steps: int) -> dict[str, float]:
     size, spent = SIZES[side.work["size"]]["batch"], Counter[str]()
     runner = side.algorithm("dpo", size, batch_size=size, beta=BETA)
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **named: Any) -> Any:
-            began = time.perf_counter()
-            out = function(*args, **named)
-            spent[name] += time.perf_counter() - began
-            return out
-
-        return wrapped
+    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return timed(spent, name, function, time.perf_counter)
 
     def batch_at(step: int) -> Any:
         rows = side.work["steps"][step % len(side.work["steps"])][:size]
         return runner.learner.place(side.encoder.pairs([side.rows[i] for i in rows]))
 
-    runner.step = timed("step", runner.step)
+    runner.step = clocked("step", runner.step)
     runner.step(batch_at(0))  # makes the optimizer's state
     spent.clear()
     every = CheckpointConfig().every
@@ -55,8 +49,8 @@ def overhead(side: Side, steps: int) -> dict[str, float]:
             checkpoint_every=steps,
             keep=1,
         )
-        checkpoint.save = timed("checkpoint", checkpoint.save)
-        timed("loop", loop.train)(runner, runner.learner, batch_at, plan, lambda step, row: None)
+        checkpoint.save = clocked("checkpoint", checkpoint.save)
+        clocked("loop", loop.train)(runner, runner.learner, batch_at, plan, lambda step, row: None)
     bookkeeping = (spent["loop"] - spent["step"] - spent["checkpoint"]) / steps
     whole = spent["step"] / steps + bookkeeping + spent["checkpoint"] / every
     return {

@@ -152,7 +152,7 @@ def memory(results: list[dict[str, Any]]) -> str:
         "## Memory against the plan",
         "",
         "The plan: 16 bytes for each parameter that is trained (weight, gradient, two moments), 4 for each",
-        "that is only asked. Above it lie the process (about 480 MB for Python, torch and transformers),",
+        "that is only asked. Above it lie the process (some 380 MB when all is imported),",
         "activations, tiles of logits and, in generation, keys and values.",
         "",
         "| size | stage | models trained / asked | plan, MB | peak, MB | above the plan, MB |",

@@ -21,7 +21,7 @@ from preftune.models.memory import keep_freed_memory
 from preftune.rollout import collect
 from preftune.rollout import sample as sampler
 from preftune.training.learner import Learner
-from work import SIZES, STAGES
+from work import SIZES, STAGES, timed
 
 RESULT = ROOT / "benchmarks" / "results" / "where.json"
 KINDS = {
@@ -34,36 +34,30 @@ KINDS = {
 spent: Counter[str] = Counter()
 
 
-def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*args: Any, **named: Any) -> Any:
-        began = time.process_time()
-        out = function(*args, **named)
-        spent[part] += time.process_time() - began
-        return out
-
-    return wrapped
+def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    return timed(spent, part, function, time.process_time)
 
 
 def watch() -> None:
     """Clocks around the parts; those of one layer are inside those of a step."""
-    sampler._draw = timed("drawing tokens", sampler._draw)
-    sampler.next_logits = timed("head", sampler.next_logits)
-    decode.GridDecoder.start = timed("prompts", decode.GridDecoder.start)
-    decode.GridDecoder.step = timed("steps", decode.GridDecoder.step)
-    decode.GridDecoder.attend = timed("attention", decode.GridDecoder.attend)
+    sampler._draw = clocked("drawing tokens", sampler._draw)
+    sampler.next_logits = clocked("head", sampler.next_logits)
+    decode.GridDecoder.start = clocked("prompts", decode.GridDecoder.start)
+    decode.GridDecoder.step = clocked("steps", decode.GridDecoder.step)
+    decode.GridDecoder.attend = clocked("attention", decode.GridDecoder.attend)
     usual = native.FewRows.__init__
 
-    def clocked(self: native.FewRows, model: Any) -> None:
+    def with_clocks(self: native.FewRows, model: Any) -> None:
         usual(self, model)
-        self.products = [(module, timed("linear layers", product)) for module, product in self.products]
+        self.products = [(module, clocked("linear layers", product)) for module, product in self.products]
 
-    native.FewRows.__init__ = clocked
+    native.FewRows.__init__ = with_clocks
 
 
 def watch_updates() -> None:
-    collect.sample = timed("sampling", collect.sample)
-    Learner._step = timed("clipping and AdamW", Learner._step)
-    Learner.update = timed("updates", Learner.update)
+    collect.sample = clocked("sampling", collect.sample)
+    Learner._step = clocked("clipping and AdamW", Learner._step)
+    Learner.update = clocked("updates", Learner.update)
 
 
 def parts_of(stage: str, total: float, count: int) -> dict[str, float]:
