@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
+from preftune.evaluation import compare
+from preftune.report import claims as report_claims
 from preftune.report import comparison_table, load_run
 from preftune.report.cautions import cautions
 from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, verdict
@@ -33,6 +35,10 @@ def test_an_outcome_needs_interval_correction_and_prompts(
     difference: Estimate, p_holm: float | None, expected: str
 ) -> None:
     assert outcome(difference, p_holm) == expected
+
+
+def test_the_records_draw_the_line_where_the_report_does() -> None:
+    assert (compare.MIN_PROMPTS, compare.ALPHA) == (report_claims.MIN_PROMPTS, report_claims.SIGNIFICANCE)
 
 
 def test_verdict_names_better_worse_and_no_detectable_difference(tmp_path: Path) -> None:

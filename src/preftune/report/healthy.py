@@ -10,20 +10,23 @@ from preftune.report.view import RunView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Healthy:
-    """A range and the words of the page that it comes from. An end of None is open."""
+    """A range and the words of the page that it comes from. An end of None is open.
+
+    alone: words in the place of the page's, where those need their sentence.
+    """
 
     words: str
+    alone: str | None = None
     low: float | None = None
     high: float | None = None
     on_hh: bool = False  # said of HH-RLHF only; means nothing on other data
 
     @property
     def meaning(self) -> str:
-        """The page's words, with the one more that some need where they stand alone."""
-        return "at most about 30" if self.words == "about 30" else self.words
+        return self.words if self.alone is None else self.alone
 
 
-_STAY_NEAR = Healthy(words="about 30", high=30.0)
+_STAY_NEAR = Healthy(words="about 30", alone="at most about 30", high=30.0)
 _RATIO = Healthy(words="0.99 to 1.01", low=0.99, high=1.01)
 _CLIPPED = Healthy(words="0 to 0.2", low=0.0, high=0.2)
 HEALTHY: dict[str, dict[str, Healthy]] = {
