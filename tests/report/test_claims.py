@@ -8,8 +8,10 @@ from synthetic import make_run
 from preftune.evaluation import compare
 from preftune.report import claims as report_claims
 from preftune.report import comparison_table, load_run
+from preftune.report.blocks import Grid
 from preftune.report.cautions import cautions
 from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, verdict
+from preftune.report.comparison import significance
 from preftune.report.view import Estimate
 from preftune.rundir import read_json, write_json
 
@@ -48,6 +50,14 @@ def test_verdict_names_better_worse_and_no_detectable_difference(tmp_path: Path)
     assert "DPO (-0.40 [-0.60, -0.20]) are worse than SFT" in words
     assert "GRPO (+0.05 [-0.15, 0.25]) shows no detectable difference from SFT" in words
     assert "68.0 % [65.0, 71.0] of 1,000 held-out pairs, better than chance" in words
+
+
+def test_the_table_says_what_an_unclear_difference_would_have_taken(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path))
+    (table,) = (block.table for block in significance(run).blocks if isinstance(block, Grid))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["GRPO"] == ("reward", UNCLEAR, "+0.05 [-0.15, 0.25]", "0.020", "0.286", "812")
+    assert rows["PPO"] == ("reward", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
 
 
 def test_holm_takes_a_claim_back(tmp_path: Path) -> None:
