@@ -16,11 +16,13 @@ def plain(layer: nn.Linear, states: torch.Tensor, targets: torch.Tensor, tempera
 
 @pytest.mark.parametrize("rows_a_block", [1, 3, 7, 1024])
 @pytest.mark.parametrize("rows", [0, 1, STATES])
+@pytest.mark.parametrize("kept", [0, 800, 1 << 25])
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_are_those_of_a_log_softmax(
-    rows_a_block: int, rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    rows_a_block: int, rows: int, bias: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "_ROWS", rows_a_block)
+    monkeypatch.setattr(head, "_KEPT", kept)
     monkeypatch.setitem(head._ENTRIES, "cpu", 256 * min(rows_a_block, STATES))  # tiles of 256 columns
     torch.manual_seed(0)
     layer = nn.Linear(WIDTH, VOCABULARY, bias=bias)

@@ -1,8 +1,8 @@
 """From hidden states to log-probabilities of chosen tokens, in tiles of the logits.
 
-The logits of a batch are its largest tensor by far, and on a CPU reading and writing them takes longer than
-computing them. Here they exist one tile at a time, small enough to stay in the cache; the backward pass
-computes each tile again, which is cheaper than fetching it.
+The logits of a batch are its largest tensor by far. Here they are worked on one tile at a time, small enough
+to stay in the cache. For the backward pass the first tiles are kept, up to a fixed size in all; it computes
+the others again.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from preftune.models.native import layer_product
 _ROWS = 1024  # positions in a tile, at most
 _ENTRIES = {"cpu": 1 << 20}  # logits in a tile: 4 MB
 _ENTRIES_ELSEWHERE = 1 << 26
+_KEPT = 1 << 25  # logits that wait for the backward pass, at most: 128 MB
 _FEW = 64  # rows
 
 
@@ -28,7 +29,9 @@ def logprobs_and_entropy(
     states (n, d), targets (n,) -> two (n,), float32.
     """
     if type(head) is nn.Linear and type(head.weight.data) is Tensor:
-        return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature)
+        trained = torch.is_grad_enabled() and (states.requires_grad or head.weight.requires_grad)
+        room = _KEPT if trained else 0
+        return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room)
     logits = head(states).float()  # adapted or sharded heads
     with torch.no_grad():
         entropy = categorical_entropy(logits, temperature)
@@ -72,18 +75,25 @@ class _Tiles:
 class _TiledLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        room: int,
     ) -> tuple[Tensor, Tensor]:
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         tiles = _Tiles(weight, bias, temperature, dtype)
+        kept: list[Tensor | None] = []
         with torch.autocast(kind, enabled=False):
             parts = [
-                _one_pass(tiles, rows.to(dtype), wanted)
+                _one_pass(tiles, rows.to(dtype), wanted, kept, room)
                 for rows, wanted in zip(states.split(_ROWS), targets.split(_ROWS), strict=True)
             ]
         logprobs, entropy, normaliser = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.save_for_backward(states, weight, bias, targets, normaliser)
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, *kept)
         ctx.temperature, ctx.dtype = temperature, dtype
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -93,7 +103,8 @@ class _TiledLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
         grad = grads[0]
-        states, weight, bias, targets, normaliser = ctx.saved_tensors
+        states, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
+        in_turn = iter(kept)
         tiles = _Tiles(weight, bias, ctx.temperature, ctx.dtype)
         grad_states = torch.zeros_like(states)
         fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
@@ -103,7 +114,9 @@ class _TiledLogprobs(torch.autograd.Function):
             rows = slice(start, start + _ROWS)
             h, share = states[rows].to(ctx.dtype), (grad[rows] / ctx.temperature).unsqueeze(1)
             for columns in tiles.columns(len(h)):
-                slope = tiles.logits(h, columns).sub_(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
+                logits = next(in_turn)
+                logits = tiles.logits(h, columns) if logits is None else logits
+                slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
                 place, here = _within(targets[rows], columns, slope.shape[1])
                 slope.scatter_add_(1, place, share * here)
                 slope = slope.to(ctx.dtype)
@@ -114,20 +127,27 @@ class _TiledLogprobs(torch.autograd.Function):
                     grad_weight[columns] += slope.t() @ h
                 if grad_bias is not None:
                     grad_bias[columns] += slope.sum(0)
-        return grad_states, grad_weight, grad_bias, None, None
+        return grad_states, grad_weight, grad_bias, None, None, None
 
 
-def _one_pass(tiles: _Tiles, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and normalisers log Σ exp(logits) of one block of rows, all (n,)."""
+def _one_pass(
+    tiles: _Tiles, states: Tensor, targets: Tensor, kept: list[Tensor | None], room: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and normalisers log Σ exp(logits) of one block of rows, all (n,).
+
+    Each tile of logits is added to `kept`, or None where there is no room for it.
+    """
     peak = torch.full((len(states), 1), -torch.inf, device=states.device)
     total, moment, wanted = (torch.zeros_like(peak) for _ in range(3))  # Σ e, Σ e · (logit - peak), logit
     for columns in tiles.columns(len(states)):
         logits = tiles.logits(states, columns)
+        fits = logits.numel() + sum(tile.numel() for tile in kept if tile is not None) <= room
+        kept.append(logits if fits else None)
         place, here = _within(targets, columns, logits.shape[1])
         wanted = torch.where(here, logits.gather(1, place), wanted)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
         moved = torch.where(total > 0, peak - higher, 0)
-        logits.sub_(higher)
+        logits = logits - higher
         weights = logits.exp()
         moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, logits).unsqueeze(1)
         total = total * moved.exp() + weights.sum(1, keepdim=True)
