@@ -1,5 +1,7 @@
 """Log-probs through tiles of logits: blocks of rows and tiles of columns do not show."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -39,3 +41,49 @@ def test_values_and_gradients_are_those_of_a_log_softmax(
         found.append([logprobs.detach(), states.grad, *(p.grad for p in layer.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, head._FEW, head._FEW + 1])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", [False, True])
+def test_logits_of_the_next_token_are_those_of_the_head(
+    rows: int, bias: bool, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows go through the kernel, or through the product the other way round where there is none."""
+    asked: list[nn.Module] = []
+
+    def product(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        asked.append(layer)
+        return (lambda states: layer(states) + 1) if kernel else None  # seen by what it adds
+
+    monkeypatch.setattr(head, "layer_product", product)
+    torch.manual_seed(0)
+    layer = nn.Linear(WIDTH, VOCABULARY, bias=bias)
+    states = torch.randn(rows, WIDTH)
+    few = rows <= head._FEW
+    with torch.no_grad():
+        found, expected = head.next_logits(layer, states), layer(states)
+    assert asked == ([layer] if few else [])
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected + 1 if kernel and few else expected)
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_few_rows_without_a_kernel_take_the_way_that_is_right_for_the_head(
+    precise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transposed product only for a plain Linear in its own precision; no graph comes out of it."""
+    transposed = []
+    usual = torch.mm
+    monkeypatch.setattr(head, "layer_product", lambda layer: None)
+    monkeypatch.setattr(torch, "mm", lambda a, b: transposed.append(a.shape) or usual(a, b))
+    layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(head._FEW, WIDTH)
+    adapted = nn.Sequential(layer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+        logits = [head.next_logits(layer, states), head.next_logits(adapted, states)]
+        assert all(x.dtype == torch.float32 for x in logits)
+        assert transposed == ([(VOCABULARY, WIDTH)] if precise else [])
+        assert logits[0].requires_grad != precise
+        expected = layer(states).float()
+    torch.testing.assert_close(logits[0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logits[1], expected, atol=0, rtol=0)

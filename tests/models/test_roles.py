@@ -6,7 +6,7 @@ from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.probe import plain_layout
-from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel
+from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, casting
 from preftune.rollout.collect import by_batches
 from tiny import EOS, causal_lm, classifier, sequences, widened
 
@@ -171,6 +171,7 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio_of_the_response() -> No
 
 def test_an_implicit_reward_has_no_gradient() -> None:
     role = ImplicitReward(causal_lm(1), causal_lm(2), 0.5)
+    assert (role.mean, role.std, role.dtype) == (0.0, 1.0, torch.float32)
     assert not role.scores(sequences(5)).requires_grad
     assert role.model is role.module.policy.model
 
@@ -179,6 +180,17 @@ def test_an_implicit_reward_has_no_gradient() -> None:
 def test_scores_are_raw_float32_unless_told_otherwise(kind: type[RewardModel | Critic]) -> None:
     role = kind(classifier(3))
     assert (role.mean, role.std, role.dtype) == (0.0, 1.0, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_roles_own_precision_is_cast_to(dtype: torch.dtype) -> None:
+    role = Policy(causal_lm(1))
+    with casting(role):
+        assert not torch.is_autocast_enabled("cpu")
+    role.dtype = dtype
+    with casting(role):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == dtype
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,35 @@ def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(en
     assert [columns["ended"] for _, _, columns in SEEN] == flags
 
 
+def test_a_prompt_of_no_row_is_handed_over_as_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    SEEN.clear()
+    own = replace(functions(encoder, "test_functions:everything"), rows={})
+    own.scores(batch_of(encoder))
+    nothing = {"ended": True, "source": "", "row": None, "chosen": None, "rejected": None}
+    assert [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i], nothing) for i in range(6)] == SEEN
+    failing_with(monkeypatch, boom)
+    own = replace(functions(encoder, "test_functions:fails_on_go"), rows={})
+    with pytest.raises(DataError, match=r"row None: it raised RuntimeError"):
+        own.scores(batch_of(encoder))
+
+
+def test_rewards_are_float32_where_the_sequences_are(encoder: Encoder) -> None:
+    """Here sequences are elsewhere than tensors made without a device, as on a GPU."""
+    own, batch, usual = (
+        functions(encoder, "test_functions:letters"),
+        batch_of(encoder),
+        torch.get_default_dtype(),
+    )
+    assert load_functions("test_functions:letters")[0].seconds == 300
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            scores = own.scores(batch)
+    finally:
+        torch.set_default_dtype(usual)
+    assert (scores.device, scores.dtype) == (batch.ids.device, torch.float32)
+
+
 def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> None:
     scores = functions(encoder, "test_functions:some_columns").scores(batch_of(encoder, [False, *[True] * 5]))
     assert scores.tolist() == [3, 13, 13, 13, 13, 13]
@@ -232,6 +262,23 @@ def test_more_than_a_fifth_masked_stops(encoder: Encoder) -> None:
         DataError, match=r"6 of 6 responses got no reward, more than 20%; the first: .*math:log"
     ):
         own.scores(batch_of(encoder))
+
+
+def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_with(monkeypatch, boom)
+    batch = batch_of(encoder)
+    fifth = functions(encoder, "test_functions:fails_on_go", "mask").scores(
+        batch[torch.tensor([0, 1, 2, 3, 4])]
+    )
+    assert fifth.isnan().tolist() == [False, False, False, True, False]
+    monkeypatch.setitem(globals(), "fails_on_go", lambda p, r: [][0] if "N" in r else 1 / ("o" not in r))
+    with pytest.raises(
+        DataError, match=r"3 of 6 .*the first: .*row 10 of set: it raised ZeroDivision"
+    ) as caught:
+        functions(encoder, "test_functions:fails_on_go", "mask").scores(batch)
+    assert "on_reward_error=mask" in caught.value.hint
 
 
 def hang() -> float:

@@ -115,6 +115,31 @@ def test_a_token_of_probability_0_is_never_drawn(uniform: float, token: int) -> 
     assert module._draw(logits, torch.tensor([uniform]), 1.0).item() == token
 
 
+@pytest.mark.parametrize("size", [100, 256, 700])  # less than a block of tokens, one, two and a part
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(size: int, temperature: float) -> None:
+    """Against float64 over the whole vocabulary; as sure as rounding allows where two tokens meet."""
+    generator = torch.Generator().manual_seed(size)
+    logits, uniform = 2 * torch.randn(500, size, generator=generator), torch.rand(500, generator=generator)
+    ends = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    target = uniform.double().unsqueeze(1)
+    expected = torch.searchsorted(ends, target, right=True).squeeze(1)
+    clear = (ends - target).abs().amin(1) > 1e-6
+    assert clear.sum() > 480
+    assert len(expected.unique()) > 60
+    assert torch.equal(module._draw(logits, uniform, temperature)[clear], expected[clear])
+
+
+def test_a_draw_does_not_depend_on_the_level_of_the_logits() -> None:
+    """Rows a thousand above and below the others: neither overflows, neither vanishes."""
+    generator = torch.Generator().manual_seed(0)
+    logits, uniform = torch.randint(-8, 8, (6, 300), generator=generator) / 4, torch.linspace(0.05, 0.95, 6)
+    level = torch.tensor([1024.0, -1024.0, 0.0]).repeat(2).unsqueeze(1)
+    expected = module._draw(logits, uniform, 1.0)
+    assert torch.equal(module._draw(logits + level, uniform, 1.0), expected)
+    assert torch.equal(module._draw(logits, uniform, 2.0), module._draw(logits / 2, uniform, 1.0))
+
+
 def test_rows_are_repacked_without_a_gap(policy: Policy) -> None:
     """Prompt, response, then padding: right-padded, with the masks that lengths and EOS give."""
     texts, _ = rows(4, 10)
