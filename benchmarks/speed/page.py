@@ -153,7 +153,8 @@ def memory(results: list[dict[str, Any]]) -> str:
         "",
         "The plan: 16 bytes for each parameter that is trained (weight, gradient, two moments), 4 for each",
         "that is only asked. Above it lie the process (some 380 MB when all is imported),",
-        "activations, tiles of logits and, in generation, keys and values.",
+        "activations, tiles of logits (up to 128 MB wait for the backward pass) and, in generation, keys and",
+        "values.",
         "",
         "| size | stage | models trained / asked | plan, MB | peak, MB | above the plan, MB |",
         "|---|---|---|---|---|---|",
@@ -182,7 +183,8 @@ def where(found: dict[str, Any]) -> str:
         "## Where the time goes",
         "",
         "CPU seconds a step, ours, with clocks around the parts; for updates, seconds by kind of operation",
-        "(logits that the backward pass computes again are products). By `benchmarks/speed/where.py`.",
+        "(logits beyond 128 MB, which the backward pass computes again, are products). By",
+        "`benchmarks/speed/where.py`.",
         "",
     ]
     for size, by_stage in found.items():
