@@ -2,8 +2,10 @@
 
 Usage: overhead.py SIZE --shared DIR > benchmarks/results/overhead.json. The first part drives the real
 loop over a DPO stage: encoding, the algorithm's step, metrics, one checkpoint. Everything but the update
-itself is overhead; the checkpoint counts with its share at the default interval. The second part runs the
-recipe `quickstart` in processes of their own until the first line of its metrics is there.
+itself is overhead; the checkpoint counts with its share at the default interval. The second part measures
+policies as an evaluation does, with all its statistics: everything but sampling, divergences and scores is
+overhead. The third runs the recipe `quickstart` in processes of their own until the first line of its
+metrics is there.
 """
 
 import argparse
@@ -18,11 +20,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import prepare
 from ours import Side
+from preftune.config import EvaluationConfig
 from preftune.config.run import CheckpointConfig
+from preftune.evaluation import policy
+from preftune.evaluation.compare import compare_to
+from preftune.evaluation.summary import summarise
+from preftune.models.load import load_causal_lm
+from preftune.models.roles import Policy, Reference, RewardModel
+from preftune.models.scalar import load_scalar_model
+from preftune.rollout.score import Scorer
 from preftune.training import checkpoint, loop
-from work import BETA, SIZES, timed
+from work import BETA, NEW_TOKENS, PROMPTS, SIZES, timed
 
 
 def overhead(side: Side, steps: int) -> dict[str, float]:
@@ -63,6 +75,42 @@ def overhead(side: Side, steps: int) -> dict[str, float]:
     }
 
 
+def evaluation(side: Side) -> dict[str, float]:
+    """Seconds of measuring a policy on every prompt of the work, and the share that no model takes."""
+    spent = Counter[str]()
+
+    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return timed(spent, name, function, time.perf_counter)
+
+    judge = RewardModel(load_scalar_model(side.rm))
+    settings = EvaluationConfig(prompts=len(side.rows), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
+    bench = policy.Bench(
+        prompts=side.rows,
+        encoder=side.encoder,
+        scorer=Scorer(reward_model=judge, encoder=side.encoder, translate=None),
+        reference=Reference(load_causal_lm(side.lm)),
+        settings=settings,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    tuned = Policy(load_causal_lm(side.lm))
+    for module, name in ((policy, "sample"), (policy, "divergences"), (Scorer, "scores")):
+        setattr(module, name, clocked("models", getattr(module, name)))
+
+    def measured() -> None:
+        rows = bench.rows(tuned, lambda count: None)
+        reverse = bench.reverse_kl(tuned, rows)
+        summarise("ppo", "PPO", rows, bench, None, reverse)
+        compare_to("sft", {"sft": rows, "ppo": rows}, settings, 0)
+
+    clocked("all", measured)()
+    return {
+        "evaluation_prompts": len(side.rows),
+        "evaluation_seconds": spent["all"],
+        "evaluation_share": 1 - spent["models"] / spent["all"],
+    }
+
+
 def first_step(times: int) -> list[float]:
     """Seconds from the start of `preftune run quickstart` to its first step, beyond importing torch."""
     found = []
@@ -91,7 +139,7 @@ def main() -> None:
     wanted = parser.parse_args()
     starts = first_step(3)
     side = Side(prepare(wanted.size, wanted.shared, 0), "dpo")
-    found = overhead(side, wanted.steps)
+    found = overhead(side, wanted.steps) | evaluation(side)
     print(
         json.dumps(
             {

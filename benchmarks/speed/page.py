@@ -213,6 +213,7 @@ def growth(found: dict[str, Any]) -> str:
 
 
 def overhead(found: dict[str, Any]) -> str:
+    prompts, took = found["evaluation_prompts"], found["evaluation_seconds"]
     starts = ", ".join(f"{s:.1f}" for s in found["first_step_seconds"])
     steps, every = found["steps"], found["checkpoint_every"]
     return f"""## Overhead
@@ -220,6 +221,8 @@ def overhead(found: dict[str, Any]) -> str:
 A DPO step at {found["size"]}: the update takes {found["step_seconds"]:.2f} s; encoding and metrics take
 {1000 * found["bookkeeping_seconds"]:.1f} ms, a checkpoint, every {every} steps,
 {found["checkpoint_seconds"]:.1f} s. {100 * found["share"]:.1f}% of a step is not the update (n = {steps}).
+Measuring a policy on {prompts} prompts takes {took:.0f} s; {100 * found["evaluation_share"]:.1f}% of that is
+neither sampling nor divergences nor scores but texts, intervals and comparisons.
 `preftune run quickstart` takes {starts} s from its start to its first step, importing torch not counted.
 Both by `benchmarks/speed/overhead.py`."""
 
