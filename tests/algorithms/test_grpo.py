@@ -8,6 +8,7 @@ from torch import Tensor
 
 from preftune.config import GRPOConfig
 from preftune.errors import PreftuneError
+from preftune.functional import group_advantages
 from preftune.models.roles import Policy
 from preftune.rollout import Rollout
 from tiny import (
@@ -43,6 +44,22 @@ def test_advantages_are_the_groups_own_scores_standardised() -> None:
     s = groups(batch.scores)
     expected = (s - s.mean(1, keepdim=True)) / (s.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(made.experience(batch).advantages, expected.flatten(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_the_scale_of_the_settings_is_that_of_the_advantages(scale: str) -> None:
+    made, _ = runner("grpo", roles("grpo"), scale=scale)
+    batch = rollout(5)
+    expected = group_advantages(batch.scores, GROUP, scale)
+    torch.testing.assert_close(made.experience(batch).advantages, expected, atol=0, rtol=0)
+
+
+def test_the_spread_within_groups_of_two() -> None:
+    """sd of two scores: their distance over √2."""
+    made, _ = runner("grpo", roles("grpo"), group_size=2)
+    batch = rollout(5)
+    apart = batch.scores.view(-1, 2).diff().abs().mean() / 2**0.5
+    assert made.report(batch)["reward_std"] == pytest.approx(apart.item(), rel=1e-5)
 
 
 def test_groups_of_equal_scores_give_exactly_no_gradient_without_kl() -> None:

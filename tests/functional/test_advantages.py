@@ -13,9 +13,11 @@ from preftune.functional import (
     gae,
     group_advantages,
     leave_one_out_advantages,
+    masked_mean,
     missing_eos_scores,
     shaped_rewards,
 )
+from preftune.functional.advantages import centred_groups
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -175,6 +177,16 @@ def test_equal_scores_give_exact_zero_and_groups_sum_to_zero(scale: str, k: int)
     loo = leave_one_out_advantages(scores, k).view(4, k)
     assert (loo[1] == 0).all()
     torch.testing.assert_close(loo.sum(1), torch.zeros(4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("off", [-7.0, 7.0])
+def test_equal_scores_beside_one_that_does_not_count_give_exact_zero(off: float) -> None:
+    """The mean of seven 0.7 is not 0.7, and the score off `valid` must not make the group an unequal one."""
+    scores, valid = torch.full((8,), 0.7), torch.ones(8, dtype=torch.bool)
+    scores[1], valid[1] = off, False
+    assert masked_mean(scores, valid) != scores[0]  # the test can fail
+    assert (centred_groups(scores, 8, valid) == 0).all()
+    assert (group_advantages(scores, 8, valid=valid) == 0).all()
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])

@@ -128,11 +128,10 @@ class PPO:
         policy = self.learner.update("policy", batch, weights, self.policy_loss)
         value = self.learner.update("critic", batch, weights, self.value_loss)
         return {
-            **{name: number for name, number in policy.items() if name not in ("loss", "grad_norm")},
+            **{name: number for name, number in policy.items() if name != "loss"},
             "loss/policy_avg": policy["loss"],
             "loss/value_avg": value["loss"],
             "val/clipfrac_avg": value["val/clipfrac_avg"],
-            "grad_norm": policy["grad_norm"],
             "grad_norm/critic": value["grad_norm"],
         }
 
