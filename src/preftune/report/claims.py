@@ -33,7 +33,7 @@ class Claim:
 
 def outcome(difference: Estimate, p_holm: float | None = None) -> str:
     """better, worse or no detectable difference, from the interval and the corrected p-value alone."""
-    survives = p_holm is None or p_holm <= SIGNIFICANCE
+    survives = p_holm is None or p_holm < SIGNIFICANCE
     enough = difference.n is None or difference.n >= MIN_PROMPTS
     if not (difference.excludes(0.0) and survives and enough):
         return UNCLEAR
