@@ -43,6 +43,73 @@ def test_values_and_gradients_are_those_of_a_log_softmax(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("room", "computed"), [(0, 6), (STATES * 256, 5), (STATES * 512, 4), (STATES * 700, 3)]
+)
+def test_tiles_that_find_room_are_computed_once(
+    room: int, computed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three tiles, of 256, 256 and 188 columns."""
+    monkeypatch.setitem(head._ENTRIES, "cpu", 256 * STATES)
+    monkeypatch.setattr(head, "_KEPT", room)
+    tiles: list[slice] = []
+    usual = head._Tiles.logits
+    monkeypatch.setattr(head._Tiles, "logits", lambda self, h, c: tiles.append(c) or usual(self, h, c))
+    layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(STATES, WIDTH)
+    logprobs, _ = head.logprobs_and_entropy(layer, states, torch.zeros(STATES, dtype=torch.long), 1.0)
+    held = sum(tile.numel() for tile in logprobs.grad_fn.saved_tensors[5:] if tile is not None)
+    assert held <= room
+    logprobs.sum().backward()
+    assert len(tiles) == computed
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor | None] = []
+    usual = head._one_pass
+    monkeypatch.setattr(head, "_one_pass", lambda *a: (usual(*a), kept.extend(a[3]))[0])
+    layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(STATES, WIDTH)
+    targets = torch.zeros(STATES, dtype=torch.long)
+    with torch.no_grad():
+        head.logprobs_and_entropy(layer, states, targets, 1.0)
+    head.logprobs_and_entropy(layer.requires_grad_(False), states, targets, 1.0)
+    assert kept == [None, None]
+    head.logprobs_and_entropy(layer, states.requires_grad_(), targets, 1.0)
+    head.logprobs_and_entropy(layer.requires_grad_(), states.detach(), targets, 1.0)
+    assert [tile is None for tile in kept[2:]] == [False, False]
+
+
+class Adapted(nn.Linear):
+    """More than its weight, as a head with an adapter is."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(input)
+
+
+class Wrapped(torch.Tensor):
+    """Data of another kind, as in a sharded or quantised head."""
+
+
+@pytest.mark.parametrize("kind", ["plain", "adapted", "wrapped"])
+def test_tiles_are_for_plain_heads_and_the_others_compute_their_own_logits(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    usual = head._one_pass
+    monkeypatch.setattr(head, "_one_pass", lambda *a: passes.append(1) or usual(*a))
+    torch.manual_seed(0)
+    layer = (Adapted if kind == "adapted" else nn.Linear)(WIDTH, VOCABULARY)
+    if kind == "wrapped":
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Wrapped))
+    states, targets = torch.randn(STATES, WIDTH), torch.randint(0, VOCABULARY, (STATES,))
+    logprobs, entropy = head.logprobs_and_entropy(layer, states, targets, 0.7)
+    assert bool(passes) == (kind == "plain")
+    torch.testing.assert_close(logprobs, plain(layer, states, targets, 0.7), atol=1e-5, rtol=1e-5)
+    p = torch.softmax(layer(states).detach() / 0.7, -1)
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(1), atol=1e-5, rtol=1e-5)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
 @pytest.mark.parametrize("rows", [1, 3, head._FEW, head._FEW + 1])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kernel", [False, True])
