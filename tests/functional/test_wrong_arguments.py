@@ -13,6 +13,9 @@ from preftune import functional as pf
 ROWS, COLUMN = torch.arange(4.0), torch.arange(4.0)[:, None]  # (B,) and (B, 1) make (B, B)
 TOKENS, IDS, LOGITS = torch.ones(4, 4), torch.ones(3, 5, dtype=torch.long), torch.randn(3, 5, 7)
 ONE = torch.ones(1, 4)
+SUMS = (
+    "shapes differ: policy_chosen (4,), policy_rejected (4,), reference_chosen (4,), reference_rejected (4,)"
+)
 
 Case = tuple[str, Callable[[], object]]
 SHAPES: dict[str, Case] = {
@@ -58,7 +61,7 @@ SHAPES: dict[str, Case] = {
     ),
     **{
         f"preference_loss, {name}": (
-            ", ".join(f"{other} (4,{' 1' if other == name else ''})" for other in names),
+            "shapes differ: " + ", ".join(f"{other} (4,{' 1' if other == name else ''})" for other in names),
             lambda name=name, names=names: pf.preference_loss(
                 **{other: COLUMN if other == name else ROWS for other in names}, beta=0.1
             ),
@@ -67,13 +70,13 @@ SHAPES: dict[str, Case] = {
         for name in names
     },
     "chosen_lengths": (
-        "chosen_lengths (4, 1), rejected_lengths (4,)",
+        f"{SUMS}, chosen_lengths (4, 1), rejected_lengths (4,)",
         lambda: pf.preference_loss(
             ROWS, ROWS, ROWS, ROWS, beta=0.1, chosen_lengths=COLUMN, rejected_lengths=ROWS
         ),
     ),
     "rejected_lengths": (
-        "chosen_lengths (4,), rejected_lengths (4, 1)",
+        f"{SUMS}, chosen_lengths (4,), rejected_lengths (4, 1)",
         lambda: pf.preference_loss(
             ROWS, ROWS, ROWS, ROWS, beta=0.1, chosen_lengths=ROWS, rejected_lengths=COLUMN
         ),
@@ -92,7 +95,7 @@ SHAPES: dict[str, Case] = {
         lambda: pf.kto_loss(ROWS, ROWS, COLUMN, 0.1, beta=0.1),
     ),
     "kl of each row": (
-        "desirable (4,), kl (4, 1)",
+        "shapes differ: policy (4,), reference (4,), desirable (4,), kl (4, 1)",
         lambda: pf.kto_loss(ROWS, ROWS, ROWS > 1, COLUMN, beta=0.1),
     ),
     "missing_eos_scores": (
@@ -145,7 +148,7 @@ SHAPES: dict[str, Case] = {
         lambda: pf.ppo_value_loss(TOKENS, TOKENS, ROWS),
     ),
     "value mask of rows": (
-        "returns (4, 4), mask (4,)",
+        "shapes differ: values (4, 4), old_values (4, 4), returns (4, 4), mask (4,)",
         lambda: pf.ppo_value_loss(TOKENS, TOKENS, TOKENS, mask=ROWS > 1),
     ),
 }
@@ -188,24 +191,39 @@ NUMBERS: dict[str, Case] = {
     ),
     "gamma": ("gamma is 1.01; it must lie in [0, 1]", lambda: pf.gae(TOKENS, TOKENS, TOKENS, 1.01, 1.0)),
     "lam": ("lam is -0.5; it must lie in [0, 1]", lambda: pf.gae(TOKENS, TOKENS, TOKENS, 1.0, -0.5)),
-    "clip_low": ("clip_low is -0.2;", lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, -0.2)),
-    "clip_high": ("clip_high is -0.2;", lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, 0.2, -0.2)),
-    "delta": ("delta is -1.0;", lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, delta=-1.0)),
-    "value clip": ("clip is -0.2;", lambda: pf.ppo_value_loss(TOKENS, TOKENS, TOKENS, -0.2)),
+    "clip_low": (
+        "clip_low is -0.2; it must lie in [0, inf]",
+        lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, -0.2),
+    ),
+    "clip_high": (
+        "clip_high is -0.2; it must lie in [0, inf]",
+        lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, 0.2, -0.2),
+    ),
+    "delta": (
+        "delta is -1.0; it must lie in [0, inf]",
+        lambda: pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, delta=-1.0),
+    ),
+    "value clip": (
+        "clip is -0.2; it must lie in [0, inf]",
+        lambda: pf.ppo_value_loss(TOKENS, TOKENS, TOKENS, -0.2),
+    ),
     "eps": ("eps is -1.0; it must lie in [0, inf]", lambda: pf.group_advantages(ROWS, 2, eps=-1.0)),
-    "tokens in all": ("total is -3;", lambda: pf.token_mean(TOKENS, -3)),
-    "rows in all": ("total is -3;", lambda: pf.sequence_mean(TOKENS, -3)),
+    "tokens in all": ("total is -3; it must lie in [0, inf]", lambda: pf.token_mean(TOKENS, -3)),
+    "rows in all": ("total is -3; it must lie in [0, inf]", lambda: pf.sequence_mean(TOKENS, -3)),
     "max_length": ("max_length is 0; it must lie in [1, inf]", lambda: pf.constant_length(TOKENS, 0)),
     "target": ("target is 0.0; it must be above 0", lambda: pf.AdaptiveKL(0.1, 0.0, 100.0)),
     "horizon": ("horizon is -1.0; it must be above 0", lambda: pf.AdaptiveKL(0.1, 6.0, -1.0)),
-    "a KL of NaN": ("kl is nan;", lambda: pf.AdaptiveKL(0.1, 6.0, 100.0).observe(math.nan, 1)),
+    "a KL of NaN": (
+        "kl is nan; it must lie in [-inf, inf]",
+        lambda: pf.AdaptiveKL(0.1, 6.0, 100.0).observe(math.nan, 1),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *NUMBERS])
 def test_what_fits_no_formula_is_refused(name: str) -> None:
     message, call = {**SHAPES, **NUMBERS}[name]
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
 
 

@@ -19,6 +19,7 @@ PREFERENCE_KINDS = (
     *("apo_zero", "apo_down", "sppo_hard", "bco_pair"),
 )
 SMOOTHED_KINDS = ("sigmoid", "robust")
+_LARGEST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more is infinite
 
 
 def bradley_terry_loss(
@@ -226,7 +227,9 @@ def ppo_policy_loss(
         log_ratio = masked_mean(log_ratio, active, dim=1).unsqueeze(1)
     elif level == "sequence_sum":
         log_ratio = log_ratio.sum(1, keepdim=True)
-    ratio = log_ratio.exp()
+    # A large ratio leaves the loss flat, save for bad tokens without `delta`: inf would make that 0 · inf.
+    unbounded = advantages < 0 if delta is None else torch.zeros_like(active)
+    ratio = torch.where(unbounded, log_ratio, log_ratio.clamp(max=_LARGEST[log_ratio.dtype])).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     capped = ratio if delta is None else ratio.clamp(max=delta)
     return zero_off(-torch.minimum(capped * advantages, clipped * advantages), active)
