@@ -67,6 +67,7 @@ def test_paired_difference_by_hand() -> None:
         lambda: stats.holm([0.1, 1.5]),
         lambda: stats.holm([0.1, math.nan]),
         lambda: stats.distinct_n([1, 2], 0),
+        lambda: stats.wilson(1, 3, z=-1.0),
         lambda: stats.brier([1.5], [1]),
         lambda: stats.brier([0.5], [-1]),
         lambda: stats.ece([0.5, -0.1], [1, 0]),

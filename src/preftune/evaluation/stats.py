@@ -34,10 +34,12 @@ class PairedResult(NamedTuple):
 def wilson(wins: float, n: int, z: float = Z95) -> Interval:
     """Wilson's score interval of a proportion; ties may count as half a win. n = 0 says nothing: (0, 1).
 
-    Wilson 1927, "Probable inference". ValueError: wins outside 0..n.
+    Wilson 1927, "Probable inference". ValueError: wins outside 0..n, a negative z.
     """
     if not 0 <= wins <= n:
         raise ValueError(f"{wins} wins out of {n}")
+    if not z >= 0:
+        raise ValueError(f"z is {z}; it must not be negative")
     if n == 0:
         return Interval(0.0, 1.0)
     p, shrink = wins / n, 1 + z * z / n
