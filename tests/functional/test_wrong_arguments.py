@@ -239,7 +239,9 @@ def test_what_can_only_mean_one_thing_is_taken() -> None:
     assert torch.equal(
         pf.bradley_terry_loss(ROWS, ROWS, torch.tensor(0.5)), pf.bradley_terry_loss(ROWS, ROWS, 0.5)
     )
-    assert torch.equal(preference(beta=1), pf.preference_loss(ROWS, ROWS, 0.0, 0.0, beta=1))
+    assert torch.equal(
+        preference(beta=1), pf.preference_loss(ROWS, ROWS, torch.tensor(0.0), torch.tensor(0.0), beta=1)
+    )
     spread = pf.ppo_policy_loss(TOKENS, TOKENS, COLUMN)
     assert torch.equal(spread, pf.ppo_policy_loss(TOKENS, TOKENS, ROWS))
     assert torch.equal(spread, pf.ppo_policy_loss(TOKENS, TOKENS, ROWS, math.inf, 0.0, delta=math.inf))
