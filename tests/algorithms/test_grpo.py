@@ -150,11 +150,17 @@ def test_reductions_agree_where_all_responses_have_the_full_length() -> None:
     equal = replace(whole, response=(columns >= start) & (columns < start + length))
     base = rollout(5)
     batch = replace(base, sequences=replace(equal, attention=columns < start + length))
-    losses = [
-        gradients("grpo", batch, reduction=reduction, max_new_tokens=length)[1]["loss"]
-        for reduction in ("dapo", "grpo", "bnpo", "dr_grpo")
-    ]
-    assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+
+    def losses(limit: int) -> list[float]:
+        return [
+            gradients("grpo", batch, reduction=reduction, max_new_tokens=limit)[1]["loss"]
+            for reduction in ("dapo", "grpo", "bnpo", "dr_grpo")
+        ]
+
+    full, half = losses(length), losses(2 * length)
+    assert abs(full[0]) > 1e-3
+    assert full == pytest.approx([full[0]] * 4, abs=1e-6)
+    assert half == pytest.approx([*full[:3], full[3] / 2], abs=1e-6)  # equal, but below the limit
 
 
 @pytest.mark.parametrize("equal", [0, 4])
@@ -225,6 +231,15 @@ def test_the_first_update_of_a_step_has_ratio_1() -> None:
     assert groups(starts).float().std(1).max() == 0  # one prompt a group
     expected = (sampled.logprobs - sampled.reference_logprobs).sum(1).mean().item()
     assert metrics["kl_per_sequence"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_the_first_update_has_minus_the_mean_advantage_as_loss_plus_the_kl_term(kl_coef: float) -> None:
+    """At ratio 1, averaged over responses: -mean A = 0, and `kl_coef` times the mean k3 of each response."""
+    batch = rollout(5, policy=Policy(causal_lm(1)), noise=0.0)
+    got, metrics = gradients("grpo", batch, reduction="grpo", kl_coef=kl_coef)
+    assert metrics["loss"] == pytest.approx(kl_coef * metrics["kl"], abs=1e-6)
+    assert flat(got["policy"]).norm() > 1e-3  # a loss of 0 is not a gradient of 0
 
 
 def test_groups_whose_rows_are_apart_are_refused() -> None:

@@ -12,12 +12,14 @@ from preftune.algorithms import ALGORITHMS, GRPO, PPO, grpo, ppo
 from preftune.algorithms.base import Loss, Metrics, averaged
 from preftune.algorithms.minibatch import minibatches
 from preftune.data import Pairs, Sequences
+from preftune.models.roles import Reference
 from preftune.seeding import derive_seed
 from tiny import (
     GROUP,
     TRAINED,
     Judge,
     batch_for,
+    causal_lm,
     gradients,
     prompts,
     relative,
@@ -187,6 +189,25 @@ def test_weights_are_shares_of_what_all_processes_hold(
 
 
 ONLINE = pytest.mark.parametrize(("algorithm", "module"), [("ppo", ppo), ("grpo", grpo)])
+
+
+@ONLINE
+def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(
+    algorithm: str, module: ModuleType
+) -> None:
+    """k1 of every token, in a whole step from prompts; PPO's rewards are then the scores alone."""
+    models = roles(algorithm)
+    models["reference"] = Reference(causal_lm(1))
+    made, _ = runner(algorithm, models, 3, temperature=0.7, max_new_tokens=10)
+    made.scorer = Judge(lambda batch: batch.response.sum(1).float())
+    sampled = made.rollout(prompts(3))
+    assert torch.equal(sampled.logprobs, sampled.reference_logprobs)
+    assert sampled.logprobs.any()
+    metrics = made.improve(sampled)
+    kept = ("objective/kl", "objective/non_score_reward", "kl_per_sequence")
+    assert {metrics[name] for name in kept if name in metrics} == {0.0}
+    if algorithm == "ppo":
+        assert metrics["objective/rlhf_reward"] == metrics["objective/scores"]
 
 
 @ONLINE

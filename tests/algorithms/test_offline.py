@@ -11,6 +11,7 @@ from preftune.data import Pairs, Sequences, pad_sequences
 from preftune.models.roles import Policy, Reference, RewardModel
 from tiny import (
     EOS,
+    VOCABULARY,
     causal_lm,
     classifier,
     flat,
@@ -49,6 +50,15 @@ def test_sft_is_cross_entropy_with_ignored_labels() -> None:
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-6)
     assert relative(got["policy"], gradient_of(expected, model)) < 2e-6
     assert metrics["grad_norm"] == pytest.approx(flat(got["policy"]).norm().item(), rel=1e-5)
+
+
+def test_sft_starts_at_the_log_of_the_vocabulary_size() -> None:
+    """With weights so small that every token is as likely as any other."""
+    model = causal_lm(1)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1e-3)  # the head is tied to it
+    _, metrics = gradients("sft", sequences(5, 8), models={"policy": Policy(model)})
+    assert metrics["loss"] == pytest.approx(math.log(VOCABULARY), abs=1e-2)
 
 
 def test_dpo_sums_log_ratios_over_the_response() -> None:

@@ -41,6 +41,13 @@ def test_win_rate_counts_ties_half() -> None:
     assert stats.win_rate(a, b) + stats.win_rate(b, a) == pytest.approx(1.0, rel=1e-12)
 
 
+def test_what_is_not_known_is_no_loss() -> None:
+    assert math.isnan(stats.win_rate([math.nan, 1], [0, 0]))
+    assert math.isnan(stats.win_rate([0, 0], [1, math.nan]))
+    assert stats.win_rate([math.inf, -math.inf], [math.inf, 0]) == 0.25
+    assert math.isnan(stats.brier([math.nan], [1]))
+
+
 def test_paired_difference_by_hand() -> None:
     mean, se = stats.paired_difference([1.0, 2.0, 6.0], [0.0, 2.0, 1.0])
     assert mean == 2.0
@@ -60,6 +67,12 @@ def test_paired_difference_by_hand() -> None:
         lambda: stats.holm([0.1, 1.5]),
         lambda: stats.holm([0.1, math.nan]),
         lambda: stats.distinct_n([1, 2], 0),
+        lambda: stats.wilson(1, 3, z=-1.0),
+        lambda: stats.brier([1.5], [1]),
+        lambda: stats.brier([0.5], [-1]),
+        lambda: stats.ece([0.5, -0.1], [1, 0]),
+        lambda: stats.ece([0.5], [2]),
+        lambda: stats.ece([0.5], [1], bins=0),
     ],
 )
 def test_value_errors(call) -> None:

@@ -47,6 +47,25 @@ def test_the_exact_kl_is_that_at_temperature_1_unless_told_otherwise() -> None:
     torch.testing.assert_close(full_kl(*logits)[:, 1:], expected[:, :-1])
 
 
+def test_k3_times_the_ratio_has_the_gradient_of_the_reverse_kl_at_any_ratio() -> None:
+    """E_old[∇(ρ k3)] = E_old[ρ (k3 + 1 - exp(-d)) ∇log π] = E_π[d ∇log π] = ∇KL(π || π_ref): exact sums over
+    seven tokens. k2 has it at ρ = 1 alone.
+    """
+    g = torch.Generator().manual_seed(0)
+    logits, old, reference = torch.randn(3, 7, generator=g, dtype=torch.float64)
+    logits.requires_grad_()
+    logp, old, reference = (x.log_softmax(-1) for x in (logits, old, reference))
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, logits, retain_graph=True)[0]
+
+    exact = gradient((logp.exp() * (logp - reference)).sum())
+    k2, k3 = (kl_estimate(logp, reference, kind) for kind in ("k2", "k3"))
+    torch.testing.assert_close(gradient((old.exp() * (logp - old).exp() * k3).sum()), exact)
+    torch.testing.assert_close(gradient((logp.detach().exp() * k2).sum()), exact)
+    assert (gradient((old.exp() * k2).sum()) - exact).norm() > 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize(
     ("kl", "factor"), [(6.0, 1.0), (6.6, 1.001), (60.0, 1.002), (0.0, 0.998), (-5.0, 0.998)]
 )

@@ -291,6 +291,20 @@ def test_delta_caps_the_loss_of_bad_tokens_only() -> None:
     close(low, torch.tensor([[-1.1, 1.2]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_sum"])
+def test_a_ratio_that_overflows_has_no_say_where_the_loss_is_flat(level: str, dtype: torch.dtype) -> None:
+    """Good and indifferent rows, and bad ones under `delta`, have gradient 0; a bad one without has inf."""
+    lp = torch.full((3, 2), 2000.0, dtype=dtype, requires_grad=True)
+    old, advantages = torch.zeros(3, 2, dtype=dtype), torch.tensor([2.0, 0.0, -2.0], dtype=dtype)
+    for delta, expected in ((3.0, [-2.4, 0.0, 6.0]), (None, [-2.4, 0.0, math.inf])):
+        terms = ppo_policy_loss(lp, old, advantages, delta=delta, level=level, mask=torch.ones(3, 2))
+        assert terms[:, 0].tolist() == pytest.approx(expected)
+        (grad,) = torch.autograd.grad(terms.sum(), lp)
+        assert (grad[:2] == 0).all()
+        assert (grad[2] == (0 if delta else math.inf)).all()
+
+
 @pytest.mark.parametrize("level", ["token", "sequence", "sequence_sum"])
 def test_first_minibatch(level: str) -> None:
     """ratio 1: the loss is minus the advantage, its gradient that of REINFORCE."""

@@ -34,10 +34,12 @@ class PairedResult(NamedTuple):
 def wilson(wins: float, n: int, z: float = Z95) -> Interval:
     """Wilson's score interval of a proportion; ties may count as half a win. n = 0 says nothing: (0, 1).
 
-    Wilson 1927, "Probable inference". ValueError: wins outside 0..n.
+    Wilson 1927, "Probable inference". ValueError: wins outside 0..n, a negative z.
     """
     if not 0 <= wins <= n:
         raise ValueError(f"{wins} wins out of {n}")
+    if not z >= 0:
+        raise ValueError(f"z is {z}; it must not be negative")
     if n == 0:
         return Interval(0.0, 1.0)
     p, shrink = wins / n, 1 + z * z / n
@@ -47,9 +49,9 @@ def wilson(wins: float, n: int, z: float = Z95) -> Interval:
 
 
 def win_rate(a: ArrayLike, b: ArrayLike) -> float:
-    """P(a > b) + P(a = b) / 2 over pairs. ValueError: no pairs, or different lengths."""
+    """P(a > b) + P(a = b) / 2 over pairs; NaN if any value is. ValueError: no pairs, or different lengths."""
     a, b = _pairs(a, b)
-    return float(np.mean((a > b) + 0.5 * (a == b)))
+    return float(np.mean(np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
@@ -61,8 +63,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
 
 
 def brier(p: ArrayLike, label: ArrayLike) -> float:
-    """Mean of (p - label)²: 0 is perfect, always saying one half gives 0.25. ValueError as `win_rate`."""
-    p, label = _pairs(p, label)
+    """Mean of (p - label)²: 0 is perfect, always saying one half gives 0.25.
+
+    ValueError as `win_rate`, and outside [0, 1].
+    """
+    p, label = _probabilities(p, label)
     return float(np.mean((p - label) ** 2))
 
 
@@ -71,9 +76,11 @@ def ece(p: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
 
     Confidence is max(p, 1 - p), cut into `bins` equal parts of [0.5, 1], each with its lower edge; the
     prediction is 1 iff p > 0.5. Unlike the error of p itself this does not depend on how pairs are oriented.
-    Guo et al. 2017 (arXiv:1706.04599), eq. 3. ValueError as `win_rate`.
+    Guo et al. 2017 (arXiv:1706.04599), eq. 3. ValueError as `brier`, and for less than one bin.
     """
-    p, label = _pairs(p, label)
+    if bins < 1:
+        raise ValueError(f"{bins} bins; at least one is needed")
+    p, label = _probabilities(p, label)
     confidence = np.maximum(p, 1 - p)
     correct = (p > 0.5) == (label > 0.5)
     which = np.digitize(confidence, np.linspace(0.5, 1, bins + 1)[1:-1])
@@ -264,6 +271,14 @@ def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"pairs needed, but there are {len(a)} and {len(b)} values")
     return a, b
+
+
+def _probabilities(p: ArrayLike, label: ArrayLike) -> tuple[Floats, Floats]:
+    p, label = _pairs(p, label)
+    for name, x in (("p", p), ("label", label)):
+        if ((x < 0) | (x > 1)).any():
+            raise ValueError(f"{name} goes from {x.min():g} to {x.max():g}; it must lie in [0, 1]")
+    return p, label
 
 
 def _ngrams(tokens: ArrayLike, n: int) -> list[tuple]:

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_range, check_shapes
 from .kl import kl_estimate
 from .masked import as_mask, last_response_index, masked_mean, masked_var, promote, zero_off
 
@@ -20,7 +21,9 @@ def missing_eos_scores(
 
     Replacing is the rule of Huang et al. 2024 (arXiv:2403.17031), subtracting that of TRL. A fixed number is
     mild only against normalised scores. scores (B,), ended bool or 0/1 (B,) -> (B,).
+    ValueError: shapes differ.
     """
+    check_shapes(scores=scores, ended=ended)
     scores, ended = promote(scores, ended)
     missing = scores - penalty if replace is None else torch.full_like(scores, replace)
     return torch.where(as_mask(ended), scores, missing)
@@ -33,8 +36,11 @@ def shaped_rewards(
 
     The penalty is part of the reward, not of the loss: as a loss, k1 has gradient 0 in expectation.
     Ziegler et al. 2019 (arXiv:1909.08593), eq. 2. scores (B,), the rest (B, T) -> (B, T).
-    ValueError: a row without response, where the score would be lost.
+    ValueError: a row without response, where the score would be lost, or shapes that do not fit.
     """
+    check_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs, response=response)
+    if scores.shape != response.shape[:1]:
+        raise ValueError(f"scores {tuple(scores.shape)} are not one a row of {tuple(response.shape)}")
     scores, logprobs, reference_logprobs, response = promote(scores, logprobs, reference_logprobs, response)
     active = as_mask(response)
     last = last_response_index(active)
@@ -54,7 +60,10 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
     0. `values[:, t]` is V(ids_<t), the state *before* token t. Schulman et al. 2016 (arXiv:1506.02438), eq.
     16.
     All (B, T); `response` is one run of columns a row, beginning anywhere.
+    ValueError: shapes differ, γ or λ outside [0, 1].
     """
+    check_shapes(rewards=rewards, values=values, response=response)
+    check_range(0, 1, gamma=gamma, lam=lam)
     rewards, values, response = promote(rewards, values, response)
     active = as_mask(response)
     rewards, values = zero_off(rewards, active), zero_off(values, active)
@@ -75,8 +84,10 @@ def centred_groups(scores: Tensor, group_size: int, valid: Tensor | None = None)
 
     Without that rule the rounding of the mean is left over, and a division by a tiny std makes it a signal.
     Rows off `valid` (B,) are in no mean and come out as 0.
-    ValueError: K < 2, or B is not a multiple of K.
+    ValueError: K < 2, B not a multiple of K, or scores that are not (B,).
     """
+    if scores.dim() != 1:
+        raise ValueError(f"scores {tuple(scores.shape)} are not one a response")
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}; a group needs 2 responses to compare")
     if len(scores) % group_size:
@@ -102,8 +113,9 @@ def group_advantages(
     "none" no division (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783). Standard deviations divide by n - 1.
     Rows off `valid` (bool or 0/1, None: all are valid) are in no statistic and get exactly 0.
     scores (B,) -> (B,).
-    ValueError: unknown scale, K < 2, B not a multiple of K.
+    ValueError: unknown scale, K < 2, B not a multiple of K, a negative eps.
     """
+    check_range(0, math.inf, eps=eps)
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"unknown scale {scale!r}; one of group, batch, none")
     (scores,) = promote(scores)

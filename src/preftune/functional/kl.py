@@ -3,10 +3,13 @@
 Always KL(policy || reference), the policy's samples first. Shapes: B rows, T columns, V vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from .logprobs import log_softmax, shift_in
+from .checks import check_positive, check_range, check_shapes
+from .logprobs import log_softmax, predicting, shift_in
 from .masked import promote, zero_off
 
 
@@ -14,9 +17,10 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str) -> Tens
     """Estimators of KL from tokens that the policy wrote, with d = log π - log π_ref.
 
     k1 = d (unbiased, of either sign) · k2 = d² / 2 (biased, >= 0) · k3 = exp(-d) - 1 + d (unbiased, >= 0).
-    Schulman, "Approximating KL Divergence", 2020. Elementwise and unreduced, any shape. ValueError: unknown
-    kind.
+    Schulman, "Approximating KL Divergence", 2020. Elementwise and unreduced, any shape.
+    ValueError: unknown kind, shapes differ.
     """
+    check_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs)
     logprobs, reference_logprobs = promote(logprobs, reference_logprobs)
     d = logprobs - reference_logprobs
     match kind:
@@ -44,8 +48,10 @@ def full_kl(logits: Tensor, reference_logits: Tensor, temperature: float = 1.0) 
 
     Summed over a response that the policy wrote it has the mean of Σ k1 and a smaller variance
     (Rao–Blackwell). Shifted as `token_logprobs`. logits, reference_logits (B, T, V) -> (B, T).
+    ValueError: other shapes, temperature not above 0.
     """
-    return shift_in(categorical_kl(logits[:, :-1], reference_logits[:, :-1], temperature))
+    check_shapes(logits=logits, reference_logits=reference_logits)
+    return shift_in(categorical_kl(predicting(logits), predicting(reference_logits), temperature))
 
 
 class AdaptiveKL:
@@ -53,15 +59,19 @@ class AdaptiveKL:
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. `kl` is the mean over sequences of the KL summed over
     tokens, `n` the number of those sequences, `horizon` is counted in sequences too.
+    ValueError: target or horizon not above 0, a measurement of NaN.
     """
 
     def __init__(self, initial: float, target: float, horizon: float) -> None:
+        check_positive(target=target, horizon=horizon)
         self.coef = initial
         self.target = target
         self.horizon = horizon
 
     def observe(self, kl: float, n: int) -> float:
         """Take one measurement in and return the new coefficient."""
-        error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
+        kl = float(kl)
+        check_range(-math.inf, math.inf, kl=kl)  # one NaN would stay in the coefficient
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * n / self.horizon
         return self.coef

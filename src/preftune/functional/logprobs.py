@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_positive
 from .masked import promote, zero_off
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) in the dtype of the maths: (..., V) -> (..., V)."""
+    """log softmax(logits / temperature) in the dtype of the maths: (..., V) -> (..., V).
+
+    ValueError: temperature not above 0.
+    """
+    check_positive(temperature=temperature)
     (logits,) = promote(logits)
     return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 
@@ -34,17 +39,33 @@ def shift_in(x: Tensor) -> Tensor:
     return F.pad(x, (1, 0))
 
 
+def predicting(logits: Tensor) -> Tensor:
+    """The logits that predict a token of the row, all but the last column's: (B, T, V) -> (B, T - 1, V).
+
+    ValueError: other than three dimensions, where another one than T would lose its end.
+    """
+    if logits.dim() != 3:
+        raise ValueError(f"logits {tuple(logits.shape)} are not (B, T, V)")
+    return logits[:, :-1]
+
+
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log π(ids_t | ids_<t) = log softmax(logits_{t-1} / temperature)[ids_t].
 
     logits (B, T, V), ids (B, T) -> (B, T).
+    ValueError: other shapes, ids that are not integers, temperature not above 0.
     """
-    return shift_in(gather_logprobs(logits[:, :-1], ids[:, 1:], temperature))
+    if ids.is_floating_point():
+        raise ValueError(f"ids are {ids.dtype}; token ids are integers")
+    before = predicting(logits)
+    if logits.shape[:2] != ids.shape:  # gather would take a part of the logits
+        raise ValueError(f"logits {tuple(logits.shape)} and ids {tuple(ids.shape)} differ in rows or columns")
+    return shift_in(gather_logprobs(before, ids[:, 1:], temperature))
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """H_t = -Σ_a π_t(a) log π_t(a) in nats, of the distribution that token t was drawn from.
 
-    logits (B, T, V) -> (B, T).
+    logits (B, T, V) -> (B, T). ValueError: another shape, temperature not above 0.
     """
-    return shift_in(categorical_entropy(logits[:, :-1], temperature))
+    return shift_in(categorical_entropy(predicting(logits), temperature))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_positive, check_range, check_shapes
 from .masked import as_mask, masked_mean, promote, zero_off
 
 PREFERENCE_KINDS = (
@@ -18,6 +19,7 @@ PREFERENCE_KINDS = (
     *("apo_zero", "apo_down", "sppo_hard", "bco_pair"),
 )
 SMOOTHED_KINDS = ("sigmoid", "robust")
+_LARGEST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more is infinite
 
 
 def bradley_terry_loss(
@@ -27,7 +29,9 @@ def bradley_terry_loss(
 
     Under Bradley and Terry (1952) P(chosen ≻ rejected) = σ(c - r). Only differences are learned; the second
     term (Eisenstein et al. 2023, arXiv:2312.09244) pins the level. All (B,) -> (B,).
+    ValueError: shapes differ.
     """
+    check_shapes(chosen=chosen, rejected=rejected, margin=margin)
     c, r, m = promote(chosen, rejected, 0.0 if margin is None else margin)
     loss = -F.logsigmoid(c - r - m)
     return loss + center_coef * (c + r).square() if center_coef else loss
@@ -51,9 +55,19 @@ def preference_loss(
     form (cDPO); the other kinds and their papers are at the lines. The lengths, if given, divide policy and
     reference first, for every kind.
     All (B,): sums over the response -> (B,).
-    ValueError: unknown kind, label_smoothing for a kind without it (or 0.5 for robust), one of two lengths.
+    ValueError: unknown kind, label_smoothing for a kind without it (or 0.5 for robust) or outside [0, 1], one
+    of two lengths, beta not above 0, shapes differ.
     """
     _check_preference(kind, label_smoothing, chosen_lengths, rejected_lengths)
+    check_positive(beta=beta)
+    check_shapes(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+    )
     pc, pr, rc, rr, n_c, n_r = promote(
         policy_chosen, policy_rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths
     )
@@ -95,6 +109,7 @@ def _check_preference(
 ) -> None:
     if kind not in PREFERENCE_KINDS:
         raise ValueError(f"unknown preference loss {kind!r}; one of {', '.join(PREFERENCE_KINDS)}")
+    check_range(0, 1, label_smoothing=label_smoothing)
     if label_smoothing and kind not in SMOOTHED_KINDS:
         raise ValueError(f"label_smoothing is for {' and '.join(SMOOTHED_KINDS)}, not for {kind!r}")
     if kind == "robust" and label_smoothing == 0.5:
@@ -106,8 +121,10 @@ def _check_preference(
 def simpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, *, beta: float, gamma: float) -> Tensor:
     """-log σ(β (c - r) - γ) of the mean log-probabilities: no reference, a target margin γ.
 
-    Meng et al. 2024 (arXiv:2405.14734), eq. 6. All (B,) -> (B,).
+    Meng et al. 2024 (arXiv:2405.14734), eq. 6. All (B,) -> (B,). ValueError: shapes differ, beta not above 0.
     """
+    check_positive(beta=beta)
+    check_shapes(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     chosen_mean, rejected_mean = promote(chosen_mean, rejected_mean)
     return -F.logsigmoid(beta * (chosen_mean - rejected_mean) - gamma)
 
@@ -116,7 +133,9 @@ def orpo_odds_term(chosen_mean: Tensor, rejected_mean: Tensor) -> Tensor:
     """-log σ(log odds_c - log odds_r) >= 0, odds = p / (1 - p), p = exp(mean log-probability).
 
     ORPO's loss is NLL(chosen) + λ · this. Hong et al. 2024 (arXiv:2403.07691), eq. 7. All (B,) -> (B,).
+    ValueError: shapes differ.
     """
+    check_shapes(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     chosen_mean, rejected_mean = promote(chosen_mean, rejected_mean)
     return -F.logsigmoid(_log_odds(chosen_mean) - _log_odds(rejected_mean))
 
@@ -140,7 +159,11 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 
 def kto_kl(policy: Tensor, reference: Tensor) -> Tensor:
-    """z = max(0, mean(log π - log π_ref)) over mismatched prompts and responses; detached. (B,) -> scalar."""
+    """z = max(0, mean(log π - log π_ref)) over mismatched prompts and responses; detached. (B,) -> scalar.
+
+    ValueError: shapes differ.
+    """
+    check_shapes(policy=policy, reference=reference)
     policy, reference = promote(policy, reference)
     return (policy - reference).mean().clamp(min=0).detach()
 
@@ -158,8 +181,10 @@ def kto_loss(
     """Desirable: w_D (1 - σ(β (g - z))), undesirable: w_U (1 - σ(β (z - g))).
 
     g = log π - log π_ref, z = `kl`. Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8. policy, reference,
-    desirable (bool or 0/1) (B,) -> (B,).
+    desirable (bool or 0/1) (B,) -> (B,). ValueError: shapes differ, beta not above 0.
     """
+    check_positive(beta=beta)
+    check_shapes(policy=policy, reference=reference, desirable=desirable, kl=kl)
     policy, reference, kl, desirable = promote(policy, reference, kl, desirable)
     g = policy - reference
     return torch.where(
@@ -186,25 +211,39 @@ def ppo_policy_loss(
     arXiv:1912.09729). `level` "sequence" has r = exp(mean_t log r_t) (GSPO, Zheng et al. 2025,
     arXiv:2507.18071), "sequence_sum" r = exp(Σ_t log r_t) (RLOO), the same in every response column of a row.
     logprobs, old_logprobs, mask (B, T), advantages (B,) or (B, T) -> (B, T), 0 off the mask.
-    ValueError: unknown level, a sequence level without mask.
+    ValueError: unknown level, a sequence level without mask, a negative clip or delta, shapes that differ.
     """
     if level not in ("token", "sequence", "sequence_sum"):
         raise ValueError(f"unknown level {level!r}; one of token, sequence, sequence_sum")
     if mask is None and level != "token":
         raise ValueError(f"level {level!r} needs the mask: it reduces over the response")
+    check_range(0, math.inf, clip_low=clip_low, clip_high=clip_high, delta=delta)
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     logprobs, old_logprobs, advantages, mask = promote(logprobs, old_logprobs, advantages, mask)
     active = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else as_mask(mask)
-    advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
-    advantages = zero_off(advantages, active)  # (B, T)
+    advantages = zero_off(_by_row_or_token(advantages, logprobs), active)  # (B, T)
     log_ratio = zero_off(logprobs - old_logprobs, active)
     if level == "sequence":
         log_ratio = masked_mean(log_ratio, active, dim=1).unsqueeze(1)
     elif level == "sequence_sum":
         log_ratio = log_ratio.sum(1, keepdim=True)
-    ratio = log_ratio.exp()
+    # A large ratio leaves the loss flat, save for bad tokens without `delta`: inf would make that 0 · inf.
+    unbounded = advantages < 0 if delta is None else torch.zeros_like(active)
+    ratio = torch.where(unbounded, log_ratio, log_ratio.clamp(max=_LARGEST[log_ratio.dtype])).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     capped = ratio if delta is None else ratio.clamp(max=delta)
     return zero_off(-torch.minimum(capped * advantages, clipped * advantages), active)
+
+
+def _by_row_or_token(advantages: Tensor, logprobs: Tensor) -> Tensor:
+    """Advantages as (B, 1) or (B, T). ValueError: neither one a row of `logprobs` (B, T) nor one a token."""
+    rows = logprobs.shape[:1]
+    if logprobs.dim() != 2 or advantages.shape not in (rows, (*rows, 1), logprobs.shape):
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)} are neither one a row nor one a token of logprobs "
+            f"{tuple(logprobs.shape)}"
+        )
+    return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
 
 
 def ppo_value_loss(
@@ -218,8 +257,10 @@ def ppo_value_loss(
     """½ max((V - G)², (clip(V, V_old ± clip) - G)²); `clip=None`: ½ (V - G)². The ½ is inside.
 
     The clipped form is that of OpenAI's baselines (Ziegler et al. 2019 use it). All (B, T) -> (B, T), 0 off
-    the mask.
+    the mask. ValueError: a negative clip, shapes differ.
     """
+    check_range(0, math.inf, clip=clip)
+    check_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
     values, old_values, returns, mask = promote(values, old_values, returns, mask)
     active = torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask)
     values, old_values, returns = (zero_off(x, active) for x in (values, old_values, returns))

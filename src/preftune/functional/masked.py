@@ -31,10 +31,13 @@ def response_mask(ids: Tensor, eos_id: int, start: int | Tensor = 0) -> Tensor:
     """True from column `start` to the first EOS at or after it, that EOS included: writing it is an action.
 
     Not `ids != pad`: where pad is EOS that rule would drop the EOS itself. ids (B, T), start int or (B,) ->
-    bool (B, T).
+    bool (B, T). ValueError: another number of starts than of rows.
     """
     columns = torch.arange(ids.shape[1], device=ids.device)
-    started = columns >= torch.as_tensor(start, device=ids.device).reshape(-1, 1)
+    starts = torch.as_tensor(start, device=ids.device).reshape(-1, 1)
+    if len(starts) not in (1, len(ids)):
+        raise ValueError(f"{len(starts)} starts for {len(ids)} rows")
+    started = columns >= starts
     eos = (ids == eos_id) & started  # (B, T)
     return started & (eos.cumsum(1) - eos.long() == 0)  # no EOS strictly before this column
 
@@ -45,18 +48,33 @@ def last_response_index(response: Tensor) -> Tensor:
     return torch.where(as_mask(response), columns, -1).amax(1)
 
 
+def _with_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """x in the dtype of the maths, and the mask as bool of its shape. The mask may be the smaller, not x: a
+    mask (B, 1) would take all of x (B,) in every row.
+    """
+    x, values = promote(x, mask)
+    try:
+        return x, as_mask(values).expand_as(x)
+    except RuntimeError as error:
+        raise ValueError(f"a mask {tuple(mask.shape)} does not fit {tuple(x.shape)}") from error
+
+
 def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """Mean of x over the mask, along `dim` or over everything; 0 where the mask is empty."""
-    x, mask_values = promote(x, mask)
-    x, active = torch.broadcast_tensors(x, as_mask(mask_values))
+    """Mean of x over the mask, along `dim` or over everything; 0 where the mask is empty.
+
+    ValueError: a mask that does not broadcast to x.
+    """
+    x, active = _with_mask(x, mask)
     dims = tuple(range(x.dim())) if dim is None else dim
     return zero_off(x, active).sum(dims) / active.sum(dims).clamp(min=1)
 
 
 def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
-    """Variance of x over the mask, divided by n - 1 (`unbiased`) or n; 0 for fewer than two entries."""
-    x, mask_values = promote(x, mask)
-    x, active = torch.broadcast_tensors(x, as_mask(mask_values))
+    """Variance of x over the mask, divided by n - 1 (`unbiased`) or n; 0 for fewer than two entries.
+
+    ValueError as `masked_mean`.
+    """
+    x, active = _with_mask(x, mask)
     squares = zero_off(x - masked_mean(x, active), active).square().sum()
     return squares / (active.sum() - int(unbiased)).clamp(min=1)
 
@@ -67,9 +85,9 @@ def masked_whiten(
     """(x - mean) / sqrt(var + eps) over the mask, 0 off it; `shift_mean=False` adds the mean back.
 
     TRL and verl divide the variance by n - 1, OpenAI's code by n (`unbiased=False`). Same shape as x.
+    ValueError as `masked_mean`.
     """
-    x, mask_values = promote(x, mask)
-    active = as_mask(mask_values)
+    x, active = _with_mask(x, mask)
     x = zero_off(x, active)
     mean = masked_mean(x, active)
     whitened = (x - mean) * torch.rsqrt(masked_var(x, active, unbiased) + eps)

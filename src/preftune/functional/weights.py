@@ -5,8 +5,11 @@ built before any forward pass from global counts, so that neither microbatches n
 beyond rounding.
 """
 
+import math
+
 from torch import Tensor
 
+from .checks import check_range
 from .masked import as_mask, promote, zero_off
 
 
@@ -33,7 +36,9 @@ def constant_length(mask: Tensor, max_length: int, total: float | Tensor | None 
     """1 / (max_length · total) on every token: no bias towards any length (Dr. GRPO, arXiv:2503.20783).
 
     `total`: all rows of the global minibatch, empty ones too, by default this mask's. (B, T) -> (B, T).
+    ValueError: max_length below 1.
     """
+    check_range(1, math.inf, max_length=max_length)
     tokens, total = _numbers(mask, total)
     return tokens / max_length / _at_least_one(len(mask) if total is None else total)
 
@@ -50,7 +55,11 @@ def weighted_sum(terms: Tensor, weights: Tensor) -> Tensor:
 
 
 def _numbers(mask: Tensor, total: float | Tensor | None) -> tuple[Tensor, float | Tensor | None]:
-    """The mask as 0 and 1 in the dtype of the result, and the total in that dtype too."""
+    """The mask as 0 and 1 in the dtype of the result, and the total in that dtype too.
+
+    ValueError: a negative total.
+    """
+    check_range(0, math.inf, total=total)
     values, total = promote(mask, total)
     return as_mask(values).to(values.dtype), total
 
