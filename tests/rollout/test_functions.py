@@ -150,6 +150,16 @@ def test_a_prompt_of_no_row_is_handed_over_as_text(encoder: Encoder, monkeypatch
         own.scores(batch_of(encoder))
 
 
+def test_a_function_sees_the_whole_prompt_although_the_model_was_given_its_end(encoder: Encoder) -> None:
+    SEEN.clear()
+    turns = Turn("human", " once upon a time" * 4), Turn("assistant", " Yo."), Turn("human", " Q1?")
+    row = replace(ROWS[0], prompt=Dialogue(turns))
+    assert encoder.prompt(row.prompt) == encoder.prompt(ROWS[1].prompt)  # cut to its last turn
+    own = replace(functions(encoder, "test_functions:everything"), rows=rows_by_prompt(encoder, [row]))
+    own.scores(encoder.sequences([(row.prompt, REPLIES[0])], True))
+    assert [prompt for prompt, _, _ in SEEN] == [row.prompt.transcript()]
+
+
 def test_rewards_are_float32_where_the_sequences_are(encoder: Encoder) -> None:
     """Here sequences are elsewhere than tensors made without a device, as on a GPU."""
     own, batch, usual = (
