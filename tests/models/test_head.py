@@ -78,6 +78,30 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyP
     assert [tile is None for tile in kept[2:]] == [False, False]
 
 
+def test_tiles_are_computed_in_the_precision_of_the_forward_pass() -> None:
+    """bfloat16 under autocast, as the plain head would: far from float32, near each other."""
+    torch.manual_seed(0)
+    layer = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    states, targets = torch.randn(STATES, WIDTH, requires_grad=True), torch.randint(0, VOCABULARY, (STATES,))
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for precise, tiled in ((False, True), (False, False), (True, True)):
+        states.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            logits = layer(states).float()
+            logprobs = (
+                head.logprobs_and_entropy(layer, states, targets, 1.0)[0]
+                if tiled
+                else torch.log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).squeeze(1)
+            )
+        logprobs.sum().backward()
+        assert logprobs.dtype == torch.float32
+        found.append((logprobs.detach(), states.grad))
+    (ours, slope), (plainly, plain_slope), (exact, exact_slope) = found
+    assert (ours - exact).abs().max() > 10 * (ours - plainly).abs().max()
+    assert (slope - exact_slope).norm() > 0
+    torch.testing.assert_close(slope, plain_slope, atol=0.02, rtol=0.02)
+
+
 class Adapted(nn.Linear):
     """More than its weight, as a head with an adapter is."""
 
