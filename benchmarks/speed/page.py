@@ -224,7 +224,7 @@ A DPO step at {found["size"]}: the update takes {found["step_seconds"]:.2f} s; e
 Measuring a policy on {prompts} prompts takes {took:.0f} s; {100 * found["evaluation_share"]:.1f}% of that is
 neither sampling nor divergences nor scores but texts, intervals and comparisons.
 `preftune run quickstart` takes {starts} s from its start to its first step, importing torch not counted.
-Both by `benchmarks/speed/overhead.py`."""
+All by `benchmarks/speed/overhead.py`."""
 
 
 def main() -> None:

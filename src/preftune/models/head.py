@@ -147,7 +147,7 @@ def _one_pass(
         wanted = torch.where(here, logits.gather(1, place), wanted)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
         moved = torch.where(total > 0, peak - higher, 0)
-        logits = logits - higher
+        logits = logits - higher if fits else logits.sub_(higher)
         weights = logits.exp()
         moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, logits).unsqueeze(1)
         total = total * moved.exp() + weights.sum(1, keepdim=True)
