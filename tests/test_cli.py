@@ -30,7 +30,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in for preftune.pipeline.api, so that no test here imports torch."""
+    """A stand-in for preftune.api, so that no test here imports torch."""
     calls: list[tuple[Any, ...]] = []
 
     def record(*arguments: Any, **named: Any) -> Any:
@@ -38,10 +38,11 @@ def api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return fake.result() if callable(fake.result) else fake.result
 
     fake = SimpleNamespace(calls=calls, run_recipe=record, evaluate=record, sample=record, result=None)
-    monkeypatch.setitem(sys.modules, "preftune.pipeline.api", fake)
-    import preftune.pipeline
+    monkeypatch.setitem(sys.modules, "preftune.api", fake)
+    import preftune
 
-    monkeypatch.setattr(preftune.pipeline, "api", fake, raising=False)
+    monkeypatch.setattr(preftune, "api", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "preftune.api", fake)
     return fake
 
 

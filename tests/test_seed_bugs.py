@@ -53,7 +53,7 @@ CAUGHT_BY: dict[int, list[str]] = {
     6: [
         "models/test_loading.py::test_a_causal_lm_is_no_reward_model",
         "models/test_loading.py::test_a_saved_reward_model_scores_the_same_bit_for_bit",
-        "pipeline/test_tiny_run.py::test_the_head_file_is_never_read",
+        "runs/test_tiny_run.py::test_the_head_file_is_never_read",
     ],
     # Padding was attended to and supervised.
     9: [
@@ -67,7 +67,7 @@ CAUGHT_BY: dict[int, list[str]] = {
     ],
     # The saved tokenizer.json cut and padded.
     11: [
-        "pipeline/test_tiny_run.py::test_saved_tokenizers_neither_cut_nor_pad",
+        "runs/test_tiny_run.py::test_saved_tokenizers_neither_cut_nor_pad",
         "data/test_encode.py::test_padding_and_truncation_baked_into_tokenizer_json_do_nothing",
     ],
     # Sampling never stopped at EOS and knew no temperature.
@@ -134,7 +134,7 @@ def test_every_test_in_the_table_exists(node: str) -> None:
 
 @pytest.fixture
 def encoder() -> Encoder:
-    return Encoder(train_tokenizer("texts", [], 257), "transcript", 200, 60)
+    return Encoder(train_tokenizer([], 257), "transcript", 200, 60)
 
 
 def test_prompts(encoder: Encoder) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from preftune.data.world import world_hash
+from preftune.world.dataset import world_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("training", "combinations", "wording")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from preftune import __version__
-from preftune.data.world import make_world
-from preftune.pipeline.lives import Lives, different, outcome
 from preftune.rundir import RunDir, write_json, write_jsonl
+from preftune.verify.attempts import Lives, different, outcome
+from preftune.world.dataset import make_world
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability"

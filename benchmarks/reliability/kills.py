@@ -14,10 +14,10 @@ from typing import Any
 
 from faultlab import EVERY, STAGES, Lab, consumed, seeded, write_result
 
-from preftune.pipeline.lives import different, outcome
-from preftune.pipeline.verify import fault_step, random_fault
 from preftune.rundir import RunDir, read_jsonl
 from preftune.training.checkpoint import newest_step
+from preftune.verify.attempts import different, outcome
+from preftune.verify.resume import fault_step, random_fault
 
 STEPS = {"sft": 6, "rm": 6, "dpo": 6, "ppo": 5, "grpo": 5}
 SECOND_EPOCH = {"ppo": 3, "grpo": 2}  # the update that begins it

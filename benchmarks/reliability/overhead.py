@@ -12,11 +12,11 @@ import torch
 from faultlab import write_result
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from preftune import api
 from preftune.algorithms import SFT
 from preftune.config import CheckpointConfig, OptimizerConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.models.roles import Policy
-from preftune.pipeline import api
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
 from preftune.training.learner import Learner

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 
 from preftune.data import Encoder
 from preftune.data.dataset import read_preferences
-from preftune.models.native import kernel_file
+from preftune.models.fast.native import kernel_file
 from work import EOS, GROUP, NEW_TOKENS, PROMPT, PROMPTS, RESPONSE, SIZES, STAGES, VOCABULARY
 
 HERE = Path(__file__).resolve().parent

@@ -21,10 +21,10 @@ from preftune.config import OptimizerConfig
 from preftune.data import Encoder, Preference, Prompts
 from preftune.data.hh import parse_prompt
 from preftune.evaluation.divergence import divergences
+from preftune.models.fast.native import without_kernel
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source
 from preftune.models.memory import keep_freed_memory
-from preftune.models.native import without_kernel
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.rollout.sample import sample

@@ -16,7 +16,7 @@ import torch
 
 from bench import ROOT, SAME_LOSS, prepare
 from ours import Side
-from preftune.models import decode, native
+from preftune.models.fast import decode, native
 from preftune.models.memory import keep_freed_memory
 from preftune.rollout import collect
 from preftune.rollout import sample as sampler

@@ -6,8 +6,10 @@ Public names load on first use, so that `import preftune` imports no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from preftune.version import __version__
+
 if TYPE_CHECKING:
-    from preftune.pipeline.api import (
+    from preftune.api import (
         dpo_train,
         grpo_train,
         ppo_train,
@@ -15,20 +17,18 @@ if TYPE_CHECKING:
         supervised_finetune,
         train_reward_model,
     )
-    from preftune.pipeline.handles import load_policy, load_reward_model
+    from preftune.runs.standalone import load_policy, load_reward_model
     from preftune.training.one_update import one_update
 
-__version__ = "0.1.0"  # the same as in pyproject.toml; a test compares them
-
 _HOMES = {
-    "run": "preftune.pipeline.api",
-    "train_reward_model": "preftune.pipeline.api",
-    "supervised_finetune": "preftune.pipeline.api",
-    "ppo_train": "preftune.pipeline.api",
-    "grpo_train": "preftune.pipeline.api",
-    "dpo_train": "preftune.pipeline.api",
-    "load_policy": "preftune.pipeline.handles",
-    "load_reward_model": "preftune.pipeline.handles",
+    "run": "preftune.api",
+    "train_reward_model": "preftune.api",
+    "supervised_finetune": "preftune.api",
+    "ppo_train": "preftune.api",
+    "grpo_train": "preftune.api",
+    "dpo_train": "preftune.api",
+    "load_policy": "preftune.runs.standalone",
+    "load_reward_model": "preftune.runs.standalone",
     "one_update": "preftune.training.one_update",
 }
 

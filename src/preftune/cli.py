@@ -87,7 +87,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate the models of a run, on its own held-out rows or on other pairs."""
-    from preftune.pipeline import api
+    from preftune import api
 
     api.evaluate(run, pairs)
 
@@ -100,7 +100,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two runs on their common prompts, policy by policy."""
-    from preftune.pipeline import api
+    from preftune import api
 
     api.compare(run_a, run_b, json)
 
@@ -112,8 +112,8 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
+    from preftune import api
     from preftune.errors import DataError
-    from preftune.pipeline import api
 
     if api.audit(directory, json)["verdict"] == "not usable":
         raise typer.Exit(DataError.code)
@@ -128,7 +128,7 @@ def sample(
     debug: Debug = False,
 ) -> None:
     """Sample replies from a policy to your prompts, or to held-out ones."""
-    from preftune.pipeline import api
+    from preftune import api
 
     for row in api.sample(run, policy, prompt or [], seed=seed):
         typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
@@ -196,8 +196,8 @@ def study(
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
     from pathlib import Path
 
-    from preftune.pipeline.study.conduct import run_study
-    from preftune.pipeline.study.design import Wanted
+    from preftune.study.design import Wanted
+    from preftune.study.launch import run_study
 
     place, settings = _out_of(overrides, out)
     wanted = Wanted(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
@@ -210,7 +210,7 @@ def study_seed(directory: str, seed: int, reports: bool = True, debug: Debug = F
     """Run one seed of a study that `study` has designed; `study` starts it."""
     from pathlib import Path
 
-    from preftune.pipeline.study.seed import run_seed
+    from preftune.study.seed import run_seed
 
     run_seed(Path(directory), seed, reports)
 
@@ -229,15 +229,15 @@ def verify_resume(
     debug: Debug = False,
 ) -> None:
     """Train stages in one go and killed at random places; exit with 70 if results differ in one bit."""
-    from preftune.pipeline import verify
+    from preftune.verify import resume
 
     stages = [word for word in words or () if "=" not in word]
     if len(stages) > 1:
         raise UsageError(f"more than one stage: {' '.join(stages)}", hint="give one stage, or none for all")
     overrides = [word for word in words or () if "=" in word]
     stage = stages[0] if stages else None
-    verdicts = verify.verify_resume(recipe, stage, overrides, kills=kills, seed=seed, say=typer.echo)
-    typer.echo(verify.table(verdicts))
+    verdicts = resume.verify_resume(recipe, stage, overrides, kills=kills, seed=seed, say=typer.echo)
+    typer.echo(resume.table(verdicts))
     raise typer.Exit(PreftuneError.code if any(verdict.differs for verdict in verdicts) else 0)
 
 
@@ -247,7 +247,7 @@ def version() -> None:
     import platform
     from importlib import metadata
 
-    from preftune import __version__
+    from preftune.version import __version__
 
     typer.echo(f"preftune {__version__}, Python {platform.python_version()}")
     for package in ("torch", "transformers", "accelerate", "datasets"):
@@ -271,7 +271,7 @@ def _run(
 
         typer.echo(printable(show_plan(load_recipe(recipe, overrides), until=until)))
         return
-    from preftune.pipeline import api
+    from preftune import api
 
     api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until, mirror=mirror)
 

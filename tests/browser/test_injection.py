@@ -12,9 +12,9 @@ from synthetic import make_run
 from synthetic_audit import add_audit
 
 from preftune.report import build, load_run
-from preftune.report.page import page_text
-from preftune.report.sections import sections
+from preftune.report.contents import sections
 from preftune.report.text import clean, name
+from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 VISIBLE = "document.body.textContent"

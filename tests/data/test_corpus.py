@@ -18,7 +18,7 @@ def pair(text: str, row: int) -> Preference:
 
 
 def vocabulary(*texts: str) -> set[str]:
-    made = train_tokenizer("texts", [pair(text, i) for i, text in enumerate(texts)], 400)
+    made = train_tokenizer([pair(text, i) for i, text in enumerate(texts)], 400)
     return set(made.get_vocab())
 
 
@@ -35,7 +35,7 @@ def letters(n: int) -> str:
 def test_a_tokenizer_is_learnt_from_a_megabyte_in_time(text: str) -> None:
     """A single word of a megabyte took the library ten minutes: the square of its length."""
     began = time.process_time()
-    found = train_tokenizer("texts", [pair(text, 0), pair("yes", 1)], 400)
+    found = train_tokenizer([pair(text, 0), pair("yes", 1)], 400)
     assert time.process_time() - began < 5
     ids = found(text[:20_000])["input_ids"]
     assert found.decode(ids) == text[:20_000]

@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import Dataset, Preference, load_dataset, parse_prompt, prompt_hash
+from preftune.data import Dataset, prompt_hash, read_dataset
 from preftune.errors import ConfigError, DataError, InputMissing
 
 
 def load(path: Path, **settings: Any) -> Dataset:
-    return load_dataset(DataConfig(name=str(path), **settings), seed=0)
+    return read_dataset(DataConfig(name=str(path), **settings))
 
 
 def split_of(data: Dataset) -> dict[str, str]:
@@ -124,29 +122,12 @@ def test_data_dir_names_a_subdirectory(tmp_path: Path) -> None:
 
 def test_no_name_and_missing_paths() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_dataset(DataConfig(), seed=0)
+        read_dataset(DataConfig())
     assert "data.name=PATH" in caught.value.hint
     for name in ("./none", "/none/at/all", "~/none", "none.jsonl", "a/b/c"):
         with pytest.raises(InputMissing, match="no such file or directory") as missing:
-            load_dataset(DataConfig(name=name), seed=0)
+            read_dataset(DataConfig(name=name))
         assert "quickstart" in missing.value.hint
-
-
-def test_the_world_is_made_from_seed_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_world(seed: int, pairs: int) -> SimpleNamespace:
-        pair = Preference(prompt=parse_prompt("Hi"), chosen=f" {seed}", rejected=f" {pairs}")
-        return SimpleNamespace(train=(pair, pair), validation=(pair,), test=(), report={"noise": 1.0})
-
-    module = ModuleType("preftune.data.world")
-    module.make_world = make_world
-    monkeypatch.setitem(sys.modules, "preftune.data.world", module)
-    data = load_dataset(DataConfig(name="world", pairs=7), seed=3)
-    assert [(pair.chosen, pair.rejected, pair.row) for pair in data.train] == [
-        (" 3", " 7", 0),
-        (" 3", " 7", 1),
-    ]
-    assert data.report["world"] == {"noise": 1.0}
-    assert data.report["splits"] == {"train": 2, "validation": 1, "test": 0}
 
 
 def test_real_rows(hh_directory: Path) -> None:

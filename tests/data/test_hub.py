@@ -13,17 +13,17 @@ from data_helpers import hh_row
 from huggingface_hub import constants
 
 from preftune.config import DataConfig
-from preftune.data import hub, load_dataset
+from preftune.data import hub, read_dataset
 from preftune.errors import DataError, InputMissing
 
 SCRIPT = """
 import time
 from preftune.config import DataConfig
-from preftune.data import load_dataset
+from preftune.data import read_dataset
 from preftune.errors import InputMissing
 start = time.monotonic()
 try:
-    load_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"), seed=0)
+    read_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"))
 except InputMissing as error:
     print(f"{time.monotonic() - start:.2f}", error, error.hint)
 """
@@ -42,7 +42,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, datasets.Dataset]:
 def test_hub_rows_become_preferences(fake_hub: dict[str, datasets.Dataset]) -> None:
     fake_hub["train"] = datasets.Dataset.from_list([hh_row(f"q{i}") | {"id": i} for i in range(40)])
     fake_hub["test"] = datasets.Dataset.from_list([hh_row("t"), hh_row("u", "same", "same")])
-    data = load_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"), seed=0)
+    data = read_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"))
     assert len(data.train) + len(data.validation) == 40
     assert [(pair.source, pair.row) for pair in data.test] == [("harmless-base", 0)]
     assert data.report["rejected"] == {"identical": 1}
@@ -53,10 +53,10 @@ def test_hub_rows_become_preferences(fake_hub: dict[str, datasets.Dataset]) -> N
 def test_malformed_hub_rows_are_named(fake_hub: dict[str, datasets.Dataset]) -> None:
     fake_hub["train"] = datasets.Dataset.from_list([hh_row("q"), {"chosen": None, "rejected": "a"}])
     with pytest.raises(DataError, match=r'Anthropic/hh-rlhf\[train\]: row 2: "chosen" is null'):
-        load_dataset(DataConfig(name="Anthropic/hh-rlhf"), seed=0)
+        read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
     fake_hub["train"] = datasets.Dataset.from_list([{"text": "a"}])
     with pytest.raises(DataError, match="no column"):
-        load_dataset(DataConfig(name="Anthropic/hh-rlhf"), seed=0)
+        read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
 
 
 def test_a_failure_of_the_library_is_put_in_a_sentence(
@@ -67,7 +67,7 @@ def test_a_failure_of_the_library_is_put_in_a_sentence(
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(InputMissing, match=r"nobody/none: cannot be loaded: .* doesn't exist\n"):
-        load_dataset(DataConfig(name="nobody/none"), seed=0)
+        read_dataset(DataConfig(name="nobody/none"))
 
 
 def without_hub(tmp_path: Path, **environment: str) -> tuple[str, float]:
@@ -129,5 +129,5 @@ def test_a_cached_data_set_is_read_without_the_hub(tmp_path: Path, monkeypatch: 
         return datasets.DatasetDict(train=datasets.Dataset.from_list([hh_row("a"), hh_row("b")]))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert load_dataset(DataConfig(name="Anthropic/hh-rlhf"), seed=0).train
+    assert read_dataset(DataConfig(name="Anthropic/hh-rlhf")).train
     assert seen == [True]

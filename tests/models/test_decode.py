@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from families import PLAIN, TREES, made
-from preftune.models.decode import CachedDecoder, GridDecoder, decoder
-from preftune.models.layout import fuse_activations
-from preftune.models.probe import plain_layout
+from preftune.models.fast.decode import CachedDecoder, GridDecoder, decoder
+from preftune.models.fast.layout import fuse_activations
+from preftune.models.fast.support import plain_layout
 from preftune.models.roles import Policy
 from preftune.rollout.sample import sample
 from tiny import EOS, prompts

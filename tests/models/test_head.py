@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from preftune.models import head
+from preftune.models.fast import head
 
 STATES, WIDTH, VOCABULARY = 7, 5, 700
 

@@ -18,9 +18,9 @@ from families import PLAIN, TREES, made
 from preftune.data import Sequences, pad_sequences
 from preftune.data.batch import concatenate
 from preftune.evaluation.divergence import divergences
-from preftune.models.head import next_logits
-from preftune.models.layout import fuse_activations, grow
-from preftune.models.probe import plain_layout, takes_trees
+from preftune.models.fast.head import next_logits
+from preftune.models.fast.layout import fuse_activations, grow
+from preftune.models.fast.support import plain_layout, takes_trees
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from tiny import EOS, VOCABULARY, flat, pairs, sequences, widened
 

@@ -33,13 +33,11 @@ def test_a_saved_reward_model_scores_the_same_bit_for_bit(tmp_path: Path) -> Non
 
 
 def test_a_new_head_follows_its_seed_and_its_scale(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer("texts", [], 257)
+    tokenizer = train_tokenizer([], 257)
     backbone = scratch_gpt2(tokenizer, layers=1, width=256, heads=2, positions=16, seed=0)
     backbone.save_pretrained(tmp_path)
     source = Source(str(tmp_path))
-    first, again, other = (
-        init_scalar_model(source, train_tokenizer("texts", [], 257), seed) for seed in (0, 0, 1)
-    )
+    first, again, other = (init_scalar_model(source, train_tokenizer([], 257), seed) for seed in (0, 0, 1))
     assert torch.equal(first.score.weight, again.score.weight)
     assert not torch.equal(first.score.weight, other.score.weight)
     assert first.score.bias is None  # a bias would be lost on the way through a saved directory
@@ -135,7 +133,7 @@ def test_a_path_is_never_looked_up_on_the_hub(name: str) -> None:
 
 
 def test_the_vocabulary_hash_sees_every_token_and_id() -> None:
-    one, other = train_tokenizer("texts", [], 257), train_tokenizer("texts", [], 257)
+    one, other = train_tokenizer([], 257), train_tokenizer([], 257)
     assert vocabulary_hash(one) == vocabulary_hash(other)
     other.add_tokens(["more"])
     assert vocabulary_hash(one) != vocabulary_hash(other)

@@ -13,13 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from families import made
 from preftune.errors import BackendMissing
-from preftune.models import native
-from preftune.models.decode import GridDecoder
-from preftune.models.head import next_logits
-from preftune.models.layout import fuse_activations
+from preftune.models.fast import native
+from preftune.models.fast.decode import GridDecoder
+from preftune.models.fast.head import next_logits
+from preftune.models.fast.layout import fuse_activations
 from preftune.models.roles import Policy
-from preftune.pipeline.provenance import describe
 from preftune.rollout.sample import sample
+from preftune.runs.provenance import describe
 from tiny import EOS, prompts
 
 HERE = torch.backends.cpu.get_cpu_capability()

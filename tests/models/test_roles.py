@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
-from preftune.models.probe import plain_layout
+from preftune.models.fast.support import plain_layout
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, casting
 from preftune.rollout.collect import by_batches
 from tiny import EOS, causal_lm, classifier, sequences, widened

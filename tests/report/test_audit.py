@@ -9,9 +9,9 @@ from synthetic_audit import add_audit
 
 from preftune.errors import DataError
 from preftune.report import build, load_run
-from preftune.report.analysis import analysis_text
-from preftune.report.sections import sections
+from preftune.report.contents import sections
 from preftune.report.text import percent
+from preftune.report.writers.analysis import analysis_text
 from preftune.rundir import RunDir, read_json, write_json
 
 

@@ -9,9 +9,9 @@ from preftune.evaluation import compare
 from preftune.report import claims as report_claims
 from preftune.report import comparison_table, load_run
 from preftune.report.blocks import Grid
-from preftune.report.cautions import cautions
 from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, verdict
-from preftune.report.comparison import significance
+from preftune.report.sections.cautions import cautions
+from preftune.report.sections.comparison import significance
 from preftune.report.view import Estimate
 from preftune.rundir import read_json, write_json
 

@@ -9,10 +9,10 @@ from synthetic_audit import add_audit
 
 from preftune.report import load_run
 from preftune.report.blocks import Explorer
-from preftune.report.explorers import MISTAKE_BYTES, SAMPLE_BYTES, mistakes, samples
-from preftune.report.page import page_text
-from preftune.report.sections import sections
+from preftune.report.contents import sections
+from preftune.report.sections.explorers import MISTAKE_BYTES, SAMPLE_BYTES, mistakes, samples
 from preftune.report.text import MAX_QUOTE
+from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
 
 MEGABYTE = 1_000_000

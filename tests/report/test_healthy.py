@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from preftune.report.curves import curves
-from preftune.report.figures import draw
 from preftune.report.healthy import HEALTHY, healthy
 from preftune.report.load import load_run
+from preftune.report.plots.curves import curves
+from preftune.report.plots.figures import draw
 from preftune.rundir import RunDir, write_text
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "algorithms"

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from preftune.config import dump_toml, load_recipe
-from preftune.pipeline.provenance import record_origins
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, write_text
+from preftune.runs.provenance import record_origins
 
 
 def test_a_run_records_where_its_settings_come_from(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from synthetic import make_run, share, spread
 from synthetic_audit import add_audit
 
-from preftune.report.cautions import cautions
 from preftune.report.claims import verdict, verdict_parts
 from preftune.report.load import load_run
+from preftune.report.sections.cautions import cautions
 from preftune.report.tables import length_table
 from preftune.report.view import RunView
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl

@@ -65,7 +65,7 @@ def fails_on_go(prompt: str, response: str) -> Any:
 @pytest.fixture
 def encoder() -> Encoder:
     pairs = [Preference(prompt=ROWS[0].prompt, chosen=" Yo.", rejected=" No", source="", row=0)] * 3
-    return Encoder(train_tokenizer("texts", pairs, BYTES), "transcript", 36, 12)
+    return Encoder(train_tokenizer(pairs, BYTES), "transcript", 36, 12)
 
 
 def batch_of(encoder: Encoder, ended: bool | list[bool] = True) -> Sequences:
@@ -120,7 +120,7 @@ def test_functions_that_are_not_there_are_named() -> None:
 
 
 def test_another_source_is_another_stage() -> None:
-    found = source_hashes("test_functions:letters + preftune.data.gold:gold + builtins:len")
+    found = source_hashes("test_functions:letters + preftune.world.gold:gold + builtins:len")
     assert len(set(found.values())) == 3
     assert found["builtins:len"] == "built in"
 
@@ -208,14 +208,14 @@ def test_whatever_is_one_number_is_a_reward(
 
 
 def test_the_worlds_gold_score_is_a_reward_function() -> None:
-    from preftune.data.gold import gold
-    from preftune.data.grammar import world_tokenizer
-    from preftune.data.world import make_world
+    from preftune.world.dataset import make_world
+    from preftune.world.gold import gold
+    from preftune.world.grammar import world_tokenizer
 
     rows = make_world(0, 6, 1, 1).train
     encoder = Encoder(world_tokenizer(), "transcript", 48, 48)
     own = RewardFunctions(
-        functions=load_functions("2 * preftune.data.gold:gold"),
+        functions=load_functions("2 * preftune.world.gold:gold"),
         encoder=encoder,
         rows=rows_by_prompt(encoder, rows),
     )

@@ -25,7 +25,7 @@ def tokenizer(merges: int = 0, **more: Any) -> PreTrainedTokenizerBase:
     pairs = [
         Preference(prompt=prompt, chosen=" Yo.", rejected=" No", source="", row=0) for prompt in PROMPTS
     ] * 3
-    made = train_tokenizer("texts", pairs, BYTES + merges)
+    made = train_tokenizer(pairs, BYTES + merges)
     for name, value in more.items():
         setattr(made, name, value)
     return made

@@ -20,8 +20,8 @@ from preftune.errors import PreftuneError
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.locate import Source, fingerprint, locate
 from preftune.models.scalar import init_scalar_model, load_scalar_model
-from preftune.pipeline.handles import load_policy, load_reward_model
-from preftune.pipeline.save import read_side_file
+from preftune.runs.save import read_side_file
+from preftune.runs.standalone import load_policy, load_reward_model
 from preftune.training.checkpoint import restore
 from preftune.training.learner import Learner
 
@@ -50,7 +50,7 @@ class Payload:
 
 
 def _tokenizer() -> Any:
-    return train_tokenizer("texts", [], 300)
+    return train_tokenizer([], 300)
 
 
 ENTRIES: dict[str, Callable[[Path], Any]] = {

@@ -127,7 +127,7 @@ def test_a_library_error_that_holds_a_secret(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"401 for http://user:Xk9secretpw@hub/ with {SECRETS['HF_TOKEN']} \x1b[31m")
 
-    monkeypatch.setattr("preftune.pipeline.api.run_recipe", fail)
+    monkeypatch.setattr("preftune.api.run_recipe", fail)
     assert main(["run", "tiny", "--debug"]) == 70
     shown = capsys.readouterr().err
     assert "Traceback" in shown

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preftune.pipeline.cards import _metadata, model_card
-from preftune.pipeline.stages import Stage
 from preftune.rundir import RunDir
+from preftune.runs.cards import _metadata, model_card
+from preftune.runs.stages import Stage
 
 HEADINGS = ["Data", "Recipe", "Measured", "Limits", "How to load"]
 # What breaks out of YAML, Markdown or HTML, between any other text.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from preftune.config import load_recipe
 from preftune.errors import ConfigError
-from preftune.pipeline.console import Console
+from preftune.runs.console import Console
 from preftune.untrusted import clean, holds_credential, printable, redact
 
 HF, SK = "hf_" + "aB3" * 10, "sk-proj-" + "xY7_" * 8

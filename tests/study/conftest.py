@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from study_helpers import wanted
 
-from preftune.pipeline.study.conduct import run_study
 from preftune.rundir import read_json
+from preftune.study.launch import run_study
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from preftune.pipeline.study.design import Wanted
+from preftune.study.design import Wanted
 
 SMALL = (
     "model.scratch.steps=6",

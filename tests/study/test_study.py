@@ -14,12 +14,12 @@ from study_helpers import SMALL, wanted
 from preftune import cli
 from preftune.config import PPOConfig, RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
-from preftune.pipeline.study import seed as one_seed
-from preftune.pipeline.study.conduct import run_study
-from preftune.pipeline.study.design import Wanted, load_design, make_design
-from preftune.pipeline.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
-from preftune.pipeline.study.text import study_text
 from preftune.rundir import read_json, read_jsonl, write_json
+from preftune.study import seed as one_seed
+from preftune.study.design import Wanted, load_design, make_design
+from preftune.study.launch import run_study
+from preftune.study.page import study_text
+from preftune.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
 
 SEEDS = (3, 4)
 POLICIES = {"base", "sft", "ppo", "grpo", "dpo", "ceiling", "best_of_4"}
@@ -57,7 +57,7 @@ def test_the_ceiling_is_the_same_ppo_on_gold_alone(two_seeds: Path) -> None:
     changed = {k for k in PPOConfig.model_fields if getattr(ppo, k) != getattr(ceiling, k)}
     assert changed == {"reward_model", "reward_functions", "missing_eos_score"}
     assert ceiling.reward_model is None
-    assert str(ceiling.reward_functions).endswith("* preftune.data.gold:gold")
+    assert str(ceiling.reward_functions).endswith("* preftune.world.gold:gold")
 
 
 def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
@@ -76,7 +76,7 @@ def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
 
 
 def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from preftune.pipeline.study import conduct
+    from preftune.study import conduct
 
     monkeypatch.setattr(conduct, "_run", lambda *a: None)
     monkeypatch.setattr(conduct, "_write", lambda *a: None)
@@ -135,7 +135,7 @@ def test_numbers_follow_from_the_prompts_values(two_seeds: Path) -> None:
 
 
 def test_gold_is_the_worlds_score_of_the_texts(two_seeds: Path) -> None:
-    from preftune.data.gold import gold
+    from preftune.world.gold import gold
 
     file = read_json(two_seeds / "seed-3" / "study" / "ppo.json")
     for kind, samples in file["samples"].items():
@@ -145,7 +145,7 @@ def test_gold_is_the_worlds_score_of_the_texts(two_seeds: Path) -> None:
 
 
 def test_prompt_sets_are_what_they_are_called(two_seeds: Path) -> None:
-    from preftune.data.grammar import TUNING_FORMS, parse
+    from preftune.world.grammar import TUNING_FORMS, parse
 
     samples = read_json(two_seeds / "seed-3" / "study" / "sft.json")["samples"]
     questions = {kind: [parse(s["prompt"]) for s in rows] for kind, rows in samples.items()}
@@ -354,7 +354,7 @@ def test_without_gold_a_second_reward_model_stands_in(
     tmp_path: Path, study_of: Callable[..., dict[str, Any]]
 ) -> None:
     """The world's own pairs as a file: then nobody knows their gold score."""
-    from preftune.data.world import make_world
+    from preftune.world.dataset import make_world
 
     world = make_world(0, 160, 1, 1)
     file = tmp_path / "pairs.jsonl"

@@ -22,7 +22,7 @@ from preftune.data import Sequences
 from preftune.errors import ProcessLost
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
-from preftune.pipeline import runner
+from preftune.runs import runner
 from preftune.training.learner import Learner
 from preftune.training.processes import answering
 from tiny import NO_CLIPPING, causal_lm, flat, sequences, state

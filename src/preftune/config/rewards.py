@@ -1,7 +1,7 @@
 """Reward functions by name: how a recipe writes them, and where Python finds them. Imports no torch.
 
-    reward_functions = "preftune.data.gold:gold"                        one function, weight 1
-    reward_functions = "0.4 * preftune.data.gold:gold + -0.1 * mine:words"   several, weighted
+    reward_functions = "preftune.world.gold:gold"                        one function, weight 1
+    reward_functions = "0.4 * preftune.world.gold:gold + -0.1 * mine:words"   several, weighted
 
 A name is `module:function`; the module is imported as Python would, the current directory included.
 """

@@ -1,7 +1,7 @@
 """What a base model from scratch learns to read: documents in an order, and a tokenizer for them.
 
-The built-in world writes its own documents in the order in which they must be read. On real text a document
-is a whole transcript, chosen and rejected replies alike: a base model knows bad replies too.
+On real text a document is a whole transcript, chosen and rejected replies alike: a base model knows bad
+replies too.
 """
 
 import re
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
-_WORLD = "world"
 LONGEST_TOKEN = 1000  # characters, in a vocabulary that is learnt here
 _LONG_RUN = re.compile(rf"(\S{{{LONGEST_TOKEN}}})\S+|(\s{{{LONGEST_TOKEN}}})\s+")
 _BUCKET = 8  # batches whose documents are sorted by length together, against padding
@@ -47,21 +46,13 @@ class Corpus:
         return rows_at(step, batch_size, n, seed, "base")
 
 
-def corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:
-    """`count` documents where the world writes them, every transcript of `train` elsewhere."""
-    if name == _WORLD:
-        from preftune.data.world import make_world
-
-        return Corpus(make_world(seed, 1, 1, 1).documents(count), ordered=True)
+def transcripts(train: Sequence[Preference]) -> Corpus:
+    """Every transcript of the training pairs, chosen and rejected."""
     return Corpus(list(_transcripts(train)), ordered=False)
 
 
-def train_tokenizer(name: str, train: Sequence[Preference], vocab_size: int) -> "PreTrainedTokenizerBase":
-    """The world's own words, or a byte-level BPE of `vocab_size` entries learnt on the transcripts."""
-    if name == _WORLD:
-        from preftune.data.grammar import world_tokenizer
-
-        return world_tokenizer()
+def train_tokenizer(train: Sequence[Preference], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """A byte-level BPE of `vocab_size` entries learnt on the transcripts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -31,11 +31,11 @@ class Dataset:
     report: dict[str, Any]
 
 
-def load_dataset(config: "DataConfig", seed: int) -> Dataset:
-    """Read the data set of a run: the built-in world, a local path, or a hub id, in this order.
+def read_dataset(config: "DataConfig") -> Dataset:
+    """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
 
-    Splits of real data do not depend on `seed`; the world is generated from it. Raises ConfigError without a
-    name, InputMissing for what cannot be found, DataError for what cannot be read or used.
+    Raises ConfigError without a name, InputMissing for what cannot be found, DataError for what cannot be
+    read or used.
     """
     if config.name is None:
         raise ConfigError(
@@ -43,8 +43,6 @@ def load_dataset(config: "DataConfig", seed: int) -> Dataset:
             "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet "
             "file), or data.name=Anthropic/hh-rlhf to fetch them",
         )
-    if config.name == "world":
-        return _world(seed, config.pairs)
     tallies = _read(config.name, config.data_dir, config.on_bad_row)
     splits = _by_split(config.name, tallies)
     if not splits["train"]:
@@ -59,7 +57,7 @@ def load_dataset(config: "DataConfig", seed: int) -> Dataset:
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
-    return _dataset(splits, report | _rows_report(tallies))
+    return make_dataset(splits, report | _rows_report(tallies))
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
@@ -75,14 +73,6 @@ def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[P
 def prompt_hash(prompt: Dialogue) -> str:
     """SHA-256 of the prompt's transcript: decides which split a prompt is cut into, finds equal prompts."""
     return hashlib.sha256(prompt.transcript().encode("utf-8")).hexdigest()
-
-
-def _world(seed: int, pairs: int) -> Dataset:
-    from preftune.data.world import make_world  # (generates and scores: only where it is asked for)
-
-    world = make_world(seed, pairs)
-    splits = {name: list(getattr(world, name)) for name in SPLIT_NAMES}
-    return _dataset(splits, {"name": "world", "seed": seed, "world": world.report})
 
 
 def _read(name: str, data_dir: str | None, on_bad_row: OnBadRow) -> list[Tally]:
@@ -135,7 +125,8 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
     return [name for name in missing if splits[name]]
 
 
-def _dataset(splits: Mapping[str, Iterable[Preference]], report: dict[str, Any]) -> Dataset:
+def make_dataset(splits: Mapping[str, Iterable[Preference]], report: dict[str, Any]) -> Dataset:
+    """Splits with rows numbered anew, and `report` with counts, repeats and hashes of what they hold."""
     numbered = {
         name: tuple(
             pair if pair.row == row else replace(pair, row=row) for row, pair in enumerate(splits[name])

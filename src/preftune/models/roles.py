@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.models.head import logprobs_and_entropy
-from preftune.models.layout import fuse_activations
-from preftune.models.probe import hidden_at, place
+from preftune.models.fast.head import logprobs_and_entropy
+from preftune.models.fast.layout import fuse_activations
+from preftune.models.fast.support import hidden_at, place
 from preftune.models.scalar import ScalarPerPosition
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import DataError
+from preftune.models.fast.support import hidden_at, place
 from preftune.models.locate import Source, reading
-from preftune.models.probe import hidden_at, place
 
 PAD_TOKEN = "<|pad|>"
 

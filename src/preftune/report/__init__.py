@@ -1,33 +1,9 @@
 """The report: ANALYSIS.md, report.html and figures, written from the files of a run. Never imports torch."""
 
-import os
-from pathlib import Path
-
-from preftune.report.analysis import analysis_text
 from preftune.report.blocks import Table
-from preftune.report.figures import draw
+from preftune.report.build import build
 from preftune.report.load import load_run
-from preftune.report.page import page_text
-from preftune.report.sections import sections
 from preftune.report.tables import comparison_table
 from preftune.report.view import RunView
-from preftune.rundir import RunDir, write_text
 
 __all__ = ["RunView", "Table", "build", "comparison_table", "load_run"]
-
-
-def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
-    """Write figures/*.svg, ANALYSIS.md and report.html of a run; the same files give the same bytes.
-
-    Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood.
-    """
-    directory = run if isinstance(run, RunDir) else RunDir(run)
-    view = load_run(directory)
-    drawn = draw(view)
-    parts = sections(view, {file: words for file, (_, words) in drawn.items()})
-    texts = {directory.figures / file: svg for file, (svg, _) in drawn.items()}
-    texts[directory.analysis_text] = analysis_text(view, parts)
-    texts[directory.report_page] = page_text(view, parts, {file: svg for file, (svg, _) in drawn.items()})
-    for path, text in texts.items():
-        write_text(path, text)
-    return list(texts)

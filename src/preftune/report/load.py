@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from preftune.errors import DataError, InputMissing
-from preftune.report.judge import RewardModelView
 from preftune.report.parse import (
     best_of_views,
     comparison_view,
@@ -20,7 +19,8 @@ from preftune.report.parse import (
     pairs_policy_view,
     policy_view,
 )
-from preftune.report.parse_judge import reward_model_view
+from preftune.report.parse_reward_model import reward_model_view
+from preftune.report.reward_model import RewardModelView
 from preftune.report.text import clean
 from preftune.report.view import MAX_LABEL, SFT, Comparison, OtherPairs, Row, RunView, StageView
 from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text

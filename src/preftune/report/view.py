@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.report.estimate import Estimate
-from preftune.report.judge import RewardModelView
+from preftune.report.reward_model import RewardModelView
 from preftune.report.text import clean
 from preftune.rundir import BASE
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences, concatenate
-from preftune.models.decode import decoder
-from preftune.models.head import next_logits
+from preftune.models.fast.decode import decoder
+from preftune.models.fast.head import next_logits
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point

@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from preftune import __version__
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.rundir import sha256_file, sync
 from preftune.training.learner import Learner
 from preftune.training.state import TrainState, put, state_bytes
+from preftune.version import __version__
 
 _SCHEMA = 1
 _MANIFEST, _STATE = "manifest.json", "state.json"

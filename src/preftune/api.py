@@ -1,0 +1,237 @@
+"""The pipeline as Python functions: a run, its five stages, evaluation and samples of what is finished.
+
+Configuration, data and the base model's whereabouts are checked here, before torch is loaded: whoever made a
+mistake learns of it at once. What reads data is loaded after the look at the lock, which needs none of it.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune import faults
+from preftune.config import RunConfig, load_recipe, stage_order, stages_until
+from preftune.errors import ConfigError, DataError, InputMissing
+from preftune.rundir import BASE, RunDir, write_json
+from preftune.runs.inputs import absolute, check_reward_functions
+from preftune.runs.lock import held, is_main_process, refuse_if_held
+from preftune.runs.stages import SIDE_FILE
+from preftune.stops import handled
+
+if TYPE_CHECKING:
+    from preftune.data import Dataset
+    from preftune.runs.console import Console
+    from preftune.runs.session import Session
+
+DEFAULT_RECIPE = "hh-colab"
+
+
+def run(recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True) -> RunDir:
+    """Run a recipe through all stages, evaluate, and write the report. A second call resumes or does nothing.
+
+    `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
+    samples/ and analysis/ right here). `resume=False` removes what an earlier run left there.
+    """
+    return run_recipe(recipe, overrides, out=out, resume=resume)
+
+
+def train_reward_model(
+    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+) -> Path:
+    """Train the reward model (and the stages it starts from); returns the model's directory."""
+    return _train("reward", recipe, overrides, out, resume)
+
+
+def supervised_finetune(
+    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+) -> Path:
+    """Fine-tune on chosen responses; returns the model's directory."""
+    return _train("sft", recipe, overrides, out, resume)
+
+
+def ppo_train(
+    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+) -> Path:
+    """Train a policy with PPO, missing parents first; returns the model's directory."""
+    return _train("ppo", recipe, overrides, out, resume)
+
+
+def grpo_train(
+    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+) -> Path:
+    """Train a policy with GRPO, missing parents first; returns the model's directory."""
+    return _train("grpo", recipe, overrides, out, resume)
+
+
+def dpo_train(
+    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+) -> Path:
+    """Train a policy with DPO, missing parents first; returns the model's directory."""
+    return _train("dpo", recipe, overrides, out, resume)
+
+
+def run_recipe(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | None = None,
+    resume: bool = True,
+    until: str | None = None,
+    mirror: str | None = None,
+) -> RunDir:
+    """What the command line calls: all stages and the report, or the stages up to `until` only.
+
+    `mirror` is a directory for copies of checkpoints and models, from which a new machine goes on.
+    """
+    resolved = load_recipe(recipe, overrides)
+    config = absolute(resolved.config)
+    stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
+    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    refuse_if_held(run)
+    dataset = _checked(config)
+    if until is None:
+        _can_be_measured(dataset)
+    faults.arm()
+    with handled(), held(run):
+        if not resume and is_main_process():
+            _remove_run(run)
+        console = _console(config, dataset, run, stages)
+        from preftune.measure.write_up import measure_and_report
+        from preftune.runs import provenance, runner
+        from preftune.runs.mirror import forget
+
+        if mirror is not None and not resume and is_main_process():
+            forget(Path(mirror), [BASE, *config.stage])
+        session = runner.open_session(config, dataset, run, console, mirror)
+        if is_main_process():
+            provenance.record_origins(run, resolved)
+        runner.train_stages(session, stages)
+        if until is None and is_main_process():
+            measure_and_report(session, stages)
+    return run
+
+
+def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
+    """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
+    write evaluation/pairs-<name>/ and leave the rest as it is.
+    """
+    refuse_if_held(RunDir(path))
+    from preftune.measure.write_up import measure_and_report
+
+    session = _reopen(path)
+    finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
+    if not finished:
+        raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
+    with handled(), held(session.run):
+        if pairs is None:
+            measure_and_report(session, finished)
+        else:
+            from preftune.measure.pairs import evaluate_on_pairs
+
+            directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())
+            session.console.line(f"written:  {directory}")
+    return session.run
+
+
+def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Two evaluated runs side by side on their common prompts: shows a table, returns the record."""
+    from preftune.measure.compare import compare_runs, show_comparison
+    from preftune.runs.console import Console
+
+    result = compare_runs(RunDir(a), RunDir(b))
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    show_comparison(Console(), result)
+    return result
+
+
+def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
+    """What is wrong with a reward model or policy directory, no matter who made it; nothing is trained."""
+    from preftune.audit import audit_directory, show_audit
+    from preftune.runs.console import Console
+
+    result = audit_directory(Path(directory))
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    show_audit(Console(), result)
+    return result
+
+
+def sample(
+    path: str | Path, policy: str = "sft", prompts: Sequence[str] = (), seed: int = 0, n: int = 5
+) -> Iterator[dict[str, Any]]:
+    """Replies of a run's policy ("base" or a stage) to given prompts, or to `n` held-out ones."""
+    from preftune.measure.samples import replies
+
+    yield from replies(_reopen(path), policy.removeprefix("policy_"), prompts, seed, n)
+
+
+def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | None, resume: bool) -> Path:
+    config = load_recipe(recipe, overrides).config
+    name = next((n for n, stage in config.stage.items() if stage.algorithm == algorithm), None)
+    if name is None:
+        raise ConfigError(
+            f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
+        )
+    done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
+    return done.model_dir(name, algorithm)
+
+
+def _checked(config: RunConfig) -> "Dataset":
+    """The data of a run, once it is clear that reward functions and the base model can be had too."""
+    from preftune.models.locate import locate
+    from preftune.runs.sources import load_dataset
+
+    check_reward_functions(config)
+    dataset = load_dataset(config.data, config.seed)
+    if config.model.base != "scratch":
+        locate(config.model.base)
+    return dataset
+
+
+def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
+    """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
+    from preftune.runs.console import Console
+    from preftune.runs.plan import show_plan
+
+    console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+    show_plan(console, config, dataset, run, stages)
+    return console
+
+
+def _can_be_measured(dataset: "Dataset") -> None:
+    """A run ends in a comparison: without held-out rows it would fail after all the training."""
+    for split in ("validation", "test"):
+        if not getattr(dataset, split):
+            raise DataError(
+                f"the data is too small to hold out a {split} split ({len(dataset.train)} training pairs)",
+                hint=f"give a file named {split}, or more prompts; `preftune train` needs neither",
+            )
+
+
+def _reopen(path: str | Path) -> "Session":
+    run = RunDir(Path(path))
+    if not run.config.is_file():
+        raise InputMissing(
+            f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
+        )
+    config = load_recipe(str(run.config)).config
+    dataset = _checked(config)
+    from preftune.runs import runner
+    from preftune.runs.console import Console
+
+    return runner.open_session(config, dataset, run, Console())
+
+
+def _remove_run(run: RunDir) -> None:
+    """Only what preftune wrote: a run directory may be "." with other things in it."""
+    if not run.config.is_file():
+        return
+    for folder in ("stages", "evaluation", "figures", "logs"):
+        shutil.rmtree(run.path / folder, ignore_errors=True)
+    for model in run.models.glob("*"):
+        if (model / SIDE_FILE).is_file():
+            shutil.rmtree(model)
+    files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
+    for file in (*files, *run.samples_files().values()):
+        file.unlink(missing_ok=True)

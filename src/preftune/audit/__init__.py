@@ -1,0 +1,74 @@
+"""`preftune audit DIR`: what is wrong with a model before it is used for RL, no matter who trained it.
+
+Loads, probes and reports; trains nothing. A check that cannot even run is a fault of the model, not an error.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.audit.checks import FAULT, WARNING, Check
+from preftune.audit.files import Directory, check_files, open_directory
+from preftune.audit.policy import check_policy
+from preftune.audit.reward import check_reward_model
+from preftune.errors import InputMissing, PreftuneError
+
+if TYPE_CHECKING:
+    from preftune.runs.console import Console
+
+_MARKS = {"ok": "ok", "note": "note", WARNING: "WARNING", FAULT: "FAULT"}
+
+
+def audit_directory(path: Path) -> dict[str, Any]:
+    """The verdict ("usable", "usable with care", "not usable") and the checks behind it. InputMissing where
+    there is no directory.
+    """
+    if not path.is_dir():
+        raise InputMissing(
+            f"there is no model directory at {path}", hint="give a directory with a config.json"
+        )
+    kind = "unknown"
+    try:
+        directory = open_directory(path)
+        kind = directory.kind
+        checks = [*check_files(directory), *_probed(directory)]
+    except PreftuneError as error:
+        checks = [
+            Check(
+                name="loads",
+                status=FAULT,
+                found=error.message,
+                consequence="nothing else can be checked",
+                remedy=error.hint,
+            )
+        ]
+    return {
+        "directory": str(path),
+        "kind": kind,
+        "verdict": verdict(checks),
+        "faults": sum(check.status == FAULT for check in checks),
+        "warnings": sum(check.status == WARNING for check in checks),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def verdict(checks: Iterable[Check]) -> str:
+    """One fault is enough."""
+    found = {check.status for check in checks}
+    return "not usable" if FAULT in found else "usable with care" if WARNING in found else "usable"
+
+
+def _probed(directory: Directory) -> list[Check]:
+    return check_reward_model(directory) if directory.kind == "reward model" else check_policy(directory)
+
+
+def show_audit(console: "Console", result: Mapping[str, Any]) -> None:
+    """A line a check, with what it means and what to do where something is amiss; then the verdict."""
+    for check in result["checks"]:
+        console.line(f"{_MARKS[check['status']]:<8}{check['name']}: {check['found']}")
+        if check["status"] != "ok" and check["consequence"]:
+            console.line(f"{'':<8}  {check['consequence']}")
+            if check["remedy"]:
+                console.line(f"{'':<8}  what to do: {check['remedy']}")
+    console.line(f"{result['directory']}, a {result['kind']}: {result['verdict']}")

@@ -1,0 +1,248 @@
+"""What can be said about a model directory before the model computes anything."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check
+from preftune.models.load import context_length, quiet_libraries
+from preftune.models.locate import Source, locate, reading
+
+_SHORT_CONTEXT = 256  # tokens; dialogues of HH-RLHF have 175 in the mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """A loaded model, in eval mode and float32, with what its loader had to say."""
+
+    path: Path
+    source: Source
+    kind: str  # "reward model" or "policy"
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def end(self) -> int | None:
+        """Id of the tokenizer's end token."""
+        end: Any = self.tokenizer.eos_token_id
+        return end
+
+    @property
+    def embeddings(self) -> int:
+        """Rows of the input embedding."""
+        layer: Any = self.model.get_input_embeddings()
+        return int(layer.weight.shape[0])
+
+    @property
+    def context(self) -> int:
+        """Positions that the model can take; 0 if its config states none."""
+        return context_length(self.source)
+
+
+def ids_of(directory: Directory, text: str) -> list[int]:
+    """A text as the model's own tokenizer encodes it, without special tokens."""
+    ids: Any = directory.tokenizer(text, add_special_tokens=False).input_ids
+    return list(ids)
+
+
+def open_directory(path: Path) -> Directory:
+    """Load without any of preftune's own requirements but the safety of its files. PreftuneError if not."""
+    quiet_libraries()
+    source = locate(str(path))
+    with reading(source, "the model"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+        names = config.architectures or []
+        judge = any(name.endswith("ForSequenceClassification") for name in names)
+        loader = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
+        loaded: Any = loader.from_pretrained(
+            source.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, info = loaded
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+    return Directory(
+        path=path,
+        source=source,
+        kind="reward model" if judge else "policy",
+        model=model.eval(),
+        tokenizer=tokenizer,
+        missing=tuple(sorted(map(str, info["missing_keys"]))),
+        unexpected=tuple(sorted(map(str, info["unexpected_keys"]))),
+    )
+
+
+def check_files(directory: Directory) -> list[Check]:
+    """Weights, vocabulary, special tokens, and settings that are baked into the tokenizer."""
+    return [
+        *_weights(directory),
+        *_vocabulary(directory),
+        *_end_token(directory),
+        *_pad_token(directory),
+        *_baked_in(directory),
+        *_context(directory),
+    ]
+
+
+def _weights(directory: Directory) -> Iterator[Check]:
+    missing, unexpected = directory.missing, directory.unexpected
+    if missing:
+        yield Check(
+            name="weights are complete",
+            status=FAULT,
+            found=f"missing: {', '.join(missing[:4])}",
+            consequence="these weights are random, and others at every load: scores and text mean nothing",
+            remedy="save the model again with save_pretrained, its head included",
+        )
+    else:
+        found = f"left over and ignored: {', '.join(unexpected[:4])}" if unexpected else "all there"
+        yield Check(name="weights are complete", status=NOTE if unexpected else OK, found=found)
+    broken = [name for name, p in directory.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    yield Check(
+        name="weights are finite",
+        status=FAULT if broken else OK,
+        found=f"NaN or infinity in {', '.join(broken[:4])}" if broken else "no NaN, no infinity",
+        consequence="every score or log-probability becomes NaN, and after one update the whole policy",
+        remedy="train it again with a lower learning rate, or in float32",
+    )
+
+
+def _vocabulary(directory: Directory) -> Iterator[Check]:
+    rows, size = directory.embeddings, len(directory.tokenizer)
+    highest = max(directory.tokenizer.get_vocab().values(), default=-1)
+    head = directory.model.get_output_embeddings()
+    if highest >= rows:
+        yield Check(
+            name="vocabulary fits the model",
+            status=FAULT,
+            found=f"the tokenizer's ids go up to {highest}, the model has {rows} embeddings",
+            consequence="the first text with such a token (often the pad token) is an index out of range",
+            remedy="model.resize_token_embeddings(len(tokenizer)), or use the model's tokenizer",
+        )
+    elif head is not None and head.weight.shape[0] != rows:
+        yield Check(
+            name="vocabulary fits the model",
+            status=FAULT,
+            found=f"{rows} input embeddings, but {head.weight.shape[0]} rows in the output head",
+            consequence="ids that are sampled and ids that are read are not the same set",
+            remedy="resize both with resize_token_embeddings",
+        )
+    else:
+        extra = f", {rows - size} rows of padding" if rows > size else ""
+        yield Check(
+            name="vocabulary fits the model", status=OK, found=f"{size} tokens, {rows} embeddings{extra}"
+        )
+
+
+def _end_token(directory: Directory) -> Iterator[Check]:
+    tokenizer, config = directory.tokenizer, directory.model.config.get_text_config()
+    end: Any = tokenizer.eos_token_id
+    if end is None:
+        yield Check(
+            name="has an end token",
+            status=FAULT,
+            found="the tokenizer has no eos_token",
+            consequence="nothing can learn to stop: every response runs to the limit",
+            remedy="set eos_token in tokenizer_config.json to the token that the model was trained with",
+        )
+        return
+    stated: Any = config.eos_token_id
+    known = stated if isinstance(stated, list) else [stated]
+    agree = stated is None or end in known
+    yield Check(
+        name="has an end token",
+        status=OK if agree else WARNING,
+        found=f"{tokenizer.eos_token!r} ({end})" + ("" if agree else f", but the config says {stated}"),
+        consequence="" if agree else "generate() stops at another token than the one that training appends",
+        remedy="" if agree else "make config.json, generation_config.json and the tokenizer agree",
+    )
+
+
+def _pad_token(directory: Directory) -> Iterator[Check]:
+    tokenizer, stated = directory.tokenizer, directory.model.config.get_text_config().pad_token_id
+    pad, judge = tokenizer.pad_token_id, directory.kind == "reward model"
+    name = "has a pad token of its own"
+    if pad is None:
+        yield Check(
+            name=name,
+            status=FAULT if judge and stated is None else WARNING if judge else NOTE,
+            found="the tokenizer has no pad_token",
+            consequence="a batch of rows of different lengths cannot be scored"
+            if judge
+            else "other libraries pad with EOS and then mask EOS out of the loss: it unlearns to stop",
+            remedy="add a new pad token and resize the embeddings"
+            if judge
+            else "mask by length, as preftune does, or add a pad token",
+        )
+    elif pad == tokenizer.eos_token_id:
+        yield Check(
+            name=name,
+            status=FAULT if judge else WARNING,
+            found=f"pad and end token are the same, {tokenizer.eos_token!r} ({pad})",
+            consequence="pooling takes EOS for padding: the score is read one token too early, and whether a "
+            "response ends makes no difference to it"
+            if judge
+            else "a mask by `ids != pad` drops EOS from the loss: it unlearns to stop",
+            remedy="train it again with a pad token of its own"
+            if judge
+            else "mask by length, as preftune does",
+        )
+    elif judge and stated != pad:
+        yield Check(
+            name=name,
+            status=FAULT,
+            found=f"the tokenizer pads with {pad}, config.pad_token_id is {stated}",
+            consequence="pooling does not know what padding looks like: scores are read on padding",
+            remedy=f"set pad_token_id to {pad} in config.json",
+        )
+    else:
+        yield Check(name=name, status=OK, found=f"{tokenizer.pad_token!r} ({pad})")
+
+
+def _baked_in(directory: Directory) -> Iterator[Check]:
+    file = directory.path / "tokenizer.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        content = {}
+    found = [key for key in ("truncation", "padding") if content.get(key) is not None]
+    yield Check(
+        name="tokenizer neither cuts nor pads by itself",
+        status=WARNING if found else OK,
+        found=f"tokenizer.json has {' and '.join(found)} baked in" if found else "no such setting",
+        consequence="whoever reads the file directly cuts texts and pads them without being asked"
+        if found
+        else "",
+        remedy="save the tokenizer after tokenizer.backend_tokenizer.no_truncation() and no_padding()"
+        if found
+        else "",
+    )
+
+
+def _context(directory: Directory) -> Iterator[Check]:
+    context = directory.context
+    short = 0 < context < _SHORT_CONTEXT
+    yield Check(
+        name="context",
+        status=WARNING if short else OK,
+        found=f"{context or 'unknown'} tokens",
+        consequence="prompt and response must fit together: long dialogues lose their beginning"
+        if short
+        else "",
+    )

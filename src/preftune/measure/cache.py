@@ -1,0 +1,69 @@
+"""The parts of an evaluation, each kept on disk when it is finished: an interrupted one goes on from there.
+
+A part is one policy's responses, the pool of best-of-n, or the audit of one reward model. All numbers that
+are computed from them take seconds and are computed again.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preftune.data import Preference
+from preftune.errors import DataError
+from preftune.faults import faultpoint
+from preftune.rundir import plain, read_json, write_jsonl
+from preftune.runs.stages import digest
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Values by name in `directory`. `inputs` is what all of them depend on: with others, none is used."""
+
+    directory: Path
+    inputs: Mapping[str, Any]
+    say: Say = field(default=print)
+
+    def take(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """The value of `make`, from disk if it was made before with the same inputs.
+
+        It comes as JSON holds it in both cases, so that a resumed evaluation cannot differ from another: a
+        tuple is a list, and a float that is not finite is text that `float` reads.
+        """
+        file = self.directory / f"{name}.json"
+        key = digest({**self.inputs, "part": name, "of": dict(inputs)})
+        kept = self._kept(file, key)
+        if kept is not None:
+            self.say(f"evaluation of {name}: measured before")
+            return kept["value"]
+        value = json.loads(json.dumps(plain(make())))
+        faultpoint("evaluation.part")
+        # One line: indented, every token id would stand on a line of its own.
+        write_jsonl(file, [{"key": key, "sha256": digest({"value": value}), "value": value}])
+        return value
+
+    def remove(self) -> None:
+        """The results are written: nothing is left to resume."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
+        """What a file holds, unless it was made with other inputs or is damaged."""
+        if not file.is_file():
+            return None
+        try:
+            record = read_json(file)
+        except DataError:
+            record = None
+        if not isinstance(record, dict) or record.get("sha256") != digest({"value": record.get("value")}):
+            self.say(f"{file} is damaged: it is made again")
+            return None
+        return record if record.get("key") == key else None
+
+
+def content(pairs: Sequence[Preference]) -> str:
+    """SHA-256 of the texts of pairs, in their order."""
+    return digest({"pairs": [[pair.prompt.transcript(), pair.chosen, pair.rejected] for pair in pairs]})

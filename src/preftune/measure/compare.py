@@ -1,0 +1,238 @@
+"""Two runs side by side on the prompts that both were measured on: `preftune compare RUN_A RUN_B`.
+
+Reads evaluations only, so it needs no torch, no models but their hashes, and no data.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.errors import DataError, InputMissing
+from preftune.evaluation import stats
+from preftune.evaluation.compare import judged
+from preftune.rundir import RunDir, read_json, read_jsonl, read_text
+from preftune.runs.stages import differences
+
+if TYPE_CHECKING:
+    from preftune.runs.console import Console
+
+REFERENCE = "policy_sft"
+QUALITY = ("score", "gain", "gold")  # more of these is better
+MEASURES = (*QUALITY, "kl", "length", "ended")
+WORDS = {
+    "score": "reward",
+    "gain": "reward - SFT",
+    "gold": "gold",
+    "kl": "KL to SFT",
+    "length": "length",
+    "ended": "ends by itself",
+}
+
+
+def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """The comparison as one JSON-able record; differences are b - a, paired by prompt.
+
+    Rewards are compared only where both runs have the very same reward model; the gain over its own SFT is
+    compared in any case, each in the unit of its own reward model. Holm's correction is over the policies,
+    measure by measure. InputMissing for a run without an evaluation, DataError without a common prompt.
+    """
+    ours, theirs = _policies(a), _policies(b)
+    same_judge = _same_model(a, b, "reward_model")
+    records: list[dict[str, Any]] = []
+    common = [name for name in ours if name in theirs]
+    prompts = _common_prompts(ours, theirs)
+    for measure in MEASURES:
+        if measure == "score" and not same_judge:
+            continue
+        family = [
+            made
+            for name in common
+            if (made := _paired(name, measure, ours, theirs, prompts, resamples, seed)) is not None
+        ]
+        records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
+    return {
+        "a": str(a.path),
+        "b": str(b.path),
+        "same_reward_model": same_judge,
+        "common_prompts": len(prompts),
+        "prompts_of_a": len(next(iter(ours.values()))["prompts"]),
+        "prompts_of_b": len(next(iter(theirs.values()))["prompts"]),
+        "settings_that_differ": _settings(a, b),
+        "only_in_a": [name for name in ours if name not in theirs],
+        "only_in_b": [name for name in theirs if name not in ours],
+        "policies": records,
+        "reward_models": _judges(a, b),
+    }
+
+
+def _policies(run: RunDir) -> dict[str, dict[str, Any]]:
+    """The run's evaluations that hold numbers by prompt, by policy."""
+    found = {}
+    for path in sorted(run.comparisons.parent.glob("*.json")):
+        record = read_json(path)
+        if isinstance(record, dict) and record.get("prompts") and record.get("policy"):
+            found[record["policy"]] = record
+    if not found:
+        raise InputMissing(
+            f"{run.path} holds no evaluation with numbers by prompt",
+            hint=f"preftune evaluate {run.path}",
+        )
+    return found
+
+
+def _common_prompts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Prompts that every policy of both runs answered, in the order of the first run."""
+    sets = [{row["prompt"] for row in each["prompts"]} for each in (*ours.values(), *theirs.values())]
+    everywhere = set.intersection(*sets)
+    prompts = [row["prompt"] for row in next(iter(ours.values()))["prompts"] if row["prompt"] in everywhere]
+    if not prompts:
+        raise DataError(
+            "the two runs were not measured on a single common prompt",
+            hint="compare runs of the same data; evaluation.prompts may differ, data.name may not",
+        )
+    return prompts
+
+
+def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
+    """Whether both runs hold the same weights, and normalise them in the same way."""
+    sides = [[run.models / name / file for file in ("model.safetensors", "preftune.json")] for run in (a, b)]
+    if not all(file.is_file() for side in sides for file in side):
+        return False
+    constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
+    return constants[0] == constants[1] and _sha256(sides[0][0]) == _sha256(sides[1][0])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _values(policies: Mapping[str, Any], name: str, measure: str, prompts: Sequence[str]) -> list[Any]:
+    rows = {row["prompt"]: row for row in policies[name]["prompts"]}
+    if measure != "gain":
+        return [rows[prompt].get(measure) for prompt in prompts]
+    if name == REFERENCE or REFERENCE not in policies:
+        return [None] * len(prompts)
+    base = {row["prompt"]: row["score"] for row in policies[REFERENCE]["prompts"]}
+    pairs = [(rows[prompt].get("score"), base[prompt]) for prompt in prompts]
+    return [None if None in pair else pair[0] - pair[1] for pair in pairs]
+
+
+def _paired(
+    name: str,
+    measure: str,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    prompts: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    sides = [_values(policies, name, measure, prompts) for policies in (ours, theirs)]
+    known = [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
+    if not known:
+        return None
+    a, b = zip(*known, strict=True)
+    result = stats.paired_bootstrap(b, a, resamples, seed)
+    return {
+        "policy": name,
+        "label": theirs[name]["label"],
+        "measure": measure,
+        "n": len(known),
+        "a": _mean(a, resamples, seed),
+        "b": _mean(b, resamples, seed),
+        "difference": {"mean": result.mean, "interval": list(result.interval)},
+        "mean": result.mean,
+        "interval": list(result.interval),
+        "win_rate": _wins(b, a) if measure in QUALITY else None,
+        "p_value": result.p_value,
+    }
+
+
+def _mean(values: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
+    interval = stats.bootstrap_mean(values, resamples, seed)
+    return {"mean": sum(values) / len(values), "interval": list(interval), "n": len(values)}
+
+
+def _wins(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    rate, n = stats.win_rate(a, b), len(a)
+    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}
+
+
+def _in_words(record: dict[str, Any]) -> dict[str, Any]:
+    """For what is neither good nor bad in itself the verdict says higher or lower."""
+    if record["measure"] in QUALITY:
+        return record
+    words = {"better": "higher", "worse": "lower"}
+    return {**record, "verdict": words.get(record["verdict"], record["verdict"])}
+
+
+def _settings(a: RunDir, b: RunDir) -> list[str]:
+    """Settings of data and evaluation in which the runs differ: reasons to doubt the comparison."""
+    ours, theirs = (tomllib.loads(read_text(run.config)) if run.config.is_file() else {} for run in (a, b))
+    return [
+        f"{part}.{line}"
+        for part in ("data", "evaluation")
+        for line in differences(ours.get(part, {}), theirs.get(part, {}))
+    ]
+
+
+def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
+    """The two reward models; paired, pair by pair, where both were asked about the same validation pairs."""
+    if not (a.reward_evaluation.is_file() and b.reward_evaluation.is_file()):
+        return None
+    records = [read_json(run.reward_evaluation) for run in (a, b)]
+    result: dict[str, Any] = {"a": records[0]["accuracy"], "b": records[1]["accuracy"], "paired": None}
+    same = _validation(a) is not None and _validation(a) == _validation(b)
+    if not same or records[0].get("left_out") != records[1].get("left_out"):
+        return result
+    wrong = [{row["idx"] for row in read_jsonl(run.mistakes)} for run in (a, b)]
+    only_a, only_b, n = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1]), records[0]["n"]
+    change = [1.0] * only_b + [-1.0] * only_a + [0.0] * (n - only_a - only_b)
+    result["paired"] = {
+        "a_right_only": only_a,
+        "b_right_only": only_b,
+        "n": n,
+        "difference": (only_b - only_a) / n,
+        "interval": list(stats.bootstrap_mean(change)),
+        "p_value": stats.mcnemar_exact(only_a, only_b),
+    }
+    return result
+
+
+def _validation(run: RunDir) -> str | None:
+    record = read_json(run.data) if run.data.is_file() else {}
+    return record.get("content_sha256", {}).get("validation")
+
+
+def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
+    """The comparison as a table, and what makes it less than a fair one."""
+    headers = ("Policy", "Measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
+    console.line(f"a: {result['a']}\nb: {result['b']}\n{result['common_prompts']} common prompts")
+    console.table(headers, list(comparison_table(result)))
+    if not result["same_reward_model"]:
+        console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")
+    for line in result["settings_that_differ"]:
+        console.line(f"setting: {line}")
+    judges = result["reward_models"]
+    if judges:
+        sides = [f"{side}: {judges[side]['value']:.3f} on {judges[side]['n']:,}" for side in ("a", "b")]
+        paired = judges["paired"]
+        p = f"; the same pairs, exact p {paired['p_value']:.3f}" if paired else "; on different pairs"
+        console.line(f"reward model accuracy {', '.join(sides)}{p}")
+
+
+def comparison_table(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Rows of text: policy, measure, a, b, b - a with interval, corrected p-value, verdict."""
+    for record in result["policies"]:
+        low, high = record["interval"]
+        yield (
+            record["label"],
+            WORDS[record["measure"]],
+            f"{record['a']['mean']:.3f}",
+            f"{record['b']['mean']:.3f}",
+            f"{record['mean']:+.3f} [{low:.3f}, {high:.3f}]",
+            f"{record['p_holm']:.3f}",
+            record["verdict"],
+        )

@@ -1,0 +1,102 @@
+"""What policies are measured with: held-out prompts, one reward model or two, one reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from preftune.config import RewardConfig
+from preftune.data import Preference
+from preftune.errors import DataError
+from preftune.evaluation.policy import Bench, Gold
+from preftune.models.load import load_causal_lm
+from preftune.models.roles import Policy, Reference
+from preftune.rollout.functions import rows_by_prompt
+from preftune.rollout.score import Scorer
+from preftune.runs.scoring import reward_model_of
+from preftune.runs.session import Session
+from preftune.runs.train import reward_functions, scorer_for
+from preftune.training.learner import Learner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondJudge:
+    """A reward model that trained no policy: if it shares no pair with the judge, it checks on it."""
+
+    stage: str
+    shares_pairs: bool
+
+
+def second_judge(session: Session) -> SecondJudge | None:
+    """The first trained reward stage besides the judge, preferably on the other half of the prompts."""
+    stages, judge = session.config.stage, session.judge
+    if judge is None:
+        return None
+    own, found = stages[judge], list[SecondJudge]()
+    for name, config in stages.items():
+        if isinstance(config, RewardConfig) and name != judge and session.is_trained(name):
+            apart = isinstance(own, RewardConfig) and {own.part, config.part} == {"first", "second"}
+            found.append(SecondJudge(stage=name, shares_pairs=not apart))
+    return min(found, key=lambda second: second.shares_pairs, default=None)
+
+
+def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
+    """A stage's finished policy, or the base, where `learner` wants it and without gradients."""
+    policy = Policy(load_causal_lm(session.source(name)))
+    learner.freeze(policy)
+    return policy
+
+
+def make_bench(
+    session: Session, reference_name: str, prompts: Sequence[Preference], gold: Gold | None
+) -> tuple[Bench, Learner]:
+    """Everything held equal while policies are measured on `prompts`, and the learner that places models."""
+    config, settings = session.config, session.config.evaluation
+    source = session.source(reference_name)
+    reference = Reference(load_causal_lm(source))
+    encoder = session.encoder(source, settings.max_new_tokens)
+    learner = session.learner(settings.batch_size)
+    learner.freeze(reference)
+
+    def scorer(stage: str | None, terms: str | None) -> Scorer | None:
+        model = None
+        if stage is not None and session.source(stage).exists():
+            model = reward_model_of(session, stage, learner)
+        functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts), config.reward_timeout)
+        if model is None and functions is None:
+            return None
+        trained = stage if model is not None else None
+        return scorer_for(session, encoder, model, trained, settings.batch_size, functions)
+
+    second = second_judge(session)
+    bench = Bench(
+        prompts=prompts,
+        encoder=encoder,
+        scorer=scorer(session.judge, settings.reward_functions),
+        reference=reference,
+        settings=settings,
+        seed=config.seed,
+        device=learner.device,
+        gold=gold,
+        held_out=scorer(second.stage, None) if second else None,
+    )
+    return bench, learner
+
+
+def held_out_prompts(session: Session) -> list[Preference]:
+    """Test rows with prompts different from each other."""
+    prompts = distinct(session.shuffled(session.dataset.test), session.config.evaluation.prompts)
+    if not prompts:
+        raise DataError(
+            "there is no test prompt to compare policies on",
+            hint="give a file named test, or more training prompts from which one can be cut",
+        )
+    return prompts
+
+
+def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
+    """The first `n` rows with different prompts; fewer if there are no more."""
+    found: dict[str, Preference] = {}
+    for row in rows:
+        if len(found) == n:
+            break
+        found.setdefault(row.prompt.transcript(), row)
+    return list(found.values())

@@ -1,0 +1,298 @@
+"""The measurement of a run: the reward model on validation pairs, every policy on the same prompts."""
+
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
+from preftune.config.rewards import source_hashes
+from preftune.data import Preference
+from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
+from preftune.evaluation.compare import compare_to
+from preftune.evaluation.length import length_controlled
+from preftune.evaluation.policy import Bench, Gold, Row, Summary
+from preftune.evaluation.summary import summarise
+from preftune.measure.cache import Parts, content
+from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
+from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
+from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
+from preftune.runs.cards import rewrite_cards
+from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.session import Session
+from preftune.runs.stages import digest
+from preftune.training.learner import Learner
+
+_VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
+HUMAN = "chosen"  # the human-chosen response as a contestant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was found out about all policies on one set of prompts."""
+
+    rows: Mapping[str, Sequence[Row]]
+    summaries: Mapping[str, Summary]
+    comparisons: Sequence[Mapping[str, Any]]
+    best_of_n: Summary | None
+
+
+def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
+    """Measure everything that `stages` trained; False if that was done before with the same inputs."""
+    done = session.run.stage_json(EVALUATION)
+    key = digest(_inputs(session, stages))
+    earlier = read_json(done) if done.exists() else {}
+    complete = all((session.run.path / file).is_file() for file in earlier.get("files", ()))
+    if earlier.get("key") == key and complete:
+        session.console.skipped(EVALUATION)
+        return False
+    reset_peak_memory()
+    began = time.monotonic()
+    judges = [name for name in judges_of(session.config.stage) if name in stages]
+    prompts, policies = held_out_prompts(session), policies_of(session, stages)
+    parts = parts_of(session, policies, prompts, session.gold)
+    _evaluate_reward_models(session, judges, parts)
+    _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
+    rewrite_cards(session, stages)
+    facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+    record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
+    record["files"] = _written(session.run)
+    write_json(done, record)
+    parts.remove()
+    session.console.finished(EVALUATION, facts)
+    return True
+
+
+def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
+    """What the result of an evaluation depends on: an edited reward function makes another one."""
+    settings = session.config.evaluation
+    inputs = {
+        "version": _VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "stages": {name: session.stage(name).key for name in stages},
+    }
+    return inputs | _functions(settings.reward_functions)
+
+
+def _functions(terms: str | None) -> dict[str, Any]:
+    return {"functions": source_hashes(terms)} if terms else {}
+
+
+def parts_of(
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
+) -> Parts:
+    """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""
+    settings, second = session.config.evaluation, second_judge(session)
+    judges = [session.judge, second.stage if second else None]
+    reference = reference_stage(session, stages)
+    return Parts(
+        directory=session.run.stage_dir(EVALUATION) / "parts",
+        inputs={
+            "version": _VERSION,
+            "settings": settings.model_dump(mode="json"),
+            "seed": session.config.seed,
+            "precision": session.config.precision,
+            "prompts": content(prompts),
+            "reference": session.stage(reference).key,
+            "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
+            "gold": gold is not None,
+            **_functions(settings.reward_functions),
+        },
+        say=session.console.line,
+    )
+
+
+def _written(run: RunDir) -> list[str]:
+    """What an evaluation leaves behind, relative to the run directory."""
+    files = [file for file in run.comparisons.parent.iterdir() if file.is_file()]
+    files += [*run.samples_files().values(), *([run.mistakes] if run.mistakes.is_file() else [])]
+    return sorted(str(file.relative_to(run.path)) for file in files if not file.name.startswith("."))
+
+
+def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
+    for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
+        if name != session.judge:
+            write_json(session.run.evaluation(f"reward_model_{name}"), result)
+            continue
+        write_json(session.run.reward_evaluation, result)
+        write_jsonl(session.run.mistakes, rows)
+
+
+def audits(
+    session: Session, stages: Sequence[str], pairs: Sequence[Preference], parts: Parts, *, own_data: bool
+) -> Iterator[tuple[str, tuple[dict[str, Any], list[Row]]]]:
+    """Every reward stage with the record of its audit on `pairs` and the rows of its mistakes."""
+    bag = functools.cache(lambda: bag_of_words(session))
+    of = {"pairs": content(pairs), "own_data": own_data}
+    for name in stages:
+        of_stage = {**of, "stage": session.stage(name).key}
+
+        def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
+            return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
+
+        yield name, parts.take(f"audit_{name}", of_stage, audit)
+
+
+def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
+    """Those that train a policy."""
+    return [name for name in stages if not isinstance(session.config.stage[name], RewardConfig)]
+
+
+def reference_stage(session: Session, stages: Sequence[str]) -> str:
+    """What every policy is compared with: SFT, or the base without an SFT stage."""
+    return next((n for n in stages if session.config.stage[n].algorithm == "sft"), BASE)
+
+
+def measure_policies(
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None, parts: Parts
+) -> Measured:
+    """Base, every policy stage, and best-of-n of the reference. `gold`: the score by rule, if one is known
+    for these prompts.
+    """
+    reference = reference_stage(session, stages)
+    bench, learner = make_bench(session, reference, prompts, gold)
+    names = [BASE, *stages]
+    own = policy_name_of(reference)
+    rows, reverse = _measured(session, bench, learner, reference, names, parts)
+    labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
+    human = parts.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
+    best, pool = f"best_of_{bench.settings.best_of}", list[Row]()
+    if bench.scorer is not None:
+        pool = parts.take("pool", {}, lambda: _pool(session, bench))
+        rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
+        labels[best] = f"best of {bench.settings.best_of} ({labels[own]})"
+    comparisons = _comparisons(bench, rows, own, best, human)
+    summaries = {}
+    for name, measured in rows.items():
+        n = bench.settings.best_of if name == best else None
+        made = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
+        if pool and name != own:
+            others = pool if n is None else not_picked_from(pool, n, bench.settings.pool)
+            made["length_controlled"] = length_controlled(
+                measured, rows[own], others, bench.settings, bench.seed
+            )
+        summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
+    made_curve = _curve(bench, own, labels[own], pool) if pool else None
+    return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=made_curve)
+
+
+def _measured(
+    session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], parts: Parts
+) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
+    """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
+    found: dict[str, tuple[list[Row], list[float]]] = {}
+    for name in [reference, *(n for n in names if n != reference)]:
+
+        def measure(name: str = name) -> tuple[list[Row], list[float]]:
+            policy = frozen_policy(session, learner, name)
+            with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
+                rows = bench.rows(policy, advance)
+            return rows, bench.reverse_kl(policy, found[reference][0] if name != reference else rows)
+
+        rows, reverse = parts.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
+        # A policy that diverged has divergences that are not finite: text in JSON.
+        rows = [row | {"kl": float(row["kl"]), "k1": float(row["k1"])} for row in rows]
+        found[name] = rows, [float(value) for value in reverse]
+    rows_of = {policy_name_of(name): found[name][0] for name in names}
+    return rows_of, {policy_name_of(name): found[name][1] for name in names}
+
+
+def _pool(session: Session, bench: Bench) -> list[Row]:
+    with session.console.counting("best of n", len(bench.prompts)) as advance:
+        return bench.pool(bench.reference, advance, bench.settings.pool)
+
+
+def _comparisons(
+    bench: Bench, rows: Mapping[str, Sequence[Row]], reference: str, best: str, human: Sequence[Row]
+) -> list[dict[str, Any]]:
+    """Every policy against the reference; the trained ones against best-of-n; all against people."""
+    settings, seed = bench.settings, bench.seed
+    found = compare_to(reference, rows, settings, seed)
+    if bench.scorer is None:
+        return found
+    trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
+    found += compare_to(best, trained, settings, seed)
+    return found + compare_to(HUMAN, {**rows, HUMAN: human}, settings, seed)
+
+
+def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Summary:
+    size = bench.settings.pool
+    return {
+        "reference": reference,
+        "label": label,
+        "n_prompts": len(bench.prompts),
+        "n_samples": size,
+        "estimator": ESTIMATOR,
+        "source": SOURCE,
+        "curve": curve(pool, size, bench.settings, bench.seed),
+    }
+
+
+def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]], reference: str) -> Summary:
+    """The summary with what its policy's comparisons say, under their names."""
+    places = {
+        (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
+        (reference, "held_out"): ("held_out_difference_to_sft", None),
+        (HUMAN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
+    }
+    summary = dict(summary)
+    for record in comparisons:
+        difference, rate = places.get((record["reference"], record["measure"]), (None, None))
+        if record["policy"] != summary["policy"] or difference is None:
+            continue
+        summary[difference] = {
+            key: record[key] for key in ("mean", "interval", "n", "p_value", "p_holm", "verdict")
+        }
+        if rate is not None:
+            summary[rate] = record["win_rate"]
+    return summary
+
+
+def _held_out(session: Session, summary: Summary) -> Summary:
+    """Which reward model the held-out score is from, beside the score itself."""
+    second, score = second_judge(session), summary["held_out_reward"]
+    if second is None or score is None:
+        return {}
+    return {"held_out_reward": {**score, "stage": second.stage, "shares_pairs": second.shares_pairs}}
+
+
+def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
+    """SFT, PPO, ...; where an algorithm occurs twice, with the stage's name (and DPO's beta)."""
+    kinds = {name: session.config.stage[name].algorithm for name in names if name != BASE}
+    labels = {BASE: "base"}
+    for name, kind in kinds.items():
+        config = session.config.stage[name]
+        beta = f", β {config.beta:g}" if isinstance(config, DPOConfig) else ""
+        repeated = list(kinds.values()).count(kind) > 1
+        labels[name] = f"{kind.upper()} ({name}{beta})" if repeated else kind.upper()
+    return labels
+
+
+def policy_name_of(stage: str) -> str:
+    """What the files of a policy are called: "base", or policy_<stage>."""
+    return BASE if stage == BASE else policy_name(stage)
+
+
+def _write_policies(session: Session, measured: Measured) -> None:
+    run, config = session.run, session.config
+    _remove_earlier(run)
+    write_jsonl(run.comparisons, measured.comparisons)
+    for name, summary in measured.summaries.items():
+        write_json(run.evaluation(name), summary)
+        rows = measured.rows[name][: config.evaluation.samples]
+        write_jsonl(
+            run.samples_file(name, config.model.base),
+            [{k: v for k, v in row.items() if k != "ids"} for row in rows],
+        )
+    if measured.best_of_n is not None:
+        write_json(run.best_of_n, measured.best_of_n)
+
+
+def _remove_earlier(run: RunDir) -> None:
+    """Numbers and samples of policies that an earlier evaluation measured, perhaps on other prompts."""
+    for path in run.comparisons.parent.glob("*.json"):
+        if not path.name.startswith("reward_model"):
+            path.unlink()
+    for path in run.samples_files().values():
+        path.unlink()

@@ -1,0 +1,155 @@
+"""A run's models on a preference file of somebody else: `preftune evaluate RUN --pairs FILE`."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from preftune.config import judges_of
+from preftune.data import Preference, first_usable, prompt_hash, read_preferences
+from preftune.errors import DataError, InputMissing
+from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
+from preftune.measure.conditions import distinct
+from preftune.measure.evaluate import (
+    Measured,
+    audits,
+    measure_policies,
+    parts_of,
+    policies_of,
+    policy_name_of,
+    reference_stage,
+)
+from preftune.models.load import load_causal_lm
+from preftune.models.roles import Reference
+from preftune.rundir import BASE, short_name, write_json, write_jsonl
+from preftune.runs.session import Session
+
+_SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
+
+
+def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Path:
+    """Audit the run's reward models on the pairs, measure its policies on their prompts, and write it all
+    under evaluation/pairs-<name>/, which is returned. Pairs whose prompt was trained on are left out.
+    """
+    if not file.exists():
+        raise InputMissing(
+            f"there is no preference file at {file}", hint="give a .jsonl, .gz or .parquet file"
+        )
+    read = read_preferences(file, session.config.data.on_bad_row)
+    trained = {prompt_hash(pair.prompt) for pair in session.dataset.train}
+    pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_hash(pair.prompt) not in trained]
+    seen = len(read) - len(pairs)
+    if not pairs:
+        raise DataError(
+            f"all {seen} pairs of {file} have a prompt that this run was trained on",
+            hint="give pairs that the run has not seen: a score on others says nothing",
+        )
+    directory = session.run.pairs(_name(file))
+    policies = policies_of(session, stages)
+    prompts = distinct(pairs, session.config.evaluation.prompts)
+    parts = parts_of(session, policies, prompts, None)
+    judges = [s for s in judges_of(session.config.stage) if s in stages]
+    for stage, (result, rows) in audits(session, judges, pairs, parts, own_data=False):
+        name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
+        write_json(directory / f"{name}.json", {**result, "seen_in_training": seen})
+        write_jsonl(directory / f"{name}_mistakes.jsonl", rows)
+        _show_judge(session, stage, result)
+    measured = measure_policies(session, policies, prompts, None, parts)
+    opinions = _opinions(session, policies, pairs)
+    write_jsonl(directory / "comparisons.jsonl", measured.comparisons)
+    for name, summary in measured.summaries.items():
+        write_json(directory / f"{name}.json", {**summary, "preference": opinions.get(name)})
+    if measured.best_of_n is not None:
+        write_json(directory / "best_of_n.json", measured.best_of_n)
+    facts = {"file": file.name, "sha256": _sha256(file), "usable": len(read), "seen_in_training": seen}
+    write_json(directory / "pairs.json", {**facts, "n": len(pairs)})
+    parts.remove()
+    _show(session, measured, opinions)
+    return directory
+
+
+def _name(file: Path) -> str:
+    """The file's name without its endings, fit for a directory's name."""
+    name = file.name
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return short_name(name)[:60]
+
+
+def _sha256(file: Path) -> str | None:
+    """Of one file; None for a directory of them."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _opinions(
+    session: Session, stages: Sequence[str], pairs: Sequence[Preference]
+) -> dict[str, dict[str, Any]]:
+    """What every policy's own log-probabilities prefer."""
+    settings, reference = session.config.evaluation, reference_stage(session, stages)
+    learner = session.learner(settings.batch_size)
+    found: dict[str, PairLogprobs] = {}
+    for stage in [BASE, *stages]:
+        source = session.source(stage)
+        role, encoder = Reference(load_causal_lm(source)), session.encoder(source)
+        learner.freeze(role)
+        usable, _ = first_usable(encoder, pairs, None)
+        with session.console.counting(f"pairs {stage}", len(usable)) as advance:
+            found[stage] = pair_logprobs(role, encoder, usable, settings.batch_size, learner.device, advance)
+    seed = session.config.seed
+    return {
+        policy_name_of(stage): preference(
+            own, None if stage == reference else found[reference], settings.resamples, seed
+        )
+        for stage, own in found.items()
+    }
+
+
+def _show_judge(session: Session, stage: str, result: Mapping[str, Any]) -> None:
+    rows = [("reward model", result["accuracy"]), *result["baselines"].items()]
+    session.console.table(
+        (f"{stage} on {result['n']:,} pairs", "accuracy [95 %]"),
+        [(name.replace("_", " "), share(record)) for name, record in rows],
+    )
+    temperature = result["temperature"]
+    session.console.line(
+        f"{stage}: Brier {result['brier']:.3f}, calibration error {result['ece']:.3f}"
+        + (f", temperature {temperature['value']:.2f}" if temperature else "")
+        + f", {result['n_mistakes']:,} mistakes"
+    )
+
+
+def _show(session: Session, measured: Measured, opinions: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = []
+    for name, summary in measured.summaries.items():
+        opinion = opinions.get(name, {})
+        rows.append(
+            (
+                summary["label"],
+                share(opinion.get("accuracy")),
+                share(opinion.get("accuracy_logprob_per_token")),
+                share(summary["win_rate_vs_chosen"]),
+                difference(summary["reward_difference_to_sft"]),
+            )
+        )
+    headers = ("Policy", "Prefers chosen", "per token", "Wins over chosen", "Reward - SFT")
+    session.console.table(headers, rows)
+
+
+def share(record: Mapping[str, Any] | None) -> str:
+    """A share in percent with its interval, or a dash."""
+    if not record or record.get("value") is None:
+        return "-"
+    low, high = record["interval"]
+    return f"{record['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def difference(record: Mapping[str, Any] | None) -> str:
+    """A signed mean with its interval, or a dash."""
+    if not record:
+        return "-"
+    low, high = record["interval"]
+    return f"{record['mean']:+.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,43 @@
+"""Replies of a run's policies on demand."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from preftune.config import RewardConfig
+from preftune.data import Dialogue, Turn
+from preftune.errors import InputMissing, UsageError
+from preftune.measure.conditions import distinct
+from preftune.models.load import load_causal_lm
+from preftune.models.roles import Policy
+from preftune.rollout.sample import ended, sample
+from preftune.rundir import BASE
+from preftune.runs.session import Session
+from preftune.seeding import derive_seed
+
+
+def replies(
+    session: Session, stage: str, prompts: Sequence[str], seed: int, n: int
+) -> Iterator[dict[str, Any]]:
+    """One reply to each prompt, or to `n` held-out prompts if none is given."""
+    policies = [name for name, s in session.config.stage.items() if not isinstance(s, RewardConfig)]
+    if stage != BASE and stage not in policies:
+        raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(policies)}")
+    if not session.is_trained(stage):
+        raise InputMissing(
+            f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"
+        )
+    source, settings = session.source(stage), session.config.evaluation
+    dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]
+    dialogues = dialogues or [row.prompt for row in distinct(session.shuffled(session.dataset.test), n)]
+    encoder, policy = session.encoder(source, settings.max_new_tokens), Policy(load_causal_lm(source))
+    for i, dialogue in enumerate(dialogues):
+        out = sample(
+            policy,
+            encoder.prompts([dialogue], [derive_seed(seed, "sample", i)]),
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            eos_id=encoder.eos_id,
+        )
+        text = encoder.decode(out.ids[0][out.response[0]].tolist())
+        closed = bool(ended(out, encoder.eos_id)[0])
+        yield {"prompt": dialogue.transcript(), "response": text, "ended": closed}

@@ -1,0 +1,29 @@
+"""Measure the finished stages of a run, write its report and show the table."""
+
+from collections.abc import Sequence
+
+from preftune.errors import StorageError
+from preftune.measure.evaluate import evaluate_run
+from preftune.rundir import read_json
+from preftune.runs.session import Session
+
+
+def measure_and_report(session: Session, stages: Sequence[str]) -> None:
+    """Evaluate, write the report, show the table and say where everything lies."""
+    from preftune import report  # here, since matplotlib takes a second and training need not wait for it
+
+    run, console = session.run, session.console
+    if evaluate_run(session, stages) or not run.analysis_text.exists():
+        try:
+            report.build(run)
+        except StorageError as error:  # the run is what took long, and it is there
+            console.line(f"warning: {error.message}; preftune report {run.path} writes the report")
+    table = report.comparison_table(report.load_run(run))
+    console.table(table.headers, table.rows)
+    if run.reward_evaluation.exists():
+        accuracy = read_json(run.reward_evaluation)["accuracy"]
+        low, high = accuracy["interval"]
+        share = f"{accuracy['value']:.3f} [{low:.3f}, {high:.3f}]"
+        console.line(f"reward model: accuracy {share} on {accuracy['n']:,} validation pairs")
+    for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
+        console.line(f"{what + ':':<10}{path}")

@@ -1,0 +1,1 @@
+"""What makes passes over a model cheap; private to `models`."""

@@ -1,0 +1,211 @@
+"""Products of few rows with large matrices by a kernel of our own, where somebody has built it.
+
+    python -m preftune.models.fast.native        (needs a C++ compiler; takes seconds)
+
+puts a library beside `native.cpp`, for this processor and this version of the source; nothing is compiled at
+any other time, and without the file torch does the same work. The kernel reads the weights where they lie:
+nothing is packed, so nothing can be out of date. Results differ from torch's by rounding; a row's do not
+depend on the rows beside it, bit by bit.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from preftune.errors import BackendMissing, PermissionMissing, StorageError
+
+SOURCE = Path(__file__).with_name("native.cpp")
+MOST_ROWS = 64  # above, a library's product is as fast
+_FLAGS = {
+    "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma", "-DWIDTH=16"],
+    "AVX2": ["-mavx2", "-mfma", "-DWIDTH=8"],
+}
+_Product = Callable[[Tensor], Tensor]
+_off = False
+
+
+def kernel_file(capability: str | None = None) -> Path:
+    """Where the kernel lies if it is built for `capability`, that of this processor by default."""
+    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    kind = capability or torch.backends.cpu.get_cpu_capability()
+    return SOURCE.with_name(f"native-{kind.lower().replace(' ', '-')}-{version}.so")
+
+
+def build(capability: str | None = None, to: Path | None = None) -> Path:
+    """Compile the kernel for `capability` into `to`; returns where it is.
+
+    Raises BackendMissing without a compiler or for a processor it is not made for, PermissionMissing where
+    the directory cannot be written, StorageError where the compiler fails.
+    """
+    kind = capability or torch.backends.cpu.get_cpu_capability()
+    target, compiler = to or kernel_file(kind), shutil.which("c++") or shutil.which("g++")
+    if kind not in _FLAGS:
+        raise BackendMissing(f"no kernel for a processor with {kind}", "nothing to do: torch does the work")
+    if compiler is None:
+        raise BackendMissing("no C++ compiler (c++, g++) found", "install one, or go on without the kernel")
+    draft = target.with_suffix(".part")
+    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[kind]]
+    try:
+        draft.touch()
+        done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
+        if done.returncode:
+            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "go on without the kernel")
+        draft.replace(target)
+    except OSError as error:
+        raise PermissionMissing(
+            f"{target}: {error.strerror}", "build where preftune may be written"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return target
+
+
+class Kernel:
+    """The compiled functions."""
+
+    def __init__(self, path: Path) -> None:
+        found = ctypes.CDLL(str(path))
+        self.linear, self.conv1d = found.preftune_linear, found.preftune_conv1d
+        for function in (self.linear, self.conv1d):
+            pointers, sizes = [ctypes.c_void_p] * 4, [ctypes.c_long] * 3
+            function.argtypes, function.restype = [*pointers, *sizes, ctypes.c_int], None
+        self.attention = found.preftune_attend
+        self.attention.argtypes = [*[ctypes.c_void_p] * 11, ctypes.c_float, ctypes.c_int]
+        self.attention.restype = None
+        self.width: int = found.preftune_width()  # floats in a vector
+
+    def product(self, weight: Tensor, bias: Tensor | None, inputs_first: bool) -> _Product | None:
+        """x (..., k) -> x times weight plus bias, for weight (n, k), or (k, n) with `inputs_first`.
+
+        None where the kernel is not made for such weights.
+        """
+        k, n = weight.shape if inputs_first else weight.shape[::-1]
+        plain = [w for w in (weight, bias) if w is not None]
+        if not all(type(w.data) is Tensor and w.device.type == "cpu" for w in plain):
+            return None
+        if any(w.dtype != torch.float32 or not w.is_contiguous() for w in plain):
+            return None
+        if inputs_first and n % self.width:
+            return None
+        function = self.conv1d if inputs_first else self.linear
+
+        def product(x: Tensor) -> Tensor:
+            assert x.dtype == torch.float32, "a kernel would read what is not there"
+            assert x.shape[-1] == k, "a kernel would read what is not there"
+            x = x.contiguous()
+            out = x.new_empty(*x.shape[:-1], n)
+            tensors = (x, weight, bias, out)  # their addresses are asked for now: weights may have moved
+            addresses = (None if t is None else t.data_ptr() for t in tensors)
+            function(*addresses, x.numel() // k, n, k, torch.get_num_threads())
+            return out
+
+        return product
+
+    def attend(
+        self,
+        asked: tuple[Tensor, Tensor, Tensor],
+        prompts: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor],
+        place: Tensor,
+        lengths: Tensor,
+        written: int,
+        scaling: float,
+    ) -> Tensor:
+        """One layer's attention as `GridDecoder.attend` has it; writes the rows' keys and values into `new`.
+
+        asked: query (n, H, 1, D), key and value (n, H_kv, 1, D) · prompts (G, H_kv, P, D) · new
+        (G, H_kv, k, limit, D) · place (n,) · lengths (G,) -> (n, 1, H, D).
+        """
+        query, key, value = (x.contiguous() for x in asked)
+        n, heads, _, width = query.shape
+        sizes = (n, heads, key.shape[1], width, prompts[0].shape[2], *new[0].shape[2:4], written)
+        out = query.new_empty(n, 1, heads, width)
+        tensors = (query, key, value, *prompts, *new, place, lengths, out)
+        packed = (ctypes.c_long * len(sizes))(*sizes)
+        addresses = (x.data_ptr() for x in tensors)
+        self.attention(*addresses, packed, scaling, torch.get_num_threads())
+        return out
+
+
+@functools.cache
+def _built() -> Kernel | None:
+    path = kernel_file()
+    return Kernel(path) if path.is_file() else None
+
+
+def kernel() -> Kernel | None:
+    """The kernel, where it is built, and of use here: without gradients and in float32."""
+    if _off or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    return _built()
+
+
+@contextlib.contextmanager
+def without_kernel() -> Iterator[None]:
+    """As if it were not built: what the kernel is compared with."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def layer_product(layer: nn.Module) -> _Product | None:
+    """The kernel in the place of a linear layer's forward; None where there is none for it."""
+    found = kernel()
+    if found is None:
+        return None
+    if type(layer) is nn.Linear:
+        return found.product(layer.weight, layer.bias, inputs_first=False)
+    if type(layer) is Conv1D:
+        return found.product(layer.weight, layer.bias, inputs_first=True)
+    return None
+
+
+def attention_kernel(query: Tensor, keys: Tensor) -> Callable[..., Tensor] | None:
+    """`Kernel.attend` for query (n, H, 1, D) and keys (G, H_kv, P, D); None where it is not made for them."""
+    found = kernel()
+    if found is None or query.shape[-1] % found.width:
+        return None
+    fits = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (query, keys))
+    return found.attend if fits else None
+
+
+class FewRows:
+    """A model whose linear layers go through the kernel within `with`, if it is given few rows."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        products = ((module, layer_product(module)) for module in model.base_model.modules())
+        self.products = [(module, product) for module, product in products if product is not None]
+
+    @contextlib.contextmanager
+    def __call__(self, rows: int) -> Iterator[None]:
+        chosen = self.products if rows <= MOST_ROWS else []
+        for module, product in chosen:
+            module.__dict__["forward"] = product  # an instance's own comes before its class's
+        try:
+            yield
+        finally:
+            for module, _ in chosen:
+                del module.__dict__["forward"]
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except (BackendMissing, PermissionMissing, StorageError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)

@@ -1,0 +1,93 @@
+"""Hidden states where they are read: by tree where the model allows it, else by a plain padded forward.
+
+Whether it does is found out once for each model, on a few short rows: attention of another kind (windows,
+ALiBi), or anything else by which tokens could reach their neighbours in the layout, shows in the numbers.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.models.fast.layout import grow, tree_states
+
+_TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
+_allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_plain_only = False
+
+
+def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+    """Last hidden states at the positions under `read` (B, T), row by row: (n, d).
+
+    ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. What stands after the last
+    position that is read in a row never enters the network if the model is laid out as a tree.
+    """
+    if not lays_out_trees(model):
+        mask = attention.long()
+        return model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[read]
+    columns = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    tree = grow(ids, (read * columns).amax(1))
+    return tree_states(model, tree).index_select(0, tree.node[read])
+
+
+def place(values: Tensor, mask: Tensor) -> Tensor:
+    """What was read, (n,), back at its columns: (B, T), 0 off the mask."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+@contextlib.contextmanager
+def plain_layout() -> Iterator[None]:
+    """Padded forwards for all models: what the tree is compared with."""
+    global _plain_only
+    before, _plain_only = _plain_only, True
+    try:
+        yield
+    finally:
+        _plain_only = before
+
+
+def lays_out_trees(model: PreTrainedModel) -> bool:
+    """Whether the model's forward passes go by tree here and now."""
+    return not _plain_only and takes_trees(model)
+
+
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Whether the model's hidden states are the same by tree and by a plain forward; tried on first use."""
+    if model not in _allowed:
+        _allowed[model] = _full_attention(model) and _same_states(model)
+    return _allowed[model]
+
+
+def _full_attention(model: PreTrainedModel) -> bool:
+    """Whether no layer has a window: short rows would not show it."""
+    config = model.config.to_dict()
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    return kinds == {"full_attention"} and not config.get("sliding_window")
+
+
+@torch.no_grad()
+def _same_states(model: PreTrainedModel) -> bool:
+    device = next(model.parameters()).device
+    try:
+        with torch.autocast(device.type, enabled=False):
+            embeddings = model.get_input_embeddings()
+            assert isinstance(embeddings, torch.nn.Embedding)
+            ids, lengths = _trial(embeddings.num_embeddings)
+            ids, lengths = ids.to(device), lengths.to(device)
+            real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
+            plain = model.base_model(ids, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
+            tree = grow(ids, lengths)
+            ours = tree_states(model, tree)[tree.node[real]]
+    except Exception:  # whatever a model does that trees are not made for: it keeps its plain forward
+        return False
+    return bool((ours - plain).abs().max() <= _TOLERANCE * plain.abs().max())
+
+
+def _trial(vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Rows that share beginnings of several lengths; one that is all of another's beginning, one alone."""
+    ids = torch.randint(0, vocabulary, (6, 12), generator=torch.Generator().manual_seed(0))
+    ids[1, :5], ids[2, :7], ids[3] = ids[0, :5], ids[1, :7], ids[0]
+    return ids, torch.tensor([12, 12, 9, 8, 3, 10])

@@ -1,5 +1,0 @@
-"""The same recipe at several seeds, pooled: does tuning raise the gold score, and by how much?
-
-`design` says what every seed runs, `seed` runs and `measure` measures one, `pool` puts them together, `text`
-and `figures` show it, `conduct` is the whole.
-"""

@@ -1,0 +1,149 @@
+"""What a careful reader should know before believing the table."""
+
+from preftune.report.claims import (
+    BAG_OF_WORDS,
+    BETTER,
+    MIN_PROMPTS,
+    baseline_words,
+    beats_baselines,
+    below_or_at_chance,
+    claims,
+    judge_is_sound,
+    short_stages,
+    strongest_baseline,
+)
+from preftune.report.reward_model import RewardModelView
+from preftune.report.text import clean, join
+from preftune.report.view import PolicyView, RunView
+from preftune.rundir import BASE
+
+FEW_PROMPTS = 50
+LOW_EOS = 0.5
+HALF = 0.5
+# Nats per response. With a small reward model gold has turned down well before (Gao et al. 2023, figure 1b).
+LARGE_KL = 30.0
+MANY = 0.1  # share of responses that are empty, or speak for the human, from which on it is worth a warning
+REPETITIVE = 0.3  # share of repeated 4-grams
+
+
+def cautions(run: RunView) -> tuple[str, ...]:
+    """What a careful reader should know before believing the table, most damaging first."""
+    found = [*_judge_warnings(run), *_policy_warnings(run)]
+    prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
+    if 0 < prompts < MIN_PROMPTS:
+        found.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")
+    elif 0 < prompts < FEW_PROMPTS:
+        found.append(
+            f"Only {prompts} prompts: only large differences can be detected, and intervals are rough."
+        )
+    if short := short_stages(run):
+        found.append(
+            f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
+        )
+    return tuple(found)
+
+
+def _judge_warnings(run: RunView) -> list[str]:
+    model = run.reward_model
+    if model is None or model.accuracy is None:
+        return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * bool(
+            run.policies
+        )
+    found = []
+    if judge_is_sound(run) is not True:
+        words = below_or_at_chance(model.accuracy)
+        found.append(
+            f"The reward model's accuracy ({model.accuracy.percent()}) is {words}: rewards say nothing about "
+            "quality."
+        )
+    else:
+        rule = strongest_baseline(run)
+        if rule and not beats_baselines(run):
+            little = "single words" if rule[0] == BAG_OF_WORDS else "length"
+            found.append(
+                f"The reward model ({model.accuracy.percent()}) is not shown to be better than "
+                f"{baseline_words(rule[0])} ({100 * rule[1].value:.1f} %): its scores may measure little but "
+                f"{little}."
+            )
+    found += [
+        f"On {clean(source, 60)} the reward model prefers the rejected response more often than not: "
+        f"{share.percent()} right."
+        for source, share in model.by_source.items()
+        if len(model.by_source) > 1 and share.high is not None and share.high < 0.5
+    ]
+    size = model.correlation_score_length
+    if size is not None and abs(size.value) >= 0.5:
+        found.append(
+            f"The reward model's score follows length (correlation {size.value:+.2f}): gains may be length."
+        )
+    return found + _sanity_warnings(model)
+
+
+def _sanity_warnings(model: RewardModelView) -> list[str]:
+    """Responses that nobody would prefer, yet which the reward model does not put below the chosen one."""
+    found = []
+    for row in model.sanity:
+        below, what = row.below_chosen, clean(row.label, 60)
+        if below is None or below.low is None or below.high is None or below.low > 0.5:
+            continue
+        relation = "prefers" if below.high < 0.5 else "is not shown to prefer the chosen responses to"
+        found.append(f"The reward model {relation} {what} ({below.percent()} score below the chosen).")
+    if model.invariance is not None and model.invariance.ok is False:
+        found.append(
+            "The reward model's score changes with padding or batch: scores depend on how they are run."
+        )
+    return found
+
+
+def _policy_warnings(run: RunView) -> list[str]:
+    found = []
+    reference = run.policy(run.reference)
+    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
+    for policy in run.policies:
+        if policy.policy not in (run.reference, BASE) and reference is not None:
+            found += _length_warning(policy, reference)
+        surviving = policy.length_controlled.surviving if policy.length_controlled else None
+        much = surviving is None or surviving.high is None or surviving.high >= HALF
+        if policy.policy in gained and surviving is not None and not much:
+            found.append(
+                f"Less than half of the gain of {policy.label} is left at equal length "
+                f"({surviving.percent()})."
+            )
+        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS:
+            share = policy.eos_rate.percent()
+            found.append(
+                f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "
+                "limit."
+            )
+        if policy.kl_sequence is not None and policy.policy != BASE and policy.kl_sequence.value > LARGE_KL:
+            far = policy.kl_sequence.text()
+            found.append(
+                f"{policy.label} is far from {run.label(run.reference)} ({far} nats per response): suspect "
+                "over-optimisation."
+            )
+        for key, words in (("empty_share", "are empty"), ("role_leakage", "also write the human's turn")):
+            if policy.shares.get(key, 0.0) >= MANY:
+                found.append(f"{100 * policy.shares[key]:.0f} % of the responses of {policy.label} {words}.")
+        if policy.shares.get("repetition_4", 0.0) >= REPETITIVE:
+            found.append(
+                f"{policy.label} repeats itself: {100 * policy.shares['repetition_4']:.0f} % of its 4-grams."
+            )
+    return found
+
+
+def _length_warning(policy: PolicyView, reference: PolicyView) -> list[str]:
+    """Did the policy only get longer? Said where the two length intervals do not even touch."""
+    mine, other = policy.length, reference.length
+    if mine is None or other is None:
+        return []
+    if mine.low is not None and other.high is not None and mine.low > other.high:
+        change = "longer"
+    elif mine.high is not None and other.low is not None and mine.high < other.low:
+        change = "shorter"
+    else:
+        return []
+    return [
+        f"{policy.label} writes {change} responses than {reference.label} ({mine.text()} against "
+        f"{other.text()} tokens): "
+        "part of any change in reward may be length."
+    ]

@@ -1,0 +1,85 @@
+"""What `evaluate --pairs FILE` found, after the audit on the run's own pairs: does it hold elsewhere?"""
+
+from collections.abc import Iterator
+
+from preftune.report import claims
+from preftune.report.blocks import Block, Grid, Table, say
+from preftune.report.estimate import Estimate
+from preftune.report.reward_model import RewardModelView
+from preftune.report.text import Code, Text, name
+from preftune.report.view import OtherPairs, RunView
+
+
+def other_pairs_blocks(run: RunView) -> list[Block]:
+    """A paragraph and up to two tables for every file; nothing where there is none."""
+    blocks: list[Block] = []
+    for other in run.other_pairs:
+        size = "" if other.n is None else f" ({other.n:,} pairs)"
+        left_out = f" {other.seen:,} more were left out: a stage saw their prompt." if other.seen else ""
+        source = (name(other.file), f"{size}, by ", Code("evaluate --pairs"))
+        blocks.append(say("On other pairs, ", *source, f".{left_out}"))
+        if other.reward_models:
+            blocks.append(Grid(table=_judge_table(run, other)))
+        if other.policies:
+            blocks += [Grid(table=_policy_table(run, other)), say(READING)]
+    return blocks
+
+
+READING = (
+    "A policy prefers the chosen response where its own log-probability says so: against the reference's, "
+    "which is the reward that DPO trains implicitly, or per token as it is. 50 % is a coin. The other two "
+    "columns are its samples on the prompts of these pairs, by the run's reward model."
+)
+
+
+def _judge_table(run: RunView, other: OtherPairs) -> Table:
+    headers = (
+        "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)",
+        "Against that baseline", "Accuracy on the run's own pairs",
+    )  # fmt: skip
+    audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
+    own = {model.stage: model.accuracy for model in audited}
+    rows = tuple(
+        (
+            name(model.stage or "?"),
+            "–" if model.n is None else f"{model.n:,}",
+            _percent(model.accuracy),
+            *_against_baseline(model),
+            _percent(own.get(model.stage)),
+        )
+        for model in other.reward_models
+    )
+    return Table(headers=headers, rows=rows)
+
+
+def _against_baseline(model: RewardModelView) -> Iterator[Text]:
+    """The difference to the strongest baseline, which one that is, and whether it is one."""
+    test = min(model.baseline_tests, key=lambda test: test.difference.value, default=None)
+    if test is None:
+        yield from ("–", "–")
+        return
+    yield test.difference.text(sign=True, scale=100)
+    yield f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
+
+
+def _policy_table(run: RunView, other: OtherPairs) -> Table:
+    reference = run.label(run.reference)
+    headers = (
+        "Policy", f"Prefers the chosen, against {reference}", "Prefers the chosen, per token",
+        "Wins over the chosen", f"Reward − {reference}",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            policy.label,
+            _percent(policy.prefers),
+            _percent(policy.prefers_per_token),
+            _percent(policy.win_rate_chosen),
+            "–" if policy.difference is None else policy.difference.text(sign=True),
+        )
+        for policy in other.policies
+    )
+    return Table(headers=headers, rows=rows)
+
+
+def _percent(share: Estimate | None) -> str:
+    return "–" if share is None else share.percent()

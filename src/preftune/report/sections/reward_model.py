@@ -1,0 +1,270 @@
+"""The reward-model section: is it good, at what is it good, and can its score be trusted?"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from preftune.report import claims
+from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
+from preftune.report.estimate import Estimate
+from preftune.report.plots.reward_model import LENGTH_GROUPS
+from preftune.report.reward_model import Band, RewardModelView
+from preftune.report.sections.other_pairs import other_pairs_blocks
+from preftune.report.text import Prose, Text, clean, name, number, percent
+from preftune.report.view import RunView
+
+
+def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
+    """The whole section, or a sentence on why there is none."""
+    model = run.reward_model
+    if model is None:
+        return [say("The reward model has not been evaluated (evaluation/reward_model.json is missing).")]
+    blocks: list[Block] = [say(*_headline(run, model))]
+    if model.band is not None:
+        blocks.append(say(*_band(model.band, model.accuracy)))
+    if model.baselines:
+        blocks.append(Grid(table=_baseline_table(model)))
+    if pictures:
+        blocks += [say(GROUPS, BY_LENGTH * bool(model.score_by_length)), *pictures]
+    if facts := list(_facts(model)):
+        blocks.append(Bullets(items=tuple(facts)))
+    if groups := tuple(_group_rows(model)):
+        table = _grid(("Pairs", "n", "Accuracy"), groups)
+        blocks.append(Fold(title="Accuracy by kind of pair, in numbers", blocks=(table,)))
+    blocks += _sanity(model)
+    if model.gold_parts:
+        blocks += [
+            say(
+                "What it sees, on pairs without noise that differ in one part of the gold score alone: 50 % "
+                "and a gap of 0 mean that it does not see that part. Stacked courtesies are the blind spot "
+                "that this world has on purpose: no training pair holds them."
+            ),
+            _grid(("Part", "n", "Accuracy", "Gap (sd of scores)"), tuple(_part_rows(model))),
+        ]
+    return blocks + _others(run) + other_pairs_blocks(run)
+
+
+GROUPS = "Accuracy by kind of pair: the line is chance, the dashed one the best baseline."
+BY_LENGTH = (
+    " Score by length: a slope that both lines share is a taste for length, the gap between them what it "
+    "knows beside it."
+)
+
+
+def _headline(run: RunView, model: RewardModelView) -> Prose:
+    """Accuracy against chance and the length rules, in one paragraph."""
+    if model.accuracy is None:
+        return ("Its accuracy was not measured.",)
+    text = f"Accuracy on held-out pairs: {model.accuracy.percent()}"
+    text += f" (n = {model.n:,}). " if model.n else ". "
+    if claims.judge_is_sound(run) is True:
+        text += "The interval lies above chance (50 %). "
+    else:
+        text += f"This is {claims.below_or_at_chance(model.accuracy)}. "
+        if model.power is not None and model.power.n_needed is not None:
+            needed = f"about {model.power.n_needed:,} pairs would be needed to show it"
+            text += f"If the true accuracy were this, {needed}. "
+    text += _power(model)
+    if model.best_reachable is not None:
+        text += (
+            f"The labels of this world are noisy on purpose; the best reachable accuracy is "
+            f"{percent(model.best_reachable)}. "
+        )
+    return (text.strip(),)
+
+
+def _power(model: RewardModelView) -> str:
+    """What so many pairs can show at all."""
+    power = model.power
+    if power is None or power.detectable is None or power.n is None:
+        return ""
+    text = (
+        f"With {power.n:,} pairs, an accuracy of {percent(power.detectable)} or more would be told from "
+        "chance 4 times in 5. "
+    )
+    if power.n_needed_baseline is not None and power.baseline:
+        text += (
+            f"Were the accuracies what was measured, {power.n_needed_baseline:,} pairs would tell it from "
+            f"{claims.baseline_words(power.baseline)}. "
+        )
+    return text
+
+
+def _band(band: Band, accuracy: Estimate | None) -> Prose:
+    """Is that a good number? What others reached, with its source, and where the interval lies."""
+    text = f"What to expect: {clean(band.text, 600).rstrip('.')}"
+    text += f" (source: {clean(band.source, 300)})." if band.source else "."
+    if accuracy is None or None in (band.low, band.high, accuracy.low, accuracy.high):
+        return (text,)
+    low, high = cast(tuple[float, float], (band.low, band.high))
+    if accuracy.excludes(low) and accuracy.excludes(high):
+        inside = low < accuracy.value < high
+        place = "lies within it" if inside else "lies below it" if accuracy.value < low else "lies above it"
+    else:
+        place = "overlaps with it"
+    return (f"{text} The interval measured here {place}.",)
+
+
+def _baseline_table(model: RewardModelView) -> Table:
+    """What rules without a model reach on the same pairs, and whether the reward model is better."""
+    tests = {test.baseline: test for test in model.baseline_tests}
+    rows: list[tuple[Text, ...]] = []
+    for rule, share in model.baselines.items():
+        words, test = claims.baseline_words(rule), tests.get(rule)
+        gap = "–" if test is None else f"{test.difference.text(sign=True, scale=100)}"
+        verdict = "–" if test is None else claims.outcome(test.difference, test.p_holm)
+        rows.append((words[:1].upper() + words[1:], share.percent(), *[gap, verdict] * bool(tests)))
+    headers = ("Baseline on the same pairs", "Accuracy")
+    more = ("Reward model − baseline (points)", "Reward model is") if tests else ()
+    return Table(headers=(*headers, *more), rows=tuple(rows))
+
+
+def _facts(model: RewardModelView) -> Iterator[Prose]:
+    if model.ties is not None:
+        half = model.accuracy_ties_half
+        more = "" if half is None else f"; counting each as half right gives {half.percent()}"
+        yield (f"Ties, counted as wrong above: {model.ties:,}{more}.",)
+    if model.mean_margin is not None:
+        margin = model.mean_margin.text(sign=True)
+        yield (f"Mean margin (score of chosen minus score of rejected): {margin}.",)
+    yield from _calibration(model)
+    yield from _temperature(model)
+    if model.correlation_score_length is not None:
+        size = model.correlation_score_length.text(sign=True)
+        yield (f"Correlation of score with response length: {size}.",)
+    yield from _invariance(model)
+    if model.score:
+        spread = ", ".join(f"{key} {number(value)}" for key, value in model.score.items())
+        yield (f"Scores: {spread}.",)
+
+
+def _calibration(model: RewardModelView) -> Iterator[Prose]:
+    """Brier score and calibration error; the second is above 0 by chance alone, so it says how far."""
+    if model.brier is None or model.ece is None:
+        return
+    text = (
+        f"Calibration of sigmoid(margin) as a probability: Brier score {model.brier.text()} (0.25 is a "
+        f"coin), expected calibration error {number(model.ece)}."
+    )
+    if model.ece_if_calibrated is not None:
+        shown = model.ece > model.ece_if_calibrated
+        text += (
+            f" Perfect calibration would show up to {number(model.ece_if_calibrated)} on so many pairs (19 "
+            f"times in 20): it is {'' if shown else 'not shown to be '}miscalibrated."
+        )
+    yield (text,)
+
+
+def _temperature(model: RewardModelView) -> Iterator[Prose]:
+    """The temperature that calibrates best, and whether it helps on pairs that it was not fitted on."""
+    found = model.temperature
+    if found is None:
+        return
+    if not math.isfinite(found.value):
+        yield ("Best temperature: infinite. The size of a margin says nothing about being right.",)
+        return
+    text = f"Best temperature (margins divided by it are best calibrated): {number(found.value)}"
+    if found.before is None or found.after is None:
+        yield (f"{text}.",)
+        return
+    text += (
+        f"; negative log-likelihood {number(found.before)} without and {number(found.after)} with it, each "
+        f"half of the pairs by the other's temperature (a coin: {math.log(2):.3f})."
+    )
+    if found.after >= found.before:
+        yield (f"{text} It does not help on other pairs.",)
+    elif found.gain is not None and not found.gain.excludes(0):
+        yield (f"{text} It is not shown to help on other pairs ({found.gain.text(sign=True)}).",)
+    else:
+        yield (f"{text} The margins claim too {'much' if found.value > 1 else 'little'}.",)
+
+
+def _invariance(model: RewardModelView) -> Iterator[Prose]:
+    found = model.invariance
+    if found is None or found.ok is None:
+        return
+    size = f"padding moves a raw score by at most {number(found.padding)}, the batch by {number(found.batch)}"
+    held = "does not depend" if found.ok else "DEPENDS"
+    rows = f" (n = {found.n})" if found.n else ""
+    limit = "" if found.tolerance is None else f", tolerance {number(found.tolerance)}"
+    yield (f"The score {held} on how it is computed: {size}{rows}{limit}.",)
+
+
+def _group_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
+    lengths = {LENGTH_GROUPS.get(key, key): share for key, share in model.by_length.items()}
+    finer = {f"chosen − rejected, tokens: {key}": share for key, share in model.by_length_difference.items()}
+    turns = {f"human turns: {key}": share for key, share in model.by_turns.items()}
+    sources = {name(key): share for key, share in model.by_source.items()}
+    for title, share in [*lengths.items(), *finer.items(), *turns.items(), *sources.items()]:
+        yield title, "–" if share.n is None else f"{share.n:,}", share.percent()
+
+
+def _sanity(model: RewardModelView) -> list[Block]:
+    """Does it put nonsense below what people chose?"""
+    if not model.sanity:
+        return []
+    rows = tuple(
+        (
+            clean(row.label, 60),
+            "–" if row.score is None else row.score.text(),
+            "–" if row.below_chosen is None else row.below_chosen.percent(),
+        )
+        for row in model.sanity
+    )
+    size = model.sanity[0].score.n if model.sanity[0].score else None
+    of = "The same prompts" if size is None else f"The same {size:,} prompts"
+    intro = say(f"{of} with responses of known worth; 50 % below the chosen one is a coin.")
+    return [intro, _grid(("Response", "Raw score", "Below the chosen one"), rows)]
+
+
+def _part_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
+    for part, accuracy in model.gold_parts.items():
+        gap = model.gold_gaps.get(part)
+        size = "–" if accuracy.n is None else f"{accuracy.n:,}"
+        yield name(part), size, accuracy.percent(), "–" if gap is None else f"{gap:+.2f}"
+
+
+def _others(run: RunView) -> list[Block]:
+    """Reward models that no policy was trained on."""
+    rows = tuple(
+        (
+            name(model.stage or "?"),
+            "–" if model.n is None else f"{model.n:,}",
+            "–" if model.accuracy is None else model.accuracy.percent(),
+            "other pairs" if model.held_out else "shares pairs with the first",
+        )
+        for model in run.other_reward_models
+    )
+    if not rows:
+        return []
+    return [_grid(("Other reward models (stage)", "n", "Accuracy", "Trained on"), rows)]
+
+
+def _grid(headers: tuple[str, ...], rows: tuple[tuple[Text, ...], ...]) -> Grid:
+    return Grid(table=Table(headers=headers, rows=rows))
+
+
+def tag_table(run: RunView) -> Table | None:
+    """How common each kind of pair is among mistakes; with the error rate over all such pairs if known."""
+    model = run.reward_model
+    if model is not None and model.tags:
+        ordered = sorted(model.tags.items(), key=lambda item: (-item[1].mistakes, item[0]))
+        rows = tuple(
+            (
+                name(tag),
+                f"{count.mistakes:,}",
+                percent(count.share),
+                percent(count.share_of_pairs),
+                "–" if count.error_rate is None else count.error_rate.percent(),
+            )
+            for tag, count in ordered
+        )
+        headers = ("Kind of pair", "Mistakes", "Share of mistakes", "Share of all pairs", "Error rate [95 %]")
+        return Table(headers=headers, rows=rows)
+    tags = Counter(str(tag) for row in run.mistakes for tag in row.get("tags") or ())
+    if not tags:
+        return None
+    ordered = sorted(tags.items(), key=lambda item: (-item[1], item[0]))
+    rows = tuple((name(tag), f"{count:,}", percent(count / len(run.mistakes))) for tag, count in ordered)
+    return Table(headers=("Error pattern", "Mistakes", "Share of mistakes"), rows=rows)

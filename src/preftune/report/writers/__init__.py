@@ -1,0 +1,1 @@
+"""ANALYSIS.md and report.html out of blocks."""

@@ -1,0 +1,229 @@
+"""The README.md of a saved model: what it is, of what data, how good, how to load it.
+
+Written when the model is saved and again when it has been evaluated. Names and sources come from settings and
+files of others: they are shortened and stand in code spans, and the metadata is written by a YAML library.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from preftune.rundir import BASE, RunDir, policy_name, read_json, short_name, write_text
+from preftune.runs.stages import SIDE_FILE, Stage
+from preftune.version import __version__
+
+if TYPE_CHECKING:
+    from preftune.runs.session import Session
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
+_WHAT = {
+    "pretraining": "a small GPT-2, pretrained from random weights on the dialogues of the training data",
+    "sft": "a causal language model, fine-tuned on the chosen responses of preference pairs",
+    "reward": "a reward model (Bradley-Terry): it scores a response to a prompt",
+    "ppo": "a policy trained with PPO against a reward model",
+    "grpo": "a policy trained with GRPO against a reward model",
+    "dpo": "a policy trained with DPO on preference pairs",
+}
+_LIMITS = (
+    "- One seed: the luck of training is not in the intervals, which are over prompts or pairs only.",
+    "- Measured on held-out rows of its own data, with the reward model of its own run.",
+    "- Not tested for safety, facts or other languages; replies can be wrong or harmful.",
+)
+_REWARD_LIMITS = (
+    "- Its score means something for comparing two responses to one prompt, not across prompts.",
+    "- The score is read at the end token. TRL's trainers drop that token before they score: `reward_funcs` "
+    "sees the score of the text without it: the same as `score(..., ended=False)` below, and not what the "
+    "accuracy above was measured with. Keep the end token where you can.",
+)
+
+
+def model_card(session: "Session", stage: Stage) -> str:
+    """Metadata and text; the measurements are those that the run directory holds now."""
+    numbers = list(_numbers(session.run, stage))
+    parts = [
+        "---\n"
+        + yaml.safe_dump(_metadata(session, stage, numbers), sort_keys=False, allow_unicode=False)
+        + "---",
+        f"# {stage.name}",
+        f"This is {_WHAT[stage.algorithm]}. Made with preftune {__version__}.",
+        "## Data\n\n" + "\n".join(_data(session)),
+        "## Recipe\n\n" + _recipe(session, stage),
+        "## Measured\n\n" + _measured(numbers),
+        "## Limits\n\n" + "\n".join([*_LIMITS, *(_REWARD_LIMITS if stage.algorithm == "reward" else ())]),
+        "## How to load\n\n" + _loading(stage),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
+    """Bring the cards of models that this run saved up to date with its evaluation."""
+    for name in [*([BASE] if session.config.model.scratch is not None else []), *stages]:
+        stage = session.stage(name)
+        directory = session.run.model_dir(name, stage.algorithm)
+        if (directory / SIDE_FILE).is_file():
+            write_text(directory / "README.md", model_card(session, stage))
+
+
+def _metadata(
+    session: "Session", stage: Stage, numbers: Sequence[tuple[str, str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What the Hugging Face Hub reads: https://huggingface.co/docs/hub/model-cards."""
+    judge = stage.algorithm == "reward"
+    task = "text-classification" if judge else "text-generation"
+    meta: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["preftune", "reward-model" if judge else "rlhf", stage.algorithm],
+    }
+    base, data = session.config.model.base, str(session.config.data.name)
+    if _is_hub_id(base):
+        meta["base_model"] = base
+    if _is_hub_id(data):
+        meta["datasets"] = [data]
+    metrics = [
+        {"type": key, "name": words, "value": round(float(record.get("value", record.get("mean", 0))), 4)}
+        for key, words, record in numbers
+    ]
+    if metrics:
+        result = {
+            "task": {"type": task},
+            "dataset": {"name": short_name(data), "type": data if _is_hub_id(data) else "other"},
+            "metrics": metrics,
+        }
+        meta["model-index"] = [{"name": stage.name, "results": [result]}]
+    return meta
+
+
+def _is_hub_id(name: str) -> bool:
+    """Of that form, and no path: what is not may hold line ends, or whatever else YAML folds."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _data(session: "Session") -> Iterator[str]:
+    report = session.dataset.report
+    yield f"- {code(short_name(str(session.config.data.name)))}, form {code(session.config.data.form)}"
+    for split, rows in report["splits"].items():
+        sources = ", ".join(f"{code(s or 'all')} {n:,}" for s, n in report["sources"][split].items())
+        yield f"- {split}: {rows:,} pairs ({sources})"
+    if report.get("rejected"):
+        reasons = ", ".join(f"{code(reason)} {n:,}" for reason, n in report["rejected"].items())
+        yield f"- left out of {report['rows_read']:,} rows: {reasons}"
+
+
+def _recipe(session: "Session", stage: Stage) -> str:
+    settings = json.dumps(dict(stage.inputs).get("settings", {}), indent=2, sort_keys=True)
+    parents = ", ".join(code(parent) for parent in stage.parents) or "nothing"
+    config = session.config
+    facts = (
+        f"Run {code(config.name)}, seed {config.seed}, precision {config.precision}; starts from {parents}"
+    )
+    base = f"base model {code(short_name(config.model.base))}"
+    return f"{facts}; {base}. Settings of the stage:\n\n```json\n{settings.replace('```', '')}\n```"
+
+
+def _measured(numbers: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    if not numbers:
+        return "Not evaluated yet: `preftune evaluate RUN` measures it and completes this card."
+    rows = [f"| {words} | {_estimate(record)} | {record.get('n', '')} |" for _, words, record in numbers]
+    head = "| number | value [95 % interval] | n |\n|---|---|---|"
+    return (
+        "\n".join([head, *rows])
+        + "\n\nWhat each number is: docs/metrics.md and docs/evaluation.md of preftune."
+    )
+
+
+def _estimate(record: Mapping[str, Any]) -> str:
+    value = float(record["value"] if "value" in record else record["mean"])
+    interval = record.get("interval")
+    ends = f" [{float(interval[0]):.3f}, {float(interval[1]):.3f}]" if interval else ""
+    return f"{value:.3f}{ends}"
+
+
+def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(key, words, {value or mean, interval, n}) of what the evaluation found about this model."""
+    if stage.algorithm == "reward":
+        own = run.evaluation(f"reward_model_{stage.name}")
+        file = own if own.is_file() else run.reward_evaluation
+        record = read_json(file) if file.is_file() else {}
+        if record.get("stage") == stage.name:
+            yield from _reward_numbers(record)
+        return
+    file = run.evaluation(BASE if stage.name == BASE else policy_name(stage.name))
+    if file.is_file():
+        yield from _policy_numbers(read_json(file))
+
+
+def _reward_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    yield "accuracy", "accuracy on held-out pairs, ties wrong", record["accuracy"]
+    for name, rule in record["baselines"].items():
+        yield f"baseline_{name}", f"the same for the rule {code(name)}", rule
+    n = record["n"]
+    yield (
+        "brier",
+        "Brier score (a coin: 0.25)",
+        {"value": record["brier"], "interval": record.get("brier_interval"), "n": n},
+    )
+    chance = record.get("ece_if_calibrated")
+    words = "" if chance is None else f" (by chance alone up to {chance:.3f})"
+    yield "ece", f"expected calibration error{words}", {"value": record["ece"], "n": n}
+    if record["correlation_score_length"] is not None:
+        correlation = {
+            "value": record["correlation_score_length"],
+            "interval": record.get("correlation_score_length_interval"),
+            "n": n,
+        }
+        yield "correlation_score_length", "correlation of score and length", correlation
+
+
+def _policy_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    wanted = {
+        "reward": "reward (normalised score of the run's reward model)",
+        "reward_difference_to_sft": "reward minus SFT's, paired by prompt",
+        "win_rate_vs_sft": "win rate against SFT",
+        "win_rate_vs_chosen": "win rate against the human-chosen response",
+        "held_out_difference_to_sft": "score of a second reward model minus SFT's",
+        "gold": "gold score of the built-in world",
+        "length": "response length in tokens",
+        "eos_rate": "share of responses that end by themselves",
+    }
+    for key, words in wanted.items():
+        if record.get(key) is not None:
+            yield key, words, {"n": record["n_samples"], **record[key]}
+    controlled = record.get("length_controlled")
+    if controlled:
+        yield "length_controlled_win_rate", "the same at equal lengths", controlled["win_rate"]
+    yield "kl", "exact KL to SFT, nats per response", record["kl"]["exact_per_sequence"]
+
+
+def _loading(stage: Stage) -> str:
+    if stage.algorithm == "reward":
+        code_lines = (
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
+            'text = "\\n\\nHuman: Hello\\n\\nAssistant:" + " Hi!" + tokenizer.eos_token',
+            'raw = model(**tokenizer(text, return_tensors="pt")).logits  # preftune.json: mean, std',
+            "",
+            "from preftune import load_reward_model",
+            'normalised = load_reward_model("THIS_DIRECTORY").score([prompt], [response], ended=True)',
+        )
+    else:
+        code_lines = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
+            'prompt = tokenizer("\\n\\nHuman: Hello\\n\\nAssistant:", return_tensors="pt")',
+            "reply = model.generate(**prompt, do_sample=True, max_new_tokens=64)",
+        )
+    lines = "\n".join(code_lines)
+    return f"```python\n{lines}\n```"
+
+
+def code(text: str) -> str:
+    """Foreign text as a code span of one line: at most 100 characters, no backquotes."""
+    plain = "".join(c if c.isprintable() and c != "`" else " " for c in str(text)[:100])
+    return f"`{plain.strip() or ' '}`"

@@ -1,0 +1,30 @@
+"""What a run reads from outside, looked at before torch is loaded."""
+
+import os
+from pathlib import Path
+
+from preftune.config import GRPOConfig, PPOConfig, RunConfig
+from preftune.config.rewards import find_function, reward_terms
+
+
+def check_reward_functions(config: RunConfig) -> None:
+    """Import every function that the settings name. InputMissing or ConfigError for one that is not there."""
+    online = [stage for stage in config.stage.values() if isinstance(stage, PPOConfig | GRPOConfig)]
+    for terms in [config.evaluation.reward_functions, *(stage.reward_functions for stage in online)]:
+        for name in reward_terms(terms) if terms else ():
+            find_function(name)
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Local paths in full, so that a run can be looked at from anywhere."""
+
+    def full(name: str | None) -> str | None:
+        path = Path(os.path.expanduser(name)) if name else None
+        return str(path.resolve()) if path and path.exists() else name
+
+    data = config.data.model_copy(
+        update={"name": full(config.data.name)} if config.data.name != "world" else {}
+    )
+    special = config.model.base in ("scratch", "smollm2")
+    model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
+    return config.model_copy(update={"data": data, "model": model})

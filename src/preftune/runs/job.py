@@ -1,0 +1,27 @@
+"""A stage ready to run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.algorithms.base import Algorithm
+from preftune.data import Encoder
+from preftune.models.roles import Role
+from preftune.training.learner import Learner
+
+BatchAt = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A stage ready to run: the algorithm, where its batches come from, and what to keep of it."""
+
+    algorithm: Algorithm
+    learner: Learner
+    batch_at: BatchAt
+    steps: int
+    encoder: Encoder
+    model: Role
+    rows_at: Callable[[int], list[str]]  # names of the data rows of a step
+    updates: int = 1  # of the weights, in a step
+    rejected: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,180 @@
+"""A second place for what a run cannot afford to lose, and a start from there on a new machine.
+
+Made for mounted cloud drives, where locks and renames cannot be trusted and files appear in any order: every
+unit (a checkpoint, a finished stage) is a directory of copies with a manifest of SHA-256 sums that is written
+last. A unit whose sums do not hold does not exist. Nothing in the mirror is ever used in place.
+
+    DIR/STAGE/step-000050/   a checkpoint's files · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
+    DIR/STAGE/finished/      model/... · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from preftune.errors import ConfigError, StorageError
+from preftune.rundir import RunDir, read_json, sha256_file
+from preftune.runs.stages import Stage, differences, is_finished
+from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
+
+_MANIFEST = "mirror.json"
+_MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """The mirror of one run. Trouble with it costs a warning, never the run."""
+
+    directory: Path
+    run: RunDir
+    keep: int
+    say: Callable[[str], None]
+
+    def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
+        """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
+        files = {file.name: file for file in checkpoint.iterdir()}
+        if self._put(self._place(stage) / checkpoint.name, {**files, **self._logs(stage)}):
+            for old in self._checkpoints(stage)[self.keep :]:
+                _discard(old)
+
+    def put_stage(self, stage: Stage) -> None:
+        """Copy a finished stage: its model and logs; its checkpoints go."""
+        model = self.run.model_dir(stage.name, stage.algorithm)
+        files = {f"{_MODEL}/{file.relative_to(model)}": file for file in model.rglob("*") if file.is_file()}
+        if self._put(self._finished(stage), {**files, **self._logs(stage)}):
+            for old in self._checkpoints(stage):
+                _discard(old)
+
+    def check(self, stage: Stage) -> None:
+        """ConfigError if the stage was mirrored with other settings."""
+        for unit in (self._finished(stage), *self._checkpoints(stage)):
+            if _is_complete(unit):
+                self._same_settings(stage, unit)
+                return
+
+    def fetch(self, stage: Stage) -> None:
+        """Bring a stage to where the mirror is, if that is further than the run directory."""
+        if is_finished(self.run, stage):
+            return
+        finished = self._finished(stage)
+        if _is_complete(finished):
+            target = self.run.model_dir(stage.name, stage.algorithm)
+            if not target.exists():
+                _fetch_files(finished, f"{_MODEL}/", target)
+            self._fetch_logs(stage, finished)
+            self.say(f"{stage.name:<12} fetched from {finished}")
+            return
+        here = newest_step(self.run.checkpoints(stage.name))
+        for unit in self._checkpoints(stage):
+            if step_of(unit) <= here:
+                return
+            if _is_complete(unit):
+                target = checkpoint_at(self.run.checkpoints(stage.name), step_of(unit))
+                shutil.rmtree(target, ignore_errors=True)  # not valid, or `here` would be its step
+                _fetch_files(unit, "", target, without=self._logs(stage))
+                self._fetch_logs(stage, unit)
+                self.say(f"{stage.name:<12} checkpoint of step {step_of(unit)} fetched from {unit}")
+                return
+
+    def _place(self, stage: Stage) -> Path:
+        return self.directory / stage.name
+
+    def _finished(self, stage: Stage) -> Path:
+        return self._place(stage) / "finished"
+
+    def _checkpoints(self, stage: Stage) -> list[Path]:
+        named = self._place(stage).glob("step-[0-9]*")
+        return sorted((path for path in named if path.name[5:].isdecimal()), key=step_of, reverse=True)
+
+    def _logs(self, stage: Stage) -> dict[str, Path]:
+        run, name = self.run, stage.name
+        return {file.name: file for file in (run.metrics(name), run.ledger(name), run.stage_json(name))}
+
+    def _fetch_logs(self, stage: Stage, unit: Path) -> None:
+        """stage.json comes last: it makes a finished stage finished."""
+        for name, target in self._logs(stage).items():
+            if (unit / name).is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{name}.tmp-{os.getpid()}")
+                shutil.copyfile(unit / name, partial)
+                os.replace(partial, target)
+
+    def _put(self, unit: Path, files: Mapping[str, Path]) -> bool:
+        """Write a unit, its manifest last, and read it back; whether it is there."""
+        try:
+            unit.mkdir(parents=True, exist_ok=True)
+            (unit / _MANIFEST).unlink(missing_ok=True)
+            sums = {}
+            for name, file in files.items():
+                if file.is_file():
+                    sums[name] = sha256_file(file)
+                    (unit / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, unit / name)
+            (unit / _MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+            if _is_complete(unit):
+                return True
+            self.say(f"warning: {unit} does not read back as it was written")
+        except OSError as error:
+            self.say(f"warning: cannot copy to the mirror {unit}: {error.strerror}; training goes on")
+        return False
+
+    def _same_settings(self, stage: Stage, unit: Path) -> None:
+        recorded = read_json(unit / "stage.json")
+        if recorded.get("key") != stage.key:
+            raise ConfigError(
+                f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
+                + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:5]),
+                hint="give this run a mirror of its own",
+            )
+
+
+def forget(directory: Path, stages: Iterable[str]) -> None:
+    """Remove what a mirror holds of these stages."""
+    for stage in stages:
+        for unit in (directory / stage).glob("*"):
+            if unit.name == "finished" or unit.name.startswith("step-"):
+                _discard(unit)
+
+
+def _is_complete(unit: Path) -> bool:
+    """Whether every file of the manifest is there with its sum."""
+    try:
+        sums = _sums(unit)
+        return "stage.json" in sums and all(sha256_file(unit / name) == sums[name] for name in sums)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def _sums(unit: Path) -> dict[str, str]:
+    """The manifest. ValueError for a name that leads out of the unit."""
+    sums = json.loads((unit / _MANIFEST).read_text(encoding="utf-8"))
+    for name in sums:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} is no name of a file in {unit}")
+    return sums
+
+
+def _discard(unit: Path) -> None:
+    """The manifest first: what is half removed is no unit."""
+    (unit / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(unit, ignore_errors=True)
+
+
+def _fetch_files(unit: Path, prefix: str, target: Path, without: Collection[str] = ()) -> None:
+    """Copy a unit's files under `prefix` beside the target, check them, and rename: this side can be trusted.
+
+    StorageError if a copy is not what the manifest says.
+    """
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, digest in _sums(unit).items():
+        if name.startswith(prefix) and name not in without:
+            copy = partial / name.removeprefix(prefix)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(unit / name, copy)
+            if sha256_file(copy) != digest:
+                raise StorageError(f"{unit / name} changed while it was read", hint="run the command again")
+    os.rename(partial, target)

@@ -1,0 +1,154 @@
+"""Finished models on disk: plain Hugging Face directories, written whole or not at all, and read back."""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from preftune.data import Encoder, Preference, Sequences, first_usable
+from preftune.errors import DataError, StorageError
+from preftune.faults import faultpoint
+from preftune.models.load import load_tokenizer, vocabulary_hash
+from preftune.models.locate import Source
+from preftune.models.roles import RewardModel
+from preftune.models.scalar import load_scalar_model, score_head
+from preftune.rundir import read_json, sync, write_json, write_text
+from preftune.runs.cards import model_card
+from preftune.runs.job import Job
+from preftune.runs.session import Session
+from preftune.runs.stages import SIDE_FILE, Stage
+
+_PROBES = 16
+
+
+def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
+    """Write models/<name>; a reward model is also normalised and must reload to the same scores."""
+    target = session.run.model_dir(stage.name, stage.algorithm)
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
+    side: dict[str, Any] = {
+        "stage": stage.name,
+        "key": stage.key,
+        "vocabulary_sha256": vocabulary_hash(job.encoder.tokenizer),
+    }
+    if isinstance(job.model, RewardModel):
+        job.model.mean, job.model.std = normalisation(
+            job.model, job.encoder, session.shuffled(session.dataset.train)
+        )
+        side |= {"mean": job.model.mean, "std": job.model.std}
+    with _writing(target, partial):
+        job.model.model.save_pretrained(partial)
+        faultpoint("model.weights")
+        job.encoder.tokenizer.save_pretrained(partial)
+        write_json(partial / SIDE_FILE, side)
+        write_text(partial / "README.md", model_card(session, stage))
+        if isinstance(job.model, RewardModel):
+            _write_head(job.model, partial)
+            _prove_reload(session, job, partial)
+        for file in partial.rglob("*"):
+            sync(file)
+    faultpoint("model.rename")
+    if target.exists():  # ours: `begin` made sure of it
+        shutil.rmtree(target)
+    os.rename(partial, target)
+    sync(target.parent)
+    faultpoint("model.renamed")
+    return {k: side[k] for k in ("mean", "std") if k in side}
+
+
+@contextmanager
+def _writing(target: Path, partial: Path) -> Iterator[None]:
+    """A failed write is a StorageError, and leaves nothing behind but what was there before."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # tokenizers raises a bare Exception
+        if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
+            raise StorageError(
+                f"cannot write the model {target}: {error}",
+                hint="free some space, then run the same command again",
+            ) from error
+        raise
+
+
+def _write_head(model: RewardModel, directory: Path) -> None:
+    """reward_head.bin, for readers of that layout."""
+    with (directory / "reward_head.bin").open("wb") as file:
+        torch.save({"weight": score_head(model.model).weight.detach().cpu()}, file)
+
+
+def load_reward_model(source: Source) -> RewardModel:
+    """A saved reward model with its normalisation constants."""
+    side = read_side_file(source)
+    return RewardModel(load_scalar_model(source), float(side.get("mean", 0.0)), float(side.get("std", 1.0)))
+
+
+def read_side_file(source: Source) -> dict[str, Any]:
+    """preftune.json beside the weights, {} for a foreign model. DataError if the tokenizer is not its own."""
+    path = Path(source.path) / SIDE_FILE
+    if not path.is_file():
+        return {}
+    side = read_json(path)
+    numbers = [side.get(key, 1.0) for key in ("mean", "std")] if isinstance(side, dict) else [None]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or numbers[-1] == 0:
+        raise DataError(
+            f"{path} is not as preftune writes it",
+            hint="mean and std are numbers and std is not 0; train the model again",
+        )
+    recorded = side.get("vocabulary_sha256")
+    if recorded and recorded != vocabulary_hash(load_tokenizer(source)):
+        raise DataError(
+            f"the tokenizer in {source.path} is not the one that the model was trained with",
+            hint="restore tokenizer.json, or train the model again",
+        )
+    return side
+
+
+@torch.no_grad()
+def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> tuple[float, float]:
+    """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
+    arXiv:2403.17031).
+    """
+    scores = _scores(model, encoder, first_usable(encoder, rows, 256)[0])
+    if len(scores) < 2 or float(scores.std()) < 1e-8:
+        return float(scores.mean()), 1.0
+    return float(scores.mean()), float(scores.std())
+
+
+@torch.no_grad()
+def _scores(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> torch.Tensor:
+    device = next(model.model.parameters()).device
+    parts = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
+    return torch.cat(parts)
+
+
+def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> list[Sequences]:
+    items = [(row.prompt, row.chosen) for row in rows]
+    return [encoder.sequences(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _prove_reload(session: Session, job: Job, directory: Path) -> None:
+    """Score probe rows of different lengths with the saved model; anything but equality stops the stage."""
+    assert isinstance(job.model, RewardModel)
+    source = Source(str(directory))
+    saved = RewardModel(load_scalar_model(source))
+    reloaded = session.encoder(source)
+    device = next(job.model.model.parameters()).device
+    saved.model.to(device)
+    probes = first_usable(job.encoder, session.dataset.train, _PROBES)[0]
+    before = _scores(RewardModel(job.model.model), job.encoder, probes)
+    after = _scores(saved, reloaded, probes)
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise StorageError(
+            f"the reward model in {directory} scores differently after reloading (by up to {worst:.3g})",
+            hint="the stage is not finished; report this with the model's config.json",
+        )

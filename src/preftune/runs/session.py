@@ -1,0 +1,139 @@
+"""What all stages of a run share: its config, its directory, its data, and a way to say what is going on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
+from preftune.config.rewards import source_hashes
+from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
+from preftune.evaluation.policy import Gold
+from preftune.models.load import context_length, load_tokenizer, quiet_libraries
+from preftune.models.locate import Source, fingerprint, locate
+from preftune.models.memory import keep_freed_memory
+from preftune.rundir import BASE, RunDir
+from preftune.runs.console import Console
+from preftune.runs.mirror import Mirror
+from preftune.runs.stages import Stage, digest, settings_of
+from preftune.training.learner import Learner
+
+_UNLIMITED = 1 << 20
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One invocation on one run directory. Data and models are looked up when first needed."""
+
+    config: RunConfig
+    dataset: Dataset
+    run: RunDir
+    console: Console
+    mirror: Mirror | None = None
+
+    def __post_init__(self) -> None:
+        quiet_libraries()
+        keep_freed_memory()
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Of the data settings and of every text in every split."""
+        settings = self.config.data.model_dump(mode="json", exclude={"name", "on_bad_row"})
+        return digest({"settings": settings, "content": self.dataset.report["content_sha256"]})
+
+    @cached_property
+    def base(self) -> Source:
+        """The base model: where it lies, or where its own stage puts it."""
+        if self.config.model.base == "scratch":
+            return Source(str(self.run.model_dir(BASE, "sft")))
+        return locate(self.config.model.base)
+
+    @property
+    def is_world(self) -> bool:
+        return self.config.data.name == "world"
+
+    @property
+    def gold(self) -> Gold | None:
+        """The world's score by rule; None for real data, where nobody knows it."""
+        if not self.is_world:
+            return None
+        from preftune.world.gold import gold
+
+        return gold
+
+    @property
+    def judge(self) -> str | None:
+        """The stage whose model scores every policy."""
+        return judge_of(self.config.stage)
+
+    def shuffled(self, rows: Sequence[Preference]) -> list[Preference]:
+        """Rows in an order drawn from the seed, the same for every stage: a part of them, from the front on,
+        is a sample of all sources, not of the first file.
+        """
+        return [rows[i] for i in order(len(rows), self.config.seed, "rows", 0)] if rows else []
+
+    def training_rows(self, part: str = "all") -> list[Preference]:
+        """Shuffled training rows; of one half of the prompts, by their hash, for "first" and "second"."""
+        rows = self.shuffled(self.dataset.train)
+        if part == "all":
+            return rows
+        half = int(part == "second")
+        return [row for row in rows if int(prompt_hash(row.prompt)[-1], 16) % 2 == half]
+
+    def is_trained(self, stage: str) -> bool:
+        """Whether the stage's model is there; the base of a hub or a directory always is."""
+        return (stage == BASE and self.config.model.scratch is None) or self.source(stage).exists()
+
+    def source(self, stage: str) -> Source:
+        """The model directory of a stage, or the base."""
+        if stage == BASE:
+            return self.base
+        return Source(str(self.run.model_dir(stage, self.config.stage[stage].algorithm)))
+
+    def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
+        """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
+        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens)
+
+    def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
+        data = self.config.data
+        context = context or _UNLIMITED
+        return Encoder(
+            tokenizer,
+            data.form,
+            min(data.max_prompt_length, context - max(new_tokens, 1)),
+            data.max_response_length,
+            context,
+        )
+
+    def learner(self, microbatch_size: int) -> Learner:
+        patience = self.config.process_timeout
+        return Learner(self.config.precision, microbatch_size, patience, self.console.line)
+
+    def stage(self, name: str) -> Stage:
+        """The stage with all that its result depends on."""
+        if name == BASE:
+            return Stage(name=BASE, algorithm="pretraining", parents=(), inputs=self._base_inputs)
+        config = self.config.stage[name]
+        above = parents(config)
+        keys = {parent: self.stage(parent).key for parent in above}
+        if config.init == BASE:
+            keys[BASE] = self.stage(BASE).key
+        inputs = {**self._inputs(config), "parents": keys}
+        if isinstance(config, PPOConfig | GRPOConfig) and config.reward_functions is not None:
+            inputs["reward_functions"] = source_hashes(config.reward_functions)
+        return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    @cached_property
+    def _base_inputs(self) -> dict[str, Any]:
+        """What made the base model, or the bytes it consists of."""
+        if self.config.model.scratch is not None:
+            return self._inputs(self.config.model)
+        return {"sha256": fingerprint(self.base)}
+
+    def _inputs(self, config: Any) -> dict[str, Any]:
+        return {
+            "settings": settings_of(config),
+            "seed": self.config.seed,
+            "precision": self.config.precision,
+            "data": self.data_hash,
+        }

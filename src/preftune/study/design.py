@@ -1,0 +1,232 @@
+"""What every seed of a study runs: the recipe's stages at equal tokens, and the stages that a study adds.
+
+Added are, on the built-in world, a PPO stage on the gold score itself (the ceiling: what the same algorithm
+reaches with a perfect reward); elsewhere a second reward model on the other half of the prompts, which takes
+the part of gold; and one stage for every value of a sweep.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.config import (
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    RewardConfig,
+    RunConfig,
+    StageConfig,
+    build,
+    config_hash,
+    dump_toml,
+    judge_of,
+    judges_of,
+    load_recipe,
+)
+from preftune.data import Dataset
+from preftune.errors import ConfigError, UsageError
+from preftune.rundir import read_json, write_json, write_text
+from preftune.study.tokens import Lengths, planned_tokens, with_tokens
+from preftune.world.gold import gold
+
+CEILING = "ceiling"
+GOLD_MODEL = "gold_rm"
+GOLD_FUNCTION = "preftune.world.gold:gold"
+FRESH_PAIRS = 2000  # that test a reward model, on each prompt set
+REPLIES = 4  # of each policy to a prompt
+VERSION = 1  # of what a study measures
+_GOLD_ROWS = 256  # chosen replies from which gold's sd is taken, as many as normalise a reward model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """A study but for its seeds. `own` are the recipe's stages; `sweep` maps values, as given, to stages."""
+
+    config: RunConfig
+    recipe: str
+    overrides: tuple[str, ...]
+    own: tuple[str, ...]
+    tokens: int | None
+    sweep_key: str | None
+    sweep: Mapping[str, str]
+    fresh_pairs: int
+    replies: int
+
+    @property
+    def is_world(self) -> bool:
+        return self.config.data.name == "world"
+
+    @property
+    def gold(self) -> str:
+        return "the world's gold score" if self.is_world else "second reward model"
+
+    def for_seed(self, seed: int) -> RunConfig:
+        return self.config.model_copy(update={"seed": seed})
+
+    def key(self, seed: int) -> str:
+        """What a finished seed is known by."""
+        own = config_hash(self.for_seed(seed))
+        return f"{VERSION}/{self.fresh_pairs}/{self.replies}/{own}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command asks for, before anything is looked up."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    tokens: int | None = None  # None: as the first online stage; 0: the recipe as it is
+    sweep: str | None = None
+    fresh_pairs: int = FRESH_PAIRS
+    replies: int = REPLIES
+
+
+def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Lengths) -> Design:
+    """The stages of every seed. `config` is the recipe's, with its paths in full. UsageError or ConfigError
+    for a recipe that cannot be studied.
+    """
+    stages = dict(config.stage)
+    if not any(stage.algorithm == "sft" for stage in stages.values()):
+        raise ConfigError("a study compares policies with SFT, and this recipe has no sft stage")
+    if judge_of(stages) is None:
+        raise ConfigError(
+            "a study needs a reward model, for the proxy score and for best-of-n, and this recipe has none",
+            hint='add a stage with algorithm = "reward"',
+        )
+    own = tuple(stages)
+    budget = _budget(wanted.tokens, stages, lengths)
+    if budget is not None:
+        rows, judges = len(dataset.train), judges_of(stages)  # what scores the others is not a contestant
+        stages = {n: s if n in judges else with_tokens(s, budget, lengths, rows) for n, s in stages.items()}
+    if config.data.name == "world":
+        stages |= _ceiling(stages, dataset)
+    else:
+        stages |= _second_judge(stages)
+    sweep: dict[str, str] = {}
+    if wanted.sweep is not None:
+        stages, sweep = _with_sweep(wanted, stages)
+    values = {**config.model_dump(), "stage": {n: s.model_dump() for n, s in stages.items()}}
+    return Design(
+        config=build(RunConfig, values),
+        recipe=wanted.recipe,
+        overrides=wanted.overrides,
+        own=own,
+        tokens=budget,
+        sweep_key=wanted.sweep.partition("=")[0] if wanted.sweep else None,
+        sweep=sweep,
+        fresh_pairs=wanted.fresh_pairs,
+        replies=wanted.replies,
+    )
+
+
+def _budget(asked: int | None, stages: Mapping[str, StageConfig], lengths: Lengths) -> int | None:
+    """Tokens through the policy's training forward, equal for all algorithms; None leaves all as it is."""
+    if asked is not None:
+        return asked or None
+    online = [stage for stage in stages.values() if isinstance(stage, PPOConfig | GRPOConfig)]
+    return round(planned_tokens(online[0], lengths)) if online else None
+
+
+def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, StageConfig]:
+    """The first PPO stage again, scored by gold in units of its sd over chosen replies, as a reward model is
+    normalised. Gold knows a missing end by itself.
+    """
+    ppo = next((stage for stage in stages.values() if isinstance(stage, PPOConfig)), None)
+    if ppo is None or CEILING in stages:
+        return {}
+    scores = [gold(row.prompt, row.chosen) for row in dataset.train[:_GOLD_ROWS]]
+    mean = sum(scores) / len(scores)
+    sd = (sum((s - mean) ** 2 for s in scores) / max(len(scores) - 1, 1)) ** 0.5
+    changed = {
+        "reward_model": None,
+        "reward_functions": f"{1 / (sd or 1):.2g} * {GOLD_FUNCTION}",
+        "missing_eos_score": None,
+    }
+    return {CEILING: ppo.model_copy(update=changed)}
+
+
+def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
+    """Reward models on one half of the prompts each, where the recipe has a single one on all of them."""
+    judges = {name: stage for name, stage in stages.items() if isinstance(stage, RewardConfig)}
+    if not judges:
+        raise ConfigError(
+            "on real text a second reward model stands in for gold, and this recipe trains none",
+            hint='add a stage with algorithm = "reward"',
+        )
+    if judge_of(stages) not in judges or len(judges) > 1:  # there is one beside the judge
+        return {}
+    (name, judge), *_ = judges.items()
+    return {
+        name: judge.model_copy(update={"part": "first"}),
+        GOLD_MODEL: judge.model_copy(update={"part": "second"}),
+    }
+
+
+def _with_sweep(
+    wanted: Wanted, stages: Mapping[str, StageConfig]
+) -> tuple[dict[str, StageConfig], dict[str, str]]:
+    """One stage more for each value; a value that the stage has already needs none."""
+    assert wanted.sweep is not None
+    key, _, text = wanted.sweep.partition("=")
+    match = re.fullmatch(r"stage\.([A-Za-z0-9_-]+)\.(\w+)", key)
+    values = [value.strip() for value in text.split(",") if value.strip()]
+    if match is None or match[1] not in stages or not values:
+        raise UsageError(
+            f"cannot sweep {wanted.sweep!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
+        )
+    name, field = match.groups()
+    own = stages[name]
+    if not isinstance(own, PPOConfig | GRPOConfig | DPOConfig):
+        raise UsageError(f"stage {name} is no preference tuning, so a sweep of it has no KL to draw")
+    made, found = dict(stages), dict[str, str]()
+    for value in values:
+        variant = load_recipe(wanted.recipe, [*wanted.overrides, f"{key}={value}"]).config.stage[name]
+        setting = variant.model_dump()[field]
+        stage = f"{name}-{field}-{re.sub('[^A-Za-z0-9]', '_', value)}"
+        found[value] = name if own.model_dump()[field] == setting else stage
+        if found[value] != name:
+            made[stage] = own.model_copy(update={field: setting})
+    return made, found
+
+
+def save_design(design: Design, out: Path) -> None:
+    """Write study.toml and design.json where they differ from what is there."""
+    write_text(out / "study.toml", dump_toml(design.config))
+    write_json(out / "design.json", _record(design))
+
+
+def load_design(out: Path) -> Design:
+    """The design that `save_design` wrote."""
+    record = read_json(out / "design.json")
+    return Design(
+        config=load_recipe(str(out / "study.toml")).config,
+        recipe=record["recipe"],
+        overrides=tuple(record["overrides"]),
+        own=tuple(record["own"]),
+        tokens=record["tokens"],
+        sweep_key=record["sweep_key"],
+        sweep=record["sweep"],
+        fresh_pairs=record["fresh_pairs"],
+        replies=record["replies"],
+    )
+
+
+def _record(design: Design) -> dict[str, Any]:
+    return {
+        "recipe": design.recipe,
+        "overrides": list(design.overrides),
+        "own": list(design.own),
+        "tokens": design.tokens,
+        "sweep_key": design.sweep_key,
+        "sweep": dict(design.sweep),
+        "fresh_pairs": design.fresh_pairs,
+        "replies": design.replies,
+        "version": VERSION,
+    }
+
+
+def swept(design: Design) -> Sequence[str]:
+    """Stages that exist for the sweep alone."""
+    return [name for name in dict.fromkeys(design.sweep.values()) if name not in design.own]

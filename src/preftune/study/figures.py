@@ -1,0 +1,118 @@
+"""Figures of a study as SVG, in the style of the report's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from preftune.report.plots.drawing import BLUE, COLOURS, INK, MARKERS, SETTINGS, save
+from preftune.study.sweep import from_record
+
+GOLD, PROXY = BLUE, "#d55e00"
+Study = Mapping[str, Any]
+
+
+def draw(study: Study) -> dict[str, str]:
+    """File name -> SVG text."""
+    with matplotlib.rc_context(SETTINGS):
+        figures = {"gains.svg": _gains(study), "kl.svg": _distances(study)}
+        if study["sweep"] is not None:
+            figures["sweep.svg"] = _sweep(study)
+    return figures
+
+
+def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A row of panels, in inches."""
+    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")  # dpi of SVG: points
+    return figure, list(figure.subplots(1, columns, squeeze=False).flat)
+
+
+def _shown(study: Study) -> list[str]:
+    return [name for name in study["policies"] if name not in (study["reference"], "base")]
+
+
+def _gains(study: Study) -> str:
+    """Gold gain of every policy: pooled interval and one point a seed; a panel a prompt set."""
+    names, kinds = _shown(study), study["prompt_sets"]
+    figure, panels = _panels(len(kinds), 3.2 * len(kinds) + 1.4, 0.42 * len(names) + 1.5)
+    for place, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
+        for row, name in enumerate(reversed(names)):
+            pooled = study["policies"][name]["sets"][kind]
+            ends = [pooled["gold_gain_low"], pooled["gold_gain_high"]]
+            axes.plot(ends, [row, row], color=INK, linewidth=2)
+            axes.plot([pooled["gold_gain"]], [row], "D", color=INK, markersize=6)
+            for seed in study["seeds"]:
+                own = seed["policies"][name]
+                marker, colour = ("x", PROXY) if own["collapsed"] else ("o", GOLD)
+                gain = own["sets"][kind]["gold_gain"]
+                axes.plot([gain], [row + 0.22], marker, color=colour, markersize=4)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        labels = [study["policies"][name]["label"] for name in reversed(names)]
+        axes.set_yticks(range(len(names)), labels if place == 0 else [""] * len(names))
+        axes.set_ylim(-0.6, len(names) - 0.3)
+        axes.set_title(kind)
+        axes.set_xlabel("gold gain over SFT")
+    return save(figure)
+
+
+def _distances(study: Study) -> str:
+    """Gold and proxy gain against √KL: best-of-n as a line, policies as points, one a seed."""
+    figure, panels = _panels(2, 8.6, 3.8)
+    for axes, gain, label in zip(panels, ("gold_gain", "proxy_gain"), ("gold", "proxy"), strict=True):
+        _best_of_n(axes, study["best_of_n"], gain, INK)
+        for i, name in enumerate(_shown(study)):
+            if name.startswith("best_of_"):
+                continue
+            found = [seed["policies"][name] for seed in study["seeds"]]
+            x = [max(each["kl"], 0.0) ** 0.5 for each in found]
+            y = [each[gain] for each in found]
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            label_of = study["policies"][name]["label"]
+            axes.plot(x, y, marker, color=colour, markersize=5, label=label_of)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("√KL to SFT (nats per response)")
+        axes.set_ylabel(f"{label} gain over SFT")
+    panels[0].legend(fontsize=8, frameon=False)
+    return save(figure)
+
+
+def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour: str) -> None:
+    d = [each["kl"] ** 0.5 for each in curve]
+    axes.plot(d, [each[gain] for each in curve], color=colour, linewidth=1.2, label="best-of-n")
+    low, high = ([each[f"{gain}_{end}"] for each in curve] for end in ("low", "high"))
+    axes.fill_between(d, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _sweep(study: Study) -> str:
+    """Gold and proxy against √KL for the swept setting (left) and for best-of-n (right), with the laws."""
+    sweep = study["sweep"]
+    figure, (left, right) = _panels(2, 8.6, 3.8)
+    for gain, colour, marker, law in (
+        ("gold_gain", GOLD, "o", "rl_gold"),
+        ("proxy_gain", PROXY, "s", "rl_proxy"),
+    ):
+        word = gain.removesuffix("_gain")
+        x = [point["sqrt_kl"] for point in sweep["points"]]
+        y = [point[gain] for point in sweep["points"]]
+        left.plot(x, y, marker, color=colour, markersize=5, label=word)
+        _law(left, sweep["laws"][law], max(x), colour)
+        best = sweep["best_of_n"]
+        d = [each["sqrt_kl"] for each in best]
+        right.plot(d, [each[gain] for each in best], marker, color=colour, markersize=4, label=word)
+        _law(right, sweep["laws"][law.replace("rl", "bon")], max(d), colour)
+    for axes, title in ((left, f"RL: {sweep['key']}"), (right, "best-of-n")):
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_title(title)
+        axes.set_xlabel("√KL to SFT (nats per response)")
+        axes.set_ylabel("gain over SFT")
+    left.legend(fontsize=8, frameon=False)
+    return save(figure)
+
+
+def _law(axes: Axes, record: Mapping[str, Any] | None, farthest: float, colour: str) -> None:
+    if record is not None and farthest > 0:
+        d = np.linspace(farthest / 200, farthest, 200)
+        axes.plot(d, from_record(record)(d), color=colour, linewidth=1.2, linestyle="--")

@@ -1,0 +1,174 @@
+"""`preftune study`: design, seeds side by side, then the numbers of all of them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from preftune.config import load_recipe
+from preftune.errors import PreftuneError, UsageError
+from preftune.rundir import RunDir, read_json, write_json, write_text
+from preftune.runs.console import Console
+from preftune.runs.inputs import absolute, check_reward_functions
+from preftune.runs.lock import held
+from preftune.runs.sources import load_dataset
+from preftune.study.design import (
+    FRESH_PAIRS,
+    REPLIES,
+    Design,
+    Wanted,
+    load_design,
+    make_design,
+    save_design,
+)
+from preftune.study.seed import finished, run_seed, seed_dir
+
+_POLL = 0.5  # seconds between looks at the seeds' processes
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def run_study(
+    wanted: Wanted, out: Path, *, seeds: int, first_seed: int = 0, jobs: int = 1, reports: bool = True
+) -> Path:
+    """Run what is missing of every seed, then write study.json, STUDY.md and figures; returns study.json.
+
+    A finished seed is not run again. With `jobs` > 1 seeds run in processes of one thread each; a model of
+    the built-in world gains nothing from a second thread. Raises UsageError or ConfigError for what cannot
+    be studied, and PreftuneError if a seed fails, after the others have ended.
+    """
+    if min(seeds, jobs, wanted.fresh_pairs, wanted.replies) < 1 or first_seed < 0:
+        raise UsageError("--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed 0 or more")
+    if any(text.partition("=")[0].strip() == "seed" for text in wanted.overrides):
+        raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
+    console, numbers = Console(), [first_seed + i for i in range(seeds)]
+    out.mkdir(parents=True, exist_ok=True)
+    with held(RunDir(out)):
+        design = _design(wanted, out)
+        waiting = [seed for seed in numbers if not finished(out, design, seed)]
+        for seed in numbers:
+            if seed not in waiting:
+                console.line(f"seed {seed} finished before")
+        _run(out, waiting, jobs, reports, console)
+        _write(out, design, numbers, _command(wanted, numbers, out))
+    console.line(f"study: {out / 'STUDY.md'}")
+    return out / "study.json"
+
+
+def _design(wanted: Wanted, out: Path) -> Design:
+    """The design on disk if it is of the same request, else a new one."""
+    config = absolute(load_recipe(wanted.recipe, wanted.overrides).config)
+    asked = {
+        "recipe_config": config.model_dump(mode="json"),
+        "tokens": wanted.tokens,
+        "sweep": wanted.sweep,
+        "fresh_pairs": wanted.fresh_pairs,
+        "replies": wanted.replies,
+    }
+    request = out / "request.json"
+    if request.is_file() and read_json(request) == asked:
+        return load_design(out)
+    check_reward_functions(config)
+    dataset = load_dataset(config.data, config.seed)
+    from preftune.study.tokens import mean_lengths
+
+    design = make_design(wanted, config, dataset, mean_lengths(config, dataset))
+    save_design(design, out)
+    write_json(request, asked)
+    return design
+
+
+@dataclass(slots=True, kw_only=True)
+class _Child:
+    seed: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    file: IO[bytes]
+    began: float
+
+
+def _run(out: Path, seeds: Sequence[int], jobs: int, reports: bool, console: Console) -> None:
+    if jobs == 1 or len(seeds) == 1:
+        for seed in seeds:
+            console.line(f"seed {seed}")
+            run_seed(out, seed, reports)
+        return
+    waiting, running, failed = list(seeds), list[_Child](), list[_Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(out, waiting.pop(0), reports))
+                console.line(f"seed {running[-1].seed} started, log {running[-1].log}")
+            time.sleep(_POLL)
+            for child in [c for c in running if c.process.poll() is not None]:
+                running.remove(child)
+                child.file.close()
+                took = time.monotonic() - child.began
+                if child.process.returncode == 0:
+                    console.line(f"seed {child.seed} finished in {took:.0f} s")
+                else:
+                    failed.append(child)
+                    console.line(f"seed {child.seed} FAILED with code {child.process.returncode}")
+    finally:
+        for child in running:  # an interrupt: the seeds resume with the next call
+            child.process.terminate()
+            child.process.wait()
+            child.file.close()
+    if failed:
+        raise _failure(failed[0], len(failed), len(seeds))
+
+
+def _failure(child: _Child, failed: int, seeds: int) -> PreftuneError:
+    """What the first failing seed complained of, with its exit code."""
+    lines = child.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    said = lines[starts[-1] :][:3] if starts else lines[-1:]
+    error = PreftuneError(
+        f"{failed} of {seeds} seeds failed; seed {child.seed}: " + "\n".join(said).removeprefix("error: "),
+        hint=f"see {child.log}; the same command runs the failed seeds again",
+    )
+    error.code = child.process.returncode if child.process.returncode > 0 else error.code
+    return error
+
+
+def _start(out: Path, seed: int, reports: bool) -> _Child:
+    log = seed_dir(out, seed) / "study" / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("ab")
+    command = [sys.executable, "-m", "preftune", "study-seed", str(out), str(seed)]
+    command += [] if reports else ["--no-reports"]
+    environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
+    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+    return _Child(seed=seed, process=process, log=log, file=file, began=time.monotonic())
+
+
+def _write(out: Path, design: Design, seeds: Sequence[int], command: str) -> None:
+    """study.json, STUDY.md and figures/ from the finished seeds."""
+    from preftune.study.figures import draw
+    from preftune.study.page import study_text
+    from preftune.study.pool import pool
+    from preftune.study.sweep import sweep_record
+
+    study = pool(out, design, seeds)
+    study["sweep"] = sweep_record(design, study)
+    study["command"] = command
+    study["seeds_wanted"] = list(seeds)
+    data = read_json(RunDir(seed_dir(out, seeds[0])).data)
+    study["world_sha256"] = data.get("world", {}).get("world_sha256")
+    for name, text in draw(study).items():
+        write_text(out / "figures" / name, text)
+    write_text(out / "STUDY.md", study_text(study))
+    write_json(out / "study.json", study)
+
+
+def _command(wanted: Wanted, seeds: Sequence[int], out: Path) -> str:
+    """The command that makes this study, whatever earlier calls made parts of it."""
+    words = ["preftune study", wanted.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
+    words += [] if wanted.tokens is None else [f"--tokens {wanted.tokens}"]
+    words += [] if wanted.sweep is None else [f"--sweep {wanted.sweep}"]
+    words += [] if wanted.fresh_pairs == FRESH_PAIRS else [f"--pairs {wanted.fresh_pairs}"]
+    words += [] if wanted.replies == REPLIES else [f"--replies {wanted.replies}"]
+    return " ".join([*words, *wanted.overrides, f"out={out}"])

@@ -1,0 +1,214 @@
+"""One seed's policies, measured prompt by prompt on each prompt set. Loads torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.config import judges_of
+from preftune.data import Dialogue, Preference
+from preftune.evaluation import stats
+from preftune.evaluation.best_of_n import kl_formula
+from preftune.evaluation.policy import Bench, Row
+from preftune.evaluation.reward_model import gap
+from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
+from preftune.measure.evaluate import policies_of
+from preftune.measure.reward_models import examiner
+from preftune.rundir import BASE, read_json, write_json
+from preftune.runs.session import Session
+from preftune.runs.stages import digest
+from preftune.study.design import VERSION, Design
+from preftune.training.learner import Learner
+from preftune.world.dataset import KINDS, make_world
+from preftune.world.gold import best_reachable
+from preftune.world.replies import PROBES
+
+MEASURES = ("gold", "proxy", "kl", "length", "ended", "repetition_4")
+WINS = {"proxy": "win", "gold": "gold_win"}  # measure -> its share of wins against SFT
+BEST = "best_of_n"
+TEST, TRAINING = "test", "training"
+PROBE_PAIRS = 400
+_SAMPLES = 8  # prompts whose replies are kept as text, per policy and set
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """A prompt set with all that is held equal on it. `bench` has every prompt `replies` times in a row."""
+
+    name: str
+    prompts: Sequence[Preference]
+    replies: int
+    bench: Bench
+    learner: Learner
+
+    def means(self, rows: Sequence[Row], measure: str) -> Floats:
+        """The mean of each prompt's replies: (prompts,)."""
+        return self.by_prompt(rows, measure).mean(1)
+
+    def by_prompt(self, rows: Sequence[Row], measure: str) -> Floats:
+        return _column(rows, measure).reshape(-1, self.replies)
+
+
+def measure_seed(session: Session, design: Design) -> dict[str, Any]:
+    """Write study/<policy>.json for every policy that has none yet; returns facts about the seed."""
+    stages = policies_of(session, list(session.config.stage))
+    reference = next(n for n in stages if session.config.stage[n].algorithm == "sft")
+    judges = judges_of(session.config.stage)
+    held_equal = {
+        "version": VERSION,
+        "replies": design.replies,
+        "settings": session.config.evaluation.model_dump(mode="json"),
+        "stages": {name: session.stage(name).key for name in (reference, *judges)},
+    }
+    keys = {name: digest({**held_equal, "policy": session.stage(name).key}) for name in (BASE, *stages)}
+    keys[BEST] = digest({**held_equal, "policy": BEST})
+    missing = [name for name, key in keys.items() if not _is_measured(session, name, key)]
+    if missing:
+        _measure(session, _grounds(session, reference, design.replies), reference, missing, keys)
+    judge = session.judge
+    audit = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
+    return {"policies": list(keys), "reference": reference, "reward_model": audit}
+
+
+def values_file(session_path: Path, policy: str) -> Path:
+    """Where a seed's per-prompt values lie."""
+    return session_path / "study" / f"{policy}.json"
+
+
+def _is_measured(session: Session, policy: str, key: str) -> bool:
+    file = values_file(session.run.path, policy)
+    return file.is_file() and read_json(file).get("key") == key
+
+
+def _measure(
+    session: Session,
+    grounds: Sequence[Ground],
+    reference: str,
+    policies: Sequence[str],
+    keys: Mapping[str, str],
+) -> None:
+    found: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    samples: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    for ground in grounds:
+        bench, learner = ground.bench, ground.learner
+        with session.console.counting(f"{ground.name} prompts", len(bench.prompts)) as advance:
+            own = bench.rows(frozen_policy(session, learner, reference), advance)
+        for name in policies:
+            with session.console.counting(f"{ground.name} {name}", len(bench.prompts)) as advance:
+                if name == BEST:
+                    found[name][ground.name] = _best_of_n(ground, own, advance)
+                    continue
+                same = name == reference
+                rows = own if same else bench.rows(frozen_policy(session, learner, name), advance)
+                found[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
+                if not same:
+                    for key, name_of in WINS.items():
+                        wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(own, key)).mean(1)
+                        found[name][ground.name][name_of] = wins.tolist()
+                samples[name][ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
+    for name in policies:
+        record = {"policy": name, "key": keys[name], "sets": found[name], "samples": samples[name]}
+        write_json(values_file(session.run.path, name), _rounded(record))
+
+
+def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
+    """The run's own test prompts; on the world also unseen combinations and unseen wordings."""
+    sets: dict[str, list[Preference]] = {TRAINING if session.is_world else TEST: held_out_prompts(session)}
+    if session.is_world:
+        world, n = make_world(session.config.seed, 1, 1, 1), session.config.evaluation.prompts
+        for kind in KINDS:
+            if kind != TRAINING:
+                sets[kind] = [_bare(prompt, row) for row, prompt in enumerate(world.prompts(kind, n))]
+    made = []
+    for name, prompts in sets.items():
+        repeated = [prompt for prompt in prompts for _ in range(replies)]
+        bench, learner = make_bench(session, reference, repeated, session.gold)
+        made.append(Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner))
+    return made
+
+
+def _bare(prompt: Dialogue, row: int) -> Preference:
+    """A prompt that no pair belongs to."""
+    return Preference(prompt=prompt, chosen="", rejected="", source="", row=row)
+
+
+def _column(rows: Sequence[Row], measure: str) -> Floats:
+    """One number a row; NaN where it is not known. Gold is the world's, else the second reward model's."""
+    if measure == "gold":
+        return np.array([_number(row.get("gold", row["held_out"])) for row in rows])
+    if measure == "proxy":
+        return np.array([_number(row["score"]) for row in rows])
+    if measure == "repetition_4":
+        return np.array([stats.repetition_n(row["ids"], 4) for row in rows])
+    return np.array([float(row[measure]) for row in rows])
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _best_of_n(ground: Ground, own: Sequence[Row], advance: Callable[[int], None]) -> dict[str, Any]:
+    """Best-of-n by proxy for n = 1..pool, each prompt's mean over all subsets of n: lists (prompts, n).
+
+    `win` and `gold_win` are the chances to beat SFT's replies to the same prompt, ties half.
+    """
+    bench = replace(ground.bench, prompts=ground.prompts)
+    size = bench.settings.pool
+    pool = bench.pool(bench.reference, advance, size)
+    order = _column(pool, "proxy").reshape(-1, size).argsort(axis=1, kind="stable")
+    weights = np.stack([stats.best_of_weights(n, size) for n in range(1, size + 1)], axis=1)
+
+    def best(values: Floats) -> list[list[float]]:
+        return (np.take_along_axis(values.reshape(-1, size), order, axis=1) @ weights).tolist()
+
+    measures = {m: best(_column(pool, m)) for m in MEASURES if m != "kl"}
+    for measure, name in WINS.items():
+        ours = _column(pool, measure).reshape(-1, size, 1)
+        measures[name] = best(_beats(ours, ground.by_prompt(own, measure)[:, None]).mean(2))
+    return {**measures, "kl": [kl_formula(n) for n in range(1, size + 1)]}
+
+
+def _beats(a: Floats, b: Floats) -> Floats:
+    """1 where a > b, a half where they are equal, NaN where one is not known."""
+    return cast("Floats", np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b)))
+
+
+def _sample(row: Row) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("prompt", "response", "score", "gold", "held_out", "ended")}
+
+
+def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
+    """The reward model on pairs and probes that no stage has seen, for each kind of prompt."""
+    by, world = examiner(session, judge), make_world(session.config.seed, 1, 1, 1)
+    found = {}
+    for kind in KINDS:
+        fresh = world.pairs(kind, pairs)
+        right = [s["chosen"] > s["rejected"] for s in by.scored(f"{kind} pairs", fresh)]
+        gaps = {
+            name: gap(by.scored(f"{kind} {name}", world.probes(name, kind, min(PROBE_PAIRS, pairs))))
+            for name in PROBES
+        }
+        found[kind] = {
+            "accuracy": {
+                "value": sum(right) / len(right),
+                "interval": list(stats.wilson(sum(right), len(right))),
+                "n": len(right),
+            },
+            "best_reachable": best_reachable(fresh),
+            "gaps": gaps,
+        }
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to seven digits: a file of per-prompt values is read by machines and kept by people."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

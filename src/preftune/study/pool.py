@@ -1,0 +1,316 @@
+"""Seeds put together: means, intervals over seeds and prompts, verdicts, collapsed seeds, equal KL."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.config import DPOConfig
+from preftune.evaluation.pooled import pooled_means, prompts_needed, seeds_needed, verdict
+from preftune.rundir import BASE, read_json
+from preftune.study.design import CEILING, Design
+from preftune.study.seed import facts_file, seed_dir
+
+BEST = "best_of_n"
+INTERVAL = (
+    "95 %, hierarchical bootstrap: seeds, then prompts within each; deviations between seeds widened for "
+    "their small number (Hesterberg 2015, arXiv:1411.5279); within one seed, over its prompts"
+)
+# name in study.json -> column of per-prompt values; gains and wins are against SFT on the same prompt
+COLUMNS = (
+    *("gold", "gold_gain", "proxy", "proxy_gain", "kl", "length", "eos_rate", "repetition_4"),
+    *("win_rate", "gold_win_rate"),
+)
+LEAST = {
+    "kl": 0.0,
+    "length": 0.0,
+    "eos_rate": 0.0,
+    "repetition_4": 0.0,
+    "win_rate": 0.0,
+    "gold_win_rate": 0.0,
+}
+MOST = {"eos_rate": 1.0, "repetition_4": 1.0, "win_rate": 1.0, "gold_win_rate": 1.0}
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedValues:
+    """What one seed measured: its facts, and per policy and set a table (prompts, COLUMNS)."""
+
+    seed: int
+    facts: Mapping[str, Any]
+    tables: Mapping[str, Mapping[str, Floats]]
+    best: Mapping[str, Mapping[str, Floats]]  # per set and measure (prompts, n)
+    best_kl: Sequence[float]
+
+
+def read_seed(out: Path, seed: int) -> SeedValues:
+    """A finished seed's values. Raises as `rundir.read_json`."""
+    facts = read_json(facts_file(out, seed))
+    files = {name: read_json(seed_dir(out, seed) / "study" / f"{name}.json") for name in facts["policies"]}
+    best_sets = files.pop(BEST)["sets"]
+    reference = files[facts["reference"]]["sets"]
+    tables = {
+        name: {kind: _table(values, reference[kind]) for kind, values in file["sets"].items()}
+        for name, file in files.items()
+    }
+    best = {
+        kind: {name: np.array(values, dtype=float) for name, values in each.items() if name != "kl"}
+        for kind, each in best_sets.items()
+    }
+    kl = next(iter(best_sets.values()))["kl"]
+    return SeedValues(seed=seed, facts=facts, tables=tables, best=best, best_kl=kl)
+
+
+def _table(values: Mapping[str, Any], reference: Mapping[str, Any]) -> Floats:
+    half = np.full(len(reference["gold"]), 0.5)  # of the reference against itself
+    own, theirs = ({k: np.array(v, dtype=float) for k, v in each.items()} for each in (values, reference))
+    columns = {
+        "gold": own["gold"],
+        "gold_gain": own["gold"] - theirs["gold"],
+        "proxy": own["proxy"],
+        "proxy_gain": own["proxy"] - theirs["proxy"],
+        "kl": own["kl"],
+        "length": own["length"],
+        "eos_rate": own["ended"],
+        "repetition_4": own["repetition_4"],
+        "win_rate": own.get("win", half),
+        "gold_win_rate": own.get("gold_win", half),
+    }
+    return np.stack([columns[name] for name in COLUMNS], axis=1)
+
+
+def best_table(values: SeedValues, kind: str, n: int) -> Floats:
+    """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
+    best, sft = values.best[kind], values.tables[values.facts["reference"]][kind]
+
+    def at(measure: str) -> Floats:
+        return best[measure][:, n - 1]
+
+    reference = {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")}
+    columns = {
+        "gold": at("gold"),
+        "gold_gain": at("gold") - reference["gold"],
+        "proxy": at("proxy"),
+        "proxy_gain": at("proxy") - reference["proxy"],
+        "kl": np.full(len(sft), values.best_kl[n - 1]),
+        "length": at("length"),
+        "eos_rate": at("ended"),
+        "repetition_4": at("repetition_4"),
+        "win_rate": at("win"),
+        "gold_win_rate": at("gold_win"),
+    }
+    return np.stack([columns[name] for name in COLUMNS], axis=1)
+
+
+def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
+    """Gold of best-of-n at a KL, per prompt, between two n linear in √KL; None beyond the largest n.
+
+    The KL of best-of-n is the formula ln n - (n - 1)/n, an upper bound (Beirami et al. 2024,
+    arXiv:2401.01879): at the KL given, best-of-n may really reach a little more.
+    """
+    distances = np.sqrt(np.array(values.best_kl))
+    d, gold = math.sqrt(max(kl, 0.0)), values.best[kind]["gold"]
+    if d > distances[-1]:
+        return None
+    above = min(max(int(np.searchsorted(distances, d)), 1), len(distances) - 1)
+    share = (d - distances[above - 1]) / (distances[above] - distances[above - 1])
+    return (1 - share) * gold[:, above - 1] + share * gold[:, above]
+
+
+def pool(out: Path, design: Design, seeds: Sequence[int]) -> dict[str, Any]:
+    """The content of study.json but for the sweep, from finished seeds. No seed is left out."""
+    found = [read_seed(out, seed) for seed in seeds]
+    kinds = list(found[0].best)
+    settings = design.config.evaluation
+    tables = {name: _tables(found, name) for name in _names(found, settings.best_of, settings.pool)}
+    labels = {name: _label(design, name) for name in tables}
+    per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(found)]
+    policies = {}
+    for name, by_kind in tables.items():
+        sets = {kind: _numbers(by_kind[kind], settings.resamples) for kind in kinds}
+        policies[name] = {
+            "label": labels[name],
+            **sets[kinds[0]],
+            **_mean_tokens(found, name),
+            "collapsed_seeds": [s["seed"] for s in per_seed if s["policies"][name]["collapsed"]],
+            "bon_kl_gain": _gain_at_equal_kl(found, by_kind[kinds[0]], name, kinds[0], settings.resamples),
+            "sets": sets,
+        }
+    return {
+        "schema": 1,
+        "name": design.config.name,
+        "recipe": design.recipe,
+        "data": design.config.data.name,
+        "gold": design.gold,
+        "n_prompts": policies[found[0].facts["reference"]]["n_prompts"],
+        "replies": design.replies,
+        "token_budget": design.tokens,
+        "interval": INTERVAL,
+        "prompt_sets": kinds,
+        "main_set": kinds[0],
+        "reference": found[0].facts["reference"],
+        "policies": policies,
+        "best_of_n": [
+            {"n": n, "kl": found[0].best_kl[n - 1]}
+            | _numbers([best_table(v, kinds[0], n) for v in found], settings.resamples)
+            for n in range(1, settings.pool + 1)
+        ],
+        "seeds": per_seed,
+        "reward_model": _reward_model(found),
+    }
+
+
+def _names(found: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
+    """Policies that every seed measured, and two sizes of best-of-n."""
+    common = [name for name in found[0].tables if all(name in values.tables for values in found)]
+    return [*common, *dict.fromkeys((f"best_of_{best_of}", f"best_of_{pool_size}"))]
+
+
+def _tables(found: Sequence[SeedValues], name: str) -> dict[str, list[Floats]]:
+    """Per set, one table a seed."""
+    if name.startswith("best_of_"):
+        n = int(name.removeprefix("best_of_"))
+        return {kind: [best_table(values, kind, n) for values in found] for kind in found[0].best}
+    return {kind: [values.tables[name][kind] for values in found] for kind in found[0].best}
+
+
+def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
+    """Means with intervals for every column; verdicts and needed seeds for the gains."""
+    pooled = pooled_means(tables, resamples)
+    numbers: dict[str, Any] = {"n_seeds": len(tables), "n_prompts": len(tables[0])}
+    for i, name in enumerate(COLUMNS):
+        low, high = (
+            max(pooled.low[i], LEAST.get(name, -math.inf)),
+            min(pooled.high[i], MOST.get(name, math.inf)),
+        )
+        ends = {"": pooled.mean[i], "_low": low, "_high": high}
+        numbers |= {f"{name}{end}": _known(value) for end, value in ends.items()}
+    for gain, name in (("gold_gain", "gold"), ("proxy_gain", "proxy")):
+        low, high = numbers[f"{gain}_low"], numbers[f"{gain}_high"]
+        if low is None or high is None or low == high == 0:  # not known, or the reference itself
+            numbers[f"{name}_verdict"] = None
+        else:
+            numbers[f"{name}_verdict"] = verdict(low, high)
+    column = COLUMNS.index("gold_gain")
+    numbers["seeds_needed"] = seeds_needed([float(table[:, column].mean()) for table in tables])
+    numbers["prompts_needed"] = prompts_needed(tables[0][:, column]) if len(tables) == 1 else None
+    return numbers
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _seed_record(
+    values: SeedValues, tables: Mapping[str, Mapping[str, Sequence[Floats]]], i: int, main: str, settings: Any
+) -> dict[str, Any]:
+    """One seed's numbers, intervals over its prompts only."""
+    policies = {}
+    reference = values.facts["reference"]
+    usual = _seed_numbers(values.tables[reference][main], 1)
+    for name, by_kind in tables.items():
+        sets = {kind: _seed_numbers(each[i], settings.resamples) for kind, each in by_kind.items()}
+        why = [] if name in (reference, BASE) else collapse(sets[main], usual)
+        policies[name] = {
+            **sets[main],
+            **values.facts["tokens"].get(name, {}),
+            "collapsed": bool(why),
+            "collapsed_why": why,
+            "sets": sets,
+        }
+    return {"seed": values.seed, "seconds": values.facts["seconds"], "policies": policies}
+
+
+def _seed_numbers(table: Floats, resamples: int) -> dict[str, Any]:
+    numbers = _numbers([table], resamples)
+    kept = {*COLUMNS, "gold_gain_low", "gold_gain_high", "n_prompts", "gold_verdict"}
+    return {name: number for name, number in numbers.items() if name in kept}
+
+
+def collapse(numbers: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    """Why a policy counts as collapsed at a seed, beside the reference's numbers; empty if it does not."""
+    why = []
+    if numbers["gold_gain_high"] is not None and numbers["gold_gain_high"] < 0:
+        why.append(f"gold below SFT ({numbers['gold_gain']:+.2f})")
+    if numbers["eos_rate"] < reference["eos_rate"] / 2:
+        why.append(f"ends only {numbers['eos_rate']:.0%} of its replies")
+    if numbers["repetition_4"] > reference["repetition_4"] + 0.1:
+        why.append(f"repeats {numbers['repetition_4']:.0%} of its 4-grams")
+    return why
+
+
+def _gain_at_equal_kl(
+    found: Sequence[SeedValues], tables: Sequence[Floats], name: str, kind: str, resamples: int
+) -> dict[str, Any] | None:
+    """Gold minus that of best-of-n at the policy's own KL, seed by seed; None beyond the largest n."""
+    if name.startswith("best_of_") or name == BASE or name == found[0].facts["reference"]:
+        return None
+    gold, kl = COLUMNS.index("gold"), COLUMNS.index("kl")
+    gaps = []
+    for values, table in zip(found, tables, strict=True):
+        best = best_at_kl(values, kind, float(table[:, kl].mean()))
+        if best is None:
+            return None
+        gaps.append((table[:, gold] - best)[:, None])
+    pooled = pooled_means(gaps, resamples)
+    low, high = float(pooled.low[0]), float(pooled.high[0])
+    result = {"value": float(pooled.mean[0]), "low": low, "high": high, "verdict": verdict(low, high)}
+    return {**result, "n_seeds": len(gaps)}
+
+
+def _mean_tokens(found: Sequence[SeedValues], name: str) -> dict[str, Any]:
+    spent = [values.facts["tokens"][name] for values in found if name in values.facts["tokens"]]
+    if not spent:
+        return {"tokens_trained": None, "tokens_sampled": None, "steps": None}
+    return {key: float(np.mean([each[key] for each in spent])) for key in spent[0]}
+
+
+def _label(design: Design, name: str) -> str:
+    if name == BASE or name.startswith("best_of_"):
+        return name.replace("_", " ")
+    stage = design.config.stage[name]
+    if name == CEILING:
+        return "PPO on gold (ceiling)"
+    swept = {stage_name: value for value, stage_name in design.sweep.items() if stage_name not in design.own}
+    if name in swept:
+        key = str(design.sweep_key).rpartition(".")[2]
+        return f"{stage.algorithm.upper()}, {key} {swept[name]}"
+    kinds = [s.algorithm for n, s in design.config.stage.items() if n in design.own]
+    beta = f", β {stage.beta:g}" if isinstance(stage, DPOConfig) else ""
+    return (
+        f"{stage.algorithm.upper()} ({name}{beta})"
+        if kinds.count(stage.algorithm) > 1
+        else stage.algorithm.upper()
+    )
+
+
+def _reward_model(found: Sequence[SeedValues]) -> dict[str, Any] | None:
+    """Accuracy on fresh pairs and gaps per part of gold: means over seeds, the seeds beside them."""
+    audits = [values.facts["reward_model"] for values in found]
+    if any(audit is None for audit in audits):
+        return None
+    pooled = {}
+    for kind in audits[0]:
+        each = [audit[kind] for audit in audits]
+        values = [a["accuracy"]["value"] for a in each]
+        pooled[kind] = {
+            "accuracy": float(np.mean(values)),
+            "n_pairs": each[0]["accuracy"]["n"],
+            "by_seed": [{"seed": v.seed, **a["accuracy"]} for v, a in zip(found, each, strict=True)],
+            "best_reachable": float(np.mean([a["best_reachable"] for a in each])),
+            "gaps": {
+                part: {
+                    "gap_sd": float(np.mean([a["gaps"][part]["gap_sd"] for a in each])),
+                    "by_seed": [a["gaps"][part]["gap_sd"] for a in each],
+                    "accuracy": float(np.mean([a["gaps"][part]["value"] for a in each])),
+                    "n": each[0]["gaps"][part]["n"],
+                }
+                for part in each[0]["gaps"]
+            },
+        }
+    return pooled

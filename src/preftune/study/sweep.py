@@ -1,0 +1,69 @@
+"""Over-optimisation: gold and proxy against √KL for a swept setting and for best-of-n, and the laws of Gao et
+al. (arXiv:2210.10760) fitted to both.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from preftune.evaluation.laws import FORMULAS, Kind, Law, fit_law
+from preftune.study.design import Design
+
+
+def sweep_record(design: Design, study: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part of study.json about the sweep; None without one. `study` is what `pool` returned."""
+    if not design.sweep:
+        return None
+    points = [
+        {"value": value, "stage": stage, "seed": seed["seed"], **_point(seed["policies"][stage])}
+        for value, stage in design.sweep.items()
+        for seed in study["seeds"]
+    ]
+    means = [
+        {"value": value, "stage": stage, **_mean(study["policies"][stage])}
+        for value, stage in design.sweep.items()
+    ]
+    best = [{"n": each["n"], **_mean(each)} for each in study["best_of_n"]]
+    return {
+        "key": design.sweep_key,
+        "points": points,
+        "means": means,
+        "best_of_n": best,
+        "laws": {
+            "rl_gold": _law("rl", points, "gold_gain"),
+            "rl_proxy": _law("rl", points, "proxy_gain"),
+            "bon_gold": _law("best_of_n", best, "gold_gain"),
+            "bon_proxy": _law("best_of_n", best, "proxy_gain"),
+        },
+    }
+
+
+def _point(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("gold_gain", "proxy_gain", "kl", "eos_rate", "length", "collapsed")
+    return {**{key: numbers[key] for key in kept}, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+
+
+def _mean(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    gains = (f"{gain}{end}" for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high"))
+    kept = {key: numbers[key] for key in ("kl", "eos_rate", "length", *gains)}
+    return {**kept, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+
+
+def _law(kind: Kind, points: Sequence[Mapping[str, Any]], gain: str) -> dict[str, Any] | None:
+    """Fitted to one point a seed and value (RL), or one a size n, pooled over seeds (best-of-n)."""
+    known = [point for point in points if point[gain] is not None]
+    seeds = [point["seed"] for point in known] if kind == "rl" else None
+    fitted = fit_law(kind, [p["sqrt_kl"] for p in known], [p[gain] for p in known], seeds)
+    return None if fitted is None else as_record(fitted)
+
+
+def as_record(law: Law) -> dict[str, Any]:
+    """A law for JSON, with its formula and where it bends down."""
+    return {**asdict(law), "law": FORMULAS[law.kind], "peak_sqrt_kl": law.peak}
+
+
+def from_record(record: Mapping[str, Any]) -> Law:
+    """The law of `as_record`, for drawing it."""
+    numbers = {key: float(record[key]) for key in ("alpha", "beta", "alpha_se", "beta_se", "r2")}
+    return Law(kind=record["kind"], n=record["n"], errors=record["errors"], **numbers)

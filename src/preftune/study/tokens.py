@@ -1,0 +1,91 @@
+"""Equal tokens: how much of its training a policy sees, in tokens through its training forward.
+
+Counted are all tokens, prompt and response, of every sequence that updates pass through the policy: PPO's and
+GRPO's responses times epochs, both sides of DPO's pairs. Sampling and scoring cost extra and are reported
+beside. The plan takes mean lengths of training rows for those of samples, so the tokens really spent, counted
+during training, differ from it somewhat; both are reported.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RunConfig, StageConfig
+from preftune.data import Dataset, Encoder
+from preftune.rundir import RunDir, read_jsonl
+
+_ROWS = 256
+_CLOSE = 0.02  # a stage whose plan is so near the budget stays as the recipe has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Mean tokens of prompts and replies, end token counted."""
+
+    prompt: float
+    chosen: float
+    rejected: float
+
+
+def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
+    """Over the first training rows, in the tokens of the base model (or of the one to be made)."""
+    from preftune.models.load import load_tokenizer
+    from preftune.models.locate import locate
+    from preftune.runs.sources import make_tokenizer
+
+    data, scratch = config.data, config.model.scratch
+    if scratch is not None:
+        tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
+    else:
+        tokenizer = load_tokenizer(locate(config.model.base))
+    encoder = Encoder(tokenizer, data.form, data.max_prompt_length, data.max_response_length)
+    step = max(len(dataset.train) // _ROWS, 1)
+    rows = list(islice(dataset.train, 0, None, step))[:_ROWS]
+
+    def mean(sizes: list[int]) -> float:
+        return sum(sizes) / len(sizes)
+
+    return Lengths(
+        prompt=mean([len(encoder.prompt(row.prompt)) for row in rows]),
+        chosen=mean([len(encoder.response(row.chosen)) for row in rows]),
+        rejected=mean([len(encoder.response(row.rejected)) for row in rows]),
+    )
+
+
+def planned_tokens(stage: StageConfig, lengths: Lengths, rows: int = 0) -> float:
+    """Tokens through the policy's training forward; 0 for SFT and reward models, which all policies share."""
+    if isinstance(stage, PPOConfig | GRPOConfig):
+        reply = min(lengths.chosen, stage.max_new_tokens)
+        return stage.steps * stage.batch_size * stage.epochs * (lengths.prompt + reply)
+    if isinstance(stage, DPOConfig):
+        pairs = min(stage.rows or rows, rows or math.inf) * stage.epochs
+        return pairs * (2 * lengths.prompt + lengths.chosen + lengths.rejected)
+    return 0.0
+
+
+def with_tokens(stage: StageConfig, budget: int, lengths: Lengths, rows: int) -> StageConfig:
+    """The stage with steps (PPO, GRPO) or rows and epochs (DPO) such that it takes about `budget` tokens."""
+    planned = planned_tokens(stage, lengths, rows)
+    if planned == 0 or abs(planned / budget - 1) <= _CLOSE:
+        return stage
+    if isinstance(stage, PPOConfig | GRPOConfig):
+        per_step = planned / stage.steps
+        return stage.model_copy(update={"steps": max(round(budget / per_step), 1)})
+    assert isinstance(stage, DPOConfig)
+    per_pair = 2 * lengths.prompt + lengths.chosen + lengths.rejected
+    pairs = max(round(budget / per_pair / stage.batch_size), 1) * stage.batch_size
+    if pairs <= rows:
+        return stage.model_copy(update={"rows": pairs, "epochs": 1})
+    return stage.model_copy(update={"rows": None, "epochs": max(round(pairs / rows), 1)})
+
+
+def spent_tokens(run: RunDir, stage: str) -> dict[str, int]:
+    """Tokens that a finished stage trained on and sampled, from its metrics; and its steps."""
+    file: Path = run.metrics(stage)
+    rows = read_jsonl(file) if file.is_file() else []
+    return {
+        "tokens_trained": round(sum(float(row.get("tokens/trained", 0)) for row in rows)),
+        "tokens_sampled": round(sum(float(row.get("tokens/sampled", 0)) for row in rows)),
+        "steps": len(rows),
+    }

@@ -1,0 +1,1 @@
+"""Proof that a killed run ends in the same bytes."""

@@ -1,0 +1,210 @@
+"""`preftune audit`: each fixture is a sound model with one planted fault, and exactly that is found."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from preftune.audit import audit_directory
+from preftune.cli import main
+from preftune.data.corpus import train_tokenizer
+from preftune.models.load import scratch_gpt2
+from preftune.models.locate import Source
+from preftune.models.scalar import init_scalar_model
+from preftune.rundir import read_json
+
+CONTEXT = 320
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal LM with random weights and a byte-level tokenizer."""
+    path = tmp_path_factory.mktemp("audit") / "policy"
+    tokenizer = train_tokenizer([], 300)
+    model = scratch_gpt2(tokenizer, layers=1, width=32, heads=2, positions=CONTEXT, seed=0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model as preftune would save it, its constants aside."""
+    path = tmp_path_factory.mktemp("audit") / "judge"
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = init_scalar_model(Source(str(policy)), tokenizer, seed=1)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "preftune.json").write_text('{"mean": 0.1, "std": 0.5}', encoding="utf-8")
+    return path
+
+
+def found(path: Path) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in audit_directory(path)["checks"]}
+
+
+def amiss(path: Path) -> set[str]:
+    """Names of the checks that warn or fail."""
+    return {name for name, check in found(path).items() if check["status"] in ("fault", "warning")}
+
+
+def test_sound_models_are_usable(judge: Path, policy: Path) -> None:
+    assert (audit_directory(judge)["verdict"], audit_directory(judge)["kind"]) == ("usable", "reward model")
+    result = audit_directory(policy)
+    assert result["kind"] == "policy"
+    assert result["faults"] == 0
+    assert amiss(policy) <= {"ends by itself"}  # random weights rarely do
+
+
+def edit(path: Path, file: str, **values: Any) -> None:
+    content = json.loads((path / file).read_text(encoding="utf-8"))
+    for key, value in values.items():
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    (path / file).write_text(json.dumps(content), encoding="utf-8")
+
+
+def weights(path: Path, change: Callable[[Any], None]) -> None:
+    model = GPT2ForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(path)
+
+
+def pad_is_end(path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    edit(path, "tokenizer_config.json", pad_token=tokenizer.eos_token)
+    edit(path, "config.json", pad_token_id=tokenizer.eos_token_id)
+
+
+def no_pad(path: Path) -> None:
+    edit(path, "tokenizer_config.json", pad_token=None)
+    edit(path, "config.json", pad_token_id=None)
+
+
+def pads_differ(path: Path) -> None:
+    edit(path, "config.json", pad_token_id=7)
+
+
+def no_end(path: Path) -> None:
+    edit(path, "tokenizer_config.json", eos_token=None)
+
+
+def too_few_embeddings(path: Path) -> None:
+    weights(path, lambda model: model.resize_token_embeddings(250))
+
+
+def nan_in_head(path: Path) -> None:
+    weights(path, lambda model: model.score.weight[0, 3].fill_(torch.nan))
+
+
+def zero_head(path: Path) -> None:
+    weights(path, lambda model: model.score.weight.zero_())
+
+
+def constants_missing(path: Path) -> None:
+    (path / "preftune.json").unlink()
+    weights(path, lambda model: model.score.weight.mul_(1000))
+
+
+def cuts_texts(path: Path) -> None:
+    settings = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    edit(path, "tokenizer.json", truncation=settings)
+
+
+def two_labels(path: Path) -> None:
+    model = GPT2ForSequenceClassification.from_pretrained(path, num_labels=2, ignore_mismatched_sizes=True)
+    model.save_pretrained(path)
+
+
+def head_left_out(path: Path) -> None:
+    GPT2LMHeadModel.from_pretrained(path).save_pretrained(path)
+    edit(path, "config.json", architectures=["GPT2ForSequenceClassification"])
+
+
+def pads_on_the_left(path: Path) -> None:
+    edit(path, "tokenizer_config.json", padding_side="left")
+
+
+PAD, COMPANY = "has a pad token of its own", "company in the batch does not matter"
+READ, RIGHT = "where the score is read", "padding on the right does not matter"
+FAULTS = [
+    (pad_is_end, {PAD, READ, "the end token"}),
+    (no_pad, {PAD, COMPANY}),
+    (pads_differ, {PAD, RIGHT, COMPANY}),
+    (pads_on_the_left, {"padding on the left does not matter"}),
+    (no_end, {"has an end token"}),
+    (too_few_embeddings, {"vocabulary fits the model"}),
+    (nan_in_head, {"weights are finite", "scores"}),
+    (zero_head, {"scores"}),
+    (constants_missing, {"unit of the score"}),
+    (cuts_texts, {"tokenizer neither cuts nor pads by itself"}),
+    (two_labels, {"gives one number"}),
+    (head_left_out, {"weights are complete"}),
+]
+
+
+@pytest.mark.parametrize(("plant", "named"), FAULTS, ids=[plant.__name__ for plant, _ in FAULTS])
+def test_a_planted_fault_is_found_and_explained(
+    judge: Path, tmp_path: Path, plant: Callable[[Path], None], named: set[str]
+) -> None:
+    path = shutil.copytree(judge, tmp_path / "model")
+    plant(path)
+    wrong = {name: check for name, check in found(path).items() if check["status"] in ("fault", "warning")}
+    assert named <= set(wrong)
+    first = wrong[min(named)]
+    assert first["consequence"]
+    assert audit_directory(path)["verdict"] != "usable"
+
+
+@pytest.mark.parametrize(
+    ("values", "file", "name"),
+    [
+        ({"top_k": 5, "top_p": 0.5, "do_sample": True}, "generation_config.json", "sampling settings"),
+        ({"eos_token_id": 5}, "config.json", "has an end token"),
+        ({"eos_token": None}, "tokenizer_config.json", "has an end token"),
+        ({"pad_token": "<|endoftext|>"}, "tokenizer_config.json", PAD),
+    ],
+)
+def test_a_planted_fault_of_a_policy_is_found(
+    policy: Path, tmp_path: Path, values: dict[str, Any], file: str, name: str
+) -> None:
+    path = shutil.copytree(policy, tmp_path / "model")
+    edit(path, file, **values)
+    assert name in amiss(path)
+
+
+def test_a_policy_that_never_ends_is_noticed(policy: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(policy, tmp_path / "model")
+    model = GPT2LMHeadModel.from_pretrained(path)
+    with torch.no_grad():
+        model.transformer.wte.weight[model.config.eos_token_id] = 0
+        model.transformer.wte.weight.mul_(5)  # the tied head: every other token is likelier now and then
+        model.transformer.wte.weight[:, 0] += 5.0
+        model.transformer.wte.weight[model.config.eos_token_id] = 0
+        model.transformer.ln_f.bias[0] = 20.0
+    model.save_pretrained(path)
+    assert found(path)["ends by itself"]["status"] == "warning"
+
+
+def test_the_command_line_gives_verdict_record_and_exit_code(
+    judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", str(judge), "--json", str(tmp_path / "a.json")]) == 0
+    assert read_json(tmp_path / "a.json")["verdict"] == "usable"
+    path = shutil.copytree(judge, tmp_path / "model")
+    nan_in_head(path)
+    assert main(["audit", str(path)]) == 65
+    shown = capsys.readouterr().out
+    assert "FAULT" in shown
+    assert shown.rstrip().endswith("not usable")
+    assert main(["audit", str(tmp_path / "missing")]) == 66
+    (path / "model.safetensors").unlink()
+    assert audit_directory(path)["verdict"] == "not usable"

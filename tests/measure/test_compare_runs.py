@@ -1,0 +1,87 @@
+"""`preftune compare`: two runs by prompt, and nothing compared that has no common unit."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from preftune.cli import main
+from preftune.errors import DataError, InputMissing
+from preftune.measure.compare import compare_runs
+from preftune.rundir import RunDir, read_json, write_json
+
+
+def test_a_run_does_not_differ_from_its_copy(tiny_run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+    result = compare_runs(tiny_run, copy, resamples=50)
+    assert result["same_reward_model"] is True
+    assert result["common_prompts"] == 16
+    assert {record["measure"] for record in result["policies"]} >= {"score", "gain", "gold", "kl", "length"}
+    for record in result["policies"]:
+        assert record["mean"] == 0
+        assert record["verdict"] == "no detectable difference"
+    assert result["reward_models"]["paired"]["difference"] == 0
+    assert result["settings_that_differ"] == []
+
+
+def test_a_shift_of_one_policy_is_found_with_its_sign(tiny_run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+    record = read_json(copy.evaluation("policy_ppo"))
+    for row in record["prompts"]:
+        row["score"] += 1.0
+        row["length"] += 3
+    record["prompts"].reverse()  # pairing is by prompt, not by place
+    write_json(copy.evaluation("policy_ppo"), record)
+    found = {
+        (record["policy"], record["measure"]): record
+        for record in compare_runs(tiny_run, copy, resamples=500)["policies"]
+    }
+    assert found["policy_ppo", "score"]["mean"] == pytest.approx(1.0)
+    assert found["policy_ppo", "score"]["verdict"] == "better"
+    assert found["policy_ppo", "gain"]["mean"] == pytest.approx(1.0)
+    assert found["policy_ppo", "length"]["verdict"] == "higher"
+    assert found["policy_dpo", "score"]["mean"] == 0
+
+
+def test_rewards_of_different_reward_models_are_not_compared(
+    tiny_run: RunDir, second_judge_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    words = ["compare", str(tiny_run.path), str(second_judge_run.path), "--json", str(file)]
+    assert main(words) == 0
+    result = read_json(file)
+    assert result["same_reward_model"] is False
+    measures = {record["measure"] for record in result["policies"]}
+    assert "score" not in measures
+    assert {"gain", "gold", "kl"} <= measures
+    assert result["common_prompts"] == 12  # the second run asked 12 of the same prompts
+    assert set(result["only_in_a"]) == {"policy_ppo", "policy_grpo"}
+    assert "evaluation.prompts: 16 -> 12" in result["settings_that_differ"]
+    paired = result["reward_models"]["paired"]
+    assert paired["n"] == 1000
+    ours, theirs = (
+        read_json(run.reward_evaluation)["accuracy"]["value"] for run in (tiny_run, second_judge_run)
+    )
+    assert paired["difference"] == pytest.approx(theirs - ours)
+    shown = capsys.readouterr().out
+    assert "different reward models" in shown
+    assert "evaluation.prompts: 16 -> 12" in shown
+
+
+def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match="no evaluation"):
+        compare_runs(tiny_run, RunDir(tmp_path))
+    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+    record = read_json(copy.evaluation("policy_dpo"))
+    for row in record["prompts"]:
+        row["prompt"] = "0" * 16
+    write_json(copy.evaluation("policy_dpo"), record)
+    with pytest.raises(DataError, match="common prompt"):
+        compare_runs(tiny_run, copy)
+
+
+def test_comparing_needs_no_torch() -> None:
+    code = "import sys, preftune.measure.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,96 @@
+"""`preftune evaluate RUN --pairs FILE`: pairs of somebody else, in two forms, the run left as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import preftune
+from preftune.cli import main
+from preftune.config import load_recipe
+from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.sources import load_dataset
+from preftune.world.dataset import make_world
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list:
+    """Pairs of another world, on prompts that the run was not trained on."""
+    return list(make_world(7, 1, 1, 60).test)
+
+
+def hh(pair) -> dict[str, str]:
+    prompt = pair.prompt.transcript()
+    return {"chosen": prompt + pair.chosen, "rejected": prompt + pair.rejected}
+
+
+def trl(pair) -> dict[str, str]:
+    return {"prompt": pair.prompt.transcript(), "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_both_forms_give_the_same_audit_and_leave_the_run_alone(
+    second_judge_run: RunDir, pairs: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = second_judge_run
+    before = {p: p.read_bytes() for p in run.comparisons.parent.glob("*.json*")}
+    trained = load_dataset(load_recipe("tiny", []).config.data, 0).train[:5]
+    files = [
+        written(tmp_path / "theirs-hh.jsonl", [hh(p) for p in [*pairs, *trained]]),
+        written(tmp_path / "theirs-trl.jsonl", [trl(p) for p in [*pairs, *trained]]),
+    ]
+    for file in files:
+        assert main(["evaluate", str(run.path), "--pairs", str(file)]) == 0
+    first, second = (run.pairs(name) for name in ("theirs-hh", "theirs-trl"))
+    result = read_json(first / "reward_model.json")
+    for name in ("accuracy", "baselines", "mistake_tags", "sanity", "temperature", "by_turns"):
+        assert result[name] == read_json(second / "reward_model.json")[name]
+    assert (result["n"], result["seen_in_training"]) == (60, 5)
+    model = preftune.load_reward_model(run.models / "reward_model")
+    prompts = [p.prompt.transcript() for p in pairs]
+    margins = model.raw_score(prompts, [p.chosen for p in pairs]) - model.raw_score(
+        prompts, [p.rejected for p in pairs]
+    )
+    assert result["accuracy"]["value"] == pytest.approx((margins > 0).float().mean().item())
+    assert len(read_jsonl(first / "reward_model_mistakes.jsonl")) == result["n_mistakes"]
+    assert read_json(first / "pairs.json")["n"] == 60
+    shown = capsys.readouterr().out
+    assert "rm on 60 pairs" in shown
+    assert "bag of words" in shown
+    assert {p: p.read_bytes() for p in run.comparisons.parent.glob("*.json*")} == before
+
+
+def test_policies_are_asked_for_their_own_preference(
+    second_judge_run: RunDir, pairs: list, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "asked.jsonl", [hh(p) for p in pairs])
+    assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 0
+    found = read_json(second_judge_run.pairs("asked") / "policy_dpo.json")
+    assert found["n_prompts"] == 12  # evaluation.prompts of them
+    assert found["gold"] is None  # whose prompts they are, nobody knows
+    preference = found["preference"]
+    policy = preftune.load_policy(second_judge_run.models / "policy_dpo")
+    reference = preftune.load_policy(second_judge_run.models / "policy_sft")
+    batch = policy.encoder.pairs(pairs)
+    sides = [
+        policy.logprobs(side).sum(1) - reference.logprobs(side).sum(1)
+        for side in (batch.chosen, batch.rejected)
+    ]
+    expected = (sides[0] > sides[1]).float().mean().item()
+    assert preference["accuracy"]["value"] == pytest.approx(expected)
+    assert preference["mean_margin"]["mean"] == pytest.approx((sides[0] - sides[1]).mean().item(), abs=1e-4)
+    assert read_json(second_judge_run.pairs("asked") / "policy_sft.json")["preference"]["accuracy"] is None
+
+
+def test_pairs_that_were_all_trained_on_say_nothing(
+    second_judge_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_dataset(load_recipe("tiny", []).config.data, 0).train[:5]
+    file = written(tmp_path / "trained.jsonl", [hh(p) for p in trained])
+    assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 65
+    assert "all 5 pairs" in capsys.readouterr().err
+    assert main(["evaluate", str(second_judge_run.path), "--pairs", str(tmp_path / "none.jsonl")]) == 66

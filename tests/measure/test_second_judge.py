@@ -1,0 +1,67 @@
+"""A second reward model, trained on other pairs, checks on the first."""
+
+import pytest
+
+import preftune
+from preftune import api
+from preftune.config import load_recipe
+from preftune.data import prompt_hash
+from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.sources import load_dataset
+
+POLICIES = ["base", "policy_sft", "policy_dpo", "best_of_4"]
+
+
+def test_the_halves_share_no_prompt_and_leave_nothing_out(second_judge_run: RunDir) -> None:
+    session = api._reopen(second_judge_run.path)
+    first, second, everything = (session.training_rows(part) for part in ("first", "second", "all"))
+    assert len(first) + len(second) == len(everything) == len(session.dataset.train)
+    assert not {prompt_hash(row.prompt) for row in first} & {prompt_hash(row.prompt) for row in second}
+    assert min(len(first), len(second)) > 0.35 * len(everything)
+    assert sorted([*first, *second], key=lambda row: row.row) == sorted(everything, key=lambda row: row.row)
+
+
+def test_the_settings_of_a_recipe_without_halves_are_those_of_before() -> None:
+    """`part` must not appear where it is not used: it would make stages of older runs look changed."""
+    config = load_recipe("tiny", ["stage.rm2.algorithm=reward", "stage.rm2.part=second"]).config
+    dumps = {name: stage.model_dump(mode="json") for name, stage in config.stage.items()}
+    assert "part" not in dumps["rm"]
+    assert dumps["rm2"]["part"] == "second"
+
+
+def test_every_policy_gets_a_held_out_score(second_judge_run: RunDir) -> None:
+    model = preftune.load_reward_model(second_judge_run.models / "reward_model_rm2")
+    for name in POLICIES:
+        record = read_json(second_judge_run.evaluation(name))
+        held_out = record["held_out_reward"]
+        assert (held_out["stage"], held_out["shares_pairs"]) == ("rm2", False)
+        per_prompt = [row["held_out"] for row in record["prompts"]]
+        assert held_out["mean"] == pytest.approx(sum(per_prompt) / 12)
+        assert (record["held_out_difference_to_sft"] is None) == (name == "policy_sft")
+    for row in read_jsonl(second_judge_run.samples_file("policy_dpo"))[:3]:  # scored again from the text
+        again = model.score([row["prompt"]], [row["response"]], ended=row["ended"]).item()
+        assert row["held_out"] == pytest.approx(again, abs=1e-4)
+        assert row["held_out"] != pytest.approx(row["score"], abs=1e-3)
+    families = {record["family"] for record in read_jsonl(second_judge_run.comparisons)}
+    assert {"held_out vs policy_sft", "held_out vs chosen", "score vs chosen"} <= families
+
+
+def test_both_reward_models_are_audited(second_judge_run: RunDir) -> None:
+    first = read_json(second_judge_run.reward_evaluation)
+    second = read_json(second_judge_run.evaluation("reward_model_rm2"))
+    assert (first["stage"], second["stage"]) == ("rm", "rm2")
+    assert second["held_out"] is True
+    assert first["accuracy"]["value"] != second["accuracy"]["value"]
+    bag = first["baselines"]["bag_of_words"]
+    assert bag == second["baselines"]["bag_of_words"]  # the same rule on the same pairs
+    assert bag["trained_on"] == len(load_dataset(load_recipe("tiny", []).config.data, 0).train)
+
+
+def test_the_curve_of_best_of_n_rises_from_the_mean_of_the_pool(second_judge_run: RunDir) -> None:
+    record = read_json(second_judge_run.best_of_n)
+    curve = record["curve"]
+    assert [each["n"] for each in curve] == list(range(1, 17))
+    means = [each["reward"]["mean"] for each in curve]
+    assert means == sorted(means)
+    assert all(each["held_out"]["n"] == each["gold"]["n"] == 12 for each in curve)
+    assert record["reference"] == "policy_sft"
