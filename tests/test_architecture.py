@@ -12,10 +12,14 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "preftune"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # What each room may import of preftune, besides itself. What is OPEN is open to all.
-LEAVES = ["functional", "config", "rundir", "version"]
+LEAVES = ["functional", "config", "rundir", "sums", "version"]
 CHAIN = ["data", "models", "rollout", "algorithms", "training", "evaluation", "runs", "measure"]
 SIDE_BY_SIDE = ["audit", "verify", "selftest", "study"]  # they use what the chain offers, never each other
-ALLOWED = {name: set[str]() for name in LEAVES} | {"report": {"rundir", "config"}, "world": {"data"}}
+ALLOWED = {name: set[str]() for name in LEAVES} | {
+    "report": {"rundir", "config", "sums", "version"},
+    "sums": {"rundir"},
+    "world": {"data"},
+}
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
 ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
@@ -25,7 +29,7 @@ for name in ("measure", "study"):
     ALLOWED[name] |= {"report"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
 ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report"}
-OPEN = {"errors", "seeding", "untrusted", "faults", "stops"}
+OPEN = {"errors", "seeding", "untrusted", "faults", "stops", "isolated"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap
 

@@ -17,6 +17,7 @@ from preftune.runs.inputs import absolute, check_reward_functions
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.stages import SIDE_FILE
 from preftune.stops import handled
+from preftune.sums import check_own
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
@@ -115,14 +116,15 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
-    refuse_if_held(RunDir(path))
-    from preftune.measure.write_up import measure_and_report
+    run = _existing(path)
+    refuse_if_held(run)
+    with handled(), held(run):
+        session = _reopen(path)
+        from preftune.measure.write_up import measure_and_report
 
-    session = _reopen(path)
-    finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
-    if not finished:
-        raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
-    with handled(), held(session.run):
+        finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
+        if not finished:
+            raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
         if pairs is None:
             measure_and_report(session, finished)
         else:
@@ -130,7 +132,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
 
             directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())
             session.console.line(f"written:  {directory}")
-    return session.run
+    return run
 
 
 def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -
 
     result = compare_runs(RunDir(a), RunDir(b))
     if json_file is not None:
-        write_json(Path(json_file), result)
+        _write_result(Path(json_file), result)
     show_comparison(Console(), result)
     return result
 
@@ -152,7 +154,7 @@ def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[st
 
     result = audit_directory(Path(directory))
     if json_file is not None:
-        write_json(Path(json_file), result)
+        _write_result(Path(json_file), result)
     show_audit(Console(), result)
     return result
 
@@ -163,7 +165,7 @@ def sample(
     """Replies of a run's policy ("base" or a stage) to given prompts, or to `n` held-out ones."""
     from preftune.measure.samples import replies
 
-    yield from replies(_reopen(path), policy.removeprefix("policy_"), prompts, seed, n)
+    yield from replies(_reopen(path, write=False), policy.removeprefix("policy_"), prompts, seed, n)
 
 
 def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | None, resume: bool) -> Path:
@@ -179,10 +181,14 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
 
 def _checked(config: RunConfig) -> "Dataset":
     """The data of a run, once it is clear that reward functions and the base model can be had too."""
+    check_reward_functions(config)
+    return _data(config)
+
+
+def _data(config: RunConfig) -> "Dataset":
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset
 
-    check_reward_functions(config)
     dataset = load_dataset(config.data, config.seed)
     if config.model.base != "scratch":
         locate(config.model.base)
@@ -209,18 +215,39 @@ def _can_be_measured(dataset: "Dataset") -> None:
             )
 
 
-def _reopen(path: str | Path) -> "Session":
+def _write_result(file: Path, result: dict[str, Any]) -> None:
+    """Where somebody asked for it. InputMissing for a directory that is not there: a typing mistake."""
+    if not file.resolve().parent.is_dir():
+        raise InputMissing(f"cannot write {file}: there is no directory {file.parent}", hint="make it first")
+    write_json(file, result)
+
+
+def _existing(path: str | Path) -> RunDir:
     run = RunDir(Path(path))
     if not run.config.is_file():
         raise InputMissing(
             f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
         )
+    return run
+
+
+def _reopen(path: str | Path, *, write: bool = True) -> "Session":
+    """A session on a run that is there. Its reward functions are imported only where they are called: those
+    of stages have done their work. Without `write` nothing is written, and no lock is needed.
+    """
+    run = _existing(path)
+    check_own(run, run.config)
     config = load_recipe(str(run.config)).config
-    dataset = _checked(config)
+    if write:
+        check_reward_functions(config, stages=False)
+    dataset = _data(config)
     from preftune.runs import runner
     from preftune.runs.console import Console
+    from preftune.runs.session import Session
 
-    return runner.open_session(config, dataset, run, Console())
+    if write:
+        return runner.open_session(config, dataset, run, Console(), trains=False)
+    return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False)
 
 
 def _remove_run(run: RunDir) -> None:

@@ -16,9 +16,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
+from preftune.errors import (
+    ConfigError,
+    DataError,
+    InputMissing,
+    PermissionMissing,
+    PreftuneError,
+    StorageError,
+)
 
 BASE = "base"
+WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FILES = (
+    "config.toml",
+    "run.json",
+    "origins.json",
+    "data.json",
+    "ANALYSIS.md",
+    "report.html",
+    "study.json",
+)
 _DAMAGED = "the file is damaged: restore it from a copy, or make it again"
 
 
@@ -55,6 +72,16 @@ class RunDir:
     def lock(self) -> Path:
         """Held by the process that writes here."""
         return self.path / ".lock"
+
+    @property
+    def marker(self) -> Path:
+        """Says that preftune made this directory, with the sums of the files above."""
+        return self.path / ".preftune"
+
+    @property
+    def report_record(self) -> Path:
+        """What the report was made of, and the sums of its files."""
+        return self.path / ".report.json"
 
     @property
     def report_page(self) -> Path:
@@ -150,6 +177,20 @@ class RunDir:
         return self.path / "evaluation" / f"pairs-{name}"
 
 
+def refuse_links(run: RunDir) -> None:
+    """ConfigError if a file or folder that preftune writes to in the directory is a link."""
+    folders = [run.path / name for name in WRITTEN_FOLDERS]
+    inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
+    deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
+    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", run.marker.name, run.report_record.name)]
+    for path in (*files, *folders, *inside, *deeper):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link: preftune writes and deletes nothing through one",
+                hint="put what it points to in its place, or use another --out DIR",
+            )
+
+
 def policy_name(stage: str) -> str:
     """Name of the policy that a stage trains: "ppo" gives "policy_ppo"."""
     return f"policy_{stage}"
@@ -193,15 +234,29 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: brackets are nested too deep", _DAMAGED) from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises as `read_json`, and DataError for another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object", _DAMAGED)
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
-    _replace(path, _encode(value, indent=2) + b"\n")
+    _replace(path, json_text(value).encode("utf-8"))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return _encode(value, indent=2).decode("utf-8") + "\n"
+
+
+def read_jsonl(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file.
 
-    A torn last line, left by a killed process, is dropped; another bad line raises DataError with its number.
+    A torn last line, left by a killed process, is dropped, unless the file is a finished, `whole` one;
+    another bad line raises DataError with its number.
     """
     # Split at "\n" only: text may hold U+2028 and others that str.splitlines takes for line ends.
     lines = _read_bytes(path).split(b"\n")
@@ -212,7 +267,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:  # not JSON, or not UTF-8
-            if number == len(lines):
+            if number == len(lines) and not whole:
                 break
             raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
     return rows

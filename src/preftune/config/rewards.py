@@ -8,6 +8,7 @@ A name is `module:function`; the module is imported as Python would, the current
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from preftune.errors import ConfigError, InputMissing
+from preftune.isolated import isolated, passes
 
 _TERM = re.compile(r"(?:(?P<weight>[-+0-9.eE]+)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)")
 EXAMPLE = "0.5 * module:function + other:function"
@@ -57,13 +59,18 @@ def find_function(name: str) -> Callable[..., Any]:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the console script, unlike `python -m`, leaves it out
     try:
-        found: Any = importlib.import_module(module_name)
+        if module_name not in sys.modules and importlib.util.find_spec(module_name) is not None:
+            importlib.import_module("torch")  # first, so that what the module sets in it can be put back
+        with isolated():
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputMissing(
             f"reward function {name}: no module {error.name!r}",
             hint="a module in the current directory, or an installed one",
         ) from error
-    except Exception as error:  # whatever the module does when it is imported
+    except BaseException as error:  # whatever the module does when it is imported, exit() included
+        if passes(error):
+            raise
         raise ConfigError(
             f"reward function {name}: importing its module fails with {type(error).__name__}: {error}",
             hint=f"python -c 'import {module_name}' shows where",
@@ -77,9 +84,15 @@ def find_function(name: str) -> Callable[..., Any]:
 
 def source_hashes(terms: str) -> dict[str, str]:
     """SHA-256 of the file behind each function: a stage made with an edited function is another stage."""
-    hashes = {}
-    for name in reward_terms(terms):
-        module = inspect.getmodule(find_function(name))
-        file = Path(getattr(module, "__file__", None) or "")
-        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "built in"
-    return hashes
+    files = {name: source_file(name) for name in reward_terms(terms)}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() if file else "built in"
+        for name, file in files.items()
+    }
+
+
+def source_file(name: str) -> Path | None:
+    """The file behind a function, None for one that is built in."""
+    module = inspect.getmodule(find_function(name))
+    file = Path(getattr(module, "__file__", None) or "")
+    return file if file.is_file() else None

@@ -126,12 +126,22 @@ class OnlineConfig(Settings):
         description="What a failing reward function does: stop the run, or leave its response out.",
     )
     missing_eos_score: float | None = Field(
-        default=-1.0, description="Score of a response without end; none keeps it."
+        default=-1.0,
+        description="Score of a response without end; none keeps it, and is the default without a reward "
+        "model, whose scores alone have mean 0 and deviation 1.",
     )
     max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
     temperature: Positive = Field(
         default=1.0, description="Sampling temperature; log-probabilities use it too."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_scale_no_replacement(cls, values: Any) -> Any:
+        """Where functions alone score, -1 may be more than any of them gives: being cut off would pay."""
+        if isinstance(values, dict) and "reward_model" in values and values["reward_model"] is None:
+            return {"missing_eos_score": None, **values}
+        return values
 
     @model_validator(mode="after")
     def _something_scores(self) -> Self:

@@ -1,7 +1,8 @@
 """Text between parsing and encoding: turns, dialogues, and one human judgement."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Role = Literal["human", "assistant", "system"]
 
@@ -42,3 +43,4 @@ class Preference:
     rejected: str
     source: str = ""  # subset the pair came from, e.g. "harmless-base"
     row: int = -1  # position in the split it was read into
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # others, for reward functions

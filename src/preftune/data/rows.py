@@ -60,8 +60,10 @@ class Tally:
         self.read += 1
         try:
             record = parse_line(raw) if isinstance(raw, bytes) else raw
-            self.kept.append(replace(to_preference(record), source=self.source, row=len(self.kept)))
-            self.ignored_columns.update(key for key in record if key not in COLUMNS)
+            others = {key: value for key, value in record.items() if key not in COLUMNS}
+            place = {"source": self.source, "row": len(self.kept)}
+            self.kept.append(replace(to_preference(record), columns=others, **place))
+            self.ignored_columns.update(others)
         except RejectedRow as error:
             self.rejected[error.reason] += 1
         except BadRow as error:

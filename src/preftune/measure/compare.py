@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
-from preftune.rundir import RunDir, read_json, read_jsonl, read_text
-from preftune.runs.stages import differences
+from preftune.report.load import check_intact
+from preftune.rundir import RunDir, read_json, read_jsonl, read_object, read_text
+from preftune.runs.stages import check_model, differences
 
 if TYPE_CHECKING:
     from preftune.runs.console import Console
@@ -38,6 +39,8 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     compared in any case, each in the unit of its own reward model. Holm's correction is over the policies,
     measure by measure. InputMissing for a run without an evaluation, DataError without a common prompt.
     """
+    for run in (a, b):
+        check_intact(run)
     ours, theirs = _policies(a), _policies(b)
     same_judge = _same_model(a, b, "reward_model")
     records: list[dict[str, Any]] = []
@@ -100,6 +103,9 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     sides = [[run.models / name / file for file in ("model.safetensors", "preftune.json")] for run in (a, b)]
     if not all(file.is_file() for side in sides for file in side):
         return False
+    for run, side in zip((a, b), sides, strict=True):
+        stage = str(read_object(side[1]).get("stage", name))
+        check_model(run, stage, "reward")
     constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
     return constants[0] == constants[1] and _sha256(sides[0][0]) == _sha256(sides[1][0])
 

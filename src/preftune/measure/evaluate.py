@@ -1,9 +1,11 @@
 """The measurement of a run: the reward model on validation pairs, every policy on the same prompts."""
 
 import functools
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
@@ -17,11 +19,12 @@ from preftune.evaluation.summary import summarise
 from preftune.measure.cache import Parts, content
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
-from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
+from preftune.rundir import BASE, RunDir, policy_name, write_json, write_jsonl
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.session import Session
-from preftune.runs.stages import digest
+from preftune.runs.stages import SIDE_FILE, digest, model_sum
+from preftune.sums import CARD, faults, listed, read_record, sums, write_record
 from preftune.training.learner import Learner
 
 _VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
@@ -40,11 +43,9 @@ class Measured:
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     """Measure everything that `stages` trained; False if that was done before with the same inputs."""
-    done = session.run.stage_json(EVALUATION)
     key = digest(_inputs(session, stages))
-    earlier = read_json(done) if done.exists() else {}
-    complete = all((session.run.path / file).is_file() for file in earlier.get("files", ()))
-    if earlier.get("key") == key and complete:
+    models = {name: model_sum(session.run, name) for name in stages}
+    if _is_done(session, stages, key, models):
         session.console.skipped(EVALUATION)
         return False
     reset_peak_memory()
@@ -52,16 +53,47 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
     parts = parts_of(session, policies, prompts, session.gold)
+    record = {"stage": EVALUATION, "algorithm": EVALUATION}
+    write_record(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     _evaluate_reward_models(session, judges, parts)
     _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
-    rewrite_cards(session, stages)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
-    record = {"stage": EVALUATION, "algorithm": EVALUATION, "status": "finished", "key": key, **facts}
-    record["files"] = _written(session.run)
-    write_json(done, record)
+    record |= {"status": "finished", "key": key, "made_from": models, **facts}
+    _finish(session, stages, record)
     parts.remove()
     session.console.finished(EVALUATION, facts)
     return True
+
+
+def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[str, str | None]) -> bool:
+    """Whether there is an evaluation of these models with these inputs, and all its files are as it wrote
+    them. What differs is said, and measured again; model cards alone are written again.
+    """
+    run = session.run
+    record = read_record(run.stage_json(EVALUATION))
+    if record.get("key") != key:
+        return False
+    if listed(record) is None:  # from before sums were kept: names only
+        names = record.get("files")
+        return isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
+    found = faults(run, record)
+    if record.get("made_from") != models:
+        found.append("it was made of other models")
+    for fault in found:
+        session.console.line(f"{EVALUATION}: {fault}; it is made again")
+    if any(fault.startswith(str(run.models)) for fault in found) and all(CARD in fault for fault in found):
+        _finish(session, stages, record)
+        found = []
+    if not found:  # what a kill after the last line of an evaluation left
+        shutil.rmtree(run.stage_dir(EVALUATION) / "parts", ignore_errors=True)
+    return not found
+
+
+def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
+    """Bring the models' cards up to date, and put the sums of all files into the evaluation's record."""
+    rewrite_cards(session, stages)
+    files = sums(session.run, _written(session.run))
+    write_record(session.run.stage_json(EVALUATION), {**record, "files": files})
 
 
 def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
@@ -103,11 +135,12 @@ def parts_of(
     )
 
 
-def _written(run: RunDir) -> list[str]:
-    """What an evaluation leaves behind, relative to the run directory."""
+def _written(run: RunDir) -> list[Path]:
+    """What an evaluation leaves behind."""
     files = [file for file in run.comparisons.parent.iterdir() if file.is_file()]
     files += [*run.samples_files().values(), *([run.mistakes] if run.mistakes.is_file() else [])]
-    return sorted(str(file.relative_to(run.path)) for file in files if not file.name.startswith("."))
+    files += [file.parent / CARD for file in run.models.glob(f"*/{SIDE_FILE}")]
+    return [file for file in files if not file.name.startswith(".")]
 
 
 def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:

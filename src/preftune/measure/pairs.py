@@ -24,6 +24,7 @@ from preftune.models.load import load_causal_lm
 from preftune.models.roles import Reference
 from preftune.rundir import BASE, short_name, write_json, write_jsonl
 from preftune.runs.session import Session
+from preftune.sums import sums, write_record
 
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
@@ -46,6 +47,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
     directory = session.run.pairs(_name(file))
+    record = directory / "pairs.json"
+    record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
     policies = policies_of(session, stages)
     prompts = distinct(pairs, session.config.evaluation.prompts)
     parts = parts_of(session, policies, prompts, None)
@@ -63,7 +66,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     if measured.best_of_n is not None:
         write_json(directory / "best_of_n.json", measured.best_of_n)
     facts = {"file": file.name, "sha256": _sha256(file), "usable": len(read), "seen_in_training": seen}
-    write_json(directory / "pairs.json", {**facts, "n": len(pairs)})
+    made = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
+    write_record(record, {**facts, "n": len(pairs), "files": sums(session.run, made)})
     parts.remove()
     _show(session, measured, opinions)
     return directory
@@ -117,7 +121,7 @@ def _show_judge(session: Session, stage: str, result: Mapping[str, Any]) -> None
     temperature = result["temperature"]
     session.console.line(
         f"{stage}: Brier {result['brier']:.3f}, calibration error {result['ece']:.3f}"
-        + (f", temperature {temperature['value']:.2f}" if temperature else "")
+        + (f", temperature {float(temperature['value']):.2f}" if temperature else "")
         + f", {result['n_mistakes']:,} mistakes"
     )
 
@@ -144,7 +148,7 @@ def share(record: Mapping[str, Any] | None) -> str:
     if not record or record.get("value") is None:
         return "-"
     low, high = record["interval"]
-    return f"{record['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{float(record['value']):.1%} [{100 * float(low):.1f}, {100 * float(high):.1f}]"
 
 
 def difference(record: Mapping[str, Any] | None) -> str:
@@ -152,4 +156,4 @@ def difference(record: Mapping[str, Any] | None) -> str:
     if not record:
         return "-"
     low, high = record["interval"]
-    return f"{record['mean']:+.3f} [{low:.3f}, {high:.3f}]"
+    return f"{float(record['mean']):+.3f} [{float(low):.3f}, {float(high):.3f}]"

@@ -13,7 +13,8 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     from preftune import report  # here, since matplotlib takes a second and training need not wait for it
 
     run, console = session.run, session.console
-    if evaluate_run(session, stages) or not run.analysis_text.exists():
+    evaluate_run(session, stages)
+    if not report.is_current(run):
         try:
             report.build(run)
         except StorageError as error:  # the run is what took long, and it is there
@@ -26,4 +27,5 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
         share = f"{accuracy['value']:.3f} [{low:.3f}, {high:.3f}]"
         console.line(f"reward model: accuracy {share} on {accuracy['n']:,} validation pairs")
     for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
-        console.line(f"{what + ':':<10}{path}")
+        if path.exists():  # a full disk may have kept the report away
+            console.line(f"{what + ':':<10}{path}")

@@ -1,28 +1,62 @@
 """All files of the report, from the files of a run."""
 
+import contextlib
 import os
 from pathlib import Path
 
+from preftune.errors import DataError
 from preftune.report.contents import sections
 from preftune.report.load import load_run
 from preftune.report.plots.figures import draw
 from preftune.report.writers.analysis import analysis_text
 from preftune.report.writers.page import page_text
-from preftune.rundir import RunDir, write_text
+from preftune.rundir import RunDir, refuse_links, write_text
+from preftune.sums import faults, listed, read_record, sum_of, sums, write_record
+from preftune.version import __version__
 
 
 def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     """Write figures/*.svg, ANALYSIS.md and report.html of a run; the same files give the same bytes.
 
-    Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood.
+    What they were made of is recorded last, so that a report that is stale or not whole is known as such.
+    Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood or
+    is not what was written, ConfigError for a link where a file should go.
     """
     directory = run if isinstance(run, RunDir) else RunDir(run)
+    refuse_links(directory)
+    key = _key(directory)
     view = load_run(directory)
     drawn = draw(view)
     parts = sections(view, {file: words for file, (_, words) in drawn.items()})
     texts = {directory.figures / file: svg for file, (svg, _) in drawn.items()}
     texts[directory.analysis_text] = analysis_text(view, parts)
     texts[directory.report_page] = page_text(view, parts, {file: svg for file, (svg, _) in drawn.items()})
+    earlier: dict[str, object] = {}
+    with contextlib.suppress(DataError):
+        earlier = listed(read_record(directory.report_record)) or {}
+    write_record(directory.report_record, {})
     for path, text in texts.items():
         write_text(path, text)
+    for stale in {directory.path / name for name in earlier} - set(texts):  # a figure that it has no more
+        if stale.parent == directory.figures:
+            stale.unlink(missing_ok=True)
+    write_record(directory.report_record, {"key": key, "files": sums(directory, texts)})
     return list(texts)
+
+
+def is_current(run: RunDir) -> bool:
+    """Whether the report is there, whole, and made of the files that the run holds now."""
+    try:
+        record = read_record(run.report_record)
+    except DataError:
+        return False
+    return bool(listed(record)) and record.get("key") == _key(run) and not faults(run, record)
+
+
+def _key(run: RunDir) -> str:
+    """Of everything that `load_run` reads, and of this version."""
+    patterns = ("stages/*/stage.json", "stages/*/metrics.jsonl", "evaluation/*.json*", "evaluation/*/*.json")
+    patterns += ("samples/*.jsonl", "analysis/*.jsonl")
+    files = [path for pattern in patterns for path in run.path.glob(pattern)]
+    files += [path for path in (run.config, run.run, run.data, run.origins) if path.is_file()]
+    return sum_of({"version": __version__, "files": sums(run, files)})

@@ -24,6 +24,7 @@ from preftune.report.reward_model import RewardModelView
 from preftune.report.text import clean
 from preftune.report.view import MAX_LABEL, SFT, Comparison, OtherPairs, Row, RunView, StageView
 from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text
+from preftune.sums import check, check_own, read_record
 
 Parsed = TypeVar("Parsed")
 NOT_STARTED = "not started"
@@ -44,12 +45,13 @@ def load_run(run: RunDir) -> RunView:
             f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
             "give the directory that `preftune run` printed",
         )
+    check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
     config = _toml(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     policies = _policies(run.comparisons.parent, policy_view, names)
-    samples = {policy: tuple(read_jsonl(path)) for policy, path in run.samples_files().items()}
+    samples = {policy: tuple(read_jsonl(path, whole=True)) for policy, path in run.samples_files().items()}
     judge, best_of, origins = run.reward_evaluation, run.evaluation(BEST_OF), _optional(run.origins)
     return RunView(
         name=str(config.get("name") or run.path.resolve().name),
@@ -67,9 +69,24 @@ def load_run(run: RunDir) -> RunView:
         recipe=str(origins.get("recipe") or ""),
         comparisons=_comparisons(run.comparisons),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
-        mistakes=tuple(read_jsonl(run.mistakes)) if run.mistakes.exists() else (),
+        mistakes=tuple(read_jsonl(run.mistakes, whole=True)) if run.mistakes.exists() else (),
         missing=_missing(run, stages, {policy.policy for policy in policies}),
     )
+
+
+def check_intact(run: RunDir) -> None:
+    """DataError for a file that a report quotes and that is not what was written: settings, data, the logs of
+    finished stages, the evaluation and its samples. (Models are checked by whoever loads them.)
+    """
+    check_own(run, run.config, run.run, run.data, run.origins)
+    for file in sorted(run.stage_dir(BASE).parent.glob("*/stage.json")):
+        record = read_record(file)
+        logs = f"remove {file.parent} and run the command that made the run, which makes that stage anew"
+        check(run, record, logs, "stages/")
+        for part in ("evaluation/", "samples/", "analysis/"):
+            check(run, record, f"preftune evaluate {run.path} makes it anew", part)
+    for file in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
+        check(run, read_record(file), f"remove {file.parent} and evaluate those pairs again")
 
 
 def _toml(path: Path, text: str) -> Row:
@@ -105,9 +122,9 @@ def _stage_names(run: RunDir, config: Row) -> list[str]:
 
 
 def _stage(run: RunDir, name: str) -> StageView:
-    row = _optional(run.stage_json(name))
+    row = read_record(run.stage_json(name))
     started = run.stage_dir(name).is_dir()
-    metrics = run.metrics(name)
+    metrics, whole = run.metrics(name), row.get("status") == "finished"
     return StageView(
         name=name,
         algorithm=str(row.get("algorithm", "")),
@@ -117,7 +134,7 @@ def _stage(run: RunDir, name: str) -> StageView:
         steps=None if row.get("steps") is None else int(row["steps"]),
         parents=tuple(str(parent) for parent in row.get("parents", ())),
         left_out={str(reason): int(count) for reason, count in (row.get("rejected") or {}).items()},
-        metrics=tuple(read_jsonl(metrics)) if metrics.exists() else (),
+        metrics=tuple(read_jsonl(metrics, whole=whole)) if metrics.exists() else (),
     )
 
 
@@ -180,6 +197,6 @@ def _comparisons(path: Path) -> tuple[Comparison, ...]:
     if not path.exists():
         return ()
     try:
-        return tuple(comparison_view(row) for row in read_jsonl(path))
+        return tuple(comparison_view(row) for row in read_jsonl(path, whole=True))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: unexpected contents ({error!r})") from error

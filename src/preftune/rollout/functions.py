@@ -1,133 +1,25 @@
-"""Reward functions: any Python `(prompt, response, **columns) -> float`, named in the settings.
-
-A function is called once a response. It gets the prompt's transcript (ending in "Assistant:") and the
-response without its end token, and by keyword those of these columns that it takes (all of them if it takes
-`**columns`): `ended` whether EOS was written; `source`, `row`, `chosen`, `rejected` of the data row that the
-prompt comes from (the first of them, where several rows share the prompt).
+"""The reward of sampled responses under the functions of a setting: their weighted sum, or what failed.
 
 A failure never becomes a reward: it stops the run, or masks the response, and is counted. To take longer than
-the time limit is a failure too.
+the time limit is a failure too. How a function is called is in `calls`.
 """
 
-import inspect
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from preftune.config.rewards import find_function, reward_terms
 from preftune.data import Encoder, Preference, Sequences
 from preftune.errors import DataError
+from preftune.rollout.calls import LARGEST, Case, RewardFunction, load_functions
 from preftune.rollout.sample import ended
 
-COLUMNS = ("ended", "source", "row", "chosen", "rejected")
 MAX_MASKED = 0.2  # of the responses of one call; more is no accident
 OnError = Literal["stop", "mask"]
-
-
-@dataclass(frozen=True, slots=True)
-class RewardFunction:
-    """A function with its name, its weight in the score, and the columns that it takes."""
-
-    name: str
-    weight: float
-    call: Callable[..., Any]
-    takes: tuple[str, ...]
-    seconds: float  # that a call may take
-
-    def value(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float:
-        """The unweighted reward. DataError, naming the function and the row, for anything but one finite
-        number.
-        """
-        where = f"row {columns['row']}" + (f" of {columns['source']}" if columns["source"] else "")
-        try:
-            with _limited(self.seconds):
-                value = self.call(prompt, response, **{name: columns[name] for name in self.takes})
-        except _Late as error:
-            what = f"took more than {self.seconds:g} s (reward_timeout)"
-            raise self._error(where, what, response) from error
-        except Exception as error:  # user code: anything may come out of it
-            what = f"raised {type(error).__name__}: {str(error)[:200]}"
-            raise self._error(where, what, response) from error
-        if isinstance(value, Tensor) and value.dim() == 0:
-            value = value.item()
-        if not isinstance(value, Real):
-            raise self._error(where, f"returned {_what(value)}, not one number", response)
-        number = float(value)
-        if not math.isfinite(number):
-            raise self._error(where, f"returned {number}", response)
-        return number
-
-    def _error(self, where: str, what: str, response: str) -> DataError:
-        return DataError(
-            f"reward function {self.name}, {where}: it {what}; the response was {response[:80]!r}",
-            hint="mend the function, or set on_reward_error=mask in its stage to leave such responses out",
-        )
-
-
-class _Late(BaseException):
-    """A call's time is over. Not an Exception, so that the function does not take it for one of its own."""
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """_Late in what runs here for longer. Only in the main thread, where Python allows signals, and on
-    systems that have them; code that never comes back to the interpreter is not interrupted.
-    """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or "SIGALRM" not in signal.Signals.__members__
-    ):
-        yield
-        return
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise _Late
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _what(value: Any) -> str:
-    kind = type(value).__name__
-    if isinstance(value, Tensor):
-        return f"a Tensor of shape {tuple(value.shape)}"
-    return f"a {kind} of length {len(value)}" if isinstance(value, list | tuple | str | dict) else f"a {kind}"
-
-
-def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, ...]:
-    """The functions of a setting such as "0.5 * module:function + other:function", each of whose calls may
-    take `seconds`.
-    """
-    found = []
-    for name, weight in reward_terms(terms).items():
-        call = find_function(name)
-        found.append(RewardFunction(name, weight, call, _columns_of(call), seconds))
-    return tuple(found)
-
-
-def _columns_of(call: Callable[..., Any]) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C have no signature
-        return ()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return COLUMNS
-    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return tuple(name for name in COLUMNS if name in by_name)
+__all__ = ["OnError", "RewardFunction", "RewardFunctions", "load_functions", "masked", "rows_by_prompt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,43 +31,65 @@ class RewardFunctions:
     rows: Mapping[tuple[int, ...], Preference]
     on_error: OnError = "stop"
 
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, alone: bool = True) -> Tensor:
         """Σ weight · reward, (B,) float32 on the device of `sequences`; NaN where a failure is masked.
 
-        DataError if a function fails and `on_error` is "stop", or if more than a fifth of the rows fail.
+        A function that does not apply to a response (None) is left out of its sum; if none applies, that is a
+        failure where functions score `alone`, and 0 beside a reward model. DataError if a function fails and
+        `on_error` is "stop", or if more than a fifth of the rows fail.
         """
         closed = ended(sequences, self.encoder.eos_id).tolist()
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
-        values, failures = [], list[DataError]()
-        for i in range(len(sequences)):
-            prompt_ids = ids[i][real[i] & ~written[i]].tolist()
-            try:
-                values.append(self._score(prompt_ids, ids[i][written[i]].tolist(), closed[i]))
-            except DataError as error:
-                if self.on_error == "stop":
-                    raise
-                failures.append(error)
-                values.append(math.nan)
+        cases = [
+            self._case(ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist(), closed[i])
+            for i in range(len(sequences))
+        ]
+        values = self._values(cases, alone)
+        failures = [value for value in values if isinstance(value, DataError)]
+        if failures and self.on_error == "stop":
+            raise failures[0]
         if len(failures) > MAX_MASKED * len(values):
             raise DataError(
                 f"{len(failures)} of {len(values)} responses got no reward, more than {MAX_MASKED:.0%}; "
                 f"the first: {failures[0].message}",
                 hint=failures[0].hint,
             )
-        return torch.tensor(values, dtype=torch.float32, device=sequences.ids.device)
+        numbers = [math.nan if isinstance(value, DataError) else value for value in values]
+        return torch.tensor(numbers, dtype=torch.float32, device=sequences.ids.device)
 
-    def _score(self, prompt_ids: list[int], response_ids: list[int], closed: bool) -> float:
+    def _values(self, cases: Sequence[Case], alone: bool) -> list[float | DataError]:
+        """Each case's sum, or its first failure."""
+        totals: list[float | DataError] = [0.0] * len(cases)
+        applied = [not alone] * len(cases)
+        for function in self.functions:
+            given = function.values(cases, stop=self.on_error == "stop")
+            for i, (total, value) in enumerate(zip(totals, given, strict=True)):
+                if isinstance(total, DataError) or value is None:
+                    continue
+                applied[i] = True
+                totals[i] = value if isinstance(value, DataError) else total + function.weight * value
+        last = self.functions[-1]
+        for i, total in enumerate(totals):
+            if isinstance(total, DataError):
+                continue
+            if not applied[i]:
+                totals[i] = last.error(cases[i], "gave None, as every other function did: nothing scores it")
+            elif abs(total) > LARGEST:
+                totals[i] = last.error(cases[i], f"brings the weighted sum to {total:g}, beyond float32")
+        return totals
+
+    def _case(self, prompt_ids: list[int], response_ids: list[int], closed: bool) -> Case:
         row = self.rows.get(tuple(prompt_ids))
-        response = self.encoder.decode(response_ids)
-        prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
         columns = {
+            **(row.columns if row else {}),
             "ended": closed,
             "source": row.source if row else "",
             "row": row.row if row else None,
             "chosen": row.chosen if row else None,
             "rejected": row.rejected if row else None,
         }
-        return sum(f.weight * f.value(prompt, response, columns) for f in self.functions)
+        prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
+        return Case(prompt, self.encoder.decode(response_ids), columns)
 
 
 def rows_by_prompt(encoder: Encoder, rows: Iterable[Preference]) -> dict[tuple[int, ...], Preference]:

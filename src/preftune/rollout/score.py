@@ -3,7 +3,8 @@
 The reward model reads token ids where policy and reward model share them, else text.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Scorer:
     translate: Encoder | None
     batch_size: int = 32
     functions: RewardFunctions | None = None
+    say: Callable[[str], None] | None = None  # whom to warn
+    said: set[str] = field(default_factory=set)
 
     @torch.no_grad()
     def scores(self, sequences: Sequences) -> Tensor:
@@ -43,7 +46,9 @@ class Scorer:
             batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
             scores = torch.cat([self._scores(model, batch) for batch in batches])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        return scores if self.functions is None else scores + self.functions.scores(sequences)
+        if self.functions is None:
+            return scores
+        return scores + self.functions.scores(sequences, alone=self.reward_model is None)
 
     def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
@@ -71,7 +76,9 @@ class Scorer:
         scores = self.scores(sequences)
         if missing_eos_score is None:
             return scores
-        whole = ended(sequences, self.encoder.eos_id) | scores.isnan()
+        closed = ended(sequences, self.encoder.eos_id)
+        self._warn(scores[closed & ~scores.isnan()], missing_eos_score)
+        whole = closed | scores.isnan()
         return missing_eos_scores(scores, whole, replace=missing_eos_score)
 
 
@@ -83,3 +90,15 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
         t: i for t, i in ours.items() if t != PAD_TOKEN
     }
+
+    def _warn(self, ended_scores: Tensor, missing_eos_score: float) -> None:
+        """Once, where no reward model gives the scores a scale and an end pays less than being cut off."""
+        worse = ended_scores[ended_scores < missing_eos_score]
+        if self.reward_model is not None or self.say is None or self.said or not len(worse):
+            return
+        self.said.add("missing_eos_score")
+        self.say(
+            f"warning: {len(worse)} of {len(ended_scores)} responses that ended scored below "
+            f"missing_eos_score = {missing_eos_score:g} (down to {worse.min().item():.3g}): being cut off pays "
+            "more than an end; set missing_eos_score=none, or lower than any score"
+        )

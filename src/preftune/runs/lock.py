@@ -1,15 +1,25 @@
-"""One writer a run directory: an advisory lock that the system itself frees when a process dies."""
+"""One writer a run directory: an advisory lock that the system itself frees when a process dies; and only a
+directory of preftune's own, written to directly, never through a link.
+"""
 
 import contextlib
 import json
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
-from preftune.errors import PermissionMissing, RunLocked, StorageError
-from preftune.rundir import RunDir
+from preftune.errors import ConfigError, PermissionMissing, RunLocked, StorageError
+from preftune.rundir import WRITTEN_FILES, WRITTEN_FOLDERS, RunDir, refuse_links
+from preftune.sums import read_record, write_record
+from preftune.version import __version__
+
+_WRITTEN = (*WRITTEN_FILES, "design.json", "request.json", "study.json", "STUDY.md")
+_WRITTEN += ("stages/*", "evaluation/*.json*")
+_WRITTEN += ("figures/*.svg", "samples/*_samples.jsonl", "analysis/reward_model_mistakes.jsonl")
 
 
 def is_main_process() -> bool:
@@ -25,7 +35,8 @@ def held(run: RunDir) -> Iterator[None]:
         return
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        file = run.lock.open("a+", encoding="utf-8")
+        refuse_links(run)
+        file = os.fdopen(_opened(run.lock), "r+", encoding="utf-8")
     except PermissionError as error:
         raise PermissionMissing(
             f"cannot write to {run.path}: permission denied", hint="use another place with --out DIR"
@@ -36,8 +47,10 @@ def held(run: RunDir) -> Iterator[None]:
         ) from error
     with file:
         _take(run, file)
+        _make_own(run)
         _sweep(run)
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+            file.seek(0)
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}))
             file.flush()
@@ -52,6 +65,43 @@ def refuse_if_held(run: RunDir) -> None:
         if run.lock.is_file() and os.access(run.lock, os.R_OK):
             with run.lock.open(encoding="utf-8") as file:
                 _take(run, file)
+
+
+def _opened(path: Path) -> int:
+    """The lock file, made if need be. OSError for a link; ConfigError for a file with a second name."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    seen = os.fstat(number)
+    if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:
+        os.close(number)
+        raise ConfigError(f"{path} is no lock of preftune", hint="remove it, or use another --out DIR")
+    return number
+
+
+def _make_own(run: RunDir) -> None:
+    """Put the marker into a directory that has none. ConfigError if something there would be overwritten that
+    preftune did not write: it is recognised by its run.json, or a study's request.json.
+    """
+    if read_record(run.marker):
+        return
+    found = [path for pattern in _WRITTEN for path in sorted(run.path.glob(pattern))]
+    if found and not _is_of_before(run):
+        names = ", ".join(str(path.relative_to(run.path)) for path in found[:6])
+        raise ConfigError(
+            f"{run.path} was not made by preftune and holds {names}, which would be overwritten",
+            hint="use another --out DIR, or an empty one",
+        )
+    write_record(run.marker, {"made_by": f"preftune {__version__}"})
+
+
+def _is_of_before(run: RunDir) -> bool:
+    """Whether a preftune that put no marker made the directory."""
+    for file, key in ((run.run, "versions"), (run.path / "request.json", "recipe_config")):
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            part = record.get(key) if isinstance(record, dict) else None
+            if isinstance(part, dict) and (key != "versions" or "preftune" in part):
+                return True
+    return False
 
 
 def _take(run: RunDir, file: TextIO) -> None:
@@ -83,7 +133,15 @@ def _sweep(run: RunDir) -> None:
     """Remove what writers left behind that were killed: nobody else writes models and checkpoints here."""
     for stale in (*run.models.glob(".tmp-*"), *run.path.glob("stages/*/checkpoints/.tmp-*")):
         shutil.rmtree(stale, ignore_errors=True)
-    for folder in (".", "stages/*", "evaluation", "samples", "analysis", "figures"):
+    for folder in (
+        ".",
+        "models/*",
+        "stages/*",
+        "stages/*/parts",
+        "evaluation",
+        "evaluation/*",
+        *WRITTEN_FOLDERS[3:],
+    ):
         for stale in run.path.glob(f"{folder}/.*.tmp-[0-9]*"):
             pid = stale.name.rpartition("-")[2]
             if pid.isdecimal() and not _is_alive(int(pid)):  # `preftune report` asks for no lock

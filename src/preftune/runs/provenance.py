@@ -12,7 +12,8 @@ import torch
 
 from preftune.config import Resolved
 from preftune.models.fast import native
-from preftune.rundir import RunDir, read_json, write_json
+from preftune.rundir import RunDir, json_text, write_json
+from preftune.sums import note
 from preftune.untrusted import redact
 from preftune.version import __version__
 
@@ -52,8 +53,9 @@ def record_origins(run: RunDir, resolved: Resolved) -> None:
     if Path(resolved.recipe).resolve() == run.config.resolve():
         return
     record = {"recipe": resolved.recipe, "origins": dict(resolved.origins)}
-    if not run.origins.is_file() or read_json(run.origins) != record:
+    if not run.origins.is_file() or run.origins.read_bytes() != json_text(record).encode():
         write_json(run.origins, record)
+    note(run, [run.origins])
 
 
 def reset_peak_memory() -> None:

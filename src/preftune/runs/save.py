@@ -18,7 +18,7 @@ from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
-from preftune.rundir import read_json, sync, write_json, write_text
+from preftune.rundir import read_object, sync, write_json, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.job import Job
 from preftune.runs.session import Session
@@ -53,6 +53,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
             _write_head(job.model, partial)
             _prove_reload(session, job, partial)
         for file in partial.rglob("*"):
+            file.chmod(partial.stat().st_mode & 0o666)  # what the umask allows: libraries differ
             sync(file)
     faultpoint("model.rename")
     if target.exists():  # ours: `begin` made sure of it
@@ -96,9 +97,9 @@ def read_side_file(source: Source) -> dict[str, Any]:
     path = Path(source.path) / SIDE_FILE
     if not path.is_file():
         return {}
-    side = read_json(path)
-    numbers = [side.get(key, 1.0) for key in ("mean", "std")] if isinstance(side, dict) else [None]
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or numbers[-1] == 0:
+    side = read_object(path)
+    numbers = [side.get(key, 1.0) for key in ("mean", "std")]
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers) or numbers[-1] == 0:
         raise DataError(
             f"{path} is not as preftune writes it",
             hint="mean and std are numbers and std is not 0; train the model again",

@@ -1,5 +1,6 @@
 """What all stages of a run share: its config, its directory, its data, and a way to say what is going on."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,24 +13,37 @@ from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
 from preftune.models.memory import keep_freed_memory
+from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 from preftune.runs.mirror import Mirror
-from preftune.runs.stages import Stage, digest, settings_of
+from preftune.runs.stages import Stage, check_model, digest, settings_of
+from preftune.sums import read_record
 from preftune.training.learner import Learner
 
 _UNLIMITED = 1 << 20
 
 
+def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
+    """A hash of the data's further columns, where functions may read them: {} where there is nothing."""
+    taken = data_columns(terms)
+    values = [[dict(r.columns)] if "**" in taken else [r.columns.get(n) for n in taken] for r in rows]
+    read = any(value not in (None, {}) for row in values for value in row)
+    return {"columns": digest({"values": json.loads(json.dumps(values, default=str))})} if read else {}
+
+
 @dataclass(kw_only=True)
 class Session:
-    """One invocation on one run directory. Data and models are looked up when first needed."""
+    """One invocation on one run directory. Data and models are looked up when first needed. One that trains
+    nothing goes by the recorded hashes of its stages' reward functions, and imports none of them.
+    """
 
     config: RunConfig
     dataset: Dataset
     run: RunDir
     console: Console
     mirror: Mirror | None = None
+    trains: bool = True
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -82,13 +96,19 @@ class Session:
 
     def is_trained(self, stage: str) -> bool:
         """Whether the stage's model is there; the base of a hub or a directory always is."""
-        return (stage == BASE and self.config.model.scratch is None) or self.source(stage).exists()
+        if stage == BASE and self.config.model.scratch is None:
+            return True
+        return check_model(self.run, stage, self._algorithm(stage))
 
     def source(self, stage: str) -> Source:
-        """The model directory of a stage, or the base."""
-        if stage == BASE:
+        """The model directory of a stage, or the base. DataError if the stage wrote another model there."""
+        if stage == BASE and self.config.model.scratch is None:
             return self.base
-        return Source(str(self.run.model_dir(stage, self.config.stage[stage].algorithm)))
+        check_model(self.run, stage, self._algorithm(stage))
+        return Source(str(self.run.model_dir(stage, self._algorithm(stage))))
+
+    def _algorithm(self, stage: str) -> str:
+        return "pretraining" if stage == BASE else self.config.stage[stage].algorithm
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
@@ -120,8 +140,15 @@ class Session:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
         if isinstance(config, PPOConfig | GRPOConfig) and config.reward_functions is not None:
-            inputs["reward_functions"] = source_hashes(config.reward_functions)
+            inputs |= self._functions(name, config.reward_functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    def _functions(self, stage: str, terms: str) -> dict[str, Any]:
+        recorded = read_record(self.run.stage_json(stage)) if not self.trains else {}
+        inputs = recorded.get("inputs")
+        if recorded.get("status") == "finished" and isinstance(inputs, dict):
+            return {key: inputs[key] for key in ("reward_functions", "columns") if key in inputs}
+        return {"reward_functions": source_hashes(terms), **columns_hash(terms, self.dataset.train)}
 
     @cached_property
     def _base_inputs(self) -> dict[str, Any]:

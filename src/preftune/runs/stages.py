@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.errors import ConfigError
-from preftune.rundir import RunDir, read_json, write_json
+from preftune.config.rewards import source_file
+from preftune.errors import ConfigError, DataError
+from preftune.rundir import RunDir
+from preftune.sums import CARD, check, listed, read_record, sum_of, sums, write_record
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
@@ -41,18 +43,71 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def is_finished(run: RunDir, stage: Stage) -> bool:
-    """True if the stage is done. ConfigError if it was started with other inputs: nothing is overwritten."""
-    file = run.stage_json(stage.name)
-    if not file.exists():
+    """True if the stage is done and its files are what it wrote; False if its model is gone altogether.
+
+    ConfigError if it was started with other inputs, or made from a parent that has become another: nothing is
+    overwritten. DataError if a file of it is damaged.
+    """
+    recorded = read_record(run.stage_json(stage.name))
+    if not recorded:
         return False
-    recorded = read_json(file)
     if recorded.get("key") != stage.key:
+        if recorded.get("status") == "running" and not any(run.checkpoints(stage.name).glob("step-*")):
+            return False  # it was begun, and no step of it is kept: there is nothing to keep apart
+        inputs = recorded.get("inputs")
         raise ConfigError(
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
-            + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:6]),
+            + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
             hint="use another out=DIR, or --restart to make the run again from nothing",
         )
-    return recorded.get("status") == "finished" and run.model_dir(stage.name, stage.algorithm).is_dir()
+    if recorded.get("status") != "finished" or not run.model_dir(stage.name, stage.algorithm).is_dir():
+        return False
+    _check(run, recorded, stage.name, stage.algorithm)
+    return True
+
+
+def check_model(run: RunDir, name: str, algorithm: str) -> bool:
+    """Whether a stage's model is there to be read. DataError if it, or a log of its stage, is not what was
+    written, or if the stage is finished and its model is gone.
+    """
+    recorded, model = read_record(run.stage_json(name)), run.model_dir(name, algorithm)
+    if recorded.get("status") == "finished":
+        if not model.is_dir():
+            raise DataError(f"{model} is missing", hint=_remedy(run, name, algorithm))
+        _check(run, recorded, name, algorithm)
+    return model.is_dir() and recorded.get("status", "finished") == "finished"
+
+
+def unverified(run: RunDir) -> list[str]:
+    """Finished parts of a run from before sums were kept."""
+    files = sorted(run.stage_json("x").parent.parent.glob("*/stage.json"))
+    records = {file.parent.name: read_record(file) for file in files}
+    return [n for n, each in records.items() if each.get("status") == "finished" and listed(each) is None]
+
+
+def model_sum(run: RunDir, name: str) -> str | None:
+    """One hash for the model that a stage has recorded; None if it has not."""
+    files = listed(read_record(run.stage_json(name)))
+    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith("models/")})
+
+
+def _check(run: RunDir, recorded: Mapping[str, Any], name: str, algorithm: str) -> None:
+    check(run, recorded, _remedy(run, name, algorithm))
+    made_from = recorded.get("made_from")
+    for parent, was in made_from.items() if isinstance(made_from, dict) else ():
+        now = model_sum(run, parent)
+        if None not in (now, was) and now != was:
+            raise ConfigError(
+                f"stage {name} in {run.path} was made from another model of {parent} than is there now",
+                hint=_remedy(run, name, algorithm),
+            )
+
+
+def _remedy(run: RunDir, name: str, algorithm: str) -> str:
+    return (
+        f"remove {run.model_dir(name, algorithm)} and {run.stage_dir(name)} and run the command that made "
+        "the run: it makes just that stage anew, with the same bits on the same machine"
+    )
 
 
 def begin(run: RunDir, stage: Stage) -> None:
@@ -62,12 +117,22 @@ def begin(run: RunDir, stage: Stage) -> None:
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
-    write_json(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+    write_record(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
-    """Mark a stage finished and drop its checkpoints: its model is complete."""
-    write_json(run.stage_json(stage.name), {**_record(stage), **facts, "status": "finished"})
+    """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete."""
+    model = run.model_dir(stage.name, stage.algorithm)
+    files = [file for file in model.rglob("*") if file.is_file() and file.name != CARD]
+    files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
+    made_from = {parent: model_sum(run, parent) for parent in stage.parents}
+    record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
+    write_record(run.stage_json(stage.name), {**record, "status": "finished"})
+    drop_checkpoints(run, stage)
+
+
+def drop_checkpoints(run: RunDir, stage: Stage) -> None:
+    """A finished stage needs none; a kill may have left them."""
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
 
 
@@ -88,6 +153,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
+        elif prefix == "reward_functions." and before and after and before != after:
+            lines.append(f"reward function {key}: {source_file(key) or 'its file'} has changed since")
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines

@@ -32,7 +32,7 @@ from preftune.runs.save import finished_model
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
-from preftune.runs.stages import Stage, begin, finish, is_finished
+from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, is_finished
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.loop import Plan, train
@@ -43,6 +43,7 @@ _VALIDATION_ROWS = 256
 def run_stage(session: Session, stage: Stage) -> bool:
     """Train a stage unless it is finished; returns whether anything was done."""
     if is_finished(session.run, stage):
+        drop_checkpoints(session.run, stage)
         session.console.skipped(stage.name)
         return False
     reset_peak_memory()
@@ -287,4 +288,5 @@ def scorer_for(
         translate=None if same_vocabulary(encoder, theirs) else theirs,
         batch_size=batch_size,
         functions=functions,
+        say=session.console.line,
     )

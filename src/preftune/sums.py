@@ -1,0 +1,120 @@
+"""What was written is what is read: size and SHA-256 of every file of a finished part, in that part's record.
+
+A record (stage.json of a stage or of the evaluation, .preftune for the run's own files) lists `files` by
+their path in the run directory and carries a sum of itself. Whoever reads such a file asks `check` first. A
+directory from before sums were kept has none: it is read as it is, and `unverified` names its parts.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError
+from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
+
+CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
+_OWN = "record_sha256"
+_known: dict[tuple[str, int, int, int, int], str] = {}  # a file that did not change is read once a command
+
+
+def sum_of(value: Any) -> str:
+    """SHA-256 of what JSON holds of a value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its own sum."""
+    body = {key: value for key, value in record.items() if key != _OWN}
+    write_json(file, {**body, _OWN: sum_of(body)})
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """A record, {} if there is none. DataError if it is no object, or not what `write_record` wrote."""
+    if not os.path.lexists(file):
+        return {}
+    record = read_object(file)
+    own = record.pop(_OWN, None)
+    if own is not None and own != sum_of(record):
+        raise DataError(
+            f"{file} is not what preftune wrote: it does not match its own SHA-256",
+            hint=f"restore it from a copy; or remove {file.parent if file.name == 'stage.json' else file} "
+            "and run the same command again, which makes just that part anew",
+        )
+    return record
+
+
+def sums(run: RunDir, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and hash of files, by their path in the run directory."""
+    return {
+        file.relative_to(run.path).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(files)
+    }
+
+
+def listed(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The sums in a record; None if it has none."""
+    files = record.get("files")
+    return files if isinstance(files, dict) else None
+
+
+def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]:
+    """What differs from a record, "FILE is missing" and the like, among the files whose path begins so."""
+    files = listed(record) or {}
+    found = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
+    models = [name for name in files if name.startswith("models/") and not name.endswith(f"/{CARD}")]
+    for folder in sorted({name.rpartition("/")[0] for name in models if name.startswith(under)}):
+        for file in sorted((run.path / folder).glob("*")):
+            known = f"{folder}/{file.name}" in files or file.name == CARD
+            if not known and not file.name.startswith("."):  # a loader might read it
+                found.append(f"{file} is not of this model")
+    return [fault for fault in found if fault]
+
+
+def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") -> None:
+    """DataError, naming the first file that is not what was recorded; `remedy` makes that part anew."""
+    found = faults(run, record, under)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DataError(f"{found[0]}{more}", hint=f"restore it from a copy; or {remedy}")
+
+
+def note(run: RunDir, files: Iterable[Path]) -> None:
+    """Put the sums of the run's own files into its marker."""
+    before = read_record(run.marker)
+    after = {**before, "files": {**(listed(before) or {}), **sums(run, files)}}
+    if before != after:
+        write_record(run.marker, after)
+
+
+def check_own(run: RunDir, *files: Path) -> None:
+    """DataError if one of the run's own files (config.toml, data.json, ...) is not what preftune wrote."""
+    record = read_record(run.marker)
+    for file in files:
+        remedy = "run the command that made the run (preftune run RECIPE), which writes it again"
+        if file == run.run:
+            remedy = "remove it and run the same command, which describes that command instead"
+        check(run, record, remedy, file.name)
+
+
+def _fault(file: Path, entry: Any) -> str:
+    if not isinstance(entry, dict) or ".." in file.parts:
+        return f"{file} has no sum in its record"
+    if not file.is_file():
+        return f"{file} is missing"
+    size = file.stat().st_size
+    if size != entry.get("bytes"):
+        return f"{file} is not what was written: {size:,} bytes instead of {entry.get('bytes'):,}"
+    if _sha256(file) != entry.get("sha256"):
+        return f"{file} is not what was written: it does not match its SHA-256"
+    return ""
+
+
+def _sha256(file: Path) -> str:
+    seen = file.stat()
+    mark = (str(file.resolve()), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    if mark not in _known:
+        _known[mark] = sha256_file(file)
+    return _known[mark]

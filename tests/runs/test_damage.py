@@ -1,0 +1,133 @@
+"""A finished run that is damaged: the next command that reads the file names it, or makes it anew."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preftune.cli import main
+from preftune.rundir import RunDir, read_json
+
+MODEL = "models/policy_sft"
+READ_BY_RUN = [
+    *(f"{MODEL}/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "preftune.json")),
+    *(f"{MODEL}/{name}" for name in ("generation_config.json", "tokenizer_config.json", "README.md")),
+    *(f"models/reward_model/{name}" for name in ("model.safetensors", "preftune.json", "reward_head.bin")),
+    *("stages/ppo/metrics.jsonl", "stages/ppo/ledger.jsonl", "stages/ppo/stage.json"),
+    *("evaluation/policy_ppo.json", "evaluation/comparisons.jsonl", "evaluation/reward_model.json"),
+    *("samples/policy_ppo_samples.jsonl", "analysis/reward_model_mistakes.jsonl"),
+    *("stages/evaluation/stage.json", "config.toml", "data.json", "origins.json", "run.json"),
+    *("ANALYSIS.md", "report.html", "figures/reward_kl.svg", ".report.json", ".preftune"),
+]
+READ_BY_REPORT = [
+    *("stages/ppo/metrics.jsonl", "stages/ppo/ledger.jsonl", "stages/ppo/stage.json"),
+    *("evaluation/policy_ppo.json", "evaluation/comparisons.jsonl", "evaluation/reward_model.json"),
+    *("samples/policy_ppo_samples.jsonl", "analysis/reward_model_mistakes.jsonl"),
+    *("stages/evaluation/stage.json", "config.toml", "data.json", "origins.json", "run.json"),
+]
+
+
+def flip(file: Path) -> None:
+    """One bit, that keeps text text: the lowest of a letter or digit in the middle, or of a weight."""
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    text = file.suffix not in (".safetensors", ".bin")
+    at = next(i for i in range(middle, len(content)) if not text or chr(content[i]).isalnum())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def wrong_shape(file: Path) -> None:
+    file.write_text("[]\n")
+
+
+def number(file: Path) -> None:
+    """What the issue did to std: a number of four times its size, well-formed."""
+    file.write_text(re.sub(r"\d", lambda match: str((int(match[0]) + 4) % 10), file.read_text(), count=3))
+
+
+def link(file: Path) -> None:
+    away = file.parent.parent / f"away-{file.name}"
+    away.write_bytes(file.read_bytes() + b" ")
+    file.unlink()
+    file.symlink_to(away)
+
+
+def another(file: Path) -> None:
+    """The same file of another model, stage or policy of the run, or one of another size."""
+    twin = Path(str(file).replace("policy_sft", "policy_dpo").replace("ppo", "grpo"))
+    file.write_bytes(twin.read_bytes() if twin != file else b"x" + file.read_bytes())
+
+
+@pytest.fixture
+def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
+
+
+def damages(files: list[str]) -> list[tuple[str, Callable[[Path], None]]]:
+    kinds = [flip, cut, delete, link, another]
+    found = [(file, kind) for file in files for kind in kinds]
+    found += [(file, wrong_shape) for file in files if file.endswith((".json", ".preftune"))]
+    return [
+        *found,
+        *((file, number) for file in files if file.endswith(("preftune.json", "policy_ppo.json"))),
+    ]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    return said.out + said.err
+
+
+@pytest.mark.parametrize(("name", "damage"), damages(READ_BY_RUN))
+def test_run_names_a_damaged_file_or_makes_it_anew(
+    name: str,
+    damage: Callable[[Path], None],
+    copy: RunDir,
+    tiny_run: RunDir,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(copy.path / name)
+    code = main(["run", "tiny", f"out={copy.path}"])
+    said = told(capsys)
+    assert "internal error" not in said
+    if code:
+        assert Path(name).name in said
+        assert code in (65, 78)
+        return
+    assert not (copy.path / name).is_symlink()
+    if "stage.json" not in name and not name.startswith("."):
+        same_but_for_time(copy.path / name, tiny_run.path / name)
+
+
+def same_but_for_time(made: Path, before: Path) -> None:
+    """The report says how long the evaluation took, which may have been made again."""
+    if made.name in ("ANALYSIS.md", "report.html") or made.suffix == ".svg":
+        assert abs(made.stat().st_size - before.stat().st_size) < 200
+    else:
+        text = before.read_text().replace(str(before.parent), str(made.parent))
+        assert made.read_text() == text or made.name in ("run.json", "origins.json")
+
+
+@pytest.mark.parametrize(("name", "damage"), damages(READ_BY_REPORT))
+def test_a_report_is_not_made_of_damaged_files(
+    name: str, damage: Callable[[Path], None], copy: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (name, damage) in [("stages/evaluation/stage.json", delete), ("stages/ppo/stage.json", delete)]:
+        pytest.skip("a part without a record is not finished, and the report says so")
+    damage(copy.path / name)
+    assert main(["report", str(copy.path)]) in (65, 78)
+    said = told(capsys)
+    assert Path(name).name in said
+    assert "internal error" not in said
