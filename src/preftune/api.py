@@ -4,7 +4,6 @@ Configuration, data and the base model's whereabouts are checked here, before to
 mistake learns of it at once. What reads data is loaded after the look at the lock, which needs none of it.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.inputs import absolute, check_reward_functions
 from preftune.runs.lock import held, is_main_process, refuse_if_held
-from preftune.runs.stages import SIDE_FILE
+from preftune.runs.restart import remove_run
 from preftune.stops import handled
 from preftune.sums import check_own
 
@@ -94,9 +93,11 @@ def run_recipe(
         _can_be_measured(dataset)
     faults.arm()
     with handled(), held(run):
-        if not resume and is_main_process():
-            _remove_run(run)
+        removed = remove_run(run) if not resume and is_main_process() else []
         console = _console(config, dataset, run, stages)
+        if removed:
+            names = ", ".join(str(path.relative_to(run.path)) for path in removed)
+            console.line(f"removed of an earlier run: {names}")
         from preftune.measure.write_up import measure_and_report
         from preftune.runs import provenance, runner
         from preftune.runs.mirror import forget
@@ -248,17 +249,3 @@ def _reopen(path: str | Path, *, write: bool = True) -> "Session":
     if write:
         return runner.open_session(config, dataset, run, Console(), trains=False)
     return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False)
-
-
-def _remove_run(run: RunDir) -> None:
-    """Only what preftune wrote: a run directory may be "." with other things in it."""
-    if not run.config.is_file():
-        return
-    for folder in ("stages", "evaluation", "figures", "logs"):
-        shutil.rmtree(run.path / folder, ignore_errors=True)
-    for model in run.models.glob("*"):
-        if (model / SIDE_FILE).is_file():
-            shutil.rmtree(model)
-    files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
-    for file in (*files, *run.samples_files().values()):
-        file.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError, from_system
-from preftune.stops import Interrupted
+from preftune.errors import PreftuneError, UsageError, from_panic, from_system, is_panic
+from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
@@ -206,13 +206,18 @@ def study(
 
 
 @app.command(hidden=True)
-def study_seed(directory: str, seed: int, reports: bool = True, debug: Debug = False) -> None:
-    """Run one seed of a study that `study` has designed; `study` starts it."""
+def study_seed(
+    directory: str, seed: int, reports: bool = True, child: bool = False, debug: Debug = False
+) -> None:
+    """Run one seed of a study that `study` has designed; `study` starts it as its child."""
     from pathlib import Path
 
     from preftune.study.seed import run_seed
 
-    run_seed(Path(directory), seed, reports)
+    with handled():
+        if child:
+            end_with_parent()
+        run_seed(Path(directory), seed, reports)
 
 
 @app.command("verify-resume")
@@ -311,7 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 0
-    except Exception as error:
+    except BaseException as error:
+        if is_panic(error):
+            error = from_panic(error)
+        if not isinstance(error, Exception):
+            raise
         if "--debug" in words:
             print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
         if isinstance(error, OSError) and error.filename is not None:

@@ -265,7 +265,10 @@ def read_jsonl(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("expected a JSON object")
+            rows.append(row)
         except ValueError as error:  # not JSON, or not UTF-8
             if number == len(lines) and not whole:
                 break

@@ -1,4 +1,5 @@
-"""Being asked to stop: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C, and where that takes effect.
+"""Being asked to stop: SIGTERM, SIGHUP (the terminal is gone), SIGUSR1 (Slurm's warning) and Ctrl-C, and
+where that takes effect.
 
 Outside the training loop a signal ends the command at once: everything on disk is whole at any time. Inside
 (`deferred`) it is only noted; the next stopping point abandons the step that is being computed, and the loop
@@ -9,13 +10,15 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from preftune.faults import faultpoint
 
-_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+PATIENCE = 60.0  # seconds that a child process has to stop
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 
 
 class Interrupted(BaseException):
@@ -49,13 +52,29 @@ def handled() -> Iterator[None]:
         yield
         return
     numbers = [signal.Signals[name] for name in _SIGNALS if name in signal.Signals.__members__]
-    before = {number: signal.signal(number, _noted) for number in numbers}
+    wanted = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, _noted) for number in wanted}
     try:
         yield
     finally:
         _state.number = 0
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Stop when the process that holds the other end of standard input is gone, however it ended: as after
+    SIGTERM, and for good if that is not over in time.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
+_REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
 _known: dict[tuple[str, int, int, int, int], str] = {}  # a file that did not change is read once a command
 
 
@@ -37,11 +38,13 @@ def read_record(file: Path) -> dict[str, Any]:
         return {}
     record = read_object(file)
     own = record.pop(_OWN, None)
+    place = file.parent.name if file.name == "stage.json" else None
+    if place is not None and record.get("stage", place) != place:
+        raise DataError(f"{file} is the record of another stage, {str(record['stage'])[:60]}", _REMEDY)
     if own is not None and own != sum_of(record):
         raise DataError(
             f"{file} is not what preftune wrote: it does not match its own SHA-256",
-            hint=f"restore it from a copy; or remove {file.parent if file.name == 'stage.json' else file} "
-            "and run the same command again, which makes just that part anew",
+            hint=_REMEDY if place else f"remove {file} and run the same command: it is made anew",
         )
     return record
 

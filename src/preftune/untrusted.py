@@ -19,7 +19,7 @@ _HIDDEN = re.compile(
 
 # Credentials by their form. What identifies them stays, so that a person sees what was taken out.
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?P<kind>hf_|api_org_|sk-(?:proj-|ant-)?|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza|eyJ)"
+    r"(?<![A-Za-z0-9])(?P<kind>hf_|api_org_|sk-(?:proj-|ant-)?|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|A[KS]IA|AIza|eyJ)"
     r"[A-Za-z0-9_\-.]{16,}"
 )
 _ADDRESS = re.compile(r"(?P<kind>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://)[^\s/@'\"]+@", re.IGNORECASE)
@@ -31,6 +31,12 @@ _NAMES = (
 _NAMED = re.compile(
     rf"(?P<kind>(?<![a-z0-9]){_NAMES}[\"']?(?:\s*=\s*|\s*:\s*(?=[\"']|\S{{16}})|\s+(?=\S{{16}}))[\"']?)"
     r"[^\s\"',;}]+",
+    re.IGNORECASE,
+)
+# What an address hands over with itself: `?token=...`, a signed link of a cloud store.
+_QUERY = re.compile(
+    r"(?P<kind>[?&](?:[a-z0-9_-]*(?:token|secret|signature|credential|password|passwd|api[_-]?key|access[_-]?key)|sig|key)=)"
+    r"[^\s&#\"']+",
     re.IGNORECASE,
 )
 _SECRET_VARIABLE = re.compile(rf"(?:{_NAMES}|_token|_key)$", re.IGNORECASE)
@@ -65,7 +71,9 @@ def printable(text: object) -> str:
 def _without_known(text: str) -> str:
     for value in _secret_values():
         text = text.replace(value, REDACTED)
-    return _TOKEN.sub(_marked, _ADDRESS.sub(_marked, text))
+    for pattern in (_ADDRESS, _QUERY, _TOKEN):
+        text = pattern.sub(_marked, text)
+    return text
 
 
 def _marked(match: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.measure.compare import compare_runs
 from preftune.rundir import RunDir, read_json, write_json
+from tiny import without_sums
 
 
 def test_a_run_does_not_differ_from_its_copy(tiny_run: RunDir, tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_run_does_not_differ_from_its_copy(tiny_run: RunDir, tmp_path: Path) -
 
 
 def test_a_shift_of_one_policy_is_found_with_its_sign(tiny_run: RunDir, tmp_path: Path) -> None:
-    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+    copy = without_sums(RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy")))
     record = read_json(copy.evaluation("policy_ppo"))
     for row in record["prompts"]:
         row["score"] += 1.0
@@ -73,7 +74,7 @@ def test_rewards_of_different_reward_models_are_not_compared(
 def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no evaluation"):
         compare_runs(tiny_run, RunDir(tmp_path))
-    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+    copy = without_sums(RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy")))
     record = read_json(copy.evaluation("policy_dpo"))
     for row in record["prompts"]:
         row["prompt"] = "0" * 16

@@ -1,4 +1,4 @@
-"""What a reward function does to the process never reaches training; and every form in which people hand one in."""
+"""What a reward function does to the process never reaches training; and the forms people hand one in."""
 
 import asyncio
 import locale
@@ -126,7 +126,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "precision": lambda: torch.set_float32_matmul_precision("medium"),
     "exactness": lambda: torch.use_deterministic_algorithms(True),
-    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8" if "C" == locale.setlocale(0) else "C"),
+    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(0) == "C" else "C"),
     "warnings": lambda: warnings.simplefilter("error"),
     "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
     "floating point": lambda: np.seterr(all="raise"),

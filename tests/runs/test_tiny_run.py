@@ -64,7 +64,7 @@ def test_the_run_directory_holds_exactly_these_files(tiny_run: RunDir) -> None:
         for stage in STAGES
         for file in ("stage.json", "metrics.jsonl", "ledger.jsonl")
     }
-    expected |= {"stages/evaluation/stage.json"}
+    expected |= {"stages/evaluation/stage.json", ".preftune", ".report.json"}
     drawn = [
         "reward_distribution",
         "reward_kl",

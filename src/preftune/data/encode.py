@@ -14,7 +14,7 @@ from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequ
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Template
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, no_panic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,15 +219,16 @@ class Encoder:
         """
         if not text.isascii():
             _check_unicode(text)
-        encoded: Any = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=not special,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        with no_panic():
+            encoded: Any = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=not special,
+                padding=False,
+                truncation=False,
+                return_attention_mask=False,
+                verbose=False,
+            )
         return encoded.input_ids
 
     def _decode(self, ids: list[int]) -> str:

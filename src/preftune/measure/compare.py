@@ -4,7 +4,6 @@ Reads evaluations only, so it needs no torch, no models but their hashes, and no
 """
 
 import hashlib
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
-from preftune.report.load import check_intact
+from preftune.report.load import check_intact, toml_of
 from preftune.rundir import RunDir, read_json, read_jsonl, read_object, read_text
 from preftune.runs.stages import check_model, differences
 
@@ -176,7 +175,9 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(a: RunDir, b: RunDir) -> list[str]:
     """Settings of data and evaluation in which the runs differ: reasons to doubt the comparison."""
-    ours, theirs = (tomllib.loads(read_text(run.config)) if run.config.is_file() else {} for run in (a, b))
+    ours, theirs = (
+        toml_of(run.config, read_text(run.config)) if run.config.is_file() else {} for run in (a, b)
+    )
     return [
         f"{part}.{line}"
         for part in ("data", "evaluation")
@@ -208,8 +209,8 @@ def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
 
 
 def _validation(run: RunDir) -> str | None:
-    record = read_json(run.data) if run.data.is_file() else {}
-    return record.get("content_sha256", {}).get("validation")
+    sums = read_object(run.data).get("content_sha256") if run.data.is_file() else None
+    return sums.get("validation") if isinstance(sums, dict) else None
 
 
 def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.hub import offline_asked_for, reachable
-from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError
-from preftune.rundir import read_json
+from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError, is_panic
+from preftune.rundir import read_object, sha256_file
 
 # Keys that make a loader import code (classes from the model's directory, kernels from the hub) or read a
 # file of their choice. `save_pretrained` of a plain model writes none of them.
@@ -39,6 +39,14 @@ _LARGEST = (
 )
 _SIZES = {key: most for most, keys in _LARGEST for key in keys}
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_SURROUNDINGS = (
+    "generation_config.json",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+)
+_SURROUNDINGS += ("added_tokens.json", "vocab*", "merges*", "*.model", "*.tiktoken", "chat_template*")
+_SURROUNDINGS += ("additional_chat_templates/*",)
 _JSON = ("config.json", "tokenizer_config.json", "generation_config.json")
 _MAX_JSON = 16 << 20  # bytes; a config has a few thousand
 _PLAIN = "a model directory is what save_pretrained writes: config.json, *.safetensors, tokenizer.json"
@@ -83,16 +91,26 @@ def locate(base: str) -> Source:
 
 def fingerprint(source: Source) -> str:
     """SHA-256 of a model directory's config and weights; of the name for a hub id."""
-    digest = hashlib.sha256(b"" if source.exists() else source.path.encode())
-    weights = (file for file in Path(source.path).glob("*.safetensors") if file.is_file())
-    files = [Path(source.path) / "config.json", *sorted(weights)]
-    for file in files if source.exists() else ():
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return _hashed(source, ("config.json",), ("*.safetensors",))
+
+
+def surroundings(source: Source) -> str:
+    """SHA-256 of what else decides how a model directory reads and writes text: tokenizer, chat template,
+    generation config, index of the weights, by name and content. "" for a hub id.
+    """
+    return _hashed(source, (), _SURROUNDINGS, names=True) if source.exists() else ""
+
+
+def _hashed(source: Source, fixed: tuple[str, ...], patterns: tuple[str, ...], names: bool = False) -> str:
+    digest, path = hashlib.sha256(b"" if source.exists() else source.path.encode()), Path(source.path)
+    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    for file in [*(path / name for name in fixed), *sorted(found)] if source.exists() else ():
+        digest.update(file.relative_to(path).as_posix().encode() if names else b"")
+        digest.update(bytes.fromhex(sha256_file(file)))
     return digest.hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -117,7 +135,9 @@ def reading(source: Source, what: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise InputMissing(f"cannot load {what} from {source.path}: {first_line(error)}", _PLAIN) from error
-    except Exception as error:  # half a dozen libraries parse these files and raise what they like
+    except BaseException as error:  # half a dozen libraries parse these files and raise what they like
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         why = f"{type(error).__name__}: {first_line(error)}"
         if "ignore_mismatched_sizes" in why:  # the library refers to a table that is not shown
             why = "its weights have other shapes than its config.json says"
@@ -185,10 +205,7 @@ def _object(file: Path) -> dict[str, Any]:
     """A JSON object from a model's directory. Raises DataError or InputMissing, naming the file."""
     if file.is_file() and file.stat().st_size > _MAX_JSON:
         raise DataError(f"{file} is larger than {_MAX_JSON >> 20} MiB", "this is no configuration")
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise DataError(f"{file} is not a JSON object", _PLAIN)
-    return value
+    return read_object(file)
 
 
 def _from_hub(name: str) -> Source:
@@ -258,13 +275,10 @@ def _convert_gguf(file: Path) -> Source:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    size = file.stat().st_size
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise DataError(f"{file} is not a GGUF file", hint="copy or download it again")
-        stream.seek(0)
-        digest = hashlib.sha256(stream.read(1 << 24) + str(size).encode()).hexdigest()[:16]
-    target = cache_dir() / "gguf" / f"{file.stem}-{digest}"
+    target = cache_dir() / "gguf" / f"{file.stem}-{sha256_file(file)[:16]}"
     if (target / "config.json").is_file():
         return Source(str(target))
     try:

@@ -47,7 +47,7 @@ def load_run(run: RunDir) -> RunView:
         )
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
-    config = _toml(run.config, config_text)
+    config = toml_of(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     policies = _policies(run.comparisons.parent, policy_view, names)
@@ -65,7 +65,7 @@ def load_run(run: RunDir) -> RunView:
         other_reward_models=_other_reward_models(run),
         other_pairs=_other_pairs(run, names),
         best_of=_parsed(best_of, best_of_views) if best_of.exists() else (),
-        origins={str(key): str(value) for key, value in (origins.get("origins") or {}).items()},
+        origins=_parsed(run.origins, _origins),
         recipe=str(origins.get("recipe") or ""),
         comparisons=_comparisons(run.comparisons),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
@@ -89,7 +89,8 @@ def check_intact(run: RunDir) -> None:
         check(run, read_record(file), f"remove {file.parent} and evaluate those pairs again")
 
 
-def _toml(path: Path, text: str) -> Row:
+def toml_of(path: Path, text: str) -> Row:
+    """TOML's value. DataError, naming the file, for what is none."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -112,6 +113,10 @@ def _parsed(path: Path, parse: Callable[[Row], Parsed]) -> Parsed:
         raise DataError(f"{path}: unexpected contents ({error!r})") from error
 
 
+def _origins(record: Row) -> dict[str, str]:
+    return {str(key): str(value) for key, value in (record.get("origins") or {}).items()}
+
+
 def _stage_names(run: RunDir, config: Row) -> list[str]:
     """Stages in the order of the configuration, after the base model's own, then any others found on disk."""
     folder = run.stage_dir(BASE).parent
@@ -125,6 +130,11 @@ def _stage(run: RunDir, name: str) -> StageView:
     row = read_record(run.stage_json(name))
     started = run.stage_dir(name).is_dir()
     metrics, whole = run.metrics(name), row.get("status") == "finished"
+    rows = tuple(read_jsonl(metrics, whole=whole)) if metrics.exists() else ()
+    return _parsed(run.stage_json(name), lambda row: _stage_view(name, row, started, rows))
+
+
+def _stage_view(name: str, row: Row, started: bool, metrics: tuple[Row, ...]) -> StageView:
     return StageView(
         name=name,
         algorithm=str(row.get("algorithm", "")),
@@ -134,7 +144,7 @@ def _stage(run: RunDir, name: str) -> StageView:
         steps=None if row.get("steps") is None else int(row["steps"]),
         parents=tuple(str(parent) for parent in row.get("parents", ())),
         left_out={str(reason): int(count) for reason, count in (row.get("rejected") or {}).items()},
-        metrics=tuple(read_jsonl(metrics, whole=whole)) if metrics.exists() else (),
+        metrics=metrics,
     )
 
 

@@ -11,7 +11,8 @@ from preftune.untrusted import MAX_QUOTE, clean
 
 MAX_NAME = 120
 
-_MARKDOWN = re.compile(r"[\\`*<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
+# The last two: GitHub makes a link of a bare address.
+_MARKDOWN = re.compile(r"[\\`*<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|:(?=//)|(?<=\b[wW]{3})\.")
 _BLOCK_START = re.compile(r"^(\s*\d*)([#+=-](?![\d.])|(?<=\d)[.)](?=\s))")
 
 

@@ -81,6 +81,18 @@ class Scorer:
         whole = closed | scores.isnan()
         return missing_eos_scores(scores, whole, replace=missing_eos_score)
 
+    def _warn(self, ended_scores: Tensor, missing_eos_score: float) -> None:
+        """Once, where no reward model gives the scores a scale and an end pays less than being cut off."""
+        worse = ended_scores[ended_scores < missing_eos_score]
+        if self.reward_model is not None or self.say is None or self.said or not len(worse):
+            return
+        self.said.add("missing_eos_score")
+        self.say(
+            f"warning: {len(worse)} of {len(ended_scores)} responses that ended scored below "
+            f"missing_eos_score = {missing_eos_score:g} (down to {worse.min().item():.3g}): "
+            "being cut off pays more than an end; set missing_eos_score=none, or lower than any score"
+        )
+
 
 def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
@@ -90,15 +102,3 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
         t: i for t, i in ours.items() if t != PAD_TOKEN
     }
-
-    def _warn(self, ended_scores: Tensor, missing_eos_score: float) -> None:
-        """Once, where no reward model gives the scores a scale and an end pays less than being cut off."""
-        worse = ended_scores[ended_scores < missing_eos_score]
-        if self.reward_model is not None or self.say is None or self.said or not len(worse):
-            return
-        self.said.add("missing_eos_score")
-        self.say(
-            f"warning: {len(worse)} of {len(ended_scores)} responses that ended scored below "
-            f"missing_eos_score = {missing_eos_score:g} (down to {worse.min().item():.3g}): being cut off pays "
-            "more than an end; set missing_eos_score=none, or lower than any score"
-        )

@@ -11,7 +11,7 @@ from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
-from preftune.models.locate import Source, fingerprint, locate
+from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
 from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir
@@ -155,7 +155,13 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        return {"sha256": fingerprint(self.base)}
+        weights = {"sha256": fingerprint(self.base)}
+        old = digest(weights)  # of a run from before the files beside the weights were part of the key
+        records = [read_record(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
+        if any(isinstance(each, dict) and old in (each.get("parents") or {}).values() for each in records):
+            return weights
+        beside = surroundings(self.base)
+        return {**weights, "beside_sha256": beside} if beside else weights
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {

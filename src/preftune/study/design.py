@@ -26,9 +26,10 @@ from preftune.config import (
     load_recipe,
 )
 from preftune.data import Dataset
-from preftune.errors import ConfigError, UsageError
-from preftune.rundir import read_json, write_json, write_text
+from preftune.errors import ConfigError, DataError, UsageError
+from preftune.rundir import write_text
 from preftune.study.tokens import Lengths, planned_tokens, with_tokens
+from preftune.sums import read_record, write_record
 from preftune.world.gold import gold
 
 CEILING = "ceiling"
@@ -194,23 +195,29 @@ def _with_sweep(
 def save_design(design: Design, out: Path) -> None:
     """Write study.toml and design.json where they differ from what is there."""
     write_text(out / "study.toml", dump_toml(design.config))
-    write_json(out / "design.json", _record(design))
+    write_record(out / "design.json", _record(design))
 
 
 def load_design(out: Path) -> Design:
     """The design that `save_design` wrote."""
-    record = read_json(out / "design.json")
-    return Design(
-        config=load_recipe(str(out / "study.toml")).config,
-        recipe=record["recipe"],
-        overrides=tuple(record["overrides"]),
-        own=tuple(record["own"]),
-        tokens=record["tokens"],
-        sweep_key=record["sweep_key"],
-        sweep=record["sweep"],
-        fresh_pairs=record["fresh_pairs"],
-        replies=record["replies"],
-    )
+    file = out / "design.json"
+    record = read_record(file)
+    config = load_recipe(str(out / "study.toml")).config
+    try:
+        return Design(
+            config=config,
+            recipe=record["recipe"],
+            overrides=tuple(record["overrides"]),
+            own=tuple(record["own"]),
+            tokens=record["tokens"],
+            sweep_key=record["sweep_key"],
+            sweep=dict(record["sweep"]),
+            fresh_pairs=int(record["fresh_pairs"]),
+            replies=int(record["replies"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        hint = "remove it and request.json and run the same command: both are made anew"
+        raise DataError(f"{file} is not as preftune writes it ({error!r})", hint) from error
 
 
 def _record(design: Design) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import absolute, check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.sources import load_dataset
+from preftune.stops import PATIENCE, handled
 from preftune.study.design import (
     FRESH_PAIRS,
     REPLIES,
@@ -46,7 +47,7 @@ def run_study(
         raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
     console, numbers = Console(), [first_seed + i for i in range(seeds)]
     out.mkdir(parents=True, exist_ok=True)
-    with held(RunDir(out)):
+    with handled(), held(RunDir(out)):
         design = _design(wanted, out)
         waiting = [seed for seed in numbers if not finished(out, design, seed)]
         for seed in numbers:
@@ -115,7 +116,12 @@ def _run(out: Path, seeds: Sequence[int], jobs: int, reports: bool, console: Con
     finally:
         for child in running:  # an interrupt: the seeds resume with the next call
             child.process.terminate()
-            child.process.wait()
+        for child in running:
+            try:
+                child.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
             child.file.close()
     if failed:
         raise _failure(failed[0], len(failed), len(seeds))
@@ -138,10 +144,17 @@ def _start(out: Path, seed: int, reports: bool) -> _Child:
     log = seed_dir(out, seed) / "study" / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     file = log.open("ab")
-    command = [sys.executable, "-m", "preftune", "study-seed", str(out), str(seed)]
+    command = [sys.executable, "-m", "preftune", "study-seed", str(out), str(seed), "--child"]
     command += [] if reports else ["--no-reports"]
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
-    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        # It reads its input until that ends, which the system sees to when this process does.
+        command,
+        stdin=subprocess.PIPE,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        env=environment,
+    )
     return _Child(seed=seed, process=process, log=log, file=file, began=time.monotonic())
 
 

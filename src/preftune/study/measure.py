@@ -17,7 +17,7 @@ from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
 from preftune.measure.evaluate import policies_of
 from preftune.measure.reward_models import examiner
-from preftune.rundir import BASE, read_json, write_json
+from preftune.rundir import BASE, read_object, write_json
 from preftune.runs.session import Session
 from preftune.runs.stages import digest
 from preftune.study.design import VERSION, Design
@@ -82,7 +82,7 @@ def values_file(session_path: Path, policy: str) -> Path:
 
 def _is_measured(session: Session, policy: str, key: str) -> bool:
     file = values_file(session.run.path, policy)
-    return file.is_file() and read_json(file).get("key") == key
+    return file.is_file() and read_object(file).get("key") == key
 
 
 def _measure(

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import DPOConfig, GRPOConfig, PPOConfig, stage_order
-from preftune.rundir import RunDir, read_json, write_json
+from preftune.rundir import RunDir
 from preftune.runs.console import Console
 from preftune.runs.inputs import check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.sources import load_dataset
 from preftune.study.design import Design, load_design
 from preftune.study.tokens import spent_tokens
+from preftune.sums import check, read_record, sums, write_record
 
 
 def seed_dir(out: Path, seed: int) -> Path:
@@ -24,9 +25,14 @@ def facts_file(out: Path, seed: int) -> Path:
 
 
 def finished(out: Path, design: Design, seed: int) -> bool:
-    """Whether this seed is done with just this design."""
-    file = facts_file(out, seed)
-    return file.is_file() and read_json(file).get("key") == design.key(seed)
+    """Whether this seed is done with just this design. DataError if a file of its numbers is not as it was
+    written.
+    """
+    record, run = read_record(facts_file(out, seed)), RunDir(seed_dir(out, seed))
+    if record.get("key") != design.key(seed):
+        return False
+    check(run, record, f"remove {run.path / 'study'} and run the same command: it measures that seed again")
+    return True
 
 
 def run_seed(out: Path, seed: int, reports: bool = True) -> None:
@@ -58,4 +64,5 @@ def run_seed(out: Path, seed: int, reports: bool = True) -> None:
             **facts,
             "tokens": {name: spent_tokens(run, name) for name in tuned},
         }
-        write_json(facts_file(out, seed), record)
+        numbers = [file for file in facts_file(out, seed).parent.glob("*.json") if file.name != "seed.json"]
+        write_record(facts_file(out, seed), {**record, "files": sums(run, numbers)})

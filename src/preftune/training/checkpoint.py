@@ -153,6 +153,9 @@ def fault_of(checkpoint: Path) -> str | None:
         for name, digest in manifest.items():
             if sha256_file(checkpoint / name) != digest:
                 return f"{name} does not match its SHA-256"
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not {"schema", "step", "skipped", "scaler"} <= state.keys():
+            return f"{_STATE} is not as preftune writes it"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None

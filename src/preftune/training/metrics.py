@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.algorithms.base import Metrics
-from preftune.errors import StorageError
+from preftune.errors import DataError, StorageError
 from preftune.rundir import append_jsonl, read_jsonl, write_jsonl
 
 _QUIET_SECONDS = 60  # between complaints about the same file
@@ -24,7 +24,10 @@ class StepLog:
         self.path, self._say = path, say
         self._waiting: list[Mapping[str, Any]] = []
         self._complained = -float(_QUIET_SECONDS)
-        kept = [row for row in read_jsonl(path) if row["step"] <= resume_at] if path.exists() else []
+        rows = read_jsonl(path) if path.exists() else []
+        if bad := [number for number, row in enumerate(rows, 1) if type(row.get("step")) is not int]:
+            raise DataError(f"{path}:{bad[0]}: no step", "the file is damaged: restore it, or remove it")
+        kept = [row for row in rows if row["step"] <= resume_at]
         write_jsonl(path, kept)
         self.last: Mapping[str, Any] = kept[-1] if kept else {}
 

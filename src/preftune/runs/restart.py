@@ -1,0 +1,69 @@
+"""`--restart`: what an earlier run wrote in a directory goes, and nothing else.
+
+A run directory may be "." with other things in it, so that files are known by name and place: a folder that
+holds anything of somebody else stays, with that in it.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from preftune.rundir import RunDir, refuse_links
+from preftune.runs.stages import SIDE_FILE
+from preftune.sums import listed, read_record
+
+_OF_A_STAGE = ("stage.json", "metrics.jsonl", "ledger.jsonl", "nonfinite-step-*.json", "parts/*.json")
+_POLICIES = ("base.json", "policy_*.json", "best_of_*.json")
+_OF_AN_EVALUATION = (*_POLICIES, "reward_model*.json", "comparisons.jsonl")
+_OF_PAIRS = ("*.json", "*_mistakes.jsonl", "comparisons.jsonl")
+_FIGURES = ("training_*.svg", "reward_*.svg")
+
+
+def remove_run(run: RunDir) -> list[Path]:
+    """Remove what preftune wrote; returns it. To be asked for under the lock, which made sure that the
+    directory is preftune's.
+    """
+    refuse_links(run)
+    removed = []
+    for path in _written(run):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        removed.append(path)
+    for folder in sorted({path.parent for path in removed} - {run.path}, key=lambda p: -len(p.parts)):
+        while folder != run.path:
+            with contextlib.suppress(OSError):  # something of somebody else is in it, or it is gone
+                folder.rmdir()
+            folder = folder.parent
+    return removed
+
+
+def _written(run: RunDir) -> Iterator[Path]:
+    """Files of a run that are there, and models and checkpoints as directories."""
+    names = _recorded(run)
+    for place in sorted(run.stage_dir("x").parent.glob("*")):
+        for kind in ("step-*", ".tmp-*", "corrupt"):
+            yield from sorted(place.glob(f"checkpoints/{kind}"))
+        for pattern in _OF_A_STAGE:
+            yield from sorted(place.glob(pattern))
+    yield from sorted(model for model in run.models.glob("*") if (model / SIDE_FILE).is_file())
+    for pattern in _OF_AN_EVALUATION:
+        yield from sorted(run.comparisons.parent.glob(pattern))
+    for record in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/pairs.json")):
+        for pattern in _OF_PAIRS:
+            yield from sorted(record.parent.glob(pattern))
+    for pattern in _FIGURES:
+        yield from sorted(file for file in run.figures.glob(pattern) if not names or file in names)
+    yield from sorted(run.log(1).parent.glob("attempt-[0-9]*.log"))
+    files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
+    files += (run.report_record, *run.samples_files().values())
+    yield from (file for file in files if file.is_file())
+
+
+def _recorded(run: RunDir) -> set[Path]:
+    """The files of the last report."""
+    with contextlib.suppress(Exception):
+        return {run.path / name for name in listed(read_record(run.report_record)) or ()}
+    return set()
