@@ -1,4 +1,4 @@
-"""Keys by content, reports by what they were made of, models by the hash that their children were made from."""
+"""Keys by content, reports by what they were made of, stages by the models that they were made from."""
 
 import shutil
 from pathlib import Path

@@ -61,9 +61,13 @@ class RewardFunction:
     batched: bool = False
 
     def values(self, cases: Sequence[Case], stop: bool) -> list[Given]:
-        """The unweighted reward of each case; with `stop` the first failure is raised."""
-        if self.batched:
-            return self._batch(cases, stop)
+        """The unweighted reward of each case; with `stop` the first failure is raised. Whatever the calls do to
+        the process is put back.
+        """
+        with isolated():
+            return self._batch(cases, stop) if self.batched else self._each(cases, stop)
+
+    def _each(self, cases: Sequence[Case], stop: bool) -> list[Given]:
         found: list[Given] = []
         for case in cases:
             value = self._called(case, partial(self.call, case.prompt, case.response, **self._of(case)))
@@ -107,10 +111,10 @@ class RewardFunction:
         return {name: case.columns[name] for name in self._names([case])}
 
     def _called(self, case: Case, call: Callable[[], Any], times: int = 1) -> Any:
-        """What a call gives, or a DataError. Whatever it does to the process is put back."""
+        """What a call gives, or a DataError."""
         seconds = self.seconds * times
         try:
-            with isolated(), _limited(seconds):
+            with _limited(seconds):
                 value = call()
                 return _awaited(value) if inspect.isawaitable(value) else value
         except _Late:
