@@ -278,6 +278,7 @@ def without_sums(run: RunDir) -> RunDir:
     """The run as one from before sums were kept, whose files a test may change."""
     for file in [*run.path.glob("stages/*/stage.json"), run.marker]:
         record = read_json(file)
+        names = [name for name in record.get("files", ()) if not name.startswith("models/")]
         left = {k: v for k, v in record.items() if k not in ("record_sha256", "files", "made_from")}
-        write_json(file, left)
+        write_json(file, left | ({"files": names} if "evaluation" in file.parts else {}))
     return run

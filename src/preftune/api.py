@@ -119,6 +119,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """
     run = _existing(path)
     refuse_if_held(run)
+    load_recipe(str(run.config))  # what is wrong with it is said before anything is written
     with handled(), held(run):
         session = _reopen(path)
         from preftune.measure.write_up import measure_and_report

@@ -18,7 +18,7 @@ from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
 _REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
-_known: dict[tuple[str, int, int, int, int], str] = {}  # a file that did not change is read once a command
+_known: dict[tuple[str, int, int, int], str] = {}  # a file that did not change is read once a command
 
 
 def sum_of(value: Any) -> str:
@@ -117,7 +117,7 @@ def _fault(file: Path, entry: Any) -> str:
 
 def _sha256(file: Path) -> str:
     seen = file.stat()
-    mark = (str(file.resolve()), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    mark = (str(file.resolve()), seen.st_ino, seen.st_size, seen.st_ctime_ns)
     if mark not in _known:
         _known[mark] = sha256_file(file)
     return _known[mark]

@@ -36,7 +36,8 @@ def results(run: RunDir) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {str(path.relative_to(run.path)): path.read_bytes() for path in files}
     record = read_json(run.stage_json("evaluation"))
-    return found | {"record": {k: v for k, v in record.items() if k not in ("seconds", "peak_memory_mb")}}
+    varies = ("seconds", "peak_memory_mb", "record_sha256")
+    return found | {"record": {k: v for k, v in record.items() if k not in varies}}
 
 
 def parts(run: RunDir) -> list[Path]:
