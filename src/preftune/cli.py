@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError, from_panic, from_system, is_panic
+from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.isolated import from_panic, is_panic
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 

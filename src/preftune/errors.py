@@ -3,9 +3,7 @@
 Exit codes follow sysexits(3); the table is in docs/reliability.md.
 """
 
-import contextlib
 import errno
-from collections.abc import Iterator
 
 
 class PreftuneError(Exception):
@@ -74,31 +72,6 @@ class ConfigError(PreftuneError):
     """A configuration is wrong, or differs from the one a run was started with."""
 
     code = 78
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether it is Rust code that gave up: no Exception, so that every handler lets it pass."""
-    return type(error).__name__ == "PanicException"
-
-
-def from_panic(error: BaseException) -> DataError:
-    """A tokenizer is the only such code of ours that reads other people's rules and texts."""
-    first = str(error).partition("\n")[0][:200]
-    return DataError(
-        f"the tokenizer gave up: {first}",
-        hint="its tokenizer.json has a rule that cannot be applied to a text of the data; use another model",
-    )
-
-
-@contextlib.contextmanager
-def no_panic() -> Iterator[None]:
-    """DataError instead of a panic of Rust code."""
-    try:
-        yield
-    except BaseException as error:
-        if is_panic(error):
-            raise from_panic(error) from error
-        raise
 
 
 def from_system(error: OSError) -> PreftuneError:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.errors import DataError
 from preftune.stops import Interrupted
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGALRM")
@@ -40,6 +41,31 @@ def isolated() -> Iterator[None]:
 def passes(error: BaseException) -> bool:
     """Whether an error is the user's wish to stop, and no failure of the foreign code."""
     return isinstance(error, Interrupted | KeyboardInterrupt)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is Rust code that gave up: no Exception, so that every handler lets it pass."""
+    return type(error).__name__ == "PanicException"
+
+
+def from_panic(error: BaseException) -> DataError:
+    """A tokenizer is the only such code of ours that reads other people's rules and texts."""
+    first = str(error).partition("\n")[0][:200]
+    return DataError(
+        f"the tokenizer gave up: {first}",
+        hint="its tokenizer.json has a rule that cannot be applied to a text of the data; use another model",
+    )
+
+
+@contextlib.contextmanager
+def no_panic() -> Iterator[None]:
+    """DataError instead of a panic of Rust code."""
+    try:
+        yield
+    except BaseException as error:
+        if is_panic(error):
+            raise from_panic(error) from error
+        raise
 
 
 def _process() -> Iterator[Undo]:

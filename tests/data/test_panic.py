@@ -6,13 +6,14 @@ from transformers import PreTrainedTokenizerFast
 
 from preftune.cli import main
 from preftune.data import Encoder
-from preftune.errors import DataError, from_panic, is_panic
+from preftune.errors import DataError
+from preftune.isolated import from_panic, is_panic
 
 
 def backtracking() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    raw = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))  # noqa: S106
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a|a)*$"), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")  # noqa: S106
 
 
 def test_a_panic_of_the_tokenizer_is_a_data_error() -> None:

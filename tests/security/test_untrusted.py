@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from preftune.config import load_recipe
 from preftune.errors import ConfigError
+from preftune.report.text import markdown
 from preftune.runs.console import Console
-from preftune.untrusted import clean, holds_credential, printable, redact
+from preftune.untrusted import REDACTED, clean, holds_credential, printable, redact
 
 HF, SK = "hf_" + "aB3" * 10, "sk-proj-" + "xY7_" * 8
 CREDENTIALS = [
@@ -122,3 +123,29 @@ def test_a_setting_that_holds_a_credential_is_refused(key: str, tmp_path: Path) 
         assert "aB3aB3" not in str(caught.value)
         assert "xY7_" not in str(caught.value)
         assert "HF_TOKEN" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ASIAIOSFODNN7EXAMPLE",
+        "https://example.org/data.jsonl?token=0123abcd",
+        "s3://x/y?a=1&X-Amz-Signature=00ff00ff&b=2",
+        "https://x.blob.core.windows.net/y?sv=1&sig=abc%2Bdef",
+    ],
+)
+def test_what_a_signed_address_hands_over_is_a_credential(text: str) -> None:
+    assert holds_credential(text)
+    shown = redact(text)
+    assert REDACTED in shown
+    assert not holds_credential(shown)
+    assert not any(secret in shown for secret in ("IOSFODNN", "0123abcd", "00ff00ff", "abc%2Bdef"))
+    assert not holds_credential("https://example.org/x?page=2&tokens=8&step=3")
+
+
+def test_a_bare_address_makes_no_link_in_markdown() -> None:
+    """GitHub makes links of http://, https:// and www. wherever they stand (GFM, section 6.9)."""
+    assert markdown(("see https://evil.example/x and WWW.evil.example",)) == (
+        r"see https\://evil.example/x and WWW\.evil.example"
+    )
+    assert markdown(("a: b, v1.2.w.x",)) == "a: b, v1.2.w.x"

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -131,3 +134,57 @@ def test_without_the_copy_in_memory_the_result_would_be_another(
     assert newest_step(tmp_path / "checkpoints") == 3
     faults.arm("")
     assert not same_weights(run("ppo", tmp_path)["policy"], whole["policy"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals")
+def test_a_terminal_that_closes_is_a_wish_to_stop_but_not_under_nohup() -> None:
+    with pytest.raises(stops.Interrupted, match="SIGHUP") as caught, stops.handled():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1)
+    assert caught.value.code == 143
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stops.handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stops.requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+CHILD = """
+import sys, time
+from preftune import stops
+try:
+    with stops.handled():
+        stops.end_with_parent()
+        print("there", flush=True)
+        time.sleep(60)
+except stops.Interrupted as stop:
+    sys.exit(stop.code)
+"""
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_its_parent_however_that_ends() -> None:
+    words = [sys.executable, "-c", PARENT, CHILD]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        try:
+            os.kill(child, 0)
+            if "State:\tZ" in Path(f"/proc/{child}/status").read_text():
+                return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the child went on")

@@ -14,7 +14,8 @@ from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequ
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Template
-from preftune.errors import ConfigError, DataError, no_panic
+from preftune.errors import ConfigError, DataError
+from preftune.isolated import no_panic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.hub import offline_asked_for, reachable
-from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError, is_panic
+from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError
+from preftune.isolated import is_panic
 from preftune.rundir import read_object, sha256_file
 
 # Keys that make a loader import code (classes from the model's directory, kernels from the hub) or read a
