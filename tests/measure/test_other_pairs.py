@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import preftune
 from preftune.cli import main
 from preftune.config import load_recipe
+from preftune.measure import pairs as other_pairs
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.console import Console
 from preftune.runs.sources import load_dataset
 from preftune.world.dataset import make_world
 
@@ -94,3 +97,17 @@ def test_pairs_that_were_all_trained_on_say_nothing(
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 65
     assert "all 5 pairs" in capsys.readouterr().err
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(tmp_path / "none.jsonl")]) == 66
+
+
+def test_numbers_that_are_not_finite_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pairs that a score separates perfectly have no finite temperature; JSON holds it as text."""
+    share = {"value": 1.0, "interval": [0.9, 1.0], "n": 4}
+    result = {
+        **{"n": 4, "accuracy": share, "baselines": {}, "brier": 0.0, "ece": 0.0, "n_mistakes": 0},
+        "temperature": {"value": "Infinity"},
+    }
+    other_pairs._show_judge(SimpleNamespace(console=Console()), "rm", result)  # type: ignore[arg-type]
+    assert "temperature inf" in capsys.readouterr().out
+    assert (
+        other_pairs.difference({"mean": "NaN", "interval": ["-Infinity", "Infinity"]}) == "+nan [-inf, inf]"
+    )

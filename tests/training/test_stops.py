@@ -173,7 +173,7 @@ time.sleep(60)
 
 def test_a_child_ends_with_its_parent_however_that_ends() -> None:
     words = [sys.executable, "-c", PARENT, CHILD]
-    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.kill()

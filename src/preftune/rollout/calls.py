@@ -61,8 +61,8 @@ class RewardFunction:
     batched: bool = False
 
     def values(self, cases: Sequence[Case], stop: bool) -> list[Given]:
-        """The unweighted reward of each case; with `stop` the first failure is raised. What the calls do to the
-        process is put back.
+        """The unweighted reward of each case; with `stop` the first failure is raised. What the calls do to
+        the process is put back.
         """
         with isolated():
             return self._batch(cases, stop) if self.batched else self._each(cases, stop)
