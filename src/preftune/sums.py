@@ -26,14 +26,14 @@ def sum_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
-def write_record(file: Path, record: Mapping[str, Any]) -> None:
+def write_sealed(file: Path, record: Mapping[str, Any]) -> None:
     """Write a record with its own sum."""
     body = {key: value for key, value in record.items() if key != _OWN}
     write_json(file, {**body, _OWN: sum_of(body)})
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """A record, {} if there is none. DataError if it is no object, or not what `write_record` wrote."""
+def read_sealed(file: Path) -> dict[str, Any]:
+    """A record, {} if there is none. DataError if it is no object, or not what `write_sealed` wrote."""
     if not os.path.lexists(file):
         return {}
     record = read_object(file)
@@ -86,15 +86,15 @@ def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") 
 
 def note(run: RunDir, files: Iterable[Path]) -> None:
     """Put the sums of the run's own files into its marker."""
-    before = read_record(run.marker)
+    before = read_sealed(run.marker)
     after = {**before, "files": {**(listed(before) or {}), **sums(run, files)}}
     if before != after:
-        write_record(run.marker, after)
+        write_sealed(run.marker, after)
 
 
 def check_own(run: RunDir, *files: Path) -> None:
     """DataError if one of the run's own files (config.toml, data.json, ...) is not what preftune wrote."""
-    record = read_record(run.marker)
+    record = read_sealed(run.marker)
     for file in files:
         remedy = "run the command that made the run (preftune run RECIPE), which writes it again"
         if file == run.run:

@@ -68,10 +68,10 @@ def test_a_child_of_another_model_is_no_child(copy: RunDir, capsys: pytest.Captu
     del record["record_sha256"]
     weights = copy.models / "policy_sft" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
-    from preftune.sums import sums, write_record
+    from preftune.sums import sums, write_sealed
 
     files = [copy.path / name for name in record["files"]]
-    write_record(copy.stage_json("sft"), {**record, "files": sums(copy, files)})
+    write_sealed(copy.stage_json("sft"), {**record, "files": sums(copy, files)})
     assert main(["run", "tiny", f"out={copy.path}"]) == 78
     assert "was made from another model of sft" in capsys.readouterr().err
 

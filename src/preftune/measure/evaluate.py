@@ -19,12 +19,15 @@ from preftune.evaluation.summary import summarise
 from preftune.measure.cache import Parts, content
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
-from preftune.rundir import BASE, RunDir, policy_name, write_json, write_jsonl
+from preftune.records.base import write_record, write_records
+from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
+from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.rundir import BASE, RunDir, policy_name, write_jsonl
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, digest, model_sum
-from preftune.sums import CARD, faults, listed, read_record, sums, write_record
+from preftune.sums import CARD, faults, listed, read_sealed, sums, write_sealed
 from preftune.training.learner import Learner
 
 _VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
@@ -54,7 +57,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
     parts = parts_of(session, policies, prompts, session.gold)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
-    write_record(session.run.stage_json(EVALUATION), {**record, "status": "running"})
+    write_sealed(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     _evaluate_reward_models(session, judges, parts)
     _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
@@ -70,7 +73,7 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
     them. What differs is said, and measured again; model cards alone are written again.
     """
     run = session.run
-    record = read_record(run.stage_json(EVALUATION))
+    record = read_sealed(run.stage_json(EVALUATION))
     if record.get("key") != key:
         return False
     if listed(record) is None:  # from before sums were kept: names only
@@ -93,7 +96,7 @@ def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) 
     """Bring the models' cards up to date, and put the sums of all files into the evaluation's record."""
     rewrite_cards(session, stages)
     files = sums(session.run, _written(session.run))
-    write_record(session.run.stage_json(EVALUATION), {**record, "files": files})
+    write_sealed(session.run.stage_json(EVALUATION), {**record, "files": files})
 
 
 def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
@@ -146,10 +149,10 @@ def _written(run: RunDir) -> list[Path]:
 def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
     for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
         if name != session.judge:
-            write_json(session.run.evaluation(f"reward_model_{name}"), result)
+            write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)
             continue
-        write_json(session.run.reward_evaluation, result)
-        write_jsonl(session.run.mistakes, rows)
+        write_record(session.run.reward_evaluation, result, RewardModelRecord)
+        write_records(session.run.mistakes, rows, Mistake)
 
 
 def audits(
@@ -310,16 +313,16 @@ def policy_name_of(stage: str) -> str:
 def _write_policies(session: Session, measured: Measured) -> None:
     run, config = session.run, session.config
     _remove_earlier(run)
-    write_jsonl(run.comparisons, measured.comparisons)
+    write_records(run.comparisons, measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
-        write_json(run.evaluation(name), summary)
+        write_record(run.evaluation(name), summary, PolicyRecord)
         rows = measured.rows[name][: config.evaluation.samples]
         write_jsonl(
             run.samples_file(name, config.model.base),
             [{k: v for k, v in row.items() if k != "ids"} for row in rows],
         )
     if measured.best_of_n is not None:
-        write_json(run.best_of_n, measured.best_of_n)
+        write_record(run.best_of_n, measured.best_of_n, BestOfCurve)
 
 
 def _remove_earlier(run: RunDir) -> None:

@@ -11,7 +11,7 @@ from preftune.report.plots.figures import draw
 from preftune.report.writers.analysis import analysis_text
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, refuse_links, write_text
-from preftune.sums import faults, listed, read_record, sum_of, sums, write_record
+from preftune.sums import faults, listed, read_sealed, sum_of, sums, write_sealed
 from preftune.version import __version__
 
 
@@ -33,21 +33,21 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     texts[directory.report_page] = page_text(view, parts, {file: svg for file, (svg, _) in drawn.items()})
     earlier: dict[str, object] = {}
     with contextlib.suppress(DataError):
-        earlier = listed(read_record(directory.report_record)) or {}
-    write_record(directory.report_record, {})
+        earlier = listed(read_sealed(directory.report_record)) or {}
+    write_sealed(directory.report_record, {})
     for path, text in texts.items():
         write_text(path, text)
     for stale in {directory.path / name for name in earlier} - set(texts):  # a figure that it has no more
         if stale.parent == directory.figures:
             stale.unlink(missing_ok=True)
-    write_record(directory.report_record, {"key": key, "files": sums(directory, texts)})
+    write_sealed(directory.report_record, {"key": key, "files": sums(directory, texts)})
     return list(texts)
 
 
 def is_current(run: RunDir) -> bool:
     """Whether the report is there, whole, and made of the files that the run holds now."""
     try:
-        record = read_record(run.report_record)
+        record = read_sealed(run.report_record)
     except DataError:
         return False
     return bool(listed(record)) and record.get("key") == _key(run) and not faults(run, record)

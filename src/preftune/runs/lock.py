@@ -14,7 +14,7 @@ from typing import TextIO
 
 from preftune.errors import ConfigError, PermissionMissing, RunLocked, StorageError
 from preftune.rundir import WRITTEN_FILES, WRITTEN_FOLDERS, RunDir, refuse_links
-from preftune.sums import read_record, write_record
+from preftune.sums import read_sealed, write_sealed
 from preftune.version import __version__
 
 _WRITTEN = (*WRITTEN_FILES, "design.json", "request.json", "study.json", "STUDY.md")
@@ -81,7 +81,7 @@ def _make_own(run: RunDir) -> None:
     """Put the marker into a directory that has none. ConfigError if something there would be overwritten that
     preftune did not write: it is recognised by its run.json, or a study's request.json.
     """
-    if read_record(run.marker):
+    if read_sealed(run.marker):
         return
     found = [path for pattern in _WRITTEN for path in sorted(run.path.glob(pattern))]
     if found and not _is_of_before(run):
@@ -90,7 +90,7 @@ def _make_own(run: RunDir) -> None:
             f"{run.path} was not made by preftune and holds {names}, which would be overwritten",
             hint="use another --out DIR, or an empty one",
         )
-    write_record(run.marker, {"made_by": f"preftune {__version__}"})
+    write_sealed(run.marker, {"made_by": f"preftune {__version__}"})
 
 
 def _is_of_before(run: RunDir) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from preftune.errors import ConfigError, StorageError
 from preftune.rundir import RunDir, sha256_file
 from preftune.runs.stages import Stage, differences, is_finished
-from preftune.sums import read_record
+from preftune.sums import read_sealed
 from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
 
 _MANIFEST = "mirror.json"
@@ -123,7 +123,7 @@ class Mirror:
         return False
 
     def _same_settings(self, stage: Stage, unit: Path) -> None:
-        recorded = read_record(unit / "stage.json")
+        recorded = read_sealed(unit / "stage.json")
         if recorded.get("key") != stage.key:
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from preftune.rundir import RunDir, refuse_links
 from preftune.runs.stages import SIDE_FILE
-from preftune.sums import listed, read_record
+from preftune.sums import listed, read_sealed
 
 _OF_A_STAGE = ("stage.json", "metrics.jsonl", "ledger.jsonl", "nonfinite-step-*.json", "parts/*.json")
 _POLICIES = ("base.json", "policy_*.json", "best_of_*.json")
@@ -65,5 +65,5 @@ def _written(run: RunDir) -> Iterator[Path]:
 def _recorded(run: RunDir) -> set[Path]:
     """The files of the last report."""
     with contextlib.suppress(Exception):
-        return {run.path / name for name in listed(read_record(run.report_record)) or ()}
+        return {run.path / name for name in listed(read_sealed(run.report_record)) or ()}
     return set()

@@ -18,7 +18,7 @@ from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 from preftune.runs.mirror import Mirror
 from preftune.runs.stages import Stage, check_model, digest, settings_of
-from preftune.sums import read_record
+from preftune.sums import read_sealed
 from preftune.training.learner import Learner
 
 _UNLIMITED = 1 << 20
@@ -144,7 +144,7 @@ class Session:
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def _functions(self, stage: str, terms: str) -> dict[str, Any]:
-        recorded = read_record(self.run.stage_json(stage)) if not self.trains else {}
+        recorded = read_sealed(self.run.stage_json(stage)) if not self.trains else {}
         inputs = recorded.get("inputs")
         if recorded.get("status") == "finished" and isinstance(inputs, dict):
             return {key: inputs[key] for key in ("reward_functions", "columns") if key in inputs}
@@ -157,7 +157,7 @@ class Session:
             return self._inputs(self.config.model)
         weights = {"sha256": fingerprint(self.base)}
         old = digest(weights)  # of a run from before the files beside the weights were part of the key
-        records = [read_record(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
+        records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
         if any(isinstance(each, dict) and old in (each.get("parents") or {}).values() for each in records):
             return weights
         beside = surroundings(self.base)

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
 from preftune.rundir import RunDir
-from preftune.sums import CARD, check, listed, read_record, sum_of, sums, write_record
+from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_sealed
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
@@ -48,7 +48,7 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     ConfigError if it was started with other inputs, or made from a parent that has become another: nothing is
     overwritten. DataError if a file of it is damaged.
     """
-    recorded = read_record(run.stage_json(stage.name))
+    recorded = read_sealed(run.stage_json(stage.name))
     if not recorded:
         return False
     if recorded.get("key") != stage.key:
@@ -70,7 +70,7 @@ def check_model(run: RunDir, name: str, algorithm: str) -> bool:
     """Whether a stage's model is there to be read. DataError if it, or a log of its stage, is not what was
     written, or if the stage is finished and its model is gone.
     """
-    recorded, model = read_record(run.stage_json(name)), run.model_dir(name, algorithm)
+    recorded, model = read_sealed(run.stage_json(name)), run.model_dir(name, algorithm)
     if recorded.get("status") == "finished":
         if not model.is_dir():
             raise DataError(f"{model} is missing", hint=_remedy(run, name, algorithm))
@@ -81,13 +81,13 @@ def check_model(run: RunDir, name: str, algorithm: str) -> bool:
 def unverified(run: RunDir) -> list[str]:
     """Finished parts of a run from before sums were kept."""
     files = sorted(run.stage_json("x").parent.parent.glob("*/stage.json"))
-    records = {file.parent.name: read_record(file) for file in files}
+    records = {file.parent.name: read_sealed(file) for file in files}
     return [n for n, each in records.items() if each.get("status") == "finished" and listed(each) is None]
 
 
 def model_sum(run: RunDir, name: str) -> str | None:
     """One hash for the model that a stage has recorded; None if it has not."""
-    files = listed(read_record(run.stage_json(name)))
+    files = listed(read_sealed(run.stage_json(name)))
     return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith("models/")})
 
 
@@ -117,7 +117,7 @@ def begin(run: RunDir, stage: Stage) -> None:
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
-    write_record(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+    write_sealed(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}
     record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
-    write_record(run.stage_json(stage.name), {**record, "status": "finished"})
+    write_sealed(run.stage_json(stage.name), {**record, "status": "finished"})
     drop_checkpoints(run, stage)
 
 

@@ -29,7 +29,7 @@ from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
 from preftune.study.tokens import Lengths, planned_tokens, with_tokens
-from preftune.sums import read_record, write_record
+from preftune.sums import read_sealed, write_sealed
 from preftune.world.gold import gold
 
 CEILING = "ceiling"
@@ -195,13 +195,13 @@ def _with_sweep(
 def save_design(design: Design, out: Path) -> None:
     """Write study.toml and design.json where they differ from what is there."""
     write_text(out / "study.toml", dump_toml(design.config))
-    write_record(out / "design.json", _record(design))
+    write_sealed(out / "design.json", _record(design))
 
 
 def load_design(out: Path) -> Design:
     """The design that `save_design` wrote."""
     file = out / "design.json"
-    record = read_record(file)
+    record = read_sealed(file)
     config = load_recipe(str(out / "study.toml")).config
     try:
         return Design(

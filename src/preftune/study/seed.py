@@ -12,7 +12,7 @@ from preftune.runs.lock import held
 from preftune.runs.sources import load_dataset
 from preftune.study.design import Design, load_design
 from preftune.study.tokens import spent_tokens
-from preftune.sums import check, read_record, sums, write_record
+from preftune.sums import check, read_sealed, sums, write_sealed
 
 
 def seed_dir(out: Path, seed: int) -> Path:
@@ -28,7 +28,7 @@ def finished(out: Path, design: Design, seed: int) -> bool:
     """Whether this seed is done with just this design. DataError if a file of its numbers is not as it was
     written.
     """
-    record, run = read_record(facts_file(out, seed)), RunDir(seed_dir(out, seed))
+    record, run = read_sealed(facts_file(out, seed)), RunDir(seed_dir(out, seed))
     if record.get("key") != design.key(seed):
         return False
     check(run, record, f"remove {run.path / 'study'} and run the same command: it measures that seed again")
@@ -65,4 +65,4 @@ def run_seed(out: Path, seed: int, reports: bool = True) -> None:
             "tokens": {name: spent_tokens(run, name) for name in tuned},
         }
         numbers = [file for file in facts_file(out, seed).parent.glob("*.json") if file.name != "seed.json"]
-        write_record(facts_file(out, seed), {**record, "files": sums(run, numbers)})
+        write_sealed(facts_file(out, seed), {**record, "files": sums(run, numbers)})
