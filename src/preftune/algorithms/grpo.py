@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, averaged
@@ -118,7 +119,8 @@ class GRPO:
             case "grpo":
                 return sequence_mean(response, total(response.any(1).sum()))
             case "dr_grpo":
-                return constant_length(response, self.config.max_new_tokens, total(response.any(1).sum()))
+                rows = total(response.new_tensor(len(response), dtype=torch.long))  # those without a score too
+                return constant_length(response, self.config.max_new_tokens, rows)
             case _:
                 return token_mean(response, total(response.sum()))
 
