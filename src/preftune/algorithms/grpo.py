@@ -119,7 +119,8 @@ class GRPO:
             case "grpo":
                 return sequence_mean(response, total(response.any(1).sum()))
             case "dr_grpo":
-                rows = total(response.new_tensor(len(response), dtype=torch.long))  # those without a score too
+                # All responses, those without a score too: a constant does not depend on what was sampled.
+                rows = total(torch.tensor(len(response), device=response.device))
                 return constant_length(response, self.config.max_new_tokens, rows)
             case _:
                 return token_mean(response, total(response.sum()))
