@@ -80,7 +80,7 @@ class PPO:
     def rollout(self, batch: Prompts) -> Rollout:
         assert self.scorer is not None
         assert self.reference is not None
-        return collect(
+        rollout = collect(
             batch,
             policy=self.policy,
             reference=self.reference,
@@ -90,7 +90,10 @@ class PPO:
             temperature=self.config.temperature,
             missing_eos_score=self.config.missing_eos_score,
             batch_size=self.config.microbatch_size,
+            say=self.learner.say_once,
         )
+        self.learner.note("rewards", rollout.scores)
+        return rollout
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""

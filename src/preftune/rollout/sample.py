@@ -6,7 +6,7 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
-from functools import cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ def sample(
     temperature: float,
     eos_id: int,
     responses_per_prompt: int = 1,
+    say: Callable[[str], None] | None = None,
 ) -> Sequences:
     """Draw responses up to and including EOS, at most `max_new_tokens` long; temperature 0 is greedy.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
-    Where memory runs out, half of the prompts are taken at a time: a response does not know its neighbours.
+    Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
+    know its neighbours.
     """
     try:
         return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)
@@ -44,8 +46,9 @@ def sample(
     # Out here, where the error no longer holds on to the frames and tensors that it passed.
     torch.cuda.empty_cache()
     half = len(prompts) // 2
-    _warn(len(prompts), half)
-    parts = [
+    if say is not None:
+        say(f"warning: out of memory sampling for {len(prompts)} prompts at a time; going on with {half}")
+    halves = [
         sample(
             policy,
             prompts[rows],
@@ -53,16 +56,11 @@ def sample(
             temperature=temperature,
             eos_id=eos_id,
             responses_per_prompt=responses_per_prompt,
+            say=say,
         )
         for rows in (slice(0, half), slice(half, None))
     ]
-    return concatenate(*parts)
-
-
-@cache
-def _warn(prompts: int, half: int) -> None:
-    """Once, not in every step."""
-    print(f"warning: out of memory sampling for {prompts} prompts at a time; going on with {half}")
+    return concatenate(*halves)
 
 
 def _sampled(

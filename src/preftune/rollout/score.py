@@ -3,6 +3,7 @@
 The reward model reads token ids where policy and reward model share them, else text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,10 @@ class Scorer:
     functions: RewardFunctions | None = None
 
     @torch.no_grad()
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
+        `rows`: see `RewardFunctions.scores`.
         Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
         function failed and that stops the run.
         """
@@ -43,7 +45,7 @@ class Scorer:
             batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
             scores = torch.cat([self._scores(model, batch) for batch in batches])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        return scores if self.functions is None else scores + self.functions.scores(sequences)
+        return scores if self.functions is None else scores + self.functions.scores(sequences, rows)
 
     def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
@@ -64,11 +66,13 @@ class Scorer:
         batch = pad_sequences(prompts, responses, theirs.pad_id)
         return model.scores(batch.to(sequences.ids.device))
 
-    def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
+    def shaped(
+        self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
+    ) -> Tensor:
         """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a
         masked one stays NaN.
         """
-        scores = self.scores(sequences)
+        scores = self.scores(sequences, rows)
         if missing_eos_score is None:
             return scores
         whole = ended(sequences, self.encoder.eos_id) | scores.isnan()
