@@ -66,9 +66,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
-        end: Any = (
-            tokenizer.eos_token_id
-        )  # the library allows lists here; no causal model's tokenizer has one
+        end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
         self.eos_id: int = end
         # Any id will do for padding, since masks come from lengths.
@@ -181,7 +179,15 @@ class Encoder:
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
-        return self._decode(ids)
+        return self.text_of(ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of all these ids, special tokens included; nothing is tidied up."""
+        # Any: the library's annotation is that of a whole batch, too.
+        text: Any = self.tokenizer.decode(
+            [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
@@ -199,7 +205,7 @@ class Encoder:
         first, rest = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
-            cut = Turn(first.role, self._decode(text).lstrip("\ufffd"))  # the cut may have halved a character
+            cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
             ids = self._whole_prompt(Dialogue([cut, *rest]))
             excess = len(ids) - limit
             if excess <= 0 or not text:
@@ -250,10 +256,6 @@ class Encoder:
             verbose=False,
         )
         return encoded.input_ids
-
-    def _decode(self, ids: list[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
 
 
 def _size(prompt: Dialogue) -> int:

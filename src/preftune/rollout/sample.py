@@ -14,6 +14,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import next_logits
+from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
@@ -73,8 +74,7 @@ def _sampled(
     new = torch.full((rows, max_new_tokens), eos_id, dtype=torch.long, device=packed.ids.device)
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
-    head = policy.model.get_output_embeddings()
-    assert head is not None
+    head = language_head(policy.model)
     with casting(policy):
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start()).repeat_interleave(k, 0)

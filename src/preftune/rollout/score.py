@@ -54,9 +54,7 @@ class Scorer:
         for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
-            prompt = self.encoder.tokenizer.decode(
-                real[~written].tolist(), clean_up_tokenization_spaces=False
-            )
+            prompt = self.encoder.text_of(real[~written].tolist())
             response = theirs.response(self.encoder.decode(real[written].tolist()), ended=closed)
             prompt_ids = theirs.text(prompt)
             if theirs.max_length is not None:  # its tokens may be shorter than ours
