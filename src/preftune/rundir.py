@@ -120,11 +120,11 @@ class RunDir:
 
     def samples_files(self) -> dict[str, Path]:
         """Sample files that exist, by policy name, base first."""
-        found = {}
+        files = {}
         for path in sorted((self.path / "samples").glob("*_samples.jsonl")):
             name = path.name.removesuffix("_samples.jsonl")
-            found[BASE if name.startswith(f"{BASE}_") else name] = path
-        return found
+            files[BASE if name.startswith(f"{BASE}_") else name] = path
+        return files
 
     @property
     def mistakes(self) -> Path:

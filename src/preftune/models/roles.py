@@ -118,8 +118,8 @@ class LogRatioPerPosition(nn.Module):
         return self.policy.model
 
     def forward(self, ids: Tensor, attention: Tensor, response: Tensor) -> Tensor:
-        ours, theirs = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
-        return torch.where(response, self.beta * (ours - theirs).cumsum(1), 0.0)
+        policy, reference = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
+        return torch.where(response, self.beta * (policy - reference).cumsum(1), 0.0)
 
 
 @dataclass(slots=True)

@@ -50,18 +50,18 @@ class Scorer:
     def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
-        theirs, rows = self.translate, []
+        judge, rows = self.translate, []  # the encoder of the reward model
         for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
             prompt = self.encoder.text_of(real[~written].tolist())
-            response = theirs.response(self.encoder.decode(real[written].tolist()), ended=closed)
-            prompt_ids = theirs.text(prompt)
-            if theirs.max_length is not None:  # its tokens may be shorter than ours
-                prompt_ids = prompt_ids[-max(theirs.max_length - len(response), 1) :]
+            response = judge.response(self.encoder.decode(real[written].tolist()), ended=closed)
+            prompt_ids = judge.text(prompt)
+            if judge.max_length is not None:  # its tokens may be shorter than the policy's
+                prompt_ids = prompt_ids[-max(judge.max_length - len(response), 1) :]
             rows.append((prompt_ids, response))
         prompts, responses = zip(*rows, strict=True)
-        batch = pad_sequences(prompts, responses, theirs.pad_id)
+        batch = pad_sequences(prompts, responses, judge.pad_id)
         return model.scores(batch.to(sequences.ids.device))
 
     def shaped(
@@ -81,7 +81,6 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
     if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):
         return True
-    ours, theirs = policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab()
-    return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
-        t: i for t, i in ours.items() if t != PAD_TOKEN
-    }
+    vocabularies = (policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab())
+    first, second = ({t: i for t, i in ids.items() if t != PAD_TOKEN} for ids in vocabularies)
+    return first == second

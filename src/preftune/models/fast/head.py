@@ -47,8 +47,8 @@ def next_logits(head: nn.Module, states: Tensor) -> Tensor:
     product = layer_product(head) if len(states) <= _FEW else None
     if product is not None:
         return product(states)
-    kind = states.device.type
-    few = kind == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(kind)
+    device_type = states.device.type
+    few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
         return head(states).float()
     logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
@@ -113,13 +113,15 @@ class _TiledLogprobs(torch.autograd.Function):
         temperature: float,
         room: int,
     ) -> tuple[Tensor, Tensor]:
-        kind = states.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        device_type = states.device.type
+        dtype = (
+            torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+        )
         head = _Head(weight, bias, temperature, dtype)
         blocks = _cut(len(states), len(weight), states.device, room)
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
         kept_logits: list[Tensor] = []
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(device_type, enabled=False):
             for block in blocks:
                 rows = block.rows
                 seen = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)

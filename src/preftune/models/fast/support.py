@@ -77,12 +77,13 @@ def _same_states(model: PreTrainedModel) -> bool:
             ids, lengths = _trial(token_embedding(model).num_embeddings)
             ids, lengths = ids.to(device), lengths.to(device)
             real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
-            plain = model.base_model(ids, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
+            mask = real.long()
+            padded = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[real]
             tree = grow(ids, lengths)
-            ours = tree_states(model, tree)[tree.node[real]]
+            by_tree = tree_states(model, tree)[tree.node[real]]
     except Exception:  # whatever a model does that trees are not made for: it keeps its plain forward
         return False
-    return bool((ours - plain).abs().max() <= _TOLERANCE * plain.abs().max())
+    return bool((by_tree - padded).abs().max() <= _TOLERANCE * padded.abs().max())
 
 
 def _trial(vocabulary: int) -> tuple[Tensor, Tensor]:
