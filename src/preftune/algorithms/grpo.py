@@ -77,7 +77,7 @@ class GRPO:
     def rollout(self, batch: Prompts) -> Rollout:
         assert self.scorer is not None
         assert self.reference is not None
-        rollout = collect(
+        return collect(
             batch,
             policy=self.policy,
             reference=self.reference,
@@ -89,11 +89,10 @@ class GRPO:
             batch_size=self.config.microbatch_size,
             say=self.learner.say_once,
         )
-        self.learner.note("rewards", rollout.scores)
-        return rollout
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
         updates = []
         for epoch in range(self.config.epochs):
