@@ -20,7 +20,7 @@ from preftune.data import Dialogue, Encoder, Preference, Turn
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import ConfigError, DataError
 from preftune.isolated import isolated
-from preftune.rollout.functions import RewardFunctions, load_functions, rows_by_prompt
+from preftune.rollout.functions import RewardFunctions, load_functions
 from preftune.rollout.score import Scorer
 from preftune.stops import Interrupted
 
@@ -75,10 +75,8 @@ def encoder() -> Encoder:
 def scores(encoder: Encoder, terms: str, on_error: Any = "stop", alone: bool = True) -> list[float]:
     batch = encoder.sequences([(row.prompt, reply) for row, reply in zip(ROWS, REPLIES, strict=True)])
     found = load_functions(terms.replace("*", "* test_foreign_code:"), 5.0)
-    own = RewardFunctions(
-        functions=found, encoder=encoder, rows=rows_by_prompt(encoder, ROWS), on_error=on_error
-    )
-    return own.scores(batch, alone).tolist()
+    own = RewardFunctions(functions=found, encoder=encoder, rows=ROWS, on_error=on_error)
+    return own.scores(batch, range(len(ROWS)), alone=alone).tolist()
 
 
 def doing(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
@@ -115,14 +113,14 @@ def state() -> list[Any]:
 CHANGES: dict[str, Callable[[], Any]] = {
     "directory": lambda: os.chdir("/"),
     "environment": lambda: os.environ.update(OMP_NUM_THREADS="7", PREFTUNE_NEW="x"),
-    "no environment": lambda: os.environ.pop("PATH"),
+    "no environment": lambda: os.environ.pop("PATH", None),
     "random": lambda: random.seed(1),
     "numpy": lambda: np.random.seed(1),
     "torch": lambda: torch.manual_seed(1),
     "draws": lambda: (random.random(), np.random.rand(), torch.rand(1)),
     "data type": lambda: torch.set_default_dtype(torch.float64),
     "device": lambda: torch.set_default_device("meta"),
-    "gradients": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
+    "gradients": lambda: torch.set_grad_enabled(False),
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "precision": lambda: torch.set_float32_matmul_precision("medium"),
     "exactness": lambda: torch.use_deterministic_algorithms(True),
@@ -241,10 +239,10 @@ def test_the_scorer_knows_whether_functions_are_alone(encoder: Encoder) -> None:
     own = RewardFunctions(
         functions=load_functions("test_foreign_code:only_go"),
         encoder=encoder,
-        rows=rows_by_prompt(encoder, ROWS),
+        rows=ROWS,
         on_error="mask",
     )
     scorer = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
     with pytest.raises(DataError, match=r"3 of 4 responses got no reward"):
-        scorer.scores(batch)
-    assert replace(own, on_error="stop").scores(batch[torch.tensor([3])]).tolist() == [5]
+        scorer.scores(batch, range(len(ROWS)))
+    assert replace(own, on_error="stop").scores(batch[torch.tensor([3])], [3]).tolist() == [5]

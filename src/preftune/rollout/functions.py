@@ -5,7 +5,7 @@ the time limit is a failure too. How a function is called is in `calls`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,20 +19,22 @@ from preftune.rollout.sample import ended
 
 MAX_MASKED = 0.2  # of the responses of one call; more is no accident
 OnError = Literal["stop", "mask"]
-__all__ = ["OnError", "RewardFunction", "RewardFunctions", "load_functions", "masked", "rows_by_prompt"]
+__all__ = ["OnError", "RewardFunction", "RewardFunctions", "load_functions", "masked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFunctions:
-    """The weighted sum of functions on token rows. `rows` finds a prompt's data row by its ids."""
+    """The weighted sum of functions on token rows. `rows` are those that prompts come from."""
 
     functions: tuple[RewardFunction, ...]
     encoder: Encoder
-    rows: Mapping[tuple[int, ...], Preference]
+    rows: Sequence[Preference]
     on_error: OnError = "stop"
 
-    def scores(self, sequences: Sequences, alone: bool = True) -> Tensor:
+    def scores(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Tensor:
         """Σ weight · reward, (B,) float32 on the device of `sequences`; NaN where a failure is masked.
+
+        `rows`: which of the data rows each sequence's prompt is of; none for prompts from elsewhere.
 
         A function that does not apply to a response (None) is left out of its sum; if none applies, that is a
         failure where functions score `alone`, and 0 beside a reward model. DataError if a function fails and
@@ -40,10 +42,11 @@ class RewardFunctions:
         """
         closed = ended(sequences, self.encoder.eos_id).tolist()
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
-        cases = [
-            self._case(ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist(), closed[i])
-            for i in range(len(sequences))
-        ]
+        cases = []
+        for i in range(len(sequences)):
+            row = self.rows[rows[i]] if rows else None
+            prompt_ids, response_ids = ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist()
+            cases.append(self._case(row, prompt_ids, response_ids, closed[i]))
         values = self._values(cases, alone)
         failures = [value for value in values if isinstance(value, DataError)]
         if failures and self.on_error == "stop":
@@ -78,8 +81,9 @@ class RewardFunctions:
                 totals[i] = last.error(cases[i], f"brings the weighted sum to {total:g}, beyond float32")
         return totals
 
-    def _case(self, prompt_ids: list[int], response_ids: list[int], closed: bool) -> Case:
-        row = self.rows.get(tuple(prompt_ids))
+    def _case(
+        self, row: Preference | None, prompt_ids: list[int], response_ids: list[int], closed: bool
+    ) -> Case:
         columns = {
             **(row.columns if row else {}),
             "ended": closed,
@@ -90,14 +94,6 @@ class RewardFunctions:
         }
         prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
         return Case(prompt, self.encoder.decode(response_ids), columns)
-
-
-def rows_by_prompt(encoder: Encoder, rows: Iterable[Preference]) -> dict[tuple[int, ...], Preference]:
-    """The first row of each prompt, by the prompt's token ids, in the order of the rows."""
-    found: dict[tuple[int, ...], Preference] = {}
-    for row in rows:
-        found.setdefault(tuple(encoder.prompt(row.prompt)), row)
-    return found
 
 
 def masked(scores: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from typing import Any
 from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
+from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
@@ -20,8 +21,6 @@ from preftune.runs.mirror import Mirror
 from preftune.runs.stages import Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
-
-_UNLIMITED = 1 << 20
 
 
 def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
@@ -116,13 +115,13 @@ class Session:
 
     def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
         data = self.config.data
-        context = context or _UNLIMITED
+        context = context or UNLIMITED
         return Encoder(
             tokenizer,
             data.form,
-            min(data.max_prompt_length, context - max(new_tokens, 1)),
-            data.max_response_length,
-            context,
+            max_prompt_length=min(data.max_prompt_length, context - max(new_tokens, 1)),
+            max_response_length=data.max_response_length,
+            max_length=context,
         )
 
     def learner(self, microbatch_size: int) -> Learner:
