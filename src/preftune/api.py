@@ -88,7 +88,10 @@ def run_recipe(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     refuse_if_held(run)
+    from preftune.runs.plan import check_kind
+
     dataset = _checked(config)
+    check_kind(config, dataset, stages, whole=until is None)
     if until is None:
         _can_be_measured(dataset)
     faults.arm()

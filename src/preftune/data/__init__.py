@@ -7,7 +7,7 @@ loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dataset import Dataset, prompt_hash, read_dataset, read_preferences
+from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_dataset, read_preferences
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
@@ -27,6 +27,7 @@ __all__ = [
     "Sequences",
     "Turn",
     "first_usable",
+    "load_dataset",
     "order",
     "pad_prompts",
     "pad_sequences",

@@ -27,7 +27,9 @@ class Encoder:
     """Encodes prompts and responses with one tokenizer.
 
     form "transcript": the HH transcript, ending in "Assistant:"; "chat": the tokenizer's own chat template
-    with the reply opened. Lengths are in tokens; `max_response_length` counts the end token, `max_length`
+    with the reply opened; "plain": the texts alone.
+
+    Lengths are in tokens; `max_response_length` counts the end token, `max_length`
     (None: unlimited) is the model's context. Text that spells a special token is encoded as plain text.
     Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
     """
@@ -35,7 +37,7 @@ class Encoder:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        form: Literal["transcript", "chat"],
+        form: Literal["transcript", "chat", "plain"],
         max_prompt_length: int,
         max_response_length: int,
         max_length: int | None = None,
@@ -167,7 +169,10 @@ class Encoder:
             raise RejectedRow("longer_than_context")
 
     def _whole_prompt(self, prompt: Dialogue) -> list[int]:
-        ids = self._chat(prompt) if self.form == "chat" else self._begin + self._plain(prompt.transcript())
+        if self.form == "chat":
+            return self._chat(prompt) or [self.eos_id]
+        plain = "\n\n".join(turn.text.strip() for turn in prompt)
+        ids = self._begin + self._plain(plain if self.form == "plain" else prompt.transcript())
         return ids or [self.eos_id]  # a model needs one token to start from
 
     def _shortened(self, prompt: Dialogue) -> list[int]:
