@@ -120,11 +120,14 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """
     refuse_if_held(RunDir(path))
     from preftune.measure.write_up import measure_and_report
+    from preftune.runs.plan import check_kind
 
     session = _reopen(path)
     finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
     if not finished:
         raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
+    if pairs is None:
+        check_kind(session.config, session.dataset, finished, whole=True)
     with handled(), held(session.run):
         if pairs is None:
             measure_and_report(session, finished)

@@ -7,12 +7,13 @@ alone.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
 from preftune.data.dialogue import Dialogue, Preference, Turn
-from preftune.data.hh import RejectedRow
+from preftune.data.hh import REASONS, RejectedRow
 from preftune.data.template import Template
 from preftune.errors import ConfigError, DataError
 
@@ -252,24 +253,55 @@ def _check_unicode(text: str) -> None:
         raise DataError(message, "remove it: it is not valid Unicode") from None
 
 
-def first_usable(
-    encoder: Encoder, rows: Iterable[Preference], limit: int | None
-) -> tuple[list[Preference], dict[str, int]]:
-    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """Rows that can be encoded, the number of others met on the way by reason, and of repeated ones."""
 
-    Raises DataError if there is none.
-    """
+    rows: list[Preference]
+    rejected: dict[str, int]
+    repeats: int  # rows whose tokens, after truncation, are those of an earlier row; they are kept
+
+    def remarks(self, encoder: Encoder) -> Iterator[str]:
+        """What a person should know of it, with the key that changes it."""
+        if equal := self.rejected.get("response_too_long_became_equal"):
+            limit = encoder.max_response_length
+            yield (
+                f"{equal:,} pairs are left out: their replies are equal in the first "
+                f"data.max_response_length = {limit} tokens; raise it to keep them"
+            )
+        if self.repeats:
+            share = f"{self.repeats:,} of {len(self.rows):,} rows ({self.repeats / len(self.rows):.1%})"
+            yield (
+                f"{share} repeat an earlier one after truncation and are kept (data.max_prompt_length = "
+                f"{encoder.max_prompt_length}, data.max_response_length = {encoder.max_response_length})"
+            )
+
+
+def select(encoder: Encoder, rows: Iterable[Preference], limit: int | None) -> Selected:
+    """The first `limit` rows that can be encoded. Raises DataError if there is none."""
     kept: list[Preference] = []
     rejected: Counter[str] = Counter()
+    seen: set[int] = set()
     for row in rows:
         if len(kept) == limit:
             break
-        usable, reasons = encoder.usable([row])
-        kept += usable
-        rejected.update(reasons)
+        try:
+            seen.add(hash(tuple(map(tuple, encoder.pair(row)))))
+            kept.append(row)
+        except RejectedRow as error:
+            rejected[error.reason] += 1
     if not kept:
+        reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
         raise DataError(
-            f"none of the pairs can be used: {dict(rejected)}",
+            f"none of the pairs can be used: {reasons}",
             "raise data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return kept, dict(rejected)
+    return Selected(kept, dict(rejected), len(kept) - len(seen))
+
+
+def first_usable(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], dict[str, int]]:
+    """`select` without the repeats."""
+    found = select(encoder, rows, limit)
+    return found.rows, found.rejected

@@ -26,7 +26,6 @@ REASONS = {
     "unread_parts": "a part that is not read here: a tool call, tools, reasoning, a picture or a history",
     "conversation_as_text": "a conversation as text that is not JSON; store it as a list of messages",
     "already_templated": "a text holds the control tokens of a chat template; give it without them",
-    "template_refuses": "the chat template refuses the roles of this conversation, such as a system message",
     "no_preference": "the judgement is a tie, or there are no two replies with different ones",
     "response_too_long_became_equal": "after truncation chosen and rejected are the same tokens; raise "
     "data.max_response_length",

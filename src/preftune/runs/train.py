@@ -19,6 +19,7 @@ from preftune.data import (
     rows_at,
 )
 from preftune.data.corpus import LONGEST_TOKEN
+from preftune.data.encode import select
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
@@ -166,7 +167,10 @@ def _offline(session: Session, name: str) -> Job:
         learner.freeze(models[role])
     encoder = session.encoder_of(tokenizer, context_length(source))
     part = config.part if isinstance(config, RewardConfig) else "all"
-    rows, rejected = first_usable(encoder, session.training_rows(part), config.rows)
+    found = select(encoder, session.training_rows(part), config.rows)
+    rows = found.rows
+    for remark in found.remarks(encoder):
+        session.console.line(f"{name}: {remark}")
 
     def part_at(step: int) -> list[Preference]:
         return [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
@@ -185,7 +189,7 @@ def _offline(session: Session, name: str) -> Job:
         encoder=encoder,
         model=models[trained],
         rows_at=lambda step: [_row_name(row) for row in part_at(step)],
-        rejected=rejected,
+        rejected=found.rejected,
     )
 
 
