@@ -38,9 +38,7 @@ def test_equal_and_repeated_pairs_are_counted_with_the_keys_to_raise() -> None:
 
 def test_nothing_usable_says_what_to_raise() -> None:
     said = r"1 response_too_long_became_equal: .*raise data.max_response_length"
-    with pytest.raises(
-        DataError, match=said
-    ):
+    with pytest.raises(DataError, match=said):
         select(encoder(30, 1), [pair(" Hi", " up", " under")], None)
 
 

@@ -220,9 +220,12 @@ def _arrow_batches(file: BinaryIO, wanted: Callable[[list[str]], list[str]]) -> 
     file.seek(0)
     if is_file:
         table = ipc.open_file(file)
-        yield from (table.get_batch(i) for i in range(table.num_record_batches))
+        batches = (table.get_batch(i) for i in range(table.num_record_batches))
     else:
-        yield from ipc.open_stream(file)
+        batches = ipc.open_stream(file)
+    for batch in batches:
+        batch.validate(full=True)  # Arrow trusts offsets: damaged ones end the process
+        yield batch
 
 
 def unpacked_limit(size: int) -> int:
