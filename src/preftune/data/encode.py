@@ -291,9 +291,7 @@ def select(encoder: Encoder, rows: Iterable[Preference], limit: int | None) -> S
         except RejectedRow as error:
             rejected[error.reason] += 1
     if not kept:
-        verb = (
-            "lower" if rejected.most_common(1)[:1] == [("longer_than_context", rejected.total())] else "raise"
-        )
+        verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
         raise DataError(
             f"none of the pairs can be used: {reasons}",
