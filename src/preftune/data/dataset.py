@@ -108,7 +108,7 @@ def _read(config: "DataConfig") -> list[Tally]:
     columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
-        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns)
+        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns=columns)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
     return read_hub(name, data_dir, config.on_bad_row, columns)

@@ -5,13 +5,22 @@ so this is what encoding the joined text would give, and the boundary is never i
 alone.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.data.batch import (
+    PairIds,
+    Pairs,
+    Prompts,
+    Sequences,
+    compact,
+    pad_pairs,
+    pad_prompts,
+    pad_sequences,
+)
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import REASONS, RejectedRow
 from preftune.data.template import Template
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = 64  # a text of more characters than this per allowed token is shortened before it is encoded
+UNLIMITED = 1 << 20  # tokens of context, where a model states no limit
 SLOT = re.compile("\ue000([0-9]+)\ue001")  # stands for a message while the chat template is filled in
 
 
@@ -58,9 +68,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
-        end: Any = (
-            tokenizer.eos_token_id
-        )  # the library allows lists here; no causal model's tokenizer has one
+        end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
         self.eos_id: int = end
         # Any id will do for padding, since masks come from lengths.
@@ -69,6 +77,14 @@ class Encoder:
         self._begin: list[int] = begin if begin == [tokenizer.bos_token_id] else []
         self._special = tuple(tokenizer.all_special_tokens)
         self._template = Template(tokenizer)
+
+    @classmethod
+    def of_texts(cls, tokenizer: "PreTrainedTokenizerBase", context: int) -> "Encoder":
+        """For prompts and responses as they are: nothing is cut that fits into `context` (0: unlimited)."""
+        limit = context or UNLIMITED
+        return cls(
+            tokenizer, "transcript", max_prompt_length=limit, max_response_length=limit, max_length=limit
+        )
 
     def prompt(self, prompt: Dialogue) -> list[int]:
         """Token ids of a prompt, at least one and at most `max_prompt_length`.
@@ -126,23 +142,25 @@ class Encoder:
 
     def usable(self, preferences: Iterable[Preference]) -> tuple[list[Preference], dict[str, int]]:
         """The preferences that `pair` can encode, and the number of others by reason."""
-        kept, rejected = [], Counter[str]()
+        rejected = Counter[str]()
+        kept = [preference for preference, _ in self.encoded(preferences, rejected)]
+        return kept, dict(sorted(rejected.items()))
+
+    def encoded(
+        self, preferences: Iterable[Preference], rejected: Counter[str]
+    ) -> Iterator[tuple[Preference, PairIds]]:
+        """The preferences that `pair` can encode, with their ids; the others are counted by reason."""
         for preference in preferences:
             try:
-                self.pair(preference)
-                kept.append(preference)
+                ids = self.pair(preference)
             except RejectedRow as error:
                 rejected[error.reason] += 1
-        return kept, dict(sorted(rejected.items()))
+            else:
+                yield preference, PairIds(*map(compact, ids))
 
     def pairs(self, preferences: Sequence[Preference]) -> Pairs:
         """A batch of pairs, (B, T) each; raises what `pair` raises."""
-        rows = [self.pair(preference) for preference in preferences]
-        prompts = [row[0] for row in rows]
-        return Pairs(
-            pad_sequences(prompts, [row[1] for row in rows], self.pad_id),
-            pad_sequences(prompts, [row[2] for row in rows], self.pad_id),
-        )
+        return pad_pairs([PairIds(*self.pair(preference)) for preference in preferences], self.pad_id)
 
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True
@@ -163,7 +181,15 @@ class Encoder:
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
-        return self._decode(ids)
+        return self.text_of(ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of all these ids, special tokens included; nothing is tidied up."""
+        # Any: the library's annotation is that of a whole batch, too.
+        text: Any = self.tokenizer.decode(
+            [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
@@ -184,7 +210,7 @@ class Encoder:
         first, rest = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
-            cut = Turn(first.role, self._decode(text).lstrip("\ufffd"))  # the cut may have halved a character
+            cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
             ids = self._whole_prompt(Dialogue([cut, *rest]))
             excess = len(ids) - limit
             if excess <= 0 or not text:
@@ -236,10 +262,6 @@ class Encoder:
         )
         return encoded.input_ids
 
-    def _decode(self, ids: list[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
 
 def _size(prompt: Dialogue) -> int:
     return sum(len(turn.text) for turn in prompt)
@@ -253,43 +275,23 @@ def _check_unicode(text: str) -> None:
         raise DataError(message, "remove it: it is not valid Unicode") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """Rows that can be encoded, the number of others met on the way by reason, and of repeated ones."""
+def first_usable(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], dict[str, int]]:
+    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
 
-    rows: list[Preference]
-    rejected: dict[str, int]
-    repeats: int  # rows whose tokens, after truncation, are those of an earlier row; they are kept
-
-    def remarks(self, encoder: Encoder) -> Iterator[str]:
-        """What a person should know of it, with the key that changes it."""
-        if equal := self.rejected.get("response_too_long_became_equal"):
-            limit = encoder.max_response_length
-            yield (
-                f"{equal:,} pairs are left out: their replies are equal in the first "
-                f"data.max_response_length = {limit} tokens; raise it to keep them"
-            )
-        if self.repeats:
-            share = f"{self.repeats:,} of {len(self.rows):,} rows ({self.repeats / len(self.rows):.1%})"
-            yield (
-                f"{share} repeat an earlier one after truncation and are kept (data.max_prompt_length = "
-                f"{encoder.max_prompt_length}, data.max_response_length = {encoder.max_response_length})"
-            )
+    Raises DataError if there is none.
+    """
+    kept, _, rejected = first_encoded(encoder, rows, limit)
+    return kept, rejected
 
 
-def select(encoder: Encoder, rows: Iterable[Preference], limit: int | None) -> Selected:
-    """The first `limit` rows that can be encoded. Raises DataError if there is none."""
-    kept: list[Preference] = []
-    rejected: Counter[str] = Counter()
-    seen: set[int] = set()
-    for row in rows:
-        if len(kept) == limit:
-            break
-        try:
-            seen.add(hash(tuple(map(tuple, encoder.pair(row)))))
-            kept.append(row)
-        except RejectedRow as error:
-            rejected[error.reason] += 1
+def first_encoded(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
+    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
+    rejected = Counter[str]()
+    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
     if not kept:
         verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
@@ -297,12 +299,39 @@ def select(encoder: Encoder, rows: Iterable[Preference], limit: int | None) -> S
             f"none of the pairs can be used: {reasons}",
             f"{verb} data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return Selected(kept, dict(rejected), len(kept) - len(seen))
+    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
 
 
-def first_usable(
-    encoder: Encoder, rows: Iterable[Preference], limit: int | None
-) -> tuple[list[Preference], dict[str, int]]:
-    """`select` without the repeats."""
-    found = select(encoder, rows, limit)
-    return found.rows, found.rejected
+def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str, int]) -> Iterator[str]:
+    """What truncation has made of the rows, in sentences with the keys that change it."""
+    if equal := rejected.get("response_too_long_became_equal"):
+        yield (
+            f"{equal:,} pairs are left out: their replies are equal in the first "
+            f"data.max_response_length = {encoder.max_response_length} tokens; raise it to keep them"
+        )
+    contents = ([compact(ids).tobytes() for ids in (p.prompt, p.chosen, p.rejected)] for p in encoded)
+    if repeats := len(encoded) - len(set(map(tuple, contents))):
+        yield (
+            f"{repeats:,} of {len(encoded):,} rows ({repeats / len(encoded):.1%}) repeat an earlier one "
+            f"after truncation and are kept (data.max_prompt_length = {encoder.max_prompt_length}, "
+            f"data.max_response_length = {encoder.max_response_length})"
+        )
+
+
+def distinct_prompts(
+    encoder: Encoder, rows: Iterable[Preference]
+) -> tuple[list[Preference], list[Sequence[int]]]:
+    """The first row of each prompt and the prompt's ids, in the order of the rows.
+
+    Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
+    one.
+    """
+    known: set[bytes] = set()
+    firsts, prompts = list[Preference](), list[Sequence[int]]()
+    for row in rows:
+        ids = compact(encoder.prompt(row.prompt))
+        if (content := ids.tobytes()) not in known:
+            known.add(content)
+            firsts.append(row)
+            prompts.append(ids)
+    return firsts, prompts

@@ -32,14 +32,18 @@ RED_TEAM = "red-team-attempts"  # of the public HH data: transcripts without a p
 
 
 def read_files(
-    root: Path, on_bad_row: OnBadRow = "error", columns: Mapping[str, str] | None = None
+    root: Path,
+    on_bad_row: OnBadRow = "error",
+    only: Sequence[Path] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Tally]:
-    """Read one file or, recursively, a directory of them, in the order of their paths.
+    """Read one file or, recursively, a directory of them, in the order of their paths; or of `only` some of
+    them. `columns`: known name to the files' (data.columns).
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
     read. What was passed by is said in the `notes` of the first tally.
     """
-    chosen = chosen_files(root)
+    chosen = chosen_files(root, only)
     tallies = []
     for path, split in chosen.files:
         tally = Tally(
@@ -55,9 +59,11 @@ def read_files(
     return tallies
 
 
-def chosen_files(root: Path) -> Chosen:
-    """The files that `read_files` reads. A file that is named by itself is all there is to split."""
-    paths = find_files(root)
+def chosen_files(root: Path, only: Sequence[Path] | None = None) -> Chosen:
+    """The files that `read_files` reads. A file that is named by itself is all there is to split. With `only`
+    nothing is looked up, so the files need not be there yet.
+    """
+    paths = find_files(root) if only is None else sorted(only)
     if paths == [root]:
         return Chosen([(root, "train")])
     red = [path for path in paths if RED_TEAM in path.relative_to(root).parts]
