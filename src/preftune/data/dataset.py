@@ -122,7 +122,9 @@ def _kind(name: str, tallies: Sequence[Tally]) -> Kind:
         raise DataError(
             f"{name}: rows of several kinds: {found}", "keep one kind in the data set, by data.name"
         )
-    return next(iter(kinds), "pairs")
+    for kind in kinds:
+        return kind
+    return "pairs"
 
 
 def _named(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
