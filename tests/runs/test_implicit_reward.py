@@ -13,7 +13,7 @@ from preftune.models.scalar import score_head
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
-from preftune.runs.train import critic_of
+from preftune.runs.roles import critic_of
 
 
 @pytest.fixture(scope="module")

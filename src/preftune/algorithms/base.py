@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from preftune.models.roles import Role
+from preftune.config import StageSettings
+from preftune.errors import UsageError
+from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 
 Metrics = dict[str, float]
+R = TypeVar("R", bound=Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,36 @@ class Loss:
 
     terms: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models of an algorithm by the part that each plays. UsageError where a part was not given."""
+
+    given: Mapping[str, Role]
+
+    @property
+    def policy(self) -> Policy:
+        return self._get("policy", Policy)
+
+    @property
+    def reference(self) -> Reference:
+        return self._get("reference", Reference)
+
+    @property
+    def reward_model(self) -> RewardModel:
+        return self._get("reward_model", RewardModel)
+
+    @property
+    def critic(self) -> Critic:
+        return self._get("critic", Critic)
+
+    def _get(self, name: str, kind: type[R]) -> R:
+        role = self.given.get(name)
+        if not isinstance(role, kind):
+            there = ", ".join(f"{part} ({type(each).__name__})" for part, each in self.given.items())
+            raise UsageError(f"a {kind.__name__} is needed as {name}; given: {there or 'nothing'}")
+        return role
 
 
 class Learner(Protocol):
@@ -48,16 +81,20 @@ class Learner(Protocol):
 
 
 class Algorithm(Protocol):
-    """Consumes one batch, changes the policy, reports numbers. The single extension point."""
+    """Consumes one batch, changes the policy, reports numbers. The single extension point.
 
-    Config: ClassVar[type]
-    needs: ClassVar[tuple[str, ...]]  # roles given to it
+    What plan, report and cards say of it stands on its `Config`. One that samples (`Config.batch` is
+    "prompts") is given a scorer too, and has `improve(rollout)`, all updates on one rollout.
+    """
+
+    Config: ClassVar[type[StageSettings]]
+    needs: ClassVar[tuple[str, ...]]  # roles that are made for it: it reads all of them
     trains: ClassVar[tuple[str, ...]]  # those of them that it changes
 
     def __init__(self, config: Any, models: Mapping[str, Role], learner: Learner) -> None: ...
 
     def step(self, batch: Any) -> Metrics:
-        """One step: SFT, reward and DPO take one update; PPO and GRPO sample and take several."""
+        """One step: one update of a batch of rows; or sample, score, and several updates."""
         ...
 
 

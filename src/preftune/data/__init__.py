@@ -13,7 +13,15 @@ from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
-    from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+    from preftune.data.batch import (
+        Pairs,
+        Prompts,
+        Sequences,
+        Unpaired,
+        pad_prompts,
+        pad_sequences,
+        pad_unpaired,
+    )
     from preftune.data.encode import Encoder, first_usable
 
 __all__ = [
@@ -26,10 +34,12 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "Unpaired",
     "first_usable",
     "order",
     "pad_prompts",
     "pad_sequences",
+    "pad_unpaired",
     "parse_prompt",
     "prompt_hash",
     "read_dataset",
@@ -45,7 +55,9 @@ _LAZY = {
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
+    "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
+    "pad_unpaired": "preftune.data.batch",
 }
 
 

@@ -55,6 +55,28 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Responses with a label, desirable bool (B,), and as many rows of prompts with responses to others.
+
+    mismatched: prompt i with the response before it in the global batch; made before the batch is shared
+    among processes, so that their number changes nothing.
+    """
+
+    sequences: Sequences
+    desirable: Tensor
+    mismatched: Sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Unpaired":
+        return Unpaired(self.sequences[rows], self.desirable[rows], self.mismatched[rows])
+
+    def to(self, device: torch.device | str) -> "Unpaired":
+        return Unpaired(self.sequences.to(device), self.desirable.to(device), self.mismatched.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """Left-padded prompts for sampling.
 
@@ -109,6 +131,27 @@ def pad_sequences(prompts: Sequence[list[int]], responses: Sequence[list[int]], 
     starts = torch.tensor([len(p) for p in prompts]).clamp(min=1).unsqueeze(1)  # column 0 has no prediction
     attention = column < lengths
     return Sequences(ids, attention, attention & (column >= starts))
+
+
+def pad_unpaired(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    desirable: Sequence[bool],
+    pad_id: int,
+    longest: int | None = None,
+) -> Unpaired:
+    """Labelled responses; a prompt that with another's response is longer than `longest` loses its beginning.
+
+    Two successive rows should not share their prompt: the second's mismatched response would be an answer.
+    """
+    shifted = [*responses[-1:], *responses[:-1]]
+    room = [longest - len(r) if longest else len(p) for p, r in zip(prompts, shifted, strict=True)]
+    cut = [prompt[-max(left, 1) :] for prompt, left in zip(prompts, room, strict=True)]
+    return Unpaired(
+        pad_sequences(prompts, responses, pad_id),
+        torch.tensor(desirable, dtype=torch.bool),
+        pad_sequences(cut, shifted, pad_id),
+    )
 
 
 def pad_prompts(prompts: Sequence[list[int]], seeds: Sequence[int], pad_id: int) -> Prompts:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.data.batch import Pairs, Prompts, Sequences, Unpaired, pad_prompts, pad_sequences, pad_unpaired
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Template
@@ -140,6 +140,15 @@ class Encoder:
             pad_sequences(prompts, [row[1] for row in rows], self.pad_id),
             pad_sequences(prompts, [row[2] for row in rows], self.pad_id),
         )
+
+    def unpaired(self, preferences: Sequence[Preference]) -> Unpaired:
+        """Two labelled responses of each pair, (2 B, T): all chosen ones, then all rejected ones, so that no
+        row's neighbour answers the same prompt. Raises what `pair` raises.
+        """
+        rows = [self.pair(preference) for preference in preferences]
+        labels = [True] * len(rows) + [False] * len(rows)
+        responses = [row[1] for row in rows] + [row[2] for row in rows]
+        return pad_unpaired([row[0] for row in rows] * 2, responses, labels, self.pad_id, self.max_length)
 
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True
