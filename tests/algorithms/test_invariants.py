@@ -101,6 +101,8 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
     models, batch, kept = roles(algorithm), batch_for(algorithm), []
 
     def keep(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # a look before the update
+            return output
         output = output * 1.0  # a tensor of its own, so that its gradient is that of this place alone
         output.retain_grad()
         kept.append(output)
@@ -119,7 +121,7 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
     read = predicting(algorithm, role, batch)
     assert hidden.shape == read.shape
     assert (hidden[~read] == 0).all()
-    assert (hidden[read] > 0).float().mean() > 0.7  # clipping may silence some
+    assert (hidden[read] > 0).float().mean() > 0.6  # clipping may silence some
     sides = (
         [batch.chosen, batch.rejected] if isinstance(batch, Pairs) else [getattr(batch, "sequences", batch)]
     )
@@ -183,7 +185,8 @@ def test_weights_are_shares_of_what_all_processes_hold(
     (made, _), batch = runner(algorithm, roles(algorithm), **config), batch_for(algorithm)
     alone = given_to_the_learner(algorithm, made, batch, monkeypatch)
     monkeypatch.setattr(made.learner, "total", lambda count: 2 * count)
-    for (half, _), (whole, _) in zip(given_to_the_learner(algorithm, made, batch, monkeypatch), alone, strict=True):
+    shared = given_to_the_learner(algorithm, made, batch, monkeypatch)
+    for (half, _), (whole, _) in zip(shared, alone, strict=True):
         torch.testing.assert_close(2 * half, whole)
         assert whole.any()
 
@@ -192,9 +195,7 @@ ONLINE = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if on
 
 
 @ONLINE
-def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(
-    algorithm: str
-) -> None:
+def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(algorithm: str) -> None:
     """k1 of every token, in a whole step from prompts; PPO's rewards are then the scores alone."""
     models = roles(algorithm)
     models["reference"] = Reference(causal_lm(1))
@@ -211,9 +212,7 @@ def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(
 
 
 @ONLINE
-def test_sampling_follows_the_settings(
-    algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sampling_follows_the_settings(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"max_new_tokens": 7, "temperature": 0.6, "missing_eos_score": -3.0}
     models, seen = roles(algorithm), {}
     made, _ = runner(algorithm, models, 3, **settings)
@@ -245,7 +244,7 @@ def test_each_epoch_has_an_order_of_its_own_from_the_seed(
 ) -> None:
     made, _ = runner(algorithm, roles(algorithm), epochs=2, minibatches=4)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(on_policy, "minibatches", lambda all, count, seed: seen.append((count, seed)) or [all])
+    monkeypatch.setattr(on_policy, "minibatches", lambda all, *given: seen.append(given) or [all])
     made.improve(batch_for(algorithm), seed=7)
     made.improve(batch_for(algorithm))
     assert seen == [(4, derive_seed(seed, epoch)) for seed in (7, 0) for epoch in (0, 1)]

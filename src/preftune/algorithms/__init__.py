@@ -31,4 +31,5 @@ def __getattr__(name: str) -> type[Algorithm]:
             return ALGORITHMS[algorithm]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+
 __all__ = ["ALGORITHMS", "Algorithm"]

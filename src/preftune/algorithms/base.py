@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from preftune.errors import UsageError
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 
 Metrics = dict[str, float]
-R = TypeVar("R", bound=Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +27,30 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The models of an algorithm by the part that each plays. UsageError where a part was not given."""
+    """The models of an algorithm by the part that each plays; UsageError for a part that was not given."""
 
     given: Mapping[str, Role]
 
     @property
     def policy(self) -> Policy:
-        return self._get("policy", Policy)
+        return cast(Policy, self._get("policy"))
 
     @property
     def reference(self) -> Reference:
-        return self._get("reference", Reference)
+        return cast(Reference, self._get("reference"))
 
     @property
     def reward_model(self) -> RewardModel:
-        return self._get("reward_model", RewardModel)
+        return cast(RewardModel, self._get("reward_model"))
 
     @property
     def critic(self) -> Critic:
-        return self._get("critic", Critic)
+        return cast(Critic, self._get("critic"))
 
-    def _get(self, name: str, kind: type[R]) -> R:
-        role = self.given.get(name)
-        if not isinstance(role, kind):
-            there = ", ".join(f"{part} ({type(each).__name__})" for part, each in self.given.items())
-            raise UsageError(f"a {kind.__name__} is needed as {name}; given: {there or 'nothing'}")
-        return role
+    def _get(self, name: str) -> Role:
+        if name not in self.given:
+            raise UsageError(f"no {name} was given, but {', '.join(self.given) or 'nothing'}")
+        return self.given[name]
 
 
 class Learner(Protocol):
