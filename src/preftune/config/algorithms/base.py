@@ -93,21 +93,13 @@ class StageSettings(Settings):
     card_limits: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
-
-        @property
-        def algorithm(self) -> str: ...
-        @property
-        def init(self) -> str: ...
-        @property
-        def epochs(self) -> int: ...
-        @property
-        def batch_size(self) -> int: ...
-        @property
-        def microbatch_size(self) -> int: ...
-        @property
-        def learning_rate(self) -> float: ...
-        @property
-        def optimizer(self) -> OptimizerConfig: ...
+        algorithm: Any  # a Literal: the name
+        init: str
+        epochs: int
+        batch_size: int
+        microbatch_size: int
+        learning_rate: float
+        optimizer: OptimizerConfig
 
     @classmethod
     def name(cls) -> str:
@@ -208,9 +200,7 @@ class OfflineConfig(StageSettings):
     """What algorithms share that learn from training rows: how many of them, and how often."""
 
     if TYPE_CHECKING:
-
-        @property
-        def rows(self) -> int | None: ...
+        rows: int | None
 
     def rows_planned(self, rows: int) -> float:
         return min(self.rows or rows, rows or math.inf) * self.epochs
@@ -241,7 +231,7 @@ class OnlineConfig(StageSettings):
 
     batch: ClassVar[Batch] = "prompts"
 
-    algorithm: str = Field(description="Which algorithm this stage runs.")
+    algorithm: Any = Field(description="Which algorithm this stage runs.")
     init: Name = Field(
         default="sft", description='Start and reference of the policy: a policy stage, or "base".'
     )
@@ -269,11 +259,8 @@ class OnlineConfig(StageSettings):
     )
 
     if TYPE_CHECKING:
-
-        @property
-        def steps(self) -> int: ...
-        @property
-        def minibatches(self) -> int: ...
+        steps: int
+        minibatches: int
 
     @model_validator(mode="after")
     def _something_scores(self) -> Self:
