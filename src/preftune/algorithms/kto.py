@@ -39,8 +39,8 @@ class Judged:
         return len(self.sequences)
 
     def __getitem__(self, rows: slice | Tensor) -> "Judged":
-        parts = (self.desirable, self.reference, self.scale)
-        return Judged(self.sequences[rows], *(part[rows] for part in parts), self.kl)
+        desirable, reference, scale = (x[rows] for x in (self.desirable, self.reference, self.scale))
+        return Judged(self.sequences[rows], desirable, reference, scale, self.kl)
 
 
 class KTO:
