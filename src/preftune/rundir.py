@@ -83,7 +83,7 @@ class RunDir:
         ]
         return max(taken, default=0) + 1
 
-    def model_dir(self, stage: str, trains_policy: bool = True) -> Path:
+    def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""
         if stage == BASE:
             return self.models / BASE

@@ -88,7 +88,8 @@ class Session:
         """The model directory of a stage, or the base."""
         if stage == BASE:
             return self.base
-        return Source(str(self.run.model_dir(stage, self.config.stage[stage].trains_policy)))
+        policy = self.config.stage[stage].trains_policy
+        return Source(str(self.run.model_dir(stage, trains_policy=policy)))
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""

@@ -36,7 +36,7 @@ class Stage:
         return kind is None or kind.trains_policy  # unknown is the pretraining of a base model
 
     def model_dir(self, run: RunDir) -> Path:
-        return run.model_dir(self.name, self.trains_policy)
+        return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
 def digest(value: Mapping[str, Any]) -> str:

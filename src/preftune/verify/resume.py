@@ -111,7 +111,8 @@ class _Trial:
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]
         self.train(name, pieces)
         policy = self.config.stage[name].trains_policy
-        differs = different(outcome(self.whole, name, policy), outcome(pieces, name, policy))
+        whole, killed = (outcome(run, name, trains_policy=policy) for run in (self.whole, pieces))
+        differs = different(whole, killed)
         return Verdict(stage=name, steps=steps, kills=died, differs=differs)
 
     def train(self, name: str, run: RunDir, fault: str = "") -> int:
