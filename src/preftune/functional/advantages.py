@@ -139,5 +139,5 @@ def leave_one_out_advantages(scores: Tensor, group_size: int, valid: Tensor | No
     (scores,) = promote(scores)
     centred = centred_groups(scores, group_size, valid)
     active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
-    count = active.view_as(centred).sum(1, keepdim=True)
+    count = active.view_as(centred).sum(1, keepdim=True, dtype=centred.dtype)
     return (centred * (count / (count - 1).clamp(min=1))).flatten()
