@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from preftune.config.algorithms import StageConfig
+from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import RewardTerms
-from preftune.config.stages import GRPOConfig, OptimizerConfig, PPOConfig, StageConfig
 from preftune.errors import ConfigError
 
 
@@ -183,8 +184,7 @@ class RunConfig(Settings):
         longest = {"data.max_response_length": self.data.max_response_length}
         longest["evaluation.max_new_tokens"] = self.evaluation.max_new_tokens
         for name, stage in self.stage.items():
-            if isinstance(stage, PPOConfig | GRPOConfig):
-                longest[f"stage.{name}.max_new_tokens"] = stage.max_new_tokens
+            longest[f"stage.{name}.max_new_tokens"] = stage.new_tokens
         key = max(longest, key=lambda key: longest[key])
         need = self.data.max_prompt_length + longest[key]
         have, prompt = self.model.scratch.positions, self.data.max_prompt_length

@@ -13,7 +13,16 @@ from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
-    from preftune.data.batch import Pairs, Prompts, Sequences, pad_pairs, pad_prompts, pad_sequences
+    from preftune.data.batch import (
+        Pairs,
+        Prompts,
+        Sequences,
+        Unpaired,
+        pad_pairs,
+        pad_prompts,
+        pad_sequences,
+        pad_unpaired,
+    )
     from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "Unpaired",
     "distinct_prompts",
     "first_encoded",
     "first_usable",
@@ -33,6 +43,7 @@ __all__ = [
     "pad_pairs",
     "pad_prompts",
     "pad_sequences",
+    "pad_unpaired",
     "parse_prompt",
     "prompt_hash",
     "read_dataset",
@@ -51,7 +62,9 @@ _LAZY = {
     "Sequences": "preftune.data.batch",
     "pad_pairs": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
+    "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
+    "pad_unpaired": "preftune.data.batch",
 }
 
 
