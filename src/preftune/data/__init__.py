@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         pad_prompts,
         pad_sequences,
         pad_unpaired,
+        unpaired,
     )
     from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
 
@@ -50,6 +51,7 @@ __all__ = [
     "read_preferences",
     "rows_at",
     "split_pair",
+    "unpaired",
 ]
 
 _LAZY = {
@@ -65,6 +67,7 @@ _LAZY = {
     "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
     "pad_unpaired": "preftune.data.batch",
+    "unpaired": "preftune.data.batch",
 }
 
 

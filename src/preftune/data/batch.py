@@ -182,13 +182,14 @@ def pad_unpaired(
     )
 
 
-def pad_both_sides(pairs: Sequence[PairIds], pad_id: int, longest: int | None = None) -> Unpaired:
+def unpaired(pairs: Sequence[PairIds], pad_id: int, longest: int | None = None) -> Unpaired:
     """Two labelled responses of each pair, (2 B, T): all chosen ones, then all rejected ones, so that no
     row's neighbour answers the same prompt.
     """
+    prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     labels = [True] * len(pairs) + [False] * len(pairs)
-    return pad_unpaired([pair.prompt for pair in pairs] * 2, responses, labels, pad_id, longest)
+    return pad_unpaired(prompts, responses, labels, pad_id, longest)
 
 
 def pad_prompts(

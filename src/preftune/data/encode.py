@@ -16,9 +16,7 @@ from preftune.data.batch import (
     Pairs,
     Prompts,
     Sequences,
-    Unpaired,
     compact,
-    pad_both_sides,
     pad_pairs,
     pad_prompts,
     pad_sequences,
@@ -161,11 +159,6 @@ class Encoder:
     def pairs(self, preferences: Sequence[Preference]) -> Pairs:
         """A batch of pairs, (B, T) each; raises what `pair` raises."""
         return pad_pairs([PairIds(*self.pair(preference)) for preference in preferences], self.pad_id)
-
-    def unpaired(self, preferences: Sequence[Preference]) -> Unpaired:
-        """Two labelled responses of each pair, as `pad_both_sides` orders them; raises what `pair` raises."""
-        pairs = [PairIds(*self.pair(preference)) for preference in preferences]
-        return pad_both_sides(pairs, self.pad_id, self.max_length)
 
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True

@@ -14,16 +14,17 @@ from preftune.data import (
     pad_prompts,
     pad_sequences,
     rows_at,
+    unpaired,
 )
-from preftune.data.batch import PairIds, pad_both_sides
+from preftune.data.batch import PairIds
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """`batch_at(step)` and the names of its data rows, out of `rows` (of prompts: the first of each), in an
-    order of the stage's own; `rejected` counts those that cannot be used.
+    """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
+    order of their own; `rejected` counts those that cannot be used.
     """
 
     rows: Sequence[Preference]
@@ -33,18 +34,19 @@ class Feed:
 
 
 def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
-    """The batches of a stage, of the kind that its algorithm takes. Rows are encoded once."""
+    """The batches of a stage, of the kind that its algorithm takes."""
     if session.config.stage[name].online:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
-    kept = session.training_rows(config.training_part())
-    rows, encoded, rejected = first_encoded(encoder, kept, config.rows)
-    padded: dict[str, Callable[[list[PairIds]], Any]] = {
+    part = session.training_rows(config.training_part())
+    rows, encoded, rejected = first_encoded(encoder, part, config.rows)
+    pad_id = encoder.pad_id
+    made: dict[str, Callable[[Sequence[PairIds]], Any]] = {
         "sequences": lambda pairs: pad_sequences(
-            [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], encoder.pad_id
+            [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
         ),
-        "pairs": lambda pairs: pad_pairs(pairs, encoder.pad_id),
-        "unpaired": lambda pairs: pad_both_sides(pairs, encoder.pad_id, encoder.max_length),
+        "pairs": lambda pairs: pad_pairs(pairs, pad_id),
+        "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
     }
 
     def numbers_at(step: int) -> list[int]:
@@ -52,14 +54,14 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
 
     return Feed(
         rows=rows,
-        batch_at=lambda step: padded[config.batch]([encoded[i] for i in numbers_at(step)]),
+        batch_at=lambda step: made[config.batch]([encoded[i] for i in numbers_at(step)]),
         names_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
     )
 
 
 def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
-    """Distinct training prompts, each with the seed of its responses."""
+    """Distinct training prompts, each with the seed of its responses and its data row."""
     count, seed = session.config.stage[name].rows_per_step, session.config.seed
     rows, prompts = distinct_prompts(encoder, session.dataset.train)
 
