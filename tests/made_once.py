@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The directory `name`, filled by `make` in whichever worker comes first; the others wait for it."""
+    """A copy of the directory `name`, filled by `make` in whichever worker comes first; the others wait."""
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory, done = root / name, root / f"{name}.done"
@@ -19,4 +20,4 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             directory.mkdir()
             make(directory)
             done.touch()
-    return directory
+    return Path(shutil.copytree(directory, base / f"{name}-copy"))

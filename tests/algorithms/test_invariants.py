@@ -222,6 +222,7 @@ def test_sampling_follows_the_settings(algorithm: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(on_policy, "collect", lambda batch, **given: seen.update(given, prompts=batch))
     given = {name: models.get(name) for name in ("policy", "reference", "critic")}
     given |= {"scorer": made.scorer, "prompts": prompts(3), "batch_size": 3, **settings}
+    given |= {"say": made.learner.say_once}
     given |= {"responses_per_prompt": GROUP if grouped(algorithm) else 1}
     made.rollout(given["prompts"])
     assert seen == given

@@ -11,7 +11,9 @@ from torch import Tensor
 from preftune.algorithms.base import Loss, Metrics
 from preftune.algorithms.kto import KTO
 from preftune.config.algorithms.kto import KTOConfig
-from preftune.data import Encoder, Sequences, Unpaired, pad_unpaired
+from preftune.data import Sequences, Unpaired, pad_unpaired
+from preftune.data import unpaired as labelled
+from preftune.data.batch import PairIds
 from preftune.functional import weighted_sum
 from preftune.models.roles import Reference
 from tiny import EOS, causal_lm, flat, gradients, relative, roles, runner, unpaired
@@ -134,14 +136,8 @@ def test_mismatched_rows_hold_the_response_before_and_keep_to_the_context() -> N
     assert batch.sequences.attention.sum(1).tolist() == [4, 4, 3]
 
 
-def test_no_mismatched_row_of_a_batch_from_pairs_is_an_answer_to_its_own_prompt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    encoder = object.__new__(Encoder)
-    encoder.pad_id, encoder.max_length = EOS, None
-    triples = iter([([10 + i], [i], [5 + i]) for i in range(3)])
-    monkeypatch.setattr(Encoder, "pair", lambda self, preference: next(triples))
-    batch = encoder.unpaired([None] * 3)  # type: ignore[list-item]
+def test_no_mismatched_row_of_a_batch_from_pairs_is_an_answer_to_its_own_prompt() -> None:
+    batch = labelled([PairIds([10 + i], [i], [5 + i]) for i in range(3)], EOS)
     assert batch.desirable.tolist() == [True] * 3 + [False] * 3
     assert batch.sequences.ids.tolist() == [[10, 0], [11, 1], [12, 2], [10, 5], [11, 6], [12, 7]]
     for prompt, response in batch.mismatched.ids.tolist():

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
@@ -78,10 +79,11 @@ class GRPO:
         return self.improve(rollout, seed=order_seed(batch))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        return sampled(batch, self.config, self.roles, self.scorer)
+        return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         updates = passes(self.experience(rollout), self.config, seed, self.update)
         return {**averaged(updates), **self.learner.average(self.report(rollout))}
 
@@ -106,7 +108,9 @@ class GRPO:
             case "grpo":
                 return sequence_mean(response, total(response.any(1).sum()))
             case "dr_grpo":
-                return constant_length(response, self.config.max_new_tokens, total(response.any(1).sum()))
+                # All responses, those without a score too: a constant does not depend on what was sampled.
+                rows = total(torch.tensor(len(response), device=response.device))
+                return constant_length(response, self.config.max_new_tokens, rows)
             case _:
                 return token_mean(response, total(response.sum()))
 

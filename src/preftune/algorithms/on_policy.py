@@ -28,7 +28,12 @@ R = TypeVar("R", bound=Rows)
 
 
 def sampled(
-    batch: Prompts, config: OnlineConfig, roles: Roles, scorer: Scorer | None, critic: Critic | None = None
+    batch: Prompts,
+    config: OnlineConfig,
+    roles: Roles,
+    scorer: Scorer | None,
+    learner: Learner,
+    critic: Critic | None = None,
 ) -> Rollout:
     """Responses of the policy to the prompts, scored, looked up under reference and critic."""
     if scorer is None:
@@ -44,6 +49,7 @@ def sampled(
         temperature=config.temperature,
         missing_eos_score=config.missing_eos_score,
         batch_size=config.microbatch_size,
+        say=learner.say_once,
     )
 
 

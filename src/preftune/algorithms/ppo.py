@@ -76,10 +76,11 @@ class PPO:
         return self.improve(rollout, seed=order_seed(batch))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        return sampled(batch, self.config, self.roles, self.scorer, self.critic)
+        return sampled(batch, self.config, self.roles, self.scorer, self.learner, self.critic)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
         updates = passes(experience, self.config, seed, self.update)
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}

@@ -67,10 +67,11 @@ class RLOO:
         return self.improve(self.rollout(batch), seed=order_seed(batch))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        return sampled(batch, self.config, self.roles, self.scorer)
+        return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         updates = passes(self.experience(rollout), self.config, seed, self.update)
         return {**averaged(updates), **self.learner.average(self.report(rollout))}
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         Prompts,
         Sequences,
         Unpaired,
+        pad_pairs,
         pad_prompts,
         pad_sequences,
         pad_unpaired,
+        unpaired,
     )
-    from preftune.data.encode import Encoder, first_usable
+    from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
 
 __all__ = [
     "Dataset",
@@ -35,8 +37,11 @@ __all__ = [
     "Sequences",
     "Turn",
     "Unpaired",
+    "distinct_prompts",
+    "first_encoded",
     "first_usable",
     "order",
+    "pad_pairs",
     "pad_prompts",
     "pad_sequences",
     "pad_unpaired",
@@ -46,18 +51,23 @@ __all__ = [
     "read_preferences",
     "rows_at",
     "split_pair",
+    "unpaired",
 ]
 
 _LAZY = {
     "Encoder": "preftune.data.encode",
+    "distinct_prompts": "preftune.data.encode",
+    "first_encoded": "preftune.data.encode",
     "first_usable": "preftune.data.encode",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",
+    "pad_pairs": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
     "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
     "pad_unpaired": "preftune.data.batch",
+    "unpaired": "preftune.data.batch",
 }
 
 

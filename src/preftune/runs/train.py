@@ -1,7 +1,7 @@
 """Training one stage: models into roles, rows into batches, the loop, and the finished model on disk."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, cast
 
 from preftune.algorithms import ALGORITHMS
@@ -106,7 +106,7 @@ def _prepare(session: Session, name: str) -> Job:
         algorithm=kind(config, models, learner, *scorer),
         learner=learner,
         batch_at=feed.batch_at,
-        steps=config.steps_on(feed.rows),
+        steps=config.steps_on(len(feed.rows)),
         encoder=encoder,
         model=models[kind.trains[0]],
         imitates=config.imitates,
@@ -121,7 +121,7 @@ def _scorer(
 ) -> Scorer:
     """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
     seconds, rule = session.config.reward_timeout, config.on_reward_error
-    functions = reward_functions(config.reward_functions, encoder, feed.by_prompt, seconds, rule)
+    functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
     return scorer_for(session, encoder, judge, config.judge, config.microbatch_size, functions)
 
 
@@ -169,7 +169,7 @@ def _pretraining(session: Session) -> Job:
 def reward_functions(
     terms: str | None,
     encoder: Encoder,
-    rows: Mapping[tuple[int, ...], Preference],
+    rows: Sequence[Preference],
     seconds: float,
     on_error: OnError = "stop",
 ) -> RewardFunctions | None:

@@ -42,9 +42,9 @@ def one_update(
     kind = ALGORITHMS[algorithm]
     rows = len(batch)
     single: dict[str, Any] = {}
-    wanted = _BATCHES[kind.Config.batch]
-    if not isinstance(batch, wanted):
-        raise UsageError(f"{algorithm} takes {wanted.__name__}, not {type(batch).__name__}")
+    batch_class = _BATCHES[kind.Config.batch]
+    if not isinstance(batch, batch_class):
+        raise UsageError(f"{algorithm} takes {batch_class.__name__}, not {type(batch).__name__}")
     if isinstance(batch, Rollout):
         single = {"epochs": 1, "minibatches": 1}
         if "group_size" in kind.Config.model_fields and batch.group is not None:
