@@ -25,21 +25,19 @@ class OptimizerConfig(Settings):
     """AdamW and the course of its learning rate over a stage."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.9, description="Decay of the gradient's mean."
+        default=0.9, description="AdamW beta1: decay rate of the first moment."
     )
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.999, description="Decay of the squared gradient."
+        default=0.999, description="AdamW beta2: decay rate of the second moment."
     )
-    eps: Positive = Field(default=1e-8, description="Added to the denominator of the update.")
+    eps: Positive = Field(default=1e-8, description="AdamW epsilon, added to the denominator.")
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
-    warmup: Share = Field(default=0.05, description="Share of the steps in which the rate rises from zero.")
+    warmup: Share = Field(default=0.05, description="Fraction of the steps used for linear warm-up.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="Course of the learning rate after the warm-up."
+        default="linear", description="Learning-rate schedule after the warm-up."
     )
-    final: Share = Field(default=0.0, description="Share of the learning rate that is left at the end.")
-    max_grad_norm: Positive = Field(
-        default=1.0, description="Gradients longer than this are shortened to it."
-    )
+    final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
+    max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +160,7 @@ class StageSettings(Settings):
         return 1
 
     def rate_of(self, role: str) -> float:
-        """Highest learning rate of a trained role."""
+        """Peak learning rate of a trained role."""
         return self.learning_rate
 
     def training_part(self) -> str:
@@ -231,10 +229,8 @@ class OnlineConfig(StageSettings):
 
     batch: ClassVar[Batch] = "prompts"
 
-    algorithm: Any = Field(description="Which algorithm this stage runs.")
-    init: Name = Field(
-        default="sft", description='Start and reference of the policy: a policy stage, or "base".'
-    )
+    algorithm: Any = Field(description="Algorithm of this stage.")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     reward_model: Name | None = Field(
         default="rm",
         description="Reward stage that scores responses, or one such as DPO for its implicit reward; "
@@ -248,12 +244,12 @@ class OnlineConfig(StageSettings):
     on_reward_error: Literal["stop", "mask"] = Field(
         default="stop",
         exclude_if=lambda rule: rule == "stop",
-        description="What a failing reward function does: stop the run, or leave its response out.",
+        description="When a reward function fails: stop the run, or mask the response.",
     )
     missing_eos_score: float | None = Field(
         default=-1.0, description="Score of a response without end; none keeps it."
     )
-    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
+    max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
     temperature: Positive = Field(
         default=1.0, description="Sampling temperature; log-probabilities use it too."
     )
@@ -324,4 +320,4 @@ def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
 
 def algorithm_field(name: str) -> Any:
     """The field `algorithm` of an algorithm's settings."""
-    return Field(default=name, description="Which algorithm this stage runs.")
+    return Field(default=name, description="Algorithm of this stage.")

@@ -32,19 +32,21 @@ class DPOConfig(OfflineConfig):
     card: ClassVar[str] = "a policy trained with DPO on preference pairs"
 
     algorithm: Literal["dpo"] = algorithm_field("dpo")
-    init: Name = Field(default="sft", description='Start and reference: a policy stage, or "base".')
-    rows: Count | None = Field(default=None, description="Training pairs to use; none takes all.")
-    epochs: Count = Field(default=1, description="Passes over the pairs.")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
+    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")
-    microbatch_size: Count = Field(default=8, description="Pairs in memory at a time.")
-    learning_rate: Positive = Field(default=2e-6, description="Highest learning rate.")
-    beta: Positive = Field(default=0.1, description="How strongly the policy is held to the reference.")
-    kind: PreferenceKind = Field(default="sigmoid", description="Form of the preference loss.")
+    microbatch_size: Count = Field(
+        default=8, description="Pairs per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    beta: Positive = Field(default=0.1, description="Strength of the KL constraint to the reference.")
+    kind: PreferenceKind = Field(default="sigmoid", description="Preference loss.")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.0, description="Assumed share of flipped labels; for kinds sigmoid and robust."
+        default=0.0, description="Assumed label-noise rate; for kinds sigmoid and robust."
     )
     length_average: bool = Field(
-        default=False, description="Divide log-probabilities by response length first."
+        default=False, description="Average log-probabilities over the response instead of summing them."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 

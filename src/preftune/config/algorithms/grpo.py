@@ -30,27 +30,32 @@ class GRPOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with GRPO against a reward model"
 
     algorithm: Literal["grpo"] = algorithm_field("grpo")
-    steps: Count = Field(default=100, description="Rounds of sampling and updating.")
-    batch_size: Count = Field(default=64, description="Responses per step: prompts times group_size.")
-    group_size: Annotated[int, Field(ge=2)] = Field(default=8, description="Responses to one prompt.")
-    minibatches: Count = Field(default=1, description="Updates per pass over a step's responses.")
-    epochs: Count = Field(default=1, description="Passes over a step's responses.")
-    microbatch_size: Count = Field(default=8, description="Responses in memory at a time.")
-    learning_rate: Positive = Field(default=2e-6, description="Highest learning rate.")
-    kl_coef: NonNegative = Field(default=0.04, description="Weight of the KL to the reference in the loss.")
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
+    batch_size: Count = Field(default=64, description="Responses per step (prompts times group_size).")
+    group_size: Annotated[int, Field(ge=2)] = Field(default=8, description="Responses per prompt.")
+    minibatches: Count = Field(
+        default=1, description="Optimizer updates per epoch over the sampled responses."
+    )
+    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    kl_coef: NonNegative = Field(default=0.04, description="KL penalty coefficient, in the loss.")
     kl: Literal["k2", "k3", "k3_ratio"] = Field(
         default="k3", description="KL estimator; k3_ratio weights k3 by the policy ratio."
     )
     clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="How far a ratio may fall below 1."
+        default=0.2, description="Lower clip range of the probability ratio."
     )
-    clip_high: Positive = Field(default=0.2, description="How far a ratio may rise above 1.")
+    clip_high: Positive = Field(default=0.2, description="Upper clip range of the probability ratio.")
     reduction: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field(
         default="dapo",
         description="How token losses are averaged: over all tokens, per response, or by a fixed length.",
     )
     scale: Literal["group", "batch", "none"] = Field(
-        default="group", description="Standard deviation that advantages are divided by."
+        default="group",
+        description="Standard deviation that normalises advantages: of the group, the batch, or none.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 

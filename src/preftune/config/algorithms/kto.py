@@ -27,15 +27,17 @@ class KTOConfig(OfflineConfig):
     card: ClassVar[str] = "a policy trained with KTO on desirable and undesirable responses"
 
     algorithm: Literal["kto"] = algorithm_field("kto")
-    init: Name = Field(default="sft", description='Start and reference: a policy stage, or "base".')
-    rows: Count | None = Field(default=None, description="Training pairs to use; none takes all.")
-    epochs: Count = Field(default=1, description="Passes over the pairs.")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
+    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: int = Field(
         default=64, ge=4, description="Responses per update: a pair gives a desirable and an undesirable one."
     )
-    microbatch_size: Count = Field(default=8, description="Responses in memory at a time.")
-    learning_rate: Positive = Field(default=2e-6, description="Highest learning rate.")
-    beta: Positive = Field(default=0.1, description="How strongly the policy is held to the reference.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    beta: Positive = Field(default=0.1, description="Strength of the KL constraint to the reference.")
     desirable_weight: NonNegative = Field(default=1.0, description="Weight of desirable responses.")
     undesirable_weight: NonNegative = Field(default=1.0, description="Weight of undesirable responses.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")

@@ -31,20 +31,26 @@ class PPOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with PPO against a reward model"
 
     algorithm: Literal["ppo"] = algorithm_field("ppo")
-    steps: Count = Field(default=100, description="Rounds of sampling and updating.")
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
     batch_size: Count = Field(default=64, description="Responses sampled per step.")
-    minibatches: Count = Field(default=2, description="Updates per pass over a step's responses.")
-    epochs: Count = Field(default=4, description="Passes over a step's responses.")
-    microbatch_size: Count = Field(default=8, description="Responses in memory at a time.")
-    learning_rate: Positive = Field(default=5e-6, description="Highest learning rate of the policy.")
-    critic_learning_rate: Positive = Field(default=1e-5, description="Highest learning rate of the critic.")
-    kl_coef: NonNegative = Field(default=0.05, description="Weight of the KL to the reference in the reward.")
-    clip: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="How far a ratio may leave 1.")
-    value_clip: Positive | None = Field(
-        default=0.2, description="How far a value may move per step; none: any."
+    minibatches: Count = Field(
+        default=2, description="Optimizer updates per epoch over the sampled responses."
     )
-    gamma: Share = Field(default=1.0, description="Discount of later rewards.")
-    lam: Share = Field(default=0.95, description="Weight of long returns in the advantage (GAE's lambda).")
+    epochs: Count = Field(default=4, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=5e-6, description="Peak learning rate of the policy.")
+    critic_learning_rate: Positive = Field(default=1e-5, description="Peak learning rate of the critic.")
+    kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
+    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2, description="PPO clip range of the probability ratio."
+    )
+    value_clip: Positive | None = Field(
+        default=0.2, description="Clip range of the value function; none does not clip."
+    )
+    gamma: Share = Field(default=1.0, description="Discount factor.")
+    lam: Share = Field(default=0.95, description="GAE lambda.")
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(eps=1e-5), description="AdamW, for policy and critic."
     )

@@ -32,20 +32,24 @@ class RewardConfig(OfflineConfig):
     )
 
     algorithm: Literal["reward"] = algorithm_field("reward")
-    init: Name = Field(default="sft", description='Where the backbone comes from: a policy stage, or "base".')
-    rows: Count | None = Field(default=None, description="Training pairs to use; none takes all.")
+    init: Name = Field(
+        default="sft", description='Initial weights of the backbone: a policy stage, or "base".'
+    )
+    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
     part: Literal["all", "first", "second"] = Field(
         default="all",
         exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
         description="Half of the training prompts to learn from: a judge on one half and a second reward "
         "model on the other share no pair.",
     )
-    epochs: Count = Field(default=1, description="Passes over the pairs.")
+    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")
-    microbatch_size: Count = Field(default=8, description="Pairs in memory at a time.")
-    learning_rate: Positive = Field(default=1e-5, description="Highest learning rate.")
+    microbatch_size: Count = Field(
+        default=8, description="Pairs per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=1e-5, description="Peak learning rate.")
     center_coef: NonNegative = Field(
-        default=0.0, description="Weight of the term that pulls a pair's scores to mean 0."
+        default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 

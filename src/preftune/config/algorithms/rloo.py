@@ -29,14 +29,18 @@ class RLOOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with RLOO against a reward model"
 
     algorithm: Literal["rloo"] = algorithm_field("rloo")
-    steps: Count = Field(default=100, description="Rounds of sampling and updating.")
-    batch_size: Count = Field(default=64, description="Responses per step: prompts times group_size.")
-    group_size: Annotated[int, Field(ge=2)] = Field(default=4, description="Responses to one prompt.")
-    minibatches: Count = Field(default=1, description="Updates per pass over a step's responses.")
-    epochs: Count = Field(default=1, description="Passes over a step's responses.")
-    microbatch_size: Count = Field(default=8, description="Responses in memory at a time.")
-    learning_rate: Positive = Field(default=2e-6, description="Highest learning rate.")
-    kl_coef: NonNegative = Field(default=0.05, description="Weight of the KL to the reference in the reward.")
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
+    batch_size: Count = Field(default=64, description="Responses per step (prompts times group_size).")
+    group_size: Annotated[int, Field(ge=2)] = Field(default=4, description="Responses per prompt.")
+    minibatches: Count = Field(
+        default=1, description="Optimizer updates per epoch over the sampled responses."
+    )
+    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
     clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="How far the ratio of a response may fall below 1."
     )

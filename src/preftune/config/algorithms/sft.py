@@ -18,10 +18,12 @@ class SFTConfig(OfflineConfig):
     card: ClassVar[str] = "a causal language model, fine-tuned on the chosen responses of preference pairs"
 
     algorithm: Literal["sft"] = algorithm_field("sft")
-    init: Name = Field(default="base", description='Where the weights come from: a stage, or "base".')
-    rows: Count | None = Field(default=None, description="Training rows to use; none takes all.")
-    epochs: Count = Field(default=1, description="Passes over the rows.")
+    init: Name = Field(default="base", description='Initial weights: a stage, or "base".')
+    rows: Count | None = Field(default=None, description="Number of training rows; none uses all.")
+    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Responses per update.")
-    microbatch_size: Count = Field(default=8, description="Responses in memory at a time.")
-    learning_rate: Positive = Field(default=2e-5, description="Highest learning rate.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-5, description="Peak learning rate.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
