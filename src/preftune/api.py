@@ -88,7 +88,10 @@ def run_recipe(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     refuse_if_held(run)
+    from preftune.runs.plan import check_kind
+
     dataset = _checked(config)
+    check_kind(config, dataset, stages, whole=until is None)
     if until is None:
         _can_be_measured(dataset)
     faults.arm()
@@ -117,11 +120,14 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """
     refuse_if_held(RunDir(path))
     from preftune.measure.write_up import measure_and_report
+    from preftune.runs.plan import check_kind
 
     session = _reopen(path)
     finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
     if not finished:
         raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
+    if pairs is None:
+        check_kind(session.config, session.dataset, finished, whole=True)
     with handled(), held(session.run):
         if pairs is None:
             measure_and_report(session, finished)

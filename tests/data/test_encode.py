@@ -232,7 +232,7 @@ def test_prompts_are_distinct_by_what_the_model_is_given(tokenizer: PreTrainedTo
 
 def test_no_usable_row_at_all_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
-    with pytest.raises(DataError, match="longer_than_context': 2") as caught:
+    with pytest.raises(DataError, match="2 longer_than_context: prompt") as caught:
         first_usable(encoder, [replace(PAIR, prompt=parse_prompt("z" * 100))] * 2, 5)
     assert "data.max_prompt_length" in caught.value.hint
 

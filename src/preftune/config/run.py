@@ -77,6 +77,22 @@ class ModelConfig(Settings):
         return self
 
 
+class ColumnsConfig(Settings):
+    """What the columns of a data set are called, where its names are not known here (docs/data.md)."""
+
+    prompt: Name | None = Field(default=None, description="Column of the prompt.")
+    chosen: Name | None = Field(default=None, description="Column of the preferred reply.")
+    rejected: Name | None = Field(default=None, description="Column of the other reply.")
+    completion: Name | None = Field(default=None, description="Column of a reply without a rival.")
+    label: Name | None = Field(default=None, description="Column that says whether that reply is desirable.")
+    text: Name | None = Field(default=None, description="Column of a text for continuation.")
+    system: Name | None = Field(default=None, description="Column of the system message.")
+
+    def named(self) -> dict[str, str]:
+        """Known name to the data set's; a dotted name leads inside of an object."""
+        return {known: name for known, name in self.model_dump().items() if name is not None}
+
+
 class DataConfig(Settings):
     """Where preferences come from and how they become tokens."""
 
@@ -87,9 +103,15 @@ class DataConfig(Settings):
     data_dir: Name | None = Field(
         default=None, description="Subdirectory of a hub data set, such as harmless-base."
     )
-    form: Literal["transcript", "chat"] = Field(
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig,
+        exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
+        description="Names of the columns.",
+    )
+    form: Literal["transcript", "chat", "plain"] = Field(
         default="transcript",
-        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", or the chat template.',
+        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
+        "alone with no roles (plain), as rows of text need it.",
     )
     max_prompt_length: Count = Field(
         default=256, description="Maximum prompt length in tokens; longer prompts lose their beginning."
@@ -107,6 +129,15 @@ class DataConfig(Settings):
     on_bad_row: Literal["error", "skip"] = Field(
         default="error", description="At a malformed row: stop, or skip and count it."
     )
+
+    @model_validator(mode="after")
+    def _columns_have_a_use(self) -> Self:
+        named = self.columns.named()
+        if named and self.name == "world":
+            raise ValueError("columns have no meaning for the built-in world")
+        if len(set(named.values())) < len(named):
+            raise ValueError(f"columns names one column twice: {named}")
+        return self
 
     @model_validator(mode="after")
     def _data_dir_has_a_use(self) -> Self:

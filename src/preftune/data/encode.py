@@ -8,7 +8,7 @@ alone.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.data.batch import (
@@ -22,7 +22,7 @@ from preftune.data.batch import (
     pad_sequences,
 )
 from preftune.data.dialogue import Dialogue, Preference, Turn
-from preftune.data.hh import RejectedRow
+from preftune.data.hh import REASONS, RejectedRow
 from preftune.data.template import Template
 from preftune.errors import ConfigError, DataError
 
@@ -38,7 +38,9 @@ class Encoder:
     """Encodes prompts and responses with one tokenizer.
 
     form "transcript": the HH transcript, ending in "Assistant:"; "chat": the tokenizer's own chat template
-    with the reply opened. Lengths are in tokens; `max_response_length` counts the end token, `max_length`
+    with the reply opened; "plain": the texts alone.
+
+    Lengths are in tokens; `max_response_length` counts the end token, `max_length`
     (None: unlimited) is the model's context. Text that spells a special token is encoded as plain text.
     Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
     """
@@ -46,7 +48,7 @@ class Encoder:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        form: Literal["transcript", "chat"],
+        form: Literal["transcript", "chat", "plain"],
         max_prompt_length: int,
         max_response_length: int,
         max_length: int | None = None,
@@ -194,7 +196,10 @@ class Encoder:
             raise RejectedRow("longer_than_context")
 
     def _whole_prompt(self, prompt: Dialogue) -> list[int]:
-        ids = self._chat(prompt) if self.form == "chat" else self._begin + self._plain(prompt.transcript())
+        if self.form == "chat":
+            return self._chat(prompt) or [self.eos_id]
+        plain = "\n\n".join(turn.text.strip() for turn in prompt)
+        ids = self._begin + self._plain(plain if self.form == "plain" else prompt.transcript())
         return ids or [self.eos_id]  # a model needs one token to start from
 
     def _shortened(self, prompt: Dialogue) -> list[int]:
@@ -288,11 +293,29 @@ def first_encoded(
     rejected = Counter[str]()
     kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
     if not kept:
+        verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
+        reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
         raise DataError(
-            f"none of the pairs can be used: {dict(rejected)}",
-            "raise data.max_prompt_length or data.max_response_length, or check the data",
+            f"none of the pairs can be used: {reasons}",
+            f"{verb} data.max_prompt_length or data.max_response_length, or check the data",
         )
     return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
+
+
+def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str, int]) -> Iterator[str]:
+    """What truncation has made of the rows, in sentences with the keys that change it."""
+    if equal := rejected.get("response_too_long_became_equal"):
+        yield (
+            f"{equal:,} pairs are left out: their replies are equal in the first "
+            f"data.max_response_length = {encoder.max_response_length} tokens; raise it to keep them"
+        )
+    contents = ([compact(ids).tobytes() for ids in (p.prompt, p.chosen, p.rejected)] for p in encoded)
+    if repeats := len(encoded) - len(set(map(tuple, contents))):
+        yield (
+            f"{repeats:,} of {len(encoded):,} rows ({repeats / len(encoded):.1%}) repeat an earlier one "
+            f"after truncation and are kept (data.max_prompt_length = {encoder.max_prompt_length}, "
+            f"data.max_response_length = {encoder.max_response_length})"
+        )
 
 
 def distinct_prompts(

@@ -17,6 +17,7 @@ from preftune.data import (
     unpaired,
 )
 from preftune.data.batch import PairIds
+from preftune.data.encode import remarks
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -40,6 +41,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     config = cast(OfflineConfig, session.config.stage[name])
     part = session.training_rows(config.training_part())
     rows, encoded, rejected = first_encoded(encoder, part, config.rows)
+    for remark in remarks(encoder, encoded, rejected):
+        session.console.line(f"{name}: {remark}")
     pad_id = encoder.pad_id
     made: dict[str, Callable[[Sequence[PairIds]], Any]] = {
         "sequences": lambda pairs: pad_sequences(

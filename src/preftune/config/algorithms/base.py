@@ -69,6 +69,7 @@ class StageSettings(Settings):
     implementation · "module:class" of the `Algorithm`, loaded when a stage is trained
     batch · what a step consumes: "sequences" and "pairs" of the training rows, "unpaired" responses with a
     label, or "prompts" to sample for
+    uses · kinds of data rows that such batches can be made of: "pairs", "unpaired", "prompts", "text"
     trains_policy · False for a model that scores
     imitates · its policy, the first of them, is what others are compared with; its held-out loss is recorded
     stage_name · its name in shipped recipes, if that is not the algorithm's
@@ -81,6 +82,7 @@ class StageSettings(Settings):
     label: ClassVar[str]
     implementation: ClassVar[str]
     batch: ClassVar[Batch]
+    uses: ClassVar[tuple[str, ...]] = ("pairs",)
     card: ClassVar[str]
     trains_policy: ClassVar[bool] = True
     imitates: ClassVar[bool] = False
@@ -228,6 +230,7 @@ class OnlineConfig(StageSettings):
     """What on-policy algorithms share: how responses are sampled, and what scores them."""
 
     batch: ClassVar[Batch] = "prompts"
+    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')

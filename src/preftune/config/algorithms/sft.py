@@ -14,6 +14,7 @@ class SFTConfig(OfflineConfig):
     label: ClassVar[str] = "SFT"
     implementation: ClassVar[str] = "preftune.algorithms.sft:SFT"
     batch: ClassVar[Batch] = "sequences"
+    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "text")
     imitates: ClassVar[bool] = True
     card: ClassVar[str] = "a causal language model, fine-tuned on the chosen responses of preference pairs"
 
