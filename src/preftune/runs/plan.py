@@ -1,27 +1,16 @@
 """What is about to happen, in a few lines, before anything slow starts."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig
-from preftune.config.show import scored_by
+from preftune.config import RunConfig
 from preftune.data import Dataset
 from preftune.data.dataset import KINDS, SPLIT_NAMES
-from preftune.data.dialogue import Kind
 from preftune.errors import ConfigError, DataError
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 
 FILES = 20  # that are listed
-# The kinds of rows that can be trained on. PPO and GRPO take the prompts of any.
-USES: dict[str, tuple[Kind, ...]] = {
-    "sft": ("pairs", "unpaired", "text"),
-    "reward": ("pairs",),
-    "dpo": ("pairs",),
-    "ppo": ("pairs", "unpaired", "prompts"),
-    "grpo": ("pairs", "unpaired", "prompts"),
-}
 
 
 def show_plan(
@@ -33,7 +22,8 @@ def show_plan(
     console.line(f"data: {', '.join(counts)} {what}")
     for line in _data_lines(dataset.report):
         console.line(f"data: {line}")
-    rows = [(name, config.stage[name].algorithm, _length(config, dataset, name)) for name in stages]
+    trained = [(name, config.stage[name]) for name in stages]
+    rows = [(name, stage.algorithm, stage.plan(len(dataset.train))) for name, stage in trained]
     if (scratch := config.model.scratch) is not None:
         size = f"GPT-2 {scratch.layers} x {scratch.width} from random weights"
         rows.insert(
@@ -76,11 +66,11 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
             f"{config.data.name}: {have}, and a base from scratch needs text", "name a model.base"
         )
     for name in stages:
-        algorithm = config.stage[name].algorithm
-        if kind not in USES[algorithm]:
+        stage = config.stage[name]
+        if kind not in stage.uses:
             raise DataError(
-                f"{config.data.name}: its rows are {have}, and the stage {name} ({algorithm}) needs "
-                + " or ".join(KINDS[each] for each in USES[algorithm]),
+                f"{config.data.name}: its rows are {have}, and the stage {name} ({stage.algorithm}) needs "
+                + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
                 f"docs/data.md shows the forms of rows; row 1 has the columns {dataset.report['columns']}",
             )
     if whole and kind != "pairs":
@@ -88,13 +78,3 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out pairs",
             f"`preftune train RECIPE {stages[-1]}` trains without the comparison",
         )
-
-
-def _length(config: RunConfig, dataset: Dataset, name: str) -> str:
-    stage = config.stage[name]
-    if isinstance(stage, PPOConfig | GRPOConfig):
-        parents = f"from {stage.init}, scored by {scored_by(stage)}"
-        return f"{parents}: {stage.steps} steps of {stage.batch_size} replies"
-    rows = min(len(dataset.train), stage.rows or len(dataset.train))
-    steps = math.ceil(rows * stage.epochs / stage.batch_size)
-    return f"from {stage.init}: {rows:,} rows, {steps} steps of {stage.batch_size}"
