@@ -24,6 +24,8 @@ REASONS = {
     "role_marker_in_response": r"a response goes on into another '\n\nHuman:' or '\n\nAssistant:' turn",
     "unsupported_role": "a message has a role other than system, user or assistant",
     "response_too_long_became_equal": "after truncation chosen and rejected are the same tokens",
+    "refused_by_template": "the model's chat template refuses the conversation",
+    "changed_by_template": "the model's chat template leaves a part of the reply out",
     "longer_than_context": "prompt and response together are longer than the model's context",
 }
 

@@ -96,7 +96,7 @@ class Bench:
                     self.encoder.prompts([p.prompt for p in part], seeds).to(self.device),
                     max_new_tokens=settings.max_new_tokens,
                     temperature=settings.temperature,
-                    eos_id=self.encoder.eos_id,
+                    eos_id=self.encoder.ends,
                     responses_per_prompt=responses,
                 ),
             )
@@ -107,7 +107,7 @@ class Bench:
         none = [None] * len(sequences)
         scores = _finite(self.scorer, sequences) if self.scorer else none
         second = _finite(self.held_out, sequences) if self.held_out else none
-        closed = ended(sequences, self.encoder.eos_id).tolist()
+        closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
         for i in range(len(sequences)):
             ids = sequences.ids[i][sequences.response[i]].tolist()

@@ -144,7 +144,7 @@ class RewardFunctions:
 
         DataError if a function fails and `on_error` is "stop", or if more than a fifth of the rows fail.
         """
-        closed = ended(sequences, self.encoder.eos_id).tolist()
+        closed = ended(sequences, self.encoder.ends).tolist()
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
         values, failures = [], list[DataError]()
         for i in range(len(sequences)):

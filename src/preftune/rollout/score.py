@@ -49,7 +49,7 @@ class Scorer:
         if self.translate is None:
             return model.scores(sequences)
         theirs, rows = self.translate, []
-        for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
+        for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
             prompt = self.encoder.tokenizer.decode(
@@ -71,7 +71,7 @@ class Scorer:
         scores = self.scores(sequences)
         if missing_eos_score is None:
             return scores
-        whole = ended(sequences, self.encoder.eos_id) | scores.isnan()
+        whole = ended(sequences, self.encoder.ends) | scores.isnan()
         return missing_eos_scores(scores, whole, replace=missing_eos_score)
 
 

@@ -20,7 +20,7 @@ from preftune.data import (
 )
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
-from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
+from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions, rows_by_prompt
@@ -164,7 +164,7 @@ def _offline(session: Session, name: str) -> Job:
     learner.train(trained, models[trained], config.optimizer, config.learning_rate)
     for role in set(models) - {trained}:
         learner.freeze(models[role])
-    encoder = session.encoder_of(tokenizer, context_length(source))
+    encoder = session.encoder_of(tokenizer, context_length(source), ends=declared_ends(source))
     part = config.part if isinstance(config, RewardConfig) else "all"
     rows, rejected = first_usable(encoder, session.training_rows(part), config.rows)
 
