@@ -112,7 +112,7 @@ class Chat:
             except RejectedRow:
                 continue
             at = whole.rfind(_REPLY)
-            common = len(os.path.commonprefix([opened, whole[: max(at, 0)]]))
+            common = len(os.path.commonprefix([opened, whole[: max(at, 0)]]))  # noqa: RUF071 (texts, no paths)
             if opened.rfind(_QUESTION) < common:
                 after, end = self._closing(whole[at + len(_REPLY) :])
                 return Frame(surplus=opened[common:], before=whole[common:at], after=after, end=end)

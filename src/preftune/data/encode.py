@@ -19,8 +19,8 @@ from preftune.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_QUESTION = Turn("human", " Hi")  # where a reply is asked for without its prompt
 CHARACTERS = 64  # a text of more characters than this per allowed token is shortened before it is encoded
+_QUESTION = Turn("human", " Hi")  # asked where a reply is wanted without its prompt
 _OPENED = "\n\nAssistant:"  # the end of every transcript
 
 
@@ -29,9 +29,10 @@ class Encoder:
 
     form "transcript": the HH transcript, ending in "Assistant:"; "chat": the tokenizer's own chat template
     (`template_arguments`: what else it is given). `ends`: ids at which the model declares that a reply ends,
-    beside the one that training appends (`eos_id`): the template's turn end, or the tokenizer's. Lengths are in tokens; `max_response_length` counts the end token, `max_length`
-    (None: unlimited) is the model's context. Text that spells a special token is encoded as plain text.
-    Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
+    beside the one that training appends (`eos_id`): the template's turn end, or the tokenizer's. Lengths are
+    in tokens; `max_response_length` counts the end token, `max_length` (None: unlimited) is the model's
+    context. Text that spells a special token is encoded as plain text. Raises ConfigError if the tokenizer
+    has no end token or, for "chat", no template.
     """
 
     def __init__(
@@ -98,6 +99,18 @@ class Encoder:
         """
         return self._reply(Dialogue([_QUESTION]) if prompt is None else prompt, text, ended)[0]
 
+    def accepts(self, prompt: Dialogue) -> bool:
+        """Whether the prompt can be encoded: some chat templates refuse a system message."""
+        try:
+            return bool(self.prompt(prompt))
+        except RejectedRow:
+            return False
+
+    @property
+    def as_before(self) -> bool:
+        """Whether ids and ends are those of versions up to 0.1, whose stages stay valid then."""
+        return self._chat is None and self._apart and self.ends == (self._eos_id,)
+
     def text(self, text: str) -> list[int]:
         """Token ids of a prompt given as finished text, template and all; it is not shortened. In chat form
         the template's markers are the tokens that they are.
@@ -107,8 +120,8 @@ class Encoder:
         return self._encode(text, special=True) or [self._eos_id]
 
     def sequence(self, prompt: Dialogue, response: str, ended: bool = True) -> tuple[list[int], list[int]]:
-        """Prompt and response ids. Raises RejectedRow: together they exceed `max_length`, or the chat template
-        refuses them or leaves a part of the response out.
+        """Prompt and response ids. Raises RejectedRow: together they exceed `max_length`, or the chat
+        template refuses them or leaves a part of the response out.
         """
         prompt_ids, kept = self._fit(prompt, self.max_prompt_length)
         response_ids = self._whole_reply(kept, response, ended)
@@ -162,6 +175,11 @@ class Encoder:
         """A left-padded batch for the sampler, (B, P), with the seed of each prompt's sampling."""
         return pad_prompts([self.prompt(prompt) for prompt in prompts], seeds, self.pad_id)
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """The text of prompt ids, without the token that begins every text."""
+        ids, begin = list(ids), self._begin
+        return self._decode(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
+
     def decode(self, ids: Sequence[int], prompt: Sequence[int] | None = None) -> str:
         """The text of response ids up to the first end token, which is left out; nothing is tidied up.
 
@@ -171,7 +189,10 @@ class Encoder:
         ids = ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
         text = self._text(ids, self._context if prompt is None else list(prompt))
         frame = self._chat.frame if self._chat else None
-        return text if frame is None else text.removeprefix(frame.before).removesuffix(frame.after)
+        if frame is None:
+            return text
+        text = text.removeprefix(frame.before).removesuffix(frame.after)
+        return text if self._apart else text.removeprefix(" ")  # of a token behind a marker
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:

@@ -1,6 +1,6 @@
 """What policies are measured with: held-out prompts, one reward model or two, one reference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from preftune.config import RewardConfig
@@ -55,16 +55,17 @@ def make_bench(
     encoder = session.encoder(source, settings.max_new_tokens)
     learner = session.learner(settings.batch_size)
     learner.freeze(reference)
+    rows = rows_by_prompt(encoder, prompts)
 
     def scorer(stage: str | None, terms: str | None) -> Scorer | None:
         model = None
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
-        functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts), config.reward_timeout)
+        functions = reward_functions(terms, encoder, rows, config.reward_timeout)
         if model is None and functions is None:
             return None
         trained = stage if model is not None else None
-        return scorer_for(session, encoder, model, trained, settings.batch_size, functions)
+        return scorer_for(session, encoder, model, trained, settings.batch_size, functions, rows)
 
     second = second_judge(session)
     bench = Bench(
@@ -82,8 +83,12 @@ def make_bench(
 
 
 def held_out_prompts(session: Session) -> list[Preference]:
-    """Test rows with prompts different from each other."""
-    prompts = distinct(session.shuffled(session.dataset.test), session.config.evaluation.prompts)
+    """Test rows with prompts different from each other, without those that a chat template refuses."""
+    rows: Iterable[Preference] = session.shuffled(session.dataset.test)
+    if session.config.data.form == "chat":
+        encoder = session.encoder(session.base)
+        rows = (row for row in rows if encoder.accepts(row.prompt))
+    prompts = distinct(rows, session.config.evaluation.prompts)
     if not prompts:
         raise DataError(
             "there is no test prompt to compare policies on",
@@ -92,7 +97,7 @@ def held_out_prompts(session: Session) -> list[Preference]:
     return prompts
 
 
-def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
+def distinct(rows: Iterable[Preference], n: int) -> list[Preference]:
     """The first `n` rows with different prompts; fewer if there are no more."""
     found: dict[str, Preference] = {}
     for row in rows:

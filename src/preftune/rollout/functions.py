@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from preftune.config.rewards import find_function, reward_terms
-from preftune.data import Encoder, Preference, Sequences
+from preftune.data import Encoder, Preference, RejectedRow, Sequences
 from preftune.errors import DataError
 from preftune.rollout.sample import ended
 
@@ -166,8 +166,8 @@ class RewardFunctions:
 
     def _score(self, prompt_ids: list[int], response_ids: list[int], closed: bool) -> float:
         row = self.rows.get(tuple(prompt_ids))
-        response = self.encoder.decode(response_ids)
-        prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
+        response = self.encoder.decode(response_ids, prompt_ids)
+        prompt = row.prompt.transcript() if row else self.encoder.prompt_text(prompt_ids)
         columns = {
             "ended": closed,
             "source": row.source if row else "",
@@ -179,10 +179,18 @@ class RewardFunctions:
 
 
 def rows_by_prompt(encoder: Encoder, rows: Iterable[Preference]) -> dict[tuple[int, ...], Preference]:
-    """The first row of each prompt, by the prompt's token ids, in the order of the rows."""
+    """The first row of each prompt, by the prompt's token ids, in the order of the rows; without those that a
+    chat template refuses. DataError if it refuses all.
+    """
     found: dict[tuple[int, ...], Preference] = {}
+    refusal = None
     for row in rows:
-        found.setdefault(tuple(encoder.prompt(row.prompt)), row)
+        try:
+            found.setdefault(tuple(encoder.prompt(row.prompt)), row)
+        except RejectedRow as error:
+            refusal = error
+    if refusal is not None and not found:
+        raise refusal
     return found
 
 

@@ -3,12 +3,14 @@
 The reward model reads token ids where policy and reward model share them, else text.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from preftune.data import Encoder, Sequences, pad_sequences
+from preftune.data import Encoder, Preference, Sequences, pad_sequences
+from preftune.errors import DataError
 from preftune.functional import missing_eos_scores
 from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
@@ -21,7 +23,8 @@ from preftune.rollout.sample import ended
 class Scorer:
     """Normalised scores under a reward model, plus the weighted sum of reward functions; one may be absent.
 
-    `translate` is set where the reward model's tokenizer is not the policy's.
+    `translate` is set where the reward model's tokenizer is not the policy's; in chat form `rows` then finds
+    the dialogue of a prompt by its ids, and the reward model's own template writes it.
     """
 
     reward_model: RewardModel | None
@@ -29,6 +32,7 @@ class Scorer:
     translate: Encoder | None
     batch_size: int = 32
     functions: RewardFunctions | None = None
+    rows: Mapping[tuple[int, ...], Preference] = field(default_factory=dict)
 
     @torch.no_grad()
     def scores(self, sequences: Sequences) -> Tensor:
@@ -48,21 +52,34 @@ class Scorer:
     def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
-        theirs, rows = self.translate, []
+        rows = []
         for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
-            prompt = self.encoder.tokenizer.decode(
-                real[~written].tolist(), clean_up_tokenization_spaces=False
-            )
-            response = theirs.response(self.encoder.decode(real[written].tolist()), ended=closed)
-            prompt_ids = theirs.text(prompt)
-            if theirs.max_length is not None:  # its tokens may be shorter than ours
-                prompt_ids = prompt_ids[-max(theirs.max_length - len(response), 1) :]
-            rows.append((prompt_ids, response))
+            prompt_ids = real[~written].tolist()
+            response = self.encoder.decode(real[written].tolist(), prompt_ids)
+            rows.append(self._translated(self.translate, prompt_ids, response, closed))
         prompts, responses = zip(*rows, strict=True)
-        batch = pad_sequences(prompts, responses, theirs.pad_id)
+        batch = pad_sequences(prompts, responses, self.translate.pad_id)
         return model.scores(batch.to(sequences.ids.device))
+
+    def _translated(
+        self, theirs: Encoder, prompt_ids: list[int], response: str, closed: bool
+    ) -> tuple[list[int], list[int]]:
+        """Prompt and response as the reward model reads them; its tokens may be shorter than ours."""
+        room = theirs.max_length
+        if theirs.form == "transcript":
+            ids, prompt = theirs.response(response, closed), theirs.text(self.encoder.prompt_text(prompt_ids))
+            return prompt if room is None else prompt[-max(room - len(ids), 1) :], ids
+        row = self.rows.get(tuple(prompt_ids))
+        if row is None:
+            raise DataError(
+                "a prompt of no data row cannot be written in the reward model's chat template",
+                hint="use a reward model with the policy's tokenizer",
+            )
+        ids = theirs.response(response, closed, row.prompt)
+        limit = theirs.max_prompt_length if room is None else room - len(ids)
+        return theirs.prompt(row.prompt, max(min(limit, theirs.max_prompt_length), 1)), ids
 
     def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
         """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a

@@ -220,7 +220,7 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
         return pad_prompts([list(prompt) for prompt in part_at(step)], seeds, encoder.pad_id)
 
     scorer = scorer_for(
-        session, encoder, reward_model, config.reward_model, config.microbatch_size, functions
+        session, encoder, reward_model, config.reward_model, config.microbatch_size, functions, rows
     )
     return Job(
         algorithm=PPO(config, models, learner, scorer)
@@ -278,8 +278,11 @@ def scorer_for(
     stage: str | None,
     batch_size: int,
     functions: RewardFunctions | None = None,
+    rows: Mapping[tuple[int, ...], Preference] = {},
 ) -> Scorer:
-    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text."""
+    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
+    those of the prompts, by their ids.
+    """
     theirs = session.encoder(session.source(stage)) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,
@@ -287,4 +290,5 @@ def scorer_for(
         translate=None if same_vocabulary(encoder, theirs) else theirs,
         batch_size=batch_size,
         functions=functions,
+        rows=rows,
     )
