@@ -75,8 +75,8 @@ PLANTED = (
         5,
         "prompts that are too long are cut on the right",
         "data/encode.py",
-        "            if len(ids) <= limit:\n                return ids\n",
-        "            return ids[:limit]\n",
+        "            if len(ids) <= limit:\n                return ids, prompt\n",
+        "            return ids[:limit], prompt\n",
         (
             f"{ENCODE}::test_old_turns_go_first_and_a_human_turn_comes_first",
             f"{ENCODE}::test_a_last_human_turn_that_is_too_long_keeps_its_end",
@@ -86,11 +86,11 @@ PLANTED = (
         5,
         "the whole text is cut on the right, and what is left of such a pair is equal",
         "data/encode.py",
-        "        prompt_ids = self.prompt(preference.prompt)\n",
+        "        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)\n",
         """        whole = [self.text(preference.prompt.transcript() + reply) for reply in (" a", " b")]
         if whole[0][: self.max_prompt_length] == whole[1][: self.max_prompt_length]:
             raise RejectedRow("response_too_long_became_equal")
-        prompt_ids = self.prompt(preference.prompt)
+        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
 """,
         (f"{ENCODE}::test_the_differing_last_turn_survives_a_prompt_that_is_too_long",),
     ),
@@ -273,8 +273,8 @@ class Reference:""",
         18,
         "the reward model reads a text without EOS",
         "rollout/score.py",
-        "ended=closed)",
-        "ended=False)",
+        "theirs.response(response, closed), ",
+        "theirs.response(response, False), ",
         ("tests/rollout/test_score.py::test_by_text_equals_by_tokens_where_the_vocabularies_agree",),
     ),
     Bug(
