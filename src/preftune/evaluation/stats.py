@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from preftune.records.verdict import Z80, Z95
+
 Floats = NDArray[np.float64]
-Z95, Z80 = 1.959963984540054, 0.8416212335729143  # quantiles for two-sided 5 % and for 80 % power
 
 
 class Interval(NamedTuple):
