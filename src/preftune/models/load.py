@@ -122,7 +122,8 @@ def declared_ends(source: Source) -> tuple[int, ...]:
         stated = [config.eos_token_id, config.get_text_config().eos_token_id]
         if not source.exists() or (Path(source.path) / "generation_config.json").is_file():
             with suppress(OSError):  # a hub model without that file
-                stated.append(GenerationConfig.from_pretrained(source.path).eos_token_id)
+                settings = GenerationConfig.from_pretrained(source.path, trust_remote_code=False)
+                stated.append(settings.eos_token_id)
     ids = (i for each in stated for i in (each if isinstance(each, list | tuple) else [each]))
     return tuple(sorted({i for i in ids if isinstance(i, int) and i >= 0}))
 

@@ -133,7 +133,8 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        version = {} if self.encoder(self.base).as_before else {"encoding": 2}
+        encoder = self.encoder(self.base)
+        version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
         return {"sha256": fingerprint(self.base), **version}
 
     def _inputs(self, config: Any) -> dict[str, Any]:
