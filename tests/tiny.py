@@ -255,7 +255,7 @@ class Judge:
 
     @property
     def encoder(self) -> Any:
-        return SimpleNamespace(eos_id=self.eos_id)
+        return SimpleNamespace(ends=(self.eos_id,))
 
     def scores(self, batch: Sequences) -> Tensor:
         return self.rule(batch)
