@@ -19,7 +19,6 @@ from preftune.models.load import declared_ends, load_tokenizer
 from preftune.models.locate import Source
 from preftune.models.roles import Policy, RewardModel
 from preftune.models.scalar import init_scalar_model
-from preftune.rollout.functions import rows_by_prompt
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
 from tiny import EOS, causal_lm, classifier, prompts
@@ -119,7 +118,7 @@ def test_a_judge_reads_the_dialogue_in_its_own_template() -> None:
     theirs = Encoder(chat_tokenizer(OTHER, 20), "chat", 60, 20, 80)
     row = Preference(prompt=Dialogue([Turn("human", " Hi there")]), chosen=" Ok then.", rejected=" No.")
     judge = RewardModel(classifier(3, len(theirs.tokenizer)), 0.3, 2.0)
-    scorer = Scorer(reward_model=judge, encoder=own, translate=theirs, rows=rows_by_prompt(own, [row]))
+    scorer = Scorer(reward_model=judge, encoder=own, translate=theirs, rows=[row])
     batch = own.sequences([(row.prompt, row.chosen), (row.prompt, row.rejected)], [True, False])
     begin = theirs.tokenizer.bos_token_id
     want = []
@@ -130,7 +129,7 @@ def test_a_judge_reads_the_dialogue_in_its_own_template() -> None:
         want.append(ids if closed else ids[:-1])
     with torch.no_grad():
         expected = judge.scores(pad_sequences([[], []], want, theirs.pad_id))
-    torch.testing.assert_close(scorer.scores(batch), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scorer.scores(batch, [0, 0]), expected, atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="no data row"):
         Scorer(reward_model=judge, encoder=own, translate=theirs).scores(batch)
 

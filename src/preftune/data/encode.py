@@ -5,12 +5,22 @@ text: with a byte-level vocabulary they are those of the reply alone, with one t
 every text (Llama 2) they are not. Padding is in `batch` alone.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.data.batch import (
+    PairIds,
+    Pairs,
+    Prompts,
+    Sequences,
+    compact,
+    pad_pairs,
+    pad_prompts,
+    pad_sequences,
+)
 from preftune.data.chat import MARK, Chat
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = 64  # a text of more characters than this per allowed token is shortened before it is encoded
+UNLIMITED = 1 << 20  # tokens of context, where a model states no limit
 _QUESTION = Turn("human", " Hi")  # asked where a reply is wanted without its prompt
 _OPENED = "\n\nAssistant:"  # the end of every transcript
 
@@ -61,7 +72,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
-        end: Any = tokenizer.eos_token_id  # the library allows lists here; no tokenizer has one
+        end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
         self._eos_id: int = end
         self._declared = tuple(ends)
@@ -143,23 +154,25 @@ class Encoder:
 
     def usable(self, preferences: Iterable[Preference]) -> tuple[list[Preference], dict[str, int]]:
         """The preferences that `pair` can encode, and the number of others by reason."""
-        kept, rejected = [], Counter[str]()
+        rejected = Counter[str]()
+        kept = [preference for preference, _ in self.encoded(preferences, rejected)]
+        return kept, dict(sorted(rejected.items()))
+
+    def encoded(
+        self, preferences: Iterable[Preference], rejected: Counter[str]
+    ) -> Iterator[tuple[Preference, PairIds]]:
+        """The preferences that `pair` can encode, with their ids; the others are counted by reason."""
         for preference in preferences:
             try:
-                self.pair(preference)
-                kept.append(preference)
+                ids = self.pair(preference)
             except RejectedRow as error:
                 rejected[error.reason] += 1
-        return kept, dict(sorted(rejected.items()))
+            else:
+                yield preference, PairIds(*map(compact, ids))
 
     def pairs(self, preferences: Sequence[Preference]) -> Pairs:
         """A batch of pairs, (B, T) each; raises what `pair` raises."""
-        rows = [self.pair(preference) for preference in preferences]
-        prompts = [row[0] for row in rows]
-        return Pairs(
-            pad_sequences(prompts, [row[1] for row in rows], self.pad_id),
-            pad_sequences(prompts, [row[2] for row in rows], self.pad_id),
-        )
+        return pad_pairs([PairIds(*self.pair(preference)) for preference in preferences], self.pad_id)
 
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True
@@ -178,7 +191,7 @@ class Encoder:
     def prompt_text(self, ids: Sequence[int]) -> str:
         """The text of prompt ids, without the token that begins every text."""
         ids, begin = list(ids), self._begin
-        return self._decode(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
+        return self.text_of(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
 
     def decode(self, ids: Sequence[int], prompt: Sequence[int] | None = None) -> str:
         """The text of response ids up to the first end token, which is left out; nothing is tidied up.
@@ -193,6 +206,14 @@ class Encoder:
             return text
         text = text.removeprefix(frame.before).removesuffix(frame.after)
         return text if self._apart else text.removeprefix(" ")  # of a token behind a marker
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of all these ids, special tokens included; nothing is tidied up."""
+        # Any: the library's annotation is that of a whole batch, too.
+        text: Any = self.tokenizer.decode(
+            [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
@@ -228,7 +249,7 @@ class Encoder:
         first, rest = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
-            cut = Turn(first.role, self._decode(text).lstrip("\ufffd"))  # the cut may have halved a character
+            cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
             kept = Dialogue([cut, *rest])
             ids = self._whole_prompt(kept)
             excess = len(ids) - limit
@@ -282,7 +303,7 @@ class Encoder:
             one, other = self._plain(before), self._plain(text)
             if one + other != self._plain(before + text):
                 return False
-            if self._decode(one) + self._decode(other) != self._decode(one + other):
+            if self.text_of(one) + self.text_of(other) != self.text_of(one + other):
                 return False
         return True
 
@@ -318,9 +339,9 @@ class Encoder:
     def _text(self, ids: list[int], before: list[int]) -> str:
         """Text of ids behind others."""
         if self._apart:
-            return self._decode(ids)
-        start, text = self._decode(before), self._decode(before + ids)
-        return text[len(start) :] if text.startswith(start) else self._decode(ids)
+            return self.text_of(ids)
+        start, text = self.text_of(before), self.text_of(before + ids)
+        return text[len(start) :] if text.startswith(start) else self.text_of(ids)
 
     def _plain(self, text: str) -> list[int]:
         return self._encode(text, special=False)
@@ -342,10 +363,6 @@ class Encoder:
         )
         return encoded.input_ids
 
-    def _decode(self, ids: list[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
 
 def _size(prompt: Dialogue) -> int:
     return sum(len(turn.text) for turn in prompt)
@@ -366,17 +383,45 @@ def first_usable(
 
     Raises DataError if there is none.
     """
-    kept: list[Preference] = []
-    rejected: Counter[str] = Counter()
-    for row in rows:
-        if len(kept) == limit:
-            break
-        usable, reasons = encoder.usable([row])
-        kept += usable
-        rejected.update(reasons)
+    kept, _, rejected = first_encoded(encoder, rows, limit)
+    return kept, rejected
+
+
+def first_encoded(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
+    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
+    rejected = Counter[str]()
+    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
     if not kept:
         raise DataError(
             f"none of the pairs can be used: {dict(rejected)}",
             "raise data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return kept, dict(rejected)
+    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
+
+
+def distinct_prompts(
+    encoder: Encoder, rows: Iterable[Preference]
+) -> tuple[list[Preference], list[Sequence[int]]]:
+    """The first row of each prompt and the prompt's ids, in the order of the rows.
+
+    Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
+    one. Those that a chat template refuses are left out; its refusal is raised if it refuses all.
+    """
+    known: set[bytes] = set()
+    refusal: RejectedRow | None = None
+    firsts, prompts = list[Preference](), list[Sequence[int]]()
+    for row in rows:
+        try:
+            ids = compact(encoder.prompt(row.prompt))
+        except RejectedRow as error:
+            refusal = error
+            continue
+        if (content := ids.tobytes()) not in known:
+            known.add(content)
+            firsts.append(row)
+            prompts.append(ids)
+    if refusal is not None and not firsts:
+        raise refusal
+    return firsts, prompts

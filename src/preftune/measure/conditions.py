@@ -9,7 +9,6 @@ from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
-from preftune.rollout.functions import rows_by_prompt
 from preftune.rollout.score import Scorer
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -55,17 +54,16 @@ def make_bench(
     encoder = session.encoder(source, settings.max_new_tokens)
     learner = session.learner(settings.batch_size)
     learner.freeze(reference)
-    rows = rows_by_prompt(encoder, prompts)
 
     def scorer(stage: str | None, terms: str | None) -> Scorer | None:
         model = None
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
-        functions = reward_functions(terms, encoder, rows, config.reward_timeout)
+        functions = reward_functions(terms, encoder, prompts, config.reward_timeout)
         if model is None and functions is None:
             return None
         trained = stage if model is not None else None
-        return scorer_for(session, encoder, model, trained, settings.batch_size, functions, rows)
+        return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
 
     second = second_judge(session)
     bench = Bench(
@@ -76,6 +74,7 @@ def make_bench(
         settings=settings,
         seed=config.seed,
         device=learner.device,
+        say=learner.say_once,
         gold=gold,
         held_out=scorer(second.stage, None) if second else None,
     )

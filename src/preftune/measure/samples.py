@@ -37,6 +37,7 @@ def replies(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             eos_id=encoder.ends,
+            say=session.console.line,
         )
         text = encoder.decode(out.ids[0][out.response[0]].tolist())
         closed = bool(ended(out, encoder.ends)[0])

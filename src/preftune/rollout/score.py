@@ -3,8 +3,8 @@
 The reward model reads token ids where policy and reward model share them, else text.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from preftune.rollout.sample import ended
 class Scorer:
     """Normalised scores under a reward model, plus the weighted sum of reward functions; one may be absent.
 
-    `translate` is set where the reward model's tokenizer is not the policy's; in chat form `rows` then finds
-    the dialogue of a prompt by its ids, and the reward model's own template writes it.
+    `translate` is set where the reward model's tokenizer is not the policy's; in chat form the reward
+    model's own template then writes the dialogue of the prompt's data row, one of `rows`.
     """
 
     reward_model: RewardModel | None
@@ -32,60 +32,63 @@ class Scorer:
     translate: Encoder | None
     batch_size: int = 32
     functions: RewardFunctions | None = None
-    rows: Mapping[tuple[int, ...], Preference] = field(default_factory=dict)
+    rows: Sequence[Preference] = ()
 
     @torch.no_grad()
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
+        `rows`: see `RewardFunctions.scores`.
         Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
         function failed and that stops the run.
         """
         scores = torch.zeros(len(sequences), device=sequences.ids.device)
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
-            batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
-            scores = torch.cat([self._scores(model, batch) for batch in batches])
+            parts = [slice(i, i + size) for i in range(0, len(sequences), size)]
+            scores = torch.cat([self._scores(model, sequences[part], rows[part]) for part in parts])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        return scores if self.functions is None else scores + self.functions.scores(sequences)
+        return scores if self.functions is None else scores + self.functions.scores(sequences, rows)
 
-    def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
+    def _scores(self, model: RewardModel, sequences: Sequences, rows: Sequence[int]) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
-        rows = []
+        numbers, texts = list(rows), []
         for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
             prompt_ids = real[~written].tolist()
             response = self.encoder.decode(real[written].tolist(), prompt_ids)
-            rows.append(self._translated(self.translate, prompt_ids, response, closed))
-        prompts, responses = zip(*rows, strict=True)
+            row = self.rows[numbers[i]] if numbers and self.rows else None
+            texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
+        prompts, responses = zip(*texts, strict=True)
         batch = pad_sequences(prompts, responses, self.translate.pad_id)
         return model.scores(batch.to(sequences.ids.device))
 
     def _translated(
-        self, theirs: Encoder, prompt_ids: list[int], response: str, closed: bool
+        self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool
     ) -> tuple[list[int], list[int]]:
-        """Prompt and response as the reward model reads them; its tokens may be shorter than ours."""
-        room = theirs.max_length
-        if theirs.form == "transcript":
-            ids, prompt = theirs.response(response, closed), theirs.text(self.encoder.prompt_text(prompt_ids))
+        """Prompt and response as the reward model reads them; its tokens may be shorter than the policy's."""
+        room = judge.max_length
+        if judge.form == "transcript":
+            ids, prompt = judge.response(response, closed), judge.text(self.encoder.prompt_text(prompt_ids))
             return prompt if room is None else prompt[-max(room - len(ids), 1) :], ids
-        row = self.rows.get(tuple(prompt_ids))
         if row is None:
             raise DataError(
                 "a prompt of no data row cannot be written in the reward model's chat template",
                 hint="use a reward model with the policy's tokenizer",
             )
-        ids = theirs.response(response, closed, row.prompt)
-        limit = theirs.max_prompt_length if room is None else room - len(ids)
-        return theirs.prompt(row.prompt, max(min(limit, theirs.max_prompt_length), 1)), ids
+        ids = judge.response(response, closed, row.prompt)
+        limit = judge.max_prompt_length if room is None else room - len(ids)
+        return judge.prompt(row.prompt, max(min(limit, judge.max_prompt_length), 1)), ids
 
-    def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
+    def shaped(
+        self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
+    ) -> Tensor:
         """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a
         masked one stays NaN.
         """
-        scores = self.scores(sequences)
+        scores = self.scores(sequences, rows)
         if missing_eos_score is None:
             return scores
         whole = ended(sequences, self.encoder.ends) | scores.isnan()
@@ -96,7 +99,6 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
     if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):
         return True
-    ours, theirs = policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab()
-    return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
-        t: i for t, i in ours.items() if t != PAD_TOKEN
-    }
+    vocabularies = (policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab())
+    first, second = ({t: i for t, i in ids.items() if t != PAD_TOKEN} for ids in vocabularies)
+    return first == second

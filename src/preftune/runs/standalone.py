@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data import Dialogue, Encoder, Sequences, Turn, pad_prompts, pad_sequences
+from preftune.data.encode import UNLIMITED
 from preftune.errors import DataError, InputMissing
 from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer
 from preftune.models.locate import Source, locate
@@ -23,7 +24,6 @@ from preftune.runs.save import read_side_file
 from preftune.seeding import derive_seed
 
 _BATCH = 16
-_UNLIMITED = 1 << 20
 _ROLES: Mapping[str, Any] = {"user": "human", "assistant": "assistant", "system": "system"}
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -118,16 +118,16 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 def _encoder(source: Source) -> Encoder:
     """Prompts and responses as they are, up to the model's context."""
     context, tokenizer, side = (
-        context_length(source) or _UNLIMITED,
+        context_length(source) or UNLIMITED,
         load_tokenizer(source),
         read_side_file(source),
     )
     return Encoder(
         tokenizer,
         side.get("form") or ("chat" if tokenizer.chat_template else "transcript"),
-        context,
-        context,
-        context,
+        max_prompt_length=context,
+        max_response_length=context,
+        max_length=context,
         ends=declared_ends(source),
         template_arguments=side.get("template_arguments", {}),
     )
@@ -135,7 +135,7 @@ def _encoder(source: Source) -> Encoder:
 
 def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
     """Ids of all of a prompt."""
-    return encoder.text(prompt) if isinstance(prompt, str) else encoder.prompt(_dialogue(prompt), _UNLIMITED)
+    return encoder.text(prompt) if isinstance(prompt, str) else encoder.prompt(_dialogue(prompt), UNLIMITED)
 
 
 def _dialogue(messages: Sequence[Mapping[str, str]]) -> Dialogue:
