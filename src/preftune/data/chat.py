@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.data.dialogue import Dialogue
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Refused, Template
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,3 +178,12 @@ def messages_of(prompt: Dialogue) -> Messages:
         else:
             messages.append({"role": role, "content": turn.text.strip()})
     return messages or [{"role": "user", "content": ""}]  # templates refuse to fill in nothing
+
+
+def check_unicode(text: str) -> None:
+    """DataError if a text is no valid Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"a text holds half of a surrogate pair at character {error.start + 1}"
+        raise DataError(message, "remove it: it is not valid Unicode") from None

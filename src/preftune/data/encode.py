@@ -21,7 +21,7 @@ from preftune.data.batch import (
     pad_prompts,
     pad_sequences,
 )
-from preftune.data.chat import MARK, Chat
+from preftune.data.chat import MARK, Chat, check_unicode
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.errors import ConfigError, DataError
@@ -351,7 +351,7 @@ class Encoder:
         have set.
         """
         if not text.isascii():
-            _check_unicode(text)
+            check_unicode(text)
         encoded: Any = self.tokenizer(
             text,
             add_special_tokens=False,
@@ -366,14 +366,6 @@ class Encoder:
 
 def _size(prompt: Dialogue) -> int:
     return sum(len(turn.text) for turn in prompt)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = f"a text holds half of a surrogate pair at character {error.start + 1}"
-        raise DataError(message, "remove it: it is not valid Unicode") from None
 
 
 def first_usable(
