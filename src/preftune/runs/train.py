@@ -122,7 +122,8 @@ def _scorer(
     """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
-    return scorer_for(session, encoder, judge, config.judge, config.microbatch_size, functions)
+    size, rows = config.microbatch_size, feed.rows
+    return scorer_for(session, encoder, judge, config.judge, size, functions, rows)
 
 
 def _pretraining(session: Session) -> Job:
