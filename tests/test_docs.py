@@ -134,7 +134,7 @@ def preference(row: int) -> Preference:
 def bench() -> Bench:
     """Two prompts and a policy of a few thousand weights; texts are not looked at."""
     encoder = SimpleNamespace(
-        eos_id=tiny.EOS, decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
+        ends=(tiny.EOS,), decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
     )
     scorer = SimpleNamespace(scores=lambda sequences, rows=(): torch.arange(len(sequences)).float())
     return Bench(

@@ -21,7 +21,7 @@ CLASSES = {
     *("StageSettings", "OfflineConfig", "OnlineConfig"),
 }
 # Maths and its golden vectors know papers, not stages.
-WITHOUT_STAGES = ("functional/", "selftest/")
+WITHOUT_STAGES = ("functional/", "selftest/", "data/formats/")
 
 
 def where(path: Path) -> str:

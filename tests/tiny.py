@@ -283,7 +283,7 @@ class Judge:
 
     @property
     def encoder(self) -> Any:
-        return SimpleNamespace(eos_id=self.eos_id)
+        return SimpleNamespace(ends=(self.eos_id,))
 
     def scores(self, batch: Sequences, rows: Any = ()) -> Tensor:
         return self.rule(batch)

@@ -297,13 +297,16 @@ def test_no_turns_are_one_empty_message(chat_tokenizer: PreTrainedTokenizerFast)
 
 def test_template_and_messages_are_encoded_together_unless_a_message_spells_a_special_token() -> None:
     made = make_tokenizer(["<end>"], eos_token="<end>")  # noqa: S106
-    made.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}So:"
+    made.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     encoder = Encoder(made, "chat", 256, 256)
     plain = encoder.prompt(parse_prompt("the sky"))
-    assert plain == made("user: the sky\nSo:", add_special_tokens=False).input_ids
-    assert plain[5:] != made("the sky\nSo:", add_special_tokens=False).input_ids  # " the" is one token
+    assert plain == made("user: the sky\nassistant:", add_special_tokens=False).input_ids
+    assert plain[5:] != made("the sky\nassistant:", add_special_tokens=False).input_ids  # " the" is one token
     spelled = encoder.prompt(parse_prompt("the <end> sky"))
-    assert shown(encoder, spelled) == "user: the <end> sky\nSo:"
+    assert shown(encoder, spelled) == "user: the <end> sky\nassistant:"
     assert made.eos_token_id not in spelled
 
 

@@ -4,7 +4,7 @@ import pytest
 from data_helpers import make_tokenizer
 
 from preftune.data import Dialogue, Encoder, Preference, Turn
-from preftune.data.encode import first_encoded, remarks
+from preftune.data.select import first_encoded, remarks
 from preftune.errors import DataError
 
 

@@ -23,6 +23,23 @@ def _fits_a_path(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_fits_a_path)]
 
 
+def _are_the_templates_own(values: dict[str, Any]) -> dict[str, Any]:
+    """The library takes the rest of its arguments by the same way."""
+    if taken := sorted(_LIBRARYS & values.keys()):
+        raise ValueError(f"{', '.join(taken)} is not the template's own")
+    return values
+
+
+_LIBRARYS = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+    *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+TemplateArguments = Annotated[
+    dict[FileName, bool | int | float | str], AfterValidator(_are_the_templates_own)
+]
+
+
 class ScratchConfig(Settings):
     """A small GPT-2 that is trained from nothing before the first stage. Used with model.base = "scratch"."""
 
@@ -113,6 +130,12 @@ class DataConfig(Settings):
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
         "alone with no roles (plain), as rows of text need it.",
     )
+    template_arguments: TemplateArguments = Field(
+        default_factory=dict,
+        description="What a chat template is given beside the messages, by name: "
+        "data.template_arguments.enable_thinking=false.",
+        exclude_if=lambda values: not values,  # keys of stages from before this setting stay valid
+    )
     max_prompt_length: Count = Field(
         default=256, description="Maximum prompt length in tokens; longer prompts lose their beginning."
     )
@@ -143,6 +166,8 @@ class DataConfig(Settings):
     def _data_dir_has_a_use(self) -> Self:
         if self.name == "world" and self.data_dir is not None:
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
+        if self.template_arguments and self.form != "chat":
+            raise ValueError('template_arguments have a use with form = "chat" only')
         if self.data_dir is not None and (self.data_dir[0] in "/~" or ".." in self.data_dir.split("/")):
             raise ValueError(f'data_dir = "{self.data_dir}" must lie inside the data set, without ".."')
         return self

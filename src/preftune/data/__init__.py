@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         pad_unpaired,
         unpaired,
     )
-    from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
+    from preftune.data.encode import Encoder
+    from preftune.data.select import distinct_prompts, first_encoded, first_usable
 
 __all__ = [
     "Dataset",
@@ -57,9 +58,9 @@ __all__ = [
 
 _LAZY = {
     "Encoder": "preftune.data.encode",
-    "distinct_prompts": "preftune.data.encode",
-    "first_encoded": "preftune.data.encode",
-    "first_usable": "preftune.data.encode",
+    "distinct_prompts": "preftune.data.select",
+    "first_encoded": "preftune.data.select",
+    "first_usable": "preftune.data.select",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",

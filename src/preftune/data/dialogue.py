@@ -46,7 +46,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpaired:
-    """A reply to a prompt with a judgement of its own (KTO), or a reply to imitate (`desirable`)."""
+    """A reply to a prompt with a judgement of its own, or a reply to imitate (`desirable`)."""
 
     prompt: Dialogue
     completion: str

@@ -35,9 +35,9 @@ def replies(
             encoder.prompts([dialogue], [derive_seed(seed, "sample", i)]),
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
-            eos_id=encoder.eos_id,
+            eos_id=encoder.ends,
             say=session.console.line,
         )
         text = encoder.decode(out.ids[0][out.response[0]].tolist())
-        closed = bool(ended(out, encoder.eos_id)[0])
+        closed = bool(ended(out, encoder.ends)[0])
         yield {"prompt": dialogue.transcript(), "response": text, "ended": closed}

@@ -146,7 +146,7 @@ class RewardFunctions:
 
         DataError if a function fails and `on_error` is "stop", or if more than a fifth of the rows fail.
         """
-        closed = ended(sequences, self.encoder.eos_id).tolist()
+        closed = ended(sequences, self.encoder.ends).tolist()
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
         values, failures = [], list[DataError]()
         for i in range(len(sequences)):
@@ -170,8 +170,8 @@ class RewardFunctions:
     def _score(
         self, row: Preference | None, prompt_ids: list[int], response_ids: list[int], closed: bool
     ) -> float:
-        response = self.encoder.decode(response_ids)
-        prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
+        response = self.encoder.decode(response_ids, prompt_ids)
+        prompt = row.prompt.transcript() if row else self.encoder.prompt_text(prompt_ids)
         columns = {
             "ended": closed,
             "source": row.source if row else "",

@@ -17,7 +17,7 @@ from preftune.data import (
     unpaired,
 )
 from preftune.data.batch import PairIds
-from preftune.data.encode import remarks
+from preftune.data.select import remarks
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 

@@ -10,7 +10,7 @@ from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
-from preftune.models.load import context_length, load_tokenizer, quiet_libraries
+from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
 from preftune.models.memory import keep_freed_memory
 from preftune.rundir import BASE, RunDir
@@ -92,9 +92,12 @@ class Session:
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
-        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens)
+        ends = declared_ends(source)
+        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens, ends)
 
-    def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
+    def encoder_of(
+        self, tokenizer: Any, context: int, new_tokens: int = 0, ends: Sequence[int] = ()
+    ) -> Encoder:
         data = self.config.data
         context = context or UNLIMITED
         return Encoder(
@@ -103,6 +106,8 @@ class Session:
             max_prompt_length=min(data.max_prompt_length, context - max(new_tokens, 1)),
             max_response_length=data.max_response_length,
             max_length=context,
+            ends=ends,
+            template_arguments=data.template_arguments,
         )
 
     def learner(self, microbatch_size: int) -> Learner:
@@ -128,7 +133,9 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        return {"sha256": fingerprint(self.base)}
+        encoder = self.encoder(self.base)
+        version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
+        return {"sha256": fingerprint(self.base), **version}
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {

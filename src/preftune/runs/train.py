@@ -10,7 +10,7 @@ from preftune.config import OnlineConfig, SFTConfig
 from preftune.data import Encoder, Preference, Sequences, first_usable, pad_sequences
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
-from preftune.models.load import context_length, load_tokenizer, scratch_gpt2
+from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.score import Scorer, same_vocabulary
@@ -99,7 +99,7 @@ def _prepare(session: Session, name: str) -> Job:
             learner.train(role, model, config.optimizer, config.rate_of(role))
         elif model is not judge:  # that is frozen where it was made
             learner.freeze(model)
-    encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens)
+    encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
     scorer = [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed)] if config.online else []
     return Job(
@@ -122,7 +122,8 @@ def _scorer(
     """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
-    return scorer_for(session, encoder, judge, config.judge, config.microbatch_size, functions)
+    size, rows = config.microbatch_size, feed.rows
+    return scorer_for(session, encoder, judge, config.judge, size, functions, rows)
 
 
 def _pretraining(session: Session) -> Job:
@@ -189,8 +190,11 @@ def scorer_for(
     stage: str | None,
     batch_size: int,
     functions: RewardFunctions | None = None,
+    rows: Sequence[Preference] = (),
 ) -> Scorer:
-    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text."""
+    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
+    those that prompts come from.
+    """
     theirs = session.encoder(session.source(stage)) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,
@@ -198,4 +202,5 @@ def scorer_for(
         translate=None if same_vocabulary(encoder, theirs) else theirs,
         batch_size=batch_size,
         functions=functions,
+        rows=rows,
     )

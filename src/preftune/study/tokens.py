@@ -38,7 +38,13 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
         tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
     else:
         tokenizer = load_tokenizer(locate(config.model.base))
-    encoder = Encoder(tokenizer, data.form, data.max_prompt_length, data.max_response_length)
+    encoder = Encoder(
+        tokenizer,
+        data.form,
+        data.max_prompt_length,
+        data.max_response_length,
+        template_arguments=data.template_arguments,
+    )
     step = max(len(dataset.train) // _ROWS, 1)
     rows = list(islice(dataset.train, 0, None, step))[:_ROWS]
 

@@ -11,7 +11,7 @@ LABELS = ("label", "kto_tag", "desirable")
 
 
 def reply(record: Record) -> list[Unpaired]:
-    """`prompt` and `completion`, with a `label` (KTO) or as something to imitate."""
+    """`prompt` and `completion`, with a `label` or as something to imitate."""
     key = next(name for name in REPLIES if name in record)
     return [_unpaired(record, dialogue_with(prompt_in(record), field(record, key)))]
 
