@@ -75,8 +75,8 @@ PLANTED = (
         5,
         "prompts that are too long are cut on the right",
         "data/encode.py",
-        "            if len(ids) <= limit:\n                return ids\n",
-        "            return ids[:limit]\n",
+        "            if len(ids) <= limit:\n                return ids, prompt\n",
+        "            return ids[:limit], prompt\n",
         (
             f"{ENCODE}::test_old_turns_go_first_and_a_human_turn_comes_first",
             f"{ENCODE}::test_a_last_human_turn_that_is_too_long_keeps_its_end",
@@ -86,11 +86,11 @@ PLANTED = (
         5,
         "the whole text is cut on the right, and what is left of such a pair is equal",
         "data/encode.py",
-        "        prompt_ids = self.prompt(preference.prompt)\n",
+        "        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)\n",
         """        whole = [self.text(preference.prompt.transcript() + reply) for reply in (" a", " b")]
         if whole[0][: self.max_prompt_length] == whole[1][: self.max_prompt_length]:
             raise RejectedRow("response_too_long_became_equal")
-        prompt_ids = self.prompt(preference.prompt)
+        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
 """,
         (f"{ENCODE}::test_the_differing_last_turn_survives_a_prompt_that_is_too_long",),
     ),
@@ -157,7 +157,7 @@ PLANTED = (
         12,
         "sampling does not stop at EOS",
         "rollout/sample.py",
-        "going = token != eos_id\n",
+        "going = ~is_end(token, ends)\n",
         "going = torch.ones_like(token, dtype=torch.bool)\n",
         (f"{SAMPLE}::test_responses_stop_at_the_first_eos_and_contain_it",),
     ),
@@ -273,8 +273,8 @@ class Reference:""",
         18,
         "the reward model reads a text without EOS",
         "rollout/score.py",
-        "ended=closed)",
-        "ended=False)",
+        "judge.response(response, closed), ",
+        "judge.response(response, False), ",
         ("tests/rollout/test_score.py::test_by_text_equals_by_tokens_where_the_vocabularies_agree",),
     ),
     Bug(
@@ -309,8 +309,8 @@ class Reference:""",
         21,
         "complete responses get no EOS",
         "data/encode.py",
-        "return ids + [self.eos_id] * ended if whole else ids[:limit]",
-        "return ids[:limit]",
+        'context, body, closing, end = True, _OPENED, shown, "", [self.eos_id]\n',
+        'context, body, closing, end = True, _OPENED, shown, "", []\n',
         (
             f"{ENCODE}::test_a_row_is_the_transcript_and_one_end_token",
             f"{ENCODE}::test_responses_without_an_end",

@@ -15,8 +15,7 @@ from pydantic_core import PydanticUndefined
 import preftune
 import tiny
 from preftune import errors
-from preftune.config import EvaluationConfig
-from preftune.config.stages import ALGORITHM_CONFIGS
+from preftune.config import ALGORITHM_CONFIGS, EvaluationConfig
 from preftune.data import Dialogue, Preference, Turn
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes
@@ -135,7 +134,7 @@ def preference(row: int) -> Preference:
 def bench() -> Bench:
     """Two prompts and a policy of a few thousand weights; texts are not looked at."""
     encoder = SimpleNamespace(
-        eos_id=tiny.EOS, decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
+        ends=(tiny.EOS,), decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
     )
     scorer = SimpleNamespace(scores=lambda sequences, rows=(): torch.arange(len(sequences)).float())
     return Bench(

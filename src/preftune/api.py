@@ -88,7 +88,10 @@ def run_recipe(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     refuse_if_held(run)
+    from preftune.runs.plan import check_kind
+
     dataset = _checked(config)
+    check_kind(config, dataset, stages, whole=until is None)
     if until is None:
         _can_be_measured(dataset)
     faults.arm()
@@ -123,11 +126,13 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     with handled(), held(run):
         session = _reopen(path)
         from preftune.measure.write_up import measure_and_report
+        from preftune.runs.plan import check_kind
 
         finished = [name for name in stage_order(session.config.stage) if session.is_trained(name)]
         if not finished:
             raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
         if pairs is None:
+            check_kind(session.config, session.dataset, finished, whole=True)
             measure_and_report(session, finished)
         else:
             from preftune.measure.pairs import evaluate_on_pairs
@@ -178,7 +183,7 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
             f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
         )
     done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
-    return done.model_dir(name, algorithm)
+    return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
 def _checked(config: RunConfig) -> "Dataset":

@@ -1,10 +1,11 @@
-"""Generated input for all that a person hands in as a file: preference files of three kinds, and recipes.
+"""Generated input for all that a person hands in as a file: data files of every kind, and recipes.
 
 `make fuzz` runs 10,000 of them and writes what happened; `test_fuzz.py` runs 500.
 """
 
 import argparse
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 
 from preftune.config import DataConfig, load_recipe
 from preftune.data import Encoder, read_dataset
+from preftune.data.formats.table import FORMATS
 from preftune.errors import PreftuneError
 
 LINES = 8  # of an error on the terminal
@@ -99,8 +101,39 @@ values = st.recursive(
 )
 messages = st.lists(st.fixed_dictionaries({"role": words | values, "content": words | values}), max_size=3)
 texts = st.one_of(words, words.map(lambda text: f"\n\nHuman: Hi\n\nAssistant: {text}"), messages, values)
+# What cells of other forms hold: numbers, rated replies, messages of every shape, and those as JSON text.
+numbers = st.one_of(st.integers(-3, 4), st.floats(), st.sampled_from(["1", "0", "true", "x", "model_a"]))
+SOME = ("role", "content", "from", "value", "answer", "response", "rank", "score", "text", "type", "tools")
+MORE = ("system", "split", "tools", "label", "input", "history")
+ROLES = ("user", "assistant", "gpt", "Human", "system", "tool")
+TEXT_FORMS = ("transcript", "chat", "plain")
+
+
+@st.composite
+def formed(draw: st.DrawFn) -> dict[str, Any]:
+    """A row with the keys of one form and maybe others, and cells that often fit."""
+    form = draw(st.sampled_from(FORMATS))
+    keys = [draw(st.sampled_from(need.split("|"))) for need in form.needs]
+    keys += draw(st.lists(st.sampled_from(MORE), max_size=2))
+    row = {}
+    for key in keys:
+        kind = draw(st.sampled_from(["text", "text", "number", "any", "messages", "objects", "JSON"]))
+        if kind == "messages" or kind == "JSON":
+            role, content = draw(st.sampled_from([("role", "content"), ("from", "value")]))
+            message = st.fixed_dictionaries({role: st.sampled_from(ROLES), content: words})
+            made = draw(st.lists(message, max_size=3))
+            row[key] = made if kind == "messages" else json.dumps(made)
+        elif kind == "objects":
+            objects = st.dictionaries(st.sampled_from(SOME), st.one_of(words, numbers, values), max_size=5)
+            row[key] = draw(st.lists(objects, max_size=3))
+        else:
+            row[key] = draw({"text": words, "number": numbers, "any": values}[kind])
+    return row
+
+
 rows = st.one_of(
     st.builds(hh_row, words, words, words),
+    formed(),
     st.fixed_dictionaries({"chosen": texts, "rejected": texts}, optional={"prompt": texts, "other": values}),
     values,
 )
@@ -142,6 +175,30 @@ def _table(made: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def _arrow(made: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        table = pa.Table.from_pylist(made)
+        with pa.ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError):
+        return b"ARROW1"
+    return buffer.getvalue()
+
+
+def _csv(made: list[dict[str, Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in made for key in row)))
+    writer.writeheader()
+    writer.writerows(made)
+    return buffer.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _array(made: list[dict[str, Any]]) -> bytes:
+    return json.dumps(made).encode()
+
+
+some = st.lists(good, max_size=4) | st.lists(good | formed(), max_size=4)
 plain = st.one_of(st.binary(max_size=200), lines, good_lines, good_lines)
 records = st.dictionaries(st.sampled_from(WORDS[:3]), texts, max_size=3)
 tables = st.one_of(st.lists(good, max_size=4), st.lists(good | records, max_size=4)).map(_table)
@@ -154,20 +211,23 @@ recipes = st.one_of(additions, additions.map(lambda text: TINY + text), st.just(
 class Case:
     """One file as it is handed in."""
 
-    suffix: Literal[".jsonl", ".jsonl.gz", ".parquet", ".toml"]
+    suffix: Literal[".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".arrow", ".toml"]
     content: bytes
     on_bad_row: Literal["error", "skip"] = "error"
-    form: Literal["transcript", "chat"] = "transcript"
+    form: Literal["transcript", "chat", "plain"] = "transcript"
 
 
-_how = {"on_bad_row": st.sampled_from(["error", "skip"]), "form": st.sampled_from(["transcript", "chat"])}
+_how = {"on_bad_row": st.sampled_from(["error", "skip"]), "form": st.sampled_from(TEXT_FORMS)}
 cases = st.one_of(
     st.builds(Case, st.just(".jsonl"), damaged(plain), **_how),
     st.builds(Case, st.just(".jsonl"), damaged(good_lines), **_how),
     st.builds(
         Case, st.just(".jsonl.gz"), damaged(plain.map(lambda data: gzip.compress(data, 1, mtime=0))), **_how
     ),
-    st.builds(Case, st.just(".parquet"), damaged(tables), **_how),
+    st.builds(Case, st.just(".parquet"), damaged(tables | some.map(_table)), **_how),
+    st.builds(Case, st.just(".json"), damaged(some.map(_array)), **_how),
+    st.builds(Case, st.just(".csv"), damaged(some.map(_csv)), **_how),
+    st.builds(Case, st.just(".arrow"), damaged(some.map(_arrow)), **_how),
     st.builds(
         Case, st.just(".toml"), damaged(recipes.map(lambda text: text.encode("utf-8", "surrogatepass")))
     ),
@@ -187,7 +247,7 @@ class Trial:
     def __post_init__(self) -> None:
         tokenizer = make_tokenizer(SPECIAL, eos_token=SPECIAL[1])
         tokenizer.chat_template = CHAT
-        self.encoders = {form: Encoder(tokenizer, form, 40, 40, 80) for form in ("transcript", "chat")}
+        self.encoders = {form: Encoder(tokenizer, form, 40, 40, 80) for form in TEXT_FORMS}
 
     def hand_in(self, case: Case) -> None:
         """Any other end than success or a short error that names the file is a fault."""

@@ -81,7 +81,13 @@ def test_a_test_file_alone_is_split_but_a_directory_without_train_is_an_error(tm
 
 
 def test_the_report_accounts_for_every_row(tmp_path: Path) -> None:
-    rows = [hh_row("a"), hh_row("a"), hh_row("a", "no", "yes"), hh_row("b", "same", "same"), {"chosen": 1}]
+    rows = [
+        hh_row("a"),
+        hh_row("a"),
+        hh_row("a", "no", "yes"),
+        hh_row("b", "same", "same"),
+        {"chosen": 1, "rejected": ""},
+    ]
     train = write_jsonl(tmp_path / "helpful/train.jsonl", rows)
     write_jsonl(tmp_path / "harmless/validation.jsonl", [hh_row("a") | {"score": 1}])
     data = load(tmp_path, on_bad_row="skip")

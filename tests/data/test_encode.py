@@ -232,7 +232,7 @@ def test_prompts_are_distinct_by_what_the_model_is_given(tokenizer: PreTrainedTo
 
 def test_no_usable_row_at_all_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
-    with pytest.raises(DataError, match="longer_than_context': 2") as caught:
+    with pytest.raises(DataError, match="2 longer_than_context: prompt") as caught:
         first_usable(encoder, [replace(PAIR, prompt=parse_prompt("z" * 100))] * 2, 5)
     assert "data.max_prompt_length" in caught.value.hint
 
@@ -297,13 +297,16 @@ def test_no_turns_are_one_empty_message(chat_tokenizer: PreTrainedTokenizerFast)
 
 def test_template_and_messages_are_encoded_together_unless_a_message_spells_a_special_token() -> None:
     made = make_tokenizer(["<end>"], eos_token="<end>")  # noqa: S106
-    made.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}So:"
+    made.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     encoder = Encoder(made, "chat", 256, 256)
     plain = encoder.prompt(parse_prompt("the sky"))
-    assert plain == made("user: the sky\nSo:", add_special_tokens=False).input_ids
-    assert plain[5:] != made("the sky\nSo:", add_special_tokens=False).input_ids  # " the" is one token
+    assert plain == made("user: the sky\nassistant:", add_special_tokens=False).input_ids
+    assert plain[5:] != made("the sky\nassistant:", add_special_tokens=False).input_ids  # " the" is one token
     spelled = encoder.prompt(parse_prompt("the <end> sky"))
-    assert shown(encoder, spelled) == "user: the <end> sky\nSo:"
+    assert shown(encoder, spelled) == "user: the <end> sky\nassistant:"
     assert made.eos_token_id not in spelled
 
 

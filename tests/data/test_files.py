@@ -15,7 +15,7 @@ from data_helpers import hh_row, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data import Turn, read_preferences
+from preftune.data import Turn, read_preferences, readers
 from preftune.data import files as files_module
 from preftune.data.files import find_files, read_files, split_name
 from preftune.data.rows import Tally
@@ -225,7 +225,7 @@ def test_damaged_gzip_names_file_and_line(tmp_path: Path, damage: Any) -> None:
 
 @pytest.mark.parametrize("content", [bytes(1 << 20), b"\n" * (1 << 20), GOOD + b"\n" * (1 << 20)])
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(files_module, "PACKED_FLOOR", 10_000)
+    monkeypatch.setattr(readers, "PACKED_FLOOR", 10_000)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match=r"gzip bomb|MiB"):
@@ -233,7 +233,7 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_blank_lines_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "MAX_BLANK", 1000)
+    monkeypatch.setattr(readers, "MAX_BLANK", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD + b"\n" * 1002)
     with pytest.raises(DataError, match=r"a\.jsonl:1002: more than 1,000 blank lines"):
@@ -272,7 +272,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     path = write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi")])
-    monkeypatch.setattr(files_module, "_lines", refuse)
+    monkeypatch.setitem(files_module.READERS, ".jsonl", refuse)
     with pytest.raises(PermissionMissing, match=r"a\.jsonl: cannot be read"):
         read_preferences(path)
 
@@ -299,8 +299,9 @@ def test_damaged_parquet(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"chosen": [TEXT + " a"]}, 'no column "rejected"'),
-        ({"text": ["a"]}, 'no column "chosen"'),
+        ({"chosen": [TEXT + " a"]}, 'no "rejected" in this row'),
+        ({"words": ["a"]}, 'no column "chosen" (it has: words)'),
+        ({"text": ["a"]}, "its rows are texts for continuation"),
         ({"chosen": [TEXT + " a", None], "rejected": [TEXT + " b", "c"]}, 'row 2: "chosen" is null'),
         ({"chosen": [1], "rejected": ["c"]}, 'row 1: "chosen" is a number'),
         ({"chosen": [b"a"], "rejected": ["c"]}, 'row 1: "chosen" is bytes'),
@@ -324,12 +325,18 @@ def test_parquet_rows_are_checked_like_lines(tmp_path: Path, table: dict[str, An
         ("valid.jsonl", "validation"),
         ("val.jsonl", "validation"),
         ("dev.jsonl", "validation"),
-        ("eval.jsonl", "validation"),
+        ("eval.jsonl", "test"),
         ("test-00000-of-00002.parquet", "test"),
         ("validation_1.jsonl", "validation"),
-        ("testing.jsonl", "train"),
-        ("my-test.jsonl", "train"),
-        ("evaluation.jsonl", "train"),
+        ("testing.jsonl", "test"),
+        ("my-test.jsonl", "test"),
+        ("evaluation.jsonl", "test"),
+        ("test_prefs.jsonl", "test"),
+        ("hh_test.csv", "test"),
+        ("test_set.json", "test"),
+        ("hh.training.2.arrow", "train"),
+        ("testset.jsonl", "train"),
+        ("latest.jsonl", "train"),
         ("pairs.jsonl", "train"),
     ],
 )
@@ -356,9 +363,9 @@ def test_what_cannot_be_found_or_opened(tmp_path: Path) -> None:
         find_files(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="no preference files"):
         find_files(tmp_path)
-    (tmp_path / "a.csv").write_text("chosen,rejected")
+    (tmp_path / "a.xlsx").write_text("chosen,rejected")
     with pytest.raises(DataError, match="not a kind of file"):
-        find_files(tmp_path / "a.csv")
+        find_files(tmp_path / "a.xlsx")
 
 
 def attempt(tmp: Path, data: bytes) -> None:

@@ -54,8 +54,8 @@ def test_malformed_hub_rows_are_named(fake_hub: dict[str, datasets.Dataset]) -> 
     fake_hub["train"] = datasets.Dataset.from_list([hh_row("q"), {"chosen": None, "rejected": "a"}])
     with pytest.raises(DataError, match=r'Anthropic/hh-rlhf\[train\]: row 2: "chosen" is null'):
         read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
-    fake_hub["train"] = datasets.Dataset.from_list([{"text": "a"}])
-    with pytest.raises(DataError, match="no column"):
+    fake_hub["train"] = datasets.Dataset.from_list([{"words": "a"}])
+    with pytest.raises(DataError, match='row 1: no "chosen"'):
         read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
 
 

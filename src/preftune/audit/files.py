@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check
-from preftune.models.load import context_length, quiet_libraries
+from preftune.data import Encoder
+from preftune.models.load import context_length, declared_ends, quiet_libraries
 from preftune.models.locate import Source, locate, reading
+from preftune.runs.save import read_side_file
 
 _SHORT_CONTEXT = 256  # tokens; dialogues of HH-RLHF have 175 in the mean
 
@@ -40,6 +42,12 @@ class Directory:
         """Id of the tokenizer's end token."""
         end: Any = self.tokenizer.eos_token_id
         return end
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids at which replies end: the one that training appends, the tokenizer's and all declared ones."""
+        own = [] if self.end is None else [_trained_end(self)[0], self.end]
+        return tuple(dict.fromkeys([*own, *declared_ends(self.source)]))
 
     @property
     def embeddings(self) -> int:
@@ -162,16 +170,28 @@ def _end_token(directory: Directory) -> Iterator[Check]:
             remedy="set eos_token in tokenizer_config.json to the token that the model was trained with",
         )
         return
-    stated: Any = config.eos_token_id
-    known = stated if isinstance(stated, list) else [stated]
-    agree = stated is None or end in known
+    written: list[Any] = [config.eos_token_id]
+    if directory.model.can_generate() and directory.model.generation_config is not None:
+        written.append(directory.model.generation_config.eos_token_id)
+    trained, name = _trained_end(directory)
+    wrong = [w for w in written if w is not None and trained not in (w if isinstance(w, list) else [w])]
+    agree, stated = not wrong, wrong[0] if wrong else None
     yield Check(
         name="has an end token",
         status=OK if agree else WARNING,
-        found=f"{tokenizer.eos_token!r} ({end})" + ("" if agree else f", but the config says {stated}"),
+        found=f"{name!r} ({trained})" + ("" if agree else f", but the config says {stated}"),
         consequence="" if agree else "generate() stops at another token than the one that training appends",
         remedy="" if agree else "make config.json, generation_config.json and the tokenizer agree",
     )
+
+
+def _trained_end(directory: Directory) -> tuple[int, str]:
+    """The end token that training appends, id and name: in chat form that of the template's turns."""
+    tokenizer: Any = directory.tokenizer
+    if tokenizer.chat_template and read_side_file(directory.source).get("form", "chat") == "chat":
+        end = Encoder(tokenizer, "chat", 1, 1).eos_id
+        return end, tokenizer.convert_ids_to_tokens(end)
+    return tokenizer.eos_token_id, tokenizer.eos_token
 
 
 def _pad_token(directory: Directory) -> Iterator[Check]:

@@ -145,10 +145,10 @@ def _ends(directory: Directory) -> Iterator[Check]:
         pad_prompts(ids, list(range(len(ids))), end),
         max_new_tokens=longest,
         temperature=1.0,
-        eos_id=end,
+        eos_id=directory.ends,
         responses_per_prompt=REPLIES // len(ids),
     )
-    share = float(ended(out, end).float().mean())
+    share = float(ended(out, directory.ends).float().mean())
     yield Check(
         name="ends by itself",
         status=OK if share >= 0.5 else NOTE if share > 0 else WARNING,

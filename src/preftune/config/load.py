@@ -8,16 +8,16 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from preftune.config.algorithms import ALGORITHM_CONFIGS
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
-from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.errors import ConfigError, UsageError
 from preftune.untrusted import holds_credential, redact
@@ -25,6 +25,7 @@ from preftune.untrusted import holds_credential, redact
 Origin = Literal["default", "recipe", "command line"]
 Model = TypeVar("Model", bound=BaseModel)
 SCRATCH = "model.scratch"
+TABLE = "data.template_arguments"  # the one setting whose keys are the user's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,8 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
     values = _drop(recipe, overrides)
     typed = [(key, value) for key, value in overrides if not _removes(key, value)]
     known = settings(_algorithms(values, typed, source))
+    own = [key for key in (*values, *dict(typed)) if key.startswith(f"{TABLE}.")]
+    known |= {key: replace(known[TABLE], key=key) for key in own}
     origins: dict[str, Origin] = {}
     for key, value in list(values.items()):
         # dump_toml writes an absent model.scratch as "none".
@@ -218,6 +221,8 @@ def _convert(setting: Setting, text: str) -> Any:
     """Override text as the key's type; text that does not fit is left for validation to refuse."""
     if _is_none(setting, text):
         return None
+    if setting.key.startswith(f"{TABLE}."):
+        return {"true": True, "false": False}.get(text.lower(), text)
     try:
         if setting.kind in (int, float):
             return setting.kind(text)
@@ -247,8 +252,6 @@ def _explain(
     lines = []
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
-        if not prefix and path[:1] == [STAGE] and len(path) > 2:
-            del path[2]  # the union's tag, which is no part of the key
         key = prefix + ".".join(path)
         origin = (origins or {}).get(key, "")
         where = f" (in {source})" if origin == "recipe" else f" (on the {origin})" if origin else ""

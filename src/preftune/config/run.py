@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from preftune.config.algorithms import StageConfig
+from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import RewardTerms
-from preftune.config.stages import GRPOConfig, OptimizerConfig, PPOConfig, StageConfig
 from preftune.errors import ConfigError
 
 
@@ -22,21 +23,42 @@ def _fits_a_path(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_fits_a_path)]
 
 
+def _are_the_templates_own(values: dict[str, Any]) -> dict[str, Any]:
+    """The library takes the rest of its arguments by the same way."""
+    if taken := sorted(_LIBRARYS & values.keys()):
+        raise ValueError(f"{', '.join(taken)} is not the template's own")
+    return values
+
+
+_LIBRARYS = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+    *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+TemplateArguments = Annotated[
+    dict[FileName, bool | int | float | str], AfterValidator(_are_the_templates_own)
+]
+
+
 class ScratchConfig(Settings):
     """A small GPT-2 that is trained from nothing before the first stage. Used with model.base = "scratch"."""
 
-    layers: Count = Field(default=2, description="Transformer blocks.")
-    width: Count = Field(default=64, description="Size of the hidden state.")
-    heads: Count = Field(default=4, description="Attention heads; must divide the width.")
-    positions: Count = Field(default=128, description="Longest sequence, prompt and response together.")
+    layers: Count = Field(default=2, description="Number of layers.")
+    width: Count = Field(default=64, description="Hidden size.")
+    heads: Count = Field(default=4, description="Number of attention heads; must divide the width.")
+    positions: Count = Field(
+        default=128, description="Maximum sequence length, prompt and response together."
+    )
     vocab_size: Annotated[int, Field(ge=260)] = Field(
         default=4000,
-        description="Size of the byte-level BPE vocabulary; the built-in world brings its own words.",
+        description="Vocabulary size of the byte-level BPE; the built-in world has its own.",
     )
-    steps: Count = Field(default=800, description="Pretraining updates.")
-    batch_size: Count = Field(default=64, description="Documents per pretraining update.")
-    microbatch_size: Count = Field(default=64, description="Documents in memory at a time.")
-    learning_rate: Positive = Field(default=5e-3, description="Highest learning rate of pretraining.")
+    steps: Count = Field(default=800, description="Pretraining steps.")
+    batch_size: Count = Field(default=64, description="Documents per pretraining step.")
+    microbatch_size: Count = Field(
+        default=64, description="Documents per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=5e-3, description="Peak learning rate of pretraining.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @model_validator(mode="after")
@@ -72,6 +94,22 @@ class ModelConfig(Settings):
         return self
 
 
+class ColumnsConfig(Settings):
+    """What the columns of a data set are called, where its names are not known here (docs/data.md)."""
+
+    prompt: Name | None = Field(default=None, description="Column of the prompt.")
+    chosen: Name | None = Field(default=None, description="Column of the preferred reply.")
+    rejected: Name | None = Field(default=None, description="Column of the other reply.")
+    completion: Name | None = Field(default=None, description="Column of a reply without a rival.")
+    label: Name | None = Field(default=None, description="Column that says whether that reply is desirable.")
+    text: Name | None = Field(default=None, description="Column of a text for continuation.")
+    system: Name | None = Field(default=None, description="Column of the system message.")
+
+    def named(self) -> dict[str, str]:
+        """Known name to the data set's; a dotted name leads inside of an object."""
+        return {known: name for known, name in self.model_dump().items() if name is not None}
+
+
 class DataConfig(Settings):
     """Where preferences come from and how they become tokens."""
 
@@ -82,28 +120,54 @@ class DataConfig(Settings):
     data_dir: Name | None = Field(
         default=None, description="Subdirectory of a hub data set, such as harmless-base."
     )
-    form: Literal["transcript", "chat"] = Field(
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig,
+        exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
+        description="Names of the columns.",
+    )
+    form: Literal["transcript", "chat", "plain"] = Field(
         default="transcript",
-        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", or the chat template.',
+        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
+        "alone with no roles (plain), as rows of text need it.",
+    )
+    template_arguments: TemplateArguments = Field(
+        default_factory=dict,
+        description="What a chat template is given beside the messages, by name: "
+        "data.template_arguments.enable_thinking=false.",
+        exclude_if=lambda values: not values,  # keys of stages from before this setting stay valid
     )
     max_prompt_length: Count = Field(
-        default=256, description="Tokens kept of a prompt; it is cut from the left."
+        default=256, description="Maximum prompt length in tokens; longer prompts lose their beginning."
     )
     max_response_length: Count = Field(
-        default=256, description="Tokens kept of a response; it is cut from the right."
+        default=256, description="Maximum response length in tokens; longer responses lose their end."
     )
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        default=0.05, description="Share cut from train, by prompt, for a missing validation or test split."
+        default=0.05,
+        description="Fraction of the training prompts held out for a missing validation or test split.",
     )
-    pairs: Count = Field(default=6000, description="Training pairs that the built-in world makes.")
+    pairs: Count = Field(
+        default=6000, description="Number of training pairs generated by the built-in world."
+    )
     on_bad_row: Literal["error", "skip"] = Field(
-        default="error", description="Stop at a malformed row, or count it and go on."
+        default="error", description="At a malformed row: stop, or skip and count it."
     )
+
+    @model_validator(mode="after")
+    def _columns_have_a_use(self) -> Self:
+        named = self.columns.named()
+        if named and self.name == "world":
+            raise ValueError("columns have no meaning for the built-in world")
+        if len(set(named.values())) < len(named):
+            raise ValueError(f"columns names one column twice: {named}")
+        return self
 
     @model_validator(mode="after")
     def _data_dir_has_a_use(self) -> Self:
         if self.name == "world" and self.data_dir is not None:
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
+        if self.template_arguments and self.form != "chat":
+            raise ValueError('template_arguments have a use with form = "chat" only')
         if self.data_dir is not None and (self.data_dir[0] in "/~" or ".." in self.data_dir.split("/")):
             raise ValueError(f'data_dir = "{self.data_dir}" must lie inside the data set, without ".."')
         return self
@@ -112,24 +176,24 @@ class DataConfig(Settings):
 class EvaluationConfig(Settings):
     """How policies are compared after training."""
 
-    prompts: Count = Field(default=100, description="Distinct held-out prompts, the same for all policies.")
-    max_new_tokens: Count = Field(default=64, description="Longest response that is sampled.")
+    prompts: Count = Field(default=100, description="Number of held-out prompts, the same for all policies.")
+    max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
     reward_functions: RewardTerms | None = Field(
         default=None,
         description="Python functions added to the score that policies and best-of-n are measured by, as in "
         "stage.ppo.reward_functions; one that fails stops the evaluation.",
     )
-    best_of: Annotated[int, Field(ge=2)] = Field(
-        default=4, description="Responses from which best-of-n picks one."
-    )
+    best_of: Annotated[int, Field(ge=2)] = Field(default=4, description="The n of best-of-n.")
     pool: Annotated[int, Field(ge=2)] = Field(
         default=16,
         description="Reference responses per prompt, for the curve of best-of-n and gains at equal length.",
     )
-    samples: Count = Field(default=20, description="Responses per policy that are written to samples/.")
-    batch_size: Count = Field(default=32, description="Responses in memory at a time.")
-    resamples: Count = Field(default=2000, description="Resamples of a bootstrap interval.")
+    samples: Count = Field(default=20, description="Responses per policy written to samples/.")
+    batch_size: Count = Field(
+        default=32, description="Responses per forward pass; bounds memory, not results."
+    )
+    resamples: Count = Field(default=2000, description="Bootstrap resamples per interval.")
 
     @model_validator(mode="after")
     def _best_of_fits_the_pool(self) -> Self:
@@ -144,25 +208,25 @@ class CheckpointConfig(Settings):
     """How often a stage saves itself."""
 
     every: Count = Field(default=50, description="Steps between checkpoints.")
-    keep: Count = Field(default=2, description="Checkpoints that are kept.")
+    keep: Count = Field(default=2, description="Number of checkpoints to keep.")
 
 
 class RunConfig(Settings):
     """Everything that determines a run."""
 
-    name: FileName = Field(description="Name of the run and of its directory.")
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of every random choice.")
+    name: FileName = Field(description="Name of the run and its directory.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Random seed.")
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="Arithmetic of forward and backward passes; fp16 needs a GPU."
+        default="float32", description="Precision of forward and backward passes; fp16 needs a GPU."
     )
     process_timeout: Positive = Field(
         default=600.0,
-        description="Seconds that the processes of a distributed run wait for each other before it ends; "
-        "writing a model must take less.",
+        description="Timeout in seconds for processes of a distributed run that wait for each other; "
+        "must exceed the time to write a model.",
     )
     reward_timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=300.0,
-        description="Seconds that a reward function may take for one response before it has failed.",
+        description="Timeout in seconds of a reward function, per response.",
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
@@ -183,8 +247,7 @@ class RunConfig(Settings):
         longest = {"data.max_response_length": self.data.max_response_length}
         longest["evaluation.max_new_tokens"] = self.evaluation.max_new_tokens
         for name, stage in self.stage.items():
-            if isinstance(stage, PPOConfig | GRPOConfig):
-                longest[f"stage.{name}.max_new_tokens"] = stage.max_new_tokens
+            longest[f"stage.{name}.max_new_tokens"] = stage.new_tokens
         key = max(longest, key=lambda key: longest[key])
         need = self.data.max_prompt_length + longest[key]
         have, prompt = self.model.scratch.positions, self.data.max_prompt_length

@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from preftune.config.algorithms import ALGORITHM_CONFIGS
 from preftune.config.run import RunConfig
-from preftune.config.stages import ALGORITHM_CONFIGS
 
 STAGE = "stage"
 
@@ -93,6 +93,8 @@ def _words(annotation: Any, metadata: Iterable[Any]) -> str:
         return _words(annotation, [*inner, *metadata])
     if get_origin(annotation) is Literal:
         return " | ".join(f'"{choice}"' for choice in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "a table of values by name"
     word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[annotation]
     return word + _bounds(metadata)
 

@@ -7,14 +7,25 @@ loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dataset import Dataset, prompt_hash, read_dataset, read_preferences
+from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_dataset, read_preferences
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
-    from preftune.data.batch import Pairs, Prompts, Sequences, pad_pairs, pad_prompts, pad_sequences
-    from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
+    from preftune.data.batch import (
+        Pairs,
+        Prompts,
+        Sequences,
+        Unpaired,
+        pad_pairs,
+        pad_prompts,
+        pad_sequences,
+        pad_unpaired,
+        unpaired,
+    )
+    from preftune.data.encode import Encoder
+    from preftune.data.select import distinct_prompts, first_encoded, first_usable
 
 __all__ = [
     "Dataset",
@@ -26,32 +37,39 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "Unpaired",
     "distinct_prompts",
     "first_encoded",
     "first_usable",
+    "load_dataset",
     "order",
     "pad_pairs",
     "pad_prompts",
     "pad_sequences",
+    "pad_unpaired",
     "parse_prompt",
     "prompt_hash",
     "read_dataset",
     "read_preferences",
     "rows_at",
     "split_pair",
+    "unpaired",
 ]
 
 _LAZY = {
     "Encoder": "preftune.data.encode",
-    "distinct_prompts": "preftune.data.encode",
-    "first_encoded": "preftune.data.encode",
-    "first_usable": "preftune.data.encode",
+    "distinct_prompts": "preftune.data.select",
+    "first_encoded": "preftune.data.select",
+    "first_usable": "preftune.data.select",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",
     "pad_pairs": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
+    "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
+    "pad_unpaired": "preftune.data.batch",
+    "unpaired": "preftune.data.batch",
 }
 
 

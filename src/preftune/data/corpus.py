@@ -75,6 +75,5 @@ def train_tokenizer(train: Sequence[Preference], vocab_size: int) -> "PreTrained
 
 def _transcripts(train: Sequence[Preference]) -> Iterator[str]:
     for pair in train:
-        prompt = pair.prompt.transcript()
-        yield prompt + pair.chosen
-        yield prompt + pair.rejected
+        prompt = pair.prompt.transcript() if pair.prompt else ""  # a text has no roles
+        yield from (prompt + reply for reply in (pair.chosen, pair.rejected) if reply)

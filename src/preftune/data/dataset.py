@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dialogue import Dialogue, Preference
+from preftune.data.dialogue import Dialogue, Kind, Preference, Turn
 from preftune.data.files import SUFFIXES, read_files
-from preftune.data.hh import REASONS
 from preftune.data.hub import ALTERNATIVES, read_hub
+from preftune.data.notes import reasons_of, rows_report
 from preftune.data.rows import OnBadRow, Tally
 from preftune.errors import ConfigError, DataError, InputMissing
 
@@ -19,16 +19,27 @@ if TYPE_CHECKING:
     from preftune.config import DataConfig
 
 SPLIT_NAMES = ("train", "validation", "test")
+KINDS: dict[Kind, str] = {
+    "pairs": "preference pairs",
+    "unpaired": "replies without a rival",
+    "prompts": "prompts without replies",
+    "text": "texts for continuation",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Preferences by split; each `row` is the index in its split. `report` (JSON-able) goes to data.json."""
+    """Preferences by split; each `row` is the index in its split. `report` (JSON-able) goes to data.json.
+
+    Rows of another `kind` than pairs have "" for what they lack (`data.rows.as_preference`); which stages can
+    use them is checked before anything is trained (`runs.plan.check_kind`).
+    """
 
     train: tuple[Preference, ...]
     validation: tuple[Preference, ...]
     test: tuple[Preference, ...]
     report: dict[str, Any]
+    kind: Kind = "pairs"
 
 
 def read_dataset(config: "DataConfig") -> Dataset:
@@ -40,10 +51,11 @@ def read_dataset(config: "DataConfig") -> Dataset:
     if config.name is None:
         raise ConfigError(
             "data.name is not set, and this recipe ships without data",
-            "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet "
-            "file), or data.name=Anthropic/hh-rlhf to fetch them",
+            "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .json, .csv, .parquet "
+            "or .arrow file), or data.name=Anthropic/hh-rlhf to fetch them",
         )
-    tallies = _read(config.name, config.data_dir, config.on_bad_row)
+    tallies = _read(config)
+    kind = _kind(config.name, tallies)
     splits = _by_split(config.name, tallies)
     if not splits["train"]:
         raise DataError(
@@ -57,16 +69,22 @@ def read_dataset(config: "DataConfig") -> Dataset:
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
-    return make_dataset(splits, report | _rows_report(tallies))
+    return make_dataset(splits, report | rows_report(tallies) | _named(kind, tallies), kind)
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
     """All usable pairs of a file or directory, the train, validation and test splits one after the other.
 
     `row` counts within a split. Unusable pairs are left out; a malformed row is a DataError unless
-    `on_bad_row="skip"`.
+    `on_bad_row="skip"`, and so are rows that are no pairs.
     """
-    splits = _by_split(str(path), read_files(Path(os.path.expanduser(path)), on_bad_row))
+    tallies = read_files(Path(os.path.expanduser(path)), on_bad_row)
+    if (kind := _kind(str(path), tallies)) != "pairs":
+        raise DataError(
+            f"{path}: its rows are {KINDS[kind]}, and preference pairs are needed here",
+            f"row 1 has the columns {tallies[0].first_keys}; docs/data.md shows the forms of pairs",
+        )
+    splits = _by_split(str(path), tallies)
     return [replace(pair, row=row) for name in SPLIT_NAMES for row, pair in enumerate(splits[name])]
 
 
@@ -75,28 +93,58 @@ def prompt_hash(prompt: Dialogue) -> str:
     return hashlib.sha256(prompt.transcript().encode("utf-8")).hexdigest()
 
 
-def _read(name: str, data_dir: str | None, on_bad_row: OnBadRow) -> list[Tally]:
+def load_dataset(config: "DataConfig", seed: int = 0) -> Dataset:
+    """`read_dataset` under its older name: splits of files and of the hub do not depend on a seed."""
+    return read_dataset(config)
+
+
+def row_key(row: Preference) -> str:
+    """What decides which split a row is cut into: its prompt; of a text without one, the text."""
+    return prompt_hash(row.prompt or Dialogue([Turn("human", row.chosen)]))
+
+
+def _read(config: "DataConfig") -> list[Tally]:
+    name, data_dir = str(config.name), config.data_dir
+    columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
-        return read_files(path / data_dir if data_dir else path, on_bad_row)
+        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns=columns)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, on_bad_row)
+    return read_hub(name, data_dir, config.on_bad_row, columns)
+
+
+def _kind(name: str, tallies: Sequence[Tally]) -> Kind:
+    """What the rows are; a data set of several kinds is refused, since no stage could use them all."""
+    kinds = sum((tally.kinds for tally in tallies), Counter[Kind]())
+    if len(kinds) > 1:
+        found = ", ".join(f"{n} {KINDS[kind]}" for kind, n in kinds.most_common())
+        raise DataError(
+            f"{name}: rows of several kinds: {found}", "keep one kind in the data set, by data.name"
+        )
+    for kind in kinds:
+        return kind
+    return "pairs"
+
+
+def _named(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
+    """For the report: rows of another kind than pairs, and the columns they were told by."""
+    return {} if kind == "pairs" else {"kind": KINDS[kind], "columns": tallies[0].first_keys}
 
 
 def _by_split(name: str, tallies: Sequence[Tally]) -> dict[str, list[Preference]]:
     splits: dict[str, list[Preference]] = {split: [] for split in SPLIT_NAMES}
     for tally in tallies:
-        splits[tally.split] += tally.kept
+        for row, split in zip(tally.kept, tally.splits, strict=True):
+            splits[split].append(row)
     if not any(splits.values()):
-        rejected = sum((tally.rejected for tally in tallies), Counter())
-        counts = ", ".join(f"{n} {reason} ({REASONS[reason]})" for reason, n in rejected.most_common())
+        counts = reasons_of(tallies)
         bad = sum(tally.bad for tally in tallies)
         read = sum(tally.read for tally in tallies)
         raise DataError(
             f"{name}: none of the {read} rows is a usable pair: {counts or 'no rejects'}; {bad} malformed",
             "chosen and rejected are two whole HH transcripts that differ in the last assistant turn, "
-            "or two replies beside a prompt",
+            "or two replies beside a prompt; docs/data.md lists the other forms",
         )
     return splits
 
@@ -108,7 +156,7 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
     added.
     """
     missing = [name for name in ("test", "validation") if not splits[name]]
-    hashes = [prompt_hash(pair.prompt) for pair in splits["train"]]
+    hashes = [row_key(pair) for pair in splits["train"]]
     ordered = sorted(set(hashes))
     homes: dict[str, str] = {}
     for name in missing:
@@ -125,7 +173,9 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
     return [name for name in missing if splits[name]]
 
 
-def make_dataset(splits: Mapping[str, Iterable[Preference]], report: dict[str, Any]) -> Dataset:
+def make_dataset(
+    splits: Mapping[str, Iterable[Preference]], report: dict[str, Any], kind: Kind = "pairs"
+) -> Dataset:
     """Splits with rows numbered anew, and `report` with counts, repeats and hashes of what they hold."""
     numbered = {
         name: tuple(
@@ -133,40 +183,12 @@ def make_dataset(splits: Mapping[str, Iterable[Preference]], report: dict[str, A
         )
         for name in SPLIT_NAMES
     }
-    return Dataset(**numbered, report=report | _contents(numbered))
-
-
-def _rows_report(tallies: Sequence[Tally]) -> dict[str, Any]:
-    rejected = sum((tally.rejected for tally in tallies), Counter())
-    files = [
-        {
-            "path": tally.name,
-            "split": tally.split,
-            "source": tally.source,
-            "sha256": tally.sha256,
-            "bytes": tally.size,
-            "read": tally.read,
-            "kept": len(tally.kept),
-            "rejected": dict(sorted(tally.rejected.items())),
-            "skipped": tally.bad,
-        }
-        for tally in tallies
-    ]
-    return {
-        "rows_read": sum(tally.read for tally in tallies),
-        "rows_kept": sum(len(tally.kept) for tally in tallies),
-        "rejected": dict(sorted(rejected.items())),
-        "reasons": {reason: REASONS[reason] for reason in sorted(rejected)},
-        "rows_skipped": sum(tally.bad for tally in tallies),
-        "skipped_examples": [example for tally in tallies for example in tally.bad_examples][:20],
-        "ignored_columns": sorted(set().union(*(tally.ignored_columns for tally in tallies))),
-        "files": files,
-    }
+    return Dataset(**numbered, report=report | _contents(numbered), kind=kind)
 
 
 def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:
     """Counts, repeats and hashes of what the splits hold."""
-    prompts = {name: {prompt_hash(pair.prompt) for pair in pairs} for name, pairs in splits.items()}
+    prompts = {name: {row_key(pair) for pair in pairs} for name, pairs in splits.items()}
     pairs = Counter((p.prompt, p.chosen, p.rejected) for each in splits.values() for p in each)
     swapped = sum((prompt, b, a) in pairs for prompt, a, b in pairs) // 2
     combinations = (("train", "validation"), ("train", "test"), ("validation", "test"))

@@ -44,3 +44,39 @@ class Preference:
     source: str = ""  # subset the pair came from, e.g. "harmless-base"
     row: int = -1  # position in the split it was read into
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # others, for reward functions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpaired:
+    """A reply to a prompt with a judgement of its own, or a reply to imitate (`desirable`)."""
+
+    prompt: Dialogue
+    completion: str
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOnly:
+    """A prompt without any reply."""
+
+    prompt: Dialogue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text for continuation, verbatim: no prompt, no roles."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One of several rated replies to a prompt; rows of the same prompt become pairs once a file is read."""
+
+    prompt: Dialogue
+    response: str
+    score: float
+
+
+Row = Preference | Unpaired | PromptOnly | Text | Scored
+Kind = Literal["pairs", "unpaired", "prompts", "text"]

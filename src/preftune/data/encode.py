@@ -1,14 +1,13 @@
 """Text to token ids, the same way for training, sampling and scoring.
 
-Prompt and response are encoded apart and joined: the prompt ends in ":" and the response starts with a space,
-so this is what encoding the joined text would give, and the boundary is never in doubt. Padding is in `batch`
-alone.
+A prompt has the same ids whatever its reply. A reply has those that it has behind its prompt in the joined
+text: with a byte-level vocabulary they are those of the reply alone, with one that puts a space in front of
+every text (Llama 2) they are not. Padding is in `batch` alone.
 """
 
-import itertools
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.data.batch import (
@@ -21,10 +20,10 @@ from preftune.data.batch import (
     pad_prompts,
     pad_sequences,
 )
+from preftune.data.chat import MARK, Chat, check_unicode
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
-from preftune.data.template import Template
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError
 from preftune.isolated import no_panic
 
 if TYPE_CHECKING:
@@ -32,25 +31,32 @@ if TYPE_CHECKING:
 
 CHARACTERS = 64  # a text of more characters than this per allowed token is shortened before it is encoded
 UNLIMITED = 1 << 20  # tokens of context, where a model states no limit
-SLOT = re.compile("\ue000([0-9]+)\ue001")  # stands for a message while the chat template is filled in
+_QUESTION = Turn("human", " Hi")  # asked where a reply is wanted without its prompt
+_OPENED = "\n\nAssistant:"  # the end of every transcript
 
 
 class Encoder:
     """Encodes prompts and responses with one tokenizer.
 
     form "transcript": the HH transcript, ending in "Assistant:"; "chat": the tokenizer's own chat template
-    with the reply opened. Lengths are in tokens; `max_response_length` counts the end token, `max_length`
-    (None: unlimited) is the model's context. Text that spells a special token is encoded as plain text.
-    Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
+    (`template_arguments`: what else it is given) with the reply opened; "plain": the texts alone.
+
+    `ends`: ids at which the model declares that a reply ends, beside the one that training appends
+    (`eos_id`): the template's turn end, or the tokenizer's. Lengths are in tokens; `max_response_length`
+    counts the end token, `max_length` (None: unlimited) is the model's context. Text that spells a special
+    token is encoded as plain text. Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
     """
 
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        form: Literal["transcript", "chat"],
+        form: Literal["transcript", "chat", "plain"],
         max_prompt_length: int,
         max_response_length: int,
         max_length: int | None = None,
+        *,
+        ends: Sequence[int] = (),
+        template_arguments: Mapping[str, Any] = {},
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -69,62 +75,68 @@ class Encoder:
         self.max_length = max_length
         end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
-        self.eos_id: int = end
+        self._eos_id: int = end
+        self._declared = tuple(ends)
         # Any id will do for padding, since masks come from lengths.
         self.pad_id: int = end if pad is None else pad
         begin = tokenizer("a").input_ids[:1]
         self._begin: list[int] = begin if begin == [tokenizer.bos_token_id] else []
-        self._special = tuple(tokenizer.all_special_tokens)
-        self._template = Template(tokenizer)
+        self._apart = self._is_apart()
+        names: Any = tokenizer.convert_ids_to_tokens(list(ends))
+        self._chat = Chat(tokenizer, template_arguments, names) if form == "chat" else None
 
-    @classmethod
-    def of_texts(cls, tokenizer: "PreTrainedTokenizerBase", context: int) -> "Encoder":
-        """For prompts and responses as they are: nothing is cut that fits into `context` (0: unlimited)."""
-        limit = context or UNLIMITED
-        return cls(
-            tokenizer, "transcript", max_prompt_length=limit, max_response_length=limit, max_length=limit
-        )
+    @cached_property
+    def eos_id(self) -> int:
+        """The end token that training appends: that of the template's turns, or the tokenizer's."""
+        frame = self._chat.frame if self._chat else None
+        end: Any = self.tokenizer.convert_tokens_to_ids(frame.end) if frame and frame.end else self._eos_id
+        return end
 
-    def prompt(self, prompt: Dialogue) -> list[int]:
-        """Token ids of a prompt, at least one and at most `max_prompt_length`.
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a reply, `eos_id` first."""
+        return tuple(dict.fromkeys([self.eos_id, self._eos_id, *self._declared]))
+
+    def prompt(self, prompt: Dialogue, limit: int | None = None) -> list[int]:
+        """Token ids of a prompt, at least one and at most `limit` (`max_prompt_length`).
 
         A prompt that is too long loses its oldest turns and then begins with a human turn; if the last human
         turn alone is too long, that turn loses its beginning.
         """
-        limit = self.max_prompt_length
-        if _size(prompt) <= CHARACTERS * limit:
-            ids = self._whole_prompt(prompt)
-            if len(ids) <= limit:
-                return ids
-        starts = [i for i, turn in enumerate(prompt) if turn.role == "human"]
-        kept: list[int] = []
-        for start in reversed(starts):
-            tail = Dialogue(prompt[start:])
-            ids = self._whole_prompt(tail) if _size(tail) <= CHARACTERS * limit else None
-            if ids is None or len(ids) > limit:
-                break
-            kept = ids
-        return kept or self._shortened(Dialogue(prompt[starts[-1] :] if starts else prompt))
+        return self._fit(prompt, limit or self.max_prompt_length)[0]
 
-    def response(self, text: str, ended: bool = True) -> list[int]:
+    def response(self, text: str, ended: bool = True, prompt: Dialogue | None = None) -> list[int]:
         """Token ids of a response, at most `max_response_length`, closed by the end token if `ended` and not
-        cut.
+        cut. In chat form it is what the template writes after `prompt`, or after a short question.
         """
-        limit = self.max_response_length
-        shown = text[: CHARACTERS * limit]
-        ids = self._plain(shown.strip() if self.form == "chat" else shown)
-        whole = len(shown) == len(text) and len(ids) + ended <= limit
-        return ids + [self.eos_id] * ended if whole else ids[:limit]
+        return self._reply(Dialogue([_QUESTION]) if prompt is None else prompt, text, ended)[0]
+
+    def accepts(self, prompt: Dialogue) -> bool:
+        """Whether the prompt can be encoded: some chat templates refuse a system message."""
+        try:
+            return bool(self.prompt(prompt))
+        except RejectedRow:
+            return False
+
+    @property
+    def as_before(self) -> bool:
+        """Whether ids and ends are those of versions up to 0.1, whose stages stay valid then."""
+        return self._chat is None and self._apart and self.ends == (self._eos_id,)
 
     def text(self, text: str) -> list[int]:
-        """Token ids of a prompt given as finished text, template and all; it is not shortened."""
-        return self._begin + self._plain(text) or [self.eos_id]
+        """Token ids of a prompt given as finished text, template and all; it is not shortened. In chat form
+        the template's markers are the tokens that they are.
+        """
+        if self._chat is None:
+            return self._begin + self._plain(text) or [self._eos_id]
+        return self._encode(text, special=True) or [self._eos_id]
 
     def sequence(self, prompt: Dialogue, response: str, ended: bool = True) -> tuple[list[int], list[int]]:
-        """Prompt and response ids. Raises RejectedRow("longer_than_context") if together they exceed
-        `max_length`.
+        """Prompt and response ids. Raises RejectedRow: together they exceed `max_length`, or the chat
+        template refuses them or leaves a part of the response out.
         """
-        prompt_ids, response_ids = self.prompt(prompt), self.response(response, ended)
+        prompt_ids, kept = self._fit(prompt, self.max_prompt_length)
+        response_ids = self._whole_reply(kept, response, ended)
         self._check_length(len(prompt_ids) + len(response_ids))
         return prompt_ids, response_ids
 
@@ -132,8 +144,10 @@ class Encoder:
         """Prompt, chosen and rejected ids. Raises RejectedRow as `sequence` does, and if truncation has made
         the responses equal.
         """
-        prompt_ids = self.prompt(preference.prompt)
-        chosen, rejected = self.response(preference.chosen), self.response(preference.rejected)
+        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
+        chosen, rejected = (
+            self._whole_reply(kept, text) for text in (preference.chosen, preference.rejected)
+        )
         if chosen == rejected:
             raise RejectedRow("response_too_long_became_equal")
         self._check_length(len(prompt_ids) + max(len(chosen), len(rejected)))
@@ -175,12 +189,24 @@ class Encoder:
         """A left-padded batch for the sampler, (B, P), with the seed of each prompt's sampling."""
         return pad_prompts([self.prompt(prompt) for prompt in prompts], seeds, self.pad_id)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of response ids up to the first end token, which is left out; nothing is tidied up."""
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """The text of prompt ids, without the token that begins every text."""
+        ids, begin = list(ids), self._begin
+        return self.text_of(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
+
+    def decode(self, ids: Sequence[int], prompt: Sequence[int] | None = None) -> str:
+        """The text of response ids up to the first end token, which is left out; nothing is tidied up.
+
+        In chat form without what the template writes around it. `prompt`: ids to read it behind.
+        """
         ids = list(ids)
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
-        return self.text_of(ids)
+        ids = ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
+        text = self._text(ids, self._context if prompt is None else list(prompt))
+        frame = self._chat.frame if self._chat else None
+        if frame is None:
+            return text
+        text = text.removeprefix(frame.before).removesuffix(frame.after)
+        return text if self._apart else text.removeprefix(" ")  # of a token behind a marker
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of all these ids, special tokens included; nothing is tidied up."""
@@ -194,49 +220,130 @@ class Encoder:
         if self.max_length is not None and length > self.max_length:
             raise RejectedRow("longer_than_context")
 
-    def _whole_prompt(self, prompt: Dialogue) -> list[int]:
-        ids = self._chat(prompt) if self.form == "chat" else self._begin + self._plain(prompt.transcript())
-        return ids or [self.eos_id]  # a model needs one token to start from
+    def _fit(self, prompt: Dialogue, limit: int) -> tuple[list[int], Dialogue]:
+        """Ids of what is kept of a prompt, and the turns that they are of."""
+        if _size(prompt) <= CHARACTERS * limit:
+            ids = self._whole_prompt(prompt)
+            if len(ids) <= limit:
+                return ids, prompt
+        starts = [i for i, turn in enumerate(prompt) if turn.role == "human"]
+        kept: tuple[list[int], Dialogue] | None = None
+        for start in reversed(starts):
+            tail = Dialogue(prompt[start:])
+            ids = self._whole_prompt(tail) if _size(tail) <= CHARACTERS * limit else None
+            if ids is None or len(ids) > limit:
+                break
+            kept = ids, tail
+        return kept or self._shortened(Dialogue(prompt[starts[-1] :] if starts else prompt), limit)
 
-    def _shortened(self, prompt: Dialogue) -> list[int]:
+    def _whole_prompt(self, prompt: Dialogue) -> list[int]:
+        if self._chat is not None:
+            ids = self._written(self._chat.prompt(prompt))
+        else:
+            plain = "\n\n".join(turn.text.strip() for turn in prompt)
+            ids = self._begin + self._plain(plain if self.form == "plain" else prompt.transcript())
+        return ids or [self._eos_id]  # a model needs one token to start from
+
+    def _shortened(self, prompt: Dialogue, limit: int) -> tuple[list[int], Dialogue]:
         """A prompt whose first turn alone is too long, with that turn cut from the left."""
-        limit = self.max_prompt_length
         if not prompt:
-            return self._whole_prompt(prompt)[-limit:]
+            return self._whole_prompt(prompt)[-limit:], prompt
         first, rest = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
             cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
-            ids = self._whole_prompt(Dialogue([cut, *rest]))
+            kept = Dialogue([cut, *rest])
+            ids = self._whole_prompt(kept)
             excess = len(ids) - limit
             if excess <= 0 or not text:
-                return ids[-limit:]
+                return ids[-limit:], kept
             text = text[excess:]
 
-    def _chat(self, prompt: Dialogue) -> list[int]:
-        """The chat template around the messages; neighbours of one role are merged, as templates want them to
-        take turns.
-
-        Where a message spells a special token, template and messages are encoded apart, so that it stays
-        plain text.
-        """
-        messages: list[dict[str, str]] = []
-        for turn in prompt:
-            role = "user" if turn.role == "human" else turn.role
-            if messages and messages[-1]["role"] == role:
-                messages[-1]["content"] += "\n\n" + turn.text.strip()
-            else:
-                messages.append({"role": role, "content": turn.text.strip()})
-        messages = messages or [{"role": "user", "content": ""}]  # templates refuse to fill in nothing
-        contents = [message["content"] for message in messages]
-        if not any(token in content for token in self._special for content in contents):
-            return self._encode(self._template.fill(messages), special=True)
-        slots = [{"role": m["role"], "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        pieces = SLOT.split(self._template.fill(slots))  # template, number, template, number, ...
-        ids: list[int] = []
-        for i, piece in enumerate(pieces):
-            ids += self._plain(contents[int(piece)]) if i % 2 else self._encode(piece, special=True)
+    def _whole_reply(self, prompt: Dialogue, text: str, ended: bool = True) -> list[int]:
+        ids, whole = self._reply(prompt, text, ended)
+        if not whole:
+            raise RejectedRow("changed_by_template")
         return ids
+
+    def _reply(self, prompt: Dialogue, text: str, ended: bool) -> tuple[list[int], bool]:
+        """Ids of a reply, and whether the chat template left none of its text out."""
+        limit = self.max_response_length
+        shown = text[: CHARACTERS * limit]
+        kept, context, body, closing, end = True, _OPENED, shown, "", [self.eos_id]
+        if self._chat is not None:
+            reply = self._chat.reply(prompt, shown)
+            context, body, closing, kept = reply.context, reply.body, reply.closing, reply.whole
+            end = [] if self._chat.frame and self._chat.frame.end else end
+        if ended and len(shown) == len(text):
+            ids = self._behind(context, body + closing) + end
+            if len(ids) <= limit:
+                return ids, kept
+        return self._behind(context, body)[:limit], kept
+
+    def _behind(self, context: str, text: str) -> list[int]:
+        """Ids of a text as they are behind another. Where the two share a token, those of the text alone:
+        the prompt's ids stay what the sampler begins with.
+        """
+        if self._chat is None and self._apart:
+            return self._plain(text)
+        encode = self._plain if self._chat is None else self._written
+        before, joined = encode(context), encode(context + text)
+        if joined[: len(before)] == before:
+            return joined[len(before) :]
+        return self._inside(text) if self._chat is None else self._written(text, first=False)
+
+    def _inside(self, text: str) -> list[int]:
+        """Ids of plain text that does not begin a text."""
+        if self._apart:
+            return self._plain(text)
+        before, joined = self._plain("\n"), self._plain("\n" + text)
+        return joined[len(before) :] if joined[: len(before)] == before else self._plain(text)
+
+    def _is_apart(self) -> bool:
+        """Whether a text has the same ids, and ids the same text, alone as behind others."""
+        for before, text in ((_OPENED, " Yes."), ("\n", "Yes.")):
+            one, other = self._plain(before), self._plain(text)
+            if one + other != self._plain(before + text):
+                return False
+            if self.text_of(one) + self.text_of(other) != self.text_of(one + other):
+                return False
+        return True
+
+    def _written(self, text: str, first: bool = True) -> list[int]:
+        """Ids of what a chat template wrote: its markers are tokens, hidden tokens plain text. `first`:
+        whether the text begins a sequence.
+        """
+        assert self._chat is not None
+        ids: list[int] = []
+        run = ""
+        for i, piece in enumerate(self._chat.control.split(text) if MARK in text or not first else [text]):
+            if MARK in piece or (piece and i == 0 and not first):
+                ids += self._encode(run, special=True) if run else []
+                run, plain = "", self._chat.show(piece)
+                inside = not first if i == 0 else not self._anew
+                ids += self._inside(plain) if inside else self._plain(plain)
+            else:
+                run += piece
+        return ids + (self._encode(run, special=True) if run else [])
+
+    @cached_property
+    def _anew(self) -> bool:
+        """Whether text after a special token is encoded as if it began a text."""
+        return self._encode(f"{self.tokenizer.eos_token}Yes", special=True)[1:] == self._plain("Yes")
+
+    @cached_property
+    def _context(self) -> list[int]:
+        """The end of some prompt, to decode a reply behind."""
+        if self._apart:
+            return []
+        return self._plain(_OPENED) if self._chat is None else self._whole_prompt(Dialogue([_QUESTION]))
+
+    def _text(self, ids: list[int], before: list[int]) -> str:
+        """Text of ids behind others."""
+        if self._apart:
+            return self.text_of(ids)
+        start, text = self.text_of(before), self.text_of(before + ids)
+        return text[len(start) :] if text.startswith(start) else self.text_of(ids)
 
     def _plain(self, text: str) -> list[int]:
         return self._encode(text, special=False)
@@ -246,7 +353,7 @@ class Encoder:
         have set.
         """
         if not text.isascii():
-            _check_unicode(text)
+            check_unicode(text)
         with no_panic():
             encoded: Any = self.tokenizer(
                 text,
@@ -262,55 +369,3 @@ class Encoder:
 
 def _size(prompt: Dialogue) -> int:
     return sum(len(turn.text) for turn in prompt)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = f"a text holds half of a surrogate pair at character {error.start + 1}"
-        raise DataError(message, "remove it: it is not valid Unicode") from None
-
-
-def first_usable(
-    encoder: Encoder, rows: Iterable[Preference], limit: int | None
-) -> tuple[list[Preference], dict[str, int]]:
-    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
-
-    Raises DataError if there is none.
-    """
-    kept, _, rejected = first_encoded(encoder, rows, limit)
-    return kept, rejected
-
-
-def first_encoded(
-    encoder: Encoder, rows: Iterable[Preference], limit: int | None
-) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
-    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
-    rejected = Counter[str]()
-    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
-    if not kept:
-        raise DataError(
-            f"none of the pairs can be used: {dict(rejected)}",
-            "raise data.max_prompt_length or data.max_response_length, or check the data",
-        )
-    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
-
-
-def distinct_prompts(
-    encoder: Encoder, rows: Iterable[Preference]
-) -> tuple[list[Preference], list[Sequence[int]]]:
-    """The first row of each prompt and the prompt's ids, in the order of the rows.
-
-    Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
-    one.
-    """
-    known: set[bytes] = set()
-    firsts, prompts = list[Preference](), list[Sequence[int]]()
-    for row in rows:
-        ids = compact(encoder.prompt(row.prompt))
-        if (content := ids.tobytes()) not in known:
-            known.add(content)
-            firsts.append(row)
-            prompts.append(ids)
-    return firsts, prompts

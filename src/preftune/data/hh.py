@@ -23,7 +23,14 @@ REASONS = {
     "identical": "chosen and rejected are the same text",
     "role_marker_in_response": r"a response goes on into another '\n\nHuman:' or '\n\nAssistant:' turn",
     "unsupported_role": "a message has a role other than system, user or assistant",
-    "response_too_long_became_equal": "after truncation chosen and rejected are the same tokens",
+    "unread_parts": "a part that is not read here: a tool call, tools, reasoning, a picture or a history",
+    "conversation_as_text": "a conversation as text that is not JSON; store it as a list of messages",
+    "already_templated": "a text holds the control tokens of a chat template; give it without them",
+    "no_preference": "the judgement is a tie, or there are no two replies with different ones",
+    "response_too_long_became_equal": "after truncation chosen and rejected are the same tokens; raise "
+    "data.max_response_length",
+    "refused_by_template": "the model's chat template refuses the conversation",
+    "changed_by_template": "the model's chat template leaves a part of the reply out",
     "longer_than_context": "prompt and response together are longer than the model's context",
 }
 

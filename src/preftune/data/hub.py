@@ -7,14 +7,14 @@ within five seconds, so the endpoint is asked once, briefly, before `datasets` i
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from preftune.data.files import SPLITS
-from preftune.data.rows import COLUMNS, OnBadRow, Tally
-from preftune.errors import DataError, InputMissing
+from preftune.data.rows import OnBadRow, Tally
+from preftune.data.splits import named_split
+from preftune.errors import InputMissing
 
 PROBE_SECONDS = 2.5
 ALTERNATIVES = (
@@ -23,7 +23,12 @@ ALTERNATIVES = (
 )
 
 
-def read_hub(name: str, data_dir: str | None, on_bad_row: OnBadRow = "error") -> list[Tally]:
+def read_hub(
+    name: str,
+    data_dir: str | None,
+    on_bad_row: OnBadRow = "error",
+    columns: Mapping[str, str] | None = None,
+) -> list[Tally]:
     """Read every split of a hub data set such as Anthropic/hh-rlhf; `data_dir` becomes the source of its
     pairs.
 
@@ -41,14 +46,15 @@ def read_hub(name: str, data_dir: str | None, on_bad_row: OnBadRow = "error") ->
     for split, rows in _load(name, data_dir, online=online).items():
         where = f"{name}{f'/{data_dir}' if data_dir else ''}[{split}]"
         tally = Tally(
-            name=where, split=SPLITS.get(split.lower(), "train"), source=data_dir or "", on_bad_row=on_bad_row
+            name=where,
+            split=named_split(split) or "train",
+            source=data_dir or "",
+            on_bad_row=on_bad_row,
+            columns=columns or {},
         )
-        missing = {"chosen", "rejected"} - set(rows.column_names)
-        if missing:
-            raise DataError(f"{where}: no column {sorted(missing)} (it has: {', '.join(rows.column_names)})")
-        tally.ignored_columns.update(set(rows.column_names) - set(COLUMNS))
         for number, record in enumerate(_records(rows), 1):
             tally.take(record, f"{where}: row {number}")
+        tally.finish()
         tallies.append(tally)
     return tallies
 
@@ -86,10 +92,9 @@ def _load(name: str, data_dir: str | None, *, online: bool) -> dict[str, Any]:
 
 def _records(rows: Any) -> Iterator[dict[str, Any]]:
     """Plain records of a `datasets.Dataset`, in batches: row by row takes ten times as long."""
-    columns = [name for name in COLUMNS if name in rows.column_names]
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
-        for values in zip(*(batch[name] for name in columns), strict=True):
-            yield dict(zip(columns, values, strict=True))
+    for batch in rows.iter(batch_size=1000):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""One row of a preference file, checked before anything else sees it, and the count of what became of the
-rows.
+"""One row of a file, checked before anything else sees it, and the count of what became of the rows.
 
 The JSON loader of `datasets` replaces bytes that are not UTF-8, turns a missing key or NaN into None and a
 stray number into a column of another type; so rows are checked here first.
@@ -11,29 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from preftune.data.dialogue import Dialogue, Preference, Role, Turn
-from preftune.data.hh import MARKER, RejectedRow, one_space, parse_prompt, parse_transcript, split_turns
+from preftune.data.checks import BadRow, is_empty, kind, quote
+from preftune.data.dialogue import Dialogue, Kind, Preference, PromptOnly, Row, Scored, Text, Unpaired
+from preftune.data.formats import ranked, single
+from preftune.data.formats.messages import conversation_in
+from preftune.data.formats.table import FORMS, read_keys, recognise, renamed
+from preftune.data.hh import RejectedRow
+from preftune.data.splits import named_split
 from preftune.errors import DataError
 
-COLUMNS = ("prompt", "chosen", "rejected")
-ROLES: dict[str, Role] = {
-    "user": "human",
-    "human": "human",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "system",
-}
 HINT = (
     'a row is {"chosen": ..., "rejected": ...} with two HH transcripts, or {"prompt", "chosen", "rejected"} '
-    "with texts or lists of {role, content}; mend the row, or set data.on_bad_row=skip to leave such rows out"
+    f"with texts or lists of {{role, content}}; {FORMS}; mend the row, or set data.on_bad_row=skip to leave "
+    "such rows out"
 )
 EXAMPLES = 20  # bad rows that are quoted in data.json when they are skipped
+KINDS: dict[type, Kind] = {Preference: "pairs", Unpaired: "unpaired", PromptOnly: "prompts", Text: "text"}
 
 OnBadRow = Literal["error", "skip"]
-
-
-class BadRow(Exception):
-    """A malformed row. The message says what is wrong with it; whoever reads the file adds file and line."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,26 +38,34 @@ class Tally:
     split: str = "train"
     source: str = ""
     on_bad_row: OnBadRow = "error"
+    columns: Mapping[str, str] = field(default_factory=dict)  # known name -> the file's (data.columns)
     sha256: str | None = None
     size: int | None = None  # bytes
     read: int = 0
     kept: list[Preference] = field(default_factory=list)
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    undesirable: int = 0  # of the unpaired rows
+    splits: list[str] = field(default_factory=list)  # of each kept row
+    forms: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     bad_examples: list[str] = field(default_factory=list)
     ignored_columns: set[str] = field(default_factory=set)
+    noted: Counter[str] = field(default_factory=Counter)  # what was read in a way worth a sentence
+    notes: list[str] = field(default_factory=list)  # about files that were not read
+    first_keys: str = ""
+    _scored: dict[Dialogue, list[tuple[Scored, str, Mapping[str, Any]]]] = field(default_factory=dict)
 
-    def take(self, raw: bytes | Mapping[str, Any], where: str) -> None:
+    def take(self, raw: Any, where: str) -> None:
         """Count one row, a line of JSON or a record. `where` (file:line) is for the DataError of a malformed
         row.
         """
         self.read += 1
         try:
             record = parse_line(raw) if isinstance(raw, bytes) else raw
-            others = {key: value for key, value in record.items() if key not in COLUMNS}
-            place = {"source": self.source, "row": len(self.kept)}
-            self.kept.append(replace(to_preference(record), columns=others, **place))
-            self.ignored_columns.update(others)
+            if not isinstance(record, dict):
+                raise BadRow(f"the row is {kind(record)}, not an object: {quote(repr(record))}")
+            self._take(renamed(record, self.columns))
         except RejectedRow as error:
             self.rejected[error.reason] += 1
         except BadRow as error:
@@ -73,6 +75,66 @@ class Tally:
             if len(self.bad_examples) < EXAMPLES:
                 self.bad_examples.append(f"{where}: {error}")
 
+    def _take(self, record: dict[str, Any]) -> None:
+        self.first_keys = self.first_keys or quote(", ".join(map(str, record)))
+        form = recognise(record)
+        rows = form.read(record)
+        self.forms[form.name] += 1
+        unread = record.keys() - read_keys(form, record)
+        self.ignored_columns.update(unread)
+        columns = {key: record[key] for key in record if key in unread or key in single.REPLIES}
+        split = record.get("split")
+        home = (named_split(split) if isinstance(split, str) else None) or self.split
+        self.noted["split"] += home != self.split
+        self.noted["system"] += any(not is_empty(record.get(name)) for name in ("system", "system_prompt"))
+        self.noted["json"] += any(
+            isinstance(value, str) and value[:1] in ("[", "{") and conversation_in(value) is not None
+            for value in record.values()
+        )
+        for row in rows:
+            if isinstance(row, Scored):
+                self._scored.setdefault(row.prompt, []).append((row, home, columns))
+            else:
+                self._keep(row, home, columns)
+
+    def finish(self) -> None:
+        """Make pairs of the rated replies, prompt by prompt, now that all rows are there."""
+        for group in self._scored.values():
+            try:
+                for pair in ranked.pairs_of([row for row, *_ in group]):
+                    self._keep(pair, *group[0][1:])
+            except RejectedRow as error:
+                self.rejected[error.reason] += len(group)
+        self._scored.clear()
+
+    def _keep(self, row: Row, split: str, columns: Mapping[str, Any]) -> None:
+        self.kinds[KINDS[type(row)]] += 1
+        self.undesirable += isinstance(row, Unpaired) and not row.desirable
+        made = as_preference(row)
+        if made is not None:
+            self.kept.append(replace(made, source=self.source, row=len(self.kept), columns=columns))
+            self.splits.append(split)
+
+
+def as_preference(row: Row) -> Preference | None:
+    """The row as the stages take it: what is to be imitated is `chosen`, and what is not there is "".
+
+    None for an undesirable reply: nothing here learns from one alone.
+    """
+    match row:
+        case Preference():
+            return row
+        case Unpaired():
+            return (
+                Preference(prompt=row.prompt, chosen=row.completion, rejected="") if row.desirable else None
+            )
+        case PromptOnly():
+            return Preference(prompt=row.prompt, chosen="", rejected="")
+        case Text():
+            return Preference(prompt=Dialogue(), chosen=row.text, rejected="")
+        case Scored():
+            return None
+
 
 def parse_line(line: bytes) -> dict[str, Any]:
     """One line of strict JSON that holds an object. Raises BadRow; never any other error."""
@@ -81,111 +143,26 @@ def parse_line(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadRow(f"byte {error.start + 1} of the line is not UTF-8") from None
     try:
-        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        record = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_duplicates)
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else "; the last line looks cut off"
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}: {_quote(text)}{cut}") from None
+        raise BadRow(f"not JSON: {error.msg} at column {error.colno}: {quote(text)}{cut}") from None
     except RecursionError:
         raise BadRow("brackets are nested too deep") from None
     except ValueError as error:  # a number too long to read
         raise BadRow(f"not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise BadRow(f"the row is {_kind(record)}, not an object: {_quote(text)}")
+        raise BadRow(f"the row is {kind(record)}, not an object: {quote(text)}")
     return record
 
 
-def to_preference(record: Mapping[str, Any]) -> Preference:
-    """A checked preference from a record in HH or TRL form. Raises BadRow (malformed) or RejectedRow
-    (unusable).
-    """
-    chosen, rejected = _field(record, "chosen"), _field(record, "rejected")
-    prompt = None
-    if "prompt" in record:
-        given = _field(record, "prompt")
-        # A blank prompt column beside whole transcripts is a prompt left out, not an empty one.
-        blank = isinstance(given, str) and not given.strip()
-        if not (blank and isinstance(chosen, str) and MARKER.match(chosen)):
-            prompt = parse_prompt(given) if isinstance(given, str) else _prompt_messages(given)
-    return split_turns(_dialogue(chosen, prompt), _dialogue(rejected, prompt))
-
-
-def _dialogue(value: str | list[Turn], prompt: Dialogue | None) -> Dialogue:
-    """Prompt and response as one dialogue; a response column that repeats the prompt is accepted."""
-    if isinstance(value, str):
-        if prompt is None:
-            return parse_transcript(value)
-        if not MARKER.match(value):
-            return Dialogue([*prompt, Turn("assistant", value)])
-        turns = parse_transcript(value)
-        if turns[: len(prompt)] != tuple(prompt):
-            raise RejectedRow("role_marker_in_response")
-        return turns
-    if prompt is None or tuple(value[: len(prompt)]) == tuple(prompt):
-        return Dialogue(value)
-    return Dialogue([*prompt, *value])
-
-
-def _prompt_messages(turns: list[Turn]) -> Dialogue:
-    if turns[-1].role == "assistant":
-        raise RejectedRow("prompt_ends_on_assistant")
-    return Dialogue(turns)
-
-
-def _field(record: Mapping[str, Any], key: str) -> str | list[Turn]:
-    if key not in record:
-        raise BadRow(f'no "{key}" in this row (it has: {_quote(", ".join(map(str, record)) or "nothing")})')
-    value = record[key]
-    if isinstance(value, list):
-        return _messages(value, key)
-    return _text(value, f'"{key}"')
-
-
-def _messages(value: list[Any], key: str) -> list[Turn]:
-    if not value:
-        raise BadRow(f'"{key}" is an empty list')
-    turns: list[Turn] = []
-    unknown = False
-    for number, message in enumerate(value):
-        name = f'message {number + 1} of "{key}"'
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise BadRow(f'{name} is not an object with "role" and "content": {_quote(repr(message))}')
-        role = _text(message["role"], f"the role of {name}")
-        content = _text(message["content"], f"the content of {name}")
-        unknown |= role not in ROLES
-        turns.append(Turn(ROLES.get(role, "human"), one_space(content)))
-    if unknown:
-        raise RejectedRow("unsupported_role")
-    return turns
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {_kind(value)}, not text")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadRow(f"{name} holds half of a surrogate pair at character {error.start + 1}") from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
-
-
-def _no_constant(name: str) -> None:
+def no_constant(name: str) -> None:
     raise BadRow(f"{name} is not JSON")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise BadRow(f"the key {_quote(twice)} appears twice")
+        raise BadRow(f"the key {quote(twice)} appears twice")
     return record
-
-
-def _quote(text: str) -> str:
-    """A short piece of foreign text that is safe to print on a terminal."""
-    return ascii(text if len(text) <= 60 else text[:57] + "...")

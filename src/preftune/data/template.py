@@ -14,8 +14,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from transformers.utils import chat_template_utils
+
+from preftune.data.hh import RejectedRow
 from preftune.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,23 +29,48 @@ SECONDS = 4  # for one prompt; real templates take less than a millisecond
 MEMORY = 200 << 20  # bytes that rendering may add to what the process has
 ROOM, RATIO = 64 << 10, 64  # longest text: this many characters, and this many for each one of the messages
 
+DAY = datetime(2024, 7, 26)  # that of Llama 3's template where it is told none
+
 Messages = Sequence[Mapping[str, str]]
 
 
-class Template:
-    """The chat template of a tokenizer, filled in by a child process. May be called from several threads."""
+class Refused(RejectedRow):
+    """The template's own error about one conversation, such as Gemma's about a system message."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, why: str) -> None:
+        super().__init__("refused_by_template")
+        self.message = f"the tokenizer's chat template fails on a prompt: {why}"
+        self.hint = "use data.form=transcript, or another model"
+
+
+class _Day(datetime):
+    """What a template takes for the present."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return DAY
+
+
+class Template:
+    """The chat template of a tokenizer, filled in by a child process. May be called from several threads.
+
+    `arguments` are the template's own (`enable_thinking`). `strftime_now` gives DAY, whatever day it is, so
+    that tomorrow's ids are today's.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", arguments: Mapping[str, Any] = {}) -> None:
+        self._tokenizer, self._arguments = tokenizer, dict(arguments)
         self._lock = threading.Lock()
         self._pipes: tuple[BinaryIO, BinaryIO] | None = None
 
-    def fill(self, messages: Messages) -> str:
-        """The messages as text with the reply opened. DataError if the template fails, or passes a bound."""
+    def fill(self, messages: Messages, opened: bool = True) -> str:
+        """The messages as text, with the reply opened if `opened`. RejectedRow if the template refuses them
+        or makes too much text, DataError if it passes a bound.
+        """
         with self._lock:
             if self._pipes is None:
                 self._pipes = self._start()
-            answer = _ask(self._pipes, messages)
+            answer = _ask(self._pipes, messages, opened)
             if answer is None:
                 self._pipes = None
                 raise DataError(
@@ -49,10 +78,7 @@ class Template:
                     "use data.form=transcript, or another model",
                 )
         if "error" in answer:
-            raise DataError(
-                f"the tokenizer's chat template fails on a prompt: {answer['error']}",
-                "use data.form=transcript, or another model",
-            )
+            raise Refused(answer["error"])
         return answer["text"]
 
     def _start(self) -> tuple[BinaryIO, BinaryIO]:
@@ -66,7 +92,7 @@ class Template:
             child = os.fork()
         if child == 0:
             try:
-                _serve(self._tokenizer, child_reads, child_writes)
+                _serve(self._tokenizer, self._arguments, child_reads, child_writes)
             finally:
                 os._exit(0)
         os.close(child_reads)
@@ -76,10 +102,10 @@ class Template:
         return pipes
 
 
-def _ask(pipes: tuple[BinaryIO, BinaryIO], messages: Messages) -> dict[str, str] | None:
+def _ask(pipes: tuple[BinaryIO, BinaryIO], messages: Messages, opened: bool) -> dict[str, str] | None:
     """The child's answer; None if it is no more."""
     try:
-        pipes[0].write(json.dumps(messages).encode() + b"\n")
+        pipes[0].write(json.dumps([messages, opened]).encode() + b"\n")
         pipes[0].flush()
         line = pipes[1].readline()
         return json.loads(line) if line.endswith(b"\n") else None
@@ -100,7 +126,7 @@ def _stop(child: int, pipes: tuple[BinaryIO, BinaryIO], owner: int) -> None:
     os.waitpid(child, 0)
 
 
-def _serve(tokenizer: "PreTrainedTokenizerBase", reads: int, writes: int) -> None:
+def _serve(tokenizer: "PreTrainedTokenizerBase", arguments: dict[str, Any], reads: int, writes: int) -> None:
     """The child: one line of JSON in, one out. The alarm's default action ends it wherever it is."""
     for number in (signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -112,20 +138,26 @@ def _serve(tokenizer: "PreTrainedTokenizerBase", reads: int, writes: int) -> Non
     os.closerange(low + 1, high)
     os.closerange(high + 1, 1 << 20)
     _limit_memory()
+    chat_template_utils.datetime = _Day  # type: ignore[attr-defined]  # of this process alone
     with os.fdopen(reads, "rb") as requests, os.fdopen(writes, "wb") as answers:
         signal.alarm(0)
         for request in requests:
             signal.alarm(SECONDS)
-            answer = json.dumps(_fill(tokenizer, json.loads(request))).encode()
+            answer = json.dumps(_fill(tokenizer, arguments, *json.loads(request))).encode()
             signal.alarm(0)
             answers.write(answer + b"\n")
             answers.flush()
 
 
-def _fill(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> dict[str, str]:
+def _fill(
+    tokenizer: "PreTrainedTokenizerBase", arguments: dict[str, Any], messages: Messages, opened: bool
+) -> dict[str, str]:
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=opened,
+            **arguments,
         )
     except Exception as error:  # the template's own errors, those of its sandbox, and of memory
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}

@@ -97,7 +97,7 @@ class Bench:
                     self.encoder.prompts([p.prompt for p in part], seeds).to(self.device),
                     max_new_tokens=settings.max_new_tokens,
                     temperature=settings.temperature,
-                    eos_id=self.encoder.eos_id,
+                    eos_id=self.encoder.ends,
                     responses_per_prompt=responses,
                     say=self.say,
                 ),
@@ -110,7 +110,7 @@ class Bench:
         numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
         scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
         second = _finite(self.held_out, sequences, numbers) if self.held_out else none
-        closed = ended(sequences, self.encoder.eos_id).tolist()
+        closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
         for i, number in enumerate(numbers):
             ids = sequences.ids[i][sequences.response[i]].tolist()

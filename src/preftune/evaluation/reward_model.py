@@ -14,6 +14,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.baselines import BagOfWords, baseline_tests, power, rule_accuracy
 from preftune.evaluation.calibration import calibration
 from preftune.evaluation.mistakes import tag_counts, turns
+from preftune.functional.masked import is_end
 from preftune.models.roles import RewardModel
 
 MANY_TURNS = 4  # prompts with so many human turns or more are counted together
@@ -39,7 +40,7 @@ def score_pairs(
             last = side.ids.gather(1, side.attention.sum(1, keepdim=True) - 1).squeeze(1)
             columns[name] = model.raw_scores(side.to(device)).tolist()
             columns[f"{name}_length"] = side.response.sum(1).tolist()
-            columns[f"{name}_truncated"] = (last != encoder.eos_id).tolist()
+            columns[f"{name}_truncated"] = (~is_end(last, encoder.ends)).tolist()
         for i, pair in enumerate(part):
             scored.append({"pair": pair} | {name: values[i] for name, values in columns.items()})
         advance(len(part))

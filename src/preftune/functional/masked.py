@@ -4,6 +4,7 @@ Off the mask an input is ignored *before* it enters any arithmetic, since 0 * Na
 too. Shapes: B rows, T columns. Masks are bool or 0/1.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,18 +28,24 @@ def zero_off(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0)
 
 
-def response_mask(ids: Tensor, eos_id: int, start: int | Tensor = 0) -> Tensor:
+def is_end(ids: Tensor, eos_id: int | Sequence[int] | Tensor) -> Tensor:
+    """Where `ids` is an end token: one id, or any of several. Any shape -> bool of that shape."""
+    ends = torch.as_tensor(eos_id, device=ids.device)
+    return ids == ends if ends.dim() == 0 else torch.isin(ids, ends)
+
+
+def response_mask(ids: Tensor, eos_id: int | Sequence[int] | Tensor, start: int | Tensor = 0) -> Tensor:
     """True from column `start` to the first EOS at or after it, that EOS included: writing it is an action.
 
-    Not `ids != pad`: where pad is EOS that rule would drop the EOS itself. ids (B, T), start int or (B,) ->
-    bool (B, T). ValueError: another number of starts than of rows.
+    Not `ids != pad`: where pad is EOS that rule would drop the EOS itself. Several ids may end a response.
+    ids (B, T), start int or (B,) -> bool (B, T). ValueError: another number of starts than of rows.
     """
     columns = torch.arange(ids.shape[1], device=ids.device)
     starts = torch.as_tensor(start, device=ids.device).reshape(-1, 1)
     if len(starts) not in (1, len(ids)):
         raise ValueError(f"{len(starts)} starts for {len(ids)} rows")
     started = columns >= starts
-    eos = (ids == eos_id) & started  # (B, T)
+    eos = is_end(ids, eos_id) & started  # (B, T)
     return started & (eos.cumsum(1) - eos.long() == 0)  # no EOS strictly before this column
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
-from preftune.records.base import read_record, read_records, sha256_of
+from preftune.records.base import read_record, read_records
 from preftune.records.policy import PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.report.load import check_intact, toml_of
-from preftune.rundir import RunDir, read_json, read_object, read_text
+from preftune.rundir import RunDir, read_json, read_object, read_text, sha256_file
 from preftune.runs.stages import check_model, differences
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
         stage = str(read_object(side[1]).get("stage", name))
         check_model(run, stage, "reward")
     constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
-    return constants[0] == constants[1] and sha256_of(sides[0][0]) == sha256_of(sides[1][0])
+    return constants[0] == constants[1] and sha256_file(sides[0][0]) == sha256_file(sides[1][0])
 
 
 def _values(

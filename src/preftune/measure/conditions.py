@@ -1,9 +1,8 @@
 """What policies are measured with: held-out prompts, one reward model or two, one reference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from preftune.config import RewardConfig
 from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
@@ -31,8 +30,8 @@ def second_judge(session: Session) -> SecondJudge | None:
         return None
     own, found = stages[judge], list[SecondJudge]()
     for name, config in stages.items():
-        if isinstance(config, RewardConfig) and name != judge and session.is_trained(name):
-            apart = isinstance(own, RewardConfig) and {own.part, config.part} == {"first", "second"}
+        if not config.trains_policy and name != judge and session.is_trained(name):
+            apart = {own.training_part(), config.training_part()} == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
 
@@ -63,7 +62,7 @@ def make_bench(
         if model is None and functions is None:
             return None
         trained = stage if model is not None else None
-        return scorer_for(session, encoder, model, trained, settings.batch_size, functions)
+        return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
 
     second = second_judge(session)
     bench = Bench(
@@ -82,8 +81,12 @@ def make_bench(
 
 
 def held_out_prompts(session: Session) -> list[Preference]:
-    """Test rows with prompts different from each other."""
-    prompts = distinct(session.shuffled(session.dataset.test), session.config.evaluation.prompts)
+    """Test rows with prompts different from each other, without those that a chat template refuses."""
+    rows: Iterable[Preference] = session.shuffled(session.dataset.test)
+    if session.config.data.form == "chat":
+        encoder = session.encoder(session.base)
+        rows = (row for row in rows if encoder.accepts(row.prompt))
+    prompts = distinct(rows, session.config.evaluation.prompts)
     if not prompts:
         raise DataError(
             "there is no test prompt to compare policies on",
@@ -92,7 +95,7 @@ def held_out_prompts(session: Session) -> list[Preference]:
     return prompts
 
 
-def distinct(rows: Sequence[Preference], n: int) -> list[Preference]:
+def distinct(rows: Iterable[Preference], n: int) -> list[Preference]:
     """The first `n` rows with different prompts; fewer if there are no more."""
     found: dict[str, Preference] = {}
     for row in rows:

@@ -21,10 +21,10 @@ from preftune.measure.evaluate import (
 )
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Reference
-from preftune.records.base import VERSION, sha256_of, write_record, write_records
+from preftune.records.base import VERSION, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
-from preftune.rundir import BASE, short_name
+from preftune.rundir import BASE, sha256_file, short_name
 from preftune.runs.session import Session
 from preftune.sums import sums, write_sealed
 
@@ -67,7 +67,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
-    digest = sha256_of(file) if file.is_file() else None  # none of a directory of files
+    digest = sha256_file(file) if file.is_file() else None  # none of a directory of files
     facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": seen}
     made = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
     whole = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, made)}

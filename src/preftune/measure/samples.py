@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from preftune.config import RewardConfig
 from preftune.data import Dialogue, Turn
 from preftune.errors import InputMissing, UsageError
 from preftune.measure.conditions import distinct
@@ -19,7 +18,7 @@ def replies(
     session: Session, stage: str, prompts: Sequence[str], seed: int, n: int
 ) -> Iterator[dict[str, Any]]:
     """One reply to each prompt, or to `n` held-out prompts if none is given."""
-    policies = [name for name, s in session.config.stage.items() if not isinstance(s, RewardConfig)]
+    policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
         raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(policies)}")
     if not session.is_trained(stage):
@@ -36,9 +35,9 @@ def replies(
             encoder.prompts([dialogue], [derive_seed(seed, "sample", i)]),
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
-            eos_id=encoder.eos_id,
+            eos_id=encoder.ends,
             say=session.console.line,
         )
         text = encoder.decode(out.ids[0][out.response[0]].tolist())
-        closed = bool(ended(out, encoder.eos_id)[0])
+        closed = bool(ended(out, encoder.ends)[0])
         yield {"prompt": dialogue.transcript(), "response": text, "ended": closed}

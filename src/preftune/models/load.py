@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -114,6 +117,21 @@ def scratch_gpt2(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config).eval()
+
+
+def declared_ends(source: Source) -> tuple[int, ...]:
+    """Every id at which `generate` of a model ends a reply: `eos_token_id` of generation_config.json, of
+    config.json and of its part for text; each may be one id or a list of them (Gemma, Llama 3, Phi-3).
+    """
+    with reading(source, "the config"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+        stated = [config.eos_token_id, config.get_text_config().eos_token_id]
+        if not source.exists() or (Path(source.path) / "generation_config.json").is_file():
+            with suppress(OSError):  # a hub model without that file
+                settings = GenerationConfig.from_pretrained(source.path, trust_remote_code=False)
+                stated.append(settings.eos_token_id)
+    ids = (i for each in stated for i in (each if isinstance(each, list | tuple) else [each]))
+    return tuple(sorted({i for i in ids if isinstance(i, int) and i >= 0}))
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,6 +1,5 @@
 """The ground of all records: numbers and estimates as the files hold them, and the one reader and writer."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -151,9 +150,3 @@ def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "the whole file"
     return f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

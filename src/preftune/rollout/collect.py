@@ -39,7 +39,7 @@ def collect(
         prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        eos_id=scorer.encoder.eos_id,
+        eos_id=scorer.encoder.ends,
         responses_per_prompt=responses_per_prompt,
         say=say,
     )
@@ -57,7 +57,7 @@ def collect(
         values=None if critic is None else in_batches(critic.values),
         scores=scores,
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
-        ended=ended(sequences, scorer.encoder.eos_id),
+        ended=ended(sequences, scorer.encoder.ends),
         valid=valid,
     )
 

@@ -40,7 +40,7 @@ class RewardFunctions:
         failure where functions score `alone`, and 0 beside a reward model. DataError if a function fails and
         `on_error` is "stop", or if more than a fifth of the rows fail.
         """
-        closed = ended(sequences, self.encoder.eos_id).tolist()
+        closed = ended(sequences, self.encoder.ends).tolist()
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
         cases = []
         for i in range(len(sequences)):
@@ -92,8 +92,8 @@ class RewardFunctions:
             "chosen": row.chosen if row else None,
             "rejected": row.rejected if row else None,
         }
-        prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
-        return Case(prompt, self.encoder.decode(response_ids), columns)
+        prompt = row.prompt.transcript() if row else self.encoder.prompt_text(prompt_ids)
+        return Case(prompt, self.encoder.decode(response_ids, prompt_ids), columns)
 
 
 def masked(scores: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -6,12 +6,13 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences, concatenate
+from preftune.functional.masked import is_end
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import next_logits
 from preftune.models.parts import language_head
@@ -29,11 +30,12 @@ def sample(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     responses_per_prompt: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> Sequences:
-    """Draw responses up to and including EOS, at most `max_new_tokens` long; temperature 0 is greedy.
+    """Draw responses up to and including an end token (`eos_id`: one, or all that the model declares), at
+    most `max_new_tokens` long; temperature 0 is greedy.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
     Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
@@ -65,13 +67,20 @@ def sample(
 
 
 def _sampled(
-    policy: Policy | Reference, prompts: Prompts, max_new_tokens: int, temperature: float, eos_id: int, k: int
+    policy: Policy | Reference,
+    prompts: Prompts,
+    max_new_tokens: int,
+    temperature: float,
+    eos_id: int | Sequence[int],
+    k: int,
 ) -> Sequences:
     """Responses to all prompts at once, k to each."""
     packed = _packed_prompts(prompts)
     rows = len(prompts) * k
     uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(packed.ids.device)
-    new = torch.full((rows, max_new_tokens), eos_id, dtype=torch.long, device=packed.ids.device)
+    ends = torch.as_tensor(eos_id, device=packed.ids.device)
+    pad_id = eos_id if isinstance(eos_id, int) else eos_id[0]
+    new = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=packed.ids.device)
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
     head = language_head(policy.model)
@@ -82,7 +91,7 @@ def _sampled(
             stopping_point("rollout.token")
             token = _draw(logits, uniforms[alive, t], temperature)
             new[alive, t] = token
-            going = token != eos_id
+            going = ~is_end(token, ends)
             lengths[alive[~going]] = t + 1
             if t + 1 == max_new_tokens or not going.any():
                 break
@@ -91,7 +100,7 @@ def _sampled(
                 model.keep(kept)
                 alive, token = alive[kept], token[kept]
             logits = next_logits(head, model.step(token))
-    return _joined(packed, new, lengths, eos_id)
+    return _joined(packed, new, lengths, pad_id)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
@@ -160,7 +169,7 @@ def _joined(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Se
     return Sequences(packed, real, real & (column >= starts))
 
 
-def ended(sequences: Sequences, eos_id: int) -> Tensor:
-    """Whether each response closes with EOS: bool (B,)."""
+def ended(sequences: Sequences, eos_id: int | Sequence[int]) -> Tensor:
+    """Whether each response closes with an end token: bool (B,)."""
     last = (sequences.attention.sum(1) - 1).clamp(min=0).unsqueeze(1)
-    return (sequences.ids.gather(1, last).squeeze(1) == eos_id) & sequences.response.any(1)
+    return is_end(sequences.ids.gather(1, last).squeeze(1), eos_id) & sequences.response.any(1)

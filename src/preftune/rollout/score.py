@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from preftune.data import Encoder, Sequences, pad_sequences
+from preftune.data import Encoder, Preference, Sequences, pad_sequences
+from preftune.errors import DataError
 from preftune.functional import missing_eos_scores
 from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
@@ -22,7 +23,8 @@ from preftune.rollout.sample import ended
 class Scorer:
     """Normalised scores under a reward model, plus the weighted sum of reward functions; one may be absent.
 
-    `translate` is set where the reward model's tokenizer is not the policy's.
+    `translate` is set where the reward model's tokenizer is not the policy's; in chat form the reward
+    model's own template then writes the dialogue of the prompt's data row, one of `rows`.
     """
 
     reward_model: RewardModel | None
@@ -30,6 +32,7 @@ class Scorer:
     translate: Encoder | None
     batch_size: int = 32
     functions: RewardFunctions | None = None
+    rows: Sequence[Preference] = ()
     say: Callable[[str], None] | None = None  # whom to warn
     said: set[str] = field(default_factory=set)
 
@@ -44,29 +47,44 @@ class Scorer:
         scores = torch.zeros(len(sequences), device=sequences.ids.device)
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
-            batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
-            scores = torch.cat([self._scores(model, batch) for batch in batches])
+            parts = [slice(i, i + size) for i in range(0, len(sequences), size)]
+            scores = torch.cat([self._scores(model, sequences[part], rows[part]) for part in parts])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
         if self.functions is None:
             return scores
         return scores + self.functions.scores(sequences, rows, alone=self.reward_model is None)
 
-    def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
+    def _scores(self, model: RewardModel, sequences: Sequences, rows: Sequence[int]) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
-        judge, rows = self.translate, []  # the encoder of the reward model
-        for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
+        numbers, texts = list(rows), []
+        for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
-            prompt = self.encoder.text_of(real[~written].tolist())
-            response = judge.response(self.encoder.decode(real[written].tolist()), ended=closed)
-            prompt_ids = judge.text(prompt)
-            if judge.max_length is not None:  # its tokens may be shorter than the policy's
-                prompt_ids = prompt_ids[-max(judge.max_length - len(response), 1) :]
-            rows.append((prompt_ids, response))
-        prompts, responses = zip(*rows, strict=True)
-        batch = pad_sequences(prompts, responses, judge.pad_id)
+            prompt_ids = real[~written].tolist()
+            response = self.encoder.decode(real[written].tolist(), prompt_ids)
+            row = self.rows[numbers[i]] if numbers and self.rows else None
+            texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
+        prompts, responses = zip(*texts, strict=True)
+        batch = pad_sequences(prompts, responses, self.translate.pad_id)
         return model.scores(batch.to(sequences.ids.device))
+
+    def _translated(
+        self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool
+    ) -> tuple[list[int], list[int]]:
+        """Prompt and response as the reward model reads them; its tokens may be shorter than the policy's."""
+        room = judge.max_length
+        if judge.form == "transcript":
+            ids, prompt = judge.response(response, closed), judge.text(self.encoder.prompt_text(prompt_ids))
+            return prompt if room is None else prompt[-max(room - len(ids), 1) :], ids
+        if row is None:
+            raise DataError(
+                "a prompt of no data row cannot be written in the reward model's chat template",
+                hint="use a reward model with the policy's tokenizer",
+            )
+        ids = judge.response(response, closed, row.prompt)
+        limit = judge.max_prompt_length if room is None else room - len(ids)
+        return judge.prompt(row.prompt, max(min(limit, judge.max_prompt_length), 1)), ids
 
     def shaped(
         self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
@@ -77,7 +95,7 @@ class Scorer:
         scores = self.scores(sequences, rows)
         if missing_eos_score is None:
             return scores
-        closed = ended(sequences, self.encoder.eos_id)
+        closed = ended(sequences, self.encoder.ends)
         self._warn(scores[closed & ~scores.isnan()], missing_eos_score)
         whole = closed | scores.isnan()
         return missing_eos_scores(scores, whole, replace=missing_eos_score)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig
+from preftune.config import RunConfig
 from preftune.config.rewards import find_function, reward_terms
 
 
@@ -11,9 +11,8 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """Import every function that the settings name, those of `stages` included. InputMissing or ConfigError
     for one that is not there.
     """
-    online = [stage for stage in config.stage.values() if isinstance(stage, PPOConfig | GRPOConfig)]
-    online = online if stages else []
-    for terms in [config.evaluation.reward_functions, *(stage.reward_functions for stage in online)]:
+    named = [stage.functions() for stage in config.stage.values()] if stages else []
+    for terms in [config.evaluation.reward_functions, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
 

@@ -1,14 +1,16 @@
 """What is about to happen, in a few lines, before anything slow starts."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig
-from preftune.config.show import scored_by
+from preftune.config import RunConfig
 from preftune.data import Dataset
-from preftune.data.dataset import SPLIT_NAMES
+from preftune.data.dataset import KINDS, SPLIT_NAMES
+from preftune.errors import ConfigError, DataError
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
+
+FILES = 20  # that are listed
 
 
 def show_plan(
@@ -16,8 +18,12 @@ def show_plan(
 ) -> None:
     """The data, and every stage with what it starts from and how long it is."""
     counts = (f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
-    console.line(f"data: {', '.join(counts)} pairs")
-    rows = [(name, config.stage[name].algorithm, _length(config, dataset, name)) for name in stages]
+    what = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
+    console.line(f"data: {', '.join(counts)} {what}")
+    for line in _data_lines(dataset.report):
+        console.line(f"data: {line}")
+    trained = [(name, config.stage[name]) for name in stages]
+    rows = [(name, stage.algorithm, stage.plan(len(dataset.train))) for name, stage in trained]
     if (scratch := config.model.scratch) is not None:
         size = f"GPT-2 {scratch.layers} x {scratch.width} from random weights"
         rows.insert(
@@ -26,11 +32,49 @@ def show_plan(
     console.plan(config.name, str(run.path), rows)
 
 
-def _length(config: RunConfig, dataset: Dataset, name: str) -> str:
-    stage = config.stage[name]
-    if isinstance(stage, PPOConfig | GRPOConfig):
-        parents = f"from {stage.init}, scored by {scored_by(stage)}"
-        return f"{parents}: {stage.steps} steps of {stage.batch_size} replies"
-    rows = min(len(dataset.train), stage.rows or len(dataset.train))
-    steps = math.ceil(rows * stage.epochs / stage.batch_size)
-    return f"from {stage.init}: {rows:,} rows, {steps} steps of {stage.batch_size}"
+def _data_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The split and rows of every file, and what was read in a way that may surprise, or not at all."""
+    files = report.get("files", [])
+    for file in files[:FILES]:
+        yield f"{file['path']}: {file['split']}, {file['read']:,} rows read, {file['kept']:,} kept"
+    if len(files) > FILES:
+        yield f"{len(files) - FILES} more files, listed in data.json"
+    if cut := report.get("cut_from_train"):
+        yield f"{' and '.join(cut)} cut from train, by prompt (data.held_out = {report['held_out']:g})"
+    if repeats := report.get("duplicates"):
+        yield f"{repeats:,} repeat another one word for word"
+    overlap = {pair: n for pair, n in report.get("prompt_overlap", {}).items() if n}
+    yield from (f"{n:,} prompts stand in both {pair.replace('/', ' and ')}" for pair, n in overlap.items())
+    yield from report.get("notes", [])
+
+
+def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, whole: bool) -> None:
+    """Refuse rows that a stage cannot use, before anything is trained. `whole`: all stages and the comparison
+    of their policies.
+
+    Raises DataError that names the kind of the rows, the stage and what it needs.
+    """
+    kind, have = dataset.kind, KINDS[dataset.kind]
+    if kind == "text" and config.data.form != "plain":
+        raise ConfigError(
+            f"{config.data.name}: its rows are {have}, and data.form = {config.data.form} would add roles",
+            "set data.form=plain; or, if the column text is something else, name the columns: "
+            "data.columns.prompt=NAME data.columns.chosen=NAME data.columns.rejected=NAME",
+        )
+    if kind == "prompts" and config.model.scratch is not None:
+        raise DataError(
+            f"{config.data.name}: {have}, and a base from scratch needs text", "name a model.base"
+        )
+    for name in stages:
+        stage = config.stage[name]
+        if kind not in stage.uses:
+            raise DataError(
+                f"{config.data.name}: its rows are {have}, and the stage {name} ({stage.algorithm}) needs "
+                + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
+                f"docs/data.md shows the forms of rows; row 1 has the columns {dataset.report['columns']}",
+            )
+    if whole and kind != "pairs":
+        raise DataError(
+            f"{config.data.name}: its rows are {have}, and policies are compared on held-out pairs",
+            f"`preftune train RECIPE {stages[-1]}` trains without the comparison",
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
@@ -29,7 +30,7 @@ _PROBES = 16
 
 def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     """Write models/<name>; a reward model is also normalised and must reload to the same scores."""
-    target = session.run.model_dir(stage.name, stage.algorithm)
+    target = stage.model_dir(session.run)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
         shutil.rmtree(stale, ignore_errors=True)
@@ -38,6 +39,10 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
         "key": stage.key,
         "vocabulary_sha256": vocabulary_hash(job.encoder.tokenizer),
     }
+    data = session.config.data
+    if job.encoder.tokenizer.chat_template:  # which of the two forms it was is seen nowhere else
+        side |= {"form": data.form, "template_arguments": data.template_arguments}
+    declare_ends(job.model.model, job.encoder.ends)
     if isinstance(job.model, RewardModel):
         job.model.mean, job.model.std = normalisation(
             job.model, job.encoder, session.shuffled(session.dataset.train)
@@ -62,6 +67,17 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     sync(target.parent)
     faultpoint("model.renamed")
     return {k: side[k] for k in ("mean", "std") if k in side}
+
+
+def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
+    """State in config.json and generation_config.json at which ids replies end, where they do not yet: what
+    was trained, or `generate` runs past it.
+    """
+    configs: list[Any] = [model.config, model.generation_config] if model.can_generate() else [model.config]
+    for config in configs:
+        stated = config.eos_token_id
+        if {*(stated if isinstance(stated, list) else [stated])} != {*ends}:
+            config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
 
 
 @contextmanager
@@ -104,6 +120,9 @@ def read_side_file(source: Source) -> dict[str, Any]:
             f"{path} is not as preftune writes it",
             hint="mean and std are numbers and std is not 0; train the model again",
         )
+    form, arguments = side.get("form", "chat"), side.get("template_arguments", {})
+    if form not in ("chat", "transcript") or not isinstance(arguments, dict):
+        raise DataError(f"{path} is not as preftune writes it", hint="train the model again")
     recorded = side.get("vocabulary_sha256")
     if recorded and recorded != vocabulary_hash(load_tokenizer(source)):
         raise DataError(

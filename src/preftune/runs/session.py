@@ -4,14 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
+from preftune.config import RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
-from preftune.models.load import context_length, load_tokenizer, quiet_libraries
+from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
 from preftune.rollout.calls import data_columns
@@ -58,7 +59,7 @@ class Session:
     def base(self) -> Source:
         """The base model: where it lies, or where its own stage puts it."""
         if self.config.model.base == "scratch":
-            return Source(str(self.run.model_dir(BASE, "sft")))
+            return Source(str(self.run.model_dir(BASE)))
         return locate(self.config.model.base)
 
     @property
@@ -97,23 +98,28 @@ class Session:
         """Whether the stage's model is there; the base of a hub or a directory always is."""
         if stage == BASE and self.config.model.scratch is None:
             return True
-        return check_model(self.run, stage, self._algorithm(stage))
+        return check_model(self.run, stage, self._model_dir(stage))
 
     def source(self, stage: str) -> Source:
         """The model directory of a stage, or the base. DataError if the stage wrote another model there."""
         if stage == BASE and self.config.model.scratch is None:
             return self.base
-        check_model(self.run, stage, self._algorithm(stage))
-        return Source(str(self.run.model_dir(stage, self._algorithm(stage))))
+        model = self._model_dir(stage)
+        check_model(self.run, stage, model)
+        return Source(str(model))
 
-    def _algorithm(self, stage: str) -> str:
-        return "pretraining" if stage == BASE else self.config.stage[stage].algorithm
+    def _model_dir(self, stage: str) -> Path:
+        policy = stage == BASE or self.config.stage[stage].trains_policy
+        return self.run.model_dir(stage, trains_policy=policy)
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
-        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens)
+        ends = declared_ends(source)
+        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens, ends)
 
-    def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
+    def encoder_of(
+        self, tokenizer: Any, context: int, new_tokens: int = 0, ends: Sequence[int] = ()
+    ) -> Encoder:
         data = self.config.data
         context = context or UNLIMITED
         return Encoder(
@@ -122,6 +128,8 @@ class Session:
             max_prompt_length=min(data.max_prompt_length, context - max(new_tokens, 1)),
             max_response_length=data.max_response_length,
             max_length=context,
+            ends=ends,
+            template_arguments=data.template_arguments,
         )
 
     def learner(self, microbatch_size: int) -> Learner:
@@ -138,8 +146,8 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
-        if isinstance(config, PPOConfig | GRPOConfig) and config.reward_functions is not None:
-            inputs |= self._functions(name, config.reward_functions)
+        if (functions := config.functions()) is not None:
+            inputs |= self._functions(name, functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def _functions(self, stage: str, terms: str) -> dict[str, Any]:
@@ -154,7 +162,9 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        weights = {"sha256": fingerprint(self.base)}
+        encoder = self.encoder(self.base)
+        version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
+        weights = {"sha256": fingerprint(self.base), **version}
         old = digest(weights)  # of a run from before the files beside the weights were part of the key
         records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
         if any(isinstance(each, dict) and old in (each.get("parents") or {}).values() for each in records):

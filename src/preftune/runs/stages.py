@@ -5,8 +5,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from preftune.config import config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
 from preftune.rundir import RunDir
@@ -28,6 +30,15 @@ class Stage:
     @property
     def key(self) -> str:
         return digest(self.inputs)
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether its model writes responses; the other kind scores them."""
+        kind = config_of(self.algorithm)
+        return kind is None or kind.trains_policy  # unknown is the pretraining of a base model
+
+    def model_dir(self, run: RunDir) -> Path:
+        return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
 def digest(value: Mapping[str, Any]) -> str:
@@ -60,21 +71,21 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
             + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
             hint="use another out=DIR, or --restart to make the run again from nothing",
         )
-    if recorded.get("status") != "finished" or not run.model_dir(stage.name, stage.algorithm).is_dir():
+    if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False
-    _check(run, recorded, stage.name, stage.algorithm)
+    _check(run, recorded, stage.name, stage.model_dir(run))
     return True
 
 
-def check_model(run: RunDir, name: str, algorithm: str) -> bool:
+def check_model(run: RunDir, name: str, model: Path) -> bool:
     """Whether a stage's model is there to be read. DataError if it, or a log of its stage, is not what was
     written, or if the stage is finished and its model is gone.
     """
-    recorded, model = read_sealed(run.stage_json(name)), run.model_dir(name, algorithm)
+    recorded = read_sealed(run.stage_json(name))
     if recorded.get("status") == "finished":
         if not model.is_dir():
-            raise DataError(f"{model} is missing", hint=_remedy(run, name, algorithm))
-        _check(run, recorded, name, algorithm)
+            raise DataError(f"{model} is missing", hint=_remedy(run, name, model))
+        _check(run, recorded, name, model)
     return model.is_dir() and recorded.get("status", "finished") == "finished"
 
 
@@ -91,28 +102,28 @@ def model_sum(run: RunDir, name: str) -> str | None:
     return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith("models/")})
 
 
-def _check(run: RunDir, recorded: Mapping[str, Any], name: str, algorithm: str) -> None:
-    check(run, recorded, _remedy(run, name, algorithm))
+def _check(run: RunDir, recorded: Mapping[str, Any], name: str, model: Path) -> None:
+    check(run, recorded, _remedy(run, name, model))
     made_from = recorded.get("made_from")
     for parent, was in made_from.items() if isinstance(made_from, dict) else ():
         now = model_sum(run, parent)
         if None not in (now, was) and now != was:
             raise ConfigError(
                 f"stage {name} in {run.path} was made from another model of {parent} than is there now",
-                hint=_remedy(run, name, algorithm),
+                hint=_remedy(run, name, model),
             )
 
 
-def _remedy(run: RunDir, name: str, algorithm: str) -> str:
+def _remedy(run: RunDir, name: str, model: Path) -> str:
     return (
-        f"remove {run.model_dir(name, algorithm)} and {run.stage_dir(name)} and run the command that made "
+        f"remove {model} and {run.stage_dir(name)} and run the command that made "
         "the run: it makes just that stage anew, with the same bits on the same machine"
     )
 
 
 def begin(run: RunDir, stage: Stage) -> None:
     """Mark a stage as running. ConfigError if its model's place holds something that is not preftune's."""
-    target = run.model_dir(stage.name, stage.algorithm)
+    target = stage.model_dir(run)
     if target.exists() and not (target / SIDE_FILE).is_file():
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
@@ -122,7 +133,7 @@ def begin(run: RunDir, stage: Stage) -> None:
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
     """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete."""
-    model = run.model_dir(stage.name, stage.algorithm)
+    model = stage.model_dir(run)
     files = [file for file in model.rglob("*") if file.is_file() and file.name != CARD]
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}

@@ -1,15 +1,21 @@
-"""Saved models as objects to use: score text, look up log-probabilities, generate."""
+"""Saved models as objects to use: score text, look up log-probabilities, generate.
 
-from collections.abc import Sequence
+A prompt is text in the form that the model was trained with, or a list of messages {role, content}. That form
+is in preftune.json; without it, it is the chat template of a tokenizer that has one.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from preftune.data import Encoder, Sequences, pad_prompts, pad_sequences
+from preftune.data import Dialogue, Encoder, Sequences, Turn, pad_prompts, pad_sequences
+from preftune.data.encode import UNLIMITED
 from preftune.errors import DataError, InputMissing
-from preftune.models.load import context_length, load_causal_lm, load_tokenizer
+from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.sample import sample
@@ -18,24 +24,34 @@ from preftune.runs.save import read_side_file
 from preftune.seeding import derive_seed
 
 _BATCH = 16
+_ROLES: Mapping[str, Any] = {"user": "human", "assistant": "assistant", "system": "system"}
+
+Prompt = str | Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelHandle:
-    """A reward model on text. Prompts end in "Assistant:", responses start with a space, as in HH-RLHF."""
+    """A reward model on text. In transcript form prompts end in "Assistant:" and responses start with a
+    space, as in HH-RLHF.
+    """
 
     role: RewardModel
     encoder: Encoder
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], ended: bool = True) -> Tensor:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True) -> Tensor:
         """Normalised scores (B,): mean 0 and sd 1 over the chosen training responses. `ended`: append EOS."""
         return (self.raw_score(prompts, responses, ended) - self.role.mean) / self.role.std
 
     @torch.no_grad()
-    def raw_score(self, prompts: Sequence[str], responses: Sequence[str], ended: bool = True) -> Tensor:
+    def raw_score(self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True) -> Tensor:
         """What the weights give: (B,). Independent of batch and padding."""
         rows = [
-            (self.encoder.text(prompt), self.encoder.response(response, ended=ended))
+            (
+                _prompt(self.encoder, prompt),
+                self.encoder.response(
+                    response, ended, None if isinstance(prompt, str) else _dialogue(prompt)
+                ),
+            )
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         for i, (prompt_ids, response_ids) in enumerate(rows):
@@ -60,12 +76,12 @@ class PolicyHandle:
         return self.role.logprobs(sequences)
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0
     ) -> list[str]:
         """One reply a prompt, EOS stripped; prompt i's reply depends on (seed, i) alone. temperature 0 is
         greedy. A reply ends where the model's context does.
         """
-        rows = [self.encoder.text(text) for text in prompts]
+        rows = [_prompt(self.encoder, prompt) for prompt in prompts]
         limits = [min(max_new_tokens, _room(i, len(row) + 1, self.encoder) + 1) for i, row in enumerate(rows)]
         replies: dict[int, str] = {}
         for limit in sorted(set(limits)):
@@ -78,10 +94,10 @@ class PolicyHandle:
                     pad_prompts([rows[i] for i in part], seeds, self.encoder.eos_id),
                     max_new_tokens=limit,
                     temperature=temperature,
-                    eos_id=self.encoder.eos_id,
+                    eos_id=self.encoder.ends,
                 )
                 for i, ids, own in zip(part, out.ids, out.response, strict=True):
-                    replies[i] = self.encoder.decode(ids[own].tolist())
+                    replies[i] = self.encoder.decode(ids[own].tolist(), rows[i])
         return [replies[i] for i in range(len(rows))]
 
 
@@ -96,12 +112,40 @@ def load_reward_model(directory: str | Path) -> RewardModelHandle:
 def load_policy(directory: str | Path) -> PolicyHandle:
     """A policy saved by preftune, or any causal LM directory."""
     source = _directory(directory)
-    read_side_file(source)
     return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=_encoder(source))
 
 
 def _encoder(source: Source) -> Encoder:
-    return Encoder.of_texts(load_tokenizer(source), context_length(source))
+    """Prompts and responses as they are, up to the model's context."""
+    context, tokenizer, side = (
+        context_length(source) or UNLIMITED,
+        load_tokenizer(source),
+        read_side_file(source),
+    )
+    return Encoder(
+        tokenizer,
+        side.get("form") or ("chat" if tokenizer.chat_template else "transcript"),
+        max_prompt_length=context,
+        max_response_length=context,
+        max_length=context,
+        ends=declared_ends(source),
+        template_arguments=side.get("template_arguments", {}),
+    )
+
+
+def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
+    """Ids of all of a prompt."""
+    return encoder.text(prompt) if isinstance(prompt, str) else encoder.prompt(_dialogue(prompt), UNLIMITED)
+
+
+def _dialogue(messages: Sequence[Mapping[str, str]]) -> Dialogue:
+    try:
+        return Dialogue(Turn(_ROLES[m["role"]], f" {m['content'].strip()}") for m in messages)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"a prompt is no list of messages: {error!r}",
+            hint='give text, or [{"role": "user", "content": "Hello"}]; roles are user, assistant and system',
+        ) from None
 
 
 def _room(row: int, length: int, encoder: Encoder) -> int:

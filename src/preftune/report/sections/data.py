@@ -10,7 +10,7 @@ from preftune.report.view import Row
 HASH = 12  # characters shown of a SHA-256; the file has the whole
 MAX_FILES = 20
 FILE_COLUMNS = ("split", "read", "kept", "skipped", "sha256")
-COUNTED = ("rows_read", "rows_kept", "rows_skipped", "files", "skipped_examples", "reasons")
+COUNTED = ("rows_read", "rows_kept", "rows_skipped", "files", "skipped_examples", "reasons", "notes")
 BY_SPLIT = ("splits", "distinct_prompts", "words", "content_sha256", "prompt_overlap")
 FACTS = {
     "duplicates": "Pairs that repeat another one word for word",
@@ -32,6 +32,8 @@ def data_blocks(data: Row) -> list[Block]:
         for key, value in data.items()
         if not isinstance(value, Mapping) and key not in shown and value not in (None, [], "")
     ]
+    notes = data.get("notes")
+    facts += [(f"{clean(str(note), 300)}.",) for note in notes] if isinstance(notes, list | tuple) else []
     if facts:
         blocks.append(Bullets(items=tuple(facts)))
     for key, value in data.items():

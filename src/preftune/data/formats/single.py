@@ -1,0 +1,64 @@
+"""Rows that compare nothing: a reply with a judgement of its own or to imitate, a prompt, a text."""
+
+from preftune.data.checks import BadRow, is_empty, text_of, truth_of
+from preftune.data.dialogue import Dialogue, PromptOnly, Text, Unpaired
+from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
+from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, prompt_in
+from preftune.data.hh import MARKER, RejectedRow, one_space
+
+REPLIES = ("completion", "response", "output", "answer", "reply")
+LABELS = ("label", "kto_tag", "desirable")
+
+
+def reply(record: Record) -> list[Unpaired]:
+    """`prompt` and `completion`, with a `label` or as something to imitate."""
+    key = next(name for name in REPLIES if name in record)
+    return [_unpaired(record, dialogue_with(prompt_in(record), field(record, key)))]
+
+
+def conversation(record: Record) -> list[Unpaired]:
+    """`messages` or `conversations`: the last reply is the completion, what stands before it the prompt."""
+    key = next(name for name in ("messages", "conversations") if name in record)
+    turns = field(record, key)
+    return [_unpaired(record, Dialogue(dialogue_with(None, turns)))]
+
+
+def _unpaired(record: Record, turns: Dialogue) -> Unpaired:
+    _read_whole(record)
+    label = next((name for name in LABELS if name in record), None)
+    desirable = True if label is None else truth_of(record[label], f'"{label}"')
+    prompt, last = Dialogue(turns[:-1]), turns[-1]
+    if last.role != "assistant":
+        raise RejectedRow("ends_on_human")
+    if all(turn.role != "human" for turn in prompt):
+        raise RejectedRow("empty_prompt")
+    if not last.text.strip():
+        raise RejectedRow("empty_response")
+    if MARKER.search(last.text):
+        raise RejectedRow("role_marker_in_response")
+    refuse_templated(*(turn.text for turn in turns))
+    return Unpaired(prompt=with_system(prompt, record), completion=one_space(last.text), desirable=desirable)
+
+
+def prompt_only(record: Record) -> list[PromptOnly]:
+    """A prompt to sample replies to."""
+    _read_whole(record)
+    prompt = prompt_in(record)
+    if prompt is None:
+        raise BadRow("no prompt in this row")
+    refuse_templated(*(turn.text for turn in prompt))
+    return [PromptOnly(prompt=with_system(prompt, record))]
+
+
+def text(record: Record) -> list[Text]:
+    """A text for continuation."""
+    said = text_of(record["text"], '"text"')
+    if not said.strip():
+        raise RejectedRow("empty_response")
+    refuse_templated(said)
+    return [Text(text=said)]
+
+
+def _read_whole(record: Record) -> None:
+    if any(not is_empty(record.get(name)) for name in UNREAD_COLUMNS):
+        raise RejectedRow("unread_parts")

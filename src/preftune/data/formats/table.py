@@ -1,0 +1,120 @@
+"""The forms of rows that are read, by the keys that tell them; docs/data.md shows an example of each."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.data.checks import BadRow, quote
+from preftune.data.dialogue import Kind, Row
+from preftune.data.formats import pairs, ranked, single
+
+ALWAYS = {"system", "system_prompt", "split", *pairs.UNREAD_COLUMNS}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A form of rows: the keys that tell it, what it becomes, and who reads it."""
+
+    name: str
+    needs: tuple[str, ...]
+    kind: Kind
+    read: Callable[[dict[str, Any]], Sequence[Row]]
+    also: tuple[str, ...] = ()  # keys read where they are there
+
+
+# The first form whose keys are all there is taken. `a|b` is either.
+FORMATS = (
+    Format("preference pairs", ("chosen", "rejected"), "pairs", pairs.pair),
+    Format(
+        "PKU-SafeRLHF",
+        ("prompt", "response_0", "response_1", "better_response_id|safer_response_id"),
+        "pairs",
+        pairs.safe_rlhf,
+    ),
+    Format(
+        "HelpSteer2 preferences",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        "pairs",
+        pairs.helpsteer2,
+    ),
+    Format(
+        "HelpSteer3 preferences",
+        ("context|prompt", "response1", "response2", "overall_preference"),
+        "pairs",
+        pairs.helpsteer3,
+    ),
+    Format("SHP", ("history", "human_ref_A", "human_ref_B", "labels"), "pairs", pairs.shp),
+    Format("arena votes", ("conversation_a", "conversation_b", "winner"), "pairs", pairs.arena),
+    Format("Nectar", ("prompt", "answers"), "pairs", ranked.nectar),
+    Format("UltraFeedback", ("instruction|prompt", "completions"), "pairs", ranked.ultrafeedback),
+    Format("HelpSteer ratings", ("prompt", "response", "helpfulness"), "pairs", ranked.helpsteer),
+    Format(
+        "replies",
+        ("prompt|instruction|question|query", "|".join(single.REPLIES)),
+        "unpaired",
+        single.reply,
+        single.LABELS,
+    ),
+    Format("conversations", ("messages|conversations",), "unpaired", single.conversation, single.LABELS),
+    Format("text", ("text",), "text", single.text),
+    Format("prompts", ("prompt|question|instruction|query",), "prompts", single.prompt_only),
+)
+SYNONYMS = {
+    "chosen_response": "chosen",
+    "rejected_response": "rejected",
+    "chosen.responses": "chosen",
+    "rejected.responses": "rejected",
+    "chosen.suggestion": "chosen",
+    "rejected.suggestion": "rejected",
+}
+KNOWN = {
+    *(key for form in FORMATS for need in (*form.needs, *form.also) for key in need.split("|")),
+    *(*ALWAYS, *SYNONYMS, *pairs.PROMPTS),
+}
+FORMS = "the forms of rows are in docs/data.md; data.columns.chosen=NAME and the like say what columns mean"
+
+
+def recognise(record: Mapping[str, Any]) -> Format:
+    """The form of a row by its keys. Raises BadRow, which says what keys there are and what is needed."""
+    for form in FORMATS:
+        if all(any(key in record for key in need.split("|")) for need in form.needs):
+            return form
+    raise BadRow(f"{_missing(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
+
+
+def _missing(record: Mapping[str, Any]) -> str:
+    missing = "chosen" if "chosen" not in record else "rejected"
+    return f'no "{missing}" in this row, nor the columns of another form'
+
+
+def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
+    """Those keys of a row that its form looks at: its own, one prompt, and what must be empty."""
+    own = {key for need in (*form.needs, *form.also) for key in need.split("|")}
+    prompt = next((name for name in pairs.PROMPTS if name in keys), None)
+    return own | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
+
+
+def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under the names that are known here: the columns that a person named, then synonyms.
+
+    A name may lead inside of an object: "response.text". Raises BadRow for one that is not there.
+    """
+    row = dict(record)
+    taken = {known: _at(record, name) for known, name in columns.items()}
+    for name in columns.values():
+        row.pop(name, None)
+    row |= taken
+    for name, known in SYNONYMS.items():
+        if name in row and row.get(known) is None:
+            row[known] = row.pop(name)
+    return row
+
+
+def _at(record: Mapping[str, Any], name: str) -> Any:
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            found = quote(", ".join(map(str, record)) or "nothing")
+            raise BadRow(f"no column {quote(name)}, which data.columns names (it has: {found})")
+        value = value[part]
+    return value

@@ -1,0 +1,80 @@
+"""Which rows a stage can use, once each, and what truncation has made of them."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from preftune.data.batch import PairIds, compact
+from preftune.data.dialogue import Preference
+from preftune.data.encode import Encoder
+from preftune.data.hh import REASONS, RejectedRow
+from preftune.errors import DataError
+
+
+def first_usable(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], dict[str, int]]:
+    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
+
+    Raises DataError if there is none.
+    """
+    kept, _, rejected = first_encoded(encoder, rows, limit)
+    return kept, rejected
+
+
+def first_encoded(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
+    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
+    rejected = Counter[str]()
+    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
+    if not kept:
+        verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
+        reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
+        raise DataError(
+            f"none of the pairs can be used: {reasons}",
+            f"{verb} data.max_prompt_length or data.max_response_length, or check the data",
+        )
+    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
+
+
+def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str, int]) -> Iterator[str]:
+    """What truncation has made of the rows, in sentences with the keys that change it."""
+    if equal := rejected.get("response_too_long_became_equal"):
+        yield (
+            f"{equal:,} pairs are left out: their replies are equal in the first "
+            f"data.max_response_length = {encoder.max_response_length} tokens; raise it to keep them"
+        )
+    contents = ([compact(ids).tobytes() for ids in (p.prompt, p.chosen, p.rejected)] for p in encoded)
+    if repeats := len(encoded) - len(set(map(tuple, contents))):
+        yield (
+            f"{repeats:,} of {len(encoded):,} rows ({repeats / len(encoded):.1%}) repeat an earlier one "
+            f"after truncation and are kept (data.max_prompt_length = {encoder.max_prompt_length}, "
+            f"data.max_response_length = {encoder.max_response_length})"
+        )
+
+
+def distinct_prompts(
+    encoder: Encoder, rows: Iterable[Preference]
+) -> tuple[list[Preference], list[Sequence[int]]]:
+    """The first row of each prompt and the prompt's ids, in the order of the rows.
+
+    Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
+    one. Those that a chat template refuses are left out; its refusal is raised if it refuses all.
+    """
+    known: set[bytes] = set()
+    refusal: RejectedRow | None = None
+    firsts, prompts = list[Preference](), list[Sequence[int]]()
+    for row in rows:
+        try:
+            ids = compact(encoder.prompt(row.prompt))
+        except RejectedRow as error:
+            refusal = error
+            continue
+        if (content := ids.tobytes()) not in known:
+            known.add(content)
+            firsts.append(row)
+            prompts.append(ids)
+    if refusal is not None and not firsts:
+        raise refusal
+    return firsts, prompts

@@ -1,0 +1,80 @@
+"""Rows that a stage cannot use are refused before anything is trained, and the plan says what is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune import api
+from preftune.config import load_recipe
+from preftune.errors import ConfigError, PreftuneError
+from preftune.rundir import RunDir, read_json
+from preftune.runs.plan import check_kind
+from preftune.runs.sources import load_dataset
+
+PAIRS = [{"prompt": f"Q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(30)]
+REPLIES = [{"prompt": f"Q{i}", "completion": f"yes {i}"} for i in range(30)]
+PROMPTS = [{"prompt": f"Q{i}"} for i in range(30)]
+TEXTS = [{"text": f"Once upon a time there were {i} of them."} for i in range(30)]
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage", "settings", "message"),
+    [
+        (PAIRS, "dpo", [], None),
+        (REPLIES, "sft", [], None),
+        (REPLIES, "ppo", [], None),
+        (REPLIES, "dpo", [], "are replies without a rival, and the stage dpo (dpo) needs preference pairs"),
+        (REPLIES, "rm", [], "the stage rm (reward) needs preference pairs"),
+        (PROMPTS, "sft", ["model.base=gpt2"], "are prompts without replies, and the stage sft (sft) needs"),
+        (PROMPTS, "grpo", ["model.base=gpt2"], None),
+        (PROMPTS, "grpo", [], "a base from scratch needs text"),
+        (TEXTS, "sft", ["data.form=plain"], None),
+        (TEXTS, "sft", [], "data.form = transcript would add roles"),
+        (TEXTS, "ppo", ["data.form=plain"], "are texts for continuation, and the stage ppo (ppo) needs"),
+    ],
+)
+def test_kinds_of_rows_and_stages(
+    tmp_path: Path, rows: list[dict[str, Any]], stage: str, settings: list[str], message: str | None
+) -> None:
+    path = write(tmp_path, rows)
+    config = load_recipe("tiny", [f"data.name={path}", *settings]).config
+    dataset = load_dataset(config.data, 0)
+    if message is None:
+        check_kind(config, dataset, [stage], whole=False)
+        return
+    with pytest.raises(PreftuneError) as caught:
+        check_kind(config, dataset, [stage], whole=False)
+    assert message in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.code == (78 if isinstance(caught.value, ConfigError) else 65)
+
+
+def test_a_run_with_its_comparison_needs_pairs(tmp_path: Path) -> None:
+    overrides = [
+        f"data.name={write(tmp_path, REPLIES)}",
+        *(f"stage.{n}=none" for n in ("rm", "ppo", "grpo", "dpo")),
+    ]
+    with pytest.raises(PreftuneError, match="compared on held-out pairs"):
+        api.run("tiny", *overrides, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sft_learns_from_plain_texts_and_the_plan_says_what_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"data.name={write(tmp_path, TEXTS)}", "data.form=plain", "model.scratch.steps=1"]
+    out = tmp_path / "run"
+    model = api.supervised_finetune("tiny", *overrides, "stage.sft.rows=8", out=str(out))
+    assert (model / "model.safetensors").is_file()
+    shown = capsys.readouterr().out
+    assert "rows (texts for continuation)" in shown
+    assert "rows.jsonl: train, 30 rows read, 30 kept" in shown
+    assert read_json(RunDir(out).data)["kind"] == "texts for continuation"
