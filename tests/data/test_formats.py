@@ -186,6 +186,20 @@ def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
     assert data.report["notes"] == ["columns not read: 'meta', 'score'"]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "1+1?", "answer": "2", "level": 3}],
+        [{"prompt": "1+1?", "answer": "2", "level": 3, "chosen": "2", "rejected": "3"}],
+        [{"prompt": "1+1?", "response": f"{i}", "helpfulness": i, "answer": "2", "level": 3} for i in (1, 2)],
+    ],
+)
+def test_reward_functions_get_the_other_columns_of_a_row(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    (row,) = load(tmp_path / "train.jsonl", *rows).train
+    assert {name: row.columns[name] for name in ("answer", "level")} == {"answer": "2", "level": 3}
+    assert "prompt" not in row.columns
+
+
 def test_kinds_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="rows of several kinds: 2 preference pairs, 1 prompts without replies"
