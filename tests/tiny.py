@@ -16,6 +16,7 @@ from preftune.algorithms import ALGORITHMS, GRPO, PPO
 from preftune.algorithms.base import Metrics
 from preftune.config import OptimizerConfig
 from preftune.data import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.models.aligned import ALIGNMENT
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout import Rollout
 from preftune.training.learner import Learner
@@ -271,3 +272,9 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
 def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def misplaced(model: torch.nn.Module) -> list[str]:
+    """Parameters and buffers that do not begin where torch's allocator would have put them."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if tensor.data_ptr() % ALIGNMENT]

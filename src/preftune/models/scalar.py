@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import DataError
+from preftune.models.aligned import aligned
 from preftune.models.locate import Source, reading
 from preftune.models.probe import hidden_at, place
 
@@ -42,7 +43,7 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
         head.weight.copy_(noise / math.sqrt(head.in_features + 1))
         if added:  # never read under a mask; zero makes the saved file a function of the seed
             model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
-    return model.eval()
+    return aligned(model.eval())
 
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
@@ -62,7 +63,7 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             f"{source.path} is no complete reward model; missing or unexpected: {', '.join(wrong[:4])}",
             hint="its head would be random; train it again",
         )
-    return model.eval()
+    return aligned(model.eval())
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from preftune.models.aligned import aligned
 from preftune.models.load import context_length, quiet_libraries
 from preftune.models.locate import Source, locate, reading
 from preftune.pipeline.audit.checks import FAULT, NOTE, OK, WARNING, Check
@@ -81,7 +82,7 @@ def open_directory(path: Path) -> Directory:
         path=path,
         source=source,
         kind="reward model" if judge else "policy",
-        model=model.eval(),
+        model=aligned(model.eval()),
         tokenizer=tokenizer,
         missing=tuple(sorted(map(str, info["missing_keys"]))),
         unexpected=tuple(sorted(map(str, info["unexpected_keys"]))),
