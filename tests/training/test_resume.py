@@ -1,6 +1,7 @@
 """The loop: a run that was killed and resumed is the uninterrupted one, bit for bit, for every algorithm."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,14 @@ def test_a_lost_optimizer_state_would_show(tmp_path: Path) -> None:
 
 
 def test_time_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Seconds of training: rising, also across a resume, and without the pause between."""
+    """Seconds of training: rising, also across a resume, and no more than have passed."""
+    began = time.monotonic()
     with pytest.raises(Killed):
         run("sft", tmp_path, kill_at=4)
     run("sft", tmp_path)
     times = [row["time"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
     assert times == sorted(times)
-    assert 0 < times[0] < times[-1] < 60
+    assert 0 < times[0] < times[-1] <= time.monotonic() - began
 
 
 def test_rows_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
