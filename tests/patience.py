@@ -7,7 +7,7 @@ PATIENCE = 300.0  # seconds; met by what never comes only
 
 
 def wait_for(what: Callable[[], object], still: Callable[[], bool] = lambda: True) -> None:
-    """Until `what` is true. AssertionError where it does not become so, or cannot: `still` is no longer true."""
+    """Until `what` is true. AssertionError where it does not, or cannot since `still` is false."""
     end = time.monotonic() + PATIENCE
     while not what():
         assert still() or what(), "what was waited for ended before"
