@@ -24,6 +24,7 @@ from preftune.data import (
     pad_sequences,
     pad_unpaired,
 )
+from preftune.models.aligned import ALIGNMENT
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout import Rollout
 from preftune.training.learner import Learner
@@ -299,3 +300,9 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
 def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def misplaced(model: torch.nn.Module) -> list[str]:
+    """Parameters and buffers that do not begin where torch's allocator would have put them."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if tensor.data_ptr() % ALIGNMENT]

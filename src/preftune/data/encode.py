@@ -42,8 +42,9 @@ class Encoder:
 
     `ends`: ids at which the model declares that a reply ends, beside the one that training appends
     (`eos_id`): the template's turn end, or the tokenizer's. Lengths are in tokens; `max_response_length`
-    counts the end token, `max_length` (None: unlimited) is the model's context. Text that spells a special token is encoded
-    as plain text. Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
+    counts the end token, `max_length` (None: unlimited) is the model's context. Text that spells a special
+    token is encoded as plain text. Raises ConfigError if the tokenizer has no end token or, for "chat", no
+    template.
     """
 
     def __init__(
