@@ -90,7 +90,7 @@ def test_all_weights_and_buffers_are_placed_and_ties_stay_tied(family: str, tmp_
 
 def test_the_other_ways_to_read_a_model_place_its_weights_too(tmp_path: Path) -> None:
     """A backbone that gets a head and a row, and what `preftune audit` looks at."""
-    tokenizer = train_tokenizer("texts", [], 257)
+    tokenizer = train_tokenizer([], 257)
     scratch_gpt2(tokenizer, layers=1, width=18, heads=2, positions=16, seed=0).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     begin_at(tmp_path, 40)
