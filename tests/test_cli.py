@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import preftune
+from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
 from preftune.stops import Interrupted
@@ -24,7 +25,12 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """This interpreter in a process of its own, with the sources in reach."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=PATIENCE,
+        check=False,
     )
 
 
@@ -108,7 +114,12 @@ def test_reader_that_goes_away_is_no_failure() -> None:
     command = f"{sys.executable} -m preftune options | head -n 1; echo ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60, check=False
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.stderr == ""
     assert done.stdout.split("\n")[1] in ("0", "1")

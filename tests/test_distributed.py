@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE
+
 # One minibatch a step: several are cut from each process's own rows, so their make-up depends on them.
 OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=1", "stage.ppo.epochs=1"]
 
@@ -30,7 +32,7 @@ def train(out: Path, *launcher: str) -> None:
         str(out),
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

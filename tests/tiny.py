@@ -24,6 +24,7 @@ from preftune.data import (
     pad_sequences,
     pad_unpaired,
 )
+from preftune.models.aligned import ALIGNMENT
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout import Rollout
 from preftune.rundir import RunDir, read_json, write_json
@@ -310,3 +311,9 @@ def without_sums(run: RunDir) -> RunDir:
         left = {k: v for k, v in record.items() if k not in ("record_sha256", "files", "made_from")}
         write_json(file, left | ({"files": names} if "evaluation" in file.parts else {}))
     return run
+
+
+def misplaced(model: torch.nn.Module) -> list[str]:
+    """Parameters and buffers that do not begin where torch's allocator would have put them."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if tensor.data_ptr() % ALIGNMENT]

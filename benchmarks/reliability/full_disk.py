@@ -1,11 +1,13 @@
 """A disk that fills up while a stage trains (a real one: a small tmpfs), and one too small from the start."""
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ def fill(disk: Path, leave: int = 0) -> Path:
     return filler
 
 
-def wait_for(path: Path) -> None:
-    while not path.exists():
+def held(lab: Lab, life: BaseProcess, before: int, times: int) -> None:
+    """Wait until the life is held for the `times`-th time, or is over."""
+    while lab.log.read_bytes()[before:].count(b"fault step: hold") < times and life.is_alive():
         time.sleep(0.01)
 
 
@@ -56,14 +59,14 @@ def fills_up(lab: Lab, disk: Path, *, frees: bool) -> dict[str, Any]:
     """Full from step 3 on, or for steps 3 and 4. Then there is room again, and the command is repeated."""
     run = RunDir(lab.fresh("ppo", disk / "run"))
     before = lab.log.stat().st_size
-    life = lab.start("ppo", run.path, "step@step=3:sleep=3" + (";step@step=5:sleep=3" if frees else ""))
-    wait_for(run.checkpoints("ppo") / "step-000002" / "manifest.json")
+    life = lab.start("ppo", run.path, "step@step=3:hold=600" + (";step@step=5:hold=600" if frees else ""))
+    held(lab, life, before, times=1)
     filler = fill(disk)
+    os.kill(life.pid or 0, signal.SIGUSR2)
     if frees:
-        while b"warning" not in lab.log.read_bytes()[before:]:
-            time.sleep(0.01)
-        time.sleep(1)  # step 4 is over: its checkpoint failed, step 5 sleeps
+        held(lab, life, before, times=2)  # step 4 is over, and its checkpoint failed
         filler.unlink()
+        os.kill(life.pid or 0, signal.SIGUSR2)
     life.join()
     intact = newest_step(run.checkpoints("ppo")) if not frees else None
     filler.unlink(missing_ok=True)

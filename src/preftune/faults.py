@@ -5,13 +5,16 @@
 
 Actions: `kill` (SIGKILL to this process), `term` and `int` (signals that ask it to stop), `enospc` (the disk
 is full), `oom` (an accelerator's memory is), `nan` (the value that passes through becomes NaN), `tear` (the
-file that was just written loses its second half, then `kill`), `sleep=SECONDS`. A fault without `step=`
+file that was just written loses its second half, then `kill`), `sleep=SECONDS`, and `hold=SECONDS`, which
+ends before that when a signal comes (SIGUSR2 does nothing else). Both say on standard error that they have
+begun, for whoever waits for that moment. A fault without `step=`
 strikes at any step; every fault strikes once, but `enospc` and `nan` strike as often as they match.
 """
 
 import errno
 import os
 import re
+import select
 import signal
 import time
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ from typing import Any, TypeVar
 
 VARIABLE = "PREFTUNE_FAULT"
 _GRAMMAR = re.compile(r"(?P<name>[\w.]+)(?:@(?P<where>[\w=,]+))?:(?P<action>[a-z]+)(?:=(?P<seconds>[\d.]+))?")
-_ACTIONS = ("kill", "term", "int", "enospc", "oom", "nan", "tear", "sleep")
+_ACTIONS = ("kill", "term", "int", "enospc", "oom", "nan", "tear", "sleep", "hold")
 
 Value = TypeVar("Value", bound=Any)
 
@@ -92,7 +95,10 @@ def _strike(fault: _Fault, value: Value) -> Value:
         case "nan":
             return value * float("nan")
         case "sleep":
+            _say_begun(fault)
             time.sleep(fault.seconds)
+        case "hold":
+            _hold(fault)
         case "term" | "int":
             os.kill(os.getpid(), signal.SIGTERM if fault.action == "term" else signal.SIGINT)
         case "tear":
@@ -101,3 +107,22 @@ def _strike(fault: _Fault, value: Value) -> Value:
         case _:
             os.kill(os.getpid(), signal.SIGKILL)
     return value
+
+
+def _say_begun(fault: _Fault) -> None:
+    os.write(2, f"fault {fault.name}: {fault.action}\n".encode())
+
+
+def _hold(fault: _Fault) -> None:
+    """Wait for a signal. It is caught from before the waiting is said, so none can come too early."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before, theirs = signal.set_wakeup_fd(told), signal.signal(signal.SIGUSR2, lambda number, frame: None)
+    try:
+        _say_begun(fault)
+        select.select([heard], [], [], fault.seconds)
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGUSR2, theirs)
+        os.close(heard)
+        os.close(told)

@@ -14,6 +14,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "rep
 
 from page_watch import Opener, Watch  # noqa: E402 - found by the line above
 
+from patience import PATIENCE  # noqa: E402
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--no-sandbox",
@@ -59,7 +61,7 @@ def opened(browser: Any) -> Iterator[Opener]:
             path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True
         ) -> tuple[Any, Watch]:
             page = stack.enter_context(_page(browser, width, scheme, script))
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(1000 * PATIENCE)
             watch = Watch()
             watch.on(page, path.as_uri())
             page.goto(path.as_uri(), wait_until="load")

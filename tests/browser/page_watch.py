@@ -1,8 +1,11 @@
 """What a page did that a report must not: console messages, script errors, dialogs, requests."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from patience import PATIENCE
 
 
 @dataclass
@@ -33,6 +36,13 @@ class Watch:
         page.on("dialog", spoke)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
+
+    def until(self, page: Any, seen: Callable[[], object]) -> None:
+        """Let the page go on until that was seen of it. AssertionError if it never is."""
+        end = time.monotonic() + PATIENCE
+        while not seen():
+            assert time.monotonic() < end, f"only seen: {self.everything}"
+            page.wait_for_timeout(20)
 
 
 Opener = Callable[..., tuple[Any, Watch]]

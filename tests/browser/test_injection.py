@@ -164,7 +164,8 @@ def test_the_policy_stops_what_escaping_would_let_through(hostile: Path, opened:
     markup = "\n".join(text for text in PAYLOADS if "refresh" not in text)
     page.evaluate("text => document.body.insertAdjacentHTML('beforeend', text)", markup)
     page.evaluate(SCRIPT)
-    page.wait_for_timeout(300)
+    watch.until(page, lambda: any("Content Security Policy" in text for text in watch.console))
+    page.wait_for_timeout(300)  # for what must not come: a busy machine may hide it, and never makes it up
     assert page.evaluate("window.hit") is None
     assert watch.dialogs == []
     assert all(

@@ -216,8 +216,8 @@ def test_a_broken_page_is_noticed(tmp_path: Path, opened: Opener) -> None:
         encoding="utf-8",
     )
     page, watch = opened(path)
-    page.wait_for_timeout(200)
     assert isinstance(watch, Watch)
+    watch.until(page, lambda: watch.errors and watch.requests and watch.console and watch.dialogs)
     assert watch.dialogs == ["z"]
     assert "log: x" in watch.console
     assert watch.errors

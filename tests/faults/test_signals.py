@@ -2,12 +2,13 @@
 
 import os
 import signal
-import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from faultlab import Lab
 
+from patience import PATIENCE, wait_for
 from preftune.rundir import RunDir
 from preftune.training.checkpoint import newest_step
 
@@ -27,36 +28,49 @@ def test_sigterm_between_inner_epochs_saves_and_is_143(lab: Lab, out: Path) -> N
     assert lab.differs("ppo", out) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
-def test_signals_from_outside(lab: Lab, out: Path, number: int, code: int) -> None:
-    """Sent while a step sleeps: it is noted, and the step is not finished."""
-    run = RunDir(lab.fresh("sft", out))
-    life = lab.start("sft", out, "step@step=2:sleep=0.5")
-    while not run.metrics("sft").is_file() or not run.metrics("sft").stat().st_size:
-        time.sleep(0.005)
+def begin(lab: Lab, out: Path, fault: str) -> BaseProcess:
+    """An SFT stage, as soon as it has come to its fault."""
+    before = lab.log.stat().st_size
+    life = lab.start("sft", out, fault)
+    wait_for(lambda: "fault step: " in said(lab, before), life.is_alive)
+    return life
+
+
+def send(life: BaseProcess, number: int) -> None:
     assert life.pid is not None
     os.kill(life.pid, number)
-    life.join()
-    assert life.exitcode == code
+
+
+def end(life: BaseProcess) -> int | None:
+    """The exit code."""
+    life.join(PATIENCE)
+    if life.is_alive():
+        life.kill()
+        pytest.fail("it does not end")
+    return life.exitcode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+def test_signals_from_outside(lab: Lab, out: Path, number: int, code: int) -> None:
+    """Sent in the middle of a step: it is noted, and the step is not finished."""
+    run = RunDir(lab.fresh("sft", out))
+    life = begin(lab, out, "step@step=2:hold=600")
+    send(life, number)
+    assert end(life) == code
     assert newest_step(run.checkpoints("sft")) == 1
     assert lab.run("sft", out) == 0
     assert lab.differs("sft", out) == []
 
 
 def test_a_second_ctrl_c_leaves_at_once(lab: Lab, out: Path) -> None:
-    run = RunDir(lab.fresh("sft", out))
-    life = lab.start("sft", out, "step@step=2:sleep=30")
-    while not run.metrics("sft").is_file() or not run.metrics("sft").stat().st_size:
-        time.sleep(0.005)
-    assert life.pid is not None
-    os.kill(life.pid, signal.SIGINT)
-    life.join(0.5)
+    """The step would take twice as long as anybody waits here."""
+    run, before = RunDir(lab.fresh("sft", out)), lab.log.stat().st_size
+    life = begin(lab, out, f"step@step=2:sleep={2 * PATIENCE:.0f}")
+    send(life, signal.SIGINT)
+    wait_for(lambda: "saving, then stopping; Ctrl-C again" in said(lab, before), life.is_alive)
     assert life.is_alive()  # it waits for the step
-    began = time.monotonic()
-    os.kill(life.pid, signal.SIGINT)
-    life.join(20)
-    assert life.exitcode == 130
-    assert time.monotonic() - began < 15
+    send(life, signal.SIGINT)
+    assert end(life) == 130
     assert newest_step(run.checkpoints("sft")) == 0
 
 
@@ -73,12 +87,12 @@ def test_before_the_first_step_nothing_is_written(lab: Lab, out: Path) -> None:
 
 
 def test_the_second_on_a_directory_leaves_at_once_and_the_first_is_unharmed(lab: Lab, out: Path) -> None:
-    run = RunDir(lab.fresh("sft", out))
-    life, before = lab.start("sft", out, "step@step=2:sleep=3"), lab.log.stat().st_size
-    while not run.metrics("sft").is_file():
-        time.sleep(0.005)
+    run, before = RunDir(lab.fresh("sft", out)), lab.log.stat().st_size
+    life = begin(lab, out, "step@step=2:hold=600")
     assert lab.run("sft", out) == 73
     assert f"is in use by process {life.pid} on " in said(lab, before)
-    life.join()
-    assert life.exitcode == 0
+    assert life.is_alive()
+    assert newest_step(run.checkpoints("sft")) == 0
+    send(life, signal.SIGUSR2)
+    assert end(life) == 0
     assert lab.differs("sft", out) == []

@@ -1,7 +1,6 @@
 """Models on disk: what is written comes back bit for bit, and nothing random, pickled or foreign gets in."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -115,13 +114,16 @@ def test_a_model_without_a_tokenizer_is_named(directory: Path) -> None:
 
 @pytest.mark.parametrize("offline", ["1", ""])
 def test_a_hub_that_is_out_of_reach_fails_at_once(offline: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Port 9 of this machine: nothing answers there. HF_HUB_OFFLINE says so without asking."""
+    """Port 9 of this machine: nothing answers there. HF_HUB_OFFLINE says so without asking. The hub's client,
+    which asks again and again, is not reached.
+    """
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda *names: asked.append(str(names)))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    began = time.monotonic()
     with pytest.raises(InputMissing, match="nobody/no-such-model") as caught:
         locate("nobody/no-such-model")
-    assert time.monotonic() - began < 5
+    assert asked == []
     assert "model.base=DIR" in caught.value.hint
     assert "quickstart" in caught.value.hint
 

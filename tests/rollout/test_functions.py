@@ -345,14 +345,14 @@ def backtrack() -> float:
 def test_a_function_that_hangs_has_failed(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any]
 ) -> None:
+    """Two seconds, not less: the others, too, are measured by the clock, on a machine that may be busy."""
     failing_with(monkeypatch, give)
-    before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
-    words = r"row 13 of set: it took more than 0\.2 s \(reward_timeout\)"
+    before = signal.getsignal(signal.SIGALRM)
+    words = r"row 13 of set: it took more than 2 s \(reward_timeout\)"
     with pytest.raises(DataError, match=words):
-        functions(encoder, "test_functions:fails_on_go", seconds=0.2).scores(batch_of(encoder), EACH)
-    masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 0.2).scores(batch_of(encoder))
+        functions(encoder, "test_functions:fails_on_go", seconds=2).scores(batch_of(encoder), EACH)
+    masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 2).scores(batch_of(encoder))
     assert masked_one.isnan().tolist() == [False, False, False, True, False, False]
-    assert time.monotonic() - began < 30
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE
 from preftune.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -207,6 +208,6 @@ def test_odd_names_of_directories_are_only_names(
 def test_a_terminal_that_knows_only_ascii(place: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "preftune", "run", "tiny", "data.name=\u00e9.jsonl"]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 66
     assert b"\\xe9.jsonl" in done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from patience import PATIENCE
 from preftune.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,7 +76,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         str(out),
         *SMALL,
     ]
-    ran = subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=4 * PATIENCE, check=False)
     said = (ran.stdout + ran.stderr).decode()
     assert ran.returncode == 0, said[-2000:]
     return Done(out, said)
@@ -143,7 +144,7 @@ def _weights(root: Path, **environment: str) -> str:
     command = [sys.executable, "-m", "preftune", "train", "tiny", "sft", "--out", "run", *small]
     inherited = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     ran = subprocess.run(
-        command, cwd=root, env=inherited | environment, capture_output=True, timeout=300, check=False
+        command, cwd=root, env=inherited | environment, capture_output=True, timeout=4 * PATIENCE, check=False
     )
     assert ran.returncode == 0, ran.stderr.decode()[-2000:]
     with (root / "run/models/policy_sft/model.safetensors").open("rb") as file:

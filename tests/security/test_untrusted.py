@@ -78,10 +78,10 @@ def test_values_of_variables_named_as_secrets_are_found(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("unit", ["a", "a_", "hf_", "://", "secret ", "a://", "a://b@", "=:'\""])
-def test_redaction_of_a_megabyte_takes_no_time(unit: str) -> None:
+def test_redaction_of_a_megabyte_comes_to_an_end(unit: str) -> None:
     began = time.monotonic()
     redact(unit * (200_000 // len(unit)))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60  # quadratic, it would take hours
 
 
 @pytest.mark.parametrize("name", ESCAPES)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from patience import PATIENCE
 from preftune import faults
 from preftune.algorithms.base import Loss, Metrics
 from preftune.config import load_recipe
@@ -27,7 +28,7 @@ from preftune.training.learner import Learner
 from preftune.training.processes import answering
 from tiny import NO_CLIPPING, causal_lm, flat, sequences, state
 
-SECONDS = 2.0
+SECONDS = 10.0  # that one process waits for the other: more than a busy machine keeps a process from running
 
 
 def join(rank: int, port: int) -> None:
@@ -81,23 +82,22 @@ def add_twice(rank: int, port: int, number: int, told: Connection) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGSTOP, "process 1 of 2 (counted from 0) has not answered for 2 s"),
+        (signal.SIGSTOP, "process 1 of 2 (counted from 0) has not answered for 10 s"),
         (signal.SIGKILL, "another process of this run has ended"),
     ],
 )
 def test_a_process_that_hangs_or_dies_is_noticed_by_the_other(number: int, message: str) -> None:
     with two(add_twice, number) as ears:
-        assert [ear.poll(60) and ear.recv() for ear in ears] == [2.0, 2.0]
-        began = time.monotonic()
-        assert ears[0].poll(60)
+        assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == [2.0, 2.0]
+        assert ears[0].poll(PATIENCE)
         assert ears[0].recv() == (message, 75)
-        assert time.monotonic() - began < 30
 
 
 def taught() -> tuple[Learner, Callable[[], Metrics], Callable[[], torch.Tensor], list[str]]:
     """A learner, one update of 8 rows in microbatches of 2, the weights, and what was said."""
     said: list[str] = []
-    learner, policy = Learner(microbatch_size=2, process_timeout=30, say=said.append), Policy(causal_lm(1))
+    learner = Learner(microbatch_size=2, process_timeout=PATIENCE, say=said.append)
+    policy = Policy(causal_lm(1))
     learner.adopt("policy", policy, torch.optim.SGD(policy.model.parameters(), lr=1.0), NO_CLIPPING)
     batch = sequences(5, 8)
     weights = token_mean(batch.response)
@@ -127,8 +127,8 @@ def test_what_one_process_meets_in_an_update_both_take_together() -> None:
     _, update, weights, _ = taught()
     norm, alone = update()["grad_norm"], weights()
     with two(update_twice) as ears:
-        first = [ear.poll(60) and ear.recv() for ear in ears]
-        second = [ear.poll(60) and ear.recv() for ear in ears]
+        first = [ear.poll(PATIENCE) and ear.recv() for ear in ears]
+        second = [ear.poll(PATIENCE) and ear.recv() for ear in ears]
     assert [said for _, said, _ in first] == [
         [],
         ["warning: out of memory with 2 rows at a time; going on with 1"],
@@ -158,10 +158,10 @@ def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
 @pytest.mark.xdist_group("distributed")
 def test_every_process_begins_a_stage_with_what_the_first_has_fetched(tmp_path: Path) -> None:
     with two(fetch_slowly, tmp_path / "fetched") as ears:
-        assert [ear.poll(60) and ear.recv() for ear in ears] == [True, True]
+        assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == [True, True]
 
 
 def test_a_process_that_never_comes_is_said() -> None:
-    with pytest.raises(ProcessLost, match="has not come within 2 s") as caught, answering(SECONDS):
+    with pytest.raises(ProcessLost, match="has not come within 10 s") as caught, answering(SECONDS):
         raise torch.distributed.DistStoreError("wait timeout after 2000ms, keys: /default_pg/0//cpu//0/0")
     assert caught.value.code == 75

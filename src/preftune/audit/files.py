@@ -18,6 +18,7 @@ from transformers import (
 
 from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check
 from preftune.data import Encoder
+from preftune.models.aligned import aligned
 from preftune.models.load import context_length, declared_ends, quiet_libraries
 from preftune.models.locate import Source, locate, reading
 from preftune.runs.save import read_side_file
@@ -89,7 +90,7 @@ def open_directory(path: Path) -> Directory:
         path=path,
         source=source,
         kind="reward model" if judge else "policy",
-        model=model.eval(),
+        model=aligned(model.eval()),
         tokenizer=tokenizer,
         missing=tuple(sorted(map(str, info["missing_keys"]))),
         unexpected=tuple(sorted(map(str, info["unexpected_keys"]))),

@@ -117,7 +117,7 @@ def _values(
         return [None] * len(prompts)
     base = {row.prompt: row.score for row in policies[REFERENCE].prompts}
     pairs = [(rows[prompt].score, base[prompt]) for prompt in prompts]
-    return [None if None in pair else pair[0] - pair[1] for pair in pairs]
+    return [None if own is None or other is None else own - other for own, other in pairs]
 
 
 def _paired(

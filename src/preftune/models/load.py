@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from preftune.errors import DataError, InputMissing
+from preftune.models.aligned import aligned
 from preftune.models.locate import Source, reading
 from preftune.models.parts import language_head, token_embedding
 
@@ -67,7 +68,8 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
             f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
             hint="weights that are missing would be random; save the whole model with save_pretrained",
         )
-    _check_head(model.eval())
+    aligned(model.eval())
+    _check_head(model)
     return model
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import DataError
+from preftune.models.aligned import aligned
 from preftune.models.fast.support import hidden_at, place
 from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
@@ -45,7 +46,7 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
         head.weight.copy_(noise / math.sqrt(head.in_features + 1))
         if added:  # never read under a mask; zero makes the saved file a function of the seed
             token_embedding(model).weight[pad].zero_()
-    return model.eval()
+    return aligned(model.eval())
 
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
@@ -65,7 +66,7 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             f"{source.path} is no complete reward model; missing or unexpected: {', '.join(wrong[:4])}",
             hint="its head would be random; train it again",
         )
-    return model.eval()
+    return aligned(model.eval())
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
