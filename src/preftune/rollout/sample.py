@@ -13,7 +13,7 @@ from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.models.fast.decode import decoder
-from preftune.models.fast.head import next_logits
+from preftune.models.fast.head import after_head, next_logits
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
@@ -77,9 +77,10 @@ def _sampled(
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
     head = policy.model.get_output_embeddings()
     assert head is not None
+    after = after_head(policy.model)
     with casting(policy):
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
-        logits = next_logits(head, model.start()).repeat_interleave(k, 0)
+        logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)
         for t in range(max_new_tokens):
             stopping_point("rollout.token")
             token = _draw(logits, uniforms[alive, t], temperature)
@@ -92,7 +93,7 @@ def _sampled(
                 kept = going.nonzero().squeeze(1)
                 model.keep(kept)
                 alive, token = alive[kept], token[kept]
-            logits = next_logits(head, model.step(token))
+            logits = next_logits(head, model.step(token), after)
     return _joined(packed, new, lengths, eos_id)
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from preftune.config import RunConfig, dump_toml
+from preftune.config import PPOConfig, RewardConfig, RunConfig, dump_toml
 from preftune.data import Dataset
+from preftune.models.check import check_scalar_head
+from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_json, write_text
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
@@ -56,6 +58,7 @@ def _record(session: Session) -> None:
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     scratch = [BASE] if session.config.model.scratch is not None else []
+    check_base(session, stages)
     for name in [*scratch, *stages]:
         if session.mirror is not None:
             if is_main_process():
@@ -63,6 +66,17 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
             _meet(session.config)
         with answering(session.config.process_timeout):
             run_stage(session, session.stage(name))
+
+
+def check_base(session: Session, stages: Sequence[str]) -> None:
+    """DataError for a base model that a stage could not use, before any of them is trained."""
+    unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
+    if session.config.model.scratch is not None or not unfinished:
+        return
+    load_tokenizer(session.base)
+    load_causal_lm(session.base)
+    if any(isinstance(session.config.stage[name], RewardConfig | PPOConfig) for name in unfinished):
+        check_scalar_head(session.base)
 
 
 def _meet(config: RunConfig) -> None:
