@@ -13,13 +13,14 @@ from preftune import faults
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions
+from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.stages import SIDE_FILE
 from preftune.stops import handled
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
+    from preftune.models.locate import Source
     from preftune.runs.console import Console
     from preftune.runs.session import Session
 
@@ -88,7 +89,7 @@ def run_recipe(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     refuse_if_held(run)
-    dataset = _checked(config)
+    dataset, base = _checked(config, run if resume else None)
     if until is None:
         _can_be_measured(dataset)
     faults.arm()
@@ -102,7 +103,7 @@ def run_recipe(
 
         if mirror is not None and not resume and is_main_process():
             forget(Path(mirror), [BASE, *config.stage])
-        session = runner.open_session(config, dataset, run, console, mirror)
+        session = runner.open_session(config, dataset, run, console, mirror, base)
         if is_main_process():
             provenance.record_origins(run, resolved)
         runner.train_stages(session, stages)
@@ -177,16 +178,18 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
     return done.model_dir(name, algorithm)
 
 
-def _checked(config: RunConfig) -> "Dataset":
-    """The data of a run, once it is clear that reward functions and the base model can be had too."""
+def _checked(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":
+    """The data of a run and its base model (None: from scratch), once it is clear that reward functions can
+    be had too; of the hub the commits that `run` has recorded, if it has.
+    """
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset
 
     check_reward_functions(config)
-    dataset = load_dataset(config.data, config.seed)
-    if config.model.base != "scratch":
-        locate(config.model.base)
-    return dataset
+    dataset = load_dataset(config.data, config.seed, recorded_commit(run, config.data.name, "data"))
+    if config.model.base == "scratch":
+        return dataset, None
+    return dataset, locate(config.model.base, recorded_commit(run, config.model.base, "base"))
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
@@ -216,11 +219,11 @@ def _reopen(path: str | Path) -> "Session":
             f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
         )
     config = load_recipe(str(run.config)).config
-    dataset = _checked(config)
+    dataset, base = _checked(config, run)
     from preftune.runs import runner
     from preftune.runs.console import Console
 
-    return runner.open_session(config, dataset, run, Console())
+    return runner.open_session(config, dataset, run, Console(), base=base)
 
 
 def _remove_run(run: RunDir) -> None:

@@ -131,7 +131,7 @@ def test_scaled_and_capped_heads_are_sampled_and_compared_as_they_are(name: str)
 
 def test_a_family_without_a_scalar_head_is_named(tmp_path: Path) -> None:
     made(HEADS["granite"]()).save_pretrained(tmp_path / "granite")
-    with pytest.raises(DataError, match="family Granite"):
+    with pytest.raises(DataError, match="of family Granite"):
         check_scalar_head(Source(str(tmp_path / "granite")))
     made(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path / "gpt2")
     check_scalar_head(Source(str(tmp_path / "gpt2")))

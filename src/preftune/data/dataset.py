@@ -31,8 +31,9 @@ class Dataset:
     report: dict[str, Any]
 
 
-def read_dataset(config: "DataConfig") -> Dataset:
+def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
+    `commit`: the state of a hub data set that a run has recorded; its report names the one that was read.
 
     Raises ConfigError without a name, InputMissing for what cannot be found, DataError for what cannot be
     read or used.
@@ -43,7 +44,7 @@ def read_dataset(config: "DataConfig") -> Dataset:
             "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet "
             "file), or data.name=Anthropic/hh-rlhf to fetch them",
         )
-    tallies = _read(config.name, config.data_dir, config.on_bad_row)
+    tallies, commit = _read(config.name, config.data_dir, config.on_bad_row, commit)
     splits = _by_split(config.name, tallies)
     if not splits["train"]:
         raise DataError(
@@ -54,6 +55,7 @@ def read_dataset(config: "DataConfig") -> Dataset:
     report = {
         "name": config.name,
         "data_dir": config.data_dir,
+        **({} if commit is None else {"commit": commit}),
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
@@ -75,13 +77,15 @@ def prompt_hash(prompt: Dialogue) -> str:
     return hashlib.sha256(prompt.transcript().encode("utf-8")).hexdigest()
 
 
-def _read(name: str, data_dir: str | None, on_bad_row: OnBadRow) -> list[Tally]:
+def _read(
+    name: str, data_dir: str | None, on_bad_row: OnBadRow, commit: str | None
+) -> tuple[list[Tally], str | None]:
     path = Path(os.path.expanduser(name))
     if path.exists():
-        return read_files(path / data_dir if data_dir else path, on_bad_row)
+        return read_files(path / data_dir if data_dir else path, on_bad_row), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, on_bad_row)
+    return read_hub(name, data_dir, on_bad_row, commit)
 
 
 def _by_split(name: str, tallies: Sequence[Tally]) -> dict[str, list[Preference]]:

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,14 +35,15 @@ PACKED_FLOOR, PACKED_RATIO = 16 << 20, 50
 _UNPACK = "if you trust the file, unpack it, and name the unpacked file"
 
 
-def read_files(root: Path, on_bad_row: OnBadRow = "error") -> list[Tally]:
-    """Read one file or, recursively, a directory of them, in the order of their paths.
+def read_files(root: Path, on_bad_row: OnBadRow = "error", only: Sequence[Path] | None = None) -> list[Tally]:
+    """Read one file or, recursively, a directory of them, in the order of their paths; or `only` some of
+    them.
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
     read.
     """
     tallies = []
-    for path in find_files(root):
+    for path in find_files(root) if only is None else only:
         folder = "" if path == root else path.parent.relative_to(root).as_posix()
         tally = Tally(
             name=str(path),

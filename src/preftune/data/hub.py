@@ -1,129 +1,62 @@
-"""Preference data from the Hugging Face hub, or from what `datasets` has cached of it.
+"""Preference data from the Hugging Face hub: one commit's files in the local cache, read like any others."""
 
-The hub client retries with back-off for minutes when there is no network. A newcomer without one should know
-within five seconds, so the endpoint is asked once, briefly, before `datasets` is.
-"""
-
-import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
-from typing import Any
+from pathlib import PurePosixPath
 
-from preftune.data.files import SPLITS
-from preftune.data.rows import COLUMNS, OnBadRow, Tally
-from preftune.errors import DataError, InputMissing
+from preftune.data.files import SPLIT_NAME, SUFFIXES, read_files
+from preftune.data.rows import OnBadRow, Tally
+from preftune.data.snapshot import Snapshot, resolve
+from preftune.errors import InputMissing
 
-PROBE_SECONDS = 2.5
 ALTERNATIVES = (
     "give local files: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet file); "
     'or run the recipe quickstart (recipe="quickstart"), which needs no download'
 )
 
 
-def read_hub(name: str, data_dir: str | None, on_bad_row: OnBadRow = "error") -> list[Tally]:
-    """Read every split of a hub data set such as Anthropic/hh-rlhf; `data_dir` becomes the source of its
-    pairs.
+def read_hub(
+    name: str, data_dir: str | None, on_bad_row: OnBadRow = "error", commit: str | None = None
+) -> tuple[list[Tally], str]:
+    """Read every split of a hub data set such as Anthropic/hh-rlhf, and the commit that was read: `commit`
+    if one is given. A file's folder is the source of its pairs.
 
-    Raises InputMissing, within about 3 seconds where there is no network, if it can be had neither from the
+    Raises InputMissing, within a few seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # to `datasets`, "csv" is a reader of local files
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
-    online = not offline_asked_for() and reachable()
-    if not online and not _maybe_cached(name):
+    snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
+    files = _wanted(snapshot, data_dir)
+    path = snapshot.fetch(files)
+    tallies = read_files(path, on_bad_row, [path / file for file in files])
+    for tally, file in zip(tallies, files, strict=True):
+        tally.name = f"{name}/{file}"
+    return tallies, snapshot.commit
+
+
+def _wanted(snapshot: Snapshot, data_dir: str | None) -> list[str]:
+    """The files of the data set, or of one of its folders, that are read here. Where some are called after a
+    split, the others are something else, as the library `datasets` has it.
+    """
+    folder = PurePosixPath(data_dir or "")
+    inside = [file for file in map(PurePosixPath, snapshot.files) if file.is_relative_to(folder)]
+    where = f"{snapshot.name}{f' (data_dir={data_dir})' if data_dir else ''}"
+    if not inside:
+        folders = sorted({file.split("/")[0] for file in snapshot.files if "/" in file})
         raise InputMissing(
-            f"{name}: no such path here, and the hub cannot be reached ({_endpoint()})", ALTERNATIVES
+            f"{where}: no such folder in this data set", f"it has: {', '.join(folders[:12]) or 'no folders'}"
         )
-    tallies = []
-    for split, rows in _load(name, data_dir, online=online).items():
-        where = f"{name}{f'/{data_dir}' if data_dir else ''}[{split}]"
-        tally = Tally(
-            name=where, split=SPLITS.get(split.lower(), "train"), source=data_dir or "", on_bad_row=on_bad_row
-        )
-        missing = {"chosen", "rejected"} - set(rows.column_names)
-        if missing:
-            raise DataError(f"{where}: no column {sorted(missing)} (it has: {', '.join(rows.column_names)})")
-        tally.ignored_columns.update(set(rows.column_names) - set(COLUMNS))
-        for number, record in enumerate(_records(rows), 1):
-            tally.take(record, f"{where}: row {number}")
-        tallies.append(tally)
-    return tallies
-
-
-def reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the hub's endpoint answers. In a thread, because name resolution knows no timeout."""
-    answers: list[int] = []
-
-    def ask() -> None:
-        from huggingface_hub import get_session
-
-        with suppress(Exception):  # whatever goes wrong, the answer is no
-            answers.append(get_session().head(_endpoint(), timeout=seconds).status_code)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds + 0.5)
-    return bool(answers) and answers[0] < 500
-
-
-def _load(name: str, data_dir: str | None, *, online: bool) -> dict[str, Any]:
-    import datasets  # takes seconds to import
-
-    try:
-        with nullcontext() if online else _offline(datasets):
-            loaded = datasets.load_dataset(name, data_dir=data_dir)
-            return {str(split): rows for split, rows in loaded.items()}
-    except Exception as error:  # the library raises many kinds, from five other libraries
-        first = (str(error).splitlines() or [""])[0]
-        where = f"{name}{f' (data_dir={data_dir})' if data_dir else ''}"
+    read = [file for file in inside if _suffix(file) and not any(p.startswith(".") for p in file.parts)]
+    if not read:
+        names = ", ".join(sorted(str(file) for file in inside)[:6])
         raise InputMissing(
-            f"{where}: cannot be loaded: {type(error).__name__}: {first}", ALTERNATIVES
-        ) from error
+            f"{where}: holds no file of a kind that is read here ({', '.join(SUFFIXES)}), but {names}",
+            ALTERNATIVES,
+        )
+    named = [file for file in read if SPLIT_NAME.fullmatch(file.name[: -len(_suffix(file))])]
+    return sorted(str(file) for file in named or read)
 
 
-def _records(rows: Any) -> Iterator[dict[str, Any]]:
-    """Plain records of a `datasets.Dataset`, in batches: row by row takes ten times as long."""
-    columns = [name for name in COLUMNS if name in rows.column_names]
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
-        for values in zip(*(batch[name] for name in columns), strict=True):
-            yield dict(zip(columns, values, strict=True))
-
-
-@contextmanager
-def _offline(datasets: Any) -> Iterator[None]:
-    """Keep `datasets` and the hub client from the network, so that they go to the cache without retries."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def offline_asked_for() -> bool:
-    from huggingface_hub import constants
-
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return constants.HF_HUB_OFFLINE or any(
-        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names
-    )
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-def _maybe_cached(name: str) -> bool:
-    """Whether the cache of `datasets` holds anything of this owner, without importing the library."""
-    from huggingface_hub import constants
-
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")).expanduser()
-    owner, _, rest = name.rpartition("/")
-    return any(cache.glob(f"{owner}___*" if owner else f"{rest}*"))
+def _suffix(file: PurePosixPath) -> str:
+    """The longest of `SUFFIXES` that a file's name ends in, "" if none."""
+    return max((s for s in SUFFIXES if file.name.lower().endswith(s)), key=len, default="")

@@ -1,4 +1,4 @@
-"""Whether a causal language model can be trained and sampled here: found out on a few tokens, not by its name.
+"""Whether a causal language model can be trained and sampled here: found out on a few tokens, not by name.
 
 `load_causal_lm` refuses what fails; `preftune audit` says the same words; a run asks before its first stage.
 """
@@ -137,7 +137,7 @@ def check_scalar_head(source: Source) -> None:
                 score_head(AutoModelForSequenceClassification.from_config(config))
         except (ValueError, DataError) as error:
             raise DataError(
-                f"{source.path}: the family {kind} has no class for reward models and critics in transformers",
+                f"{source.path}: transformers has no class for reward models and critics of family {kind}",
                 "leave out the reward and PPO stages (stage.rm=none), or take another family: "
                 "GPT-2, Llama, Qwen2, Gemma 2, OPT, GPT-NeoX, BLOOM",
             ) from error

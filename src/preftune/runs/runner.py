@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from preftune.config import PPOConfig, RewardConfig, RunConfig, dump_toml
 from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
+from preftune.models.locate import Source
 from preftune.rundir import BASE, RunDir, plain, read_json, read_text, write_json, write_text
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
@@ -20,15 +22,20 @@ from preftune.training.processes import answering
 
 
 def open_session(
-    config: RunConfig, dataset: Dataset, run: RunDir, console: Console, mirror: str | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    run: RunDir,
+    console: Console,
+    mirror: str | None = None,
+    base: Source | None = None,
 ) -> Session:
-    """A session whose settings, data and provenance are on record.
+    """A session whose settings, data and provenance are on record; `base` is where its base model was found.
 
     ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is
     written then, config.toml least of all.
     """
     _meet(config)  # --restart may have removed what is there
-    session = Session(config=config, dataset=dataset, run=run, console=console)
+    session = Session(config=config, dataset=dataset, run=run, console=console, located=base)
     if mirror is not None:
         session.mirror = Mirror(
             directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
@@ -52,7 +59,14 @@ def _record(session: Session) -> None:
     if not run.data.is_file() or read_json(run.data) != plain(report_of_data):
         write_json(run.data, report_of_data)
     if not run.run.exists():
-        write_json(run.run, describe(config.seed))
+        write_json(run.run, describe(config.seed) | _commit_of_base(session))
+
+
+def _commit_of_base(session: Session) -> dict[str, Any]:
+    """Of a base model from the hub: what a resumed run goes on with, whatever the hub has by then."""
+    if not session.commit_of_base:
+        return {}
+    return {"base": {"name": session.base.name, "commit": session.base.commit}}
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:

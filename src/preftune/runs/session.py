@@ -30,6 +30,7 @@ class Session:
     run: RunDir
     console: Console
     mirror: Mirror | None = None
+    located: Source | None = None  # the base model, where it has been looked for before
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -46,7 +47,12 @@ class Session:
         """The base model: where it lies, or where its own stage puts it."""
         if self.config.model.base == "scratch":
             return Source(str(self.run.model_dir(BASE, "sft")))
-        return locate(self.config.model.base)
+        return self.located or locate(self.config.model.base)
+
+    @property
+    def commit_of_base(self) -> str:
+        """Of a base model from the hub; "" for any other."""
+        return "" if self.config.model.base == "scratch" else self.base.commit
 
     @property
     def is_world(self) -> bool:
@@ -128,7 +134,7 @@ class Session:
         """What made the base model, or the bytes it consists of."""
         if self.config.model.scratch is not None:
             return self._inputs(self.config.model)
-        return {"sha256": fingerprint(self.base)}
+        return {"sha256": fingerprint(self.base)} | ({"commit": self.base.commit} if self.base.commit else {})
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {
