@@ -196,7 +196,7 @@ def _policy_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mappi
         if record.get(key) is not None:
             yield key, words, {"n": record["n_samples"], **record[key]}
     controlled = record.get("length_controlled")
-    if controlled:
+    if controlled and controlled["win_rate"]["value"] is not None:
         yield "length_controlled_win_rate", "the same at equal lengths", controlled["win_rate"]
     yield "kl", "exact KL to SFT, nats per response", record["kl"]["exact_per_sequence"]
 
