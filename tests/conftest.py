@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 import preftune  # noqa: E402
+from made_once import made_once  # noqa: E402
 from preftune.rundir import RunDir  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,14 +29,17 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """All stages, evaluation and report. Read only."""
-    out: Path = tmp_path_factory.mktemp("tiny") / "run"
-    return preftune.run("tiny", out=str(out))
+    made = made_once(tmp_path_factory, "tiny", lambda out: preftune.run("tiny", out=str(out / "run")))
+    return RunDir(made / "run")
 
 
 @pytest.fixture(scope="session")
 def second_judge_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """SFT and DPO, scored by a reward model on half of the prompts and by a second one on the other half."""
-    out: Path = tmp_path_factory.mktemp("second") / "run"
     halves = ["stage.rm.part=first", "stage.rm2.algorithm=reward", "stage.rm2.part=second"]
     small = ["stage.rm2.rows=128", "stage.rm2.learning_rate=1e-3", "stage.ppo=none", "stage.grpo=none"]
-    return preftune.run("tiny", *halves, *small, "evaluation.prompts=12", out=str(out))
+    words = [*halves, *small, "evaluation.prompts=12"]
+    made = made_once(
+        tmp_path_factory, "second_judge", lambda out: preftune.run("tiny", *words, out=str(out / "run"))
+    )
+    return RunDir(made / "run")

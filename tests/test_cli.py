@@ -157,8 +157,9 @@ def test_known_errors_are_short_and_set_the_code(
     assert shown.startswith(f"error: {error}")
     assert f"hint: {error.hint}" in shown or not error.hint
     assert "Traceback" not in shown
-    assert main(["run", "tiny", "--debug"]) == error.code
-    assert "Traceback" in capsys.readouterr().err
+    for words in (["--debug", "run", "tiny"], ["run", "tiny", "--debug"], ["run", "--debug", "tiny"]):
+        assert main(words) == error.code
+        assert "Traceback" in capsys.readouterr().err
 
 
 def test_long_errors_are_cut_to_eight_lines(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ def bench() -> Bench:
     encoder = SimpleNamespace(
         eos_id=tiny.EOS, decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
     )
-    scorer = SimpleNamespace(scores=lambda sequences: torch.arange(len(sequences)).float())
+    scorer = SimpleNamespace(scores=lambda sequences, rows=(): torch.arange(len(sequences)).float())
     return Bench(
         prompts=[preference(0), preference(1)],
         encoder=encoder,  # type: ignore[arg-type]

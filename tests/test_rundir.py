@@ -82,7 +82,7 @@ def test_attempts_count_up(tmp_path: Path) -> None:
     assert run.next_attempt() == 11
 
 
-def test_numbers_that_json_lacks_become_strings(tmp_path: Path) -> None:
+def test_numbers_that_json_lacks_are_strings_in_the_file_and_floats_for_its_readers(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": [math.nan, math.inf, (-math.inf, 1.5)], "p": Path("q"), "n": None})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
@@ -90,8 +90,18 @@ def test_numbers_that_json_lacks_become_strings(tmp_path: Path) -> None:
         "p": "q",
         "n": None,
     }
-    assert math.isnan(float(read_json(path)["a"][0]))
-    assert float(read_json(path)["a"][2][0]) == -math.inf
+    nan, *infinite = read_json(path)["a"]
+    assert isinstance(nan, float)
+    assert math.isnan(nan)
+    assert infinite == [math.inf, [-math.inf, 1.5]]
+    append_jsonl(tmp_path / "x.jsonl", {"loss": math.inf})
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"loss": math.inf}]
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "\\NaN", "\\\\Infinity", "nan", " NaN", "\\"])
+def test_text_that_is_spelt_like_a_number_stays_text(text: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"response": text, "all": [text, math.inf]})
+    assert read_json(tmp_path / "x.json") == {"response": text, "all": [text, math.inf]}
 
 
 def test_rows_keep_odd_text(tmp_path: Path) -> None:

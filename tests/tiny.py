@@ -257,10 +257,10 @@ class Judge:
     def encoder(self) -> Any:
         return SimpleNamespace(eos_id=self.eos_id)
 
-    def scores(self, batch: Sequences) -> Tensor:
+    def scores(self, batch: Sequences, rows: Any = ()) -> Tensor:
         return self.rule(batch)
 
-    def shaped(self, batch: Sequences, missing_eos_score: float | None) -> Tensor:
+    def shaped(self, batch: Sequences, missing_eos_score: float | None, rows: Any = ()) -> Tensor:
         return self.rule(batch)
 
 

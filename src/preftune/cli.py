@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -14,7 +15,6 @@ from preftune.stops import Interrupted
 from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
-    help="RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # errors are shown by main
@@ -46,6 +46,19 @@ _LESS_MEMORY = (
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What `main` shows of an error, as the options of the app ask for it."""
+
+    traceback: bool = False
+
+
+@app.callback()
+def common(context: typer.Context, debug: Debug = False) -> None:
+    """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
+    context.obj.traceback = debug
+
+
 @app.command()
 def run(
     recipe: Recipe,
@@ -54,7 +67,6 @@ def run(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
-    debug: Debug = False,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes or does nothing."""
     _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror)
@@ -69,7 +81,6 @@ def train(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
-    debug: Debug = False,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
     _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror, until=stage)
@@ -84,7 +95,6 @@ def evaluate(
             metavar="FILE", help="Score the models on this preference file (HH or TRL form) instead."
         ),
     ] = None,
-    debug: Debug = False,
 ) -> None:
     """Evaluate the models of a run, on its own held-out rows or on other pairs."""
     from preftune import api
@@ -97,7 +107,6 @@ def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Directory of an evaluated run.")],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Directory of another one.")],
     json: JsonFile = None,
-    debug: Debug = False,
 ) -> None:
     """Compare two runs on their common prompts, policy by policy."""
     from preftune import api
@@ -109,7 +118,6 @@ def compare(
 def audit(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A reward model or a policy, by anyone.")],
     json: JsonFile = None,
-    debug: Debug = False,
 ) -> None:
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
     from preftune import api
@@ -125,7 +133,6 @@ def sample(
     policy: Annotated[str, typer.Option(help='A stage that trains a policy, or "base".')] = "sft",
     prompt: Annotated[list[str] | None, typer.Option(help="What to reply to; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
-    debug: Debug = False,
 ) -> None:
     """Sample replies from a policy to your prompts, or to held-out ones."""
     from preftune import api
@@ -135,7 +142,7 @@ def sample(
 
 
 @app.command()
-def report(run: Run, debug: Debug = False) -> None:
+def report(run: Run) -> None:
     """Write ANALYSIS.md, figures and report.html from a run's files."""
     from preftune import report as reports
     from preftune.rundir import RunDir
@@ -160,7 +167,6 @@ def selftest(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")
     ] = None,
-    debug: Debug = False,
 ) -> None:
     """Compare this installation with the reference implementations' numbers, on this machine."""
     from preftune import selftest as comparisons
@@ -191,7 +197,6 @@ def study(
     jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
     reports: Annotated[bool, typer.Option(help="Evaluate and report every seed's run, too.")] = True,
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
-    debug: Debug = False,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
     from pathlib import Path
@@ -206,7 +211,7 @@ def study(
 
 
 @app.command(hidden=True)
-def study_seed(directory: str, seed: int, reports: bool = True, debug: Debug = False) -> None:
+def study_seed(directory: str, seed: int, reports: bool = True) -> None:
     """Run one seed of a study that `study` has designed; `study` starts it."""
     from pathlib import Path
 
@@ -226,7 +231,6 @@ def verify_resume(
     ] = None,
     kills: Annotated[int, typer.Option(min=1, help="How often each stage is killed.")] = 3,
     seed: Annotated[int, typer.Option(help="Where it is killed follows from this number.")] = 0,
-    debug: Debug = False,
 ) -> None:
     """Train stages in one go and killed at random places; exit with 70 if results differ in one bit."""
     from preftune.verify import resume
@@ -286,7 +290,7 @@ def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | Non
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (sysexits; 64 for wrong usage).
 
-    Shows a traceback only with --debug.
+    Shows a traceback only with --debug, which may stand anywhere in the line.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -298,8 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
             UsageError.code,
         )
+    if "--debug" in words:
+        words = ["--debug", *(word for word in words if word != "--debug")]
+    shown = _Shown()
     try:
-        app(words, prog_name="preftune")
+        app(words, prog_name="preftune", obj=shown)
         return 0
     except SystemExit as stop:
         return _exit_code(stop)
@@ -312,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_output()
         return 0
     except Exception as error:
-        if "--debug" in words:
+        if shown.traceback:
             print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
         if isinstance(error, OSError) and error.filename is not None:
             error = from_system(error)

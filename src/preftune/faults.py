@@ -1,4 +1,4 @@
-"""Named places at which tests make a run fail, and the numbers that a step saw. Next to no cost when off.
+"""Named places at which tests make a run fail. Next to no cost when off.
 
     PREFTUNE_FAULT="rollout.token@step=2,hit=5:kill"      die when step 2 comes there for the fifth time
     PREFTUNE_FAULT="checkpoint.rename:enospc;loss@step=3:nan"
@@ -46,7 +46,6 @@ class _Fault:
 class _State:
     armed: list[_Fault] = field(default_factory=list)
     step: int = 0
-    seen: dict[str, Any] = field(default_factory=dict)
 
 
 _state = _State()
@@ -55,24 +54,23 @@ _state = _State()
 def arm(text: str | None = None) -> None:
     """Read faults from `text`, or from the environment. ValueError for what is no fault."""
     text = os.environ.get(VARIABLE, "") if text is None else text
-    _state.armed = [_parsed(part) for part in text.split(";") if part.strip()]
+    _state.armed = [_parsed(fault) for fault in text.split(";") if fault.strip()]
 
 
 def _parsed(text: str) -> _Fault:
-    found = _GRAMMAR.fullmatch(text.strip())
-    if found is None or found["action"] not in _ACTIONS:
+    match = _GRAMMAR.fullmatch(text.strip())
+    if match is None or match["action"] not in _ACTIONS:
         raise ValueError(f"{VARIABLE}: {text!r} is not NAME[@step=N][,hit=N]:ACTION")
-    where = dict(part.split("=") for part in found["where"].split(",")) if found["where"] else {}
+    where = dict(pair.split("=") for pair in match["where"].split(",")) if match["where"] else {}
     if not where.keys() <= {"step", "hit"}:
         raise ValueError(f"{VARIABLE}: {text!r} has something other than step= and hit=")
     numbers = {key: int(value) for key, value in where.items()}
-    return _Fault(found["name"], found["action"], seconds=float(found["seconds"] or 0), **numbers)
+    return _Fault(match["name"], match["action"], seconds=float(match["seconds"] or 0), **numbers)
 
 
 def begin_step(step: int) -> None:
-    """Tell where training is, counted from 1; what the step before saw is forgotten."""
+    """Tell where training is, counted from 1."""
     _state.step = step
-    _state.seen.clear()
 
 
 def faultpoint(name: str, value: Value = None) -> Value:
@@ -81,18 +79,6 @@ def faultpoint(name: str, value: Value = None) -> Value:
         if fault.matches(name, _state.step):
             return _strike(fault, value)
     return value
-
-
-def observed(name: str, value: Value) -> Value:
-    """A fault point whose value is kept until the next step, for the record of a step that goes wrong."""
-    value = faultpoint(name, value)
-    _state.seen[name] = value
-    return value
-
-
-def seen(name: str) -> Any:
-    """The last value of this step that passed through `observed`, None without one."""
-    return _state.seen.get(name)
 
 
 def _strike(fault: _Fault, value: Value) -> Value:

@@ -2,7 +2,8 @@
 
 Training writes, the report reads; this module is all they share. Writes are atomic (a temporary file beside
 the target, then a rename), so a reader sees the old text or the new, never half. JSON has no NaN or infinity:
-they are written as the strings "NaN", "Infinity" and "-Infinity", which `float` reads back.
+they stand in a file as the strings "NaN", "Infinity" and "-Infinity" and are floats again when it is read;
+text that is spelt like one of them gets a backslash in front there, and loses it here.
 """
 
 import errno
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
 
 BASE = "base"
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
 _DAMAGED = "the file is damaged: restore it from a copy, or make it again"
 
 
@@ -117,11 +120,11 @@ class RunDir:
 
     def samples_files(self) -> dict[str, Path]:
         """Sample files that exist, by policy name, base first."""
-        found = {}
+        files = {}
         for path in sorted((self.path / "samples").glob("*_samples.jsonl")):
             name = path.name.removesuffix("_samples.jsonl")
-            found[BASE if name.startswith(f"{BASE}_") else name] = path
-        return found
+            files[BASE if name.startswith(f"{BASE}_") else name] = path
+        return files
 
     @property
     def mistakes(self) -> Path:
@@ -186,7 +189,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises as `read_text`, and DataError for malformed JSON."""
     try:
-        return json.loads(read_text(path))
+        return _decoded(json.loads(read_text(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", _DAMAGED) from None
     except RecursionError:
@@ -210,7 +213,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(_decoded(json.loads(line)))
         except ValueError as error:  # not JSON, or not UTF-8
             if number == len(lines):
                 break
@@ -248,18 +251,41 @@ def sha256_file(path: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A copy that JSON can hold: tuples as lists, paths as text, non-finite floats as strings."""
+    """A copy as it comes back from a file: tuples are lists, paths and keys are text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return str(value) if isinstance(value, Path) else value
 
 
+def _each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of lists and dicts in which whatever else they hold is changed."""
+    if isinstance(value, dict):
+        return {key: _each_leaf(item, change) for key, item in value.items()}
+    return [_each_leaf(item, change) for item in value] if isinstance(value, list) else change(value)
+
+
+def _strict(leaf: Any) -> Any:
+    """A leaf as strict JSON can hold it (see the top of this file)."""
+    if isinstance(leaf, float) and not math.isfinite(leaf):
+        return "NaN" if math.isnan(leaf) else "Infinity" if leaf > 0 else "-Infinity"
+    return f"\\{leaf}" if isinstance(leaf, str) and _SPELT_LIKE_ONE.fullmatch(leaf) else leaf
+
+
+def _decoded(value: Any) -> Any:
+    """What `_encode` was given, from the value that its JSON has."""
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, str) or not _SPELT_LIKE_ONE.fullmatch(leaf):
+            return leaf
+        return _NOT_FINITE[leaf] if leaf in _NOT_FINITE else leaf[1:]
+
+    return _each_leaf(value, change)
+
+
 def _encode(value: Any, indent: int | None = None) -> bytes:
-    simple = plain(value)
+    simple = _each_leaf(plain(value), _strict)
     try:
         return json.dumps(simple, indent=indent, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair in the text: UTF-8 cannot hold it, an escape can

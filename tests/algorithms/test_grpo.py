@@ -163,6 +163,19 @@ def test_reductions_agree_where_all_responses_have_the_full_length() -> None:
     assert half == pytest.approx([*full[:3], full[3] / 2], abs=1e-6)  # equal, but below the limit
 
 
+def test_a_constant_length_counts_responses_without_a_score_and_token_means_do_not() -> None:
+    """One response of eight has no score. Σ terms / (12 · 8) against Σ terms / tokens that have one."""
+    valid = torch.arange(8) != 2
+    batch = replace(rollout(5), valid=valid)
+    tokens = int(batch.sequences.response[valid].sum())
+    settings = {"kl_coef": 0.3, "max_new_tokens": 12, "microbatch_size": 3}
+    constant, mean = (
+        gradients("grpo", batch, reduction=name, **settings)[1]["loss"] for name in ("dr_grpo", "dapo")
+    )
+    assert abs(mean) > 1e-3
+    assert constant * 12 * 8 == pytest.approx(mean * tokens, rel=1e-4)
+
+
 @pytest.mark.parametrize("equal", [0, 4])
 def test_clip_fractions_count_what_the_minimum_cuts(equal: int) -> None:
     """Nothing of a group of equal scores: its advantages are 0."""

@@ -221,6 +221,7 @@ def test_sampling_follows_the_settings(
     monkeypatch.setattr(module, "collect", lambda batch, **given: seen.update(given, prompts=batch))
     given = {name: models[name] for name in ("policy", "reference", "critic") if name in models}
     given |= {"scorer": made.scorer, "prompts": prompts(3), "batch_size": 3, **settings}
+    given |= {"say": made.learner.say_once}
     given |= {"responses_per_prompt": GROUP} if algorithm == "grpo" else {}
     made.rollout(given["prompts"])
     assert seen == given

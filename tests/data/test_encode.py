@@ -17,6 +17,8 @@ from preftune.data import (
     Encoder,
     RejectedRow,
     Turn,
+    distinct_prompts,
+    first_encoded,
     first_usable,
     parse_prompt,
     read_preferences,
@@ -209,6 +211,23 @@ def test_the_first_usable_rows_and_what_was_passed_over(
     kept, rejected = first_usable(encoder, rows, limit)
     assert kept == [PAIR, other][:wanted]
     assert rejected == {"longer_than_context": met}
+    again, encoded, counted = first_encoded(encoder, rows, limit)
+    assert (again, counted) == (kept, rejected)
+    for row, ids in zip(kept, encoded, strict=True):
+        assert ([*ids.prompt], [*ids.chosen], [*ids.rejected]) == encoder.pair(row)
+
+
+def test_prompts_are_distinct_by_what_the_model_is_given(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The first row of each; older turns for which there is no room do not make another prompt."""
+    encoder = Encoder(tokenizer, "transcript", 24, 8)
+    short = [parse_prompt(f"\n\nHuman: {x}\n\nAssistant:") for x in "ab"]
+    long = Dialogue((Turn("human", " " + "z" * 40), Turn("assistant", " y"), *short[0]))
+    rows = [
+        replace(PAIR, prompt=prompt, row=i) for i, prompt in enumerate([short[1], long, short[0], short[1]])
+    ]
+    firsts, ids = distinct_prompts(encoder, rows)
+    assert [row.row for row in firsts] == [0, 1]
+    assert [[*each] for each in ids] == [encoder.prompt(short[1]), encoder.prompt(short[0])]
 
 
 def test_no_usable_row_at_all_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -53,29 +53,29 @@ def test_tiles_that_find_room_are_computed_once(
     monkeypatch.setitem(head._ENTRIES, "cpu", 256 * STATES)
     monkeypatch.setattr(head, "_KEPT", room)
     tiles: list[slice] = []
-    usual = head._Tiles.logits
-    monkeypatch.setattr(head._Tiles, "logits", lambda self, h, c: tiles.append(c) or usual(self, h, c))
+    usual = head._Head.logits
+    monkeypatch.setattr(head._Head, "logits", lambda self, h, c: tiles.append(c) or usual(self, h, c))
     layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(STATES, WIDTH)
     logprobs, _ = head.logprobs_and_entropy(layer, states, torch.zeros(STATES, dtype=torch.long), 1.0)
-    held = sum(tile.numel() for tile in logprobs.grad_fn.saved_tensors[5:] if tile is not None)
+    held = sum(tile.numel() for tile in logprobs.grad_fn.saved_tensors[5:])
     assert held <= room
     logprobs.sum().backward()
     assert len(tiles) == computed
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[torch.Tensor | None] = []
+    kept: list[bool] = []
     usual = head._one_pass
-    monkeypatch.setattr(head, "_one_pass", lambda *a: (usual(*a), kept.extend(a[3]))[0])
+    monkeypatch.setattr(head, "_one_pass", lambda *a: kept.extend(tile.kept for tile in a[3]) or usual(*a))
     layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(STATES, WIDTH)
     targets = torch.zeros(STATES, dtype=torch.long)
     with torch.no_grad():
         head.logprobs_and_entropy(layer, states, targets, 1.0)
     head.logprobs_and_entropy(layer.requires_grad_(False), states, targets, 1.0)
-    assert kept == [None, None]
+    assert kept == [False, False]
     head.logprobs_and_entropy(layer, states.requires_grad_(), targets, 1.0)
     head.logprobs_and_entropy(layer.requires_grad_(), states.detach(), targets, 1.0)
-    assert [tile is None for tile in kept[2:]] == [False, False]
+    assert kept[2:] == [True, True]
 
 
 def test_tiles_are_computed_in_the_precision_of_the_forward_pass() -> None:

@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from preftune.evaluation import compare
-from preftune.report import claims as report_claims
+from preftune.records.base import Estimate
+from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report import comparison_table, load_run
 from preftune.report.blocks import Grid
-from preftune.report.claims import BETTER, UNCLEAR, WORSE, claims, detectable, outcome, verdict
+from preftune.report.claims import claims, detectable, outcome, verdict
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.comparison import significance
-from preftune.report.view import Estimate
 from preftune.rundir import read_json, write_json
 
 
@@ -38,10 +37,6 @@ def test_an_outcome_needs_interval_correction_and_prompts(
     difference: Estimate, p_holm: float | None, expected: str
 ) -> None:
     assert outcome(difference, p_holm) == expected
-
-
-def test_the_records_draw_the_line_where_the_report_does() -> None:
-    assert (compare.MIN_PROMPTS, compare.ALPHA) == (report_claims.MIN_PROMPTS, report_claims.SIGNIFICANCE)
 
 
 def test_verdict_names_better_worse_and_no_detectable_difference(tmp_path: Path) -> None:

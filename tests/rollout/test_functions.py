@@ -15,12 +15,12 @@ import torch
 
 from preftune.config import GRPOConfig, PPOConfig, build
 from preftune.config.rewards import find_function, reward_terms, source_hashes
-from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn
+from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn, pad_prompts
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.rollout.collect import collect
-from preftune.rollout.functions import RewardFunctions, load_functions, masked, rows_by_prompt
+from preftune.rollout.functions import RewardFunctions, load_functions, masked
 from preftune.rollout.score import Scorer
 from tiny import causal_lm, classifier
 
@@ -36,6 +36,7 @@ ROWS = [
     )
     for i in range(len(REPLIES))
 ]
+EACH = range(len(ROWS))  # the row of each prompt in `batch_of`
 SEEN: list[tuple[str, str, dict[str, Any]]] = []
 
 
@@ -73,8 +74,9 @@ def batch_of(encoder: Encoder, ended: bool | list[bool] = True) -> Sequences:
 
 
 def functions(encoder: Encoder, terms: str, on_error: Any = "stop", seconds: float = 300) -> RewardFunctions:
-    rows, found = rows_by_prompt(encoder, ROWS), load_functions(terms, seconds)
-    return RewardFunctions(functions=found, encoder=encoder, rows=rows, on_error=on_error)
+    return RewardFunctions(
+        functions=load_functions(terms, seconds), encoder=encoder, rows=ROWS, on_error=on_error
+    )
 
 
 def failing_with(monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any]) -> None:
@@ -131,7 +133,7 @@ def test_another_source_is_another_stage() -> None:
 def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(encoder: Encoder) -> None:
     SEEN.clear()
     flags = [True, False, True, True, True, True]
-    functions(encoder, "test_functions:everything").scores(batch_of(encoder, flags))
+    functions(encoder, "test_functions:everything").scores(batch_of(encoder, flags), EACH)
     assert [(p, r) for p, r, _ in SEEN] == [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i]) for i in range(6)]
     expected = {"ended": False, "source": "set", "row": 11, "chosen": " c1", "rejected": " r1"}
     assert SEEN[1][2] == expected
@@ -140,14 +142,38 @@ def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(en
 
 def test_a_prompt_of_no_row_is_handed_over_as_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     SEEN.clear()
-    own = replace(functions(encoder, "test_functions:everything"), rows={})
+    own = functions(encoder, "test_functions:everything")
     own.scores(batch_of(encoder))
     nothing = {"ended": True, "source": "", "row": None, "chosen": None, "rejected": None}
     assert [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i], nothing) for i in range(6)] == SEEN
     failing_with(monkeypatch, boom)
-    own = replace(functions(encoder, "test_functions:fails_on_go"), rows={})
+    own = functions(encoder, "test_functions:fails_on_go")
     with pytest.raises(DataError, match=r"row None: it raised RuntimeError"):
         own.scores(batch_of(encoder))
+
+
+def test_columns_are_those_of_the_row_that_a_prompt_came_from(encoder: Encoder) -> None:
+    """Two replies each to rows 4 and 1; the prompts know their rows, whatever their ids are."""
+    SEEN.clear()
+    prompts = pad_prompts([encoder.prompt(ROWS[i].prompt) for i in (4, 1)], [1, 2], encoder.pad_id, [4, 1])
+    assert prompts[1:].to("cpu").rows == (1,)
+    collect(
+        prompts,
+        policy=Policy(causal_lm(1, BYTES)),
+        reference=Reference(causal_lm(2, BYTES)),
+        scorer=Scorer(
+            reward_model=None,
+            encoder=encoder,
+            translate=None,
+            functions=functions(encoder, "test_functions:everything"),
+        ),
+        responses_per_prompt=2,
+        max_new_tokens=3,
+        temperature=1.0,
+        missing_eos_score=None,
+        batch_size=4,
+    )
+    assert [columns["row"] for _, _, columns in SEEN] == [14, 14, 11, 11]
 
 
 def test_a_function_sees_the_whole_prompt_although_the_model_was_given_its_end(encoder: Encoder) -> None:
@@ -155,8 +181,8 @@ def test_a_function_sees_the_whole_prompt_although_the_model_was_given_its_end(e
     turns = Turn("human", " once upon a time" * 4), Turn("assistant", " Yo."), Turn("human", " Q1?")
     row = replace(ROWS[0], prompt=Dialogue(turns))
     assert encoder.prompt(row.prompt) == encoder.prompt(ROWS[1].prompt)  # cut to its last turn
-    own = replace(functions(encoder, "test_functions:everything"), rows=rows_by_prompt(encoder, [row]))
-    own.scores(encoder.sequences([(row.prompt, REPLIES[0])], True))
+    own = replace(functions(encoder, "test_functions:everything"), rows=[row])
+    own.scores(encoder.sequences([(row.prompt, REPLIES[0])], True), [0])
     assert [prompt for prompt, _, _ in SEEN] == [row.prompt.transcript()]
 
 
@@ -178,7 +204,9 @@ def test_rewards_are_float32_where_the_sequences_are(encoder: Encoder) -> None:
 
 
 def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> None:
-    scores = functions(encoder, "test_functions:some_columns").scores(batch_of(encoder, [False, *[True] * 5]))
+    scores = functions(encoder, "test_functions:some_columns").scores(
+        batch_of(encoder, [False, *[True] * 5]), EACH
+    )
     assert scores.tolist() == [3, 13, 13, 13, 13, 13]
     assert load_functions("test_functions:letters")[0].takes == ()
 
@@ -186,13 +214,13 @@ def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> Non
 def test_functions_are_weighted_and_added_to_the_reward_model(encoder: Encoder) -> None:
     own = functions(encoder, "0.5 * test_functions:letters + -1 * test_functions:some_columns")
     batch, by_hand = batch_of(encoder), torch.tensor([0.5 * len(reply) - 13 for reply in REPLIES])
-    assert torch.equal(own.scores(batch), by_hand)
+    assert torch.equal(own.scores(batch, EACH), by_hand)
     model = RewardModel(classifier(3, BYTES + 1), 0.3, 2.0)
     both = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4, functions=own)
     alone = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4)
-    torch.testing.assert_close(both.scores(batch), alone.scores(batch) + by_hand)
+    torch.testing.assert_close(both.scores(batch, EACH), alone.scores(batch, EACH) + by_hand)
     without = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
-    assert torch.equal(without.scores(batch), by_hand)
+    assert torch.equal(without.scores(batch, EACH), by_hand)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +245,10 @@ def test_the_worlds_gold_score_is_a_reward_function() -> None:
     own = RewardFunctions(
         functions=load_functions("2 * preftune.world.gold:gold"),
         encoder=encoder,
-        rows=rows_by_prompt(encoder, rows),
+        rows=rows,
     )
     flags = [True, False] * 3
-    scores = own.scores(encoder.sequences([(row.prompt, row.rejected) for row in rows], flags))
+    scores = own.scores(encoder.sequences([(row.prompt, row.rejected) for row in rows], flags), range(6))
     by_rule = [2 * gold(row.prompt, row.rejected, flag) for row, flag in zip(rows, flags, strict=True)]
     assert scores.tolist() == pytest.approx(by_rule)
     assert len(set(by_rule)) > 1
@@ -245,7 +273,7 @@ def test_a_failure_names_the_function_and_the_row_and_stops(
 ) -> None:
     failing_with(monkeypatch, give)
     with pytest.raises(DataError, match=rf"test_functions:fails_on_go, row 13 of set: {words}") as caught:
-        functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder))
+        functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder), EACH)
     assert caught.value.code == 65
     assert "on_reward_error=mask" in caught.value.hint
 
@@ -287,7 +315,7 @@ def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(
     with pytest.raises(
         DataError, match=r"3 of 6 .*the first: .*row 10 of set: it raised ZeroDivision"
     ) as caught:
-        functions(encoder, "test_functions:fails_on_go", "mask").scores(batch)
+        functions(encoder, "test_functions:fails_on_go", "mask").scores(batch, EACH)
     assert "on_reward_error=mask" in caught.value.hint
 
 
@@ -311,7 +339,7 @@ def test_a_function_that_hangs_has_failed(
     before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
     words = r"row 13 of set: it took more than 0\.2 s \(reward_timeout\)"
     with pytest.raises(DataError, match=words):
-        functions(encoder, "test_functions:fails_on_go", seconds=0.2).scores(batch_of(encoder))
+        functions(encoder, "test_functions:fails_on_go", seconds=0.2).scores(batch_of(encoder), EACH)
     masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 0.2).scores(batch_of(encoder))
     assert masked_one.isnan().tolist() == [False, False, False, True, False, False]
     assert time.monotonic() - began < 30

@@ -8,15 +8,13 @@ from scipy.stats import t as student
 
 from preftune.evaluation.laws import fit_law
 from preftune.evaluation.pooled import (
-    BETTER,
-    SAME,
-    WORSE,
     pooled_means,
     prompts_needed,
     seed_widening,
     seeds_needed,
     verdict,
 )
+from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 
 
 def drawn(
@@ -103,8 +101,8 @@ def test_verdicts_come_from_intervals_only() -> None:
     assert [verdict(0.1, 1), verdict(-1, -0.1), verdict(-0.1, 1), verdict(0, 1)] == [
         BETTER,
         WORSE,
-        SAME,
-        SAME,
+        UNCLEAR,
+        UNCLEAR,
     ]
 
 

@@ -76,10 +76,10 @@ def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
 
 
 def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from preftune.study import conduct
+    from preftune.study import launch
 
-    monkeypatch.setattr(conduct, "_run", lambda *a: None)
-    monkeypatch.setattr(conduct, "_write", lambda *a: None)
+    monkeypatch.setattr(launch, "_run", lambda *a: None)
+    monkeypatch.setattr(launch, "_write", lambda *a: None)
     run_study(Wanted("tiny", tokens=60_000), tmp_path / "a", seeds=1)
     run_study(Wanted("tiny", tokens=0), tmp_path / "b", seeds=1)
     more, same = load_design(tmp_path / "a"), load_design(tmp_path / "b")

@@ -97,13 +97,21 @@ def test_a_single_row_that_does_not_fit_is_an_error_and_changes_nothing() -> Non
     assert all(torch.equal(before[name], p) for name, p in state(policy.model).items())
 
 
-def test_responses_are_sampled_in_halves_until_they_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_responses_are_sampled_in_halves_until_they_fit() -> None:
     """Memory runs out in the third token of five prompts, and in the second of the first two of them."""
     policy, questions = Policy(causal_lm(1)), prompts(5, 5)
 
+    said: list[str] = []
+
     def draw() -> Sequences:
         return sample(
-            policy, questions, max_new_tokens=8, temperature=1.0, eos_id=EOS, responses_per_prompt=2
+            policy,
+            questions,
+            max_new_tokens=8,
+            temperature=1.0,
+            eos_id=EOS,
+            responses_per_prompt=2,
+            say=said.append,
         )
 
     whole = draw()
@@ -112,13 +120,21 @@ def test_responses_are_sampled_in_halves_until_they_fit(capsys: pytest.CaptureFi
         halves = draw()
     finally:
         faults.arm("")
-    said = capsys.readouterr().out.splitlines()
     assert said == [
         f"warning: out of memory sampling for {n} prompts at a time; going on with {n // 2}" for n in (5, 2)
     ]
     assert torch.equal(halves.attention, whole.attention)
     assert torch.equal(halves.response, whole.response)
     assert torch.equal(halves.ids * halves.attention, whole.ids * whole.attention)
+
+
+def test_what_is_said_once_is_said_again_by_the_next_stage() -> None:
+    for _ in range(2):
+        said: list[str] = []
+        learner = Learner(say=said.append)
+        for text in ("a", "b", "a"):
+            learner.say_once(text)
+        assert said == ["a", "b"]
 
 
 def test_a_prompt_whose_responses_do_not_fit_is_an_error() -> None:

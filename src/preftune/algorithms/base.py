@@ -46,6 +46,14 @@ class Learner(Protocol):
         """Values (N,) of all processes in one vector, and where this process's own lie in it."""
         ...
 
+    def note(self, name: str, values: Tensor) -> None:
+        """Numbers to write down, under this name, if this step turns out to hold one that is not finite."""
+        ...
+
+    def say_once(self, text: str) -> None:
+        """Tell whoever runs this; the same text only once."""
+        ...
+
 
 class Algorithm(Protocol):
     """Consumes one batch, changes the policy, reports numbers. The single extension point."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, averaged
@@ -86,10 +87,12 @@ class GRPO:
             temperature=self.config.temperature,
             missing_eos_score=self.config.missing_eos_score,
             batch_size=self.config.microbatch_size,
+            say=self.learner.say_once,
         )
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
         updates = []
         for epoch in range(self.config.epochs):
@@ -118,7 +121,9 @@ class GRPO:
             case "grpo":
                 return sequence_mean(response, total(response.any(1).sum()))
             case "dr_grpo":
-                return constant_length(response, self.config.max_new_tokens, total(response.any(1).sum()))
+                # All responses, those without a score too: a constant does not depend on what was sampled.
+                rows = total(torch.tensor(len(response), device=response.device))
+                return constant_length(response, self.config.max_new_tokens, rows)
             case _:
                 return token_mean(response, total(response.sum()))
 

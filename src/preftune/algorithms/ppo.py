@@ -90,10 +90,12 @@ class PPO:
             temperature=self.config.temperature,
             missing_eos_score=self.config.missing_eos_score,
             batch_size=self.config.microbatch_size,
+            say=self.learner.say_once,
         )
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
+        self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
         updates = []
         for epoch in range(self.config.epochs):

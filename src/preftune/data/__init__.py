@@ -13,8 +13,8 @@ from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
-    from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
-    from preftune.data.encode import Encoder, first_usable
+    from preftune.data.batch import Pairs, Prompts, Sequences, pad_pairs, pad_prompts, pad_sequences
+    from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
 
 __all__ = [
     "Dataset",
@@ -26,8 +26,11 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "distinct_prompts",
+    "first_encoded",
     "first_usable",
     "order",
+    "pad_pairs",
     "pad_prompts",
     "pad_sequences",
     "parse_prompt",
@@ -40,10 +43,13 @@ __all__ = [
 
 _LAZY = {
     "Encoder": "preftune.data.encode",
+    "distinct_prompts": "preftune.data.encode",
+    "first_encoded": "preftune.data.encode",
     "first_usable": "preftune.data.encode",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",
+    "pad_pairs": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
 }

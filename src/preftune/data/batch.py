@@ -5,6 +5,7 @@ never from `ids != pad`, since GPT-2's pad is its EOS.
 """
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -60,21 +61,37 @@ class Prompts:
 
     ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, place), so
     that a response depends on nothing else, not on its neighbours in the batch nor on the process that
-    samples it.
+    samples it · rows: which data row each prompt comes from, for reward functions; none for prompts from
+    elsewhere.
     """
 
     ids: Tensor
     attention: Tensor
     seeds: tuple[int, ...]
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice) -> "Prompts":
-        return Prompts(self.ids[rows], self.attention[rows], self.seeds[rows])
+        return Prompts(self.ids[rows], self.attention[rows], self.seeds[rows], self.rows[rows])
 
     def to(self, device: torch.device | str) -> "Prompts":
-        return Prompts(self.ids.to(device), self.attention.to(device), self.seeds)
+        return Prompts(self.ids.to(device), self.attention.to(device), self.seeds, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PairIds:
+    """The token ids of one pair. In arrays of four bytes each, so that a data set's fit in memory."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+
+def compact(ids: Sequence[int]) -> "array[int]":
+    """The same ids in four bytes each, where a list takes up to 36."""
+    return array("i", ids)
 
 
 def concatenate(first: Sequences, second: Sequences) -> Sequences:
@@ -97,9 +114,11 @@ def content_keys(sequences: Sequences) -> list[bytes]:
     return rows
 
 
-def pad_sequences(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Sequences:
+def pad_sequences(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+) -> Sequences:
     """Join prompt and response ids row by row and pad on the right with `pad_id` (any id: masks rule)."""
-    rows = [p + r for p, r in zip(prompts, responses, strict=True)]
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows), default=1)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     for i, row in enumerate(rows):
@@ -111,12 +130,23 @@ def pad_sequences(prompts: Sequence[list[int]], responses: Sequence[list[int]], 
     return Sequences(ids, attention, attention & (column >= starts))
 
 
-def pad_prompts(prompts: Sequence[list[int]], seeds: Sequence[int], pad_id: int) -> Prompts:
+def pad_pairs(pairs: Sequence[PairIds], pad_id: int) -> Pairs:
+    """A batch of encoded pairs, (B, T) each."""
+    prompts = [pair.prompt for pair in pairs]
+    return Pairs(
+        pad_sequences(prompts, [pair.chosen for pair in pairs], pad_id),
+        pad_sequences(prompts, [pair.rejected for pair in pairs], pad_id),
+    )
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], seeds: Sequence[int], pad_id: int, rows: Sequence[int] = ()
+) -> Prompts:
     """Pad on the left, for the sampler only."""
     width = max(map(len, prompts), default=1)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
     attention = torch.zeros((len(prompts), width), dtype=torch.bool)
     for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        ids[i, width - len(prompt) :] = torch.tensor([*prompt], dtype=torch.long)
         attention[i, width - len(prompt) :] = True
-    return Prompts(ids, attention, tuple(seeds))
+    return Prompts(ids, attention, tuple(seeds), tuple(rows))

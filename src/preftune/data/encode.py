@@ -5,12 +5,22 @@ so this is what encoding the joined text would give, and the boundary is never i
 alone.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from preftune.data.batch import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.data.batch import (
+    PairIds,
+    Pairs,
+    Prompts,
+    Sequences,
+    compact,
+    pad_pairs,
+    pad_prompts,
+    pad_sequences,
+)
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Template
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = 64  # a text of more characters than this per allowed token is shortened before it is encoded
+UNLIMITED = 1 << 20  # tokens of context, where a model states no limit
 SLOT = re.compile("\ue000([0-9]+)\ue001")  # stands for a message while the chat template is filled in
 
 
@@ -55,9 +66,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
-        end: Any = (
-            tokenizer.eos_token_id
-        )  # the library allows lists here; no causal model's tokenizer has one
+        end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
         self.eos_id: int = end
         # Any id will do for padding, since masks come from lengths.
@@ -66,6 +75,14 @@ class Encoder:
         self._begin: list[int] = begin if begin == [tokenizer.bos_token_id] else []
         self._special = tuple(tokenizer.all_special_tokens)
         self._template = Template(tokenizer)
+
+    @classmethod
+    def of_texts(cls, tokenizer: "PreTrainedTokenizerBase", context: int) -> "Encoder":
+        """For prompts and responses as they are: nothing is cut that fits into `context` (0: unlimited)."""
+        limit = context or UNLIMITED
+        return cls(
+            tokenizer, "transcript", max_prompt_length=limit, max_response_length=limit, max_length=limit
+        )
 
     def prompt(self, prompt: Dialogue) -> list[int]:
         """Token ids of a prompt, at least one and at most `max_prompt_length`.
@@ -123,23 +140,25 @@ class Encoder:
 
     def usable(self, preferences: Iterable[Preference]) -> tuple[list[Preference], dict[str, int]]:
         """The preferences that `pair` can encode, and the number of others by reason."""
-        kept, rejected = [], Counter[str]()
+        rejected = Counter[str]()
+        kept = [preference for preference, _ in self.encoded(preferences, rejected)]
+        return kept, dict(sorted(rejected.items()))
+
+    def encoded(
+        self, preferences: Iterable[Preference], rejected: Counter[str]
+    ) -> Iterator[tuple[Preference, PairIds]]:
+        """The preferences that `pair` can encode, with their ids; the others are counted by reason."""
         for preference in preferences:
             try:
-                self.pair(preference)
-                kept.append(preference)
+                ids = self.pair(preference)
             except RejectedRow as error:
                 rejected[error.reason] += 1
-        return kept, dict(sorted(rejected.items()))
+            else:
+                yield preference, PairIds(*map(compact, ids))
 
     def pairs(self, preferences: Sequence[Preference]) -> Pairs:
         """A batch of pairs, (B, T) each; raises what `pair` raises."""
-        rows = [self.pair(preference) for preference in preferences]
-        prompts = [row[0] for row in rows]
-        return Pairs(
-            pad_sequences(prompts, [row[1] for row in rows], self.pad_id),
-            pad_sequences(prompts, [row[2] for row in rows], self.pad_id),
-        )
+        return pad_pairs([PairIds(*self.pair(preference)) for preference in preferences], self.pad_id)
 
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True
@@ -160,7 +179,15 @@ class Encoder:
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
-        return self._decode(ids)
+        return self.text_of(ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of all these ids, special tokens included; nothing is tidied up."""
+        # Any: the library's annotation is that of a whole batch, too.
+        text: Any = self.tokenizer.decode(
+            [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
@@ -178,7 +205,7 @@ class Encoder:
         first, rest = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
-            cut = Turn(first.role, self._decode(text).lstrip("\ufffd"))  # the cut may have halved a character
+            cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
             ids = self._whole_prompt(Dialogue([cut, *rest]))
             excess = len(ids) - limit
             if excess <= 0 or not text:
@@ -230,10 +257,6 @@ class Encoder:
         )
         return encoded.input_ids
 
-    def _decode(self, ids: list[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
 
 def _size(prompt: Dialogue) -> int:
     return sum(len(turn.text) for turn in prompt)
@@ -254,17 +277,38 @@ def first_usable(
 
     Raises DataError if there is none.
     """
-    kept: list[Preference] = []
-    rejected: Counter[str] = Counter()
-    for row in rows:
-        if len(kept) == limit:
-            break
-        usable, reasons = encoder.usable([row])
-        kept += usable
-        rejected.update(reasons)
+    kept, _, rejected = first_encoded(encoder, rows, limit)
+    return kept, rejected
+
+
+def first_encoded(
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None
+) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
+    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
+    rejected = Counter[str]()
+    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
     if not kept:
         raise DataError(
             f"none of the pairs can be used: {dict(rejected)}",
             "raise data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return kept, dict(rejected)
+    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
+
+
+def distinct_prompts(
+    encoder: Encoder, rows: Iterable[Preference]
+) -> tuple[list[Preference], list[Sequence[int]]]:
+    """The first row of each prompt and the prompt's ids, in the order of the rows.
+
+    Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
+    one.
+    """
+    known: set[bytes] = set()
+    firsts, prompts = list[Preference](), list[Sequence[int]]()
+    for row in rows:
+        ids = compact(encoder.prompt(row.prompt))
+        if (content := ids.tobytes()) not in known:
+            known.add(content)
+            firsts.append(row)
+            prompts.append(ids)
+    return firsts, prompts

@@ -9,9 +9,8 @@ import numpy as np
 
 from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
+from preftune.records.verdict import Z80, Z95, outcome
 
-ALPHA = 0.05
-MIN_PROMPTS = 10  # as in report.claims: below it a bootstrap gives intervals that are far too short
 MEASURES = ("score", "gold", "held_out")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,13 +40,9 @@ def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str,
 
 
 def verdict(record: Mapping[str, Any], adjusted: float) -> str:
-    """Better or worse only of 10 prompts or more, if the interval excludes 0 and the adjusted p-value is
-    below 0.05.
-    """
+    """What `records.verdict.outcome` says of a record and its adjusted p-value."""
     low, high = record["interval"]
-    if record["n"] < MIN_PROMPTS or adjusted >= ALPHA or low <= 0 <= high:
-        return "no detectable difference"
-    return "better" if low > 0 else "worse"
+    return outcome(low, high, record["n"], adjusted)
 
 
 def _paired(
@@ -87,5 +82,5 @@ def n_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(difference) < 2 or difference.mean() == 0:
         return None
-    n = ((stats.Z95 + stats.Z80) * difference.std(ddof=1) / difference.mean()) ** 2
+    n = ((Z95 + Z80) * difference.std(ddof=1) / difference.mean()) ** 2
     return int(min(np.ceil(n), 10**9))

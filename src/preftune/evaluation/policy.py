@@ -34,6 +34,7 @@ class Bench:
     device: torch.device
     gold: Gold | None = None
     held_out: Scorer | None = None  # a second reward model, which trained no policy
+    say: Callable[[str], None] | None = None  # what to tell whoever runs this
 
     def rows(
         self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1
@@ -98,6 +99,7 @@ class Bench:
                     temperature=settings.temperature,
                     eos_id=self.encoder.eos_id,
                     responses_per_prompt=responses,
+                    say=self.say,
                 ),
             )
             advance(len(part))
@@ -105,15 +107,16 @@ class Bench:
     def _described(self, sequences: Sequences, start: int, responses: int) -> list[Row]:
         """Texts, lengths and scores of sampled rows; the first belongs to prompt number `start`."""
         none = [None] * len(sequences)
-        scores = _finite(self.scorer, sequences) if self.scorer else none
-        second = _finite(self.held_out, sequences) if self.held_out else none
+        numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
+        scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
+        second = _finite(self.held_out, sequences, numbers) if self.held_out else none
         closed = ended(sequences, self.encoder.eos_id).tolist()
         rows = []
-        for i in range(len(sequences)):
+        for i, number in enumerate(numbers):
             ids = sequences.ids[i][sequences.response[i]].tolist()
-            prompt, text = self.prompts[start + i // responses].prompt, self.encoder.decode(ids)
+            prompt, text = self.prompts[number].prompt, self.encoder.decode(ids)
             row = {
-                "row": start + i // responses,
+                "row": number,
                 "prompt": prompt.transcript(),
                 "response": text,
                 "score": scores[i],
@@ -136,9 +139,9 @@ def response_nll(policy: Policy, batches: Sequence[Sequences]) -> Summary:
     return {"nll": total / tokens, "perplexity": math.exp(min(total / tokens, 700)), "tokens": tokens}
 
 
-def _finite(scorer: Scorer, sequences: Sequences) -> list[float]:
+def _finite(scorer: Scorer, sequences: Sequences, rows: Sequence[int] = ()) -> list[float]:
     """Scores of all rows. PreftuneError if the reward model gives one of them no finite number."""
-    scores = scorer.scores(sequences)
+    scores = scorer.scores(sequences, rows)
     if not bool(scores.isfinite().all()):
         raise PreftuneError(
             "the reward model's score of a response is NaN or infinite",

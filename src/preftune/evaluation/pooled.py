@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
+
 Floats = NDArray[np.float64]
-Z95, Z80 = 1.959963984540054, 0.8416212335729143
-BETTER, SAME, WORSE = "better", "no detectable difference", "worse"
 
 
 class Pooled(NamedTuple):
@@ -77,7 +77,7 @@ def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Float
 
 def verdict(low: float, high: float) -> str:
     """What an interval of a difference allows one to say, and no more."""
-    return BETTER if low > 0 else WORSE if high < 0 else SAME
+    return BETTER if low > 0 else WORSE if high < 0 else UNCLEAR
 
 
 def seeds_needed(gains: Sequence[float]) -> int | None:

@@ -1,4 +1,4 @@
-"""Statistics of the comparison: intervals, paired tests, calibration, diversity. numpy only, no torch.
+"""Statistics of the comparison: intervals, paired tests, calibration, diversity. numpy and scipy, no torch.
 
 Rows are prompts: average several samples of a prompt first, since they are not independent. Randomness comes
 from the seed given, so that the same input gives the same numbers.
@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
+
+from preftune.records.verdict import Z80, Z95
 
 Floats = NDArray[np.float64]
-Z95, Z80 = 1.959963984540054, 0.8416212335729143  # quantiles for two-sided 5 % and for 80 % power
 
 
 class Interval(NamedTuple):
@@ -155,7 +157,7 @@ def _resampled(x: Floats, resamples: int, rng: np.random.Generator) -> tuple[Flo
 def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> tuple[Floats, Floats]:
     n, centre, shares = len(x), x.mean(0), [(1 - level) / 2, (1 + level) / 2]
     z = NormalDist().inv_cdf(shares[1])
-    wider = t_quantile(z, n - 1) / z * math.sqrt(n / (n - 1))
+    wider = float(student.ppf(shares[1], n - 1)) / z * math.sqrt(n / (n - 1))
     low, high = centre + wider * (np.quantile(means, shares, axis=0) - centre)
     usable = errors > 1e-9 * np.abs(x).max(0)  # a resample of one value alone has no t
     t = np.where(usable, (means - centre) / np.where(usable, errors, 1.0), np.nan)
@@ -164,19 +166,6 @@ def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> t
     se = x.std(0, ddof=1) / math.sqrt(n)
     low, high = np.minimum(low, centre - last * se), np.maximum(high, centre - first * se)
     return np.minimum(low, centre), np.maximum(high, centre)
-
-
-def t_quantile(z: float, freedom: int) -> float:
-    """Student's t at the probability of the normal quantile z: the expansion of Abramowitz & Stegun 26.7.5,
-    within 0.3 % from 4 degrees of freedom on.
-    """
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def bootstrap_statistic(

@@ -35,8 +35,9 @@ def sequence_mean(mask: Tensor, total: float | Tensor | None = None) -> Tensor:
 def constant_length(mask: Tensor, max_length: int, total: float | Tensor | None = None) -> Tensor:
     """1 / (max_length · total) on every token: no bias towards any length (Dr. GRPO, arXiv:2503.20783).
 
-    `total`: all rows of the global minibatch, empty ones too, by default this mask's. (B, T) -> (B, T).
-    ValueError: max_length below 1.
+    `total`: all rows of the global minibatch, empty ones too, by default this mask's; one that counted only
+    what there is to learn from would weigh a token by its neighbours' fate. TRL's "dr_grpo" does the same.
+    (B, T) -> (B, T). ValueError: max_length below 1.
     """
     check_range(1, math.inf, max_length=max_length)
     tokens, total = _numbers(mask, total)

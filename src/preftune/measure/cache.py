@@ -31,8 +31,8 @@ class Parts:
     def take(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """The value of `make`, from disk if it was made before with the same inputs.
 
-        It comes as JSON holds it in both cases, so that a resumed evaluation cannot differ from another: a
-        tuple is a list, and a float that is not finite is text that `float` reads.
+        It comes as it is read from a file in both cases, so that a resumed evaluation cannot differ from
+        another: a tuple is a list.
         """
         file = self.directory / f"{name}.json"
         key = digest({**self.inputs, "part": name, "of": dict(inputs)})

@@ -3,16 +3,17 @@
 Reads evaluations only, so it needs no torch, no models but their hashes, and no data.
 """
 
-import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
-from preftune.rundir import RunDir, read_json, read_jsonl, read_text
+from preftune.records.base import read_record, read_records, sha256_of
+from preftune.records.policy import PolicyRecord, policy_files
+from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.rundir import RunDir, read_json, read_text
 from preftune.runs.stages import differences
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         "b": str(b.path),
         "same_reward_model": same_judge,
         "common_prompts": len(prompts),
-        "prompts_of_a": len(next(iter(ours.values()))["prompts"]),
-        "prompts_of_b": len(next(iter(theirs.values()))["prompts"]),
+        "prompts_of_a": len(next(iter(ours.values())).prompts),
+        "prompts_of_b": len(next(iter(theirs.values())).prompts),
         "settings_that_differ": _settings(a, b),
         "only_in_a": [name for name in ours if name not in theirs],
         "only_in_b": [name for name in theirs if name not in ours],
@@ -67,13 +68,10 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     }
 
 
-def _policies(run: RunDir) -> dict[str, dict[str, Any]]:
+def _policies(run: RunDir) -> dict[str, PolicyRecord]:
     """The run's evaluations that hold numbers by prompt, by policy."""
-    found = {}
-    for path in sorted(run.comparisons.parent.glob("*.json")):
-        record = read_json(path)
-        if isinstance(record, dict) and record.get("prompts") and record.get("policy"):
-            found[record["policy"]] = record
+    records = [read_record(path, PolicyRecord) for path in policy_files(run.comparisons.parent)]
+    found = {record.policy: record for record in records if record.prompts}
     if not found:
         raise InputMissing(
             f"{run.path} holds no evaluation with numbers by prompt",
@@ -82,11 +80,11 @@ def _policies(run: RunDir) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _common_prompts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, PolicyRecord]) -> list[str]:
     """Prompts that every policy of both runs answered, in the order of the first run."""
-    sets = [{row["prompt"] for row in each["prompts"]} for each in (*ours.values(), *theirs.values())]
+    sets = [{row.prompt for row in each.prompts} for each in (*ours.values(), *theirs.values())]
     everywhere = set.intersection(*sets)
-    prompts = [row["prompt"] for row in next(iter(ours.values()))["prompts"] if row["prompt"] in everywhere]
+    prompts = [row.prompt for row in next(iter(ours.values())).prompts if row.prompt in everywhere]
     if not prompts:
         raise DataError(
             "the two runs were not measured on a single common prompt",
@@ -101,30 +99,27 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     if not all(file.is_file() for side in sides for file in side):
         return False
     constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
-    return constants[0] == constants[1] and _sha256(sides[0][0]) == _sha256(sides[1][0])
+    return constants[0] == constants[1] and sha256_of(sides[0][0]) == sha256_of(sides[1][0])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _values(policies: Mapping[str, Any], name: str, measure: str, prompts: Sequence[str]) -> list[Any]:
-    rows = {row["prompt"]: row for row in policies[name]["prompts"]}
+def _values(
+    policies: Mapping[str, PolicyRecord], name: str, measure: str, prompts: Sequence[str]
+) -> list[Any]:
+    rows = {row.prompt: row for row in policies[name].prompts}
     if measure != "gain":
-        return [rows[prompt].get(measure) for prompt in prompts]
+        return [getattr(rows[prompt], measure) for prompt in prompts]
     if name == REFERENCE or REFERENCE not in policies:
         return [None] * len(prompts)
-    base = {row["prompt"]: row["score"] for row in policies[REFERENCE]["prompts"]}
-    pairs = [(rows[prompt].get("score"), base[prompt]) for prompt in prompts]
+    base = {row.prompt: row.score for row in policies[REFERENCE].prompts}
+    pairs = [(rows[prompt].score, base[prompt]) for prompt in prompts]
     return [None if None in pair else pair[0] - pair[1] for pair in pairs]
 
 
 def _paired(
     name: str,
     measure: str,
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
+    ours: Mapping[str, PolicyRecord],
+    theirs: Mapping[str, PolicyRecord],
     prompts: Sequence[str],
     resamples: int,
     seed: int,
@@ -137,7 +132,7 @@ def _paired(
     result = stats.paired_bootstrap(b, a, resamples, seed)
     return {
         "policy": name,
-        "label": theirs[name]["label"],
+        "label": theirs[name].label,
         "measure": measure,
         "n": len(known),
         "a": _mean(a, resamples, seed),
@@ -182,13 +177,14 @@ def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
     """The two reward models; paired, pair by pair, where both were asked about the same validation pairs."""
     if not (a.reward_evaluation.is_file() and b.reward_evaluation.is_file()):
         return None
-    records = [read_json(run.reward_evaluation) for run in (a, b)]
-    result: dict[str, Any] = {"a": records[0]["accuracy"], "b": records[1]["accuracy"], "paired": None}
+    records = [read_record(run.reward_evaluation, RewardModelRecord) for run in (a, b)]
+    sides = [_accuracy(record) for record in records]
+    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "paired": None}
     same = _validation(a) is not None and _validation(a) == _validation(b)
-    if not same or records[0].get("left_out") != records[1].get("left_out"):
+    if not same or records[0].left_out != records[1].left_out:
         return result
-    wrong = [{row["idx"] for row in read_jsonl(run.mistakes)} for run in (a, b)]
-    only_a, only_b, n = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1]), records[0]["n"]
+    wrong = [{row.idx for row in read_records(run.mistakes, Mistake)} for run in (a, b)]
+    only_a, only_b, n = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1]), records[0].n or 0
     change = [1.0] * only_b + [-1.0] * only_a + [0.0] * (n - only_a - only_b)
     result["paired"] = {
         "a_right_only": only_a,
@@ -199,6 +195,13 @@ def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
         "p_value": stats.mcnemar_exact(only_a, only_b),
     }
     return result
+
+
+def _accuracy(record: RewardModelRecord) -> dict[str, Any] | None:
+    share = record.accuracy
+    return (
+        None if share is None else {"value": share.value, "interval": [share.low, share.high], "n": share.n}
+    )
 
 
 def _validation(run: RunDir) -> str | None:

@@ -9,7 +9,6 @@ from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
-from preftune.rollout.functions import rows_by_prompt
 from preftune.rollout.score import Scorer
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -60,7 +59,7 @@ def make_bench(
         model = None
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
-        functions = reward_functions(terms, encoder, rows_by_prompt(encoder, prompts), config.reward_timeout)
+        functions = reward_functions(terms, encoder, prompts, config.reward_timeout)
         if model is None and functions is None:
             return None
         trained = stage if model is not None else None
@@ -75,6 +74,7 @@ def make_bench(
         settings=settings,
         seed=config.seed,
         device=learner.device,
+        say=learner.say_once,
         gold=gold,
         held_out=scorer(second.stage, None) if second else None,
     )

@@ -17,6 +17,9 @@ from preftune.evaluation.summary import summarise
 from preftune.measure.cache import Parts, content
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
+from preftune.records.base import write_record, write_records
+from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
+from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.rundir import BASE, RunDir, policy_name, read_json, write_json, write_jsonl
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
@@ -113,10 +116,10 @@ def _written(run: RunDir) -> list[str]:
 def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
     for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
         if name != session.judge:
-            write_json(session.run.evaluation(f"reward_model_{name}"), result)
+            write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)
             continue
-        write_json(session.run.reward_evaluation, result)
-        write_jsonl(session.run.mistakes, rows)
+        write_record(session.run.reward_evaluation, result, RewardModelRecord)
+        write_records(session.run.mistakes, rows, Mistake)
 
 
 def audits(
@@ -277,16 +280,16 @@ def policy_name_of(stage: str) -> str:
 def _write_policies(session: Session, measured: Measured) -> None:
     run, config = session.run, session.config
     _remove_earlier(run)
-    write_jsonl(run.comparisons, measured.comparisons)
+    write_records(run.comparisons, measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
-        write_json(run.evaluation(name), summary)
+        write_record(run.evaluation(name), summary, PolicyRecord)
         rows = measured.rows[name][: config.evaluation.samples]
         write_jsonl(
             run.samples_file(name, config.model.base),
             [{k: v for k, v in row.items() if k != "ids"} for row in rows],
         )
     if measured.best_of_n is not None:
-        write_json(run.best_of_n, measured.best_of_n)
+        write_record(run.best_of_n, measured.best_of_n, BestOfCurve)
 
 
 def _remove_earlier(run: RunDir) -> None:

@@ -1,6 +1,5 @@
 """A run's models on a preference file of somebody else: `preftune evaluate RUN --pairs FILE`."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,10 @@ from preftune.measure.evaluate import (
 )
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Reference
-from preftune.rundir import BASE, short_name, write_json, write_jsonl
+from preftune.records.base import sha256_of, write_record, write_records
+from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
+from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.rundir import BASE, short_name
 from preftune.runs.session import Session
 
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
@@ -52,18 +54,19 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     judges = [s for s in judges_of(session.config.stage) if s in stages]
     for stage, (result, rows) in audits(session, judges, pairs, parts, own_data=False):
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_json(directory / f"{name}.json", {**result, "seen_in_training": seen})
-        write_jsonl(directory / f"{name}_mistakes.jsonl", rows)
+        write_record(directory / f"{name}.json", {**result, "seen_in_training": seen}, RewardModelRecord)
+        write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
         _show_judge(session, stage, result)
     measured = measure_policies(session, policies, prompts, None, parts)
     opinions = _opinions(session, policies, pairs)
-    write_jsonl(directory / "comparisons.jsonl", measured.comparisons)
+    write_records(directory / "comparisons.jsonl", measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
-        write_json(directory / f"{name}.json", {**summary, "preference": opinions.get(name)})
+        write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
-        write_json(directory / "best_of_n.json", measured.best_of_n)
-    facts = {"file": file.name, "sha256": _sha256(file), "usable": len(read), "seen_in_training": seen}
-    write_json(directory / "pairs.json", {**facts, "n": len(pairs)})
+        write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
+    digest = sha256_of(file) if file.is_file() else None  # none of a directory of files
+    facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": seen}
+    write_record(directory / "pairs.json", {**facts, "n": len(pairs)}, PairsFile)
     parts.remove()
     _show(session, measured, opinions)
     return directory
@@ -75,14 +78,6 @@ def _name(file: Path) -> str:
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
     return short_name(name)[:60]
-
-
-def _sha256(file: Path) -> str | None:
-    """Of one file; None for a directory of them."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _opinions(

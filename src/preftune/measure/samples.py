@@ -37,6 +37,7 @@ def replies(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             eos_id=encoder.eos_id,
+            say=session.console.line,
         )
         text = encoder.decode(out.ids[0][out.response[0]].tolist())
         closed = bool(ended(out, encoder.eos_id)[0])

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from preftune.errors import StorageError
 from preftune.measure.evaluate import evaluate_run
-from preftune.rundir import read_json
+from preftune.records.base import read_record
+from preftune.records.reward_model import RewardModelRecord
 from preftune.runs.session import Session
 
 
@@ -21,9 +22,9 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     table = report.comparison_table(report.load_run(run))
     console.table(table.headers, table.rows)
     if run.reward_evaluation.exists():
-        accuracy = read_json(run.reward_evaluation)["accuracy"]
-        low, high = accuracy["interval"]
-        share = f"{accuracy['value']:.3f} [{low:.3f}, {high:.3f}]"
-        console.line(f"reward model: accuracy {share} on {accuracy['n']:,} validation pairs")
+        accuracy = read_record(run.reward_evaluation, RewardModelRecord).accuracy
+        if accuracy is not None:
+            share = f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+            console.line(f"reward model: accuracy {share} on {accuracy.n:,} validation pairs")
     for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
         console.line(f"{what + ':':<10}{path}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -66,13 +67,15 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
     """A causal language model in float32, in eval mode: dropout is off everywhere in preftune."""
     _refuse_classifier(source)
     with reading(source, "a causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # Any: asked for the info too, it gives a pair, which its annotation does not know.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model, info = loaded
     if missing := sorted(map(str, info["missing_keys"])):
         raise DataError(
             f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
@@ -97,6 +100,8 @@ def scratch_gpt2(
     tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int, heads: int, positions: int, seed: int
 ) -> PreTrainedModel:
     """A GPT-2 with random weights for the given tokenizer. `gelu_pytorch_tanh` is `gelu_new`, fused."""
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)  # the library allows lists; `load_tokenizer` and the world's give one number
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=positions,
@@ -107,8 +112,8 @@ def scratch_gpt2(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

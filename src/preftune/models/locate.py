@@ -163,8 +163,8 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
     for index in sorted(path.glob("*.safetensors.index.json")):
         files = _object(index).get("weight_map")
         for file in files.values() if isinstance(files, dict) else [files]:
-            plain = isinstance(file, str) and file == os.path.basename(file)
-            if not plain or not file.endswith(".safetensors"):
+            beside = isinstance(file, str) and file == os.path.basename(file)
+            if not beside or not str(file).endswith(".safetensors"):
                 raise DataError(
                     f"{index} names {str(file)[:80]!r}: not a .safetensors file beside it",
                     hint=_NO_PICKLE,

@@ -17,6 +17,7 @@ from preftune.data.batch import Sequences
 from preftune.models.fast.head import after_head, logprobs_and_entropy
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.support import hidden_at, place
+from preftune.models.parts import language_head
 from preftune.models.scalar import ScalarPerPosition
 
 
@@ -28,9 +29,7 @@ def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tens
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     """The model's own logits, scaled or capped as its family does: states (n, d) -> (n, V), float32."""
-    head = model.get_output_embeddings()
-    assert head is not None
-    return after_head(model)(head(states).float())
+    return after_head(model)(language_head(model)(states).float())
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
@@ -55,7 +54,7 @@ class TokenLogprobs(nn.Module):
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
         logprobs, entropy = logprobs_and_entropy(
-            self.model.get_output_embeddings(), states, ids[response], temperature, after_head(self.model)
+            language_head(self.model), states, ids[response], temperature, after_head(self.model)
         )
         return place(logprobs, response), place(entropy, response)
 
@@ -66,7 +65,7 @@ class Policy:
     says otherwise.
     """
 
-    module: nn.Module
+    module: TokenLogprobs
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -90,7 +89,7 @@ class Policy:
 class Reference:
     """A frozen causal LM: what the policy is kept close to."""
 
-    module: nn.Module
+    module: TokenLogprobs
     dtype: torch.dtype
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -112,11 +111,27 @@ def _at_end(sequences: Sequences) -> Tensor:
     return torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
 
 
+class LogRatioPerPosition(nn.Module):
+    """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T)."""
+
+    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> None:
+        super().__init__()
+        self.policy, self.reference, self.beta = TokenLogprobs(policy), TokenLogprobs(reference), beta
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
+
+    def forward(self, ids: Tensor, attention: Tensor, response: Tensor) -> Tensor:
+        policy, reference = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
+        return torch.where(response, self.beta * (policy - reference).cumsum(1), 0.0)
+
+
 @dataclass(slots=True)
 class _Scalar:
     """A backbone with one number per position, and the mean and sd by which that is normalised."""
 
-    module: nn.Module
+    module: ScalarPerPosition | LogRatioPerPosition
     mean: float
     std: float
     dtype: torch.dtype
@@ -140,22 +155,6 @@ class RewardModel(_Scalar):
     def scores(self, sequences: Sequences) -> Tensor:
         """Normalised scores (raw - mean) / std: (B,)."""
         return (self.raw_scores(sequences) - self.mean) / self.std
-
-
-class LogRatioPerPosition(nn.Module):
-    """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T)."""
-
-    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> None:
-        super().__init__()
-        self.policy, self.reference, self.beta = TokenLogprobs(policy), TokenLogprobs(reference), beta
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.policy.model
-
-    def forward(self, ids: Tensor, attention: Tensor, response: Tensor) -> Tensor:
-        ours, theirs = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
-        return torch.where(response, self.beta * (ours - theirs).cumsum(1), 0.0)
 
 
 class ImplicitReward(RewardModel):

@@ -6,6 +6,7 @@ is right only where pad is a token of its own, hence `add_pad_token`.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from preftune.errors import DataError
 from preftune.models.fast.support import hidden_at, place
 from preftune.models.locate import Source, reading
+from preftune.models.parts import token_embedding
 
 PAD_TOKEN = "<|pad|>"
 
@@ -28,20 +30,21 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
         model = AutoModelForSequenceClassification.from_pretrained(
             source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None}
+    used = [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None]
     added = tokenizer.pad_token_id in used
     if added:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > token_embedding(model).num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    pad: Any = tokenizer.pad_token_id  # the library allows lists; it is one number or none
+    model.config.pad_token_id = pad
     head = score_head(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         noise = torch.randn(head.weight.shape, generator=generator)
         head.weight.copy_(noise / math.sqrt(head.in_features + 1))
         if added:  # never read under a mask; zero makes the saved file a function of the seed
-            model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
+            token_embedding(model).weight[pad].zero_()
     return model.eval()
 
 

@@ -8,23 +8,23 @@ p-value that survives Holm's correction. Everything else is "no detectable diffe
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from preftune.report.estimate import Estimate
+from preftune.records import verdict as verdicts
+from preftune.records.base import Estimate
+from preftune.records.policy import PolicyRecord
+from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
 from preftune.report.text import clean, join
-from preftune.report.view import CHOSEN, PolicyView, RunView
+from preftune.report.view import CHOSEN, RunView
 
-BETTER, WORSE, UNCLEAR = "better", "worse", "no detectable difference"
-SIGNIFICANCE = 0.05
 BAG_OF_WORDS = "bag_of_words"
-MIN_PROMPTS = 10  # below this a bootstrap over prompts gives intervals that are far too short: no claim
 FEW_STEPS = 10
-POWER = (1.959964 + 0.841621) / 1.959964  # half widths of a 95 % interval that 80 % power needs
+POWER = (Z95 + Z80) / Z95  # half widths of a 95 % interval that 80 % power needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """What may be said about one policy against the reference in one measure."""
 
-    policy: PolicyView
+    policy: PolicyRecord
     outcome: str
     difference: Estimate
     p_holm: float | None = None
@@ -33,11 +33,7 @@ class Claim:
 
 def outcome(difference: Estimate, p_holm: float | None = None) -> str:
     """better, worse or no detectable difference, from the interval and the corrected p-value alone."""
-    survives = p_holm is None or p_holm < SIGNIFICANCE
-    enough = difference.n is None or difference.n >= MIN_PROMPTS
-    if not (difference.excludes(0.0) and survives and enough):
-        return UNCLEAR
-    return BETTER if difference.value > 0 else WORSE
+    return verdicts.outcome(difference.low, difference.high, difference.n, p_holm)
 
 
 def claims(run: RunView, measure: str = "score", against: str | None = None) -> tuple[Claim, ...]:
@@ -220,7 +216,7 @@ def _outcome_of(table: dict[str, Claim], claim: Claim) -> str | None:
     return other.outcome if other else None
 
 
-def length_outcome(policy: PolicyView) -> str | None:
+def length_outcome(policy: PolicyRecord) -> str | None:
     """better, worse or no detectable difference at equal length; None where it was not measured."""
     control = policy.length_controlled
     return None if control is None or control.matched is None else outcome(control.matched)
@@ -270,7 +266,7 @@ def _size(run: RunView) -> str:
 def short_stages(run: RunView) -> list[str]:
     """Stages with so few steps that no lesson about the algorithm can be drawn: `ppo took 3 steps`."""
     return [
-        f"{stage.name} took {stage.steps} step{'' if stage.steps == 1 else 's'}"
+        f"{stage.name} took {stage.record.steps} step{'' if stage.record.steps == 1 else 's'}"
         for stage in run.stages
-        if stage.steps is not None and stage.steps < FEW_STEPS
+        if stage.record.steps is not None and stage.record.steps < FEW_STEPS
     ]

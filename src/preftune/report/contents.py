@@ -56,7 +56,7 @@ def _data(run: RunView) -> Section:
     rows = [
         (name(stage.name), name(reason), f"{count:,}")
         for stage in run.stages
-        for reason, count in stage.left_out.items()
+        for reason, count in stage.record.left_out.items()
     ]
     if rows:
         table = Table(

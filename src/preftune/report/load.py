@@ -5,27 +5,26 @@ are fine and are listed in `RunView.missing`; files that cannot be understood ar
 """
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from preftune.errors import DataError, InputMissing
-from preftune.report.parse import (
-    best_of_views,
-    comparison_view,
-    number_of,
-    other_pairs_view,
-    pairs_policy_view,
-    policy_view,
+from preftune.records.base import read_record, read_records
+from preftune.records.policy import (
+    BestOfCurve,
+    Comparison,
+    PairsFile,
+    PairsPolicy,
+    PolicyRecord,
+    policy_files,
 )
-from preftune.report.parse_reward_model import reward_model_view
-from preftune.report.reward_model import RewardModelView
+from preftune.records.reward_model import RewardModelRecord
+from preftune.records.stage import StageRecord
 from preftune.report.text import clean
-from preftune.report.view import MAX_LABEL, SFT, Comparison, OtherPairs, Row, RunView, StageView
+from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView
 from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text
 
-Parsed = TypeVar("Parsed")
+P = TypeVar("P", bound=PolicyRecord)
 NOT_STARTED = "not started"
 REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
 NO_POLICY = frozenset(
@@ -48,7 +47,7 @@ def load_run(run: RunDir) -> RunView:
     config = _toml(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
-    policies = _policies(run.comparisons.parent, policy_view, names)
+    policies = _policies(run.comparisons.parent, PolicyRecord, names)
     samples = {policy: tuple(read_jsonl(path)) for policy, path in run.samples_files().items()}
     judge, best_of, origins = run.reward_evaluation, run.evaluation(BEST_OF), _optional(run.origins)
     return RunView(
@@ -59,13 +58,13 @@ def load_run(run: RunDir) -> RunView:
         data=_optional(run.data),
         stages=tuple(stage for stage in stages if stage.status != NOT_STARTED),
         policies=policies,
-        reward_model=_parsed(judge, reward_model_view) if judge.exists() else None,
+        reward_model=read_record(judge, RewardModelRecord) if judge.exists() else None,
         other_reward_models=_other_reward_models(run),
         other_pairs=_other_pairs(run, names),
-        best_of=_parsed(best_of, best_of_views) if best_of.exists() else (),
+        best_of=read_record(best_of, BestOfCurve).points if best_of.exists() else (),
         origins={str(key): str(value) for key, value in (origins.get("origins") or {}).items()},
         recipe=str(origins.get("recipe") or ""),
-        comparisons=_comparisons(run.comparisons),
+        comparisons=tuple(read_records(run.comparisons, Comparison)) if run.comparisons.exists() else (),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_jsonl(run.mistakes)) if run.mistakes.exists() else (),
         missing=_missing(run, stages, {policy.policy for policy in policies}),
@@ -86,15 +85,6 @@ def _optional(path: Path) -> Row:
     return value
 
 
-def _parsed(path: Path, parse: Callable[[Row], Parsed]) -> Parsed:
-    """Parse a JSON object; a field of a wrong type becomes an error that names the file."""
-    row = _optional(path)
-    try:
-        return parse(row)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: unexpected contents ({error!r})") from error
-
-
 def _stage_names(run: RunDir, config: Row) -> list[str]:
     """Stages in the order of the configuration, after the base model's own, then any others found on disk."""
     folder = run.stage_dir(BASE).parent
@@ -105,33 +95,27 @@ def _stage_names(run: RunDir, config: Row) -> list[str]:
 
 
 def _stage(run: RunDir, name: str) -> StageView:
-    row = _optional(run.stage_json(name))
+    file, metrics = run.stage_json(name), run.metrics(name)
+    record = read_record(file, StageRecord) if file.exists() else StageRecord()
     started = run.stage_dir(name).is_dir()
-    metrics = run.metrics(name)
     return StageView(
         name=name,
-        algorithm=str(row.get("algorithm", "")),
-        status=str(row.get("status", "unfinished" if started else NOT_STARTED)),
-        seconds=number_of(row.get("seconds")),
-        peak_memory_mb=number_of(row.get("peak_memory_mb")),
-        steps=None if row.get("steps") is None else int(row["steps"]),
-        parents=tuple(str(parent) for parent in row.get("parents", ())),
-        left_out={str(reason): int(count) for reason, count in (row.get("rejected") or {}).items()},
+        status=record.status or ("unfinished" if started else NOT_STARTED),
+        record=record,
         metrics=tuple(read_jsonl(metrics)) if metrics.exists() else (),
     )
 
 
-def _policies(directory: Path, parse: Callable[[Row], Parsed], stages: list[str]) -> tuple[Parsed, ...]:
+def _policies(directory: Path, kind: type[P], stages: list[str]) -> tuple[P, ...]:
     """All evaluations in a directory but those of reward models, in the order of the table."""
-    others = (REWARD_MODEL, BEST_OF, PAIRS)
-    paths = [path for path in directory.glob("*.json") if not path.stem.startswith(others)]
-    return tuple(_parsed(path, parse) for path in sorted(paths, key=lambda path: _rank(path.stem, stages)))
+    paths = sorted(policy_files(directory), key=lambda path: _rank(path.stem, stages))
+    return tuple(read_record(path, kind) for path in paths)
 
 
-def _other_reward_models(run: RunDir) -> tuple[RewardModelView, ...]:
+def _other_reward_models(run: RunDir) -> tuple[RewardModelRecord, ...]:
     """Reward models that score no policy in training, by stage."""
     paths = sorted(run.reward_evaluation.parent.glob(f"{REWARD_MODEL}_*.json"))
-    return tuple(_parsed(path, reward_model_view) for path in paths)
+    return tuple(read_record(path, RewardModelRecord) for path in paths)
 
 
 def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
@@ -140,10 +124,10 @@ def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
     for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
         judges = sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
         found.append(
-            replace(
-                _parsed(path, other_pairs_view),
-                reward_models=tuple(_parsed(judge, reward_model_view) for judge in judges),
-                policies=_policies(path.parent, pairs_policy_view, stages),
+            OtherPairs(
+                of=read_record(path, PairsFile),
+                reward_models=tuple(read_record(judge, RewardModelRecord) for judge in judges),
+                policies=_policies(path.parent, PairsPolicy, stages),
             )
         )
     return tuple(found)
@@ -174,12 +158,3 @@ def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> 
     if not run.reward_evaluation.exists():
         found.append("the evaluation of the reward model")
     return tuple(found)
-
-
-def _comparisons(path: Path) -> tuple[Comparison, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return tuple(comparison_view(row) for row in read_jsonl(path))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: unexpected contents ({error!r})") from error

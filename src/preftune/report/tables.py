@@ -1,10 +1,11 @@
 """The tables of a run as plain strings, for the terminal, ANALYSIS.md and report.html alike."""
 
+from preftune.records.base import Estimate
+from preftune.records.policy import PolicyRecord
 from preftune.report.blocks import Table
 from preftune.report.claims import Claim, claims
-from preftune.report.estimate import Estimate
 from preftune.report.text import number, percent
-from preftune.report.view import CHOSEN, PolicyView, RunView
+from preftune.report.view import CHOSEN, RunView
 
 
 def comparison_table(run: RunView) -> Table:
@@ -108,7 +109,7 @@ def _percent(share: Estimate | None) -> str:
     return "–" if share is None else share.percent()
 
 
-def kl_text(policy: PolicyView) -> str:
+def kl_text(policy: PolicyRecord) -> str:
     """KL per response; best-of-n has an upper bound from its formula, not a measurement."""
     if policy.kl_sequence is None and policy.kl_formula is not None:
         return f"≤ {policy.kl_formula:.2f} (formula)"

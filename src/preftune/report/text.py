@@ -108,10 +108,3 @@ def duration(seconds: float | None) -> str:
 def join(items: list[str]) -> str:
     """Items as English: a, a and b, a, b and c."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
-
-
-def decimals_for(size: float) -> int:
-    """Decimals that show two significant digits of `size` (an interval's half width), at most 4."""
-    if not math.isfinite(size) or size <= 0:
-        return 2
-    return min(4, max(0, 1 - math.floor(math.log10(size))))

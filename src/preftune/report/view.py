@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftune.report.estimate import Estimate
-from preftune.report.reward_model import RewardModelView
+from preftune.records.policy import MAX_LABEL, BestOf, Comparison, PairsFile, PairsPolicy, PolicyRecord
+from preftune.records.reward_model import RewardModelRecord
+from preftune.records.stage import StageRecord
 from preftune.report.text import clean
 from preftune.rundir import BASE
 
 Row = Mapping[str, Any]
 SFT = "policy_sft"
 CHOSEN = "chosen"  # the response that people preferred, as a reference of comparisons
-MAX_LABEL = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,117 +20,21 @@ class StageView:
     """One stage: its record and its metric rows (each with "step" and "time")."""
 
     name: str
-    algorithm: str
     status: str
-    seconds: float | None = None
-    peak_memory_mb: float | None = None
-    steps: int | None = None
-    parents: tuple[str, ...] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)  # rows that could not be encoded, by reason
+    record: StageRecord
     metrics: tuple[Row, ...] = ()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthControlled:
-    """What is left of a policy's gain over the reference at equal length."""
-
-    win_rate: Estimate | None = None
-    raw_win_rate: Estimate | None = None
-    gain: Estimate | None = None
-    matched: Estimate | None = None  # the gain on prompts where both responses are about equally long
-    surviving: Estimate | None = None  # share of the gain that is left; None where there is no gain to share
-    method: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestOf:
-    """One point of the best-of-n curve: KL by formula (an upper bound), in nats, and what it gained."""
-
-    n: int
-    kl: float
-    reward: Estimate | None = None
-    gold: Estimate | None = None
-    held_out: Estimate | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyView:
-    """One policy's measurements on the held-out prompts; KL is to the reference, in nats."""
-
-    policy: str
-    label: str
-    n_prompts: int | None = None
-    reward: Estimate | None = None
-    reward_sd: float | None = None
-    difference: Estimate | None = None
-    win_rate: Estimate | None = None
-    kl_sequence: Estimate | None = None
-    kl_token: Estimate | None = None
-    k1_sequence: Estimate | None = None
-    k1_token: Estimate | None = None
-    kl_formula: float | None = None
-    length: Estimate | None = None
-    length_median: float | None = None
-    eos_rate: Estimate | None = None
-    shares: Mapping[str, float] = field(default_factory=dict)  # empty, distinct_1, ..., role_leakage
-    intervals: Mapping[str, Estimate] = field(default_factory=dict)  # the same names, where one is known
-    gold: Estimate | None = None
-    reverse_kl: Estimate | None = None  # KL(reference || policy), on the reference's samples
-    held_out: Estimate | None = None  # score by a reward model that trained no policy
-    win_rate_chosen: Estimate | None = None
-    length_controlled: LengthControlled | None = None
-    scores: tuple[float, ...] = ()  # one for each prompt, all prompts
-
     @property
-    def kl(self) -> Estimate | None:
-        """KL per response in nats: exact over the vocabulary, or the bound of the formula for best-of-n."""
-        if self.kl_sequence is not None:
-            return self.kl_sequence
-        return None if self.kl_formula is None else Estimate(value=self.kl_formula)
-
-    @property
-    def best_of(self) -> bool:
-        """True for best-of-n of the sft policy: a selection rule, not a trained model."""
-        return self.policy.startswith("best_of_")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A recorded comparison of a policy with the reference in "score" or "gold", paired by prompt.
-
-    `p_holm` is the p-value after Holm's correction, `n_needed` the prompts to show the difference seen.
-    """
-
-    policy: str
-    reference: str
-    measure: str
-    difference: Estimate
-    p_holm: float | None = None
-    n_needed: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairsPolicy:
-    """One policy on other pairs: how often it prefers the chosen response, by its own log-probabilities
-    (against the reference's, per token), and how its samples do on their prompts.
-    """
-
-    label: str
-    prefers: Estimate | None = None
-    prefers_per_token: Estimate | None = None
-    win_rate_chosen: Estimate | None = None
-    difference: Estimate | None = None
+    def algorithm(self) -> str:
+        return self.record.algorithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherPairs:
     """What `evaluate --pairs FILE` found: the reward models and the policies on pairs of somebody else."""
 
-    file: str
-    n: int | None = None
-    seen: int | None = None  # left out since their prompt was trained on
-    reward_models: tuple[RewardModelView, ...] = ()
+    of: PairsFile
+    reward_models: tuple[RewardModelRecord, ...] = ()
     policies: tuple[PairsPolicy, ...] = ()
 
 
@@ -144,19 +48,19 @@ class RunView:
     record: Row  # run.json
     data: Row  # data.json
     stages: tuple[StageView, ...]
-    policies: tuple[PolicyView, ...]
-    reward_model: RewardModelView | None
+    policies: tuple[PolicyRecord, ...]
+    reward_model: RewardModelRecord | None
     comparisons: tuple[Comparison, ...]
     samples: Mapping[str, tuple[Row, ...]]
     mistakes: tuple[Row, ...]
     missing: tuple[str, ...]
     best_of: tuple[BestOf, ...] = ()
-    other_reward_models: tuple[RewardModelView, ...] = ()
+    other_reward_models: tuple[RewardModelRecord, ...] = ()
     other_pairs: tuple[OtherPairs, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)  # by dotted key: default, recipe, command line
     recipe: str = ""
 
-    def policy(self, name: str) -> PolicyView | None:
+    def policy(self, name: str) -> PolicyRecord | None:
         """The policy of that name, if it was evaluated."""
         return next((policy for policy in self.policies if policy.policy == name), None)
 

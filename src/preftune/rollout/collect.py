@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences
-from preftune.faults import observed
+from preftune.faults import faultpoint
 from preftune.models.roles import Critic, Policy, Reference
 from preftune.rollout.functions import masked
 from preftune.rollout.rollout import Rollout
@@ -27,6 +27,7 @@ def collect(
     temperature: float,
     missing_eos_score: float | None,
     batch_size: int,
+    say: Callable[[str], None] | None = None,
 ) -> Rollout:
     """Sample and evaluate responses.
 
@@ -40,10 +41,11 @@ def collect(
         temperature=temperature,
         eos_id=scorer.encoder.eos_id,
         responses_per_prompt=responses_per_prompt,
+        say=say,
     )
-
-    scores, valid = masked(scorer.shaped(sequences, missing_eos_score))
-    scores = observed("rewards", scores)
+    rows = [row for row in prompts.rows for _ in range(responses_per_prompt)]
+    scores, valid = masked(scorer.shaped(sequences, missing_eos_score, rows))
+    scores = faultpoint("rewards", scores)
 
     def in_batches(function: Callable[[Sequences], Tensor]) -> Tensor:
         return by_batches(function, sequences, batch_size)
@@ -62,8 +64,8 @@ def collect(
 
 def by_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, batch_size: int) -> Tensor:
     """A per-token function (B, T) evaluated `batch_size` rows at a time, each batch cut to its own width."""
-    parts = []
+    batches = []
     for start in range(0, len(sequences), batch_size):
-        part = function(sequences[slice(start, start + batch_size)])
-        parts.append(torch.nn.functional.pad(part, (0, sequences.ids.shape[1] - part.shape[1])))
-    return torch.cat(parts)
+        values = function(sequences[slice(start, start + batch_size)])
+        batches.append(torch.nn.functional.pad(values, (0, sequences.ids.shape[1] - values.shape[1])))
+    return torch.cat(batches)

@@ -13,7 +13,7 @@ import inspect
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
@@ -112,11 +112,11 @@ def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, 
     """The functions of a setting such as "0.5 * module:function + other:function", each of whose calls may
     take `seconds`.
     """
-    found = []
+    functions = []
     for name, weight in reward_terms(terms).items():
         call = find_function(name)
-        found.append(RewardFunction(name, weight, call, _columns_of(call), seconds))
-    return tuple(found)
+        functions.append(RewardFunction(name, weight, call, _columns_of(call), seconds))
+    return tuple(functions)
 
 
 def _columns_of(call: Callable[..., Any]) -> tuple[str, ...]:
@@ -132,15 +132,17 @@ def _columns_of(call: Callable[..., Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFunctions:
-    """The weighted sum of functions on token rows. `rows` finds a prompt's data row by its ids."""
+    """The weighted sum of functions on token rows. `rows` are those that prompts come from."""
 
     functions: tuple[RewardFunction, ...]
     encoder: Encoder
-    rows: Mapping[tuple[int, ...], Preference]
+    rows: Sequence[Preference]
     on_error: OnError = "stop"
 
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """Σ weight · reward, (B,) float32 on the device of `sequences`; NaN where a failure is masked.
+
+        `rows`: which of the data rows each sequence's prompt is of; none for prompts from elsewhere.
 
         DataError if a function fails and `on_error` is "stop", or if more than a fifth of the rows fail.
         """
@@ -148,9 +150,10 @@ class RewardFunctions:
         ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
         values, failures = [], list[DataError]()
         for i in range(len(sequences)):
-            prompt_ids = ids[i][real[i] & ~written[i]].tolist()
+            row = self.rows[rows[i]] if rows else None
+            prompt_ids, response_ids = ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist()
             try:
-                values.append(self._score(prompt_ids, ids[i][written[i]].tolist(), closed[i]))
+                values.append(self._score(row, prompt_ids, response_ids, closed[i]))
             except DataError as error:
                 if self.on_error == "stop":
                     raise
@@ -164,8 +167,9 @@ class RewardFunctions:
             )
         return torch.tensor(values, dtype=torch.float32, device=sequences.ids.device)
 
-    def _score(self, prompt_ids: list[int], response_ids: list[int], closed: bool) -> float:
-        row = self.rows.get(tuple(prompt_ids))
+    def _score(
+        self, row: Preference | None, prompt_ids: list[int], response_ids: list[int], closed: bool
+    ) -> float:
         response = self.encoder.decode(response_ids)
         prompt = row.prompt.transcript() if row else self.encoder.decode(prompt_ids)
         columns = {
@@ -176,14 +180,6 @@ class RewardFunctions:
             "rejected": row.rejected if row else None,
         }
         return sum(f.weight * f.value(prompt, response, columns) for f in self.functions)
-
-
-def rows_by_prompt(encoder: Encoder, rows: Iterable[Preference]) -> dict[tuple[int, ...], Preference]:
-    """The first row of each prompt, by the prompt's token ids, in the order of the rows."""
-    found: dict[tuple[int, ...], Preference] = {}
-    for row in rows:
-        found.setdefault(tuple(encoder.prompt(row.prompt)), row)
-    return found
 
 
 def masked(scores: Tensor) -> tuple[Tensor, Tensor | None]:

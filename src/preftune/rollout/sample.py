@@ -6,7 +6,7 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
-from functools import cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, next_logits
+from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
@@ -30,11 +31,13 @@ def sample(
     temperature: float,
     eos_id: int,
     responses_per_prompt: int = 1,
+    say: Callable[[str], None] | None = None,
 ) -> Sequences:
     """Draw responses up to and including EOS, at most `max_new_tokens` long; temperature 0 is greedy.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
-    Where memory runs out, half of the prompts are taken at a time: a response does not know its neighbours.
+    Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
+    know its neighbours.
     """
     try:
         return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)
@@ -44,8 +47,9 @@ def sample(
     # Out here, where the error no longer holds on to the frames and tensors that it passed.
     torch.cuda.empty_cache()
     half = len(prompts) // 2
-    _warn(len(prompts), half)
-    parts = [
+    if say is not None:
+        say(f"warning: out of memory sampling for {len(prompts)} prompts at a time; going on with {half}")
+    halves = [
         sample(
             policy,
             prompts[rows],
@@ -53,16 +57,11 @@ def sample(
             temperature=temperature,
             eos_id=eos_id,
             responses_per_prompt=responses_per_prompt,
+            say=say,
         )
         for rows in (slice(0, half), slice(half, None))
     ]
-    return concatenate(*parts)
-
-
-@cache
-def _warn(prompts: int, half: int) -> None:
-    """Once, not in every step."""
-    print(f"warning: out of memory sampling for {prompts} prompts at a time; going on with {half}")
+    return concatenate(*halves)
 
 
 def _sampled(
@@ -75,9 +74,7 @@ def _sampled(
     new = torch.full((rows, max_new_tokens), eos_id, dtype=torch.long, device=packed.ids.device)
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
-    head = policy.model.get_output_embeddings()
-    assert head is not None
-    after = after_head(policy.model)
+    head, after = language_head(policy.model), after_head(policy.model)
     with casting(policy):
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)

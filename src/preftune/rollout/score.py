@@ -3,6 +3,7 @@
 The reward model reads token ids where policy and reward model share them, else text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,10 @@ class Scorer:
     functions: RewardFunctions | None = None
 
     @torch.no_grad()
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
+        `rows`: see `RewardFunctions.scores`.
         Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
         function failed and that stops the run.
         """
@@ -43,32 +45,32 @@ class Scorer:
             batches = [sequences[slice(i, i + size)] for i in range(0, len(sequences), size)]
             scores = torch.cat([self._scores(model, batch) for batch in batches])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        return scores if self.functions is None else scores + self.functions.scores(sequences)
+        return scores if self.functions is None else scores + self.functions.scores(sequences, rows)
 
     def _scores(self, model: RewardModel, sequences: Sequences) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
-        theirs, rows = self.translate, []
+        judge, rows = self.translate, []  # the encoder of the reward model
         for i, closed in enumerate(ended(sequences, self.encoder.eos_id).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
             written = sequences.response[i][sequences.attention[i]]
-            prompt = self.encoder.tokenizer.decode(
-                real[~written].tolist(), clean_up_tokenization_spaces=False
-            )
-            response = theirs.response(self.encoder.decode(real[written].tolist()), ended=closed)
-            prompt_ids = theirs.text(prompt)
-            if theirs.max_length is not None:  # its tokens may be shorter than ours
-                prompt_ids = prompt_ids[-max(theirs.max_length - len(response), 1) :]
+            prompt = self.encoder.text_of(real[~written].tolist())
+            response = judge.response(self.encoder.decode(real[written].tolist()), ended=closed)
+            prompt_ids = judge.text(prompt)
+            if judge.max_length is not None:  # its tokens may be shorter than the policy's
+                prompt_ids = prompt_ids[-max(judge.max_length - len(response), 1) :]
             rows.append((prompt_ids, response))
         prompts, responses = zip(*rows, strict=True)
-        batch = pad_sequences(prompts, responses, theirs.pad_id)
+        batch = pad_sequences(prompts, responses, judge.pad_id)
         return model.scores(batch.to(sequences.ids.device))
 
-    def shaped(self, sequences: Sequences, missing_eos_score: float | None) -> Tensor:
+    def shaped(
+        self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
+    ) -> Tensor:
         """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a
         masked one stays NaN.
         """
-        scores = self.scores(sequences)
+        scores = self.scores(sequences, rows)
         if missing_eos_score is None:
             return scores
         whole = ended(sequences, self.encoder.eos_id) | scores.isnan()
@@ -79,7 +81,6 @@ def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
     if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):
         return True
-    ours, theirs = policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab()
-    return {t: i for t, i in theirs.items() if t != PAD_TOKEN} == {
-        t: i for t, i in ours.items() if t != PAD_TOKEN
-    }
+    vocabularies = (policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab())
+    first, second = ({t: i for t, i in ids.items() if t != PAD_TOKEN} for ids in vocabularies)
+    return first == second

@@ -6,13 +6,16 @@ files of others: they are shortened and stand in code spans, and the metadata is
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from preftune.rundir import BASE, RunDir, policy_name, read_json, short_name, write_text
+from preftune.records.base import Estimate, read_record
+from preftune.records.policy import PolicyRecord
+from preftune.records.reward_model import RewardModelRecord
+from preftune.rundir import BASE, RunDir, policy_name, short_name, write_text
 from preftune.runs.stages import SIDE_FILE, Stage
 from preftune.version import __version__
 
@@ -69,7 +72,7 @@ def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
 
 
 def _metadata(
-    session: "Session", stage: Stage, numbers: Sequence[tuple[str, str, Mapping[str, Any]]]
+    session: "Session", stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]
 ) -> dict[str, Any]:
     """What the Hugging Face Hub reads: https://huggingface.co/docs/hub/model-cards."""
     judge = stage.algorithm == "reward"
@@ -85,8 +88,7 @@ def _metadata(
     if _is_hub_id(data):
         meta["datasets"] = [data]
     metrics = [
-        {"type": key, "name": words, "value": round(float(record.get("value", record.get("mean", 0))), 4)}
-        for key, words, record in numbers
+        {"type": key, "name": words, "value": round(number.value, 4)} for key, words, number in numbers
     ]
     if metrics:
         result = {
@@ -127,10 +129,10 @@ def _recipe(session: "Session", stage: Stage) -> str:
     return f"{facts}; {base}. Settings of the stage:\n\n```json\n{settings.replace('```', '')}\n```"
 
 
-def _measured(numbers: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+def _measured(numbers: Sequence[tuple[str, str, Estimate]]) -> str:
     if not numbers:
         return "Not evaluated yet: `preftune evaluate RUN` measures it and completes this card."
-    rows = [f"| {words} | {_estimate(record)} | {record.get('n', '')} |" for _, words, record in numbers]
+    rows = [f"| {words} | {_in_digits(x)} | {'' if x.n is None else x.n} |" for _, words, x in numbers]
     head = "| number | value [95 % interval] | n |\n|---|---|---|"
     return (
         "\n".join([head, *rows])
@@ -138,67 +140,68 @@ def _measured(numbers: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     )
 
 
-def _estimate(record: Mapping[str, Any]) -> str:
-    value = float(record["value"] if "value" in record else record["mean"])
-    interval = record.get("interval")
-    ends = f" [{float(interval[0]):.3f}, {float(interval[1]):.3f}]" if interval else ""
-    return f"{value:.3f}{ends}"
+def _in_digits(number: Estimate) -> str:
+    ends = "" if number.low is None else f" [{number.low:.3f}, {number.high:.3f}]"
+    return f"{number.value:.3f}{ends}"
 
 
-def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(key, words, {value or mean, interval, n}) of what the evaluation found about this model."""
+def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
+    """(key, words, estimate) of what the evaluation found about this model."""
     if stage.algorithm == "reward":
         own = run.evaluation(f"reward_model_{stage.name}")
         file = own if own.is_file() else run.reward_evaluation
-        record = read_json(file) if file.is_file() else {}
-        if record.get("stage") == stage.name:
+        record = read_record(file, RewardModelRecord) if file.is_file() else None
+        if record is not None and record.stage == stage.name:
             yield from _reward_numbers(record)
         return
     file = run.evaluation(BASE if stage.name == BASE else policy_name(stage.name))
     if file.is_file():
-        yield from _policy_numbers(read_json(file))
+        yield from _policy_numbers(read_record(file, PolicyRecord))
 
 
-def _reward_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    yield "accuracy", "accuracy on held-out pairs, ties wrong", record["accuracy"]
-    for name, rule in record["baselines"].items():
-        yield f"baseline_{name}", f"the same for the rule {code(name)}", rule
-    n = record["n"]
-    yield (
-        "brier",
-        "Brier score (a coin: 0.25)",
-        {"value": record["brier"], "interval": record.get("brier_interval"), "n": n},
-    )
-    chance = record.get("ece_if_calibrated")
+def _known(rows: Iterable[tuple[str, str, Estimate | None]]) -> Iterator[tuple[str, str, Estimate]]:
+    yield from ((key, words, number) for key, words, number in rows if number is not None)
+
+
+def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estimate]]:
+    chance = record.ece_if_calibrated
     words = "" if chance is None else f" (by chance alone up to {chance:.3f})"
-    yield "ece", f"expected calibration error{words}", {"value": record["ece"], "n": n}
-    if record["correlation_score_length"] is not None:
-        correlation = {
-            "value": record["correlation_score_length"],
-            "interval": record.get("correlation_score_length_interval"),
-            "n": n,
-        }
-        yield "correlation_score_length", "correlation of score and length", correlation
+    ece = None if record.ece is None else Estimate(value=record.ece, n=record.n)
+    rules = [
+        (f"baseline_{name}", f"the same for the rule {code(name)}", rule)
+        for name, rule in record.baselines.items()
+    ]
+    yield from _known(
+        [
+            ("accuracy", "accuracy on held-out pairs, ties wrong", record.accuracy),
+            *rules,
+            ("brier", "Brier score (a coin: 0.25)", record.brier),
+            ("ece", f"expected calibration error{words}", ece),
+            ("correlation_score_length", "correlation of score and length", record.correlation_score_length),
+        ]
+    )
 
 
-def _policy_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    wanted = {
-        "reward": "reward (normalised score of the run's reward model)",
-        "reward_difference_to_sft": "reward minus SFT's, paired by prompt",
-        "win_rate_vs_sft": "win rate against SFT",
-        "win_rate_vs_chosen": "win rate against the human-chosen response",
-        "held_out_difference_to_sft": "score of a second reward model minus SFT's",
-        "gold": "gold score of the built-in world",
-        "length": "response length in tokens",
-        "eos_rate": "share of responses that end by themselves",
-    }
-    for key, words in wanted.items():
-        if record.get(key) is not None:
-            yield key, words, {"n": record["n_samples"], **record[key]}
-    controlled = record.get("length_controlled")
-    if controlled and controlled["win_rate"]["value"] is not None:
-        yield "length_controlled_win_rate", "the same at equal lengths", controlled["win_rate"]
-    yield "kl", "exact KL to SFT, nats per response", record["kl"]["exact_per_sequence"]
+def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]:
+    controlled = record.length_controlled
+    yield from _known(
+        [
+            ("reward", "reward (normalised score of the run's reward model)", record.reward),
+            ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),
+            ("win_rate_vs_sft", "win rate against SFT", record.win_rate),
+            ("win_rate_vs_chosen", "win rate against the human-chosen response", record.win_rate_chosen),
+            (
+                "held_out_difference_to_sft",
+                "score of a second reward model minus SFT's",
+                record.held_out_difference,
+            ),
+            ("gold", "gold score of the built-in world", record.gold),
+            ("length", "response length in tokens", record.length),
+            ("eos_rate", "share of responses that end by themselves", record.eos_rate),
+            ("length_controlled_win_rate", "the same at equal lengths", controlled and controlled.win_rate),
+            ("kl", "exact KL to SFT, nats per response", record.kl_sequence),
+        ]
+    )
 
 
 def _loading(stage: Stage) -> str:

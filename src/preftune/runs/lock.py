@@ -67,7 +67,10 @@ def _take(run: RunDir, file: TextIO) -> None:
             hint="wait until it ends, or use another --out DIR",
         ) from None
     except OSError as error:  # a mounted drive that knows no locks
-        print(f"warning: {run.path} cannot be locked ({error.strerror}): run one process there at a time")
+        from preftune.runs.console import Console
+
+        warning = f"warning: {run.path} cannot be locked ({error.strerror}): run one process there at a time"
+        Console().line(warning)
 
 
 def _owner(text: str) -> str:

@@ -150,7 +150,7 @@ def _prove_reload(session: Session, job: Job, directory: Path) -> None:
     saved = RewardModel(load_scalar_model(source))
     reloaded = session.encoder(source)
     device = next(job.model.model.parameters()).device
-    saved.model.to(device)
+    saved.module.to(device)
     probes = first_usable(job.encoder, session.dataset.train, _PROBES)[0]
     before = _scores(RewardModel(job.model.model), job.encoder, probes)
     after = _scores(saved, reloaded, probes)

@@ -8,6 +8,7 @@ from typing import Any
 from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
+from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate
@@ -17,8 +18,6 @@ from preftune.runs.console import Console
 from preftune.runs.mirror import Mirror
 from preftune.runs.stages import Stage, digest, settings_of
 from preftune.training.learner import Learner
-
-_UNLIMITED = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -102,13 +101,13 @@ class Session:
 
     def encoder_of(self, tokenizer: Any, context: int, new_tokens: int = 0) -> Encoder:
         data = self.config.data
-        context = context or _UNLIMITED
+        context = context or UNLIMITED
         return Encoder(
             tokenizer,
             data.form,
-            min(data.max_prompt_length, context - max(new_tokens, 1)),
-            data.max_response_length,
-            context,
+            max_prompt_length=min(data.max_prompt_length, context - max(new_tokens, 1)),
+            max_response_length=data.max_response_length,
+            max_length=context,
         )
 
     def learner(self, microbatch_size: int) -> Learner:

@@ -18,7 +18,6 @@ from preftune.runs.save import read_side_file
 from preftune.seeding import derive_seed
 
 _BATCH = 16
-_UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +101,7 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 
 
 def _encoder(source: Source) -> Encoder:
-    """Prompts and responses as they are, up to the model's context."""
-    context = context_length(source) or _UNLIMITED
-    return Encoder(load_tokenizer(source), "transcript", context, context, context)
+    return Encoder.of_texts(load_tokenizer(source), context_length(source))
 
 
 def _room(row: int, length: int, encoder: Encoder) -> int:

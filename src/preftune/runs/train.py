@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from preftune.algorithms import ALGORITHMS, GRPO, PPO, SFT
@@ -13,7 +13,10 @@ from preftune.data import (
     Preference,
     Prompts,
     Sequences,
+    distinct_prompts,
+    first_encoded,
     first_usable,
+    pad_pairs,
     pad_prompts,
     pad_sequences,
     rows_at,
@@ -23,7 +26,7 @@ from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
-from preftune.rollout.functions import OnError, RewardFunctions, load_functions, rows_by_prompt
+from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.score import Scorer, same_vocabulary
 from preftune.rundir import BASE
 from preftune.runs.job import Job
@@ -166,16 +169,16 @@ def _offline(session: Session, name: str) -> Job:
         learner.freeze(models[role])
     encoder = session.encoder_of(tokenizer, context_length(source))
     part = config.part if isinstance(config, RewardConfig) else "all"
-    rows, rejected = first_usable(encoder, session.training_rows(part), config.rows)
+    rows, encoded, rejected = first_encoded(encoder, session.training_rows(part), config.rows)
 
-    def part_at(step: int) -> list[Preference]:
-        return [rows[i] for i in rows_at(step, config.batch_size, len(rows), session.config.seed, name)]
+    def numbers_at(step: int) -> list[int]:
+        return rows_at(step, config.batch_size, len(rows), session.config.seed, name)
 
     def batch_at(step: int) -> Sequences | Pairs:
-        part = part_at(step)
+        pairs = [encoded[i] for i in numbers_at(step)]
         if isinstance(config, SFTConfig):
-            return encoder.sequences([(row.prompt, row.chosen) for row in part])
-        return encoder.pairs(part)
+            return pad_sequences([p.prompt for p in pairs], [p.chosen for p in pairs], encoder.pad_id)
+        return pad_pairs(pairs, encoder.pad_id)
 
     return Job(
         algorithm=kind(config, models, learner),
@@ -184,7 +187,7 @@ def _offline(session: Session, name: str) -> Job:
         steps=math.ceil(config.epochs * len(rows) / config.batch_size),
         encoder=encoder,
         model=models[trained],
-        rows_at=lambda step: [_row_name(row) for row in part_at(step)],
+        rows_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
     )
 
@@ -205,19 +208,19 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
     learner.train("policy", policy, config.optimizer, config.learning_rate)
     learner.freeze(reference)
     encoder = session.encoder(source, config.max_new_tokens)
-    rows = rows_by_prompt(encoder, session.dataset.train)
-    prompts = list(rows)
+    rows, prompts = distinct_prompts(encoder, session.dataset.train)
     functions = reward_functions(
         config.reward_functions, encoder, rows, session.config.reward_timeout, config.on_reward_error
     )
     per_step = config.batch_size // (config.group_size if isinstance(config, GRPOConfig) else 1)
 
-    def part_at(step: int) -> list[tuple[int, ...]]:
-        return [prompts[i] for i in rows_at(step, per_step, len(prompts), session.config.seed, name)]
+    def numbers_at(step: int) -> list[int]:
+        return rows_at(step, per_step, len(prompts), session.config.seed, name)
 
     def batch_at(step: int) -> Prompts:
         seeds = [derive_seed(session.config.seed, name, step, "sample", i) for i in range(per_step)]
-        return pad_prompts([list(prompt) for prompt in part_at(step)], seeds, encoder.pad_id)
+        numbers = numbers_at(step)
+        return pad_prompts([prompts[i] for i in numbers], seeds, encoder.pad_id, numbers)
 
     scorer = scorer_for(
         session, encoder, reward_model, config.reward_model, config.microbatch_size, functions
@@ -231,7 +234,7 @@ def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
         steps=config.steps,
         encoder=encoder,
         model=policy,
-        rows_at=lambda step: [_row_name(rows[prompt]) for prompt in part_at(step)],
+        rows_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
         updates=config.epochs * config.minibatches * len(ALGORITHMS[config.algorithm].trains),
     )
 
@@ -258,7 +261,7 @@ def critic_of(session: Session, config: PPOConfig, reward_model: RewardModel | N
 def reward_functions(
     terms: str | None,
     encoder: Encoder,
-    rows: Mapping[tuple[int, ...], Preference],
+    rows: Sequence[Preference],
     seconds: float,
     on_error: OnError = "stop",
 ) -> RewardFunctions | None:

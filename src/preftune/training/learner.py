@@ -68,10 +68,12 @@ class Learner:
         )
         self.microbatch_size = microbatch_size
         self.say = say
+        self._said: set[str] = set()
         self.trained: dict[str, Trained] = {}
         self.bad_steps = 0  # in a row, with a number that is not finite
         self.updates = 0  # of the weights, in this step
         self.not_finite: list[str] = []  # what went wrong in this step
+        self.noted: dict[str, Tensor] = {}  # what an algorithm saw in this step (see `note`)
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +97,15 @@ class Learner:
         """Forget what happened in the step before."""
         self.updates = 0
         self.not_finite.clear()
+        self.noted.clear()
+
+    def note(self, name: str, values: Tensor) -> None:
+        self.noted[name] = values
+
+    def say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def asked_to_stop(self) -> int:
         """The signal that any process got, or 0: all processes learn the same."""

@@ -175,7 +175,7 @@ class _Record:
             )
 
     def _dump(self, step: int, row: Metrics) -> None:
-        rewards = faults.seen("rewards")
+        rewards = self.learner.noted.get("rewards")
         record = {
             "step": step + 1,
             "not_finite": list(self.learner.not_finite),

@@ -43,9 +43,9 @@ def one_update(
     single: dict[str, Any] = {"epochs": 1, "minibatches": 1} if issubclass(kind, PPO | GRPO) else {}
     if issubclass(kind, GRPO) and isinstance(batch, Rollout) and batch.group is not None:
         single["group_size"] = int((batch.group == batch.group[0]).sum())
-    wanted = _BATCHES[algorithm]
-    if not isinstance(batch, wanted):
-        raise UsageError(f"{algorithm} takes {wanted.__name__}, not {type(batch).__name__}")
+    batch_class = _BATCHES[algorithm]
+    if not isinstance(batch, batch_class):
+        raise UsageError(f"{algorithm} takes {batch_class.__name__}, not {type(batch).__name__}")
     sizes = {"batch_size": rows, "microbatch_size": microbatch_size or rows}
     settings = build(kind.Config, {**single, **sizes, "algorithm": algorithm, **config}, algorithm)
     _check_roles(kind, models)

@@ -46,11 +46,11 @@ def answering(seconds: float) -> Iterator[None]:
 
 def _silent() -> list[int]:
     """Ranks that do not say that they, too, wait for somebody. None where that cannot be found out."""
-    mine, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own_rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         store = distributed_c10d._get_default_store()  # torch has no public name for it
         store.set_timeout(timedelta(seconds=_GRACE))  # it may be kept by the very process that is silent
-        store.set(f"preftune/waiting/{mine}", "yes")
+        store.set(f"preftune/waiting/{own_rank}", "yes")
         time.sleep(_GRACE)
         return [rank for rank in range(world) if not store.check([f"preftune/waiting/{rank}"])]
     except RuntimeError:

@@ -30,8 +30,8 @@ class TrainState:
         """A copy on the CPU, in the memory of `into` where that has the same tensors."""
         weights, moments = (into.weights, into.moments) if into is not None else ({}, {})
         return TrainState(
-            weights={name: _copied(part, weights.get(name, {})) for name, part in self.weights.items()},
-            moments={name: _copied(part, moments.get(name, {})) for name, part in self.moments.items()},
+            weights={name: _copied(tensors, weights.get(name, {})) for name, tensors in self.weights.items()},
+            moments={name: _copied(tensors, moments.get(name, {})) for name, tensors in self.moments.items()},
             skipped=dict(self.skipped),
             bad_steps=self.bad_steps,
             scaler=dict(self.scaler),

@@ -159,8 +159,9 @@ def make_world(seed: int, pairs: int = 6000, validation: int = 1000, test: int =
     """Draw the world of `seed`, with so many labelled pairs a split (at least 1 each)."""
     if min(pairs, validation, test) < 1:
         raise DataError("every split of the world needs at least one pair", "set data.pairs to 1 or more")
+    sizes: dict[Split, int] = {"train": pairs, "validation": validation, "test": test}
     splits: dict[Split, tuple[Preference, ...]] = {}
-    for split, n in (("train", pairs), ("validation", validation), ("test", test)):
+    for split, n in sizes.items():
         rng = Random(f"{seed}/{split}")
         splits[split] = tuple(draw_pair(rng, draw_question(rng, "training", split), row) for row in range(n))
     tokenizer = grammar.world_tokenizer()

@@ -38,8 +38,8 @@ class Decoder(Protocol):
 
 def decoder(model: PreTrainedModel, ids: Tensor, lengths: Tensor, k: int, limit: int) -> Decoder:
     """For right-padded prompts ids (G, P) of `lengths` (G,), k rows each, up to `limit` new tokens."""
-    kind = GridDecoder if lays_out_trees(model) else CachedDecoder
-    return kind(model, ids, lengths, k, limit)
+    decoder_class = GridDecoder if lays_out_trees(model) else CachedDecoder
+    return decoder_class(model, ids, lengths, k, limit)
 
 
 class GridDecoder:
@@ -87,20 +87,20 @@ class GridDecoder:
         """One layer's attention of n rows to their prompts and to what they have written: (n, 1, H, D)."""
         (keys, values), (new_keys, new_values) = self.prompts[self.layer], self.new[self.layer]
         self.layer += 1
-        kernel = attention_kernel(query, keys)
-        if kernel is not None:
-            given, own = (query, key, value), (new_keys, new_values)
-            return kernel(given, (keys, values), own, self.place, self.lengths, self.written, scaling)
+        attend = attention_kernel(query, keys)
+        if attend is not None:
+            token, written = (query, key, value), (new_keys, new_values)
+            return attend(token, (keys, values), written, self.place, self.lengths, self.written, scaling)
         width = keys.shape[2]
         new_keys[:, :, :, self.written] = self._on_grid(key).squeeze(3)
         new_values[:, :, :, self.written] = self._on_grid(value).squeeze(3)
-        own = slice(0, self.written + 1)
-        asked = self._on_grid(query * scaling)  # (G, H_kv, k, H / H_kv, D)
-        to_prompt = asked.flatten(2, 3) @ keys.transpose(-1, -2)
-        to_prompt = to_prompt.view(*asked.shape[:-1], width) + self.hidden
-        to_own = asked @ new_keys[:, :, :, own].transpose(-1, -2)
-        weights = torch.softmax(torch.cat([to_prompt, to_own], -1), -1)
-        out = weights[..., width:] @ new_values[:, :, :, own]
+        so_far = slice(0, self.written + 1)
+        queries = self._on_grid(query * scaling)  # (G, H_kv, k, H / H_kv, D)
+        to_prompt = queries.flatten(2, 3) @ keys.transpose(-1, -2)
+        to_prompt = to_prompt.view(*queries.shape[:-1], width) + self.hidden
+        to_response = queries @ new_keys[:, :, :, so_far].transpose(-1, -2)
+        weights = torch.softmax(torch.cat([to_prompt, to_response], -1), -1)
+        out = weights[..., width:] @ new_values[:, :, :, so_far]
         out += (weights[..., :width].flatten(2, 3) @ values).view(out.shape)
         rows = out.transpose(1, 2).reshape(-1, 1, query.shape[1], out.shape[-1])  # (G · k, 1, H, D)
         return rows if len(rows) == len(query) else rows[self.place]

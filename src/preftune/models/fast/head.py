@@ -5,6 +5,7 @@ to stay in the cache. For the backward pass the first tiles are kept, up to a fi
 the others again.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -76,16 +77,49 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
     product = layer_product(head) if len(states) <= _FEW else None
     if product is not None:
         return after(product(states))
-    kind = states.device.type
-    few = kind == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(kind)
+    device_type = states.device.type
+    few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
         return after(head(states).float())
     logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
     return after(logits if head.bias is None else logits.add_(head.bias.detach()))
 
 
-class _Tiles:
-    """The logits of rows of states, tile by tile, in the precision of the forward pass they belong to."""
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Some columns of the logits of a block of rows, and whether they wait for the backward pass."""
+
+    columns: slice
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some rows and the tiles that their logits are cut into."""
+
+    rows: slice
+    tiles: tuple[_Tile, ...]
+
+
+def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_Block]:
+    """Rows x vocabulary in blocks of tiles. Each tile that still finds a place in `room` logits is kept."""
+    blocks: list[_Block] = []
+    for first_row in range(0, rows, _ROWS):
+        height = min(_ROWS, rows - first_row)
+        width = max(_ENTRIES.get(device.type, _ENTRIES_ELSEWHERE) // height, 256)
+        tiles: list[_Tile] = []
+        for first_column in range(0, vocabulary, width):
+            columns = slice(first_column, min(first_column + width, vocabulary))
+            entries = height * (columns.stop - columns.start)
+            kept = entries <= room
+            room -= entries if kept else 0
+            tiles.append(_Tile(columns, kept))
+        blocks.append(_Block(slice(first_row, first_row + height), tuple(tiles)))
+    return blocks
+
+
+class _Head:
+    """Logits of some columns, in the precision of the forward pass they belong to."""
 
     def __init__(
         self,
@@ -97,10 +131,6 @@ class _Tiles:
     ) -> None:
         self.weight, self.bias, self.temperature, self.dtype = weight, bias, temperature, dtype
         self.after = after
-
-    def columns(self, rows: int) -> list[slice]:
-        width = max(_ENTRIES.get(self.weight.device.type, _ENTRIES_ELSEWHERE) // max(rows, 1), 256)
-        return [slice(i, i + width) for i in range(0, len(self.weight), width)]
 
     def logits(self, states: Tensor, columns: slice) -> Tensor:
         """(rows, columns), float32."""
@@ -123,82 +153,96 @@ class _TiledLogprobs(torch.autograd.Function):
         room: int,
         after: After,
     ) -> tuple[Tensor, Tensor]:
-        kind = states.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        tiles = _Tiles(weight, bias, temperature, dtype, after)
-        kept: list[Tensor | None] = []
-        with torch.autocast(kind, enabled=False):
-            parts = [
-                _one_pass(tiles, rows.to(dtype), wanted, kept, room)
-                for rows, wanted in zip(states.split(_ROWS), targets.split(_ROWS), strict=True)
-            ]
-        logprobs, entropy, normaliser = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.save_for_backward(states, weight, bias, targets, normaliser, *kept)
-        ctx.temperature, ctx.dtype, ctx.after = temperature, dtype, after
+        device_type = states.device.type
+        dtype = (
+            torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+        )
+        head = _Head(weight, bias, temperature, dtype, after)
+        blocks = _cut(len(states), len(weight), states.device, room)
+        logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
+        kept_logits: list[Tensor] = []
+        with torch.autocast(device_type, enabled=False):
+            for block in blocks:
+                rows = block.rows
+                seen = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)
+                logprobs[rows], entropy[rows], normaliser[rows] = seen.logprobs, seen.entropy, seen.normaliser
+                kept_logits += seen.kept_logits
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, *kept_logits)
+        ctx.temperature, ctx.dtype, ctx.blocks, ctx.after = temperature, dtype, blocks, after
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
-        grad = grads[0]
-        states, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
-        in_turn = iter(kept)
-        tiles = _Tiles(weight, bias, ctx.temperature, ctx.dtype, ctx.after)
-        grad_states = torch.zeros_like(states)
-        fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
-        grad_weight = fresh(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(states), _ROWS):
-            rows = slice(start, start + _ROWS)
-            h, share = states[rows].to(ctx.dtype), (grad[rows] / ctx.temperature).unsqueeze(1)
-            for columns in tiles.columns(len(h)):
-                logits = next(in_turn)
-                logits = tiles.logits(h, columns) if logits is None else logits
-                slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
-                place, here = _within(targets[rows], columns, slope.shape[1])
-                slope.scatter_add_(1, place, share * here)
-                if ctx.after != NOTHING:
-                    slope = ctx.after.back(slope, logits * ctx.temperature)
-                slope = slope.to(ctx.dtype)
-                grad_states[rows] += slope @ weight[columns].to(ctx.dtype)
-                if grad_weight is not None and start == 0:
-                    grad_weight[columns] = slope.t() @ h
-                elif grad_weight is not None:
-                    grad_weight[columns] += slope.t() @ h
-                if grad_bias is not None:
-                    grad_bias[columns] += slope.sum(0)
-        return grad_states, grad_weight, grad_bias, None, None, None, None
+        return _gradients(ctx, grads[0])
 
 
-def _one_pass(
-    tiles: _Tiles, states: Tensor, targets: Tensor, kept: list[Tensor | None], room: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and normalisers log Σ exp(logits) of one block of rows, all (n,).
+@once_differentiable
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
+    states, weight, bias, targets, normaliser, *kept_logits = ctx.saved_tensors
+    next_kept = iter(kept_logits)  # they were saved in the order of the tiles
+    head = _Head(weight, bias, ctx.temperature, ctx.dtype, ctx.after)
+    grad_states = torch.zeros_like(states)
+    fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
+    grad_weight = fresh(weight) if ctx.needs_input_grad[1] else None
+    grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+    for block in ctx.blocks:
+        rows = block.rows
+        h, share = states[rows].to(ctx.dtype), (grad[rows] / ctx.temperature).unsqueeze(1)
+        for tile in block.tiles:
+            columns = tile.columns
+            logits = next(next_kept) if tile.kept else head.logits(h, columns)
+            slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
+            place, here = _within(targets[rows], columns)
+            slope.scatter_add_(1, place, share * here)
+            if ctx.after != NOTHING:
+                slope = ctx.after.back(slope, logits * ctx.temperature)
+            slope = slope.to(ctx.dtype)
+            grad_states[rows] += slope @ weight[columns].to(ctx.dtype)
+            if grad_weight is not None and rows.start == 0:
+                grad_weight[columns] = slope.t() @ h
+            elif grad_weight is not None:
+                grad_weight[columns] += slope.t() @ h
+            if grad_bias is not None:
+                grad_bias[columns] += slope.sum(0)
+    return grad_states, grad_weight, grad_bias, None, None, None, None
 
-    Each tile of logits is added to `kept`, or None where there is no room for it.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A block's log-probs, entropies and normalisers log Σ exp(logits), all (n,), and the tiles to keep."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    normaliser: Tensor
+    kept_logits: list[Tensor]
+
+
+def _one_pass(head: _Head, states: Tensor, targets: Tensor, tiles: tuple[_Tile, ...]) -> _Pass:
+    """One look at every logit of a block of rows, with a running maximum and running sums relative to it."""
     peak = torch.full((len(states), 1), -torch.inf, device=states.device)
-    total, moment, wanted = (torch.zeros_like(peak) for _ in range(3))  # Σ e, Σ e · (logit - peak), logit
-    for columns in tiles.columns(len(states)):
-        logits = tiles.logits(states, columns)
-        fits = logits.numel() + sum(tile.numel() for tile in kept if tile is not None) <= room
-        kept.append(logits if fits else None)
-        place, here = _within(targets, columns, logits.shape[1])
-        wanted = torch.where(here, logits.gather(1, place), wanted)
+    total, moment, target_logit = (torch.zeros_like(peak) for _ in range(3))  # Σ e, Σ e · (logit - peak), ...
+    kept_logits: list[Tensor] = []
+    for tile in tiles:
+        logits = head.logits(states, tile.columns)
+        place, here = _within(targets, tile.columns)
+        target_logit = torch.where(here, logits.gather(1, place), target_logit)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
         moved = torch.where(total > 0, peak - higher, 0)
-        logits = logits - higher if fits else logits.sub_(higher)
-        weights = logits.exp()
-        moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, logits).unsqueeze(1)
+        if tile.kept:
+            kept_logits.append(logits)
+        shifted = logits - higher if tile.kept else logits.sub_(higher)
+        weights = shifted.exp()
+        moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, shifted).unsqueeze(1)
         total = total * moved.exp() + weights.sum(1, keepdim=True)
         peak = higher
     normaliser = peak + total.log()
-    return (wanted - normaliser).squeeze(1), (total.log() - moment / total).squeeze(1), normaliser.squeeze(1)
+    logprobs, entropy = target_logit - normaliser, total.log() - moment / total
+    return _Pass(logprobs.squeeze(1), entropy.squeeze(1), normaliser.squeeze(1), kept_logits)
 
 
-def _within(targets: Tensor, columns: slice, width: int) -> tuple[Tensor, Tensor]:
+def _within(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Where in a tile each target lies, and whether it does: both (n, 1)."""
-    place = (targets - columns.start).unsqueeze(1)
+    place, width = (targets - columns.start).unsqueeze(1), columns.stop - columns.start
     return place.clamp(0, width - 1), (place >= 0) & (place < width)

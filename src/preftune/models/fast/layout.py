@@ -56,9 +56,10 @@ def grow(ids: Tensor, lengths: Tensor) -> Tree:
     all that it shares with any earlier one.
     """
     table, sizes = ids.cpu().numpy(), lengths.tolist()
-    sizes[0] = max(sizes[0], 1 - sum(sizes))  # a network needs one token
+    if not any(sizes):
+        sizes[0] = 1  # a network needs one token
     node = np.zeros(table.shape, dtype=np.int64)
-    sorted_rows = sorted(range(len(sizes)), key=lambda i: table[i, : sizes[i]].astype(">i8").tobytes())
+    sorted_rows = sorted(range(len(sizes)), key=lambda i: _sort_key(table[i, : sizes[i]]))
     fresh: dict[int, int] = {}  # row -> the first column that is not shared; none for a row that adds nothing
     tokens, places, count, before = [], [], 0, sorted_rows[0]
     for i in sorted_rows:
@@ -79,6 +80,15 @@ def grow(ids: Tensor, lengths: Tensor) -> Tree:
         lanes=tuple(Lane(rows, _on(ids, nodes)) for rows, nodes in lanes),
         held=_on(ids, held),
     )
+
+
+def _sort_key(ids: np.ndarray) -> bytes:
+    """Bytes that sort as the ids do, one comparison for the whole row.
+
+    The most significant byte stands first (big-endian), and ids are never negative: the first byte in which
+    two rows differ then decides as the first token does.
+    """
+    return ids.astype(">i8").tobytes()
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

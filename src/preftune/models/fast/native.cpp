@@ -5,7 +5,7 @@
 // already on their way. The order of additions in a sum depends on k alone: a row's result is the same, bit
 // by bit, whatever rows surround it.
 //
-// Compiled by `python -m preftune.models.native` for the vector width of the machine (see there).
+// Compiled by `python -m preftune.models.fast.native` for the vector width of the machine (see there).
 
 #include <algorithm>
 #include <array>
@@ -165,7 +165,8 @@ void preftune_conv1d(const float* x, const float* w, const float* bias, float* y
         for (long i = 0; i < k; i += DEPTH) {
             const long depth = std::min(DEPTH, k - i);
             for (long c = begin; c < end; c += COLUMNS * WIDTH) {
-                const float *from = w + i * n + c, *ahead = i + depth < k ? from + depth * n : nullptr;
+                const float* from = w + i * n + c;
+                const float* ahead = i + depth < k ? from + depth * n : nullptr;
                 const long vectors = (end - c) / WIDTH;
                 if (vectors >= 3) tile_rows<3>(x + i, from, y + c, m, n, k, depth, ahead);
                 if (vectors == 2) tile_rows<2>(x + i, from, y + c, m, n, k, depth, ahead);
@@ -188,11 +189,12 @@ void preftune_attend(const float* query, const float* key, const float* value, c
 #pragma omp parallel for num_threads(threads) if (split) schedule(static)
     for (long task = 0; task < n * kv; task++) {
         // Rows of a group follow each other, so that their prompt's keys stay in the cache.
-        long row = task % n, head = task / n, group = place[row] / places, shared = lengths[group];
-        long given = (row * kv + head) * width;
-        long own = (((group * kv + head) * places + place[row] % places) * limit) * width;
-        std::copy_n(key + given, width, new_keys + own + written * width);
-        std::copy_n(value + given, width, new_values + own + written * width);
+        const long row = task % n, head = task / n;
+        const long group = place[row] / places, shared = lengths[group];
+        const long incoming = (row * kv + head) * width;  // where this token's key and value are given
+        const long history = (((group * kv + head) * places + place[row] % places) * limit) * width;  // of the row
+        std::copy_n(key + incoming, width, new_keys + history + written * width);
+        std::copy_n(value + incoming, width, new_values + history + written * width);
         const float* k = keys + (group * kv + head) * length * width;
         const float* v = values + (group * kv + head) * length * width;
         std::vector<float> weights(shared + written + 1);
@@ -200,13 +202,17 @@ void preftune_attend(const float* query, const float* key, const float* value, c
             const float* q = query + (row * heads + h) * width;
             float* o = out + (row * heads + h) * width;
             products(q, k, weights.data(), shared, width);
-            products(q, new_keys + own, weights.data() + shared, written + 1, width);
-            float top = *std::max_element(weights.begin(), weights.end()), sum = 0;
-            for (float& w : weights) sum += w = std::exp(scaling * (w - top));
+            products(q, new_keys + history, weights.data() + shared, written + 1, width);
+            const float top = *std::max_element(weights.begin(), weights.end());
+            float sum = 0;
+            for (float& w : weights) {
+                w = std::exp(scaling * (w - top));
+                sum += w;
+            }
             for (float& w : weights) w /= sum;
             std::fill_n(o, width, 0.0f);
             weighted(weights.data(), v, o, shared, width);
-            weighted(weights.data() + shared, new_values + own, o, written + 1, width);
+            weighted(weights.data() + shared, new_values + history, o, written + 1, width);
         }
     }
 }

@@ -38,8 +38,8 @@ _off = False
 def kernel_file(capability: str | None = None) -> Path:
     """Where the kernel lies if it is built for `capability`, that of this processor by default."""
     version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    kind = capability or torch.backends.cpu.get_cpu_capability()
-    return SOURCE.with_name(f"native-{kind.lower().replace(' ', '-')}-{version}.so")
+    capability = capability or torch.backends.cpu.get_cpu_capability()
+    return SOURCE.with_name(f"native-{capability.lower().replace(' ', '-')}-{version}.so")
 
 
 def build(capability: str | None = None, to: Path | None = None) -> Path:
@@ -48,14 +48,16 @@ def build(capability: str | None = None, to: Path | None = None) -> Path:
     Raises BackendMissing without a compiler or for a processor it is not made for, PermissionMissing where
     the directory cannot be written, StorageError where the compiler fails.
     """
-    kind = capability or torch.backends.cpu.get_cpu_capability()
-    target, compiler = to or kernel_file(kind), shutil.which("c++") or shutil.which("g++")
-    if kind not in _FLAGS:
-        raise BackendMissing(f"no kernel for a processor with {kind}", "nothing to do: torch does the work")
+    capability = capability or torch.backends.cpu.get_cpu_capability()
+    target, compiler = to or kernel_file(capability), shutil.which("c++") or shutil.which("g++")
+    if capability not in _FLAGS:
+        raise BackendMissing(
+            f"no kernel for a processor with {capability}", "nothing to do: torch does the work"
+        )
     if compiler is None:
         raise BackendMissing("no C++ compiler (c++, g++) found", "install one, or go on without the kernel")
     draft = target.with_suffix(".part")
-    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[kind]]
+    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[capability]]
     try:
         draft.touch()
         done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
@@ -76,15 +78,15 @@ class Kernel:
     """The compiled functions."""
 
     def __init__(self, path: Path) -> None:
-        found = ctypes.CDLL(str(path))
-        self.linear, self.conv1d = found.preftune_linear, found.preftune_conv1d
+        library = ctypes.CDLL(str(path))
+        self.linear, self.conv1d = library.preftune_linear, library.preftune_conv1d
         for function in (self.linear, self.conv1d):
             pointers, sizes = [ctypes.c_void_p] * 4, [ctypes.c_long] * 3
             function.argtypes, function.restype = [*pointers, *sizes, ctypes.c_int], None
-        self.attention = found.preftune_attend
+        self.attention = library.preftune_attend
         self.attention.argtypes = [*[ctypes.c_void_p] * 11, ctypes.c_float, ctypes.c_int]
         self.attention.restype = None
-        self.width: int = found.preftune_width()  # floats in a vector
+        self.width: int = library.preftune_width()  # floats in a vector
 
     def product(self, weight: Tensor, bias: Tensor | None, inputs_first: bool) -> _Product | None:
         """x (..., k) -> x times weight plus bias, for weight (n, k), or (k, n) with `inputs_first`.
@@ -115,7 +117,7 @@ class Kernel:
 
     def attend(
         self,
-        asked: tuple[Tensor, Tensor, Tensor],
+        token: tuple[Tensor, Tensor, Tensor],
         prompts: tuple[Tensor, Tensor],
         new: tuple[Tensor, Tensor],
         place: Tensor,
@@ -125,10 +127,10 @@ class Kernel:
     ) -> Tensor:
         """One layer's attention as `GridDecoder.attend` has it; writes the rows' keys and values into `new`.
 
-        asked: query (n, H, 1, D), key and value (n, H_kv, 1, D) · prompts (G, H_kv, P, D) · new
+        token: query (n, H, 1, D), key and value (n, H_kv, 1, D) · prompts (G, H_kv, P, D) · new
         (G, H_kv, k, limit, D) · place (n,) · lengths (G,) -> (n, 1, H, D).
         """
-        query, key, value = (x.contiguous() for x in asked)
+        query, key, value = (x.contiguous() for x in token)
         n, heads, _, width = query.shape
         sizes = (n, heads, key.shape[1], width, prompts[0].shape[2], *new[0].shape[2:4], written)
         out = query.new_empty(n, 1, heads, width)
@@ -165,23 +167,23 @@ def without_kernel() -> Iterator[None]:
 
 def layer_product(layer: nn.Module) -> _Product | None:
     """The kernel in the place of a linear layer's forward; None where there is none for it."""
-    found = kernel()
-    if found is None:
+    built = kernel()
+    if built is None:
         return None
     if type(layer) is nn.Linear:
-        return found.product(layer.weight, layer.bias, inputs_first=False)
+        return built.product(layer.weight, layer.bias, inputs_first=False)
     if type(layer) is Conv1D:
-        return found.product(layer.weight, layer.bias, inputs_first=True)
+        return built.product(layer.weight, layer.bias, inputs_first=True)
     return None
 
 
 def attention_kernel(query: Tensor, keys: Tensor) -> Callable[..., Tensor] | None:
     """`Kernel.attend` for query (n, H, 1, D) and keys (G, H_kv, P, D); None where it is not made for them."""
-    found = kernel()
-    if found is None or query.shape[-1] % found.width:
+    built = kernel()
+    if built is None or query.shape[-1] % built.width:
         return None
     fits = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (query, keys))
-    return found.attend if fits else None
+    return built.attend if fits else None
 
 
 class FewRows:

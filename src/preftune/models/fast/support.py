@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.models.fast.layout import grow, tree_states
+from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
@@ -73,17 +74,16 @@ def _same_states(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     try:
         with torch.autocast(device.type, enabled=False):
-            embeddings = model.get_input_embeddings()
-            assert isinstance(embeddings, torch.nn.Embedding)
-            ids, lengths = _trial(embeddings.num_embeddings)
+            ids, lengths = _trial(token_embedding(model).num_embeddings)
             ids, lengths = ids.to(device), lengths.to(device)
             real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
-            plain = model.base_model(ids, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
+            mask = real.long()
+            padded = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[real]
             tree = grow(ids, lengths)
-            ours = tree_states(model, tree)[tree.node[real]]
+            by_tree = tree_states(model, tree)[tree.node[real]]
     except Exception:  # whatever a model does that trees are not made for: it keeps its plain forward
         return False
-    return bool((ours - plain).abs().max() <= _TOLERANCE * plain.abs().max())
+    return bool((by_tree - padded).abs().max() <= _TOLERANCE * padded.abs().max())
 
 
 def _trial(vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from preftune.report.estimate import Estimate
+from preftune.records.base import Estimate
 from preftune.report.view import RunView
 
 INK, PAPER, FAINT = "#24292f", "#ffffff", "#c8ccd0"

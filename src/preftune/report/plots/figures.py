@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import matplotlib
 
-from preftune.report.estimate import Estimate
+from preftune.records.base import Estimate
+from preftune.records.reward_model import RewardModelRecord
 from preftune.report.healthy import healthy
 from preftune.report.plots import policies, reward_model
 from preftune.report.plots.curves import curves, training
 from preftune.report.plots.drawing import SETTINGS
-from preftune.report.reward_model import RewardModelView
 from preftune.report.tables import kl_text
 from preftune.report.text import clean
 from preftune.report.view import RunView, StageView
@@ -95,7 +95,7 @@ def _of_the_audit(run: RunView) -> Figures:
     return figures
 
 
-def _length_words(model: RewardModelView) -> str:
+def _length_words(model: RewardModelRecord) -> str:
     points = [
         f"{part.length:.0f} tokens {_plain(part.chosen)} and {_plain(part.rejected)}"
         for part in model.score_by_length

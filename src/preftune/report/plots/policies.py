@@ -7,27 +7,28 @@ from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
 
-from preftune.report.estimate import Estimate
+from preftune.records.base import Estimate
+from preftune.records.policy import BestOf, PolicyRecord
 from preftune.report.plots.drawing import FAINT, INK, bars, new, save, styles
 from preftune.report.text import clean
-from preftune.report.view import BestOf, PolicyView, RunView
+from preftune.report.view import RunView
 
-Value = Callable[[PolicyView | BestOf], Estimate | None]
+Value = Callable[[PolicyRecord | BestOf], Estimate | None]
 Box = tuple[float, float, float, float]
 MAX_DOTS = 150  # dots for each policy; of more scores, as many quantiles are drawn
 MARKED = (2, 4, 8, 16)  # points of the best-of-n curve that carry their n
 PLACES = ((8, 5), (-8, 5), (8, -13), (-8, -13), (8, 17), (-8, 17), (8, -25), (-8, -25), (8, 29), (-8, 29))
 
 
-def reward(item: PolicyView | BestOf) -> Estimate | None:
+def reward(item: PolicyRecord | BestOf) -> Estimate | None:
     return item.reward
 
 
-def gold(item: PolicyView | BestOf) -> Estimate | None:
+def gold(item: PolicyRecord | BestOf) -> Estimate | None:
     return item.gold
 
 
-def held_out(item: PolicyView | BestOf) -> Estimate | None:
+def held_out(item: PolicyRecord | BestOf) -> Estimate | None:
     return item.held_out
 
 

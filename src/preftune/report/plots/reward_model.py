@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from preftune.report.estimate import Estimate
+from preftune.records.base import Estimate
+from preftune.records.reward_model import RewardModelRecord
 from preftune.report.plots.drawing import FAINT, GREEN, INK, PAPER, RIGHT, WRONG, bars, new, save
-from preftune.report.reward_model import RewardModelView
 from preftune.report.text import clean
 
 LENGTH_GROUPS = {"chosen_longer": "chosen response longer", "rejected_longer": "rejected response longer"}
@@ -27,7 +27,7 @@ def margins(edges: Sequence[float], counts: Sequence[float]) -> str:
     return save(figure)
 
 
-def reliability(model: RewardModelView) -> str:
+def reliability(model: RewardModelRecord) -> str:
     """How often it is right against how sure it is; below the diagonal it is too sure of itself."""
     figure, axes = new(5.4, 3.6)
     axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1.5, linestyle=(0, (5, 3)))
@@ -48,7 +48,7 @@ def reliability(model: RewardModelView) -> str:
     return save(figure)
 
 
-def by_length(model: RewardModelView) -> str:
+def by_length(model: RewardModelRecord) -> str:
     """Mean score of chosen and rejected responses against their length; a slope that both share is a taste
     for length, the gap between them is what it knows beside it.
     """
@@ -67,7 +67,7 @@ def by_length(model: RewardModelView) -> str:
     return save(figure)
 
 
-def groups(model: RewardModelView) -> dict[str, Mapping[str, Estimate]]:
+def groups(model: RewardModelRecord) -> dict[str, Mapping[str, Estimate]]:
     """Accuracies by kind of group, the largest sources first; groups without a pair are left out."""
     sources = sorted(model.by_source.items(), key=lambda item: -(item[1].n or 0))[:MAX_GROUPS]
     sides = {LENGTH_GROUPS.get(side, side): share for side, share in model.by_length.items()}
@@ -77,7 +77,7 @@ def groups(model: RewardModelView) -> dict[str, Mapping[str, Estimate]]:
     return {kind: rows for kind, rows in found.items() if rows}
 
 
-def by_group(model: RewardModelView) -> str:
+def by_group(model: RewardModelRecord) -> str:
     """Accuracy with its interval for every group, against chance and the best baseline."""
     rows = [("all pairs", model.accuracy)] if model.accuracy else []
     for group in groups(model).values():

@@ -1,9 +1,10 @@
 """What a careful reader should know before believing the table."""
 
+from preftune.records.policy import PolicyRecord
+from preftune.records.reward_model import RewardModelRecord
+from preftune.records.verdict import BETTER, MIN_PROMPTS
 from preftune.report.claims import (
     BAG_OF_WORDS,
-    BETTER,
-    MIN_PROMPTS,
     baseline_words,
     beats_baselines,
     below_or_at_chance,
@@ -12,9 +13,8 @@ from preftune.report.claims import (
     short_stages,
     strongest_baseline,
 )
-from preftune.report.reward_model import RewardModelView
 from preftune.report.text import clean, join
-from preftune.report.view import PolicyView, RunView
+from preftune.report.view import RunView
 from preftune.rundir import BASE
 
 FEW_PROMPTS = 50
@@ -79,7 +79,7 @@ def _judge_warnings(run: RunView) -> list[str]:
     return found + _sanity_warnings(model)
 
 
-def _sanity_warnings(model: RewardModelView) -> list[str]:
+def _sanity_warnings(model: RewardModelRecord) -> list[str]:
     """Responses that nobody would prefer, yet which the reward model does not put below the chosen one."""
     found = []
     for row in model.sanity:
@@ -131,7 +131,7 @@ def _policy_warnings(run: RunView) -> list[str]:
     return found
 
 
-def _length_warning(policy: PolicyView, reference: PolicyView) -> list[str]:
+def _length_warning(policy: PolicyRecord, reference: PolicyRecord) -> list[str]:
     """Did the policy only get longer? Said where the two length intervals do not even touch."""
     mine, other = policy.length, reference.length
     if mine is None or other is None:

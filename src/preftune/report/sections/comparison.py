@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from preftune.records.policy import PolicyRecord
 from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Picture, Section, Table, say
 from preftune.report.tables import (
@@ -13,7 +14,7 @@ from preftune.report.tables import (
     text_table,
 )
 from preftune.report.text import Code, Prose, clean, number
-from preftune.report.view import CHOSEN, PolicyView, RunView
+from preftune.report.view import CHOSEN, RunView
 from preftune.rundir import BASE
 
 # Families of comparisons, each corrected for itself: measure, with whom, in words.
@@ -68,7 +69,7 @@ def _trade_off(run: RunView) -> list[Block]:
     return [say("What each policy paid in KL for its reward:"), Bullets(items=tuple(items))] if items else []
 
 
-def _paid(run: RunView, policy: PolicyView, gain: str, best: PolicyView | None) -> Prose:
+def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | None) -> Prose:
     text = f"{policy.label}: {gain} at {kl_text(policy)} nats per response."
     record = None if best is None else run.comparison(policy.policy, against=best.policy)
     if best is None or best.kl is None or policy.kl is None or record is None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from preftune.records.base import Estimate
+from preftune.records.reward_model import RewardModelRecord
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
-from preftune.report.estimate import Estimate
-from preftune.report.reward_model import RewardModelView
 from preftune.report.text import Code, Text, name
 from preftune.report.view import OtherPairs, RunView
 
@@ -14,9 +14,10 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
     """A paragraph and up to two tables for every file; nothing where there is none."""
     blocks: list[Block] = []
     for other in run.other_pairs:
-        size = "" if other.n is None else f" ({other.n:,} pairs)"
-        left_out = f" {other.seen:,} more were left out: a stage saw their prompt." if other.seen else ""
-        source = (name(other.file), f"{size}, by ", Code("evaluate --pairs"))
+        size = "" if other.of.n is None else f" ({other.of.n:,} pairs)"
+        seen = other.of.seen
+        left_out = f" {seen:,} more were left out: a stage saw their prompt." if seen else ""
+        source = (name(other.of.file), f"{size}, by ", Code("evaluate --pairs"))
         blocks.append(say("On other pairs, ", *source, f".{left_out}"))
         if other.reward_models:
             blocks.append(Grid(table=_judge_table(run, other)))
@@ -52,7 +53,7 @@ def _judge_table(run: RunView, other: OtherPairs) -> Table:
     return Table(headers=headers, rows=rows)
 
 
-def _against_baseline(model: RewardModelView) -> Iterator[Text]:
+def _against_baseline(model: RewardModelRecord) -> Iterator[Text]:
     """The difference to the strongest baseline, which one that is, and whether it is one."""
     test = min(model.baseline_tests, key=lambda test: test.difference.value, default=None)
     if test is None:

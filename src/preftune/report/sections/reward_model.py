@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from preftune.records.base import Estimate
+from preftune.records.reward_model import Band, RewardModelRecord
 from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
-from preftune.report.estimate import Estimate
 from preftune.report.plots.reward_model import LENGTH_GROUPS
-from preftune.report.reward_model import Band, RewardModelView
 from preftune.report.sections.other_pairs import other_pairs_blocks
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
@@ -52,7 +52,7 @@ BY_LENGTH = (
 )
 
 
-def _headline(run: RunView, model: RewardModelView) -> Prose:
+def _headline(run: RunView, model: RewardModelRecord) -> Prose:
     """Accuracy against chance and the length rules, in one paragraph."""
     if model.accuracy is None:
         return ("Its accuracy was not measured.",)
@@ -74,7 +74,7 @@ def _headline(run: RunView, model: RewardModelView) -> Prose:
     return (text.strip(),)
 
 
-def _power(model: RewardModelView) -> str:
+def _power(model: RewardModelRecord) -> str:
     """What so many pairs can show at all."""
     power = model.power
     if power is None or power.detectable is None or power.n is None:
@@ -106,7 +106,7 @@ def _band(band: Band, accuracy: Estimate | None) -> Prose:
     return (f"{text} The interval measured here {place}.",)
 
 
-def _baseline_table(model: RewardModelView) -> Table:
+def _baseline_table(model: RewardModelRecord) -> Table:
     """What rules without a model reach on the same pairs, and whether the reward model is better."""
     tests = {test.baseline: test for test in model.baseline_tests}
     rows: list[tuple[Text, ...]] = []
@@ -120,7 +120,7 @@ def _baseline_table(model: RewardModelView) -> Table:
     return Table(headers=(*headers, *more), rows=tuple(rows))
 
 
-def _facts(model: RewardModelView) -> Iterator[Prose]:
+def _facts(model: RewardModelRecord) -> Iterator[Prose]:
     if model.ties is not None:
         half = model.accuracy_ties_half
         more = "" if half is None else f"; counting each as half right gives {half.percent()}"
@@ -139,7 +139,7 @@ def _facts(model: RewardModelView) -> Iterator[Prose]:
         yield (f"Scores: {spread}.",)
 
 
-def _calibration(model: RewardModelView) -> Iterator[Prose]:
+def _calibration(model: RewardModelRecord) -> Iterator[Prose]:
     """Brier score and calibration error; the second is above 0 by chance alone, so it says how far."""
     if model.brier is None or model.ece is None:
         return
@@ -156,7 +156,7 @@ def _calibration(model: RewardModelView) -> Iterator[Prose]:
     yield (text,)
 
 
-def _temperature(model: RewardModelView) -> Iterator[Prose]:
+def _temperature(model: RewardModelRecord) -> Iterator[Prose]:
     """The temperature that calibrates best, and whether it helps on pairs that it was not fitted on."""
     found = model.temperature
     if found is None:
@@ -180,7 +180,7 @@ def _temperature(model: RewardModelView) -> Iterator[Prose]:
         yield (f"{text} The margins claim too {'much' if found.value > 1 else 'little'}.",)
 
 
-def _invariance(model: RewardModelView) -> Iterator[Prose]:
+def _invariance(model: RewardModelRecord) -> Iterator[Prose]:
     found = model.invariance
     if found is None or found.ok is None:
         return
@@ -191,7 +191,7 @@ def _invariance(model: RewardModelView) -> Iterator[Prose]:
     yield (f"The score {held} on how it is computed: {size}{rows}{limit}.",)
 
 
-def _group_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
+def _group_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
     lengths = {LENGTH_GROUPS.get(key, key): share for key, share in model.by_length.items()}
     finer = {f"chosen − rejected, tokens: {key}": share for key, share in model.by_length_difference.items()}
     turns = {f"human turns: {key}": share for key, share in model.by_turns.items()}
@@ -200,7 +200,7 @@ def _group_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
         yield title, "–" if share.n is None else f"{share.n:,}", share.percent()
 
 
-def _sanity(model: RewardModelView) -> list[Block]:
+def _sanity(model: RewardModelRecord) -> list[Block]:
     """Does it put nonsense below what people chose?"""
     if not model.sanity:
         return []
@@ -218,7 +218,7 @@ def _sanity(model: RewardModelView) -> list[Block]:
     return [intro, _grid(("Response", "Raw score", "Below the chosen one"), rows)]
 
 
-def _part_rows(model: RewardModelView) -> Iterator[tuple[Text, ...]]:
+def _part_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
     for part, accuracy in model.gold_parts.items():
         gap = model.gold_gaps.get(part)
         size = "–" if accuracy.n is None else f"{accuracy.n:,}"

@@ -65,15 +65,15 @@ def _stage_table(stages: tuple[StageView, ...]) -> Table:
         (
             name(stage.name),
             name(stage.algorithm),
-            name(", ".join(stage.parents) or "–"),
+            name(", ".join(stage.record.parents) or "–"),
             stage.status,
-            "–" if stage.steps is None else str(stage.steps),
-            duration(stage.seconds),
-            "–" if stage.peak_memory_mb is None else f"{stage.peak_memory_mb:.0f}",
+            "–" if stage.record.steps is None else str(stage.record.steps),
+            duration(stage.record.seconds),
+            "–" if stage.record.peak_memory_mb is None else f"{stage.record.peak_memory_mb:.0f}",
         )
         for stage in stages
     ]
-    total = sum(stage.seconds or 0.0 for stage in stages)
+    total = sum(stage.record.seconds or 0.0 for stage in stages)
     return Table(headers=headers, rows=(*rows, ("total", "", "", "", "", duration(total), "")), left=4)
 
 

@@ -1,0 +1,22 @@
+"""Parts of a transformers model with the types that they have: its own annotations allow for much more."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from preftune.errors import DataError
+
+
+def token_embedding(model: PreTrainedModel) -> nn.Embedding:
+    """The table of token vectors. DataError for a model that does not start with one."""
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise DataError(f"{type(model).__name__} has no token embedding", hint="use a decoder-only model")
+    return embedding
+
+
+def language_head(model: PreTrainedModel) -> nn.Module:
+    """The layer from hidden states to logits. DataError for a model without one."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise DataError(f"{type(model).__name__} has no language model's head", hint="use a causal model")
+    return head

@@ -1,0 +1,165 @@
+"""The ground of all records: numbers and estimates as the files hold them, and the one reader and writer."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from preftune.errors import DataError
+from preftune.rundir import read_json, read_jsonl, write_json, write_jsonl
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+VERSION = 2  # of the keys; files without a version are of the first, which lacks some of them
+T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """A frozen record. Keys may be missing, as in runs of earlier versions; a wrong type is refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_missing(cls, row: Any) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        return {key: value for key, value in row.items() if value is not None}
+
+
+def _number(value: Any) -> Any:
+    """JSON has no word for numbers that are not finite: the run directory writes them as text."""
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _bound(value: Any) -> Any:
+    """An end of an interval; one that is not finite supports no claim and counts as unknown."""
+    number = _number(value)
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Bound = Annotated[float | None, BeforeValidator(_bound)]
+Several = Annotated[tuple[T, ...], Field(strict=False)]  # JSON has lists only
+
+
+class Estimate(Record):
+    """A number with its 95 % interval and the number of items behind it; these may be unknown."""
+
+    value: Number
+    low: Bound = None
+    high: Bound = None
+    n: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, row: Any) -> Any:
+        """{"mean" or "value", "interval": [low, high], "n", ...}; a bare number has no interval."""
+        if not isinstance(row, Mapping):
+            return {"value": row}
+        row = dict(row)
+        if "mean" in row:
+            row["value"] = row["mean"]
+        interval = row.get("interval")
+        if interval is not None:
+            if not isinstance(interval, list | tuple) or len(interval) != 2:
+                raise ValueError("an interval has two ends")
+            row["low"], row["high"] = interval
+        return row
+
+    def text(self, *, sign: bool = False, scale: float = 1.0) -> str:
+        """`0.41 [0.22, 0.60]`, to the digits that the interval supports."""
+        plus = "+" if sign else ""
+        if self.low is None or self.high is None:
+            return f"{self.value * scale:{plus}.{decimals_for(abs(self.value * scale))}f}"
+        digits = decimals_for((self.high - self.low) * scale / 2)
+        low, high = (f"{bound * scale + 0.0:.{digits}f}" for bound in (self.low, self.high))
+        return f"{self.value * scale:{plus}.{digits}f} [{low}, {high}]"
+
+    def percent(self) -> str:
+        """The same for a share: `71.0 % [68.1, 73.7]`."""
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.1f} %"
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def excludes(self, value: float) -> bool:
+        """True if the interval is known and `value` lies outside of it."""
+        return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
+
+def decimals_for(size: float) -> int:
+    """Decimals that show two significant digits of `size` (an interval's half width), at most 4."""
+    if not math.isfinite(size) or size <= 0:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(size))))
+
+
+def _or_none(row: Any) -> Any:
+    """What was not measured: null, {}, or an estimate whose value is null."""
+    if isinstance(row, Mapping) and row.get("mean", row.get("value")) is None:
+        return None
+    return row
+
+
+def _measured(rows: Any) -> Any:
+    """Without the entries that were not measured."""
+    if rows is None:
+        return {}
+    if not isinstance(rows, Mapping):
+        return rows
+    return {key: row for key, row in rows.items() if _or_none(row) is not None}
+
+
+Measured = Annotated[Estimate | None, BeforeValidator(_or_none)]
+Estimates = Annotated[Mapping[str, Estimate], BeforeValidator(_measured)]
+Numbers = Annotated[Mapping[str, Number], BeforeValidator(_measured)]
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """A record from its file. DataError naming file and field for what does not fit; as `read_json` else."""
+    return _fitted(str(path), read_json(path), kind)
+
+
+def read_records(path: Path, kind: type[R]) -> list[R]:
+    """The records of a JSON Lines file, each error with its line."""
+    return [_fitted(f"{path}:{line}", row, kind) for line, row in enumerate(read_jsonl(path), start=1)]
+
+
+def write_record(path: Path, row: Mapping[str, Any], kind: type[Record]) -> None:
+    """Write what `kind` can read, with the version of its keys. ValidationError for anything else."""
+    kind.model_validate(row)
+    write_json(path, {"version": VERSION, **row})
+
+
+def write_records(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Record]) -> None:
+    """The same for JSON Lines."""
+    for row in rows:
+        kind.model_validate(row)
+    write_jsonl(path, rows)
+
+
+def _fitted(where: str, row: Any, kind: type[R]) -> R:
+    version = row.get("version", 1) if isinstance(row, Mapping) else 1
+    if not isinstance(version, int) or version > VERSION:
+        raise DataError(f"{where}: version {version} of its keys is not known here", "use a newer preftune")
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        raise DataError(f"{where}: {_first(error)}", "preftune evaluate RUN measures it again") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that does not fit, as "field: reason"."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the whole file"
+    return f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,195 @@
+"""evaluation/reward_model*.json: a reward model on held-out pairs. Shares lie in [0, 1]; scores are raw."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AliasPath, BeforeValidator, Field, model_validator
+
+from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several, _or_none
+
+_BESIDE = ("accuracy_ties_half", "mean_margin", "brier", "correlation_score_length")
+
+
+def _estimate(row: Any, key: str) -> Any:
+    """{key: number, "interval": ..., "n": ...} with the number as an estimate."""
+    if not isinstance(row, Mapping) or isinstance(row.get(key), Estimate) or row.get(key) is None:
+        return row
+    return {**row, key: {"value": row[key], "interval": row.get("interval"), "n": row.get("n")}}
+
+
+class BaselineTest(Record):
+    """The reward model against a baseline on the same pairs: accuracy minus the baseline's, in shares."""
+
+    baseline: str
+    difference: Estimate
+    p_holm: Number | None = None
+
+    _fold = model_validator(mode="before")(lambda row: _estimate(row, "difference"))
+
+
+class ReliabilityBin(Record):
+    """Pairs whose confidence lies in [low, high): how confident it was, and how often it was right."""
+
+    low: Number
+    high: Number
+    n: int
+    confidence: Number | None = None
+    accuracy: Measured = None
+
+    _fold = model_validator(mode="before")(lambda row: _estimate(row, "accuracy"))
+
+
+class LengthBin(Record):
+    """Responses of about one length, `length` tokens in the mean: the mean raw score of either side."""
+
+    length: Number
+    chosen: Measured = None
+    rejected: Measured = None
+
+
+class SanityRow(Record):
+    """Raw scores of one kind of response to the same prompts; how often they are below the chosen one's."""
+
+    name: str
+    label: str = ""
+    score: Measured = None
+    below_chosen: Measured = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folded(cls, row: Any) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        own = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
+        return {"score": own, **row, "label": row.get("label") or row.get("name")}
+
+
+class Temperature(Record):
+    """The best temperature; negative log-likelihoods in nats per pair, `after` is cross-fitted. `gain` is
+    before minus after, paired; earlier runs have none.
+    """
+
+    value: Number
+    before: Number | None = Field(default=None, validation_alias="nll_before")
+    after: Number | None = Field(default=None, validation_alias="nll_after")
+    gain: Measured = Field(default=None, validation_alias="nll_gain")
+
+
+class Invariance(Record):
+    """Largest change of a raw score by padding and by batch; `ok` where both stay within `tolerance`."""
+
+    padding: Number | None = Field(default=None, validation_alias="padding_max_difference")
+    batch: Number | None = Field(default=None, validation_alias="batch_max_difference")
+    tolerance: Number | None = None
+    ok: bool | None = None
+    n: int | None = None
+
+
+class Band(Record):
+    """The accuracy that others reached with such a model on such data; no bounds where none is known."""
+
+    text: str
+    low: Number | None = None
+    high: Number | None = None
+    source: str = ""
+
+
+class Power(Record):
+    """What so many pairs can show: the smallest accuracy told from chance 4 times in 5, and pairs needed."""
+
+    n: int | None = Field(default=None, validation_alias=AliasPath("chance", "n"))
+    detectable: Number | None = Field(default=None, validation_alias=AliasPath("chance", "detectable"))
+    n_needed: int | None = Field(default=None, validation_alias=AliasPath("chance", "n_needed"))
+    baseline_name: str | None = Field(default=None, validation_alias=AliasPath("baseline", "name"))
+    n_needed_baseline: int | None = Field(default=None, validation_alias=AliasPath("baseline", "n_needed"))
+
+    @property
+    def baseline(self) -> str:
+        return self.baseline_name or ""
+
+
+class TagCount(Record):
+    """One kind of pair: how common among mistakes and among all pairs, and how often a mistake."""
+
+    mistakes: int
+    share: Number | None = None
+    share_of_pairs: Number | None = None
+    error_rate: Measured = None
+
+
+def _labelled(rows: Any) -> Any:
+    """[{"label": ..., ...}] by label."""
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        return rows
+    return {row.get("label"): row for row in rows}
+
+
+def _no_text(row: Any) -> Any:
+    return None if isinstance(row, Mapping) and not row.get("text") else row
+
+
+class RewardModelRecord(Record):
+    """The whole measurement of one reward model."""
+
+    stage: str = ""
+    held_out: bool = False  # trained on no pair that the judge of this run was trained on
+    n: int | None = None
+    accuracy: Measured = None
+    ties: int | None = None
+    left_out: Mapping[str, int] = Field(default_factory=dict)  # pairs that could not be encoded, by reason
+    accuracy_ties_half: Measured = None
+    mean_margin: Measured = None
+    brier: Measured = None
+    ece: Number | None = None
+    ece_if_calibrated: Number | None = None  # what chance alone would make of it, 19 times in 20 at most
+    by_source: Estimates = Field(default_factory=dict)
+    by_length: Estimates = Field(default_factory=dict)
+    by_length_difference: Annotated[Estimates, BeforeValidator(_labelled)] = Field(default_factory=dict)
+    by_turns: Estimates = Field(default_factory=dict)
+    baselines: Estimates = Field(default_factory=dict)
+    baseline_tests: Several[BaselineTest] = ()
+    correlation_score_length: Measured = None
+    margin_edges: Several[Number] = Field(
+        default=(), validation_alias=AliasPath("margins_histogram", "edges")
+    )
+    margin_counts: Several[Number] = Field(
+        default=(), validation_alias=AliasPath("margins_histogram", "counts")
+    )
+    score: Numbers = Field(default_factory=dict)
+    best_reachable: Number | None = None
+    gold_parts: Estimates = Field(
+        default_factory=dict, validation_alias="gold_component_gaps"
+    )  # pairs where it alone differs
+    gold_gaps: Numbers = Field(default_factory=dict)  # the mean margin there, in sd of the scores
+    reliability: Several[ReliabilityBin] = ()
+    temperature: Annotated[Temperature | None, BeforeValidator(_or_none)] = None
+    score_by_length: Several[LengthBin] = ()
+    sanity: Several[SanityRow] = ()
+    invariance: Invariance | None = None
+    band: Annotated[Band | None, BeforeValidator(_no_text)] = Field(
+        default=None, validation_alias="expected_band"
+    )
+    power: Power | None = None
+    tags: Mapping[str, TagCount] = Field(default_factory=dict, validation_alias="mistake_tags")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, row: Any) -> Any:
+        """Numbers with an interval beside them become estimates; gaps are taken out of the gold parts."""
+        if not isinstance(row, Mapping):
+            return row
+        row = dict(row)
+        for key in _BESIDE:
+            if row.get(key) is not None and not isinstance(row[key], Mapping | Estimate):
+                row[key] = {"value": row[key], "interval": row.get(f"{key}_interval"), "n": row.get("n")}
+        parts = row.get("gold_component_gaps")
+        if isinstance(parts, Mapping):
+            gaps = {part: gap.get("gap_sd") for part, gap in parts.items() if isinstance(gap, Mapping)}
+            row.setdefault("gold_gaps", {part: gap for part, gap in gaps.items() if gap is not None})
+        return row
+
+
+class Mistake(Record):
+    """A row of analysis/reward_model_mistakes.jsonl, as far as runs are compared by it."""
+
+    idx: int

@@ -1,0 +1,18 @@
+"""stages/<stage>/stage.json: how far a stage is, and what it cost."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from preftune.records.base import Number, Record, Several
+
+
+class StageRecord(Record):
+    algorithm: str = ""
+    status: str = ""
+    seconds: Number | None = None
+    peak_memory_mb: Number | None = None
+    steps: int | None = None
+    parents: Several[str] = ()
+    # Rows that could not be encoded, by reason.
+    left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")

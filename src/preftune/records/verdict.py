@@ -1,0 +1,17 @@
+"""When a difference may be called one: the only place with that rule."""
+
+BETTER, WORSE, UNCLEAR = "better", "worse", "no detectable difference"
+SIGNIFICANCE = 0.05
+Z95, Z80 = 1.959963984540054, 0.8416212335729143  # normal quantiles for two-sided 5 % and for 80 % power
+MIN_PROMPTS = 10  # below this a bootstrap over prompts gives intervals that are far too short: no claim
+
+
+def outcome(low: float | None, high: float | None, n: int | None, p_holm: float | None = None) -> str:
+    """Better or worse only of 10 items or more, if the 95 % interval excludes 0 and the p-value, corrected by
+    Holm over all policies compared, is below 0.05. What is not known of n and p does not count against it.
+    """
+    enough = n is None or n >= MIN_PROMPTS
+    survives = p_holm is None or p_holm < SIGNIFICANCE
+    if low is None or high is None or low <= 0 <= high or not enough or not survives:
+        return UNCLEAR
+    return BETTER if low > 0 else WORSE

@@ -1,0 +1,23 @@
+"""Trained runs that many tests look at are made once for all workers of a test session, not once for each."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A copy of the directory `name`, filled by `make` in whichever worker comes first; the others wait."""
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            directory.mkdir()
+            make(directory)
+            done.touch()
+    return Path(shutil.copytree(directory, base / f"{name}-copy"))
