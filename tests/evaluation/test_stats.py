@@ -231,13 +231,21 @@ def test_a_statistic_of_resampled_rows() -> None:
     x = np.random.default_rng(0).normal(size=80)
     low, high = stats.bootstrap_statistic(lambda rows: x[rows].mean(), len(x), 2000, seed=3)
     plain = stats.bootstrap_mean(x, 2000, seed=3)
-    assert (low, high) == pytest.approx(plain, abs=1e-12)
+    assert plain.low <= low < x.mean() < high <= plain.high
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 80**0.5, rel=0.05)
     assert stats.bootstrap_statistic(lambda rows: float("nan"), 5, 10) == (-np.inf, np.inf)
 
 
-@pytest.mark.parametrize("values", [[0.7], [0.1] * 3, [1.0, np.nan, 2.0], [1.0, np.inf, 2.0]])
+@pytest.mark.parametrize("values", [[0.7], [0.0] * 3, [1.0, np.nan, 2.0], [1.0, np.inf, 2.0]])
 def test_values_that_say_nothing_of_their_spread_have_no_interval(values: list[float]) -> None:
     assert stats.bootstrap_mean(values, 50, 0) == (-np.inf, np.inf)
+
+
+def test_equal_values_may_still_have_been_luck() -> None:
+    """Clopper and Pearson: 60 of 60 leave up to 1 - 0.025^(1/60) = 5.96 % for the others."""
+    assert stats.bootstrap_mean([-1.0] * 60, 50, 0) == pytest.approx((-1.1192, -0.8808), abs=1e-4)
+    low, high = stats.bootstrap_mean([0.5] * 5, 50, 0)
+    assert low < 0 < high
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
