@@ -108,7 +108,7 @@ def run_recipe(
 
         if mirror is not None and not resume and is_main_process():
             forget(Path(mirror), [BASE, *config.stage])
-        session = runner.open_session(config, dataset, run, console, mirror, base)
+        session = runner.open_session(config, dataset, run, console, mirror, base=base)
         if is_main_process():
             provenance.record_origins(run, resolved)
         runner.train_stages(session, stages)
@@ -121,8 +121,8 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
+    refuse_if_held(RunDir(Path(path)))
     run = _existing(path)
-    refuse_if_held(run)
     load_recipe(str(run.config))  # what is wrong with it is said before anything is written
     with handled(), held(run):
         session = _reopen(path)

@@ -174,7 +174,7 @@ def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None
     thread.join(seconds)
     if results:
         return results[0]
-    if errors:
+    if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
         raise _told(errors[0], what, name) from errors[0]
     raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
 
