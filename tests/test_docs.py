@@ -15,8 +15,7 @@ from pydantic_core import PydanticUndefined
 import preftune
 import tiny
 from preftune import errors
-from preftune.config import EvaluationConfig
-from preftune.config.stages import ALGORITHM_CONFIGS
+from preftune.config import ALGORITHM_CONFIGS, EvaluationConfig
 from preftune.data import Dialogue, Preference, Turn
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes

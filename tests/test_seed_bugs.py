@@ -195,12 +195,12 @@ def test_later_epochs_leave_ratio_1(algorithm: str) -> None:
 
 def test_sampled_ids_reach_the_reward_model_untouched() -> None:
     """18: the very ids, EOS included, although their text would be encoded differently."""
-    models, seen = roles("grpo"), []
+    models, seen, judge = roles("grpo"), [], RewardModel(classifier(3), 0.3, 2.0)
     made, _ = runner("grpo", models, max_new_tokens=10)
 
     def rule(batch: Any) -> torch.Tensor:
         seen.append(batch)
-        return models["reward_model"].scores(batch)
+        return judge.scores(batch)
 
     made.scorer = Judge(rule)
     record = made.rollout(prompts(3, 4))

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO
+from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Metrics
 from preftune.config import OptimizerConfig
-from preftune.data import Pairs, Prompts, Sequences, pad_prompts, pad_sequences
+from preftune.data import (
+    Pairs,
+    Prompts,
+    Sequences,
+    Unpaired,
+    pad_prompts,
+    pad_sequences,
+    pad_unpaired,
+)
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout import Rollout
 from preftune.training.learner import Learner
@@ -87,6 +95,11 @@ def pairs(seed: int, count: int = 6) -> Pairs:
     return Pairs(pad_sequences(prompts, chosen, EOS), pad_sequences(prompts, rejected, EOS))
 
 
+def unpaired(seed: int, count: int = 6) -> Unpaired:
+    """As many desirable as undesirable responses, in turns."""
+    return pad_unpaired(*rows(seed, count), [i % 2 == 0 for i in range(count)], EOS, POSITIONS)
+
+
 def prompts(seed: int, count: int = 4) -> Prompts:
     return pad_prompts(rows(seed, count)[0], [seed * 100 + i for i in range(count)], EOS)
 
@@ -114,8 +127,16 @@ def rollout(seed: int, count: int = 8, policy: Policy | None = None, noise: floa
 
 def batch_for(algorithm: str, seed: int = 5, count: int = 8) -> Any:
     """What one step of the algorithm consumes."""
-    make = {"sft": sequences, "reward": pairs, "dpo": pairs, "ppo": rollout, "grpo": rollout}
-    return make[algorithm](seed, count)
+    make = {"sequences": sequences, "pairs": pairs, "unpaired": unpaired, "prompts": rollout}
+    return make[ALGORITHMS[algorithm].Config.batch](seed, count)
+
+
+def online(algorithm: str) -> bool:
+    return ALGORITHMS[algorithm].Config.batch == "prompts"
+
+
+def grouped(algorithm: str) -> bool:
+    return "group_size" in ALGORITHMS[algorithm].Config.model_fields
 
 
 def widened(batch: Sequences, columns: int, junk: int = 3) -> Sequences:
@@ -137,6 +158,9 @@ def widened_batch(batch: Any, columns: int) -> Any:
         return widened(batch, columns)
     if isinstance(batch, Pairs):
         return Pairs(widened(batch.chosen, columns), widened(batch.rejected, columns))
+    if isinstance(batch, Unpaired):
+        wide = (widened(part, columns) for part in (batch.sequences, batch.mismatched))
+        return Unpaired(next(wide), batch.desirable, next(wide))
     wide = widened(batch.sequences, columns)
 
     def grown(x: Tensor) -> Tensor:
@@ -173,9 +197,8 @@ def runner(
 ) -> tuple[Any, dict[str, Recorder]]:
     """The real algorithm on the real learner, with optimizers that only record."""
     kind = ALGORITHMS[algorithm]
-    online = issubclass(kind, PPO | GRPO)
-    settings = {"epochs": 1, "minibatches": 1} if online else {}
-    settings |= {"group_size": GROUP} if issubclass(kind, GRPO) else {}
+    settings = {"epochs": 1, "minibatches": 1} if online(algorithm) else {}
+    settings |= {"group_size": GROUP} if grouped(algorithm) else {}
     settings |= {"microbatch_size": microbatch_size} if microbatch_size else {}
     learner = Learner(microbatch_size=microbatch_size)
     recorders = {}
@@ -188,6 +211,11 @@ def runner(
     return kind(kind.Config(**{**settings, "algorithm": algorithm, **config}), models, learner), recorders
 
 
+def step(algorithm: str, made: Any, batch: Any) -> Metrics:
+    """All updates on one batch, as one step makes them."""
+    return made.improve(batch) if online(algorithm) else made.step(batch)
+
+
 def gradients(
     algorithm: str,
     batch: Any,
@@ -198,7 +226,7 @@ def gradients(
 ) -> tuple[dict[str, dict[str, Tensor]], Metrics]:
     """Unclipped gradients of the first update by role and parameter, and the step's metrics."""
     made, recorders = runner(algorithm, models or roles(algorithm), microbatch_size, **config)
-    metrics = made.improve(batch) if isinstance(made, PPO | GRPO) else made.step(batch)
+    metrics = step(algorithm, made, batch)
     return {name: recorder.steps[0] for name, recorder in recorders.items()}, metrics
 
 

@@ -42,7 +42,7 @@ def main(count: int = COUNT) -> None:
         lab.prepare(())
         quiet_libraries()
         learner = Learner()
-        policy = Policy(load_causal_lm(Source(str(lab.parents.model_dir("sft", "sft")))))
+        policy = Policy(load_causal_lm(Source(str(lab.parents.model_dir("sft")))))
         learner.train("policy", policy, OptimizerConfig(), 1e-3)
         good, work = Path(place) / "good", Path(place) / "work"
         for step in (2, 4):

@@ -36,7 +36,7 @@ def main(stage: str = "ppo") -> None:
             there = "/" if "LC_ALL" in change else place
             subprocess.run(command, env={**environment, **change}, cwd=there, check=True, capture_output=True)
             differs[name] = lab.differs(stage, path)
-            models = [RunDir(p).model_dir(stage, stage) for p in (lab.whole(stage).path, path)]
+            models = [RunDir(p).model_dir(stage) for p in (lab.whole(stage).path, path)]
             ours, theirs = (load_file(model / "model.safetensors") for model in models)
             largest[name] = max((ours[key] - theirs[key]).abs().max().item() for key in ours)
     write_result("environment", {"stage": stage, "differs": differs, "largest": largest})

@@ -86,7 +86,7 @@ class Lab:
         for name in {"rm": ("rm",), "sft": ("sft", "rm")}.get(stage, ()):
             run = RunDir(path)
             shutil.rmtree(run.stage_dir(name), ignore_errors=True)
-            shutil.rmtree(run.model_dir(name, STAGES[name]), ignore_errors=True)
+            shutil.rmtree(run.model_dir(name, trains_policy=name != "rm"), ignore_errors=True)
         return path
 
     def start(self, stage: str, path: Path, fault: str = "") -> BaseProcess:
@@ -121,9 +121,8 @@ class Lab:
 
     def differs(self, stage: str, path: Path) -> list[str]:
         """The parts in which the stage in `path` is not the one trained in one go."""
-        return different(
-            outcome(self.whole(stage), stage, STAGES[stage]), outcome(RunDir(path), stage, STAGES[stage])
-        )
+        runs, policy = (self.whole(stage), RunDir(path)), stage != "rm"
+        return different(*(outcome(run, stage, trains_policy=policy) for run in runs))
 
 
 def write_data(directory: Path) -> None:

@@ -86,7 +86,7 @@ def one_kill(
     metrics = run.metrics(stage)
     done = read_jsonl(metrics)[-1]["step"] if metrics.is_file() and read_jsonl(metrics) else 0
     kept = newest_step(run.checkpoints(stage))
-    finished = run.model_dir(stage, STAGES[stage]).is_dir()
+    finished = run.model_dir(stage, trains_policy=stage != "rm").is_dir()
     lab.finish(stage, run.path)
     rows = consumed(run, stage)
     return {
@@ -123,7 +123,7 @@ def many_in_one(lab: Lab, kills: int) -> dict[str, Any]:
         fault = f"rollout.token@step={steps},hit={len(codes) + 1 - len(faults)}:kill"
         codes.append(lab.lives.run([*lab.words("ppo", run.path), *more], lab.log, fault))
     code = code or lab.lives.run([*lab.words("ppo", run.path), *more], lab.log)
-    differs = different(outcome(whole, "ppo", "ppo"), outcome(run, "ppo", "ppo"))
+    differs = different(outcome(whole, "ppo"), outcome(run, "ppo"))
     return {
         "steps": steps,
         "kills": sum(c == -signal.SIGKILL for c in codes),

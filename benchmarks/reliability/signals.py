@@ -23,7 +23,11 @@ def one_stop(lab: Lab, stage: str, seconds: float, rng: Any) -> dict[str, Any]:
         code, taken = lab.signalled(stage, run.path, signal.SIGTERM, rng.uniform(0, seconds))
     rows = read_jsonl(run.metrics(stage)) if run.metrics(stage).is_file() else []
     done = rows[-1]["step"] if rows else 0
-    lost = 0 if run.model_dir(stage, STAGES[stage]).is_dir() else done - newest_step(run.checkpoints(stage))
+    lost = (
+        0
+        if run.model_dir(stage, trains_policy=stage != "rm").is_dir()
+        else done - newest_step(run.checkpoints(stage))
+    )
     steps = [row["step_seconds"] for row in rows]
     lab.finish(stage, run.path)
     return {

@@ -59,7 +59,7 @@ def hit(place: Path, whole: RunDir, number: int) -> dict[str, Any]:
     run = RunDir(place / f"hit-{number}")
     shutil.copytree(whole.path, run.path)
     shutil.rmtree(run.stage_dir(STAGE))
-    shutil.rmtree(run.model_dir(STAGE, STAGE))
+    shutil.rmtree(run.model_dir(STAGE))
     both = start(place, run.path, "step@step=3:sleep=3")
     while not (run.metrics(STAGE).is_file() and run.metrics(STAGE).read_bytes().count(b"\n") >= 2):
         time.sleep(0.02)
@@ -75,7 +75,7 @@ def hit(place: Path, whole: RunDir, number: int) -> dict[str, Any]:
         "silent_one_named": f"process 1 of 2 (counted from 0) has not answered for {PATIENCE} s" in said,
         "checkpoint": kept,
         "code_of_the_repetition": again.returncode,
-        "differs": different(outcome(whole, STAGE, STAGE), outcome(run, STAGE, STAGE)),
+        "differs": different(outcome(whole, STAGE), outcome(run, STAGE)),
     }
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from faultlab import STAGES, Lab, write_result
+from faultlab import Lab, write_result
 from safetensors.torch import load_file
 from two_processes import start
 
@@ -46,7 +46,7 @@ def fail_in_one(lab: Lab, path: Path) -> dict[str, Any]:
 def apart(whole: RunDir, other: RunDir, kept: int) -> dict[str, Any]:
     """How far two trainings are apart, the second resumed after step `kept` with other processes."""
     ours, theirs = (read_jsonl(run.metrics(STAGE)) for run in (whole, other))
-    models = [load_file(run.model_dir(STAGE, STAGES[STAGE]) / "model.safetensors") for run in (whole, other)]
+    models = [load_file(run.model_dir(STAGE) / "model.safetensors") for run in (whole, other)]
     first, again = ours[kept]["grad_norm"], theirs[kept]["grad_norm"]
     return {
         "same_rows": read_jsonl(whole.ledger(STAGE)) == read_jsonl(other.ledger(STAGE)),

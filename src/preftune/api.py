@@ -175,7 +175,7 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
             f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
         )
     done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
-    return done.model_dir(name, algorithm)
+    return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
 def _checked(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":

@@ -86,11 +86,11 @@ class RunDir:
         ]
         return max(taken, default=0) + 1
 
-    def model_dir(self, stage: str, algorithm: str) -> Path:
+    def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""
         if stage == BASE:
             return self.models / BASE
-        if algorithm == "reward":
+        if not trains_policy:
             return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
         return self.models / policy_name(stage)
 

@@ -1,16 +1,15 @@
 """What holds for every algorithm: an update sees the rows, not how they are split, ordered or padded."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO, grpo, ppo
+from preftune.algorithms import ALGORITHMS, on_policy
 from preftune.algorithms.base import Loss, Metrics, averaged
-from preftune.algorithms.minibatch import minibatches
+from preftune.algorithms.on_policy import minibatches
 from preftune.data import Pairs, Sequences
 from preftune.models.roles import Reference
 from preftune.seeding import derive_seed
@@ -21,11 +20,14 @@ from tiny import (
     batch_for,
     causal_lm,
     gradients,
+    grouped,
+    online,
     prompts,
     relative,
     roles,
     runner,
     sequences,
+    step,
     widened_batch,
 )
 
@@ -94,7 +96,9 @@ def predicting(algorithm: str, role: str, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(("algorithm", "role"), TRAINED)
-def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -> None:
+def test_prompt_and_padding_get_exactly_no_gradient(
+    algorithm: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither the outputs at prompt and padding columns nor the inputs at padding columns."""
     models, batch, kept = roles(algorithm), batch_for(algorithm), []
 
@@ -106,18 +110,20 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
 
     model = models[role].model
     made, _ = runner(algorithm, models)
+    if hasattr(made, "distance"):  # a look at the policy before the update, without gradient
+        monkeypatch.setattr(made, "distance", lambda batch: torch.tensor(0.0))
     handles = [
         model.base_model.wte.register_forward_hook(keep),
         model.base_model.ln_f.register_forward_hook(keep),
     ]
-    _ = made.improve(batch) if isinstance(made, PPO | GRPO) else made.step(batch)
+    step(algorithm, made, batch)
     for handle in handles:
         handle.remove()
     embedded, hidden = (tensor.grad.abs().sum(-1) for tensor in kept)
     read = predicting(algorithm, role, batch)
     assert hidden.shape == read.shape
     assert (hidden[~read] == 0).all()
-    assert (hidden[read] > 0).float().mean() > 0.7  # clipping may silence some
+    assert (hidden[read] > 0).float().mean() > 0.6  # clipping may silence some
     sides = (
         [batch.chosen, batch.rejected] if isinstance(batch, Pairs) else [getattr(batch, "sequences", batch)]
     )
@@ -131,17 +137,15 @@ def test_prompt_and_padding_get_exactly_no_gradient(algorithm: str, role: str) -
 def test_nothing_but_the_trained_roles_changes(algorithm: str) -> None:
     models = roles(algorithm)
     made, recorders = runner(algorithm, models)
-    _ = (
-        made.improve(batch_for(algorithm))
-        if isinstance(made, PPO | GRPO)
-        else made.step(batch_for(algorithm))
-    )
+    step(algorithm, made, batch_for(algorithm))
     assert set(recorders) == set(ALGORITHMS[algorithm].trains)
     for name, role in models.items():
         assert any(p.requires_grad for p in role.model.parameters()) == (name in recorders)
 
 
-def given_to_the_learner(made: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Loss]]:
+def given_to_the_learner(
+    algorithm: str, made: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Tensor, Loss]]:
     """The weights and the loss of each update of a step, in order."""
     given: list[tuple[Tensor, Loss]] = []
 
@@ -151,7 +155,7 @@ def given_to_the_learner(made: Any, batch: Any, monkeypatch: pytest.MonkeyPatch)
         return dict.fromkeys((*out.metrics, "loss", "grad_norm"), 0.0)
 
     monkeypatch.setattr(made.learner, "update", update)
-    _ = made.improve(batch) if isinstance(made, PPO | GRPO) else made.step(batch)
+    step(algorithm, made, batch)
     return given
 
 
@@ -168,7 +172,7 @@ def test_new_tensors_are_where_the_batch_is(
     """Weights, terms and metrics, where the batch is elsewhere than tensors made without a device."""
     (made, _), batch = runner(algorithm, roles(algorithm), **config), batch_for(algorithm)
     with torch.device("meta"):
-        given = given_to_the_learner(made, batch, monkeypatch)
+        given = given_to_the_learner(algorithm, made, batch, monkeypatch)
     assert len(given) == len(ALGORITHMS[algorithm].trains)
     for weights, out in given:
         tensors = (weights, out.terms, *out.metrics.values())
@@ -181,20 +185,19 @@ def test_weights_are_shares_of_what_all_processes_hold(
 ) -> None:
     """Two processes with as many rows and tokens as this one: every weight is halved."""
     (made, _), batch = runner(algorithm, roles(algorithm), **config), batch_for(algorithm)
-    alone = given_to_the_learner(made, batch, monkeypatch)
+    alone = given_to_the_learner(algorithm, made, batch, monkeypatch)
     monkeypatch.setattr(made.learner, "total", lambda count: 2 * count)
-    for (half, _), (whole, _) in zip(given_to_the_learner(made, batch, monkeypatch), alone, strict=True):
+    shared = given_to_the_learner(algorithm, made, batch, monkeypatch)
+    for (half, _), (whole, _) in zip(shared, alone, strict=True):
         torch.testing.assert_close(2 * half, whole)
         assert whole.any()
 
 
-ONLINE = pytest.mark.parametrize(("algorithm", "module"), [("ppo", ppo), ("grpo", grpo)])
+ONLINE = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if online(name)])
 
 
 @ONLINE
-def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(
-    algorithm: str, module: ModuleType
-) -> None:
+def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(algorithm: str) -> None:
     """k1 of every token, in a whole step from prompts; PPO's rewards are then the scores alone."""
     models = roles(algorithm)
     models["reference"] = Reference(causal_lm(1))
@@ -211,25 +214,23 @@ def test_a_reference_with_the_policys_weights_is_at_distance_exactly_0(
 
 
 @ONLINE
-def test_sampling_follows_the_settings(
-    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sampling_follows_the_settings(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"max_new_tokens": 7, "temperature": 0.6, "missing_eos_score": -3.0}
     models, seen = roles(algorithm), {}
     made, _ = runner(algorithm, models, 3, **settings)
     made.scorer = Judge(lambda batch: batch.ids.sum(1))
-    monkeypatch.setattr(module, "collect", lambda batch, **given: seen.update(given, prompts=batch))
-    given = {name: models[name] for name in ("policy", "reference", "critic") if name in models}
+    monkeypatch.setattr(on_policy, "collect", lambda batch, **given: seen.update(given, prompts=batch))
+    given = {name: models.get(name) for name in ("policy", "reference", "critic")}
     given |= {"scorer": made.scorer, "prompts": prompts(3), "batch_size": 3, **settings}
     given |= {"say": made.learner.say_once}
-    given |= {"responses_per_prompt": GROUP} if algorithm == "grpo" else {}
+    given |= {"responses_per_prompt": GROUP if grouped(algorithm) else 1}
     made.rollout(given["prompts"])
     assert seen == given
 
 
 @ONLINE
 def test_the_seeds_of_the_prompts_decide_the_order_of_minibatches(
-    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By this very rule: with another the same settings and seed would give other weights."""
     made, _ = runner(algorithm, roles(algorithm))
@@ -242,11 +243,11 @@ def test_the_seeds_of_the_prompts_decide_the_order_of_minibatches(
 
 @ONLINE
 def test_each_epoch_has_an_order_of_its_own_from_the_seed(
-    algorithm: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = runner(algorithm, roles(algorithm), epochs=2, minibatches=4)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(module, "minibatches", lambda all, count, seed: seen.append((count, seed)) or [all])
+    monkeypatch.setattr(on_policy, "minibatches", lambda all, *given: seen.append(given) or [all])
     made.improve(batch_for(algorithm), seed=7)
     made.improve(batch_for(algorithm))
     assert seen == [(4, derive_seed(seed, epoch)) for seed in (7, 0) for epoch in (0, 1)]

@@ -37,6 +37,7 @@ def disturbed(rollout: Rollout) -> Rollout:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("ppo", {}),
+    ("rloo", {}),
     *(
         ("grpo", {"reduction": reduction, "kl_coef": 0.3})
         for reduction in ("dapo", "grpo", "bnpo", "dr_grpo")

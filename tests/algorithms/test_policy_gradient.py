@@ -6,14 +6,15 @@ float64. No token is EOS here. n below is the number of sampled tokens, N of res
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from scipy.optimize import fsolve
 from torch import Tensor
 
-from preftune.algorithms import GRPO, PPO
-from preftune.config import GRPOConfig, OptimizerConfig, PPOConfig
+from preftune.algorithms import ALGORITHMS, PPO
+from preftune.config import OptimizerConfig, PPOConfig
 from preftune.data import Prompts, Sequences, pad_prompts
 from preftune.functional import (
     kl_estimate,
@@ -198,9 +199,10 @@ def solve(algorithm: str, **config: float | str) -> Tensor:
     if algorithm == "ppo":
         models["critic"] = Critic(Tabular(torch.zeros(1, 1)))
         learner.train("critic", models["critic"], OPTIMIZER, 0.05)
-        made: PPO | GRPO = PPO(PPOConfig(minibatches=1, epochs=1, **config), models, learner, judge)
+        made: Any = PPO(PPOConfig(minibatches=1, epochs=1, **config), models, learner, judge)
     else:
-        made = GRPO(GRPOConfig(**config), models, learner, judge)
+        kind = ALGORITHMS[algorithm]
+        made = kind(kind.Config(**config), models, learner, judge)
         per_prompt = made.config.group_size
     for i in range(STEPS):
         learner.set_progress(i, STEPS)
@@ -218,6 +220,8 @@ SETTINGS = {
     # zero.
     "ppo": ({}, tilted(BETA)),
     # The group mean takes a share 1/K of the score's gradient and none of the KL's: as if β were K/(K - 1) β.
+    # The same gradient, and no baseline that holds the response itself: no factor.
+    "rloo": ({"group_size": 4}, tilted(BETA)),
     "grpo k2": ({"kl": "k2", "scale": "none", "group_size": 2}, tilted(BETA * 2)),
     "grpo k3 times ratio": ({"kl": "k3_ratio", "scale": "none", "group_size": 4}, tilted(BETA * 4 / 3)),
 }

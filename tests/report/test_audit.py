@@ -1,5 +1,6 @@
 """The reward-model section and the second look at the policies, with all that an evaluation may hold."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path:
     found = written(change(run, temperature=unsure))
     assert "It is not shown to help on other pairs (+0.010 [-0.020, 0.040])." in found
     assert "The margins claim" not in found
-    assert "Best temperature: infinite." in written(change(run, temperature={"value": "Infinity"}))
+    assert "Best temperature: infinite." in written(change(run, temperature={"value": math.inf}))
 
 
 def test_a_score_that_depends_on_padding_is_shouted(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from preftune.report.healthy import HEALTHY, healthy
+from preftune.config import ALGORITHM_CONFIGS
+from preftune.report.healthy import healthy
 from preftune.report.load import load_run
 from preftune.report.plots.curves import curves
 from preftune.report.plots.figures import draw
 from preftune.rundir import RunDir, write_text
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "algorithms"
-CASES = [(algorithm, metric) for algorithm, ranges in HEALTHY.items() for metric in ranges]
+CASES = [(algorithm, metric) for algorithm, config in ALGORITHM_CONFIGS.items() for metric in config.healthy]
 
 
 def documented(algorithm: str, metric: str) -> str:
@@ -27,7 +28,7 @@ def documented(algorithm: str, metric: str) -> str:
 
 @pytest.mark.parametrize(("algorithm", "metric"), CASES)
 def test_a_range_is_what_the_page_says(algorithm: str, metric: str) -> None:
-    band, row = HEALTHY[algorithm][metric], documented(algorithm, metric)
+    band, row = ALGORITHM_CONFIGS[algorithm].healthy[metric], documented(algorithm, metric)
     assert band.words in row
     numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?![\d-])", band.words)]
     if band.words.startswith("1 to 1e-5"):

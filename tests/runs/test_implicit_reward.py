@@ -12,9 +12,9 @@ from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, RewardModel
 from preftune.models.scalar import score_head
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.roles import critic_of
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
-from preftune.runs.train import critic_of
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def test_killed_in_every_kind_of_stage_and_resumed_gives_the_same_weights(
         assert read_json(out.stage_json(stage))["status"] == "running"
         saved = sorted(p.name for p in out.checkpoints(stage).glob("*")) if step > 2 else []
         assert saved == {"base": ["step-000028", "step-000030"], "sft": []}.get(stage, ["step-000002"])
-        assert not out.model_dir(stage, "reward" if stage == "rm" else "sft").exists()
+        assert not out.model_dir(stage, trains_policy=stage != "rm").exists()
     kill("none", 0)
     preftune.ppo_train("tiny", out=str(tmp_path))
     for model in ("base", "policy_sft", "reward_model", "policy_ppo"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO
+from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Algorithm
 from preftune.config import OptimizerConfig
 from preftune.data import Sequences
@@ -15,12 +15,12 @@ from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
-from tiny import EOS, Judge, pairs, prompts, roles, sequences, state
+from tiny import EOS, Judge, grouped, online, pairs, prompts, roles, sequences, state, unpaired
 
 STEPS = 5
 TIMES = ("time", "step_seconds")
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
-BATCHES = {"sft": sequences, "reward": pairs, "dpo": pairs, "ppo": prompts, "grpo": prompts}
+BATCHES = {"sequences": sequences, "pairs": pairs, "unpaired": unpaired, "prompts": prompts}
 
 
 class Killed(Exception):
@@ -35,9 +35,9 @@ def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
     """Everything from nothing, as a new process would."""
     kind, models = ALGORITHMS[algorithm], roles(algorithm)
     settings: dict[str, Any] = {"microbatch_size": 3}
-    if issubclass(kind, PPO | GRPO):
+    if online(algorithm):
         settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
-        settings |= {"group_size": 2} if kind is GRPO else {}
+        settings |= {"group_size": 2} if grouped(algorithm) else {}
     config = kind.Config(**settings)
     learner = Learner(microbatch_size=3)
     for name, role in models.items():
@@ -45,7 +45,7 @@ def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
             learner.train(name, role, OptimizerConfig(), 1e-2)
         else:
             learner.freeze(role)
-    extra = {"scorer": Judge(rule, EOS)} if issubclass(kind, PPO | GRPO) else {}
+    extra = {"scorer": Judge(rule, EOS)} if online(algorithm) else {}
     return kind(config, models, learner, **extra), learner, models
 
 
@@ -58,7 +58,7 @@ def plan_for(algorithm: str, out: Path, **more: Any) -> Plan:
         keep=1,
         ledger=out / "ledger.jsonl",
         rows_at=lambda step: [f"row {step}"],
-        updates=8 if algorithm == "ppo" else 4 if algorithm == "grpo" else 1,
+        updates=(4 if online(algorithm) else 1) * len(ALGORITHMS[algorithm].trains),
         **more,
     )
 
@@ -73,9 +73,9 @@ def run(
         if step == kill_at:
             raise Killed
 
-    size = 4 if algorithm == "grpo" else 8
+    size, make = 4 if grouped(algorithm) else 8, BATCHES[ALGORITHMS[algorithm].Config.batch]
     plan = plan_for(algorithm, out, say=say)
-    train(made, learner, lambda step: BATCHES[algorithm](step, size), plan, on_step)
+    train(made, learner, lambda step: make(step, size), plan, on_step)
     return {name: state(models[name].model) for name in learner.trained}
 
 

@@ -15,7 +15,7 @@ from preftune.rundir import read_jsonl
 from preftune.stops import Interrupted, handled
 from preftune.training import checkpoint, metrics
 from preftune.training.checkpoint import check_space, newest_step
-from tiny import same_weights
+from tiny import online, same_weights
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +30,13 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(
 ) -> None:
     """It leaves the state as it was: the step before and this one give the same checkpoint."""
     said: list[str] = []
-    faults.arm("loss@step=4,hit=3:nan" if algorithm in ("ppo", "grpo") else "loss@step=4:nan")
+    faults.arm("loss@step=4,hit=3:nan" if online(algorithm) else "loss@step=4:nan")
     run(algorithm, tmp_path, say=said.append)
     made = rows(tmp_path)
     assert [row["skipped"] for row in made] == [0, 0, 0, 1, 0]
     written = json.loads((tmp_path / "nonfinite-step-4.json").read_text())
     assert written["rows"] == ["row 3"]
-    assert (written["rewards"] is not None) == (algorithm in ("ppo", "grpo"))
+    assert (written["rewards"] is not None) == online(algorithm)
     assert "loss nan" in written["not_finite"][0]
     assert any("step 4 was skipped" in line for line in said)
     assert sorted(p.name for p in tmp_path.glob("nonfinite*")) == ["nonfinite-step-4.json"]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor
 
-from preftune.models.roles import Role
+from preftune.config import StageSettings
+from preftune.errors import UsageError
+from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 
 Metrics = dict[str, float]
 
@@ -21,6 +23,34 @@ class Loss:
 
     terms: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models of an algorithm by the part that each plays; UsageError for a part that was not given."""
+
+    given: Mapping[str, Role]
+
+    @property
+    def policy(self) -> Policy:
+        return cast(Policy, self._get("policy"))
+
+    @property
+    def reference(self) -> Reference:
+        return cast(Reference, self._get("reference"))
+
+    @property
+    def reward_model(self) -> RewardModel:
+        return cast(RewardModel, self._get("reward_model"))
+
+    @property
+    def critic(self) -> Critic:
+        return cast(Critic, self._get("critic"))
+
+    def _get(self, name: str) -> Role:
+        if name not in self.given:
+            raise UsageError(f"no {name} was given, but {', '.join(self.given) or 'nothing'}")
+        return self.given[name]
 
 
 class Learner(Protocol):
@@ -56,16 +86,20 @@ class Learner(Protocol):
 
 
 class Algorithm(Protocol):
-    """Consumes one batch, changes the policy, reports numbers. The single extension point."""
+    """Consumes one batch, changes the policy, reports numbers. The single extension point.
 
-    Config: ClassVar[type]
-    needs: ClassVar[tuple[str, ...]]  # roles given to it
+    What plan, report and cards say of it stands on its `Config`. One that samples (`Config.batch` is
+    "prompts") is given a scorer too, and has `improve(rollout)`, all updates on one rollout.
+    """
+
+    Config: ClassVar[type[StageSettings]]
+    needs: ClassVar[tuple[str, ...]]  # roles that are made for it: it reads all of them
     trains: ClassVar[tuple[str, ...]]  # those of them that it changes
 
     def __init__(self, config: Any, models: Mapping[str, Role], learner: Learner) -> None: ...
 
     def step(self, batch: Any) -> Metrics:
-        """One step: SFT, reward and DPO take one update; PPO and GRPO sample and take several."""
+        """One step: one update of a batch of rows; or sample, score, and several updates."""
         ...
 
 

@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Loss, Metrics
-from preftune.config import DPOConfig
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles
+from preftune.config import DPOConfig, StageSettings
 from preftune.data.batch import Pairs, Sequences, concatenate, content_keys
 from preftune.functional import preference_loss
-from preftune.models.roles import Policy, Reference, Role
+from preftune.models.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,13 @@ class ScoredPairs:
 
 
 class DPO:
-    Config: ClassVar[type] = DPOConfig
+    Config: ClassVar[type[StageSettings]] = DPOConfig
     needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
     trains: ClassVar[tuple[str, ...]] = ("policy",)
 
     def __init__(self, config: DPOConfig, models: Mapping[str, Role], learner: Learner) -> None:
         self.config, self.learner = config, learner
-        self.policy: Policy = models["policy"]  # type: ignore[assignment]
-        self.reference: Reference = models["reference"]  # type: ignore[assignment]
+        self.policy, self.reference = Roles(models).policy, Roles(models).reference
         self.seen: dict[tuple[bytes, ...], Tensor] = {}
 
     def step(self, batch: Pairs) -> Metrics:

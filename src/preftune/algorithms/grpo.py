@@ -19,9 +19,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Loss, Metrics, averaged
-from preftune.algorithms.minibatch import minibatches, response_metrics
-from preftune.config import GRPOConfig
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
+from preftune.algorithms.on_policy import (
+    clip_metrics,
+    group_metrics,
+    order_seed,
+    passes,
+    pooled_scores,
+    response_metrics,
+    sampled,
+)
+from preftune.config import GRPOConfig, StageSettings
 from preftune.data.batch import Prompts, Sequences
 from preftune.functional import (
     constant_length,
@@ -31,13 +39,9 @@ from preftune.functional import (
     sequence_mean,
     token_mean,
 )
-from preftune.functional.advantages import centred_groups
-from preftune.functional.masked import zero_off
-from preftune.models.roles import Policy, Reference, Role
-from preftune.rollout.collect import collect
+from preftune.models.roles import Role
 from preftune.rollout.rollout import Rollout, take_rows
 from preftune.rollout.score import Scorer
-from preftune.seeding import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,55 +61,35 @@ class Experience:
 
 
 class GRPO:
-    Config: ClassVar[type] = GRPOConfig
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference", "reward_model")
+    Config: ClassVar[type[StageSettings]] = GRPOConfig
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
     trains: ClassVar[tuple[str, ...]] = ("policy",)
 
     def __init__(
         self, config: GRPOConfig, models: Mapping[str, Role], learner: Learner, scorer: Scorer | None = None
     ) -> None:
         self.config, self.learner, self.scorer = config, learner, scorer
-        self.policy: Policy = models["policy"]  # type: ignore[assignment]
-        self.reference: Reference | None = models.get("reference")  # type: ignore[assignment]
+        self.roles = Roles(models)
+        self.policy = self.roles.policy
 
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample groups of responses and score them
         rollout = self.rollout(batch)
         # 2. advantages within each group; 3. updates of the policy
-        return self.improve(rollout, seed=derive_seed("minibatches", *batch.seeds))
+        return self.improve(rollout, seed=order_seed(batch))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        assert self.scorer is not None
-        assert self.reference is not None
-        return collect(
-            batch,
-            policy=self.policy,
-            reference=self.reference,
-            scorer=self.scorer,
-            responses_per_prompt=self.config.group_size,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            missing_eos_score=self.config.missing_eos_score,
-            batch_size=self.config.microbatch_size,
-            say=self.learner.say_once,
-        )
+        return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
         self.learner.note("rewards", rollout.scores)
-        experience = self.experience(rollout)
-        updates = []
-        for epoch in range(self.config.epochs):
-            for part in minibatches(experience, self.config.minibatches, derive_seed(seed, epoch)):
-                updates.append(self.learner.update("policy", part, self.weights(part), self.loss))
+        updates = passes(self.experience(rollout), self.config, seed, self.update)
         return {**averaged(updates), **self.learner.average(self.report(rollout))}
 
     def experience(self, rollout: Rollout) -> Experience:
         size = self.config.group_size
-        if rollout.group is not None and (rollout.group.view(-1, size) != rollout.group[::size, None]).any():
-            raise ValueError(f"rows of a group must follow each other, {size} at a time")
-        pooled, mine = self.learner.pool(rollout.scores)
-        valid, _ = self.learner.pool(rollout.learnable.response.any(1).to(rollout.scores))
+        pooled, valid, mine = pooled_scores(rollout, size, self.learner, rollout.scores)
         advantages = group_advantages(pooled, size, self.config.scale, valid=valid)[mine]
         return Experience(
             sequences=rollout.learnable,
@@ -113,6 +97,9 @@ class GRPO:
             reference_logprobs=rollout.reference_logprobs,
             advantages=advantages,
         )
+
+    def update(self, batch: Experience) -> Metrics:
+        return self.learner.update("policy", batch, self.weights(batch), self.loss)
 
     def weights(self, batch: Experience) -> Tensor:
         """How terms are averaged over the global minibatch: (B, T), summing to 1 (dr_grpo: to at most 1)."""
@@ -137,31 +124,10 @@ class GRPO:
         kl = kl_estimate(logprobs, batch.reference_logprobs, "k2" if config.kl == "k2" else "k3")
         if config.kl == "k3_ratio":
             kl = kl * ratio
-        sign = batch.advantages.sign().unsqueeze(1)
-        low = (ratio.detach() < 1 - config.clip_low) & (sign < 0) & response
-        high = (ratio.detach() > 1 + config.clip_high) & (sign > 0) & response
-        return Loss(
-            terms + config.kl_coef * kl,
-            {
-                "entropy": entropy,
-                "kl": kl.detach(),
-                "clip_ratio/low_mean": low.to(kl.dtype),
-                "clip_ratio/high_mean": high.to(kl.dtype),
-                "clip_ratio/region_mean": (low | high).to(kl.dtype),
-                "ratio": ratio.detach() * response,
-            },
-        )
+        clipped = clip_metrics(ratio.detach(), batch.advantages, config.clip_low, config.clip_high, response)
+        return Loss(terms + config.kl_coef * kl, {"entropy": entropy, "kl": kl.detach(), **clipped})
 
     def report(self, rollout: Rollout) -> Metrics:
         """What was sampled, before the updates. `kl_per_sequence` is k1 summed over the response."""
-        centred = centred_groups(rollout.scores, self.config.group_size, rollout.valid)
-        valid = rollout.learnable.response.any(1).view_as(centred)
-        variance = centred.square().sum(1) / (valid.sum(1) - 1).clamp(min=1)
-        kl = zero_off(rollout.logprobs - rollout.reference_logprobs, rollout.sequences.response).sum(1)
-        return {
-            **response_metrics(rollout, self.config.max_new_tokens, self.config.epochs),
-            "reward": rollout.valid_scores.mean().item(),
-            "reward_std": variance.sqrt().mean().item(),
-            "frac_reward_zero_std": (centred == 0).all(1).float().mean().item(),
-            "kl_per_sequence": kl.mean().item(),
-        }
+        groups = group_metrics(rollout, self.config.group_size)
+        return {**response_metrics(rollout, self.config), **groups}

@@ -20,10 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Loss, Metrics, averaged
-from preftune.algorithms.minibatch import minibatches, response_metrics
-from preftune.config import PPOConfig
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
+from preftune.algorithms.on_policy import kl_per_sequence, order_seed, passes, response_metrics, sampled
+from preftune.config import PPOConfig, StageSettings
 from preftune.data.batch import Prompts, Sequences
+from preftune.errors import UsageError
 from preftune.functional import (
     gae,
     kl_estimate,
@@ -34,11 +35,9 @@ from preftune.functional import (
     token_mean,
 )
 from preftune.functional.masked import zero_off
-from preftune.models.roles import Critic, Policy, Reference, Role
-from preftune.rollout.collect import collect
+from preftune.models.roles import Role
 from preftune.rollout.rollout import Rollout, take_rows
 from preftune.rollout.score import Scorer
-from preftune.seeding import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,55 +58,39 @@ class Experience:
 
 
 class PPO:
-    Config: ClassVar[type] = PPOConfig
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference", "reward_model", "critic")
+    Config: ClassVar[type[StageSettings]] = PPOConfig
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference", "critic")
     trains: ClassVar[tuple[str, ...]] = ("policy", "critic")
 
     def __init__(
         self, config: PPOConfig, models: Mapping[str, Role], learner: Learner, scorer: Scorer | None = None
     ) -> None:
         self.config, self.learner, self.scorer = config, learner, scorer
-        self.policy: Policy = models["policy"]  # type: ignore[assignment]
-        self.critic: Critic = models["critic"]  # type: ignore[assignment]
-        self.reference: Reference | None = models.get("reference")  # type: ignore[assignment]
+        self.roles = Roles(models)
+        self.policy, self.critic = self.roles.policy, self.roles.critic
 
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample responses, score them, look them up under policy, reference and critic
         rollout = self.rollout(batch)
         # 2. rewards and advantages; 3. several updates of policy and critic
-        return self.improve(rollout, seed=derive_seed("minibatches", *batch.seeds))
+        return self.improve(rollout, seed=order_seed(batch))
 
     def rollout(self, batch: Prompts) -> Rollout:
-        assert self.scorer is not None
-        assert self.reference is not None
-        return collect(
-            batch,
-            policy=self.policy,
-            reference=self.reference,
-            critic=self.critic,
-            scorer=self.scorer,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            missing_eos_score=self.config.missing_eos_score,
-            batch_size=self.config.microbatch_size,
-            say=self.learner.say_once,
-        )
+        return sampled(batch, self.config, self.roles, self.scorer, self.learner, self.critic)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
         """All updates on one rollout."""
         self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
-        updates = []
-        for epoch in range(self.config.epochs):
-            for part in minibatches(experience, self.config.minibatches, derive_seed(seed, epoch)):
-                updates.append(self.update(part))
+        updates = passes(experience, self.config, seed, self.update)
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
         return {**averaged(updates), **first, **self.learner.average(self.report(rollout, experience))}
 
     def experience(self, rollout: Rollout) -> Experience:
         config, sequences = self.config, rollout.learnable
         response = sequences.response
-        assert rollout.values is not None
+        if rollout.values is None:
+            raise UsageError("the rollout has no values", "collect it with the critic")
         written = rollout.sequences.response
         rewards = shaped_rewards(
             rollout.scores, rollout.logprobs, rollout.reference_logprobs, written, config.kl_coef
@@ -165,11 +148,10 @@ class PPO:
     def report(self, rollout: Rollout, experience: Experience) -> Metrics:
         """What was sampled, before the updates."""
         response, learnt = rollout.sequences.response, experience.sequences.response
-        kl = zero_off(rollout.logprobs - rollout.reference_logprobs, response).sum(1)
-        scores = rollout.valid_scores
+        kl, scores = kl_per_sequence(rollout), rollout.valid_scores
         errors, returns = (experience.returns - experience.values)[learnt], experience.returns[learnt]
         return {
-            **response_metrics(rollout, self.config.max_new_tokens, self.config.epochs),
+            **response_metrics(rollout, self.config),
             "objective/entropy": -zero_off(rollout.logprobs, response).sum(1).mean().item(),
             "objective/kl": kl.mean().item(),
             "objective/scores": scores.mean().item(),

@@ -9,21 +9,21 @@ from typing import ClassVar
 
 import torch
 
-from preftune.algorithms.base import Learner, Loss, Metrics
-from preftune.config import RewardConfig
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles
+from preftune.config import RewardConfig, StageSettings
 from preftune.data.batch import Pairs, concatenate
 from preftune.functional import bradley_terry_loss
-from preftune.models.roles import RewardModel, Role
+from preftune.models.roles import Role
 
 
 class Reward:
-    Config: ClassVar[type] = RewardConfig
+    Config: ClassVar[type[StageSettings]] = RewardConfig
     needs: ClassVar[tuple[str, ...]] = ("reward_model",)
     trains: ClassVar[tuple[str, ...]] = ("reward_model",)
 
     def __init__(self, config: RewardConfig, models: Mapping[str, Role], learner: Learner) -> None:
         self.config, self.learner = config, learner
-        self.reward_model: RewardModel = models["reward_model"]  # type: ignore[assignment]
+        self.reward_model = Roles(models).reward_model
 
     def step(self, batch: Pairs) -> Metrics:
         rows = torch.ones(len(batch), device=batch.chosen.ids.device)

@@ -8,21 +8,21 @@ token.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from preftune.algorithms.base import Learner, Loss, Metrics
-from preftune.config import SFTConfig
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles
+from preftune.config import SFTConfig, StageSettings
 from preftune.data.batch import Sequences
 from preftune.functional import token_mean
-from preftune.models.roles import Policy, Role
+from preftune.models.roles import Role
 
 
 class SFT:
-    Config: ClassVar[type] = SFTConfig
+    Config: ClassVar[type[StageSettings]] = SFTConfig
     needs: ClassVar[tuple[str, ...]] = ("policy",)
     trains: ClassVar[tuple[str, ...]] = ("policy",)
 
     def __init__(self, config: SFTConfig, models: Mapping[str, Role], learner: Learner) -> None:
         self.config, self.learner = config, learner
-        self.policy: Policy = models["policy"]  # type: ignore[assignment]
+        self.policy = Roles(models).policy
 
     def step(self, batch: Sequences) -> Metrics:
         tokens = self.learner.total(batch.response.sum())

@@ -1,5 +1,24 @@
 """Settings: pydantic models, TOML recipes and `key=value` overrides. Imports no torch."""
 
+from preftune.config.algorithms import (
+    ALGORITHM_CONFIGS,
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    StageConfig,
+    config_of,
+    register,
+)
+from preftune.config.algorithms.base import (
+    Healthy,
+    OfflineConfig,
+    OnlineConfig,
+    OptimizerConfig,
+    StageSettings,
+    algorithm_field,
+)
 from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import Option, options, options_markdown, options_text
@@ -12,16 +31,6 @@ from preftune.config.run import (
     ScratchConfig,
 )
 from preftune.config.show import show_graph, show_plan, show_values
-from preftune.config.stages import (
-    ALGORITHM_CONFIGS,
-    DPOConfig,
-    GRPOConfig,
-    OptimizerConfig,
-    PPOConfig,
-    RewardConfig,
-    SFTConfig,
-    StageConfig,
-)
 from preftune.config.toml import dump_toml
 
 __all__ = [
@@ -32,7 +41,10 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "GRPOConfig",
+    "Healthy",
     "ModelConfig",
+    "OfflineConfig",
+    "OnlineConfig",
     "OptimizerConfig",
     "Option",
     "Origin",
@@ -43,8 +55,11 @@ __all__ = [
     "SFTConfig",
     "ScratchConfig",
     "StageConfig",
+    "StageSettings",
+    "algorithm_field",
     "build",
     "config_hash",
+    "config_of",
     "dump_toml",
     "judge_of",
     "judges_of",
@@ -54,6 +69,7 @@ __all__ = [
     "options_text",
     "parents",
     "recipe_names",
+    "register",
     "show_graph",
     "show_plan",
     "show_values",

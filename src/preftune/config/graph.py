@@ -2,37 +2,34 @@
 
 from collections.abc import Mapping
 
-from preftune.config.stages import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, StageConfig
+from preftune.config.algorithms.base import StageSettings
 from preftune.errors import ConfigError, UsageError
 
 BASE = "base"  # the model before any stage
 EVALUATION = "evaluation"  # what runs after all stages
 
 
-def parents(stage: StageConfig) -> tuple[str, ...]:
+def parents(stage: StageSettings) -> tuple[str, ...]:
     """Names of the stages whose models this one reads, without "base"."""
-    names = [stage.init]
-    if isinstance(stage, PPOConfig | GRPOConfig) and stage.reward_model is not None:
-        names.append(stage.reward_model)
-    return tuple(dict.fromkeys(name for name in names if name != BASE))
+    return tuple(dict.fromkeys(name for name in stage.parents() if name != BASE))
 
 
-def judge_of(stages: Mapping[str, StageConfig]) -> str | None:
-    """The stage whose model scores every policy: the judge of the first online stage that has one, else the
-    first reward stage.
+def judge_of(stages: Mapping[str, StageSettings]) -> str | None:
+    """The stage whose model scores every policy: the judge of the first stage that has one, else the first
+    reward stage.
     """
-    named = [s.reward_model for s in stages.values() if isinstance(s, PPOConfig | GRPOConfig)]
-    trained = [name for name, stage in stages.items() if isinstance(stage, RewardConfig)]
+    named = [stage.judge for stage in stages.values()]
+    trained = [name for name, stage in stages.items() if not stage.trains_policy]
     return next((name for name in (*named, *trained) if name is not None), None)
 
 
-def judges_of(stages: Mapping[str, StageConfig]) -> list[str]:
-    """Reward stages, and DPO stages that an online stage learns from."""
-    named = {s.reward_model for s in stages.values() if isinstance(s, PPOConfig | GRPOConfig)}
-    return [name for name, stage in stages.items() if isinstance(stage, RewardConfig) or name in named]
+def judges_of(stages: Mapping[str, StageSettings]) -> list[str]:
+    """Reward stages, and policy stages by whose implicit reward another one learns."""
+    named = {stage.judge for stage in stages.values()}
+    return [name for name, stage in stages.items() if not stage.trains_policy or name in named]
 
 
-def stage_order(stages: Mapping[str, StageConfig]) -> list[str]:
+def stage_order(stages: Mapping[str, StageSettings]) -> list[str]:
     """Stage names with parents before children, otherwise in the order of the recipe.
 
     Raises ConfigError where stages wait for each other.
@@ -53,7 +50,7 @@ def stage_order(stages: Mapping[str, StageConfig]) -> list[str]:
     return order
 
 
-def stages_until(stages: Mapping[str, StageConfig], last: str) -> list[str]:
+def stages_until(stages: Mapping[str, StageSettings], last: str) -> list[str]:
     """`last` and everything it needs, in running order. Raises UsageError for a name that is no stage."""
     if last not in stages:
         raise UsageError(f"there is no stage {last!r}", f"the stages are: {', '.join(stages)}")
@@ -66,21 +63,20 @@ def stages_until(stages: Mapping[str, StageConfig], last: str) -> list[str]:
     return [name for name in stage_order(stages) if name in needed]
 
 
-def check_graph(stages: Mapping[str, StageConfig]) -> None:
+def check_graph(stages: Mapping[str, StageSettings]) -> None:
     """Raise ConfigError unless every `init` and `reward_model` names a fitting stage and none is circular."""
     if not stages:
         raise ConfigError("a run needs at least one stage", "add a table such as [stage.sft]")
     for name, meaning in ((BASE, "the base model"), (EVALUATION, "the comparison of all policies")):
         if name in stages:
             raise ConfigError(f"stage.{name}: this name means {meaning}", "give the stage another name")
-    policies = [name for name, stage in stages.items() if not isinstance(stage, RewardConfig)]
-    judges = [name for name, stage in stages.items() if isinstance(stage, RewardConfig | DPOConfig)]
+    policies = [name for name, stage in stages.items() if stage.trains_policy]
+    judges = [n for n, s in stages.items() if not s.trains_policy or s.implicit_beta() is not None]
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
-        judge = stage.reward_model if isinstance(stage, PPOConfig | GRPOConfig) else None
-        if judge is not None and judge not in judges:
-            _refuse(f"stage.{name}.reward_model", judge, "a reward or DPO stage", judges)
+        if stage.judge is not None and stage.judge not in judges:
+            _refuse(f"stage.{name}.reward_model", stage.judge, "a stage whose model scores", judges)
     stage_order(stages)
 
 

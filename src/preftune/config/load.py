@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from preftune.config.algorithms import ALGORITHM_CONFIGS
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
-from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.errors import ConfigError, UsageError
 from preftune.untrusted import holds_credential, redact
@@ -247,8 +247,6 @@ def _explain(
     lines = []
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
-        if not prefix and path[:1] == [STAGE] and len(path) > 2:
-            del path[2]  # the union's tag, which is no part of the key
         key = prefix + ".".join(path)
         origin = (origins or {}).get(key, "")
         where = f" (in {source})" if origin == "recipe" else f" (on the {origin})" if origin else ""

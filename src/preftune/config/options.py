@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+from preftune.config.algorithms import ALGORITHM_CONFIGS
 from preftune.config.schema import settings
-from preftune.config.stages import ALGORITHM_CONFIGS
 from preftune.config.toml import toml_value
-
-# The names that the shipped recipes give their stages, in the order of the documentation.
-STAGE_NAMES = {("rm" if algorithm == "reward" else algorithm): algorithm for algorithm in ALGORITHM_CONFIGS}
 
 INTRODUCTION = """\
 # Settings
@@ -21,7 +18,7 @@ shows every value of a run and where it comes from.
 
 Stages carry names of your choice, and two stages may run the same algorithm: the keys of a stage are
 `stage.NAME.*`, and `stage.NAME.algorithm` decides which of the tables applies. The tables use the names of
-the shipped recipes: rm, sft, ppo, grpo, dpo.
+the shipped recipes, where there is one: {names}.
 """
 
 
@@ -34,9 +31,14 @@ class Option(NamedTuple):
     description: str
 
 
+def stage_names() -> dict[str, str]:
+    """A name for a stage of each algorithm, in the order of the documentation."""
+    return {config.stage_name or name: name for name, config in ALGORITHM_CONFIGS.items()}
+
+
 def options() -> Iterator[Option]:
     """All settings, those of each algorithm under the stage name that the shipped recipes use."""
-    for item in settings(STAGE_NAMES).values():
+    for item in settings(stage_names()).values():
         default = "required" if item.default is ... else toml_value(item.default)
         if item.default is None:
             default = "none"
@@ -45,7 +47,7 @@ def options() -> Iterator[Option]:
 
 def options_markdown() -> str:
     """The text of docs/config.md."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION.format(names=", ".join(stage_names()))]
     for section, rows in groupby(options(), key=lambda option: option.key.rpartition(".")[0]):
         parts.append(
             f"\n## {section or 'The run'}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"

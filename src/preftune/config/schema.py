@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from preftune.config.algorithms import ALGORITHM_CONFIGS
 from preftune.config.run import RunConfig
-from preftune.config.stages import ALGORITHM_CONFIGS
 
 STAGE = "stage"
 

@@ -5,7 +5,6 @@ from itertools import groupby
 from preftune.config.graph import BASE, stage_order, stages_until
 from preftune.config.load import Resolved
 from preftune.config.run import ModelConfig
-from preftune.config.stages import GRPOConfig, PPOConfig, StageConfig
 from preftune.config.toml import flatten, toml_value
 
 
@@ -24,7 +23,8 @@ def show_graph(resolved: Resolved, until: str | None = None) -> str:
     wide = max(len(name) for name in [BASE, *order])
     lines = [f"run {config.name} (recipe {resolved.recipe}), data {config.data.name}, seed {config.seed}"]
     lines.append(f"  {BASE:<{wide}}  {_base(config.model)}")
-    lines += [f"  {name:<{wide}}  {_stage(config.stage[name])}" for name in order]
+    stages = [(name, config.stage[name]) for name in order]
+    lines += [f"  {name:<{wide}}  {stage.algorithm:<6}  {stage.plan()}" for name, stage in stages]
     if until is None:
         lines.append(f"  then: every policy on {config.evaluation.prompts} held-out prompts, and the report")
     return "\n".join(lines)
@@ -48,19 +48,3 @@ def _base(model: ModelConfig) -> str:
         return model.base
     size = model.scratch
     return f"trained from scratch: {size.layers} layers, {size.width} wide, {size.steps} updates"
-
-
-def scored_by(stage: PPOConfig | GRPOConfig) -> str:
-    """What gives the score: a reward stage, reward functions, or both."""
-    return " + ".join(part for part in (stage.reward_model, stage.reward_functions) if part)
-
-
-def _stage(stage: StageConfig) -> str:
-    if isinstance(stage, PPOConfig | GRPOConfig):
-        return (
-            f"{stage.algorithm:<6}  from {stage.init}, scored by {scored_by(stage)}: "
-            f"{stage.steps} steps of {stage.batch_size} responses"
-        )
-    rows = "all rows" if stage.rows is None else f"{stage.rows} rows"
-    times = "" if stage.epochs == 1 else f", {stage.epochs} times"
-    return f"{stage.algorithm:<6}  from {stage.init}: {rows}{times} in batches of {stage.batch_size}"

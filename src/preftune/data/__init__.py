@@ -13,7 +13,17 @@ from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
-    from preftune.data.batch import Pairs, Prompts, Sequences, pad_pairs, pad_prompts, pad_sequences
+    from preftune.data.batch import (
+        Pairs,
+        Prompts,
+        Sequences,
+        Unpaired,
+        pad_pairs,
+        pad_prompts,
+        pad_sequences,
+        pad_unpaired,
+        unpaired,
+    )
     from preftune.data.encode import Encoder, distinct_prompts, first_encoded, first_usable
 
 __all__ = [
@@ -26,6 +36,7 @@ __all__ = [
     "RejectedRow",
     "Sequences",
     "Turn",
+    "Unpaired",
     "distinct_prompts",
     "first_encoded",
     "first_usable",
@@ -33,12 +44,14 @@ __all__ = [
     "pad_pairs",
     "pad_prompts",
     "pad_sequences",
+    "pad_unpaired",
     "parse_prompt",
     "prompt_hash",
     "read_dataset",
     "read_preferences",
     "rows_at",
     "split_pair",
+    "unpaired",
 ]
 
 _LAZY = {
@@ -51,7 +64,10 @@ _LAZY = {
     "Sequences": "preftune.data.batch",
     "pad_pairs": "preftune.data.batch",
     "pad_prompts": "preftune.data.batch",
+    "Unpaired": "preftune.data.batch",
     "pad_sequences": "preftune.data.batch",
+    "pad_unpaired": "preftune.data.batch",
+    "unpaired": "preftune.data.batch",
 }
 
 

@@ -56,6 +56,28 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Responses with a label, desirable bool (B,), and as many rows of prompts with responses to others.
+
+    mismatched: prompt i with the response before it in the global batch; made before the batch is shared
+    among processes, so that their number changes nothing.
+    """
+
+    sequences: Sequences
+    desirable: Tensor
+    mismatched: Sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Unpaired":
+        return Unpaired(self.sequences[rows], self.desirable[rows], self.mismatched[rows])
+
+    def to(self, device: torch.device | str) -> "Unpaired":
+        return Unpaired(self.sequences.to(device), self.desirable.to(device), self.mismatched.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """Left-padded prompts for sampling.
 
@@ -137,6 +159,37 @@ def pad_pairs(pairs: Sequence[PairIds], pad_id: int) -> Pairs:
         pad_sequences(prompts, [pair.chosen for pair in pairs], pad_id),
         pad_sequences(prompts, [pair.rejected for pair in pairs], pad_id),
     )
+
+
+def pad_unpaired(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    desirable: Sequence[bool],
+    pad_id: int,
+    longest: int | None = None,
+) -> Unpaired:
+    """Labelled responses; a prompt that with another's response is longer than `longest` loses its beginning.
+
+    Two successive rows should not share their prompt: the second's mismatched response would be an answer.
+    """
+    shifted = [*responses[-1:], *responses[:-1]]
+    room = [longest - len(r) if longest else len(p) for p, r in zip(prompts, shifted, strict=True)]
+    cut = [prompt[-max(left, 1) :] for prompt, left in zip(prompts, room, strict=True)]
+    return Unpaired(
+        pad_sequences(prompts, responses, pad_id),
+        torch.tensor(desirable, dtype=torch.bool),
+        pad_sequences(cut, shifted, pad_id),
+    )
+
+
+def unpaired(pairs: Sequence[PairIds], pad_id: int, longest: int | None = None) -> Unpaired:
+    """Two labelled responses of each pair, (2 B, T): all chosen ones, then all rejected ones, so that no
+    row's neighbour answers the same prompt.
+    """
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    labels = [True] * len(pairs) + [False] * len(pairs)
+    return pad_unpaired(prompts, responses, labels, pad_id, longest)
 
 
 def pad_prompts(

@@ -129,11 +129,15 @@ def group_advantages(
     return centred.flatten()
 
 
-def leave_one_out_advantages(scores: Tensor, group_size: int) -> Tensor:
+def leave_one_out_advantages(scores: Tensor, group_size: int, valid: Tensor | None = None) -> Tensor:
     """A_i = s_i - mean_{j≠i} s_j = K / (K - 1) · (s_i - mean_group), for RLOO.
 
     Subtract kl_coef · Σ_t k1 from the scores first. Ahmadian et al. 2024 (arXiv:2402.14740), eq. 7.
+    Rows off `valid` (bool or 0/1, None: all are valid) are in no mean and get exactly 0; K counts the others.
     scores (B,) -> (B,). ValueError: K < 2, B not a multiple of K.
     """
     (scores,) = promote(scores)
-    return (centred_groups(scores, group_size) * (group_size / (group_size - 1))).flatten()
+    centred = centred_groups(scores, group_size, valid)
+    active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
+    count = active.view_as(centred).sum(1, keepdim=True, dtype=centred.dtype)
+    return (centred * (count / (count - 1).clamp(min=1))).flatten()

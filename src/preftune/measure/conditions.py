@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preftune.config import RewardConfig
 from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
@@ -31,8 +30,8 @@ def second_judge(session: Session) -> SecondJudge | None:
         return None
     own, found = stages[judge], list[SecondJudge]()
     for name, config in stages.items():
-        if isinstance(config, RewardConfig) and name != judge and session.is_trained(name):
-            apart = isinstance(own, RewardConfig) and {own.part, config.part} == {"first", "second"}
+        if not config.trains_policy and name != judge and session.is_trained(name):
+            apart = {own.training_part(), config.training_part()} == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.config import EVALUATION, DPOConfig, RewardConfig, judges_of
+from preftune.config import EVALUATION, judges_of
 from preftune.config.rewards import source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
@@ -139,12 +139,12 @@ def audits(
 
 def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
     """Those that train a policy."""
-    return [name for name in stages if not isinstance(session.config.stage[name], RewardConfig)]
+    return [name for name in stages if session.config.stage[name].trains_policy]
 
 
 def reference_stage(session: Session, stages: Sequence[str]) -> str:
     """What every policy is compared with: SFT, or the base without an SFT stage."""
-    return next((n for n in stages if session.config.stage[n].algorithm == "sft"), BASE)
+    return next((n for n in stages if session.config.stage[n].imitates), BASE)
 
 
 def measure_policies(
@@ -261,15 +261,13 @@ def _held_out(session: Session, summary: Summary) -> Summary:
 
 
 def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
-    """SFT, PPO, ...; where an algorithm occurs twice, with the stage's name (and DPO's beta)."""
-    kinds = {name: session.config.stage[name].algorithm for name in names if name != BASE}
-    labels = {BASE: "base"}
-    for name, kind in kinds.items():
-        config = session.config.stage[name]
-        beta = f", β {config.beta:g}" if isinstance(config, DPOConfig) else ""
-        repeated = list(kinds.values()).count(kind) > 1
-        labels[name] = f"{kind.upper()} ({name}{beta})" if repeated else kind.upper()
-    return labels
+    """SFT, PPO, ...; where an algorithm occurs twice, with the stage's name and what else it says."""
+    stages = {name: session.config.stage[name] for name in names if name != BASE}
+    kinds = [stage.label for stage in stages.values()]
+    return {BASE: "base"} | {
+        name: f"{stage.label} ({name}{stage.variant()})" if kinds.count(stage.label) > 1 else stage.label
+        for name, stage in stages.items()
+    }
 
 
 def policy_name_of(stage: str) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from preftune.config import RewardConfig
 from preftune.data import Dialogue, Turn
 from preftune.errors import InputMissing, UsageError
 from preftune.measure.conditions import distinct
@@ -19,7 +18,7 @@ def replies(
     session: Session, stage: str, prompts: Sequence[str], seed: int, n: int
 ) -> Iterator[dict[str, Any]]:
     """One reply to each prompt, or to `n` held-out prompts if none is given."""
-    policies = [name for name, s in session.config.stage.items() if not isinstance(s, RewardConfig)]
+    policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
         raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(policies)}")
     if not session.is_trained(stage):

@@ -11,7 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json, write_jsonl
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 VERSION = 2  # of the keys; files without a version are of the first, which lacks some of them
 T = TypeVar("T")
 
@@ -29,18 +28,12 @@ class Record(BaseModel):
         return {key: value for key, value in row.items() if value is not None}
 
 
-def _number(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: the run directory writes them as text."""
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
 def _bound(value: Any) -> Any:
     """An end of an interval; one that is not finite supports no claim and counts as unknown."""
-    number = _number(value)
-    return None if isinstance(number, float) and not math.isfinite(number) else number
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+Number = float  # one that is not finite is a measurement too: a policy diverged
 Bound = Annotated[float | None, BeforeValidator(_bound)]
 Several = Annotated[tuple[T, ...], Field(strict=False)]  # JSON has lists only
 

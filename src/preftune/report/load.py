@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TypeVar
 
+from preftune.config import config_of
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import read_record, read_records
 from preftune.records.policy import (
@@ -27,9 +28,7 @@ from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, re
 P = TypeVar("P", bound=PolicyRecord)
 NOT_STARTED = "not started"
 REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
-NO_POLICY = frozenset(
-    {"reward", "pretraining", "evaluation", ""}
-)  # algorithms that train no policy to evaluate
+NO_POLICY = frozenset({"pretraining", "evaluation", ""})  # besides algorithms that train none
 
 
 def load_run(run: RunDir) -> RunView:
@@ -152,7 +151,9 @@ def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> 
         if stage.status != "finished":
             found.append(f"stage {clean(stage.name, 60)}: {clean(stage.status, 40)}")
     for stage in stages:
-        trained = stage.status == "finished" and stage.name != BASE and stage.algorithm not in NO_POLICY
+        kind = config_of(stage.algorithm)
+        policy = kind.trains_policy if kind else stage.algorithm not in NO_POLICY
+        trained = stage.status == "finished" and stage.name != BASE and policy
         if trained and policy_name(stage.name) not in policies:
             found.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
     if not run.reward_evaluation.exists():

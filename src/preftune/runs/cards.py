@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from preftune.config import config_of
 from preftune.records.base import Estimate, read_record
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
@@ -23,40 +24,27 @@ if TYPE_CHECKING:
     from preftune.runs.session import Session
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
-_WHAT = {
-    "pretraining": "a small GPT-2, pretrained from random weights on the dialogues of the training data",
-    "sft": "a causal language model, fine-tuned on the chosen responses of preference pairs",
-    "reward": "a reward model (Bradley-Terry): it scores a response to a prompt",
-    "ppo": "a policy trained with PPO against a reward model",
-    "grpo": "a policy trained with GRPO against a reward model",
-    "dpo": "a policy trained with DPO on preference pairs",
-}
+_PRETRAINED = "a small GPT-2, pretrained from random weights on the dialogues of the training data"
 _LIMITS = (
     "- One seed: the luck of training is not in the intervals, which are over prompts or pairs only.",
     "- Measured on held-out rows of its own data, with the reward model of its own run.",
     "- Not tested for safety, facts or other languages; replies can be wrong or harmful.",
 )
-_REWARD_LIMITS = (
-    "- Its score means something for comparing two responses to one prompt, not across prompts.",
-    "- The score is read at the end token. TRL's trainers drop that token before they score: `reward_funcs` "
-    "sees the score of the text without it: the same as `score(..., ended=False)` below, and not what the "
-    "accuracy above was measured with. Keep the end token where you can.",
-)
 
 
 def model_card(session: "Session", stage: Stage) -> str:
     """Metadata and text; the measurements are those that the run directory holds now."""
-    numbers = list(_numbers(session.run, stage))
+    numbers, kind = list(_numbers(session.run, stage)), config_of(stage.algorithm)
     parts = [
         "---\n"
         + yaml.safe_dump(_metadata(session, stage, numbers), sort_keys=False, allow_unicode=False)
         + "---",
         f"# {stage.name}",
-        f"This is {_WHAT[stage.algorithm]}. Made with preftune {__version__}.",
+        f"This is {kind.card if kind else _PRETRAINED}. Made with preftune {__version__}.",
         "## Data\n\n" + "\n".join(_data(session)),
         "## Recipe\n\n" + _recipe(session, stage),
         "## Measured\n\n" + _measured(numbers),
-        "## Limits\n\n" + "\n".join([*_LIMITS, *(_REWARD_LIMITS if stage.algorithm == "reward" else ())]),
+        "## Limits\n\n" + "\n".join([*_LIMITS, *(kind.card_limits if kind else ())]),
         "## How to load\n\n" + _loading(stage),
     ]
     return "\n\n".join(parts) + "\n"
@@ -66,7 +54,7 @@ def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
     """Bring the cards of models that this run saved up to date with its evaluation."""
     for name in [*([BASE] if session.config.model.scratch is not None else []), *stages]:
         stage = session.stage(name)
-        directory = session.run.model_dir(name, stage.algorithm)
+        directory = stage.model_dir(session.run)
         if (directory / SIDE_FILE).is_file():
             write_text(directory / "README.md", model_card(session, stage))
 
@@ -75,7 +63,7 @@ def _metadata(
     session: "Session", stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]
 ) -> dict[str, Any]:
     """What the Hugging Face Hub reads: https://huggingface.co/docs/hub/model-cards."""
-    judge = stage.algorithm == "reward"
+    judge = not stage.trains_policy
     task = "text-classification" if judge else "text-generation"
     meta: dict[str, Any] = {
         "library_name": "transformers",
@@ -147,7 +135,7 @@ def _in_digits(number: Estimate) -> str:
 
 def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
     """(key, words, estimate) of what the evaluation found about this model."""
-    if stage.algorithm == "reward":
+    if not stage.trains_policy:
         own = run.evaluation(f"reward_model_{stage.name}")
         file = own if own.is_file() else run.reward_evaluation
         record = read_record(file, RewardModelRecord) if file.is_file() else None
@@ -205,7 +193,7 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
 
 
 def _loading(stage: Stage) -> str:
-    if stage.algorithm == "reward":
+    if not stage.trains_policy:
         code_lines = (
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY")',

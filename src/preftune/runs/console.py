@@ -21,19 +21,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from preftune.config import config_of
 from preftune.untrusted import printable
 
 _LINE_SECONDS = 30  # between lines where no bar can be shown
 
-# The numbers worth watching live, by algorithm; everything else is in metrics.jsonl.
-_HEADLINES = {
-    "pretraining": {"loss": "loss"},
-    "sft": {"loss": "loss"},
-    "reward": {"loss": "loss", "accuracy": "accuracy"},
-    "dpo": {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"},
-    "ppo": {"objective/scores": "score", "objective/kl": "KL", "completions/mean_length": "length"},
-    "grpo": {"reward": "score", "kl_per_sequence": "KL", "completions/mean_length": "length"},
-}
+_HEADLINE = {"loss": "loss"}  # of a base model that is pretrained
 
 
 class Console:
@@ -82,13 +75,14 @@ class Console:
         """A bar with ETA; the body calls the function it is given with (step, metrics). Where the output is
         no terminal, a line now and then instead.
         """
+        kind = config_of(algorithm)
+        shown = kind.headline if kind else _HEADLINE
         with self._bar() as bar:
             task = bar.add_task(f"{stage:<12}", total=steps, info="")
             said = time.monotonic()
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
                 nonlocal said
-                shown = _HEADLINES[algorithm]
                 info = "  ".join(
                     f"{name} {metrics[key]:.3g}" for key, name in shown.items() if key in metrics
                 )

@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig
+from preftune.config import RunConfig
 from preftune.config.rewards import find_function, reward_terms
 from preftune.rundir import RunDir, read_json
 
 
 def check_reward_functions(config: RunConfig) -> None:
     """Import every function that the settings name. InputMissing or ConfigError for one that is not there."""
-    online = [stage for stage in config.stage.values() if isinstance(stage, PPOConfig | GRPOConfig)]
-    for terms in [config.evaluation.reward_functions, *(stage.reward_functions for stage in online)]:
+    stages = config.stage.values()
+    for terms in [config.evaluation.reward_functions, *(stage.functions() for stage in stages)]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
 

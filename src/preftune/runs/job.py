@@ -23,5 +23,6 @@ class Job:
     encoder: Encoder
     model: Role
     rows_at: Callable[[int], list[str]]  # names of the data rows of a step
+    imitates: bool = False  # its loss on held-out rows says something
     updates: int = 1  # of the weights, in a step
     rejected: dict[str, int] = field(default_factory=dict)

@@ -42,7 +42,7 @@ class Mirror:
 
     def put_stage(self, stage: Stage) -> None:
         """Copy a finished stage: its model and logs; its checkpoints go."""
-        model = self.run.model_dir(stage.name, stage.algorithm)
+        model = stage.model_dir(self.run)
         files = {f"{_MODEL}/{file.relative_to(model)}": file for file in model.rglob("*") if file.is_file()}
         if self._put(self._finished(stage), {**files, **self._logs(stage)}):
             for old in self._checkpoints(stage):
@@ -61,7 +61,7 @@ class Mirror:
             return
         finished = self._finished(stage)
         if _is_complete(finished):
-            target = self.run.model_dir(stage.name, stage.algorithm)
+            target = stage.model_dir(self.run)
             if not target.exists():
                 _fetch_files(finished, f"{_MODEL}/", target)
             self._fetch_logs(stage, finished)

@@ -32,7 +32,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     """Write models/<name>; a reward model is also normalised and must reload to the same scores. DataError
     for a model that gives no finite numbers: its stage is not finished.
     """
-    target = session.run.model_dir(stage.name, stage.algorithm)
+    target = stage.model_dir(session.run)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
         shutil.rmtree(stale, ignore_errors=True)

@@ -1,6 +1,5 @@
-"""A stage's model as what scores responses: a trained scalar head, or the implicit reward of a DPO policy."""
+"""A stage's model as what scores responses: a trained scalar head, or the implicit reward of a policy."""
 
-from preftune.config import DPOConfig
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import ImplicitReward, RewardModel
 from preftune.runs.save import load_reward_model, normalisation
@@ -11,13 +10,12 @@ from preftune.training.learner import Learner
 def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardModel:
     """Frozen and placed by the learner, normalised to mean 0 and sd 1 over chosen training responses."""
     config, source = session.config.stage[stage], session.source(stage)
-    if not isinstance(config, DPOConfig):
+    beta = config.implicit_beta()
+    if beta is None:
         model = load_reward_model(source)
         learner.freeze(model)
         return model
-    implicit = ImplicitReward(
-        load_causal_lm(source), load_causal_lm(session.source(config.init)), config.beta
-    )
+    implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(config.init)), beta)
     learner.freeze(implicit)
     rows = session.shuffled(session.dataset.train)
     implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig, judge_of, parents
+from preftune.config import RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.encode import UNLIMITED
@@ -45,7 +45,7 @@ class Session:
     def base(self) -> Source:
         """The base model: where it lies, or where its own stage puts it."""
         if self.config.model.base == "scratch":
-            return Source(str(self.run.model_dir(BASE, "sft")))
+            return Source(str(self.run.model_dir(BASE)))
         return self.located or locate(self.config.model.base)
 
     @property
@@ -93,7 +93,8 @@ class Session:
         """The model directory of a stage, or the base."""
         if stage == BASE:
             return self.base
-        return Source(str(self.run.model_dir(stage, self.config.stage[stage].algorithm)))
+        policy = self.config.stage[stage].trains_policy
+        return Source(str(self.run.model_dir(stage, trains_policy=policy)))
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
@@ -124,8 +125,8 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
-        if isinstance(config, PPOConfig | GRPOConfig) and config.reward_functions is not None:
-            inputs["reward_functions"] = source_hashes(config.reward_functions)
+        if (functions := config.functions()) is not None:
+            inputs["reward_functions"] = source_hashes(functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     @cached_property

@@ -5,8 +5,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from preftune.config import config_of
 from preftune.errors import ConfigError
 from preftune.rundir import RunDir, read_json, write_json
 
@@ -26,6 +28,15 @@ class Stage:
     @property
     def key(self) -> str:
         return digest(self.inputs)
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether its model writes responses; the other kind scores them."""
+        kind = config_of(self.algorithm)
+        return kind is None or kind.trains_policy  # unknown is the pretraining of a base model
+
+    def model_dir(self, run: RunDir) -> Path:
+        return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
 def digest(value: Mapping[str, Any]) -> str:
@@ -52,12 +63,12 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
             + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:6]),
             hint="use another out=DIR, or --restart to make the run again from nothing",
         )
-    return recorded.get("status") == "finished" and run.model_dir(stage.name, stage.algorithm).is_dir()
+    return recorded.get("status") == "finished" and stage.model_dir(run).is_dir()
 
 
 def begin(run: RunDir, stage: Stage) -> None:
     """Mark a stage as running. ConfigError if its model's place holds something that is not preftune's."""
-    target = run.model_dir(stage.name, stage.algorithm)
+    target = stage.model_dir(run)
     if target.exists() and not (target / SIDE_FILE).is_file():
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"

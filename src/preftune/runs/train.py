@@ -1,36 +1,24 @@
 """Training one stage: models into roles, rows into batches, the loop, and the finished model on disk."""
 
-import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from preftune.algorithms import ALGORITHMS, GRPO, PPO, SFT
-from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
-from preftune.data import (
-    Encoder,
-    Pairs,
-    Preference,
-    Prompts,
-    Sequences,
-    distinct_prompts,
-    first_encoded,
-    first_usable,
-    pad_pairs,
-    pad_prompts,
-    pad_sequences,
-    rows_at,
-)
+from preftune.algorithms import ALGORITHMS
+from preftune.algorithms.sft import SFT
+from preftune.config import OnlineConfig, SFTConfig
+from preftune.data import Encoder, Preference, Sequences, first_usable, pad_sequences
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
-from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2
-from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
-from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
+from preftune.models.load import context_length, load_tokenizer, scratch_gpt2
+from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.score import Scorer, same_vocabulary
 from preftune.rundir import BASE
+from preftune.runs.feed import Feed, make_feed
 from preftune.runs.job import Job
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.roles import make_roles
 from preftune.runs.save import finished_model
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -89,9 +77,7 @@ def _plan(session: Session, stage: Stage, job: Job) -> Plan:
 
 def _validation(session: Session, job: Job) -> dict[str, Any]:
     """For a language model trained by imitation: its loss on held-out chosen responses."""
-    if not isinstance(job.algorithm, SFT) or not isinstance(job.model, Policy):
-        return {}
-    if not session.dataset.validation:
+    if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
         return {}
     rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
     batches = [job.encoder.sequences([(row.prompt, row.chosen)]).to(job.learner.device) for row in rows]
@@ -99,12 +85,44 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
 
 
 def _prepare(session: Session, name: str) -> Job:
+    """Models into the roles that the algorithm needs, rows into what its batches are made of."""
     if name == BASE:
         return _pretraining(session)
     config = session.config.stage[name]
-    if isinstance(config, PPOConfig | GRPOConfig):
-        return _online(session, name, config)
-    return _offline(session, name)
+    kind, learner = ALGORITHMS[config.algorithm], session.learner(config.microbatch_size)
+    judge = None if config.judge is None else reward_model_of(session, config.judge, learner)
+    source = session.source(config.init)
+    tokenizer = load_tokenizer(source)
+    models = make_roles(session, name, kind, tokenizer, judge)
+    for role, model in models.items():
+        if role in kind.trains:
+            learner.train(role, model, config.optimizer, config.rate_of(role))
+        elif model is not judge:  # that is frozen where it was made
+            learner.freeze(model)
+    encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens)
+    feed = make_feed(session, name, encoder)
+    scorer = [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed)] if config.online else []
+    return Job(
+        algorithm=kind(config, models, learner, *scorer),
+        learner=learner,
+        batch_at=feed.batch_at,
+        steps=config.steps_on(len(feed.rows)),
+        encoder=encoder,
+        model=models[kind.trains[0]],
+        imitates=config.imitates,
+        rows_at=feed.names_at,
+        updates=config.updates_per_step * len(kind.trains),
+        rejected=feed.rejected,
+    )
+
+
+def _scorer(
+    session: Session, config: OnlineConfig, encoder: Encoder, judge: RewardModel | None, feed: Feed
+) -> Scorer:
+    """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
+    seconds, rule = session.config.reward_timeout, config.on_reward_error
+    functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
+    return scorer_for(session, encoder, judge, config.judge, config.microbatch_size, functions)
 
 
 def _pretraining(session: Session) -> Job:
@@ -143,119 +161,9 @@ def _pretraining(session: Session) -> Job:
         steps=scratch.steps,
         encoder=encoder,
         model=policy,
+        imitates=True,
         rows_at=lambda step: [f"document {i}" for i in batches[step]],
     )
-
-
-def _offline(session: Session, name: str) -> Job:
-    """SFT, reward model, DPO: batches of encoded training rows."""
-    config = session.config.stage[name]
-    assert not isinstance(config, PPOConfig | GRPOConfig)
-    source = session.source(config.init)
-    tokenizer = load_tokenizer(source)
-    models: dict[str, Role] = {}
-    if isinstance(config, RewardConfig):
-        head_seed = derive_seed(session.config.seed, name, "head")
-        models["reward_model"] = RewardModel(init_scalar_model(source, tokenizer, head_seed))
-    else:
-        models["policy"] = Policy(load_causal_lm(source))
-    if isinstance(config, DPOConfig):
-        models["reference"] = Reference(load_causal_lm(source))
-    kind = ALGORITHMS[config.algorithm]
-    (trained,) = kind.trains
-    learner = session.learner(config.microbatch_size)
-    learner.train(trained, models[trained], config.optimizer, config.learning_rate)
-    for role in set(models) - {trained}:
-        learner.freeze(models[role])
-    encoder = session.encoder_of(tokenizer, context_length(source))
-    part = config.part if isinstance(config, RewardConfig) else "all"
-    rows, encoded, rejected = first_encoded(encoder, session.training_rows(part), config.rows)
-
-    def numbers_at(step: int) -> list[int]:
-        return rows_at(step, config.batch_size, len(rows), session.config.seed, name)
-
-    def batch_at(step: int) -> Sequences | Pairs:
-        pairs = [encoded[i] for i in numbers_at(step)]
-        if isinstance(config, SFTConfig):
-            return pad_sequences([p.prompt for p in pairs], [p.chosen for p in pairs], encoder.pad_id)
-        return pad_pairs(pairs, encoder.pad_id)
-
-    return Job(
-        algorithm=kind(config, models, learner),
-        learner=learner,
-        batch_at=batch_at,
-        steps=math.ceil(config.epochs * len(rows) / config.batch_size),
-        encoder=encoder,
-        model=models[trained],
-        rows_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
-        rejected=rejected,
-    )
-
-
-def _online(session: Session, name: str, config: PPOConfig | GRPOConfig) -> Job:
-    """PPO and GRPO: batches of distinct training prompts."""
-    source = session.source(config.init)
-    learner = session.learner(config.microbatch_size)
-    policy, reference = Policy(load_causal_lm(source)), Reference(load_causal_lm(source))
-    models: dict[str, Role] = {"policy": policy, "reference": reference}
-    reward_model = None
-    if config.reward_model is not None:
-        reward_model = reward_model_of(session, config.reward_model, learner)
-        models["reward_model"] = reward_model
-    if isinstance(config, PPOConfig):
-        models["critic"] = critic_of(session, config, reward_model)
-        learner.train("critic", models["critic"], config.optimizer, config.critic_learning_rate)
-    learner.train("policy", policy, config.optimizer, config.learning_rate)
-    learner.freeze(reference)
-    encoder = session.encoder(source, config.max_new_tokens)
-    rows, prompts = distinct_prompts(encoder, session.dataset.train)
-    functions = reward_functions(
-        config.reward_functions, encoder, rows, session.config.reward_timeout, config.on_reward_error
-    )
-    per_step = config.batch_size // (config.group_size if isinstance(config, GRPOConfig) else 1)
-
-    def numbers_at(step: int) -> list[int]:
-        return rows_at(step, per_step, len(prompts), session.config.seed, name)
-
-    def batch_at(step: int) -> Prompts:
-        seeds = [derive_seed(session.config.seed, name, step, "sample", i) for i in range(per_step)]
-        numbers = numbers_at(step)
-        return pad_prompts([prompts[i] for i in numbers], seeds, encoder.pad_id, numbers)
-
-    scorer = scorer_for(
-        session, encoder, reward_model, config.reward_model, config.microbatch_size, functions
-    )
-    return Job(
-        algorithm=PPO(config, models, learner, scorer)
-        if isinstance(config, PPOConfig)
-        else GRPO(config, models, learner, scorer),
-        learner=learner,
-        batch_at=batch_at,
-        steps=config.steps,
-        encoder=encoder,
-        model=policy,
-        rows_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
-        updates=config.epochs * config.minibatches * len(ALGORITHMS[config.algorithm].trains),
-    )
-
-
-def _row_name(row: Preference) -> str:
-    """Where a pair came from, for people: "harmless-base:17"."""
-    return f"{row.source}:{row.row}" if row.source else str(row.row)
-
-
-def critic_of(session: Session, config: PPOConfig, reward_model: RewardModel | None) -> Critic:
-    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head: the
-    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
-    """
-    scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
-    if scalar is not None and config.reward_model is not None:
-        model = load_scalar_model(session.source(config.reward_model))
-        return Critic(model, scalar.mean, scalar.std)
-    source = session.source(config.init)
-    critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
-    score_head(critic.model).weight.data.zero_()
-    return critic
 
 
 def reward_functions(

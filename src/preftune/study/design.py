@@ -1,8 +1,8 @@
 """What every seed of a study runs: the recipe's stages at equal tokens, and the stages that a study adds.
 
-Added are, on the built-in world, a PPO stage on the gold score itself (the ceiling: what the same algorithm
-reaches with a perfect reward); elsewhere a second reward model on the other half of the prompts, which takes
-the part of gold; and one stage for every value of a sweep.
+Added are, on the built-in world, an online stage on the gold score itself (the ceiling: what the same
+algorithm reaches with a perfect reward); elsewhere a second reward model on the other half of the prompts,
+which takes the part of gold; and one stage for every value of a sweep.
 """
 
 import re
@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import (
-    DPOConfig,
-    GRPOConfig,
-    PPOConfig,
-    RewardConfig,
     RunConfig,
     StageConfig,
     build,
@@ -88,7 +84,7 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     for a recipe that cannot be studied.
     """
     stages = dict(config.stage)
-    if not any(stage.algorithm == "sft" for stage in stages.values()):
+    if not any(stage.imitates for stage in stages.values()):
         raise ConfigError("a study compares policies with SFT, and this recipe has no sft stage")
     if judge_of(stages) is None:
         raise ConfigError(
@@ -125,16 +121,16 @@ def _budget(asked: int | None, stages: Mapping[str, StageConfig], lengths: Lengt
     """Tokens through the policy's training forward, equal for all algorithms; None leaves all as it is."""
     if asked is not None:
         return asked or None
-    online = [stage for stage in stages.values() if isinstance(stage, PPOConfig | GRPOConfig)]
+    online = [stage for stage in stages.values() if stage.online]
     return round(planned_tokens(online[0], lengths)) if online else None
 
 
 def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, StageConfig]:
-    """The first PPO stage again, scored by gold in units of its sd over chosen replies, as a reward model is
-    normalised. Gold knows a missing end by itself.
+    """The first online stage again, scored by gold in units of its sd over chosen replies, as a reward model
+    is normalised. Gold knows a missing end by itself.
     """
-    ppo = next((stage for stage in stages.values() if isinstance(stage, PPOConfig)), None)
-    if ppo is None or CEILING in stages:
+    first = next((stage for stage in stages.values() if stage.online), None)
+    if first is None or CEILING in stages:
         return {}
     scores = [gold(row.prompt, row.chosen) for row in dataset.train[:_GOLD_ROWS]]
     mean = sum(scores) / len(scores)
@@ -144,12 +140,12 @@ def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, S
         "reward_functions": f"{1 / (sd or 1):.2g} * {GOLD_FUNCTION}",
         "missing_eos_score": None,
     }
-    return {CEILING: ppo.model_copy(update=changed)}
+    return {CEILING: first.model_copy(update=changed)}
 
 
 def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     """Reward models on one half of the prompts each, where the recipe has a single one on all of them."""
-    judges = {name: stage for name, stage in stages.items() if isinstance(stage, RewardConfig)}
+    judges = {name: stage for name, stage in stages.items() if not stage.trains_policy}
     if not judges:
         raise ConfigError(
             "on real text a second reward model stands in for gold, and this recipe trains none",
@@ -159,8 +155,8 @@ def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
         return {}
     (name, judge), *_ = judges.items()
     return {
-        name: judge.model_copy(update={"part": "first"}),
-        GOLD_MODEL: judge.model_copy(update={"part": "second"}),
+        name: judge.on_part("first"),
+        GOLD_MODEL: judge.on_part("second"),
     }
 
 
@@ -178,7 +174,7 @@ def _with_sweep(
         )
     name, field = match.groups()
     own = stages[name]
-    if not isinstance(own, PPOConfig | GRPOConfig | DPOConfig):
+    if not own.tunes:
         raise UsageError(f"stage {name} is no preference tuning, so a sweep of it has no KL to draw")
     made, found = dict(stages), dict[str, str]()
     for value in values:

@@ -57,7 +57,7 @@ class Ground:
 def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     """Write study/<policy>.json for every policy that has none yet; returns facts about the seed."""
     stages = policies_of(session, list(session.config.stage))
-    reference = next(n for n in stages if session.config.stage[n].algorithm == "sft")
+    reference = next(n for n in stages if session.config.stage[n].imitates)
     judges = judges_of(session.config.stage)
     held_equal = {
         "version": VERSION,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.config import DPOConfig
 from preftune.evaluation.pooled import pooled_means, prompts_needed, seeds_needed, verdict
 from preftune.rundir import BASE, read_json
 from preftune.study.design import CEILING, Design
@@ -275,18 +274,13 @@ def _label(design: Design, name: str) -> str:
         return name.replace("_", " ")
     stage = design.config.stage[name]
     if name == CEILING:
-        return "PPO on gold (ceiling)"
+        return f"{stage.label} on gold (ceiling)"
     swept = {stage_name: value for value, stage_name in design.sweep.items() if stage_name not in design.own}
     if name in swept:
         key = str(design.sweep_key).rpartition(".")[2]
-        return f"{stage.algorithm.upper()}, {key} {swept[name]}"
-    kinds = [s.algorithm for n, s in design.config.stage.items() if n in design.own]
-    beta = f", β {stage.beta:g}" if isinstance(stage, DPOConfig) else ""
-    return (
-        f"{stage.algorithm.upper()} ({name}{beta})"
-        if kinds.count(stage.algorithm) > 1
-        else stage.algorithm.upper()
-    )
+        return f"{stage.label}, {key} {swept[name]}"
+    kinds = [s.label for n, s in design.config.stage.items() if n in design.own]
+    return f"{stage.label} ({name}{stage.variant()})" if kinds.count(stage.label) > 1 else stage.label
 
 
 def _reward_model(found: Sequence[SeedValues]) -> dict[str, Any] | None:

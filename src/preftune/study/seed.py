@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune.config import DPOConfig, GRPOConfig, PPOConfig, stage_order
+from preftune.config import stage_order
 from preftune.rundir import RunDir, read_json, write_json
 from preftune.runs.console import Console
 from preftune.runs.inputs import check_reward_functions
@@ -50,7 +50,7 @@ def run_seed(out: Path, seed: int, reports: bool = True) -> None:
         if reports:
             measure_and_report(session, [name for name in order if name in design.own])
         facts = measure_seed(session, design)
-        tuned = [n for n, s in config.stage.items() if isinstance(s, PPOConfig | GRPOConfig | DPOConfig)]
+        tuned = [n for n, s in config.stage.items() if s.tunes]
         record: dict[str, Any] = {
             "seed": seed,
             "key": design.key(seed),

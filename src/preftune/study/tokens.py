@@ -1,17 +1,16 @@
 """Equal tokens: how much of its training a policy sees, in tokens through its training forward.
 
-Counted are all tokens, prompt and response, of every sequence that updates pass through the policy: PPO's and
-GRPO's responses times epochs, both sides of DPO's pairs. Sampling and scoring cost extra and are reported
+Counted are all tokens, prompt and response, of every sequence that updates pass through the policy: sampled
+responses times epochs, both sides of pairs. Sampling and scoring cost extra and are reported
 beside. The plan takes mean lengths of training rows for those of samples, so the tokens really spent, counted
 during training, differ from it somewhat; both are reported.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from preftune.config import DPOConfig, GRPOConfig, PPOConfig, RunConfig, StageConfig
+from preftune.config import RunConfig, StageConfig
 from preftune.data import Dataset, Encoder
 from preftune.rundir import RunDir, read_jsonl
 
@@ -54,30 +53,20 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
 
 
 def planned_tokens(stage: StageConfig, lengths: Lengths, rows: int = 0) -> float:
-    """Tokens through the policy's training forward; 0 for SFT and reward models, which all policies share."""
-    if isinstance(stage, PPOConfig | GRPOConfig):
-        reply = min(lengths.chosen, stage.max_new_tokens)
-        return stage.steps * stage.batch_size * stage.epochs * (lengths.prompt + reply)
-    if isinstance(stage, DPOConfig):
-        pairs = min(stage.rows or rows, rows or math.inf) * stage.epochs
-        return pairs * (2 * lengths.prompt + lengths.chosen + lengths.rejected)
-    return 0.0
+    """Tokens through the policy's training forward; 0 for what all policies share: reference and judges."""
+    return stage.rows_planned(rows) * _per_row(stage, lengths) if stage.tunes else 0.0
+
+
+def _per_row(stage: StageConfig, lengths: Lengths) -> float:
+    return stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
 
 
 def with_tokens(stage: StageConfig, budget: int, lengths: Lengths, rows: int) -> StageConfig:
-    """The stage with steps (PPO, GRPO) or rows and epochs (DPO) such that it takes about `budget` tokens."""
+    """The stage with as many steps, or rows and epochs, as take about `budget` tokens."""
     planned = planned_tokens(stage, lengths, rows)
     if planned == 0 or abs(planned / budget - 1) <= _CLOSE:
         return stage
-    if isinstance(stage, PPOConfig | GRPOConfig):
-        per_step = planned / stage.steps
-        return stage.model_copy(update={"steps": max(round(budget / per_step), 1)})
-    assert isinstance(stage, DPOConfig)
-    per_pair = 2 * lengths.prompt + lengths.chosen + lengths.rejected
-    pairs = max(round(budget / per_pair / stage.batch_size), 1) * stage.batch_size
-    if pairs <= rows:
-        return stage.model_copy(update={"rows": pairs, "epochs": 1})
-    return stage.model_copy(update={"rows": None, "epochs": max(round(pairs / rows), 1)})
+    return stage.consuming(budget / _per_row(stage, lengths), rows)
 
 
 def spent_tokens(run: RunDir, stage: str) -> dict[str, int]:

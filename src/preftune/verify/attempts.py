@@ -46,9 +46,9 @@ def _command(words: list[str], log: str, fault: str) -> None:
     runpy.run_module("preftune", run_name="__main__", alter_sys=True)
 
 
-def outcome(run: RunDir, stage: str, algorithm: str) -> dict[str, Any]:
+def outcome(run: RunDir, stage: str, *, trains_policy: bool = True) -> dict[str, Any]:
     """What a finished stage came to: everything but its times."""
-    model = run.model_dir(stage, algorithm)
+    model = run.model_dir(stage, trains_policy=trains_policy)
     state = read_json(run.stage_json(stage)).get("state_sha256", {})
     moments = {name: digest for name, digest in state.items() if name.endswith("-optimizer.safetensors")}
     return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preftune.config import GRPOConfig, PPOConfig, RunConfig, load_recipe, stage_order, stages_until
+from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import PreftuneError
 from preftune.rundir import RunDir, read_json
 from preftune.verify.attempts import Lives, different, outcome
@@ -110,8 +110,9 @@ class _Trial:
         steps = int(read_json(self.whole.stage_json(name))["steps"])
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]
         self.train(name, pieces)
-        algorithm = self.config.stage[name].algorithm
-        differs = different(outcome(self.whole, name, algorithm), outcome(pieces, name, algorithm))
+        policy = self.config.stage[name].trains_policy
+        whole, killed = (outcome(run, name, trains_policy=policy) for run in (self.whole, pieces))
+        differs = different(whole, killed)
         return Verdict(stage=name, steps=steps, kills=died, differs=differs)
 
     def train(self, name: str, run: RunDir, fault: str = "") -> int:
@@ -126,7 +127,7 @@ class _Trial:
 
     def _faults(self, name: str, steps: int, kills: int) -> list[str]:
         """At rising steps, so that each is reached by the life after the one before it."""
-        online = isinstance(self.config.stage[name], PPOConfig | GRPOConfig)
+        online = self.config.stage[name].online
         found: list[str] = []
         for step in sorted(self.rng.sample(range(1, steps + 1), min(kills, steps))):
             fault = random_fault(self.rng, step, steps, self.config.checkpoint.every, online)

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from preftune.report.healthy import Healthy, healthy
+from preftune.config import Healthy, config_of
+from preftune.report.healthy import healthy
 from preftune.report.plots.drawing import GREEN, RIGHT, save
 from preftune.report.text import clean
 from preftune.report.view import RunView, StageView
@@ -24,14 +25,14 @@ FIRST = (
     "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
 )  # fmt: skip
 SKIPPED = frozenset({"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "kl_coef"})
-NO_MEANING = {"grpo": frozenset({"loss"})}  # the page says so: never the first thing to look at
 
 
 def curves(stage: StageView) -> dict[str, Points]:
     """Up to MAX_PANELS metrics of a stage as (step, value) points: the known ones first, then by name."""
     logged = dict.fromkeys(key for row in stage.metrics for key in row)
-    skipped = SKIPPED | NO_MEANING.get(stage.algorithm, frozenset())
-    known = [key for key in FIRST if key in logged]
+    kind = config_of(stage.algorithm)
+    skipped = SKIPPED | (kind.not_drawn if kind else frozenset())
+    known = [key for key in (*FIRST, *(kind.headline if kind else ())) if key in logged]
     found: dict[str, Points] = {}
     for key in [*known, *sorted(set(logged) - set(known))]:
         if key not in skipped and len(found) < MAX_PANELS and (points := _points(stage, key)):

@@ -1,0 +1,143 @@
+"""What on-policy algorithms share: collecting a rollout, passes of updates over it, numbers about it."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from preftune.algorithms.base import Learner, Metrics, Roles
+from preftune.config import OnlineConfig
+from preftune.data.batch import Prompts
+from preftune.errors import UsageError
+from preftune.functional.advantages import centred_groups
+from preftune.functional.masked import zero_off
+from preftune.models.roles import Critic
+from preftune.rollout.collect import collect
+from preftune.rollout.rollout import Rollout
+from preftune.rollout.score import Scorer
+from preftune.seeding import derive_seed
+
+
+class Rows(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | Tensor) -> Self: ...
+
+
+R = TypeVar("R", bound=Rows)
+
+
+def sampled(
+    batch: Prompts,
+    config: OnlineConfig,
+    roles: Roles,
+    scorer: Scorer | None,
+    learner: Learner,
+    critic: Critic | None = None,
+) -> Rollout:
+    """Responses of the policy to the prompts, scored, looked up under reference and critic."""
+    if scorer is None:
+        raise UsageError(f"nothing scores the responses of {config.algorithm}", "give the algorithm a scorer")
+    return collect(
+        batch,
+        policy=roles.policy,
+        reference=roles.reference,
+        critic=critic,
+        scorer=scorer,
+        responses_per_prompt=config.items_per_row,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        missing_eos_score=config.missing_eos_score,
+        batch_size=config.microbatch_size,
+        say=learner.say_once,
+    )
+
+
+def order_seed(batch: Prompts) -> int:
+    """What the order of minibatches is drawn from."""
+    return derive_seed("minibatches", *batch.seeds)
+
+
+def passes(experience: R, config: OnlineConfig, seed: int, update: Callable[[R], Metrics]) -> list[Metrics]:
+    """`epochs` passes of updates over `minibatches` parts; the metrics of each update."""
+    return [
+        update(part)
+        for epoch in range(config.epochs)
+        for part in minibatches(experience, config.minibatches, derive_seed(seed, epoch))
+    ]
+
+
+def minibatches(experience: R, count: int, seed: int) -> Iterator[R]:
+    """`count` parts of nearly equal size in an order drawn from `seed`; one part keeps the order as it is."""
+    if count == 1:
+        yield experience
+        return
+    order = torch.randperm(len(experience), generator=torch.Generator().manual_seed(seed))
+    for rows in order.tensor_split(count):
+        yield experience[rows]
+
+
+def response_metrics(rollout: Rollout, config: OnlineConfig) -> Metrics:
+    """Lengths in tokens (EOS counted) and the share of responses that were cut: without EOS where that is on
+    record, else as long as the limit. Tokens sampled, and tokens of prompt and response that the step's
+    updates pass through the policy; the share of responses left out because a reward function failed.
+    """
+    whole = rollout.sequences.attention.sum().item()
+    lengths = rollout.sequences.response.sum(1).float()
+    cut = lengths >= config.max_new_tokens if rollout.ended is None else ~rollout.ended
+    return {
+        "completions/mean_length": lengths.mean().item(),
+        "completions/max_length": lengths.max().item(),
+        "completions/min_length": lengths.min().item(),
+        "completions/clipped_ratio": cut.float().mean().item(),
+        "tokens/sampled": lengths.sum().item(),
+        "tokens/trained": config.epochs * whole,
+        "frac_reward_masked": 1 - len(rollout.valid_scores) / len(rollout),
+    }
+
+
+def kl_per_sequence(rollout: Rollout) -> Tensor:
+    """k1 summed over each response as it was sampled: (B,)."""
+    return zero_off(rollout.logprobs - rollout.reference_logprobs, rollout.sequences.response).sum(1)
+
+
+def group_metrics(rollout: Rollout, size: int) -> Metrics:
+    """Scores within groups, before the updates."""
+    centred = centred_groups(rollout.scores, size, rollout.valid)
+    valid = rollout.learnable.response.any(1).view_as(centred)
+    variance = centred.square().sum(1) / (valid.sum(1) - 1).clamp(min=1)
+    return {
+        "reward": rollout.valid_scores.mean().item(),
+        "reward_std": variance.sqrt().mean().item(),
+        "frac_reward_zero_std": (centred == 0).all(1).float().mean().item(),
+        "kl_per_sequence": kl_per_sequence(rollout).mean().item(),
+    }
+
+
+def pooled_scores(
+    rollout: Rollout, size: int, learner: Learner, scores: Tensor
+) -> tuple[Tensor, Tensor, slice]:
+    """`scores` of all processes, which of them may be learnt from, and where this process's own lie.
+
+    ValueError: rows of a group that do not follow each other.
+    """
+    if rollout.group is not None and (rollout.group.view(-1, size) != rollout.group[::size, None]).any():
+        raise ValueError(f"rows of a group must follow each other, {size} at a time")
+    pooled, mine = learner.pool(scores)
+    valid, _ = learner.pool(rollout.learnable.response.any(1).to(scores))
+    return pooled, valid, mine
+
+
+def clip_metrics(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, response: Tensor
+) -> dict[str, Tensor]:
+    """Where the clipped objective is flat, by side; ratio (B, T) or (B, 1), advantages (B,) -> (B, T)."""
+    sign = advantages.sign().unsqueeze(1)
+    below = (ratio < 1 - low) & (sign < 0) & response
+    above = (ratio > 1 + high) & (sign > 0) & response
+    return {
+        "clip_ratio/low_mean": below.to(ratio.dtype),
+        "clip_ratio/high_mean": above.to(ratio.dtype),
+        "clip_ratio/region_mean": (below | above).to(ratio.dtype),
+        "ratio": ratio * response,
+    }

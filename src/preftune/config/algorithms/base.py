@@ -1,0 +1,323 @@
+"""What a stage's settings share, and what the rest of the program asks of an algorithm.
+
+The answers stand here, on the class of the settings, because plan, report and model cards need them without
+torch; the mathematics is the class that `implementation` names. Nobody else knows which algorithms there are.
+
+Batch sizes count items over all processes: `batch_size` is what one step consumes, `minibatches` cuts a step
+into updates, `microbatch_size` bounds memory and changes no result beyond rounding.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from preftune.config.base import Count, Name, NonNegative, Positive, Settings, Share
+from preftune.config.rewards import RewardTerms
+from preftune.errors import ConfigError
+
+Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the course of its learning rate over a stage."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="AdamW beta1: decay rate of the first moment."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="AdamW beta2: decay rate of the second moment."
+    )
+    eps: Positive = Field(default=1e-8, description="AdamW epsilon, added to the denominator.")
+    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+    warmup: Share = Field(default=0.05, description="Fraction of the steps used for linear warm-up.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="Learning-rate schedule after the warm-up."
+    )
+    final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
+    max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healthy:
+    """A range of a metric and the words of docs/algorithms/ that it comes from. An end of None is open.
+
+    alone: words in the place of the page's, where those need their sentence · only: settings of the stage
+    under which it holds · on_hh: said of HH-RLHF only; means nothing on other data.
+    """
+
+    words: str
+    alone: str | None = None
+    low: float | None = None
+    high: float | None = None
+    only: Mapping[str, object] = field(default_factory=dict)
+    on_hh: bool = False
+
+    @property
+    def meaning(self) -> str:
+        return self.words if self.alone is None else self.alone
+
+
+class StageSettings(Settings):
+    """Settings of one stage. A subclass is the settings of one algorithm and describes it to the others.
+
+    Class variables, all told by a subclass where the default is not true of it:
+
+    label · what reports call its policy
+    implementation · "module:class" of the `Algorithm`, loaded when a stage is trained
+    batch · what a step consumes: "sequences" and "pairs" of the training rows, "unpaired" responses with a
+    label, or "prompts" to sample for
+    trains_policy · False for a model that scores
+    imitates · its policy, the first of them, is what others are compared with; its held-out loss is recorded
+    stage_name · its name in shipped recipes, if that is not the algorithm's
+    headline · metrics worth watching live, with short names
+    healthy · ranges that the page in docs/algorithms/ gives
+    not_drawn · metrics that mean nothing as a curve
+    card, card_limits · what the model card says: "This is ...", and limits besides those of every model
+    """
+
+    label: ClassVar[str]
+    implementation: ClassVar[str]
+    batch: ClassVar[Batch]
+    card: ClassVar[str]
+    trains_policy: ClassVar[bool] = True
+    imitates: ClassVar[bool] = False
+    stage_name: ClassVar[str] = ""
+    headline: ClassVar[Mapping[str, str]] = {"loss": "loss"}
+    healthy: ClassVar[Mapping[str, Healthy]] = {}
+    not_drawn: ClassVar[frozenset[str]] = frozenset()
+    card_limits: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
+        algorithm: Any  # a Literal: the name
+        init: str
+        epochs: int
+        batch_size: int
+        microbatch_size: int
+        learning_rate: float
+        optimizer: OptimizerConfig
+
+    @classmethod
+    def name(cls) -> str:
+        """The name of the algorithm: the one value that `algorithm` may have."""
+        return str(cls.model_fields["algorithm"].default)
+
+    @property
+    def online(self) -> bool:
+        """Whether it samples what it learns from."""
+        return self.batch == "prompts"
+
+    @property
+    def tunes(self) -> bool:
+        """Whether its policy is a contestant: neither a judge nor what contestants are compared with."""
+        return self.trains_policy and not self.imitates
+
+    # --- the graph
+
+    @property
+    def judge(self) -> str | None:
+        """The stage whose model scores what it samples."""
+        return None
+
+    def parents(self) -> tuple[str, ...]:
+        """The stages, or "base", whose models it reads."""
+        return (self.init,)
+
+    def implicit_beta(self) -> float | None:
+        """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
+        return None
+
+    def functions(self) -> str | None:
+        """The reward functions that it calls: a setting like `reward_functions`."""
+        return None
+
+    # --- how much it does
+
+    @property
+    def items_per_row(self) -> int:
+        """How many of the items that `batch_size` counts come of one data row, or prompt."""
+        return 1
+
+    @property
+    def rows_per_step(self) -> int:
+        """Data rows, or prompts, that a step consumes."""
+        return self.batch_size // self.items_per_row
+
+    @property
+    def new_tokens(self) -> int:
+        """The longest response that it samples; 0 where it samples none."""
+        return 0
+
+    def steps_on(self, rows: int) -> int:
+        """Steps of the stage, if there are `rows` training rows for it."""
+        raise NotImplementedError
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates of each trained role in a step."""
+        return 1
+
+    def rate_of(self, role: str) -> float:
+        """Peak learning rate of a trained role."""
+        return self.learning_rate
+
+    def training_part(self) -> str:
+        """The half of the training prompts that it learns from: "first", "second", or "all"."""
+        return "all"
+
+    def on_part(self, part: str) -> Self:
+        """The same stage on another half of the prompts. ConfigError for one that always takes all."""
+        raise ConfigError(f"an algorithm such as {self.algorithm} cannot learn from half of the prompts")
+
+    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
+        """Tokens through the policy's training forward for each row in each step, at such mean lengths."""
+        raise NotImplementedError
+
+    def rows_planned(self, rows: int) -> float:
+        """Rows, or prompts, that the stage consumes of `rows` (0: as many as it asks for); repeats count."""
+        raise NotImplementedError
+
+    def consuming(self, wanted: float, rows: int) -> Self:
+        """The same stage made longer or shorter, so that it consumes about `wanted` of `rows` rows."""
+        raise NotImplementedError
+
+    # --- in words
+
+    def variant(self) -> str:
+        """What tells two stages of one algorithm apart, after their names: ", β 0.1"."""
+        return ""
+
+    def plan(self, rows: int | None = None) -> str:
+        """One line: where it starts, how much it does; in steps if the number of training rows is known."""
+        raise NotImplementedError
+
+
+class OfflineConfig(StageSettings):
+    """What algorithms share that learn from training rows: how many of them, and how often."""
+
+    if TYPE_CHECKING:
+        rows: int | None
+
+    def rows_planned(self, rows: int) -> float:
+        return min(self.rows or rows, rows or math.inf) * self.epochs
+
+    def steps_on(self, rows: int) -> int:
+        return math.ceil(self.epochs * rows / self.rows_per_step)
+
+    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
+        return prompt + chosen if self.batch == "sequences" else 2 * prompt + chosen + rejected
+
+    def consuming(self, wanted: float, rows: int) -> Self:
+        whole = max(round(wanted / self.rows_per_step), 1) * self.rows_per_step
+        if whole <= rows:
+            return self.model_copy(update={"rows": whole, "epochs": 1})
+        return self.model_copy(update={"rows": None, "epochs": max(round(whole / rows), 1)})
+
+    def plan(self, rows: int | None = None) -> str:
+        if rows is not None:
+            taken = min(rows, self.rows or rows)
+            return f"from {self.init}: {taken:,} rows, {self.steps_on(taken)} steps of {self.batch_size}"
+        taken = "all rows" if self.rows is None else f"{self.rows} rows"
+        times = "" if self.epochs == 1 else f", {self.epochs} times"
+        return f"from {self.init}: {taken}{times} in batches of {self.batch_size}"
+
+
+class OnlineConfig(StageSettings):
+    """What on-policy algorithms share: how responses are sampled, and what scores them."""
+
+    batch: ClassVar[Batch] = "prompts"
+
+    algorithm: Any = Field(description="Algorithm of this stage.")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    reward_model: Name | None = Field(
+        default="rm",
+        description="Reward stage that scores responses, or one such as DPO for its implicit reward; "
+        "none: functions only.",
+    )
+    reward_functions: RewardTerms | None = Field(
+        default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
+        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    )
+    on_reward_error: Literal["stop", "mask"] = Field(
+        default="stop",
+        exclude_if=lambda rule: rule == "stop",
+        description="When a reward function fails: stop the run, or mask the response.",
+    )
+    missing_eos_score: float | None = Field(
+        default=-1.0, description="Score of a response without end; none keeps it."
+    )
+    max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
+    temperature: Positive = Field(
+        default=1.0, description="Sampling temperature; log-probabilities use it too."
+    )
+
+    if TYPE_CHECKING:
+        steps: int
+        minibatches: int
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> Self:
+        if self.reward_model is None and self.reward_functions is None:
+            raise ValueError(
+                "nothing scores the responses: name a reward_model, or reward_functions, or both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.items_per_row > 1:
+            must_divide("batch_size", self.batch_size, "group_size", self.items_per_row)
+        must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
+        return self
+
+    @property
+    def judge(self) -> str | None:
+        return self.reward_model
+
+    def parents(self) -> tuple[str, ...]:
+        return (self.init,) if self.reward_model is None else (self.init, self.reward_model)
+
+    def implicit_beta(self) -> float | None:
+        """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
+        return None
+
+    def functions(self) -> str | None:
+        return self.reward_functions
+
+    @property
+    def new_tokens(self) -> int:
+        return self.max_new_tokens
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.epochs * self.minibatches
+
+    def steps_on(self, rows: int) -> int:
+        return self.steps
+
+    def rows_planned(self, rows: int) -> float:
+        return self.steps * self.rows_per_step
+
+    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
+        return self.items_per_row * self.epochs * (prompt + min(chosen, self.max_new_tokens))
+
+    def consuming(self, wanted: float, rows: int) -> Self:
+        return self.model_copy(update={"steps": max(round(wanted / self.rows_per_step), 1)})
+
+    def plan(self, rows: int | None = None) -> str:
+        scored = " + ".join(part for part in (self.reward_model, self.reward_functions) if part)
+        return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
+
+
+def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    """ValueError unless `part` goes into `whole`."""
+    if whole % part:
+        raise ValueError(f"{whole_name} = {whole} is not a multiple of {part_name} = {part}")
+
+
+def algorithm_field(name: str) -> Any:
+    """The field `algorithm` of an algorithm's settings."""
+    return Field(default=name, description="Algorithm of this stage.")

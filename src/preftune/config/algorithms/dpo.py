@@ -1,0 +1,66 @@
+"""Direct preference optimisation."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
+from preftune.config.base import Count, Name, Positive
+
+PreferenceKind = Literal[
+    "sigmoid", "robust", "hinge", "ipo", "reference_free", "nca_pair", "apo_zero", "apo_down", "sppo_hard",
+    "bco_pair",
+]  # fmt: skip
+
+
+class DPOConfig(OfflineConfig):
+    """Direct preference optimisation against the policy it starts from."""
+
+    label: ClassVar[str] = "DPO"
+    implementation: ClassVar[str] = "preftune.algorithms.dpo:DPO"
+    batch: ClassVar[Batch] = "pairs"
+    headline: ClassVar[Mapping[str, str]] = {
+        "loss": "loss",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+    }
+    healthy: ClassVar[Mapping[str, Healthy]] = {
+        "loss": Healthy(words="0.5 to 0.69", low=0.5, high=0.6932, only={"kind": "sigmoid"}),
+        "rewards/accuracies": Healthy(words="0.55 to 0.75", low=0.55, high=0.75),
+    }
+    card: ClassVar[str] = "a policy trained with DPO on preference pairs"
+
+    algorithm: Literal["dpo"] = algorithm_field("dpo")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
+    epochs: Count = Field(default=1, description="Training epochs.")
+    batch_size: Count = Field(default=32, description="Pairs per update.")
+    microbatch_size: Count = Field(
+        default=8, description="Pairs per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    beta: Positive = Field(default=0.1, description="Strength of the KL constraint to the reference.")
+    kind: PreferenceKind = Field(default="sigmoid", description="Preference loss.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="Assumed label-noise rate; for kinds sigmoid and robust."
+    )
+    length_average: bool = Field(
+        default=False, description="Average log-probabilities over the response instead of summing them."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+
+    @model_validator(mode="after")
+    def _smoothing_has_a_kind(self) -> Self:
+        if self.label_smoothing and self.kind not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing} has no meaning for kind {self.kind!r}: "
+                "set it to 0, or use kind sigmoid or robust"
+            )
+        return self
+
+    def implicit_beta(self) -> float | None:
+        return self.beta
+
+    def variant(self) -> str:
+        return f", β {self.beta:g}"

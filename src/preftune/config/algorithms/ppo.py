@@ -1,0 +1,67 @@
+"""Proximal policy optimisation."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from preftune.config.algorithms.base import Healthy, OnlineConfig, OptimizerConfig, algorithm_field
+from preftune.config.base import Count, NonNegative, Positive, Share
+
+
+class PPOConfig(OnlineConfig):
+    """Proximal policy optimisation with a learned critic and a per-token KL penalty in the reward."""
+
+    label: ClassVar[str] = "PPO"
+    implementation: ClassVar[str] = "preftune.algorithms.ppo:PPO"
+    headline: ClassVar[Mapping[str, str]] = {
+        "objective/scores": "score",
+        "objective/kl": "KL",
+        "completions/mean_length": "length",
+    }
+    healthy: ClassVar[Mapping[str, Healthy]] = {
+        "first/val/ratio": Healthy(words="1 to 1e-5", low=1 - 1e-5, high=1 + 1e-5),
+        "objective/kl": Healthy(words="about 30", alone="at most about 30", high=30.0),
+        "policy/approxkl_avg": Healthy(words="0.001 to 0.02", low=0.001, high=0.02),
+        "policy/clipfrac_avg": Healthy(words="0 to 0.2", low=0.0, high=0.2),
+        "val/ratio": Healthy(words="0.99 to 1.01", low=0.99, high=1.01),
+        "val/explained_variance": Healthy(words="0.3 to 0.9", low=0.3, high=0.9),
+        "val/clipfrac_avg": Healthy(words="0 to 0.3", low=0.0, high=0.3),
+    }
+    card: ClassVar[str] = "a policy trained with PPO against a reward model"
+
+    algorithm: Literal["ppo"] = algorithm_field("ppo")
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
+    batch_size: Count = Field(default=64, description="Responses sampled per step.")
+    minibatches: Count = Field(
+        default=2, description="Optimizer updates per epoch over the sampled responses."
+    )
+    epochs: Count = Field(default=4, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=5e-6, description="Peak learning rate of the policy.")
+    critic_learning_rate: Positive = Field(default=1e-5, description="Peak learning rate of the critic.")
+    kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
+    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2, description="PPO clip range of the probability ratio."
+    )
+    value_clip: Positive | None = Field(
+        default=0.2, description="Clip range of the value function; none does not clip."
+    )
+    gamma: Share = Field(default=1.0, description="Discount factor.")
+    lam: Share = Field(default=0.95, description="GAE lambda.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(eps=1e-5), description="AdamW, for policy and critic."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_eps(cls, values: Any) -> Any:
+        """A table that sets one optimizer key must not bring back the general eps of 1e-8."""
+        if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
+            return {**values, "optimizer": {"eps": 1e-5, **values["optimizer"]}}
+        return values
+
+    def rate_of(self, role: str) -> float:
+        return self.critic_learning_rate if role == "critic" else self.learning_rate

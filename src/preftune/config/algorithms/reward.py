@@ -1,0 +1,60 @@
+"""Reward modelling."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
+from preftune.config.base import Count, Name, NonNegative, Positive
+
+
+class RewardConfig(OfflineConfig):
+    """A Bradley-Terry reward model on preference pairs."""
+
+    label: ClassVar[str] = "reward model"
+    implementation: ClassVar[str] = "preftune.algorithms.reward:Reward"
+    batch: ClassVar[Batch] = "pairs"
+    trains_policy: ClassVar[bool] = False
+    stage_name: ClassVar[str] = "rm"
+    headline: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "accuracy"}
+    healthy: ClassVar[Mapping[str, Healthy]] = {
+        "loss": Healthy(words="0.55 to 0.65 on HH", low=0.55, high=0.65, on_hh=True),
+        "accuracy": Healthy(words="0.60 to 0.75 on HH", low=0.60, high=0.75, on_hh=True),
+        "margin": Healthy(words="positive", low=0.0),
+    }
+    card: ClassVar[str] = "a reward model (Bradley-Terry): it scores a response to a prompt"
+    card_limits: ClassVar[tuple[str, ...]] = (
+        "- Its score means something for comparing two responses to one prompt, not across prompts.",
+        "- The score is read at the end token. TRL's trainers drop that token before they score: "
+        "`reward_funcs` sees the score of the text without it: the same as `score(..., ended=False)` below, "
+        "and not what the accuracy above was measured with. Keep the end token where you can.",
+    )
+
+    algorithm: Literal["reward"] = algorithm_field("reward")
+    init: Name = Field(
+        default="sft", description='Initial weights of the backbone: a policy stage, or "base".'
+    )
+    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
+    part: Literal["all", "first", "second"] = Field(
+        default="all",
+        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
+        description="Half of the training prompts to learn from: a judge on one half and a second reward "
+        "model on the other share no pair.",
+    )
+    epochs: Count = Field(default=1, description="Training epochs.")
+    batch_size: Count = Field(default=32, description="Pairs per update.")
+    microbatch_size: Count = Field(
+        default=8, description="Pairs per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=1e-5, description="Peak learning rate.")
+    center_coef: NonNegative = Field(
+        default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+
+    def training_part(self) -> str:
+        return self.part
+
+    def on_part(self, part: str) -> Self:
+        return self.model_copy(update={"part": part})

@@ -1,0 +1,83 @@
+"""What the steps of a stage consume: batches of training rows, or of prompts, as functions of the step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from preftune.config import OfflineConfig
+from preftune.data import (
+    Encoder,
+    Preference,
+    distinct_prompts,
+    first_encoded,
+    pad_pairs,
+    pad_prompts,
+    pad_sequences,
+    rows_at,
+    unpaired,
+)
+from preftune.data.batch import PairIds
+from preftune.runs.session import Session
+from preftune.seeding import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
+    order of their own; `rejected` counts those that cannot be used.
+    """
+
+    rows: Sequence[Preference]
+    batch_at: Callable[[int], Any]
+    names_at: Callable[[int], list[str]]
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
+    """The batches of a stage, of the kind that its algorithm takes."""
+    if session.config.stage[name].online:
+        return _prompts(session, name, encoder)
+    config = cast(OfflineConfig, session.config.stage[name])
+    part = session.training_rows(config.training_part())
+    rows, encoded, rejected = first_encoded(encoder, part, config.rows)
+    pad_id = encoder.pad_id
+    made: dict[str, Callable[[Sequence[PairIds]], Any]] = {
+        "sequences": lambda pairs: pad_sequences(
+            [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
+        ),
+        "pairs": lambda pairs: pad_pairs(pairs, pad_id),
+        "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
+    }
+
+    def numbers_at(step: int) -> list[int]:
+        return rows_at(step, config.rows_per_step, len(rows), session.config.seed, name)
+
+    return Feed(
+        rows=rows,
+        batch_at=lambda step: made[config.batch]([encoded[i] for i in numbers_at(step)]),
+        names_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
+        rejected=rejected,
+    )
+
+
+def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
+    """Distinct training prompts, each with the seed of its responses and its data row."""
+    count, seed = session.config.stage[name].rows_per_step, session.config.seed
+    rows, prompts = distinct_prompts(encoder, session.dataset.train)
+
+    def numbers_at(step: int) -> list[int]:
+        return rows_at(step, count, len(prompts), seed, name)
+
+    def batch_at(step: int) -> Any:
+        seeds = [derive_seed(seed, name, step, "sample", i) for i in range(count)]
+        numbers = numbers_at(step)
+        return pad_prompts([prompts[i] for i in numbers], seeds, encoder.pad_id, numbers)
+
+    return Feed(
+        rows=rows, batch_at=batch_at, names_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)]
+    )
+
+
+def _row_name(row: Preference) -> str:
+    """Where a pair came from, for people: "harmless-base:17"."""
+    return f"{row.source}:{row.row}" if row.source else str(row.row)

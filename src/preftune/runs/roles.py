@@ -1,0 +1,55 @@
+"""The models that an algorithm needs, by the part that each plays."""
+
+from collections.abc import Callable
+from typing import Any
+
+from preftune.algorithms import Algorithm
+from preftune.config import StageSettings
+from preftune.errors import PreftuneError
+from preftune.models.load import load_causal_lm, load_tokenizer
+from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
+from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
+from preftune.runs.session import Session
+from preftune.seeding import derive_seed
+
+
+def make_roles(
+    session: Session, name: str, kind: type[Algorithm], tokenizer: Any, judge: RewardModel | None
+) -> dict[str, Role]:
+    """Fresh models for every role in `kind.needs`, from the model that the stage starts from.
+
+    A reward model that is trained gets a new head; one that is only asked is `judge`, the stage's own.
+    """
+    config = session.config.stage[name]
+    source = session.source(config.init)
+
+    def reward_model() -> RewardModel:
+        if "reward_model" in kind.trains:
+            return RewardModel(
+                init_scalar_model(source, tokenizer, derive_seed(session.config.seed, name, "head"))
+            )
+        if judge is None:
+            raise PreftuneError(f"{config.algorithm} asks a reward model, and stage {name} names none")
+        return judge
+
+    makers: dict[str, Callable[[], Role]] = {
+        "policy": lambda: Policy(load_causal_lm(source)),
+        "reference": lambda: Reference(load_causal_lm(source)),
+        "reward_model": reward_model,
+        "critic": lambda: critic_of(session, config, judge),
+    }
+    return {role: makers[role]() for role in kind.needs}
+
+
+def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head: the
+    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
+    """
+    scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
+    if scalar is not None and config.judge is not None:
+        model = load_scalar_model(session.source(config.judge))
+        return Critic(model, scalar.mean, scalar.std)
+    source = session.source(config.init)
+    critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
+    score_head(critic.model).weight.data.zero_()
+    return critic

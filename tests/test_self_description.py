@@ -1,0 +1,180 @@
+"""An algorithm says itself what others ask of it: nobody asks which one it is. Read from the sources."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preftune.algorithms import ALGORITHMS
+from preftune.config import ALGORITHM_CONFIGS, StageSettings
+from preftune.config.algorithms import register
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "preftune"
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = set(ALGORITHM_CONFIGS)
+CLASSES = {
+    *(cls.__name__ for cls in ALGORITHM_CONFIGS.values()),
+    *(cls.__name__ for cls in ALGORITHMS.values()),
+    *("StageSettings", "OfflineConfig", "OnlineConfig"),
+}
+# Maths and its golden vectors know papers, not stages.
+WITHOUT_STAGES = ("functional/", "selftest/")
+
+
+def where(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def own(path: Path) -> set[str]:
+    """Names of the algorithm whose own file this is."""
+    if path.parent.name != "algorithms" or path.stem not in NAMES:
+        return set()
+    return {path.stem, ALGORITHM_CONFIGS[path.stem].__name__, ALGORITHMS[path.stem].__name__}
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """Identifiers and texts below a node."""
+    found = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    found |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    return found | {text for text in texts if isinstance(text, str)}
+
+
+def about_algorithms(node: ast.AST) -> bool:
+    """Whether what is compared is an algorithm: `.algorithm`, or a name like it."""
+    return any("algorithm" in name or "kind" in name for name in names_in(node) - NAMES)
+
+
+def ladders(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Places that ask which algorithm it is: isinstance of one, a comparison with a name, a table of them."""
+    foreign, mine = CLASSES - own(path), own(path)
+    for node in ast.walk(tree):
+        place = f"{where(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            if found := names_in(node.args[1]) & foreign:
+                yield f"{place}: {ast.unparse(node.func)} of {', '.join(sorted(found))}"
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(names_in(side) & (NAMES - mine) for side in sides) and about_algorithms(node):
+                yield f"{place}: compares with the name of an algorithm"
+        elif isinstance(node, ast.Match) and about_algorithms(node.subject):
+            if any(names_in(case.pattern) & (NAMES - mine) for case in node.cases):
+                yield f"{place}: matches the name of an algorithm"
+        elif isinstance(node, ast.Dict):
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            if len(keys & NAMES) > 1 and where(path) != "config/algorithms/__init__.py":
+                yield f"{place}: a table by algorithm"
+
+
+@pytest.mark.parametrize("path", FILES, ids=where)
+def test_nobody_asks_which_algorithm_it_is(path: Path) -> None:
+    found = list(ladders(path, ast.parse(path.read_text(encoding="utf-8"))))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(stage, PPOConfig | GRPOConfig)",
+        "isinstance(config, config_module.RewardConfig)",
+        "issubclass(kind, PPO)",
+        "isinstance(stage, (Other, OnlineConfig))",
+        'stage.algorithm == "sft"',
+        '"dpo" != stage["algorithm"]',
+        'stage.get("algorithm") == "dpo"',
+        'algorithm in ("ppo", "grpo")',
+        'x = {"ppo": 1, "grpo": 2}',
+        'match stage.algorithm:\n    case "kto": pass',
+    ],
+)
+def test_the_rule_can_fail(code: str) -> None:
+    assert list(ladders(SOURCE / "runs" / "x.py", ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("algorithms/ppo.py", 'algorithm == "ppo"'),
+        ("config/algorithms/__init__.py", 'x = {"ppo": 1, "grpo": 2}'),
+        ("runs/x.py", "isinstance(model, RewardModel)"),
+        ("runs/x.py", 'measure == "reward"'),
+        ("runs/x.py", "stage.algorithm == wanted"),
+    ],
+)
+def test_the_rule_lets_pass_what_is_right(file: str, code: str) -> None:
+    assert not list(ladders(SOURCE / file, ast.parse(code)))
+
+
+def mentioning(word: str) -> list[str]:
+    """Source files with a stage in mind that hold the word."""
+    files = [path for path in FILES if not where(path).startswith(WITHOUT_STAGES)]
+    return [where(path) for path in files if re.search(rf"{word}", path.read_text("utf-8"), re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("name", ["rloo", "kto"])
+def test_an_algorithm_is_three_source_files(name: str) -> None:
+    files = [f"algorithms/{name}.py", "config/algorithms/__init__.py", f"config/algorithms/{name}.py"]
+    assert mentioning(name) == files
+
+
+def test_to_add_an_algorithm_takes_the_files_that_architecture_lists() -> None:
+    """What is true of RLOO and KTO is what the page says: each file, and nothing else in src."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^\* \*\*an algorithm\*\*:.*?(?=^\* )", page, re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"`((?:config|algorithms|docs|tests)/[\w./]+)`", entry)
+    for name in ("rloo", "kto"):
+        files = {path.replace("NAME", name) for path in listed}
+        assert files == {
+            *mentioning(name),
+            f"docs/algorithms/{name}.md",
+            "docs/metrics.md",
+            f"tests/algorithms/test_{name}.py",
+        }
+        for path in files:
+            assert any((root / path).is_file() for root in (ROOT, SOURCE)), path
+
+
+# --- the registry -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_class_and_settings_belong_together(name: str) -> None:
+    kind, config = ALGORITHMS[name], ALGORITHM_CONFIGS[name]
+    assert kind.Config is config
+    assert config.name() == name
+    assert set(kind.trains) <= set(kind.needs)
+    assert config.trains_policy == ("policy" in kind.trains)
+    assert hasattr(kind, "improve") == (config.batch == "prompts")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_reads_every_role_that_it_needs(name: str) -> None:
+    """`needs` decides what is loaded into memory: a role that nobody reads is a model for nothing."""
+    source = (SOURCE / "algorithms" / f"{name}.py").read_text(encoding="utf-8")
+    read = {role for role in ("policy", "reference", "critic", "reward_model") if f".{role}" in source}
+    if "sampled(" in source:
+        read |= {"policy", "reference"}  # `on_policy.sampled` reads both
+    assert read == set(ALGORITHMS[name].needs)
+
+
+def test_a_class_that_says_too_little_is_not_registered() -> None:
+    class Silent(StageSettings):
+        algorithm: str = "silent"
+
+    with pytest.raises(TypeError, match="Silent lacks label, implementation, batch, card, init"):
+        register(Silent)
+    assert "silent" not in ALGORITHM_CONFIGS
+
+
+def test_a_name_is_given_once() -> None:
+    taken = ALGORITHM_CONFIGS["dpo"]
+    assert register(taken) is taken
+
+    class Other(taken):  # type: ignore[misc, valid-type]
+        pass
+
+    with pytest.raises(ValueError, match="there is an algorithm 'dpo' already"):
+        register(Other)
