@@ -2,7 +2,7 @@
 
 A function is called once a response. It gets the prompt's transcript (ending in "Assistant:") and the
 response without its end token, and by keyword those of these columns that it takes (all of them if it takes
-`**columns`): `ended` whether EOS was written; `source`, `row`, `chosen`, `rejected` of the data row that the
+`**columns`): `ended` (with an end token?); `source`, `row`, `chosen`, `rejected` of the data row that the
 prompt comes from (the first of them, where several rows share the prompt), and what other columns that row
 has (`answer`). One with a parameter `completions` is called as TRL calls it, once for many responses:
 `(prompts, completions, **columns) -> list`, each column a list. Either may be `async def`, and may give None
