@@ -220,10 +220,11 @@ def _native(file: Path, auto_map: Any) -> bool:
     """Whether an auto_map names only classes of a family that transformers has itself: then its own code is
     used, and what the map names is a copy. Any other class would be another model under the same weights.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
     config = file.with_name("config.json")
-    family = str(CONFIG_MAPPING_NAMES.get(_object(config).get("model_type")) if config.is_file() else None)
+    known: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    family = str(known.get(_object(config).get("model_type")) if config.is_file() else None)
     if not family.endswith("Config"):
         return False
     names = [each.rpartition(".")[2] for each in _classes(auto_map)]

@@ -94,7 +94,7 @@ class RewardFunction:
         if isinstance(given, Tensor | np.ndarray):
             given = given.tolist()
         if isinstance(given, list | tuple) and len(given) == len(cases):
-            found = list(map(self._number, cases, given))
+            found: list[Given] = list(map(self._number, cases, given))
         else:
             what = f"returned {_what(given)}, not a list of {len(cases)} rewards"
             found = [given if isinstance(given, DataError) else self.error(cases[0], what)] * len(cases)

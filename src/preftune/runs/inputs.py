@@ -26,8 +26,9 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
         return None
     content = read_json(file)
     record = content if what == "data" or not isinstance(content, dict) else content.get("base")
-    same = isinstance(record, dict) and record.get("name") == name
-    commit = record.get("commit") if same else None
+    if not isinstance(record, dict) or record.get("name") != name:
+        return None
+    commit = record.get("commit")
     return commit if isinstance(commit, str) else None
 
 
