@@ -224,7 +224,7 @@ def _native(file: Path, auto_map: Any) -> bool:
 
     config = file.with_name("config.json")
     known: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
-    family = str(known.get(_object(config).get("model_type")) if config.is_file() else None)
+    family = str(known.get(str(_object(config).get("model_type"))) if config.is_file() else None)
     if not family.endswith("Config"):
         return False
     names = [each.rpartition(".")[2] for each in _classes(auto_map)]
