@@ -102,7 +102,7 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
         return False
     for run, side in zip((a, b), sides, strict=True):
         stage = str(read_object(side[1]).get("stage", name))
-        check_model(run, stage, "reward")
+        check_model(run, stage, side[1].parent)
     constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
     return constants[0] == constants[1] and sha256_file(sides[0][0]) == sha256_file(sides[1][0])
 
