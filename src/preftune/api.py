@@ -12,7 +12,7 @@ from preftune import faults
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions
+from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
@@ -20,6 +20,7 @@ from preftune.sums import check_own
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
+    from preftune.models.locate import Source
     from preftune.runs.console import Console
     from preftune.runs.session import Session
 
@@ -90,7 +91,7 @@ def run_recipe(
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
-    dataset = _checked(config)
+    dataset, base = _checked(config, run if resume else None)
     check_kind(config, dataset, stages, whole=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -107,7 +108,7 @@ def run_recipe(
 
         if mirror is not None and not resume and is_main_process():
             forget(Path(mirror), [BASE, *config.stage])
-        session = runner.open_session(config, dataset, run, console, mirror)
+        session = runner.open_session(config, dataset, run, console, mirror, base=base)
         if is_main_process():
             provenance.record_origins(run, resolved)
         runner.train_stages(session, stages)
@@ -120,8 +121,8 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
+    refuse_if_held(RunDir(Path(path)))
     run = _existing(path)
-    refuse_if_held(run)
     load_recipe(str(run.config))  # what is wrong with it is said before anything is written
     with handled(), held(run):
         session = _reopen(path)
@@ -186,20 +187,23 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
     return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
-def _checked(config: RunConfig) -> "Dataset":
-    """The data of a run, once it is clear that reward functions and the base model can be had too."""
+def _checked(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":
+    """The data of a run and its base model, once it is clear that reward functions can be had too."""
     check_reward_functions(config)
-    return _data(config)
+    return _found(config, run)
 
 
-def _data(config: RunConfig) -> "Dataset":
+def _found(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":
+    """The data of a run and its base model (None: from scratch); of the hub the commits that `run` has
+    recorded, if it has.
+    """
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset
 
-    dataset = load_dataset(config.data, config.seed)
-    if config.model.base != "scratch":
-        locate(config.model.base)
-    return dataset
+    dataset = load_dataset(config.data, config.seed, recorded_commit(run, config.data.name, "data"))
+    if config.model.base == "scratch":
+        return dataset, None
+    return dataset, locate(config.model.base, recorded_commit(run, config.model.base, "base"))
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
@@ -247,11 +251,11 @@ def _reopen(path: str | Path, *, write: bool = True) -> "Session":
     config = load_recipe(str(run.config)).config
     if write:
         check_reward_functions(config, stages=False)
-    dataset = _data(config)
+    dataset, base = _found(config, run)
     from preftune.runs import runner
     from preftune.runs.console import Console
     from preftune.runs.session import Session
 
     if write:
-        return runner.open_session(config, dataset, run, Console(), trains=False)
-    return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False)
+        return runner.open_session(config, dataset, run, Console(), base=base, trains=False)
+    return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False, located=base)

@@ -1,19 +1,25 @@
-"""The hub: what stands in for it, and how soon a machine without network is told so."""
+"""The hub: commits, files and faults with the real client against a small server on this machine."""
 
+import gzip
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import datasets
 import pytest
 from data_helpers import hh_row
 from huggingface_hub import constants
 
+from hub_server import Hub, serving
 from patience import PATIENCE
 from preftune.config import DataConfig
-from preftune.data import hub, read_dataset
+from preftune.data import hub as hub_rows
+from preftune.data import read_dataset, snapshot
+from preftune.data.snapshot import resolve
 from preftune.errors import DataError, InputMissing
 
 SCRIPT = """
@@ -25,52 +31,166 @@ try:
 except InputMissing as error:
     print(error, error.hint)
 """
+NAME = "Anthropic/hh-rlhf"
+
+
+def packed(rows: list[dict[str, Any]]) -> bytes:
+    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def rows(*names: str) -> list[dict[str, Any]]:
+    return [hh_row(name) for name in names]
+
+
+def files(**changes: bytes) -> dict[str, bytes]:
+    """Like HH-RLHF: folders, and one file that holds no pairs."""
+    content = {
+        "README.md": b"pairs",
+        "harmless-base/train.jsonl.gz": packed(rows(*(f"q{i}" for i in range(40)))),
+        "harmless-base/test.jsonl.gz": packed([hh_row("t"), hh_row("u", "same", "same")]),
+        "helpful-base/train.jsonl.gz": packed(rows(*(f"p{i}" for i in range(30)))),
+        "red-team-attempts/red_team_attempts.jsonl.gz": packed([{"transcript": "no pair"}]),
+    }
+    return content | {name.replace("__", "/"): body for name, body in changes.items()}
 
 
 @pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, datasets.Dataset]:
-    """A reachable hub with the splits that a test puts into the dictionary."""
-    splits: dict[str, datasets.Dataset] = {}
-    monkeypatch.setattr(hub, "reachable", lambda: True)
-    monkeypatch.setattr(hub, "offline_asked_for", lambda: False)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, data_dir: datasets.DatasetDict(splits))
-    return splits
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server, and a client that knows no other hub and has an empty cache."""
+    with serving() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        monkeypatch.setattr(snapshot, "ASK_SECONDS", 1.0)
+        found.put(f"datasets/{NAME}", files())
+        yield found
 
 
-def test_hub_rows_become_preferences(fake_hub: dict[str, datasets.Dataset]) -> None:
-    fake_hub["train"] = datasets.Dataset.from_list([hh_row(f"q{i}") | {"id": i} for i in range(40)])
-    fake_hub["test"] = datasets.Dataset.from_list([hh_row("t"), hh_row("u", "same", "same")])
-    data = read_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"))
+def read(data_dir: str | None = None, commit: str | None = None) -> Any:
+    return read_dataset(DataConfig(name=NAME, data_dir=data_dir), commit)
+
+
+def test_hub_rows_become_preferences(hub: Hub) -> None:
+    data = read("harmless-base")
     assert len(data.train) + len(data.validation) == 40
     assert [(pair.source, pair.row) for pair in data.test] == [("harmless-base", 0)]
     assert data.report["rejected"] == {"identical": 1}
-    assert data.report["ignored_columns"] == ["id"]
-    assert data.report["cut_from_train"] == ["validation"]
+    assert data.report["commit"] == hub.repositories[f"datasets/{NAME}"][-1][0]
+    assert data.report["files"][0]["path"] == f"{NAME}/harmless-base/test.jsonl.gz"
+    assert not [request for request in hub.requests if "helpful" in request or "red" in request]
 
 
-def test_malformed_hub_rows_are_named(fake_hub: dict[str, datasets.Dataset]) -> None:
-    fake_hub["train"] = datasets.Dataset.from_list([hh_row("q"), {"chosen": None, "rejected": "a"}])
-    with pytest.raises(DataError, match=r'Anthropic/hh-rlhf\[train\]: row 2: "chosen" is null'):
-        read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
-    fake_hub["train"] = datasets.Dataset.from_list([{"words": "a"}])
-    with pytest.raises(DataError, match='row 1: no "chosen"'):
-        read_dataset(DataConfig(name="Anthropic/hh-rlhf"))
+def test_a_file_that_is_no_split_is_not_read_where_others_are(hub: Hub) -> None:
+    data = read()
+    assert len(data.train) + len(data.validation) == 70
+    assert set(data.report["sources"]["train"]) == {"harmless-base", "helpful-base"}
+    assert not [request for request in hub.requests if "red" in request]
 
 
-def test_a_failure_of_the_library_is_put_in_a_sentence(
-    fake_hub: dict[str, datasets.Dataset], monkeypatch: pytest.MonkeyPatch
+def test_malformed_hub_rows_are_named(hub: Hub) -> None:
+    bad = packed([hh_row("q"), {"chosen": None, "rejected": "a"}])
+    hub.put(f"datasets/{NAME}", files(**{"harmless-base__train.jsonl.gz": bad}))
+    with pytest.raises(DataError, match=r'harmless-base/train\.jsonl\.gz:2: "chosen" is null'):
+        read("harmless-base")
+
+
+def test_a_recorded_commit_is_read_whatever_the_hub_has_by_then(hub: Hub) -> None:
+    first = read("harmless-base").report
+    hub.put(f"datasets/{NAME}", files(**{"harmless-base__train.jsonl.gz": packed(rows("x", "y", "z"))}))
+    hub.requests.clear()
+    again = read("harmless-base", first["commit"]).report
+    assert again == first
+    assert hub.requests == []  # a known commit in the cache needs no network
+    assert read("harmless-base").report["content_sha256"] != first["content_sha256"]
+
+
+def test_offline_reads_what_was_read_before_and_refuses_what_was_not(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(name: str, data_dir: str | None) -> None:
-        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist\non the Hub")
+    before = read("harmless-base").report
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.requests.clear()
+    assert read("harmless-base").report == before
+    with pytest.raises(InputMissing, match=r"lacks helpful-base/train\.jsonl\.gz .* HF_HUB_OFFLINE"):
+        read()  # half of a data set is none
+    assert hub.requests == []
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputMissing, match=r"nobody/none: cannot be loaded: .* doesn't exist\n"):
-        read_dataset(DataConfig(name="nobody/none"))
+
+def test_a_hub_that_refuses_or_has_lost_the_repository_is_told_and_the_cache_used(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read("harmless-base").report
+    for fault, words in (((401, "RepoNotFound"), "no such repository"), ((500, ""), "answered 500")):
+        hub.faults = {"^/api/datasets": fault}
+        assert read("harmless-base").report == before
+        told = capsys.readouterr().out
+        assert words in told
+        assert before["commit"][:12] in told
+
+
+@pytest.mark.parametrize("name", ["data_dir", "missing"])
+def test_a_wrong_folder_says_the_same_cold_and_warm(name: str, hub: Hub) -> None:
+    said = []
+    for _ in range(2):
+        with pytest.raises(InputMissing, match="no such folder") as caught:
+            read(name)
+        said.append(str(caught.value))
+        read("harmless-base")
+    assert said[0] == said[1]
+    assert "harmless-base, helpful-base" in said[0]
+
+
+def test_a_data_set_without_a_file_that_is_read_here_is_named(hub: Hub) -> None:
+    hub.put(f"datasets/{NAME}", {"README.md": b"x", "data/train.lance": b"y"})
+    with pytest.raises(InputMissing, match=r"data/train\.lance"):
+        read()
+
+
+FAULTS: dict[str, tuple[tuple[int, str] | str, str, str]] = {
+    "gated, not signed in": ((401, "GatedRepo"), "is gated: the hub answered 401", "accept its conditions"),
+    "gated, not accepted": ((403, "GatedRepo"), "is gated: the hub answered 403", "HF_TOKEN"),
+    "gone": ((401, "RepoNotFound"), "no such repository, or it is private", "HF_TOKEN"),
+    "too many": ((429, ""), "the hub answered 429", "later"),
+    "broken": ((500, ""), "the hub answered 500", "later"),
+    "stalls": ("stall", "does not answer within 1 seconds", "later"),
+}
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_hub_keeps_its_status_and_says_what_to_do(name: str, kind: Any, hub: Hub) -> None:
+    fault, words, hint = FAULTS[name]
+    hub.faults = {"^/api/": fault}
+    with pytest.raises(InputMissing) as caught:
+        resolve("some/thing", kind)
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_fault_of_one_file_is_told_too(hub: Hub) -> None:
+    fault, words, hint = FAULTS["gated, not accepted"]
+    hub.faults = {"resolve/.*gz": fault}
+    with pytest.raises(InputMissing) as caught:
+        read("harmless-base")
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("answer", ["../../x", "/etc/passwd", "a/../../b"])
+def test_files_outside_of_the_repository_are_refused(answer: str, hub: Hub) -> None:
+    hub.put("models/some/thing", {answer: b"x"})
+    with pytest.raises(DataError, match="outside"):
+        resolve("some/thing", "model")
 
 
 def without_hub(tmp_path: Path, **environment: str) -> str:
     """Output of a fresh process that asks for HH-RLHF with an empty cache."""
-    source = str(Path(hub.__file__).parents[2])
+    source = str(Path(hub_rows.__file__).parents[2])
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -84,16 +204,19 @@ def without_hub(tmp_path: Path, **environment: str) -> str:
 
 
 def test_offline_and_dead_proxy_are_told_at_once(tmp_path: Path) -> None:
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HTTPS_PROXY": "http://127.0.0.1:9"}):
+    for environment, words in (
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, "the hub cannot be reached"),
+    ):
         output = without_hub(tmp_path, **environment)
-        assert "the hub cannot be reached" in output
+        assert words in output
         assert "data.name=PATH" in output
         assert "quickstart" in output
 
 
 def test_an_endpoint_that_never_answers_is_asked_once_and_given_up(tmp_path: Path) -> None:
     """By the library it would be asked again and again, for minutes."""
-    assert hub.PROBE_SECONDS < 5
+    assert snapshot.PROBE_SECONDS < 5
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and says nothing
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         output = without_hub(tmp_path, HF_ENDPOINT=address, NO_PROXY="127.0.0.1")
@@ -104,31 +227,28 @@ def test_an_endpoint_that_never_answers_is_asked_once_and_given_up(tmp_path: Pat
     assert address in output
 
 
-def test_a_hub_that_fails_counts_as_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_at_the_endpoint_counts_as_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not hub.reachable()
+    assert not snapshot.reachable()
 
 
-def test_offline_is_set_for_the_library_and_taken_back() -> None:
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    with hub._offline(datasets):
-        assert constants.HF_HUB_OFFLINE
-        assert datasets.config.HF_HUB_OFFLINE
-    assert before == (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+Change = Callable[[bytes], bytes]
 
 
-def test_a_cached_data_set_is_read_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached = tmp_path / "datasets/Anthropic___hh-rlhf"
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    assert not hub._maybe_cached("Anthropic/hh-rlhf")
-    cached.mkdir(parents=True)
-    monkeypatch.setattr(hub, "reachable", lambda: False)
-    seen: list[bool] = []
-
-    def load(name: str, data_dir: str | None) -> datasets.DatasetDict:
-        seen.append(constants.HF_HUB_OFFLINE)
-        return datasets.DatasetDict(train=datasets.Dataset.from_list([hh_row("a"), hh_row("b")]))
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read_dataset(DataConfig(name="Anthropic/hh-rlhf")).train
-    assert seen == [True]
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body: body[:-3], "bytes instead of"),
+        (lambda body: body[:5], "cut off"),
+        (lambda body: b"<html>" + body, "cut off"),
+        (lambda body: body[:8] + b"!" + body[9:], "cannot be read"),
+    ],
+)
+def test_a_damaged_safetensors_file_is_seen_by_its_header(change: Change, words: str, tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + bytes(8)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(whole)
+    assert snapshot.safetensors_fault(file) == ""
+    file.write_bytes(change(whole))
+    assert words in snapshot.safetensors_fault(file)

@@ -43,6 +43,27 @@ def test_a_clean_sweep_stays_finite(wins: np.ndarray) -> None:
     assert 0 <= low <= found["value"] <= high <= 1
 
 
+def test_where_nearly_all_are_longer_equal_length_is_not_guessed() -> None:
+    """Wins of 70 % whatever the length: read off at 0 it would be 0.60 with a narrow interval."""
+    rng = np.random.default_rng(0)
+    wins = rng.permutation(np.repeat([1.0, 0.0], [140, 60]))
+    found = controlled_win_rate(wins, 20 + np.round(rng.normal(0, 2, 200)), 100, seed=0)
+    assert found["value"] is None
+    assert "not identified" in found["reason"]
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0, 2.5])
+def test_intervals_hold_the_rate_as_far_as_it_is_said(shift: float) -> None:
+    rng, held = np.random.default_rng(5), 0
+    for i in range(100):
+        found = controlled_win_rate(
+            (rng.random(200) < 0.7).astype(float), np.round(rng.normal(shift, 2, 200)), 200, seed=i
+        )
+        low, high = found["interval"] or (0, 1)
+        held += low <= 0.7 <= high
+    assert held >= 88
+
+
 def pool(n: int, size: int, per_token: float) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Reference responses whose score grows by `per_token`, and the noise of their scores."""
     rng = np.random.default_rng(2)

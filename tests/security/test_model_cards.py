@@ -43,7 +43,10 @@ def session(base: str, data: str, source: str, reason: str) -> Any:
         data=SimpleNamespace(name=data, form="transcript"),
     )
     return SimpleNamespace(
-        config=config, dataset=SimpleNamespace(report=report), run=RunDir(Path("/nonexistent"))
+        config=config,
+        dataset=SimpleNamespace(report=report),
+        run=RunDir(Path("/nonexistent")),
+        commit_of_base="",
     )
 
 

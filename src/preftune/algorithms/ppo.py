@@ -158,6 +158,8 @@ class PPO:
             "objective/scores_std": scores.std().item() if len(scores) > 1 else 0.0,
             "objective/non_score_reward": -self.config.kl_coef * kl.mean().item(),
             "objective/rlhf_reward": (scores.mean() - self.config.kl_coef * kl.mean()).item(),
-            "val/explained_variance": (1 - errors.var() / returns.var().clamp(min=1e-8)).item(),
+            "val/explained_variance": (1 - errors.var() / returns.var().clamp(min=1e-8)).item()
+            if len(returns) > 1  # of one token there is no variance
+            else 0.0,
             "kl_coef": self.config.kl_coef,
         }

@@ -9,6 +9,8 @@ from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attem
 from preftune.audit.files import Directory, ids_of
 from preftune.audit.reward import FEW, WIDTHS, padded, rows_of
 from preftune.data import pad_prompts
+from preftune.errors import DataError
+from preftune.models.check import check_scalar_head, findings
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
@@ -90,8 +92,21 @@ def _padding(directory: Directory) -> Iterator[Check]:
 
 
 def _supported(directory: Directory) -> Iterator[Check]:
-    load_causal_lm(directory.source)
-    yield Check(name="supported by preftune", status=OK, found=type(directory.model).__name__)
+    """The questions that a run asks before it trains, in the same words."""
+    kind, name = type(directory.model).__name__, "supported by preftune"
+    wrong = [finding for finding in findings(directory.model) if finding.wrong]
+    for finding in wrong:
+        yield Check(name=name, status=FAULT, found=f"{kind} {finding.wrong}", remedy=finding.hint)
+    if not wrong:
+        load_causal_lm(directory.source)
+        yield Check(name=name, status=OK, found=kind)
+    try:
+        check_scalar_head(directory.source)
+        yield Check(name="can become a reward model or critic", status=OK, found="yes")
+    except DataError as error:
+        yield Check(
+            name="can become a reward model or critic", status=NOTE, found=error.message, remedy=error.hint
+        )
 
 
 def _dropout(directory: Directory) -> Iterator[Check]:

@@ -42,8 +42,9 @@ class Dataset:
     kind: Kind = "pairs"
 
 
-def read_dataset(config: "DataConfig") -> Dataset:
+def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
+    `commit`: the state of a hub data set that a run has recorded; its report names the one that was read.
 
     Raises ConfigError without a name, InputMissing for what cannot be found, DataError for what cannot be
     read or used.
@@ -54,7 +55,7 @@ def read_dataset(config: "DataConfig") -> Dataset:
             "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .json, .csv, .parquet "
             "or .arrow file), or data.name=Anthropic/hh-rlhf to fetch them",
         )
-    tallies = _read(config)
+    tallies, commit = _read(config, commit)
     kind = _kind(config.name, tallies)
     splits = _by_split(config.name, tallies)
     if not splits["train"]:
@@ -66,6 +67,7 @@ def read_dataset(config: "DataConfig") -> Dataset:
     report = {
         "name": config.name,
         "data_dir": config.data_dir,
+        **({} if commit is None else {"commit": commit}),
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
@@ -103,15 +105,15 @@ def row_key(row: Preference) -> str:
     return prompt_hash(row.prompt or Dialogue([Turn("human", row.chosen)]))
 
 
-def _read(config: "DataConfig") -> list[Tally]:
+def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | None]:
     name, data_dir = str(config.name), config.data_dir
     columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
-        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns=columns)
+        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns=columns), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, config.on_bad_row, columns)
+    return read_hub(name, data_dir, config.on_bad_row, commit, columns)
 
 
 def _kind(name: str, tallies: Sequence[Tally]) -> Kind:

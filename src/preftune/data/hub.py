@@ -1,22 +1,14 @@
-"""Preference data from the Hugging Face hub, or from what `datasets` has cached of it.
+"""Preference data from the Hugging Face hub: one commit's files in the local cache, read like any others."""
 
-The hub client retries with back-off for minutes when there is no network. A newcomer without one should know
-within five seconds, so the endpoint is asked once, briefly, before `datasets` is.
-"""
-
-import os
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
+from preftune.data.files import NO_DATA, SUFFIXES, chosen_files, read_files
 from preftune.data.rows import OnBadRow, Tally
-from preftune.data.splits import named_split
+from preftune.data.snapshot import Snapshot, resolve
 from preftune.errors import InputMissing
 
-PROBE_SECONDS = 2.5
 ALTERNATIVES = (
     "give local files: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet file); "
     'or run the recipe quickstart (recipe="quickstart"), which needs no download'
@@ -27,108 +19,48 @@ def read_hub(
     name: str,
     data_dir: str | None,
     on_bad_row: OnBadRow = "error",
+    commit: str | None = None,
     columns: Mapping[str, str] | None = None,
-) -> list[Tally]:
-    """Read every split of a hub data set such as Anthropic/hh-rlhf; `data_dir` becomes the source of its
-    pairs.
+) -> tuple[list[Tally], str]:
+    """Read every split of a hub data set such as Anthropic/hh-rlhf, and the commit that was read: `commit`
+    if one is given. A file's folder is the source of its pairs.
 
-    Raises InputMissing, within about 3 seconds where there is no network, if it can be had neither from the
+    Raises InputMissing, within a few seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # to `datasets`, "csv" is a reader of local files
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
-    online = not offline_asked_for() and reachable()
-    if not online and not _maybe_cached(name):
+    snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
+    files = _wanted(snapshot, data_dir)
+    path = snapshot.fetch(files)
+    tallies = read_files(path, on_bad_row, [path / file for file in files], columns)
+    for tally in tallies:
+        tally.name = f"{name}/{Path(tally.name).relative_to(path).as_posix()}"
+    return tallies, snapshot.commit
+
+
+def _wanted(snapshot: Snapshot, data_dir: str | None) -> list[str]:
+    """The files of the data set, or of one of its folders, that are read here; by the rule of local ones."""
+    folder = PurePosixPath(data_dir or "")
+    inside = [file for file in map(PurePosixPath, snapshot.files) if file.is_relative_to(folder)]
+    where = f"{snapshot.name}{f' (data_dir={data_dir})' if data_dir else ''}"
+    if not inside:
+        folders = sorted({file.split("/")[0] for file in snapshot.files if "/" in file})
         raise InputMissing(
-            f"{name}: no such path here, and the hub cannot be reached ({_endpoint()})", ALTERNATIVES
+            f"{where}: no such folder in this data set", f"it has: {', '.join(folders[:12]) or 'no folders'}"
         )
-    tallies = []
-    for split, rows in _load(name, data_dir, online=online).items():
-        where = f"{name}{f'/{data_dir}' if data_dir else ''}[{split}]"
-        tally = Tally(
-            name=where,
-            split=named_split(split) or "train",
-            source=data_dir or "",
-            on_bad_row=on_bad_row,
-            columns=columns or {},
-        )
-        for number, record in enumerate(_records(rows), 1):
-            tally.take(record, f"{where}: row {number}")
-        tally.finish()
-        tallies.append(tally)
-    return tallies
-
-
-def reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the hub's endpoint answers. In a thread, because name resolution knows no timeout."""
-    answers: list[int] = []
-
-    def ask() -> None:
-        from huggingface_hub import get_session
-
-        with suppress(Exception):  # whatever goes wrong, the answer is no
-            answers.append(get_session().head(_endpoint(), timeout=seconds).status_code)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds + 0.5)
-    return bool(answers) and answers[0] < 500
-
-
-def _load(name: str, data_dir: str | None, *, online: bool) -> dict[str, Any]:
-    import datasets  # takes seconds to import
-
-    try:
-        with nullcontext() if online else _offline(datasets):
-            loaded = datasets.load_dataset(name, data_dir=data_dir)
-            return {str(split): rows for split, rows in loaded.items()}
-    except Exception as error:  # the library raises many kinds, from five other libraries
-        first = (str(error).splitlines() or [""])[0]
-        where = f"{name}{f' (data_dir={data_dir})' if data_dir else ''}"
+    read = [file for file in inside if _is_data(file)]
+    if not read:
+        names = ", ".join(sorted(str(file) for file in inside)[:6])
         raise InputMissing(
-            f"{where}: cannot be loaded: {type(error).__name__}: {first}", ALTERNATIVES
-        ) from error
+            f"{where}: holds no file of a kind that is read here ({', '.join(SUFFIXES)}), but {names}",
+            ALTERNATIVES,
+        )
+    root = Path(snapshot.name)
+    chosen = chosen_files(root, [root / file for file in read])
+    return [path.relative_to(root).as_posix() for path, _ in chosen.files]
 
 
-def _records(rows: Any) -> Iterator[dict[str, Any]]:
-    """Plain records of a `datasets.Dataset`, in batches: row by row takes ten times as long."""
-    for batch in rows.iter(batch_size=1000):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
-
-
-@contextmanager
-def _offline(datasets: Any) -> Iterator[None]:
-    """Keep `datasets` and the hub client from the network, so that they go to the cache without retries."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def offline_asked_for() -> bool:
-    from huggingface_hub import constants
-
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return constants.HF_HUB_OFFLINE or any(
-        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names
-    )
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-def _maybe_cached(name: str) -> bool:
-    """Whether the cache of `datasets` holds anything of this owner, without importing the library."""
-    from huggingface_hub import constants
-
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")).expanduser()
-    owner, _, rest = name.rpartition("/")
-    return any(cache.glob(f"{owner}___*" if owner else f"{rest}*"))
+def _is_data(file: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") for part in file.parts)
+    return file.name.lower().endswith(SUFFIXES) and file.name not in NO_DATA and not hidden

@@ -1,13 +1,11 @@
 """How far two models are apart on given responses, from one forward pass of each."""
 
-from typing import Any
-
 import torch
 
 from preftune.data import Sequences
 from preftune.functional.kl import categorical_kl
 from preftune.functional.logprobs import gather_logprobs
-from preftune.models.roles import Policy, Reference, casting, predicting_states
+from preftune.models.roles import Policy, Reference, casting, logits_of, predicting_states
 
 _CHUNK = 256  # rows of (., V) logits alive at once
 
@@ -24,13 +22,13 @@ def divergences(
     """
     response = sequences.response
     targets, rows = sequences.ids[response], response.nonzero()[:, 0]
-    heads: list[Any] = [role.model.get_output_embeddings() for role in (policy, other)]
+    models = [role.model for role in (policy, other)]
     k1, exact = (torch.zeros(len(sequences), device=rows.device) for _ in range(2))
     with casting(policy):
-        states = [predicting_states(role.model, sequences, response) for role in (policy, other)]
+        states = [predicting_states(model, sequences, response) for model in models]
         for start in range(0, len(rows), _CHUNK):
             part = slice(start, start + _CHUNK)
-            ours, theirs = (head(state[part]).float() for head, state in zip(heads, states, strict=True))
+            ours, theirs = (logits_of(m, state[part]) for m, state in zip(models, states, strict=True))
             log_ratio = gather_logprobs(ours, targets[part], temperature) - gather_logprobs(
                 theirs, targets[part], temperature
             )

@@ -19,6 +19,8 @@ SOURCE = (
     "Singhal et al. 2023 (arXiv:2310.03716) for gains at matched length"
 )
 CALIPER, MIN_TOKENS = 0.1, 2
+SIDE, LEAST = 0.1, 5  # share and number of comparisons that are needed on either side of equal length
+NOT_IDENTIFIED = "not identified at these lengths: nearly all responses are longer, or nearly all shorter"
 RIDGE = 0.01  # keeps the fit finite where every comparison is won
 STEPS, BLOCK = 25, 200  # Newton steps; resamples fitted at a time
 
@@ -50,8 +52,13 @@ def _win(a: float, b: float) -> float:
 def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """σ(θ) of P(win) = σ(θ + φ tanh(Δlength / sd)): the win rate at equal lengths, bootstrapped over prompts.
 
-    `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each.
+    `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each. Not known, null with a reason, unless a
+    tenth of the comparisons and at least five lie on either side of equal length: the rate there would be
+    read off a curve where nothing was seen.
     """
+    enough = max(SIDE * len(longer), LEAST)
+    if min((longer >= 0).sum(), (longer <= 0).sum()) < enough:
+        return {"value": None, "interval": None, "reason": NOT_IDENTIFIED}
     sd = longer.std()
     x = np.tanh(longer / sd) if sd > 0 else np.zeros_like(longer)
     x = np.stack([np.ones_like(x), x], axis=1)  # (n, 2)

@@ -1,4 +1,4 @@
-"""Statistics of the comparison: intervals, paired tests, calibration, diversity. numpy only, no torch.
+"""Statistics of the comparison: intervals, paired tests, calibration, diversity. numpy and scipy, no torch.
 
 Rows are prompts: average several samples of a prompt first, since they are not independent. Randomness comes
 from the seed given, so that the same input gives the same numbers.
@@ -7,10 +7,12 @@ from the seed given, so that the same input gives the same numbers.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 from preftune.records.verdict import Z80, Z95
 
@@ -112,31 +114,67 @@ def repetition_n(tokens: ArrayLike, n: int) -> float:
 def bootstrap_mean(
     x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of x (Efron 1979); it always holds the mean itself.
-
-    ValueError: no values.
-    """
+    """Bootstrap interval of the mean of x; see `bootstrap_columns`. ValueError: no values."""
     return bootstrap_columns(_floats(x)[:, None], resamples, seed, level)[0]
 
 
 def bootstrap_columns(
     x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
 ) -> list[Interval]:
-    """`bootstrap_mean` of every column of x (n, columns), the same rows redrawn for all of them.
+    """Intervals of the means of the columns of x (n, columns), the same rows redrawn for all of them.
 
+    The wider, at each end, of two: bootstrap-t, (mean - q se) with q a quantile of the resamples' own t
+    (Efron & Tibshirani 1993, 12.5), which follows skew; and percentiles moved out by t_{n-1} / z ·
+    √(n / (n - 1)) (Hesterberg 2015, arXiv:1411.5279), since plain ones hold the mean in 84 % of samples of 5
+    and in 90 % of 10. One value, zeros only, or values that are not finite say nothing of their spread:
+    (-inf, inf), which the report writes as unknown. Of equal values c, a share of up to 1 - 0.025^(1/n) may
+    still differ (Clopper & Pearson 1934); it is taken to have the other sign: c ± 2 |c| share.
     ValueError: no rows.
     """
     x = np.asarray(x, dtype=np.float64)
     if len(x) == 0:
         raise ValueError("no values to take the mean of")
+    known = np.isfinite(x).all(0) & (x != x[:1]).any(0)
+    found = [_of_equal_values(float(column[0]), column, level) for column in x.T]
+    if not known.any():
+        return found
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [x[rng.integers(len(x), size=(rows, len(x)))].mean(1) for rows in _blocks(resamples, x.size)]
-    )
-    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    centre = x.mean(0)
-    low, high = np.minimum(ends[0], centre), np.maximum(ends[1], centre)
-    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    means, errors = _resampled(x[:, known], resamples, rng)
+    ends = _bootstrap_ends(x[:, known], means, errors, level)
+    for column, low, high in zip(np.flatnonzero(known), *ends, strict=True):
+        found[column] = Interval(float(low), float(high))
+    return found
+
+
+def _of_equal_values(value: float, column: Floats, level: float) -> Interval:
+    if len(column) == 1 or value == 0 or not np.isfinite(column).all():
+        return Interval(-math.inf, math.inf)
+    half = 2 * abs(value) * (1 - ((1 - level) / 2) ** (1 / len(column)))
+    return Interval(value - half, value + half)
+
+
+def _resampled(x: Floats, resamples: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Mean and its standard error in each resample: (resamples, columns) each."""
+    means, errors = [], []
+    for rows in _blocks(resamples, x.size):
+        drawn = x[rng.integers(len(x), size=(rows, len(x)))]
+        means.append(drawn.mean(1))
+        errors.append(drawn.std(1, ddof=1) / math.sqrt(len(x)))
+    return np.concatenate(means), np.concatenate(errors)
+
+
+def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> tuple[Floats, Floats]:
+    n, centre, shares = len(x), x.mean(0), [(1 - level) / 2, (1 + level) / 2]
+    z = NormalDist().inv_cdf(shares[1])
+    wider = float(student.ppf(shares[1], n - 1)) / z * math.sqrt(n / (n - 1))
+    low, high = centre + wider * (np.quantile(means, shares, axis=0) - centre)
+    usable = errors > 1e-9 * np.abs(x).max(0)  # a resample of one value alone has no t
+    t = np.where(usable, (means - centre) / np.where(usable, errors, 1.0), np.nan)
+    enough = usable.any(0)
+    first, last = np.nanquantile(np.where(enough, t, 0.0), shares, axis=0)
+    se = x.std(0, ddof=1) / math.sqrt(n)
+    low, high = np.minimum(low, centre - last * se), np.maximum(high, centre - first * se)
+    return np.minimum(low, centre), np.maximum(high, centre)
 
 
 def bootstrap_statistic(
@@ -163,12 +201,15 @@ def bootstrap_statistic(
 
 
 def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> float:
-    """Two-sided p-value of "the mean of the paired differences is 0", by flipping their signs at random.
+    """Two-sided p-value of "the mean of the paired differences is 0", by flipping their signs at random; 1
+    where a difference is not finite.
 
     (1 + flips at least as extreme) / (1 + flips): never 0, and valid at any n
     (Phipson & Smyth 2010, arXiv:1603.05766).
     """
     difference = _floats(difference)
+    if not np.isfinite(difference).all():
+        return 1.0
     rng = np.random.default_rng(seed)
     n = len(difference)
     flipped = np.concatenate(
@@ -182,12 +223,13 @@ def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Seq
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
 ) -> PairedResult:
-    """Mean of a - b over pairs, its percentile bootstrap interval and its sign-flip p-value.
+    """Mean of a - b over pairs, its bootstrap interval and its sign-flip p-value.
 
     ValueError as `win_rate`.
     """
     a, b = _pairs(a, b)
-    difference = a - b
+    with np.errstate(invalid="ignore"):  # inf - inf: the mean is NaN, and says nothing
+        difference = a - b
     interval = bootstrap_mean(difference, resamples, seed, level)
     return PairedResult(float(difference.mean()), interval, sign_flip_test(difference, resamples, seed))
 

@@ -21,8 +21,8 @@ from transformers import (
 
 from preftune.errors import DataError, InputMissing
 from preftune.models.aligned import aligned
+from preftune.models.check import check_causal_lm
 from preftune.models.locate import Source, reading
-from preftune.models.parts import language_head, token_embedding
 
 
 def quiet_libraries() -> None:
@@ -47,7 +47,23 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             f"the tokenizer of {source.path} has no EOS token",
             hint="set eos_token in tokenizer_config.json: without it no model can learn to stop",
         )
+    _check_vocabulary(source, tokenizer)
     return tokenizer
+
+
+def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every id must have an embedding: one that has none is an index out of range in the middle of a run."""
+    if not (Path(source.path) / "config.json").is_file():
+        return
+    with reading(source, "the config"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False).get_text_config()
+    rows = getattr(config, "vocab_size", None)
+    highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+    if isinstance(rows, int) and highest >= rows:
+        raise DataError(
+            f"the tokenizer of {source.path} has ids up to {highest}, the model has {rows} embeddings",
+            hint="model.resize_token_embeddings(len(tokenizer)) and save both, or use the model's tokenizer",
+        )
 
 
 def load_causal_lm(source: Source) -> PreTrainedModel:
@@ -68,8 +84,7 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
             f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
             hint="weights that are missing would be random; save the whole model with save_pretrained",
         )
-    aligned(model.eval())
-    _check_head(model)
+    check_causal_lm(aligned(model.eval()), source.path)
     return model
 
 
@@ -81,19 +96,6 @@ def _refuse_classifier(source: Source) -> None:
     if is_classifier:
         raise DataError(
             f"{source.path} holds a reward model, not a language model", hint="give a policy's directory"
-        )
-
-
-@torch.no_grad()
-def _check_head(model: PreTrainedModel) -> None:
-    """preftune applies the head to hidden states itself; some families scale or cap the logits afterwards."""
-    ids = torch.arange(4).unsqueeze(0) % token_embedding(model).num_embeddings
-    plain = language_head(model)(model.base_model(ids, use_cache=False).last_hidden_state)
-    logits = model(ids, use_cache=False).logits
-    if not torch.allclose(plain, logits, atol=1e-4, rtol=1e-4):
-        raise DataError(
-            f"{type(model).__name__} scales or caps its logits after the head, which is not supported",
-            hint="GPT-2, Llama, Qwen2, OPT, GPT-NeoX and BLOOM are",
         )
 
 

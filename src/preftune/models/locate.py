@@ -8,13 +8,13 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.data.hub import offline_asked_for, reachable
+from preftune.data.snapshot import Snapshot, resolve, safetensors_fault, shards
 from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError
 from preftune.isolated import is_panic
 from preftune.rundir import read_object, sha256_file
@@ -55,14 +55,20 @@ _NO_CODE = "preftune never runs such code; use a model whose architecture is par
 _NO_PICKLE = "preftune never reads pickled weights (.bin, .pt); convert them with save_pretrained"
 
 
+_SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_ALTERNATIVES = 'give a local directory (model.base=DIR); the recipe "quickstart" needs no download'
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model lies: a directory or a cached hub id."""
+    """Where a model lies: a directory; for a hub id that of a commit in the cache, beside name and commit."""
 
     path: str
+    name: str = ""
+    commit: str = ""
 
     def exists(self) -> bool:
-        """Whether the directory is there (a hub id is not one)."""
+        """Whether the directory is there."""
         return Path(self.path).is_dir()
 
 
@@ -71,9 +77,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PREFTUNE_CACHE", Path.home() / ".cache" / "preftune"))
 
 
-def locate(base: str) -> Source:
-    """Resolve a directory, a .gguf file, "smollm2" or a hub id. InputMissing if it is none of them or out of
-    reach.
+def locate(base: str, commit: str | None = None) -> Source:
+    """Resolve a directory, a .gguf file, "smollm2" or a hub id, at `commit` if a run has recorded one.
+    InputMissing if it is none of them or out of reach.
     """
     if base == "smollm2":
         return _convert_gguf(_packaged_smollm2())
@@ -87,17 +93,17 @@ def locate(base: str) -> Source:
         return Source(str(path))
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise InputMissing(f"no such directory: {path}", hint="model.base takes a directory or a hub id")
-    return _from_hub(base)
+    return _from_hub(base, commit)
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 of a model directory's config and weights; of the name for a hub id."""
+    """SHA-256 of a model directory's config and weights; of the hub, of those that are loaded."""
     return _hashed(source, ("config.json",), ("*.safetensors",))
 
 
 def surroundings(source: Source) -> str:
     """SHA-256 of what else decides how a model directory reads and writes text: tokenizer, chat template,
-    generation config, index of the weights, by name and content. "" for a hub id.
+    generation config, index of the weights, by name and content. "" for what is not there.
     """
     return _hashed(source, (), _SURROUNDINGS, names=True) if source.exists() else ""
 
@@ -105,6 +111,9 @@ def surroundings(source: Source) -> str:
 def _hashed(source: Source, fixed: tuple[str, ...], patterns: tuple[str, ...], names: bool = False) -> str:
     digest, path = hashlib.sha256(b"" if source.exists() else source.path.encode()), Path(source.path)
     found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    if source.commit:  # other programs may have left more weights in the cache
+        loaded = _weights([file.name for file in found], path)
+        found = {file for file in found if file.suffix != ".safetensors" or file.name in loaded}
     for file in [*(path / name for name in fixed), *sorted(found)] if source.exists() else ():
         digest.update(file.relative_to(path).as_posix().encode() if names else b"")
         digest.update(bytes.fromhex(sha256_file(file)))
@@ -122,9 +131,8 @@ def reading(source: Source, what: str) -> Iterator[None]:
     Every loader goes through here, so that a directory which never passed `locate` (a run somebody sent) is
     checked as well. `what` is what the body loads: "a tokenizer".
     """
-    path = Path(source.path) if source.exists() else _cached(source.path)
-    if path is not None:
-        _refuse_code(path, scripts=source.exists())
+    if source.exists():
+        _refuse_code(Path(source.path), scripts=not source.commit)
     try:
         yield
     except (PreftuneError, MemoryError):
@@ -147,6 +155,7 @@ def reading(source: Source, what: str) -> Iterator[None]:
 
 def _refuse_unsafe(path: Path) -> None:
     """No code, no pickled weights: name what is there instead of ignoring it silently."""
+    _refuse_adapter(path, [file.name for file in path.iterdir()])
     if not (path / "config.json").is_file():
         raise InputMissing(
             f"{path} holds no config.json", hint="model.base takes a Hugging Face model directory"
@@ -167,13 +176,12 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
     for name in _JSON:
         if (path / name).exists():
             _refuse_keys(path / name, _object(path / name))
-    for script in sorted(path.glob("*.py")) if scripts else ():
-        raise DataError(f"{script}: a model directory with Python code in it is not loaded", hint=_NO_CODE)
-    if (path / "adapter_config.json").exists():
+    scripts_here = {file.name for file in path.glob("*.py")} if scripts else set()
+    for script in sorted(scripts_here - _copies(path)):
         raise DataError(
-            f"{path} holds an adapter, which names another model to load",
-            hint="merge it into its base model (peft: merge_and_unload) and save that",
+            f"{path / script}: a model directory with Python code in it is not loaded", hint=_NO_CODE
         )
+    _refuse_adapter(path, [file.name for file in path.glob("adapter_config.json")])
     for index in sorted(path.glob("*.safetensors.index.json")):
         files = _object(index).get("weight_map")
         for file in files.values() if isinstance(files, dict) else [files]:
@@ -183,6 +191,43 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
                     f"{index} names {str(file)[:80]!r}: not a .safetensors file beside it",
                     hint=_NO_PICKLE,
                 )
+
+
+def _refuse_adapter(where: Path | str, names: Iterable[str]) -> None:
+    found = set(names)
+    alone = "config.json" not in found and any(name.startswith("adapter_model.") for name in found)
+    if alone or "adapter_config.json" in found:
+        raise DataError(
+            f"{where} holds an adapter, which names another model to load",
+            hint="merge it into its base model (peft: merge_and_unload) and save that",
+        )
+
+
+def _copies(path: Path) -> set[str]:
+    """Python files that `auto_map` names, once it is clear that they repeat what transformers has."""
+    maps = [_object(path / name).get("auto_map", {}) for name in _JSON if (path / name).exists()]
+    return {f"{each.rpartition('.')[0]}.py" for given in maps for each in _classes(given)}
+
+
+def _classes(auto_map: Any) -> list[str]:
+    """The "file.Class" entries of an auto_map, whose values may be lists with nulls."""
+    values = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
+    each = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [str(item) for item in each if item is not None]
+
+
+def _native(file: Path, auto_map: Any) -> bool:
+    """Whether an auto_map names only classes of a family that transformers has itself: then its own code is
+    used, and what the map names is a copy. Any other class would be another model under the same weights.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = file.with_name("config.json")
+    family = str(CONFIG_MAPPING_NAMES.get(_object(config).get("model_type")) if config.is_file() else None)
+    if not family.endswith("Config"):
+        return False
+    names = [each.rpartition(".")[2] for each in _classes(auto_map)]
+    return bool(names) and all(name.startswith(family.removesuffix("Config")) for name in names)
 
 
 def _refuse_keys(file: Path, value: Any, depth: int = 0) -> None:
@@ -195,6 +240,8 @@ def _refuse_keys(file: Path, value: Any, depth: int = 0) -> None:
         return
     for key, inner in value.items():
         kernel = key in _KERNEL_KEYS and "/" in str(inner)  # "owner/kernel": fetched from the hub and run
+        if key == "auto_map" and depth == 0 and _native(file, inner):
+            continue
         if kernel or key in _CODE_KEYS or str(key).endswith("_implementation_internal"):
             raise DataError(f"{file} asks to run code from the model directory or the hub ({key})", _NO_CODE)
         if isinstance(inner, int) and inner > (most := _SIZES.get(str(key), inner)):
@@ -209,45 +256,44 @@ def _object(file: Path) -> dict[str, Any]:
     return read_object(file)
 
 
-def _from_hub(name: str) -> Source:
-    reason = "HF_HUB_OFFLINE is set" if offline_asked_for() else "it cannot be reached"
-    if _cached(name) is None and not offline_asked_for() and reachable():
-        reason = _fetch_settings(name)
-    if (cached := _cached(name)) is not None:
-        _refuse_code(cached, scripts=False)
-        return Source(name)
-    raise InputMissing(
-        f"model {name!r} is not a directory, not in the local cache, and the hub does not give it ({reason})",
-        hint='give a local directory (model.base=DIR); the recipe "quickstart" needs no download',
-    )
+def _from_hub(name: str, commit: str | None) -> Source:
+    """One commit of a hub model: what is checked first, then its weights; nothing else is fetched."""
+    snapshot = resolve(name, "model", commit, _ALTERNATIVES)
+    _refuse_adapter(name, snapshot.files)
+    if "config.json" not in snapshot.files:
+        raise InputMissing(f"model {name!r} holds no config.json on the hub", _ALTERNATIVES)
+    path = snapshot.fetch(file for file in snapshot.files if _is_small(file))
+    _refuse_code(path, scripts=False)
+    weights = _weights(snapshot.files, path)
+    if not weights:
+        raise InputMissing(f"model {name!r} has no .safetensors weights on the hub", _NO_PICKLE)
+    _whole(snapshot, weights)
+    return Source(str(path), name, snapshot.commit)
 
 
-def _fetch_settings(name: str) -> str:
-    """Bring the small files that are checked before a model of the hub is loaded into the cache; what went
-    wrong, if anything did.
-    """
-    from huggingface_hub import file_exists, hf_hub_download
-
-    try:
-        if not file_exists(name, "config.json"):
-            return "there is no such model"
-        for file in (*_JSON, "model.safetensors.index.json"):
-            if file_exists(name, file):
-                hf_hub_download(name, file)
-    except Exception as error:  # the hub client raises many kinds
-        return first_line(error)
-    return "its files are not in the cache"
+def _is_small(file: str) -> bool:
+    """Configs, chat templates and tokenizer files, in the folders where transformers looks."""
+    folder, _, last = file.rpartition("/")
+    return folder in ("", "additional_chat_templates") and last.endswith(_SMALL)
 
 
-def _cached(name: str) -> Path | None:
-    """Where the hub's cache keeps the files of a model, if it has its config.json."""
-    from huggingface_hub import try_to_load_from_cache
+def _weights(files: Collection[str], path: Path) -> list[str]:
+    """The files that transformers loads: model.safetensors, or the shards of its index."""
+    return ["model.safetensors"] if "model.safetensors" in files else list(shards(path))
 
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # not the form of a hub id
-        return None
-    return Path(config).parent if isinstance(config, str) else None
+
+def _whole(snapshot: Snapshot, weights: Sequence[str]) -> None:
+    """Fetch weights, each a whole safetensors file."""
+    if lacking := sorted({*weights} - {*snapshot.files}):
+        raise InputMissing(f"model {snapshot.name!r}: the hub lacks {lacking[0]}, which its index names")
+    path = snapshot.fetch(weights)
+    for file in weights:
+        if fault := safetensors_fault(path / file):
+            raise DataError(
+                f"model {snapshot.name!r}: {file} of commit {snapshot.commit[:12]} is damaged: {fault}",
+                f"remove {path / file} and the file that it links to, and run again; if it stays so, the "
+                "file on the hub is damaged",
+            )
 
 
 def _packaged_smollm2() -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.models.fast.head import logprobs_and_entropy
+from preftune.models.fast.head import after_head, logprobs_and_entropy
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.support import hidden_at, place
 from preftune.models.parts import language_head
@@ -25,6 +25,11 @@ def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tens
     """Hidden states from which the tokens under `chosen` are predicted: (N, d)."""
     read = torch.nn.functional.pad(chosen[:, 1:], (0, 1))
     return hidden_at(model, sequences.ids, sequences.attention, read)
+
+
+def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """The model's own logits, scaled or capped as its family does: states (n, d) -> (n, V), float32."""
+    return after_head(model)(language_head(model)(states).float())
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
@@ -49,7 +54,7 @@ class TokenLogprobs(nn.Module):
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
         logprobs, entropy = logprobs_and_entropy(
-            language_head(self.model), states, ids[response], temperature
+            language_head(self.model), states, ids[response], temperature, after_head(self.model)
         )
         return place(logprobs, response), place(entropy, response)
 

@@ -94,8 +94,9 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _data(session: "Session") -> Iterator[str]:
-    report = session.dataset.report
-    yield f"- {code(short_name(str(session.config.data.name)))}, form {code(session.config.data.form)}"
+    report, data = session.dataset.report, session.config.data
+    commit = f" at commit {code(report['commit'])}" if "commit" in report else ""
+    yield f"- {code(short_name(str(data.name)))}{commit}, form {code(data.form)}"
     for split, rows in report["splits"].items():
         sources = ", ".join(f"{code(s or 'all')} {n:,}" for s, n in report["sources"][split].items())
         yield f"- {split}: {rows:,} pairs ({sources})"
@@ -111,7 +112,8 @@ def _recipe(session: "Session", stage: Stage) -> str:
     facts = (
         f"Run {code(config.name)}, seed {config.seed}, precision {config.precision}; starts from {parents}"
     )
-    base = f"base model {code(short_name(config.model.base))}"
+    commit = session.commit_of_base
+    base = f"base model {code(short_name(config.model.base))}{f' at commit {code(commit)}' if commit else ''}"
     return f"{facts}; {base}. Settings of the stage:\n\n```json\n{settings.replace('```', '')}\n```"
 
 

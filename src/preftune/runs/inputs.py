@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from preftune.config import RunConfig
 from preftune.config.rewards import find_function, reward_terms
+from preftune.rundir import RunDir, read_json
 
 
 def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
@@ -15,6 +17,18 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     for terms in [config.evaluation.reward_functions, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
+
+
+def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", "base"]) -> str | None:
+    """The commit of the hub data set or model `name` that a run was begun with; None where there is none."""
+    file = None if run is None else run.data if what == "data" else run.run
+    if file is None or not os.path.isfile(file):
+        return None
+    content = read_json(file)
+    record = content if what == "data" or not isinstance(content, dict) else content.get("base")
+    same = isinstance(record, dict) and record.get("name") == name
+    commit = record.get("commit") if same else None
+    return commit if isinstance(commit, str) else None
 
 
 def absolute(config: RunConfig) -> RunConfig:

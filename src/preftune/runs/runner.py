@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig, dump_toml
 from preftune.data import Dataset
+from preftune.models.check import check_scalar_head
+from preftune.models.load import load_causal_lm, load_tokenizer
+from preftune.models.locate import Source
 from preftune.rundir import BASE, RunDir, json_text, read_object, write_json, write_text
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
@@ -25,15 +30,17 @@ def open_session(
     console: Console,
     mirror: str | None = None,
     *,
+    base: Source | None = None,
     trains: bool = True,
 ) -> Session:
-    """A session whose settings, data and provenance are on record; to be asked for under the lock.
+    """A session whose settings, data and provenance are on record; to be asked for under the lock. `base` is
+    where its base model was found.
 
     ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is
     written then, config.toml least of all.
     """
     _meet(config)  # --restart may have removed what is there
-    session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains)
+    session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains, located=base)
     if mirror is not None:
         session.mirror = Mirror(
             directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
@@ -59,11 +66,18 @@ def _record(session: Session) -> None:
     if not _holds(run.data, json_text(report_of_data)):
         write_json(run.data, report_of_data)
     if not run.run.exists():
-        write_json(run.run, describe(config.seed))
+        write_json(run.run, describe(config.seed) | _commit_of_base(session))
     else:
         check_own(run, run.run)
         read_object(run.run)
     note(run, (run.config, run.data, run.run))
+
+
+def _commit_of_base(session: Session) -> dict[str, Any]:
+    """Of a base model from the hub: what a resumed run goes on with, whatever the hub has by then."""
+    if not session.commit_of_base:
+        return {}
+    return {"base": {"name": session.base.name, "commit": session.base.commit}}
 
 
 def _holds(file: Path, text: str) -> bool:
@@ -73,6 +87,7 @@ def _holds(file: Path, text: str) -> bool:
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     scratch = [BASE] if session.config.model.scratch is not None else []
+    check_base(session, stages)
     for name in [*scratch, *stages]:
         if session.mirror is not None:
             if is_main_process():
@@ -80,6 +95,18 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
             _meet(session.config)
         with answering(session.config.process_timeout):
             run_stage(session, session.stage(name))
+
+
+def check_base(session: Session, stages: Sequence[str]) -> None:
+    """DataError for a base model that a stage could not use, before any of them is trained."""
+    unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
+    if session.config.model.scratch is not None or not unfinished:
+        return
+    load_tokenizer(session.base)
+    load_causal_lm(session.base)
+    needs = {role for name in unfinished for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
+    if needs & {"reward_model", "critic"}:
+        check_scalar_head(session.base)
 
 
 def _meet(config: RunConfig) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
+from preftune.models.check import divergence
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
@@ -29,7 +30,9 @@ _PROBES = 16
 
 
 def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
-    """Write models/<name>; a reward model is also normalised and must reload to the same scores."""
+    """Write models/<name>; a reward model is also normalised and must reload to the same scores. DataError
+    for a model that gives no finite numbers: its stage is not finished.
+    """
     target = stage.model_dir(session.run)
     partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     for stale in target.parent.glob(f".tmp-{target.name}-*"):  # of a process that was killed here
@@ -48,6 +51,11 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
             job.model, job.encoder, session.shuffled(session.dataset.train)
         )
         side |= {"mean": job.model.mean, "std": job.model.std}
+    if diverged := divergence(job.model.model):
+        raise DataError(
+            f"stage {stage.name}: the trained model {diverged}",
+            hint=f"lower stage.{stage.name}'s learning_rate, in another out=DIR or with --restart",
+        )
     with _writing(target, partial):
         job.model.model.save_pretrained(partial)
         faultpoint("model.weights")

@@ -44,6 +44,7 @@ class Session:
     console: Console
     mirror: Mirror | None = None
     trains: bool = True
+    located: Source | None = None  # the base model, where it has been looked for before
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -60,7 +61,12 @@ class Session:
         """The base model: where it lies, or where its own stage puts it."""
         if self.config.model.base == "scratch":
             return Source(str(self.run.model_dir(BASE)))
-        return locate(self.config.model.base)
+        return self.located or locate(self.config.model.base)
+
+    @property
+    def commit_of_base(self) -> str:
+        """Of a base model from the hub; "" for any other."""
+        return "" if self.config.model.base == "scratch" else self.base.commit
 
     @property
     def is_world(self) -> bool:
@@ -164,7 +170,8 @@ class Session:
             return self._inputs(self.config.model)
         encoder = self.encoder(self.base)
         version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
-        weights = {"sha256": fingerprint(self.base), **version}
+        commit = {"commit": self.base.commit} if self.base.commit else {}
+        weights = {"sha256": fingerprint(self.base), **commit, **version}
         old = digest(weights)  # of a run from before the files beside the weights were part of the key
         records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
         if any(isinstance(each, dict) and old in (each.get("parents") or {}).values() for each in records):

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 WORLD = "world"
 
 
-def load_dataset(config: DataConfig, seed: int) -> Dataset:
-    """The data of a run. The world is generated from `seed`; splits of real data do not depend on it.
+def load_dataset(config: DataConfig, seed: int, commit: str | None = None) -> Dataset:
+    """The data of a run. The world is generated from `seed`; splits of real data do not depend on it, and of
+    the hub it is the state at `commit`, if the run has recorded one.
 
     Raises what `preftune.data.read_dataset` raises.
     """
     if config.name != WORLD:
-        return read_dataset(config)
+        return read_dataset(config, commit)
     from preftune.world.dataset import world_dataset  # generates and scores: only where it is asked for
 
     return world_dataset(seed, config.pairs)

@@ -6,7 +6,7 @@ the others again.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,37 +22,67 @@ _KEPT = 1 << 25  # logits that wait for the backward pass, at most: 128 MB
 _FEW = 64  # rows
 
 
+class After(NamedTuple):
+    """What a family does to the logits z after its head: scale · z, then cap · tanh(z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def back(self, slope: Tensor, after: Tensor) -> Tensor:
+        """The slope by the head's own logits, from that by what became of them, `after`."""
+        slope = slope if self.cap is None else slope * (1 - (after / self.cap).square_())
+        return slope if self.scale == 1 else slope * self.scale
+
+
+NOTHING = After()
+
+
+def after_head(model: Any) -> After:
+    """Read from the config: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2
+    and 3 cap. `models.check` compares with the model's own logits: another family that does more is refused.
+    """
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+    return After(scale, getattr(config, "final_logit_softcapping", None) or None)
+
+
 def logprobs_and_entropy(
-    head: nn.Module, states: Tensor, targets: Tensor, temperature: float
+    head: nn.Module, states: Tensor, targets: Tensor, temperature: float, after: After = NOTHING
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(head(states) / temperature)[targets] and, without gradient, the entropy in nats.
+    """log softmax(after(head(states)) / temperature)[targets] and, without gradient, the entropy in nats.
 
     states (n, d), targets (n,) -> two (n,), float32.
     """
     if type(head) is nn.Linear and type(head.weight.data) is Tensor:
         trained = torch.is_grad_enabled() and (states.requires_grad or head.weight.requires_grad)
         room = _KEPT if trained else 0
-        return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room)
-    logits = head(states).float()  # adapted or sharded heads
+        return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room, after)
+    logits = after(head(states).float())  # adapted or sharded heads
     with torch.no_grad():
         entropy = categorical_entropy(logits, temperature)
     return gather_logprobs(logits, targets, temperature), entropy
 
 
-def next_logits(head: nn.Module, states: Tensor) -> Tensor:
+def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tensor:
     """Logits of the next token for some rows: states (n, d) -> (n, V), float32, without gradient.
 
     For few rows a CPU takes half the time with the large matrix on the left.
     """
     product = layer_product(head) if len(states) <= _FEW else None
     if product is not None:
-        return product(states)
+        return after(product(states))
     device_type = states.device.type
     few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
-        return head(states).float()
+        return after(head(states).float())
     logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
-    return logits if head.bias is None else logits.add_(head.bias.detach())
+    return after(logits if head.bias is None else logits.add_(head.bias.detach()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +121,23 @@ def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_B
 class _Head:
     """Logits of some columns, in the precision of the forward pass they belong to."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        dtype: torch.dtype,
+        after: After = NOTHING,
+    ) -> None:
         self.weight, self.bias, self.temperature, self.dtype = weight, bias, temperature, dtype
+        self.after = after
 
     def logits(self, states: Tensor, columns: slice) -> Tensor:
         """(rows, columns), float32."""
         logits = torch.mm(states, self.weight[columns].to(self.dtype).t()).float()
         if self.bias is not None:
             logits += self.bias[columns]
+        logits = self.after(logits)
         return logits if self.temperature == 1 else logits.div_(self.temperature)
 
 
@@ -112,12 +151,13 @@ class _TiledLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         room: int,
+        after: After,
     ) -> tuple[Tensor, Tensor]:
         device_type = states.device.type
         dtype = (
             torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
         )
-        head = _Head(weight, bias, temperature, dtype)
+        head = _Head(weight, bias, temperature, dtype, after)
         blocks = _cut(len(states), len(weight), states.device, room)
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
         kept_logits: list[Tensor] = []
@@ -128,7 +168,7 @@ class _TiledLogprobs(torch.autograd.Function):
                 logprobs[rows], entropy[rows], normaliser[rows] = seen.logprobs, seen.entropy, seen.normaliser
                 kept_logits += seen.kept_logits
         ctx.save_for_backward(states, weight, bias, targets, normaliser, *kept_logits)
-        ctx.temperature, ctx.dtype, ctx.blocks = temperature, dtype, blocks
+        ctx.temperature, ctx.dtype, ctx.blocks, ctx.after = temperature, dtype, blocks, after
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -142,7 +182,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
     states, weight, bias, targets, normaliser, *kept_logits = ctx.saved_tensors
     next_kept = iter(kept_logits)  # they were saved in the order of the tiles
-    head = _Head(weight, bias, ctx.temperature, ctx.dtype)
+    head = _Head(weight, bias, ctx.temperature, ctx.dtype, ctx.after)
     grad_states = torch.zeros_like(states)
     fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
     grad_weight = fresh(weight) if ctx.needs_input_grad[1] else None
@@ -156,6 +196,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
             place, here = _within(targets[rows], columns)
             slope.scatter_add_(1, place, share * here)
+            if ctx.after != NOTHING:
+                slope = ctx.after.back(slope, logits * ctx.temperature)
             slope = slope.to(ctx.dtype)
             grad_states[rows] += slope @ weight[columns].to(ctx.dtype)
             if grad_weight is not None and rows.start == 0:
@@ -164,7 +206,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
                 grad_weight[columns] += slope.t() @ h
             if grad_bias is not None:
                 grad_bias[columns] += slope.sum(0)
-    return grad_states, grad_weight, grad_bias, None, None, None
+    return grad_states, grad_weight, grad_bias, None, None, None, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,270 @@
+"""One commit of a hub repository, in the local cache: an id is resolved once, and only files that are asked
+for are fetched. No request may hang: each is given seconds, and none is repeated without end.
+
+What a commit holds is written down beside the cache of preftune, so that a later look needs no network.
+"""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from preftune.errors import DataError, InputMissing
+from preftune.rundir import read_json, write_json
+
+PROBE_SECONDS = 2.5
+ASK_SECONDS = 10.0  # for what a repository holds
+SMALL_SECONDS = 60.0  # for a file of text
+LARGE = (".safetensors", ".parquet", ".gz", ".jsonl", ".arrow", ".zst")  # these take as long as they take
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+Kind = Literal["model", "dataset"]
+
+
+class Unreachable(InputMissing):
+    """The hub gives no answer, or one that says to ask again later: what is in the cache may be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A commit of a repository: `files` are all of it, of which the cache may hold some."""
+
+    name: str
+    kind: Kind
+    commit: str
+    files: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Where the cache keeps this commit."""
+        return _folder(self.name, self.kind) / "snapshots" / self.commit
+
+    def fetch(self, files: Iterable[str]) -> Path:
+        """Bring these files into the cache, where they are not there yet; returns `path`."""
+        missing = [file for file in files if not (self.path / file).is_file()]
+        if missing and offline_asked_for():
+            raise InputMissing(
+                f"{self.kind} {self.name!r}: the cache lacks {', '.join(missing[:3])} of commit "
+                f"{self.commit[:12]}, and HF_HUB_OFFLINE is set",
+                "run once with the network, or give a local directory",
+            )
+        for file in missing:
+            self._fetch(file)
+        return self.path
+
+    def _fetch(self, file: str) -> None:
+        from huggingface_hub import hf_hub_download
+
+        def download() -> str:
+            return hf_hub_download(
+                self.name, file, repo_type=self.kind, revision=self.commit, etag_timeout=ASK_SECONDS
+            )
+
+        seconds = None if file.lower().endswith(LARGE) else SMALL_SECONDS
+        _answer(download, f"{self.kind} {self.name!r}, file {file}", self.name, seconds)
+
+
+def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str = "") -> Snapshot:
+    """A hub id as one commit: `commit` where a run has recorded one, else what `main` is now, else, where the
+    hub is out of reach, what `main` was when it was last looked at.
+
+    A known commit whose list of files is known asks nothing of the network. InputMissing names the status
+    and what to do.
+    """
+    if commit is not None and (known := _known(name, kind, commit)) is not None:
+        return known
+    try:
+        if offline_asked_for():
+            raise Unreachable(f"{kind} {name!r} is not in the local cache, and HF_HUB_OFFLINE is set")
+        return _asked(name, kind, commit)
+    except (InputMissing, DataError) as error:
+        last = commit or _last(name, kind)
+        cached = None if last is None else _known(name, kind, last) or _found(name, kind, last)
+        if cached is None:
+            error.hint = "; ".join(filter(None, (error.hint, alternatives)))
+            raise
+        if not offline_asked_for():  # (offline is what was asked for)
+            print(f"warning: {error.message}; going on with commit {cached.commit[:12]} from the cache")
+        return cached
+
+
+def _asked(name: str, kind: Kind, commit: str | None) -> Snapshot:
+    from huggingface_hub import HfApi
+
+    if not reachable():
+        raise Unreachable(f"{kind} {name!r}: the hub cannot be reached ({endpoint()})", _LATER)
+
+    def ask() -> Any:
+        return HfApi().repo_info(name, repo_type=kind, revision=commit or "main", timeout=ASK_SECONDS)
+
+    info = _answer(ask, f"{kind} {name!r}", name, ASK_SECONDS)
+    sha, files = info.sha, [each.rfilename for each in info.siblings or ()]
+    if not isinstance(sha, str) or not _COMMIT.fullmatch(sha) or any(map(_outside, files)):
+        raise DataError(f"{kind} {name!r}: the hub's answer names no commit, or files outside of it")
+    snapshot = Snapshot(name=name, kind=kind, commit=sha, files=tuple(sorted(files)))
+    write_json(_listing(name, kind, sha), {"files": list(snapshot.files)})
+    if commit is None:
+        write_json(_listing(name, kind, "main"), {"commit": sha})
+    return snapshot
+
+
+def _outside(file: str) -> bool:
+    return file.startswith("/") or "\\" in file or ".." in file.split("/")
+
+
+def _known(name: str, kind: Kind, commit: str) -> Snapshot | None:
+    """A commit whose files have been listed before."""
+    if not _COMMIT.fullmatch(commit):
+        return None
+    with suppress(InputMissing, DataError):
+        files = read_json(_listing(name, kind, commit))["files"]
+        if all(isinstance(file, str) and not _outside(file) for file in files):
+            return Snapshot(name=name, kind=kind, commit=commit, files=tuple(files))
+    return None
+
+
+def _last(name: str, kind: Kind) -> str | None:
+    """The commit that `main` was when preftune, or else another program, last looked."""
+    with suppress(InputMissing, DataError, KeyError, TypeError):
+        return str(read_json(_listing(name, kind, "main"))["commit"])
+    with suppress(OSError, UnicodeDecodeError):
+        return (_folder(name, kind) / "refs" / "main").read_text(encoding="ascii").strip()
+    return None
+
+
+def _found(name: str, kind: Kind, commit: str) -> Snapshot | None:
+    """A commit that another program has brought into the cache, with the files that are there."""
+    if not _COMMIT.fullmatch(commit):
+        return None
+    root = _folder(name, kind) / "snapshots" / commit
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return Snapshot(name=name, kind=kind, commit=commit, files=tuple(files)) if files else None
+
+
+def _folder(name: str, kind: Kind) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+
+
+def _listing(name: str, kind: Kind, commit: str) -> Path:
+    return _folder(name, kind) / "preftune" / f"{commit}.json"
+
+
+def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None) -> Any:
+    """What `call` returns; an error for people if it raises, or takes longer than `seconds`.
+
+    In a thread, because neither name resolution nor an answer that drips knows a timeout.
+    """
+    results: list[Any] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:  # the client and what it is built on raise what they like
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if results:
+        return results[0]
+    if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
+        raise _told(errors[0], what, name) from errors[0]
+    raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
+
+
+_LATER = "try again later"
+_TOKEN = "a token goes into the variable HF_TOKEN, or is stored by `hf auth login`"
+
+
+def _told(error: Exception, what: str, name: str) -> InputMissing:
+    """The client's error as one for people, its status kept."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    answered = f"the hub answered {status}" if status else "the hub cannot be reached"
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, errors.GatedRepoError):
+            return InputMissing(
+                f"{what} is gated: {answered}",
+                f"accept its conditions at {endpoint()}/{name} with your account; {_TOKEN}",
+            )
+        if isinstance(link, errors.RepositoryNotFoundError):
+            return InputMissing(
+                f"{what}: there is no such repository, or it is private ({answered})",
+                f"check the name, owner/name; for a private one, {_TOKEN}",
+            )
+        if isinstance(link, errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError):
+            return InputMissing(f"{what}: this commit or file is not there any more ({answered})", _LATER)
+        status = status or getattr(getattr(link, "response", None), "status_code", None)
+        link = link.__cause__ or link.__context__
+    answered = f"the hub answered {status}" if status else "the hub cannot be reached"
+    if status in (401, 403):
+        return InputMissing(f"{what}: {answered}, access is denied", _TOKEN)
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    words = f"{answered} ({endpoint()})" if status is None else answered
+    return Unreachable(f"{what}: {words}: {type(error).__name__}: {first}", _LATER)
+
+
+def reachable(seconds: float = PROBE_SECONDS) -> bool:
+    """Whether the hub's endpoint answers anything at all. In a thread, because name resolution knows no
+    timeout.
+    """
+    answers: list[int] = []
+
+    def ask() -> None:
+        from huggingface_hub import get_session
+
+        with suppress(Exception):  # whatever goes wrong, the answer is no
+            answers.append(get_session().head(endpoint(), timeout=seconds).status_code)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 0.5)
+    return bool(answers)
+
+
+def offline_asked_for() -> bool:
+    """Whether a variable of the libraries says to stay off the network."""
+    from huggingface_hub import constants
+
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return constants.HF_HUB_OFFLINE or any(
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names
+    )
+
+
+def endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def safetensors_fault(file: Path) -> str:
+    """What is wrong with a safetensors file, by its header and its size alone; "" if nothing is."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, 100 << 20):
+            return "its header is cut off or is none"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "its header cannot be read"
+    expected = 8 + length + max(ends, default=0)
+    return "" if size == expected else f"it has {size} bytes instead of {expected}"
+
+
+def shards(path: Path) -> Sequence[str]:
+    """The files that an index names; () where there is none."""
+    index = path / "model.safetensors.index.json"
+    names = read_json(index).get("weight_map", {}) if index.is_file() else {}
+    return sorted({str(file) for file in names.values()}) if isinstance(names, dict) else ()

@@ -1,0 +1,222 @@
+"""The recipes that read from the hub, end to end against a small one: unmodified clients in processes of
+their own, tiny models under the real names.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from hub_server import Hub, serving
+from preftune.data.corpus import train_tokenizer
+from preftune.errors import DataError, InputMissing
+from preftune.models.load import load_causal_lm, load_tokenizer, scratch_gpt2
+from preftune.models.locate import fingerprint, locate
+
+SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+SMALL = [
+    *("stage.rm.rows=8", "stage.rm.batch_size=8", "stage.sft.rows=8", "stage.sft.batch_size=8"),
+    *("stage.ppo.steps=1", "stage.ppo.batch_size=4", "stage.ppo.minibatches=1", "stage.ppo.max_new_tokens=4"),
+    *("stage.grpo.steps=1", "stage.grpo.batch_size=4", "stage.grpo.group_size=2"),
+    *(
+        "stage.grpo.minibatches=1",
+        "stage.grpo.max_new_tokens=4",
+        "stage.dpo.rows=8",
+        "stage.dpo.batch_size=8",
+    ),
+    *("evaluation.prompts=4", "evaluation.max_new_tokens=4", "evaluation.pool=4", "evaluation.resamples=50"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("gpt2")
+    tokenizer = train_tokenizer([], 300)
+    scratch_gpt2(tokenizer, layers=1, width=16, heads=2, positions=1024, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def pairs(name: str, count: int) -> bytes:
+    rows = []
+    for i in range(count):
+        start = f"\n\nHuman: {name} question {i}?\n\nAssistant: "
+        rows.append({"chosen": f"{start}Yes, {i} it is.", "rejected": f"{start}No, not {i}."})
+    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[Hub]:
+    """GPT-2 behind its alias, with weights that nobody asks for, and a data set like HH-RLHF."""
+    content = {f.name: f.read_bytes() for f in model.iterdir()} | {"pytorch_model.bin": b"not for us"}
+    data = {
+        f"{part}/{split}.jsonl.gz": pairs(f"{part} {split}", count)
+        for part in ("harmless-base", "helpful-base")
+        for split, count in (("train", 40), ("test", 12))
+    }
+    data |= {"red-team-attempts/red_team_attempts.jsonl.gz": gzip.compress(b'{"transcript": "x"}\n')}
+    with serving() as found:
+        found.put("models/openai-community/gpt2", content)
+        found.aliases["gpt2"] = "openai-community/gpt2"
+        found.put("datasets/Anthropic/hh-rlhf", data)
+        yield found
+
+
+def preftune(hub: Hub | None, home: Path, *words: str, **environment: str) -> str:
+    """What a command says, in a process that knows the hub by HF_ENDPOINT alone; it must succeed."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+    }
+    endpoint = "http://127.0.0.1:9" if hub is None else hub.url
+    more = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "PYTHONPATH": SOURCE,
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "preftune", *words],
+        env=kept | more | environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
+    hub: Hub, tmp_path: Path, model: Path
+) -> None:
+    """Killed after SFT; by the time it goes on the hub has code in the model and other data."""
+    home, out = tmp_path / "home", tmp_path / "run"
+    preftune(hub, home, "train", "hh-colab", "sft", *SMALL, "--out", str(out))
+    recorded = json.loads((out / "run.json").read_text())["base"]
+    assert recorded == {"name": "gpt2", "commit": hub.repositories["models/openai-community/gpt2"][0][0]}
+    config = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoConfig": "evil.Evil"}}
+    changed = {f.name: f.read_bytes() for f in model.iterdir()} | {"config.json": json.dumps(config).encode()}
+    hub.put("models/openai-community/gpt2", changed)
+    hub.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
+    hub.requests.clear()
+    preftune(hub, home, "run", "hh-colab", *SMALL, "--out", str(out))
+    assert hub.requests == []
+    assert (out / "report.html").is_file()
+    assert json.loads((out / "data.json").read_text())["splits"]["test"] == 12
+    assert recorded["commit"] in (out / "models/policy_sft/README.md").read_text()
+    preftune(None, home, "evaluate", str(out), HF_HUB_OFFLINE="1")
+    preftune(None, home, "sample", str(out))  # nor does an endpoint that refuses matter
+
+
+def test_hh_gpt2_runs(hub: Hub, tmp_path: Path) -> None:
+    preftune(hub, tmp_path / "home", "run", "hh-gpt2", *SMALL, "--out", str(tmp_path / "run"))
+    sources = json.loads((tmp_path / "run/data.json").read_text())["sources"]
+    assert set(sources["test"]) == {"harmless-base", "helpful-base"}
+    asked = " ".join(hub.requests)
+    assert "pytorch_model.bin" not in asked
+    assert "red_team" not in asked
+    assert "commits" not in asked  # no question about conversions of weights
+
+
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same hub for this process."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    return hub
+
+
+def test_a_model_is_loaded_from_one_commit(client: Hub, model: Path) -> None:
+    source = locate("gpt2")
+    assert (
+        Path(source.path).name == source.commit == client.repositories["models/openai-community/gpt2"][0][0]
+    )
+    assert fingerprint(source) == fingerprint(locate(str(model)))
+    client.requests.clear()
+    assert len(load_tokenizer(source)) == 257
+    load_causal_lm(source)
+    assert locate("gpt2", source.commit) == source
+    assert client.requests == []
+
+
+def put(hub: Hub, model: Path, **changes: bytes | None) -> None:
+    content = {f.name: f.read_bytes() for f in model.iterdir()}
+    changed = content | {name.replace("__", "."): body for name, body in changes.items()}
+    hub.put("models/some/thing", {name: body for name, body in changed.items() if body is not None})
+
+
+def test_pickles_alone_are_refused_before_a_weight_is_asked_for(client: Hub, model: Path) -> None:
+    put(client, model, model__safetensors=None, pytorch_model__bin=b"pickled")
+    with pytest.raises(InputMissing, match=r"no \.safetensors weights") as caught:
+        locate("some/thing")
+    assert "pickled" in caught.value.hint
+    assert not [each for each in client.requests if "bin" in each or "commits" in each or "discuss" in each]
+
+
+def test_code_is_refused_before_weights_and_tokenizer_are_fetched(client: Hub, model: Path) -> None:
+    safe = locate("gpt2")
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((model / file).read_text()) | {
+            "auto_map": {"AutoTokenizer": ["evil.Evil", None]}
+        }
+        changes = {file.replace(".", "__"): json.dumps(content).encode(), "evil__py": b"raise SystemExit"}
+        put(client, model, **changes)
+        with pytest.raises(DataError, match="auto_map"):
+            locate("some/thing")
+    assert locate("gpt2") == safe
+    asked = [each for each in client.requests if "some" in each]
+    assert not [each for each in asked if "safetensors" in each or "evil.py" in each]
+
+
+def test_a_copy_of_the_familys_own_code_is_passed_by(client: Hub, model: Path) -> None:
+    own = {"AutoConfig": "configuration_gpt2.GPT2Config", "AutoModelForCausalLM": "m.GPT2LMHeadModel"}
+    content = json.loads((model / "config.json").read_text()) | {"auto_map": own}
+    put(client, model, config__json=json.dumps(content).encode(), m__py=b"raise SystemExit")
+    source = locate("some/thing")
+    load_causal_lm(source)
+    assert not (Path(source.path) / "m.py").exists()
+
+
+@pytest.mark.parametrize("files", [("adapter_config.json",), ("adapter_model.safetensors", "README.md")])
+def test_an_adapter_is_called_so_whatever_else_is_there(
+    files: tuple[str, ...], client: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "lora").mkdir()
+    for file in files:
+        (tmp_path / "lora" / file).write_text("{}")
+    client.put("models/some/lora", tmp_path / "lora")
+    for name in (str(tmp_path / "lora"), "some/lora"):
+        with pytest.raises(DataError, match="adapter") as caught:
+            locate(name)
+        assert "merge" in caught.value.hint
+
+
+def test_a_damaged_body_is_named_with_the_file(client: Hub, model: Path) -> None:
+    put(client, model, model__safetensors=(model / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"model\.safetensors of commit .* is damaged") as caught:
+        locate("some/thing")
+    assert "remove" in caught.value.hint
+
+
+def test_shards_come_by_their_index(client: Hub, model: Path, tmp_path: Path) -> None:
+    load_causal_lm(locate(str(model))).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    for file in model.glob("tokenizer*"):
+        (tmp_path / "shards" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "shards" / "consolidated.safetensors").write_bytes(b"of another program")
+    client.put("models/some/shards", tmp_path / "shards")
+    source = locate("some/shards")
+    assert len(list(Path(source.path).glob("model-*.safetensors"))) > 1
+    assert not [each for each in client.requests if "consolidated" in each]
+    load_causal_lm(source)
