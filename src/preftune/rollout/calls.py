@@ -93,6 +93,7 @@ class RewardFunction:
         given = self._called(cases[0], call, len(cases))
         if isinstance(given, Tensor | np.ndarray):
             given = given.tolist()
+        found: list[Given]
         if isinstance(given, list | tuple) and len(given) == len(cases):
             found: list[Given] = list(map(self._number, cases, given))
         else:
