@@ -225,6 +225,8 @@ def read_json(path: Path) -> Any:
         return _decoded(json.loads(read_text(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", _DAMAGED) from None
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise DataError(f"{path}: not valid JSON ({error})", _DAMAGED) from None
     except RecursionError:
         raise DataError(f"{path}: brackets are nested too deep", _DAMAGED) from None
 
@@ -268,6 +270,8 @@ def read_jsonl(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
             if number == len(lines) and not whole:
                 break
             raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
+        except RecursionError:
+            raise DataError(f"{path}:{number}: brackets are nested too deep", _DAMAGED) from None
     return rows
 
 

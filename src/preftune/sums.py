@@ -108,8 +108,9 @@ def _fault(file: Path, entry: Any) -> str:
     if not file.is_file():
         return f"{file} is missing"
     size = file.stat().st_size
-    if size != entry.get("bytes"):
-        return f"{file} is not what was written: {size:,} bytes instead of {entry.get('bytes'):,}"
+    if size != (was := entry.get("bytes")):
+        told = f"{was:,}" if type(was) is int else str(was)[:20]
+        return f"{file} is not what was written: {size:,} bytes instead of {told}"
     if _sha256(file) != entry.get("sha256"):
         return f"{file} is not what was written: it does not match its SHA-256"
     return ""

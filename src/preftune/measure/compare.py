@@ -12,8 +12,9 @@ from preftune.evaluation.compare import judged
 from preftune.records.base import read_record, read_records
 from preftune.records.policy import PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
-from preftune.report.load import check_intact, toml_of
-from preftune.rundir import RunDir, read_json, read_object, read_text, sha256_file
+from preftune.records.run import DataRecord
+from preftune.report.load import check_intact, settings_of
+from preftune.rundir import RunDir, read_object, read_text, sha256_file
 from preftune.runs.stages import check_model, differences
 
 if TYPE_CHECKING:
@@ -100,10 +101,10 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     sides = [[run.models / name / file for file in ("model.safetensors", "preftune.json")] for run in (a, b)]
     if not all(file.is_file() for side in sides for file in side):
         return False
-    for run, side in zip((a, b), sides, strict=True):
-        stage = str(read_object(side[1]).get("stage", name))
-        check_model(run, stage, side[1].parent)
-    constants = [{k: read_json(side[1]).get(k) for k in ("mean", "std")} for side in sides]
+    notes = [read_object(side[1]) for side in sides]
+    for run, side, note in zip((a, b), sides, notes, strict=True):
+        check_model(run, str(note.get("stage", name)), side[1].parent)
+    constants = [[note.get(key) for key in ("mean", "std")] for note in notes]
     return constants[0] == constants[1] and sha256_file(sides[0][0]) == sha256_file(sides[1][0])
 
 
@@ -171,7 +172,7 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
 def _settings(a: RunDir, b: RunDir) -> list[str]:
     """Settings of data and evaluation in which the runs differ: reasons to doubt the comparison."""
     ours, theirs = (
-        toml_of(run.config, read_text(run.config)) if run.config.is_file() else {} for run in (a, b)
+        settings_of(run.config, read_text(run.config)) if run.config.is_file() else {} for run in (a, b)
     )
     return [
         f"{part}.{line}"
@@ -188,10 +189,13 @@ def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
     sides = [_accuracy(record) for record in records]
     result: dict[str, Any] = {"a": sides[0], "b": sides[1], "paired": None}
     same = _validation(a) is not None and _validation(a) == _validation(b)
-    if not same or records[0].left_out != records[1].left_out:
+    n = records[0].n
+    if not same or not n or n != records[1].n or records[0].left_out != records[1].left_out:
         return result
     wrong = [{row.idx for row in read_records(run.mistakes, Mistake)} for run in (a, b)]
-    only_a, only_b, n = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1]), records[0].n or 0
+    only_a, only_b = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1])
+    if n < len(wrong[0] | wrong[1]):
+        raise DataError(f"{a.reward_evaluation}: n: fewer pairs than mistakes", RewardModelRecord.remedy)
     change = [1.0] * only_b + [-1.0] * only_a + [0.0] * (n - only_a - only_b)
     result["paired"] = {
         "a_right_only": only_a,
@@ -212,8 +216,8 @@ def _accuracy(record: RewardModelRecord) -> dict[str, Any] | None:
 
 
 def _validation(run: RunDir) -> str | None:
-    sums = read_object(run.data).get("content_sha256") if run.data.is_file() else None
-    return sums.get("validation") if isinstance(sums, dict) else None
+    record = read_record(run.data, DataRecord) if run.data.is_file() else DataRecord()
+    return record.content_sha256.get("validation")
 
 
 def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
@@ -227,10 +231,16 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
         console.line(f"setting: {line}")
     judges = result["reward_models"]
     if judges:
-        sides = [f"{side}: {judges[side]['value']:.3f} on {judges[side]['n']:,}" for side in ("a", "b")]
+        sides = [f"{side}: {_share_in_words(judges[side])}" for side in ("a", "b")]
         paired = judges["paired"]
         p = f"; the same pairs, exact p {paired['p_value']:.3f}" if paired else "; on different pairs"
         console.line(f"reward model accuracy {', '.join(sides)}{p}")
+
+
+def _share_in_words(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return "not measured"
+    return f"{share['value']:.3f}" + ("" if share["n"] is None else f" on {share['n']:,}")
 
 
 def comparison_table(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -22,7 +22,8 @@ from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
 from preftune.records.base import write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
-from preftune.rundir import BASE, RunDir, policy_name, write_jsonl
+from preftune.records.run import SampleRow
+from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.session import Session
@@ -315,9 +316,10 @@ def _write_policies(session: Session, measured: Measured) -> None:
     for name, summary in measured.summaries.items():
         write_record(run.evaluation(name), summary, PolicyRecord)
         rows = measured.rows[name][: config.evaluation.samples]
-        write_jsonl(
+        write_records(
             run.samples_file(name, config.model.base),
             [{k: v for k, v in row.items() if k != "ids"} for row in rows],
+            SampleRow,
         )
     if measured.best_of_n is not None:
         write_record(run.best_of_n, measured.best_of_n, BestOfCurve)

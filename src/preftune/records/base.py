@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ class Record(BaseModel):
     """A frozen record. Keys may be missing, as in runs of earlier versions; a wrong type is refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+    versioned: ClassVar[bool] = True  # its file carries VERSION; false where a file's bytes are compared
+    remedy: ClassVar[str] = "preftune evaluate RUN measures it again"
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +127,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
 def write_record(path: Path, row: Mapping[str, Any], kind: type[Record]) -> None:
     """Write what `kind` can read, with the version of its keys. ValidationError for anything else."""
     kind.model_validate(row)
-    write_json(path, {"version": VERSION, **row})
+    write_json(path, {"version": VERSION, **row} if kind.versioned else row)
 
 
 def write_records(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Record]) -> None:
@@ -137,12 +139,13 @@ def write_records(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Reco
 
 def _fitted(where: str, row: Any, kind: type[R]) -> R:
     version = row.get("version", 1) if isinstance(row, Mapping) else 1
-    if not isinstance(version, int) or version > VERSION:
-        raise DataError(f"{where}: version {version} of its keys is not known here", "use a newer preftune")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        said = str(version)[:40]
+        raise DataError(f"{where}: version {said} of its keys is not known here", "use a newer preftune")
     try:
         return kind.model_validate(row)
     except ValidationError as error:
-        raise DataError(f"{where}: {_first(error)}", "preftune evaluate RUN measures it again") from None
+        raise DataError(f"{where}: {_first(error)}", kind.remedy) from None
 
 
 def _first(error: ValidationError) -> str:

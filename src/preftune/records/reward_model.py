@@ -189,7 +189,24 @@ class RewardModelRecord(Record):
         return row
 
 
+Token = Annotated[tuple[str, Number | None], Field(strict=False)]  # its text, and the raw score after it
+
+
 class Mistake(Record):
-    """A row of analysis/reward_model_mistakes.jsonl, as far as runs are compared by it."""
+    """A row of analysis/reward_model_mistakes.jsonl: a pair whose rejected response scores no lower."""
 
     idx: int
+    prompt: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    reward_chosen: Number | None = None
+    reward_rejected: Number | None = None
+    margin: Number | None = None
+    confidence: Number | None = None  # sigmoid(|margin|)
+    length_chosen: int | None = None
+    length_rejected: int | None = None
+    turns: int | None = None
+    source: str = ""
+    tags: Several[str] = ()
+    tokens_chosen: Several[Token] = ()
+    tokens_rejected: Several[Token] = ()

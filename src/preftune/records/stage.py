@@ -1,6 +1,7 @@
 """stages/<stage>/stage.json: how far a stage is, and what it cost."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -8,6 +9,8 @@ from preftune.records.base import Number, Record, Several
 
 
 class StageRecord(Record):
+    remedy: ClassVar[str] = "remove its directory and run the same command: that stage is made anew"
+
     algorithm: str = ""
     status: str = ""
     seconds: Number | None = None

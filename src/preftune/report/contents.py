@@ -50,7 +50,7 @@ def _limits(run: RunView) -> Section:
 
 
 def _data(run: RunView) -> Section:
-    if not run.data:
+    if run.data is None:
         return Section(key="data", title="Data", blocks=(say("There is no record of the data (data.json)."),))
     blocks = data_blocks(run.data)
     rows = [
@@ -119,7 +119,7 @@ def _mistakes(run: RunView) -> Section | None:
         blocks: list[Block] = [say("No mistakes are recorded.")]
         return Section(key="mistakes", title="Mistakes of the reward model", blocks=tuple(blocks))
     explorer, total = mistakes(run), len(run.mistakes)
-    ties = sum(row.get("margin") == 0 for row in run.mistakes)
+    ties = sum(row.margin == 0 for row in run.mistakes)
     shown = len(explorer.cards)
     part = "" if shown == total else f" This page holds the first {shown:,}."
     blocks = [

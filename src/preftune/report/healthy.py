@@ -14,7 +14,7 @@ def healthy(run: RunView, algorithm: str, metric: str) -> Healthy | None:
     found = kind.healthy.get(metric) if kind else None
     if kind is None or found is None or (found.on_hh and not _is_hh(run)):
         return None
-    stages = (run.config.get("stage") or {}).values()
+    stages = run.config.get("stage", {}).values()
     own = [stage for stage in stages if stage.get("algorithm") == algorithm]
     for key, wanted in found.only.items():
         if any(stage.get(key, kind.model_fields[key].default) != wanted for stage in own):
@@ -23,4 +23,4 @@ def healthy(run: RunView, algorithm: str, metric: str) -> Healthy | None:
 
 
 def _is_hh(run: RunView) -> bool:
-    return "hh-rlhf" in str((run.config.get("data") or {}).get("name", "")).lower()
+    return "hh-rlhf" in str(run.config.get("data", {}).get("name", "")).lower()

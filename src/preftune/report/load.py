@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from preftune.config import config_of
 from preftune.errors import DataError, InputMissing
-from preftune.records.base import read_record, read_records
+from preftune.records.base import R, read_record, read_records
 from preftune.records.policy import (
     BestOfCurve,
     Comparison,
@@ -19,11 +19,12 @@ from preftune.records.policy import (
     PolicyRecord,
     policy_files,
 )
-from preftune.records.reward_model import RewardModelRecord
+from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.records.run import DataRecord, OriginsRecord, RunRecord, SampleRow
 from preftune.records.stage import StageRecord
 from preftune.report.text import clean
 from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView
-from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl, read_text
+from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_text
 from preftune.sums import check, check_own, read_sealed
 
 P = TypeVar("P", bound=PolicyRecord)
@@ -45,29 +46,29 @@ def load_run(run: RunDir) -> RunView:
         )
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
-    config = toml_of(run.config, config_text)
+    config = settings_of(run.config, config_text)
     stages = tuple(_stage(run, name) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     policies = _policies(run.comparisons.parent, PolicyRecord, names)
-    samples = {policy: tuple(read_jsonl(path, whole=True)) for policy, path in run.samples_files().items()}
-    judge, best_of, origins = run.reward_evaluation, run.evaluation(BEST_OF), _optional(run.origins)
+    samples = {policy: tuple(read_records(path, SampleRow)) for policy, path in run.samples_files().items()}
+    best_of, origins = _optional(run.evaluation(BEST_OF), BestOfCurve), _optional(run.origins, OriginsRecord)
     return RunView(
         name=str(config.get("name") or run.path.resolve().name),
         config=config,
         config_text=config_text,
-        record=_optional(run.run),
-        data=_optional(run.data),
+        record=_optional(run.run, RunRecord) or RunRecord(),
+        data=_optional(run.data, DataRecord),
         stages=tuple(stage for stage in stages if stage.status != NOT_STARTED),
         policies=policies,
-        reward_model=read_record(judge, RewardModelRecord) if judge.exists() else None,
+        reward_model=_optional(run.reward_evaluation, RewardModelRecord),
         other_reward_models=_other_reward_models(run),
         other_pairs=_other_pairs(run, names),
-        best_of=read_record(best_of, BestOfCurve).points if best_of.exists() else (),
-        origins=_origins(run.origins, origins),
-        recipe=str(origins.get("recipe") or ""),
+        best_of=best_of.points if best_of else (),
+        origins=origins.origins if origins else {},
+        recipe=origins.recipe if origins else "",
         comparisons=tuple(read_records(run.comparisons, Comparison)) if run.comparisons.exists() else (),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
-        mistakes=tuple(read_jsonl(run.mistakes, whole=True)) if run.mistakes.exists() else (),
+        mistakes=tuple(read_records(run.mistakes, Mistake)) if run.mistakes.exists() else (),
         missing=_missing(run, stages, {policy.policy for policy in policies}),
     )
 
@@ -87,26 +88,25 @@ def check_intact(run: RunDir) -> None:
         check(run, read_sealed(file), f"remove {file.parent} and evaluate those pairs again")
 
 
-def toml_of(path: Path, text: str) -> Row:
-    """TOML's value. DataError, naming the file, for what is none."""
+def settings_of(path: Path, text: str) -> Row:
+    """The settings of config.toml. DataError, naming the file, for what is no TOML, or no table of settings
+    where there should be one.
+    """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        config = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid TOML ({error})") from None
+    tables = {key: config[key] for key in ("model", "data", "evaluation", "stage") if key in config}
+    stages = tables.get("stage")
+    tables |= {f"stage.{key}": value for key, value in stages.items()} if isinstance(stages, dict) else {}
+    for key, value in tables.items():
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: {key} is no table of settings", OriginsRecord.remedy)
+    return config
 
 
-def _optional(path: Path) -> Row:
-    value = read_json(path) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return value
-
-
-def _origins(file: Path, record: Row) -> dict[str, str]:
-    origins = record.get("origins") or {}
-    if not isinstance(origins, dict):
-        raise DataError(f"{file}: origins is no JSON object")
-    return {str(key): str(value) for key, value in origins.items()}
+def _optional(path: Path, kind: type[R]) -> R | None:
+    return read_record(path, kind) if path.exists() else None
 
 
 def _stage_names(run: RunDir, config: Row) -> list[str]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.records.policy import MAX_LABEL, BestOf, Comparison, PairsFile, PairsPolicy, PolicyRecord
-from preftune.records.reward_model import RewardModelRecord
+from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.records.run import DataRecord, RunRecord, SampleRow
 from preftune.records.stage import StageRecord
 from preftune.report.text import clean
 from preftune.rundir import BASE
@@ -45,14 +46,14 @@ class RunView:
     name: str
     config: Row
     config_text: str
-    record: Row  # run.json
-    data: Row  # data.json
+    record: RunRecord
+    data: DataRecord | None
     stages: tuple[StageView, ...]
     policies: tuple[PolicyRecord, ...]
     reward_model: RewardModelRecord | None
     comparisons: tuple[Comparison, ...]
-    samples: Mapping[str, tuple[Row, ...]]
-    mistakes: tuple[Row, ...]
+    samples: Mapping[str, tuple[SampleRow, ...]]
+    mistakes: tuple[Mistake, ...]
     missing: tuple[str, ...]
     best_of: tuple[BestOf, ...] = ()
     other_reward_models: tuple[RewardModelRecord, ...] = ()

@@ -129,7 +129,8 @@ def _measured(numbers: Sequence[tuple[str, str, Estimate]]) -> str:
 
 
 def _in_digits(number: Estimate) -> str:
-    ends = "" if number.low is None else f" [{number.low:.3f}, {number.high:.3f}]"
+    known = number.low is not None and number.high is not None
+    ends = f" [{number.low:.3f}, {number.high:.3f}]" if known else ""
     return f"{number.value:.3f}{ends}"
 
 

@@ -12,7 +12,9 @@ import torch
 
 from preftune.config import Resolved
 from preftune.models.fast import native
-from preftune.rundir import RunDir, json_text, write_json
+from preftune.records.base import write_record
+from preftune.records.run import OriginsRecord
+from preftune.rundir import RunDir, json_text
 from preftune.sums import note
 from preftune.untrusted import redact
 from preftune.version import __version__
@@ -54,7 +56,7 @@ def record_origins(run: RunDir, resolved: Resolved) -> None:
         return
     record = {"recipe": resolved.recipe, "origins": dict(resolved.origins)}
     if not run.origins.is_file() or run.origins.read_bytes() != json_text(record).encode():
-        write_json(run.origins, record)
+        write_record(run.origins, record, OriginsRecord)
     note(run, [run.origins])
 
 

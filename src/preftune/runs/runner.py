@@ -10,7 +10,9 @@ from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
-from preftune.rundir import BASE, RunDir, json_text, read_object, write_json, write_text
+from preftune.records.base import read_record, write_record
+from preftune.records.run import DataRecord, RunRecord
+from preftune.rundir import BASE, RunDir, json_text, write_text
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
@@ -64,12 +66,12 @@ def _record(session: Session) -> None:
     if not _holds(run.config, dump_toml(config)):
         write_text(run.config, dump_toml(config))
     if not _holds(run.data, json_text(report_of_data)):
-        write_json(run.data, report_of_data)
+        write_record(run.data, report_of_data, DataRecord)
     if not run.run.exists():
-        write_json(run.run, describe(config.seed) | _commit_of_base(session))
+        write_record(run.run, describe(config.seed) | _commit_of_base(session), RunRecord)
     else:
         check_own(run, run.run)
-        read_object(run.run)
+        read_record(run.run, RunRecord)
     note(run, (run.config, run.data, run.run))
 
 

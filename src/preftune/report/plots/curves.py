@@ -1,7 +1,9 @@
 """Training curves, a figure for each stage, a panel for each metric, with the healthy range shaded."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,14 +44,13 @@ def curves(stage: StageView) -> dict[str, Points]:
 
 def _points(stage: StageView, key: str) -> Points:
     """The finite numbers that were logged under `key`."""
-    found = []
-    for row in stage.metrics:
-        step, value = row.get("step"), row.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        if isinstance(step, int):
-            found.append((float(step), float(value)))
-    return found
+    rows = [(row.get("step"), row.get(key)) for row in stage.metrics]
+    return [(float(step), float(value)) for step, value in rows if _is_number(step) and _is_number(value)]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max  # neither infinite nor NaN, nor an integer beyond
 
 
 def training(run: RunView, stage: StageView, shown: dict[str, Points]) -> str:

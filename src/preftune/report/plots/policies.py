@@ -1,7 +1,7 @@
 """The figures of the comparison: reward against KL, and the spread of scores."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from preftune.records.base import Estimate
 from preftune.records.policy import BestOf, PolicyRecord
+from preftune.records.run import SampleRow
 from preftune.report.plots.drawing import FAINT, INK, bars, new, save, styles
 from preftune.report.text import clean
 from preftune.report.view import RunView
@@ -171,9 +172,8 @@ def scores(run: RunView) -> dict[str, list[float]]:
     return {policy: sorted(values) for policy, values in found.items() if values}
 
 
-def _saved(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    values = [float(row["score"]) for row in rows if isinstance(row.get("score"), int | float)]
-    return [value for value in values if math.isfinite(value)]
+def _saved(rows: Sequence[SampleRow]) -> list[float]:
+    return [row.score for row in rows if row.score is not None and math.isfinite(row.score)]
 
 
 def distribution(run: RunView, spread: dict[str, list[float]]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from preftune.records.run import DataFile, DataRecord
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.text import Code, Prose, Text, clean, name, number, percent
 from preftune.report.view import Row
@@ -19,38 +20,45 @@ FACTS = {
 LENGTHS = {"prompt": "Words of a prompt", "chosen": "Of a chosen response", "rejected": "Of a rejected one"}
 
 
-def data_blocks(data: Row) -> list[Block]:
+def data_blocks(data: DataRecord) -> list[Block]:
     """Rows kept and rejected in a sentence, the splits in a table, other facts, a table for each group."""
-    blocks: list[Block] = [*_rows(data), *_overlap(data.get("prompt_overlap"))]
-    splits = data.get("splits")
-    plain = isinstance(splits, Mapping) and all(isinstance(size, int) for size in splits.values())
-    if isinstance(splits, Mapping) and plain:
-        blocks.append(Grid(table=_splits(splits, data)))
-    shown = (*COUNTED, *BY_SPLIT * plain)
-    facts: list[Prose] = [
-        (f"{FACTS.get(key) or _title(key)}: ", _value(key, value), ".")
-        for key, value in data.items()
-        if not isinstance(value, Mapping) and key not in shown and value not in (None, [], "")
-    ]
-    notes = data.get("notes")
-    facts += [(f"{clean(str(note), 300)}.",) for note in notes] if isinstance(notes, list | tuple) else []
-    if facts:
-        blocks.append(Bullets(items=tuple(facts)))
-    for key, value in data.items():
-        if key == "world" and isinstance(value, Mapping):
-            blocks.append(
-                Fold(title="The world that the data was drawn from", blocks=tuple(data_blocks(value)))
-            )
-        elif isinstance(value, Mapping) and value and key not in shown:
-            table = _rejected(value, data.get("reasons")) if key == "rejected" else _table(key, value)
-            blocks.append(Grid(table=table))
-    files = tuple(_files(data.get("files")))
+    blocks: list[Block] = [*_rows(data), *_overlap(data.prompt_overlap)]
+    if data.splits:
+        blocks.append(Grid(table=_splits(data)))
+    shown = (*COUNTED, *(BY_SPLIT if data.splits else ()))
+    rest = {key: value for key, value in data.facts.items() if key not in shown}
+    blocks += _facts(rest, data.notes)
+    for key, value in rest.items():
+        if key == "world":
+            world = (*_facts(data.world), *(Grid(table=table) for table in _tables(data.world)))
+            blocks.append(Fold(title="The world that the data was drawn from", blocks=world))
+        elif key == "rejected" and data.reasons and data.rejected:
+            blocks.append(Grid(table=_rejected(data)))
+        else:
+            blocks += [Grid(table=table) for table in _tables({key: value})]
+    files = tuple(_files(data.files))
     return [*blocks, Fold(title="Files", blocks=files)] if files else blocks
 
 
-def _overlap(overlap: Any) -> Iterator[Block]:
+def _facts(group: Row, notes: Sequence[str] = ()) -> Iterator[Block]:
+    """What is no group of its own, as bullets, and notes in the end."""
+    facts: list[Prose] = [
+        (f"{FACTS.get(key) or _title(key)}: ", _value(key, value), ".")
+        for key, value in group.items()
+        if not isinstance(value, Mapping) and value not in (None, [], "")
+    ]
+    facts += [(f"{clean(note, 300)}.",) for note in notes]
+    if facts:
+        yield Bullets(items=tuple(facts))
+
+
+def _tables(group: Row) -> Iterator[Table]:
+    yield from (_table(key, value) for key, value in group.items() if isinstance(value, Mapping) and value)
+
+
+def _overlap(overlap: Mapping[str, int]) -> Iterator[Block]:
     """Prompts that stand in two splits: a model could have seen in training what it is measured on."""
-    if not isinstance(overlap, Mapping) or not overlap:
+    if not overlap:
         return
     found = [(name(pair), " ", _value("prompts", count)) for pair, count in overlap.items() if count]
     if not found:
@@ -60,16 +68,14 @@ def _overlap(overlap: Any) -> Iterator[Block]:
     yield say("Prompts that stand in two splits: ", *pieces, ".")
 
 
-def _splits(splits: Mapping[Any, Any], data: Row) -> Table:
+def _splits(data: DataRecord) -> Table:
     """A row for each split: pairs, prompts, lengths (median, 95th percentile, longest), hash of its texts."""
-    prompts, words, hashes = (
-        _group(data.get(key)) for key in ("distinct_prompts", "words", "content_sha256")
-    )
-    kinds = [kind for kind in LENGTHS if any(kind in _group(words.get(split)) for split in splits)]
+    words, hashes = data.words, data.content_sha256
+    kinds = [kind for kind in LENGTHS if any(kind in words.get(split, {}) for split in data.splits)]
     rows = []
-    for split, size in splits.items():
-        lengths = [_lengths(_group(words.get(split)).get(kind)) for kind in kinds]
-        found = prompts.get(split)
+    for split, size in data.splits.items():
+        lengths = [_lengths(words.get(split, {}).get(kind, ())) for kind in kinds]
+        found = data.distinct_prompts.get(split)
         distinct = "–" if found is None else _value("distinct", found)
         digest = "–" if split not in hashes else _value("sha256", hashes[split])
         rows.append((name(split), f"{size:,}", distinct, *lengths, digest))
@@ -77,33 +83,27 @@ def _splits(splits: Mapping[Any, Any], data: Row) -> Table:
     return Table(headers=("Split", "Pairs", "Distinct prompts", *titles, "SHA-256"), rows=tuple(rows))
 
 
-def _group(value: Any) -> Row:
-    return value if isinstance(value, Mapping) else {}
+def _lengths(values: Sequence[int]) -> str:
+    return " / ".join(f"{value:,}" for value in values) or "–"
 
 
-def _lengths(values: Any) -> str:
-    known = [f"{value:,}" for value in values if isinstance(value, int)] if isinstance(values, list) else []
-    return " / ".join(known) or "–"
-
-
-def _rows(data: Row) -> Iterator[Block]:
+def _rows(data: DataRecord) -> Iterator[Block]:
     """How many rows were read, kept, rejected and skipped."""
-    read, kept, rejected = data.get("rows_read"), data.get("rows_kept"), data.get("rejected")
-    if not isinstance(read, int) or not isinstance(kept, int):
+    read, kept, skipped = data.rows_read, data.rows_kept, data.rows_skipped
+    if read is None or kept is None:
         return
-    lost = sum(rejected.values()) if isinstance(rejected, Mapping) else 0
+    lost = sum(data.rejected.values())
     share = f" ({percent(lost / read)})" if read else ""
-    skipped = data.get("rows_skipped")
     malformed = f", {skipped:,} skipped as malformed" if skipped else ""
     yield say(f"{read:,} rows read, {kept:,} kept, {lost:,} rejected{share}{malformed}.")
 
 
-def _files(files: Any) -> Iterator[Block]:
+def _files(files: Sequence[DataFile]) -> Iterator[Block]:
     """The files read, with their hashes."""
-    if not isinstance(files, Sequence) or not files:
+    if not files:
         return
     rows = tuple(
-        (name(row.get("path", "?")), *(_value(column, row.get(column, "–")) for column in FILE_COLUMNS))
+        (name(row.path), *(_value(column, _or_dash(getattr(row, column))) for column in FILE_COLUMNS))
         for row in files[:MAX_FILES]
     )
     yield Grid(table=Table(headers=("File", *(_title(column) for column in FILE_COLUMNS)), rows=rows))
@@ -111,14 +111,15 @@ def _files(files: Any) -> Iterator[Block]:
         yield say(f"{len(files) - MAX_FILES} more files are listed in ", Code("data.json"), ".")
 
 
-def _rejected(counts: Row, reasons: Any) -> Table:
+def _or_dash(value: int | str | None) -> int | str:
+    return "–" if value is None else value
+
+
+def _rejected(data: DataRecord) -> Table:
     """Rows by the reason why they were left out, in words where data.json has them."""
-    words = _group(reasons)
-    if not words:
-        return _table("rejected", counts)
     rows = tuple(
-        (name(reason), clean(str(words.get(reason, "–")), 200), _value("rows", count))
-        for reason, count in counts.items()
+        (name(reason), clean(data.reasons.get(reason, "–"), 200), _value("rows", count))
+        for reason, count in data.rejected.items()
     )
     return Table(headers=("Rejected", "Because", "Rows"), rows=rows, left=2)
 

@@ -4,11 +4,12 @@ import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
+from preftune.records.reward_model import Mistake
+from preftune.records.run import SampleRow
 from preftune.report.blocks import Card, Explorer, Passage
 from preftune.report.text import MAX_QUOTE, clean, cut_note, number
-from preftune.report.view import Row, RunView
+from preftune.report.view import RunView
 
 # Bytes of each kind of card in the page: together with the figures it stays under 3 MB.
 SAMPLE_BYTES = 1_200_000
@@ -18,15 +19,16 @@ LEVELS = 4
 SHADED = 200  # mistakes whose tokens set the scale of the shades
 QUOTED = 5
 MAX_TOKENS = 256  # scores of tokens that the evaluation records for one response
+Tokens = Sequence[tuple[str, float | None]]
 
 
 def samples(run: RunView) -> tuple[Explorer, int]:
     """A card for each prompt with every policy's response, in order; and the number of all prompts."""
     policies = tuple(run.samples)
-    answers: dict[str, dict[str, Row]] = {}
+    answers: dict[str, dict[str, SampleRow]] = {}
     for policy, rows in run.samples.items():
         for row in rows:
-            answers.setdefault(str(row.get("prompt", "")), {}).setdefault(policy, row)
+            answers.setdefault(row.prompt, {}).setdefault(policy, row)
     every = (
         _sample(run, place, prompt, found, policies)
         for place, (prompt, found) in enumerate(answers.items(), start=1)
@@ -39,11 +41,12 @@ def samples(run: RunView) -> tuple[Explorer, int]:
     return explorer, len(answers)
 
 
-def _sample(run: RunView, place: int, prompt: str, found: dict[str, Row], policies: Sequence[str]) -> Card:
-    scores = tuple(_finite(found[policy].get("score")) if policy in found else None for policy in policies)
+def _sample(
+    run: RunView, place: int, prompt: str, found: dict[str, SampleRow], policies: Sequence[str]
+) -> Card:
+    scores = tuple(_finite(found[policy].score) if policy in found else None for policy in policies)
     said = [
-        Passage(label=run.label(policy), note=_note(row), text=str(row.get("response", "")))
-        for policy, row in found.items()
+        Passage(label=run.label(policy), note=_note(row), text=row.response) for policy, row in found.items()
     ]
     named = zip(policies, scores, strict=True)
     listed = ", ".join(f"{run.label(policy)} {number(score)}" for policy, score in named if score is not None)
@@ -69,32 +72,32 @@ def mistakes(run: RunView) -> Explorer:
 
 
 SOURCE = "source: "
+REJECTED = "Rejected (scored at least as high)"
 
 
-def _tags(row: Row) -> list[str]:
-    tags = [clean(tag, 40) for tag in row.get("tags") or ()]
-    return [*tags, f"{SOURCE}{clean(row['source'], 60)}"] if row.get("source") else tags
+def _tags(row: Mistake) -> list[str]:
+    tags = [clean(tag, 40) for tag in row.tags]
+    return [*tags, f"{SOURCE}{clean(row.source, 60)}"] if row.source else tags
 
 
-def _mistake(row: Row, places: dict[str, int], scale: float) -> Card:
+def _mistake(row: Mistake, places: dict[str, int], scale: float) -> Card:
     margin, confidence = _margin(row), _confidence(row)
-    tags = ", ".join(clean(tag, 40) for tag in row.get("tags") or ())
-    sides = (("chosen", "Chosen (labelled better)"), ("rejected", "Rejected (scored at least as high)"))
+    tags = ", ".join(clean(tag, 40) for tag in row.tags)
+    sides = (
+        (row.chosen, row.reward_chosen, row.length_chosen, row.tokens_chosen, "Chosen (labelled better)"),
+        (row.rejected, row.reward_rejected, row.length_rejected, row.tokens_rejected, REJECTED),
+    )
     sure = f"margin {number(margin, sign=True)}, confidence {number(confidence)}"
-    prompt = str(row.get("prompt", ""))
-    passages = [Passage(label="Prompt", note="", text=prompt)]
-    for side, label in sides:
-        notes = (
-            [f"score {number(score)}"] if (score := _finite(row.get(f"reward_{side}"))) is not None else []
-        )
-        if isinstance(row.get(f"length_{side}"), int):
-            notes.append(f"{row[f'length_{side}']} tokens")
-        text, tokens = str(row.get(side, "")), row.get(f"tokens_{side}")
+    passages = [Passage(label="Prompt", note="", text=row.prompt)]
+    for text, reward, length, tokens, label in sides:
+        notes = [f"score {number(score)}"] if (score := _finite(reward)) is not None else []
+        if length is not None:
+            notes.append(f"{length} tokens")
         shades = tuple(_shades(tokens, scale, len(text))) if tokens else ()
         passages.append(Passage(label=label, note=", ".join(notes), text=text, shades=shades))
     return Card(
-        title=f"Validation row {clean(row.get('idx', '?'), 20)}",
-        lead=_lead(prompt),
+        title=f"Validation row {clean(row.idx, 20)}",
+        lead=_lead(row.prompt),
         note=f"{sure}, {tags}" if tags else sure,
         passages=tuple(passages),
         tags=tuple(places[tag] for tag in dict.fromkeys(_tags(row))),
@@ -102,39 +105,39 @@ def _mistake(row: Row, places: dict[str, int], scale: float) -> Card:
     )
 
 
-def _margin(row: Row) -> float:
-    value = _finite(row.get("margin"))
+def _margin(row: Mistake) -> float:
+    value = _finite(row.margin)
     return 0.0 if value is None else value
 
 
-def _confidence(row: Row) -> float:
+def _confidence(row: Mistake) -> float:
     """sigmoid(|margin|), as recorded or as the margin gives it."""
-    recorded = _finite(row.get("confidence"))
+    recorded = _finite(row.confidence)
     return 1 / (1 + math.exp(-min(abs(_margin(row)), 500.0))) if recorded is None else recorded
 
 
-def _moves(tokens: Sequence[Sequence[Any]]) -> list[tuple[str, float]]:
+def _moves(tokens: Tokens) -> list[tuple[str, float]]:
     """Tokens with the change of the score that each brought; the first has nothing to be compared with."""
     found, before = [], None
     for text, score in tokens:
         after = _finite(score)
-        found.append((str(text), 0.0 if before is None or after is None else after - before))
+        found.append((text, 0.0 if before is None or after is None else after - before))
         before = after
     return found
 
 
-def _scale(rows: Iterable[Row]) -> float:
+def _scale(rows: Iterable[Mistake]) -> float:
     """The change that gets the darkest shade: 95 % of all changes are smaller."""
     sizes = sorted(
         abs(move)
         for row in rows
-        for side in ("tokens_chosen", "tokens_rejected")
-        for _, move in _moves(row.get(side) or ())
+        for tokens in (row.tokens_chosen, row.tokens_rejected)
+        for _, move in _moves(tokens)
     )
     return sizes[int(0.95 * len(sizes))] if sizes else 0.0
 
 
-def _shades(tokens: Sequence[Sequence[Any]], scale: float, length: int) -> Iterator[tuple[str, int]]:
+def _shades(tokens: Tokens, scale: float, length: int) -> Iterator[tuple[str, int]]:
     """Neighbours of one level together, cut at MAX_QUOTE characters like any text."""
     pieces: list[tuple[str, int]] = []
     room = MAX_QUOTE
@@ -152,9 +155,8 @@ def _shades(tokens: Sequence[Sequence[Any]], scale: float, length: int) -> Itera
         yield (f" … ({length - shown} more characters, not read)" if unread else cut_note(length - shown)), 0
 
 
-def _finite(value: Any) -> float | None:
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if plain else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _lead(prompt: str) -> str:
@@ -163,18 +165,15 @@ def _lead(prompt: str) -> str:
     return clean(" ".join(last.split()), None)[:90] or "(no question)"
 
 
-def _note(row: Row) -> str:
+def _note(row: SampleRow) -> str:
     """Score, KL, length, end and gold of one sample."""
-    parts = [
-        f"{words} {number(row[key])}"
-        for key, words in (("score", "score"), ("gold", "gold"), ("held_out", "second model"), ("kl", "KL"))
-        if isinstance(row.get(key), int | float)
-    ]
-    if isinstance(row.get("length"), int):
-        parts.append(f"{row['length']} token{'' if row['length'] == 1 else 's'}")
-    if row.get("ended") is False:
+    known = (("score", row.score), ("gold", row.gold), ("second model", row.held_out), ("KL", row.kl))
+    parts = [f"{words} {number(value)}" for words, value in known if value is not None]
+    if row.length is not None:
+        parts.append(f"{row.length} token{'' if row.length == 1 else 's'}")
+    if row.ended is False:
         parts.append("cut at the limit")
-    if not str(row.get("response", "")).strip():
+    if not row.response.strip():
         parts.append("empty")
     return ", ".join(parts)
 

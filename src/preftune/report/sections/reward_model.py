@@ -262,7 +262,7 @@ def tag_table(run: RunView) -> Table | None:
         )
         headers = ("Kind of pair", "Mistakes", "Share of mistakes", "Share of all pairs", "Error rate [95 %]")
         return Table(headers=headers, rows=rows)
-    tags = Counter(str(tag) for row in run.mistakes for tag in row.get("tags") or ())
+    tags = Counter(tag for row in run.mistakes for tag in row.tags)
     if not tags:
         return None
     ordered = sorted(tags.items(), key=lambda item: (-item[1], item[0]))

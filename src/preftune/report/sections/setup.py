@@ -40,8 +40,8 @@ def setup(run: RunView) -> Section:
         ),
     ]
     for key in FACTS:
-        if run.record.get(key):
-            facts.append((f"{key.capitalize()}: ", name(flat(run.record[key]), MAX_FACT), "."))
+        if value := getattr(run.record, key):
+            facts.append((f"{key.capitalize()}: ", name(flat(value), MAX_FACT), "."))
     blocks: list[Block] = [Bullets(items=tuple(facts))]
     if run.stages:
         blocks.append(Grid(table=_stage_table(run.stages)))

@@ -1,0 +1,113 @@
+"""Every way in which a file of a finished run can hold another shape, and everybody who reads such a file."""
+
+import copy
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from preftune.config.toml import toml_value
+from preftune.measure.compare import compare_runs, comparison_table
+from preftune.report import load_run
+from preftune.report.contents import sections
+from preftune.report.plots.figures import draw
+from preftune.report.writers.analysis import analysis_text
+from preftune.report.writers.page import page_text
+from preftune.rundir import RunDir
+from preftune.runs.cards import model_card
+from preftune.runs.stages import Stage
+
+Place = tuple[str | int, ...]
+HUGE = 10**400  # a number in JSON, and no float
+WRONG: tuple[Any, ...] = (
+    *([], {}, "words", "\ud800", 3.5, -7, True, None, HUGE),
+    *({"a": []}, [[]], ["words"], [1.5, None]),
+)
+FILES = (
+    *(
+        "config.toml",
+        "run.json",
+        "data.json",
+        "origins.json",
+        "stages/*/stage.json",
+        "stages/*/metrics.jsonl",
+    ),
+    *("evaluation/*.json", "evaluation/*.jsonl", "samples/*.jsonl", "analysis/*.jsonl", ".preftune"),
+    "models/reward_model/preftune.json",
+)
+
+
+def places(value: Any, at: Place = ()) -> Iterator[Place]:
+    """Where something stands in a value, itself first; of a list only the first two places and the last."""
+    yield at
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*at, key))
+    elif isinstance(value, list):
+        for index in sorted({*range(min(2, len(value))), len(value) - 1} - {-1}):
+            yield from places(value[index], (*at, index))
+
+
+def replaced(value: Any, at: Place, wrong: Any) -> Any:
+    """A copy with something else at that place."""
+    if not at:
+        return wrong
+    made = copy.copy(value)
+    made[at[0]] = replaced(value[at[0]], at[1:], wrong)
+    return made
+
+
+def content(file: Path) -> Any:
+    """What a JSON, JSON Lines or TOML file holds; of lines a list."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".toml":
+        return tomllib.loads(text)
+    return [json.loads(row) for row in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+
+
+def written(file: Path, value: Any) -> bytes:
+    """The file's text with that content, as far as its format can hold it."""
+    if file.suffix == ".toml":
+        return _toml(value).encode(errors="replace")
+    if file.suffix == ".jsonl" and isinstance(value, list):
+        return "".join(json.dumps(row) + "\n" for row in value).encode()
+    return json.dumps(value).encode()
+
+
+def _toml(value: Any) -> str:
+    """TOML with tables in line."""
+    if not isinstance(value, dict):
+        return f"words = {toml_value(value)}"
+    return "\n".join(f"{key} = {_inline(item)}" for key, item in value.items())
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_inline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(_inline(item) for item in value)}]"
+    return toml_value(value)
+
+
+def read_all(run: RunDir, other: RunDir, *, drawn: bool = False) -> None:
+    """What a report, a comparison with another run and the cards make of a run; nothing is written."""
+    view = load_run(run)
+    figures = draw(view) if drawn else {}
+    parts = sections(view, {file: words for file, (_, words) in figures.items()})
+    analysis_text(view, parts).encode()
+    page_text(view, parts, {file: svg for file, (svg, _) in figures.items()}).encode()
+    list(comparison_table(compare_runs(run, other, resamples=20)))
+    for name, algorithm in (("rm", "reward"), ("ppo", "ppo"), ("base", "pretraining")):
+        model_card(_session(run), Stage(name=name, algorithm=algorithm, parents=(), inputs={})).encode()
+
+
+def _session(run: RunDir) -> Any:
+    """As much of a session as a card is made of."""
+    config = SimpleNamespace(
+        name="run", seed=0, precision="float32", model=SimpleNamespace(base="gpt2"),
+        data=SimpleNamespace(name="world", form="transcript"),
+    )  # fmt: skip
+    report = {"splits": {}, "sources": {}}
+    return SimpleNamespace(config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="")
