@@ -83,8 +83,8 @@ def damages(files: list[str]) -> list[tuple[str, Callable[[Path], None]]]:
     found += [(file, number) for file in files if file.endswith(("preftune.json", "policy_ppo.json"))]
     record = "stages/ppo/stage.json"
     found += [(record, another)] if (record, another) not in found else []
-    # Each takes seconds. `make test` plays every fourth, which meets every kind; `make damage` all.
-    return found if os.environ.get("PREFTUNE_DAMAGE") == "all" else found[::4]
+    # Each takes seconds. `make test` plays every third, which meets every kind; `make damage` all.
+    return found if os.environ.get("PREFTUNE_DAMAGE") == "all" else found[::3]
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
