@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from chat_families import FAMILIES, Family
 from data_helpers import CORPUS, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from families import FAMILIES, Family
 from preftune.data import Dialogue, Encoder, RejectedRow, Turn, first_usable, parse_prompt, split_pair
 from preftune.errors import ConfigError, DataError
 

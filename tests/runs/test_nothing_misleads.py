@@ -4,16 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GraniteConfig, GraniteForCausalLM
 
 import preftune
 from preftune import api
 from preftune.cli import main
 from preftune.errors import DataError
 from preftune.measure.conditions import held_out_prompts, make_bench
-from preftune.models.load import load_causal_lm
-from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json
 
 
@@ -39,17 +35,6 @@ def test_another_evaluation_replaces_the_earlier_one(tiny_run: RunDir, tmp_path:
     run.evaluation("policy_ppo").unlink()
     preftune.run("tiny", *changes, out=str(run.path))
     assert run.evaluation("policy_ppo").is_file()
-
-
-def test_logits_that_are_scaled_after_the_head_are_refused(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    model = GraniteForCausalLM(
-        GraniteConfig(vocab_size=32, logits_scaling=4.0, num_key_value_heads=2, **sizes)
-    )
-    model.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="scales or caps its logits"):
-        load_causal_lm(Source(str(tmp_path)))
 
 
 def test_a_reward_model_is_no_policy(tiny_run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """What a run reads from outside, looked at before torch is loaded."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from preftune.config import RunConfig
 from preftune.config.rewards import find_function, reward_terms
+from preftune.errors import PreftuneError
 from preftune.rundir import RunDir, read_json
 
 
@@ -24,7 +26,9 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
     file = None if run is None else run.data if what == "data" else run.run
     if file is None or not os.path.isfile(file):
         return None
-    content = read_json(file)
+    content: Any = None
+    with suppress(PreftuneError):  # damaged, or somebody else's: said where the directory is opened
+        content = read_json(file)
     record = content if what == "data" or not isinstance(content, dict) else content.get("base")
     if not isinstance(record, dict) or record.get("name") != name:
         return None
