@@ -11,6 +11,7 @@ from payloads import PAYLOADS
 from synthetic import make_run
 from synthetic_audit import add_audit
 
+from preftune.records.run import DataRecord
 from preftune.report import build, load_run
 from preftune.report.contents import sections
 from preftune.report.text import clean, name
@@ -133,7 +134,7 @@ def test_no_payload_gets_out_of_the_name_of_a_run(tmp_path: Path, opened: Opener
     page, watch = opened(_written(tmp_path / "first.html", page_text(view, (), {})))
     for place, text in enumerate(PAYLOADS):
         config = {"name": text, "model": {"base": text}, "data": {"name": text, "form": text}}
-        named = replace(view, name=text, config=config, data={"name": text})
+        named = replace(view, name=text, config=config, data=DataRecord.model_validate({"name": text}))
         path = _written(tmp_path / f"{place}.html", page_text(named, sections(named, {}), {}))
         watch.requests.clear()
         page.goto(path.as_uri())

@@ -1,5 +1,6 @@
 """Samples and mistakes as cards: what they can be filtered by, what is shaded, how many fit on a page."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def test_a_sample_card_holds_every_policy_and_its_scores(tmp_path: Path) -> None
     run = make_run(tmp_path)
     path = run.samples_file("policy_ppo")
     rows = read_jsonl(path)
-    write_jsonl(path, [rows[0] | {"score": "NaN"}, *rows[2:]])  # one score unknown, one response missing
+    write_jsonl(path, [rows[0] | {"score": math.nan}, *rows[2:]])  # one score unknown, one response missing
     explorer, total = samples(load_run(run))
     assert (len(explorer.cards), total) == (20, 20)
     labels = ("base (gpt2)", "SFT", "PPO", "GRPO", "DPO", "best of 4 (SFT)")
@@ -78,7 +79,7 @@ def test_a_shaded_text_is_cut_like_any_other(tmp_path: Path) -> None:
 
 
 def test_tokens_without_a_number_are_text_without_a_shade(tmp_path: Path) -> None:
-    assert shades([["a", "NaN"], [" b", None], [" c", 1.0]], tmp_path) == (("a b c", 0),)
+    assert shades([["a", math.nan], [" b", None], [" c", 1.0]], tmp_path) == (("a b c", 0),)
 
 
 def test_a_shaded_text_is_cleaned(tmp_path: Path) -> None:
