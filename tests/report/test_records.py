@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,9 +61,10 @@ def test_the_field_is_named(tmp_path: Path) -> None:
         read_record(tmp_path / "p.json", PolicyRecord)
 
 
-def test_what_a_newer_version_wrote_is_not_guessed_at(tmp_path: Path) -> None:
-    write_json(tmp_path / "p.json", {"policy": "policy_ppo", "version": 99})
-    with pytest.raises(DataError, match="version 99"):
+@pytest.mark.parametrize("version", [99, 0, -1, True, False, None, 2.0, "2", [2]])
+def test_what_a_newer_version_wrote_is_not_guessed_at(tmp_path: Path, version: Any) -> None:
+    write_json(tmp_path / "p.json", {"policy": "policy_ppo", "version": version})
+    with pytest.raises(DataError, match=re.escape(f"version {version} of its keys")):
         read_record(tmp_path / "p.json", PolicyRecord)
 
 
@@ -95,6 +97,7 @@ def test_an_estimate_is_read_in_every_form_that_files_hold(row: Any, expected: E
         (0.1, 0.7, 9, 0.01, UNCLEAR),
         (None, 0.7, 100, 0.01, UNCLEAR),
         (0.1, 0.7, None, None, BETTER),
+        (math.nan, math.nan, None, None, UNCLEAR),
     ],
 )
 def test_the_verdict(

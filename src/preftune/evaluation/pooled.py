@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
+from preftune.records.verdict import Z80, Z95, outcome
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Float
 
 def verdict(low: float, high: float) -> str:
     """What an interval of a difference allows one to say, and no more."""
-    return BETTER if low > 0 else WORSE if high < 0 else UNCLEAR
+    return outcome(low, high, None)
 
 
 def seeds_needed(gains: Sequence[float]) -> int | None:

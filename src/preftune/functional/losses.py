@@ -11,14 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from preftune.kinds import PREFERENCE_KINDS, SMOOTHED_KINDS
+
 from .checks import check_positive, check_range, check_shapes
 from .masked import as_mask, masked_mean, promote, zero_off
 
-PREFERENCE_KINDS = (
-    *("sigmoid", "robust", "hinge", "ipo", "reference_free", "nca_pair"),
-    *("apo_zero", "apo_down", "sppo_hard", "bco_pair"),
-)
-SMOOTHED_KINDS = ("sigmoid", "robust")
 _LARGEST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more is infinite
 
 

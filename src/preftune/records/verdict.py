@@ -12,6 +12,6 @@ def outcome(low: float | None, high: float | None, n: int | None, p_holm: float 
     """
     enough = n is None or n >= MIN_PROMPTS
     survives = p_holm is None or p_holm < SIGNIFICANCE
-    if low is None or high is None or low <= 0 <= high or not enough or not survives:
+    if low is None or high is None or not enough or not survives:
         return UNCLEAR
-    return BETTER if low > 0 else WORSE
+    return BETTER if low > 0 else WORSE if high < 0 else UNCLEAR  # NaN is neither

@@ -7,11 +7,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
 from preftune.config.base import Count, Name, Positive
-
-PreferenceKind = Literal[
-    "sigmoid", "robust", "hinge", "ipo", "reference_free", "nca_pair", "apo_zero", "apo_down", "sppo_hard",
-    "bco_pair",
-]  # fmt: skip
+from preftune.kinds import SMOOTHED_KINDS, PreferenceKind
 
 
 class DPOConfig(OfflineConfig):
@@ -52,10 +48,10 @@ class DPOConfig(OfflineConfig):
 
     @model_validator(mode="after")
     def _smoothing_has_a_kind(self) -> Self:
-        if self.label_smoothing and self.kind not in ("sigmoid", "robust"):
+        if self.label_smoothing and self.kind not in SMOOTHED_KINDS:
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing} has no meaning for kind {self.kind!r}: "
-                "set it to 0, or use kind sigmoid or robust"
+                f"set it to 0, or use kind {' or '.join(SMOOTHED_KINDS)}"
             )
         return self
 
