@@ -27,6 +27,7 @@ from preftune.errors import (
 )
 
 BASE = "base"
+MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
 WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -269,7 +270,7 @@ def read_jsonl(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         except ValueError as error:  # not JSON, or not UTF-8
             if number == len(lines) and not whole:
                 break
-            raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
+            raise DataError(f"{path}:{number}: not valid JSON ({error})", _DAMAGED) from None
         except RecursionError:
             raise DataError(f"{path}:{number}: brackets are nested too deep", _DAMAGED) from None
     return rows
@@ -313,11 +314,15 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of lists and dicts in which whatever else they hold is changed."""
+def _each_leaf(value: Any, change: Callable[[Any], Any], room: int = MAX_DEPTH) -> Any:
+    """A copy of lists and dicts in which whatever else they hold is changed. RecursionError if too deep."""
+    if room < 0:
+        raise RecursionError
     if isinstance(value, dict):
-        return {key: _each_leaf(item, change) for key, item in value.items()}
-    return [_each_leaf(item, change) for item in value] if isinstance(value, list) else change(value)
+        return {key: _each_leaf(item, change, room - 1) for key, item in value.items()}
+    return (
+        [_each_leaf(item, change, room - 1) for item in value] if isinstance(value, list) else change(value)
+    )
 
 
 def _strict(leaf: Any) -> Any:

@@ -6,20 +6,32 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from synthetic import make_run
 
+from damages import FILES, HUGE, content, read_all, replaced, sample, written
 from preftune.errors import DataError
 from preftune.records.base import Estimate, read_record, write_record
 from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, outcome
 from preftune.report import build, load_run
 from preftune.rundir import RunDir, read_json, write_json
+from tiny import without_sums
 
 OLD = Path(__file__).parent / "old_run"
+DRAWN = ("stages/*/metrics.jsonl", "evaluation/*.json", "samples/*.jsonl")  # what figures are made of
 WRONG: tuple[Any, ...] = ([], "words", {"a": []}, 3.5, True)
+
+
+@pytest.fixture(scope="module")
+def tiny_copies(tiny_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunDir]:
+    """Two copies of a finished run without sums; a test that damages a file mends it."""
+    root = tmp_path_factory.mktemp("damaged")
+    run, other = (without_sums(RunDir(shutil.copytree(tiny_run.path, root / name))) for name in "ab")
+    return run, other
 
 
 def damaged(value: Any, wrong: Any) -> Iterator[Any]:
@@ -53,6 +65,101 @@ def test_a_field_of_a_wrong_shape_is_refused_by_name_or_not_read(
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(DataError, match=file):
             load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "wrong"),
+    [
+        ("config.toml", ("evaluation",), "words"),
+        ("config.toml", ("stage",), 3),
+        ("config.toml", ("stage", "ppo"), []),
+        ("origins.json", ("origins",), [["a"]]),
+        ("origins.json", ("recipe",), ["tiny"]),
+        ("run.json", ("versions",), "words"),
+        ("data.json", ("rejected",), {"blank": []}),
+        ("data.json", ("files",), ["words"]),
+        ("data.json", ("splits", "train"), None),
+        ("data.json", ("words", "train"), {"prompt": 3}),
+        ("data.json", ("content_sha256",), "words"),
+        ("data.json", ("duplicates",), json.loads("[" * 200 + "]" * 200)),
+        ("samples/policy_ppo_samples.jsonl", (0, "score"), "high"),
+        ("samples/policy_ppo_samples.jsonl", (0, "response"), 3.5),
+        ("analysis/reward_model_mistakes.jsonl", (0, "tokens_chosen", 0), True),
+        ("analysis/reward_model_mistakes.jsonl", (0, "tags"), 3),
+        pytest.param("analysis/reward_model_mistakes.jsonl", (0, "margin"), HUGE, id="huge margin"),
+        ("stages/ppo/metrics.jsonl", (0,), [1, 2]),
+        ("stages/ppo/stage.json", ("steps",), 2.5),
+    ],
+)
+def test_this_damage_is_refused_by_the_name_of_the_file(
+    tiny_copies: tuple[RunDir, RunDir], name: str, at: tuple[str | int, ...], wrong: Any
+) -> None:
+    run, other = tiny_copies
+    file = run.path / name
+    whole = file.read_bytes()
+    file.write_bytes(written(file, replaced(content(file), at, wrong)))
+    try:
+        with pytest.raises(DataError, match=re.escape(str(file))) as caught:
+            read_all(run, other)
+        assert caught.value.hint
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        ("evaluation/reward_model.json", ("accuracy",), None),
+        ("evaluation/reward_model.json", ("n",), None),
+        ("evaluation/reward_model.json", ("n",), 0),
+        ("evaluation/policy_ppo.json", ("reward", "interval"), [0.5, math.inf]),
+        pytest.param("stages/ppo/metrics.jsonl", (0, "grad_norm"), HUGE, id="huge metric"),
+    ],
+)
+def test_this_is_shown_as_not_known(
+    tiny_copies: tuple[RunDir, RunDir], name: str, at: tuple[str | int, ...], value: Any
+) -> None:
+    run, other = tiny_copies
+    file = run.path / name
+    whole = file.read_bytes()
+    file.write_bytes(written(file, replaced(content(file), at, value)))
+    try:
+        read_all(run, other, drawn="metrics" in name)
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_whatever_a_damaged_file_holds_is_no_internal_error(
+    tiny_copies: tuple[RunDir, RunDir], drawn: bool
+) -> None:
+    """For report, comparison and cards; figures take long, so fewer damages go through them."""
+    run, other = tiny_copies
+    read_all(run, other, drawn=drawn)
+    named, read = [], 0
+    each, patterns = (1, DRAWN) if drawn else (6, FILES)
+    for file, damage in sample(run.path, Random(drawn), each, patterns):
+        whole = file.read_bytes()
+        file.write_bytes(damage)
+        try:
+            read_all(run, other, drawn=drawn)
+            read += 1
+        except DataError as error:
+            named.append(str(file) in error.message)
+        file.write_bytes(whole)
+    assert all(named)
+    assert drawn or min(len(named), read) >= 10  # a key that nobody reads may hold anything
+
+
+def test_a_size_that_is_no_number_is_refused(tiny_copies: tuple[RunDir, RunDir]) -> None:
+    file = tiny_copies[0].stage_json("ppo")
+    whole = file.read_bytes()
+    write_json(file, read_json(file) | {"files": {"stages/ppo/metrics.jsonl": {"bytes": [], "sha256": 3}}})
+    try:
+        with pytest.raises(DataError, match=r"metrics\.jsonl is not what was written: .* instead of \[\]"):
+            load_run(tiny_copies[0])
+    finally:
+        file.write_bytes(whole)
 
 
 def test_the_field_is_named(tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 from study_helpers import SMALL, wanted
 
+from damages import sample
 from preftune import cli
 from preftune.config import PPOConfig, RewardConfig, load_recipe
-from preftune.errors import ConfigError, PreftuneError, UsageError
+from preftune.errors import ConfigError, DataError, PreftuneError, UsageError
 from preftune.rundir import read_json, read_jsonl, write_json
 from preftune.study import seed as one_seed
 from preftune.study.design import Wanted, load_design, make_design
@@ -178,6 +180,24 @@ def test_equal_kl_lies_between_the_sizes_of_best_of_n(two_seeds: Path) -> None:
     np.testing.assert_allclose(at(middle), (gold[:, 1] + gold[:, 2]) / 2)
     assert best_at_kl(found, "training", found.best_kl[-1] + 0.01) is None
     assert best_table(found, "training", 4)[:, COLUMNS.index("win_rate")].max() <= 1
+
+
+def test_whatever_a_damaged_file_of_a_seed_holds_is_refused_by_name(two_seeds: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(two_seeds, tmp_path / "study"))
+    design, refused = load_design(out), list[str]()
+    record = read_json(out / "seed-4/study/seed.json")
+    write_json(out / "seed-4/study/seed.json", {k: v for k, v in record.items() if k != "record_sha256"})
+    patterns = [f"seed-4/study/{name}.json" for name in ("seed", "sft", "ppo", "best_of_n")]
+    for file, damage in sample(out, Random(0), 12, patterns):
+        whole = file.read_bytes()
+        file.write_bytes(damage)
+        try:
+            pool(out, design, SEEDS)
+        except DataError as error:
+            refused.append(error.message)
+        file.write_bytes(whole)
+    assert len(refused) >= 12
+    assert all("seed-4/study/" in message for message in refused)
 
 
 def test_the_reward_model_is_examined_on_fresh_pairs(two_seeds: Path) -> None:

@@ -194,8 +194,6 @@ def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
         return result
     wrong = [{row.idx for row in read_records(run.mistakes, Mistake)} for run in (a, b)]
     only_a, only_b = len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1])
-    if n < len(wrong[0] | wrong[1]):
-        raise DataError(f"{a.reward_evaluation}: n: fewer pairs than mistakes", RewardModelRecord.remedy)
     change = [1.0] * only_b + [-1.0] * only_a + [0.0] * (n - only_a - only_b)
     result["paired"] = {
         "a_right_only": only_a,

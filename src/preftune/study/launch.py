@@ -11,6 +11,8 @@ from typing import IO
 
 from preftune.config import load_recipe
 from preftune.errors import PreftuneError, UsageError
+from preftune.records.base import read_record
+from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
 from preftune.runs.console import Console
 from preftune.runs.inputs import absolute, check_reward_functions
@@ -169,8 +171,8 @@ def _write(out: Path, design: Design, seeds: Sequence[int], command: str) -> Non
     study["sweep"] = sweep_record(design, study)
     study["command"] = command
     study["seeds_wanted"] = list(seeds)
-    data = read_json(RunDir(seed_dir(out, seeds[0])).data)
-    study["world_sha256"] = data.get("world", {}).get("world_sha256")
+    data = read_record(RunDir(seed_dir(out, seeds[0])).data, DataRecord)
+    study["world_sha256"] = data.world.get("world_sha256")
     for name, text in draw(study).items():
         write_text(out / "figures" / name, text)
     write_text(out / "STUDY.md", study_text(study))

@@ -17,7 +17,9 @@ from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
 from preftune.measure.evaluate import policies_of
 from preftune.measure.reward_models import examiner
-from preftune.rundir import BASE, read_object, write_json
+from preftune.records.base import write_record
+from preftune.records.study import BestFile, PolicyFile
+from preftune.rundir import BASE, read_object
 from preftune.runs.session import Session
 from preftune.runs.stages import digest
 from preftune.study.design import VERSION, Design
@@ -113,7 +115,8 @@ def _measure(
                 samples[name][ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
     for name in policies:
         record = {"policy": name, "key": keys[name], "sets": found[name], "samples": samples[name]}
-        write_json(values_file(session.run.path, name), _rounded(record))
+        kind = BestFile if name == BEST else PolicyFile
+        write_record(values_file(session.run.path, name), _rounded(record), kind)
 
 
 def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:

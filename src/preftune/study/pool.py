@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.errors import DataError
 from preftune.evaluation.pooled import pooled_means, prompts_needed, seeds_needed, verdict
-from preftune.rundir import BASE, read_json
+from preftune.records.base import read_record
+from preftune.records.study import BestFile, BestValues, PolicyFile, PolicyValues, SeedRecord
+from preftune.rundir import BASE
 from preftune.study.design import CEILING, Design
-from preftune.study.seed import facts_file, seed_dir
+from preftune.study.seed import facts_file
 
 BEST = "best_of_n"
 INTERVAL = (
@@ -41,33 +44,50 @@ class SeedValues:
     """What one seed measured: its facts, and per policy and set a table (prompts, COLUMNS)."""
 
     seed: int
-    facts: Mapping[str, Any]
+    facts: SeedRecord
     tables: Mapping[str, Mapping[str, Floats]]
     best: Mapping[str, Mapping[str, Floats]]  # per set and measure (prompts, n)
     best_kl: Sequence[float]
 
 
 def read_seed(out: Path, seed: int) -> SeedValues:
-    """A finished seed's values. Raises as `rundir.read_json`."""
-    facts = read_json(facts_file(out, seed))
-    files = {name: read_json(seed_dir(out, seed) / "study" / f"{name}.json") for name in facts["policies"]}
-    best_sets = files.pop(BEST)["sets"]
-    reference = files[facts["reference"]]["sets"]
-    tables = {
-        name: {kind: _table(values, reference[kind]) for kind, values in file["sets"].items()}
-        for name, file in files.items()
-    }
-    best = {
-        kind: {name: np.array(values, dtype=float) for name, values in each.items() if name != "kl"}
-        for kind, each in best_sets.items()
-    }
-    kl = next(iter(best_sets.values()))["kl"]
-    return SeedValues(seed=seed, facts=facts, tables=tables, best=best, best_kl=kl)
+    """A finished seed's values. Raises as `read_record`, and DataError for files that do not fit together."""
+    file = facts_file(out, seed)
+    facts = read_record(file, SeedRecord)
+    if not {facts.reference, BEST} <= set(facts.policies):
+        raise DataError(f"{file}: policies: lacks {facts.reference} or {BEST}", SeedRecord.remedy)
+    best = read_record(_values_file(out, seed, BEST), BestFile).sets
+    names = [name for name in facts.policies if name != BEST]
+    sets = {name: read_record(_values_file(out, seed, name), PolicyFile).sets for name in names}
+    sizes = {kind: len(values.gold) for kind, values in best.items()}
+    for name, own in sets.items():
+        if not sizes or {kind: len(values.gold) for kind, values in own.items()} != sizes:
+            place = _values_file(out, seed, name)
+            raise DataError(f"{place}: sets: not the prompts of {BEST}.json", PolicyFile.remedy)
+    reference = sets[facts.reference]
+    return SeedValues(
+        seed=seed,
+        facts=facts,
+        tables={
+            name: {kind: _table(values, reference[kind]) for kind, values in own.items()}
+            for name, own in sets.items()
+        },
+        best={kind: _arrays(values) for kind, values in best.items()},
+        best_kl=next(iter(best.values())).kl,
+    )
 
 
-def _table(values: Mapping[str, Any], reference: Mapping[str, Any]) -> Floats:
-    half = np.full(len(reference["gold"]), 0.5)  # of the reference against itself
-    own, theirs = ({k: np.array(v, dtype=float) for k, v in each.items()} for each in (values, reference))
+def _values_file(out: Path, seed: int, policy: str) -> Path:
+    return facts_file(out, seed).with_name(f"{policy}.json")
+
+
+def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
+    return {name: np.array(each, dtype=float) for name, each in values if each is not None}
+
+
+def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
+    half = np.full(len(reference.gold), 0.5)  # of the reference against itself
+    own, theirs = _arrays(values), _arrays(reference)
     columns = {
         "gold": own["gold"],
         "gold_gain": own["gold"] - theirs["gold"],
@@ -85,7 +105,7 @@ def _table(values: Mapping[str, Any], reference: Mapping[str, Any]) -> Floats:
 
 def best_table(values: SeedValues, kind: str, n: int) -> Floats:
     """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
-    best, sft = values.best[kind], values.tables[values.facts["reference"]][kind]
+    best, sft = values.best[kind], values.tables[values.facts.reference][kind]
 
     def at(measure: str) -> Floats:
         return best[measure][:, n - 1]
@@ -126,6 +146,13 @@ def pool(out: Path, design: Design, seeds: Sequence[int]) -> dict[str, Any]:
     found = [read_seed(out, seed) for seed in seeds]
     kinds = list(found[0].best)
     settings = design.config.evaluation
+    for values in found:
+        measured = list(values.best) == kinds and _parts(values) == _parts(found[0])
+        if not measured or len(values.best_kl) < max(settings.pool, settings.best_of):
+            first = found[0].seed
+            raise DataError(
+                f"{facts_file(out, values.seed)}: not measured as seed {first} was", SeedRecord.remedy
+            )
     tables = {name: _tables(found, name) for name in _names(found, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(found)]
@@ -146,13 +173,13 @@ def pool(out: Path, design: Design, seeds: Sequence[int]) -> dict[str, Any]:
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
-        "n_prompts": policies[found[0].facts["reference"]]["n_prompts"],
+        "n_prompts": policies[found[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
         "interval": INTERVAL,
         "prompt_sets": kinds,
         "main_set": kinds[0],
-        "reference": found[0].facts["reference"],
+        "reference": found[0].facts.reference,
         "policies": policies,
         "best_of_n": [
             {"n": n, "kl": found[0].best_kl[n - 1]}
@@ -168,6 +195,11 @@ def _names(found: Sequence[SeedValues], best_of: int, pool_size: int) -> list[st
     """Policies that every seed measured, and two sizes of best-of-n."""
     common = [name for name in found[0].tables if all(name in values.tables for values in found)]
     return [*common, *dict.fromkeys((f"best_of_{best_of}", f"best_of_{pool_size}"))]
+
+
+def _parts(values: SeedValues) -> dict[str, list[str]]:
+    """By kind of prompt, the parts of gold that the reward model was examined on."""
+    return {kind: sorted(audit.gaps) for kind, audit in (values.facts.reward_model or {}).items()}
 
 
 def _tables(found: Sequence[SeedValues], name: str) -> dict[str, list[Floats]]:
@@ -210,19 +242,19 @@ def _seed_record(
 ) -> dict[str, Any]:
     """One seed's numbers, intervals over its prompts only."""
     policies = {}
-    reference = values.facts["reference"]
+    reference = values.facts.reference
     usual = _seed_numbers(values.tables[reference][main], 1)
     for name, by_kind in tables.items():
         sets = {kind: _seed_numbers(each[i], settings.resamples) for kind, each in by_kind.items()}
         why = [] if name in (reference, BASE) else collapse(sets[main], usual)
         policies[name] = {
             **sets[main],
-            **values.facts["tokens"].get(name, {}),
+            **values.facts.tokens.get(name, {}),
             "collapsed": bool(why),
             "collapsed_why": why,
             "sets": sets,
         }
-    return {"seed": values.seed, "seconds": values.facts["seconds"], "policies": policies}
+    return {"seed": values.seed, "seconds": values.facts.seconds, "policies": policies}
 
 
 def _seed_numbers(table: Floats, resamples: int) -> dict[str, Any]:
@@ -247,7 +279,7 @@ def _gain_at_equal_kl(
     found: Sequence[SeedValues], tables: Sequence[Floats], name: str, kind: str, resamples: int
 ) -> dict[str, Any] | None:
     """Gold minus that of best-of-n at the policy's own KL, seed by seed; None beyond the largest n."""
-    if name.startswith("best_of_") or name == BASE or name == found[0].facts["reference"]:
+    if name.startswith("best_of_") or name == BASE or name == found[0].facts.reference:
         return None
     gold, kl = COLUMNS.index("gold"), COLUMNS.index("kl")
     gaps = []
@@ -263,7 +295,7 @@ def _gain_at_equal_kl(
 
 
 def _mean_tokens(found: Sequence[SeedValues], name: str) -> dict[str, Any]:
-    spent = [values.facts["tokens"][name] for values in found if name in values.facts["tokens"]]
+    spent = [values.facts.tokens[name] for values in found if name in values.facts.tokens]
     if not spent:
         return {"tokens_trained": None, "tokens_sampled": None, "steps": None}
     return {key: float(np.mean([each[key] for each in spent])) for key in spent[0]}
@@ -285,26 +317,28 @@ def _label(design: Design, name: str) -> str:
 
 def _reward_model(found: Sequence[SeedValues]) -> dict[str, Any] | None:
     """Accuracy on fresh pairs and gaps per part of gold: means over seeds, the seeds beside them."""
-    audits = [values.facts["reward_model"] for values in found]
-    if any(audit is None for audit in audits):
+    audits = [values.facts.reward_model for values in found if values.facts.reward_model is not None]
+    if len(audits) < len(found):
         return None
     pooled = {}
     for kind in audits[0]:
         each = [audit[kind] for audit in audits]
-        values = [a["accuracy"]["value"] for a in each]
+        values = [a.accuracy.value for a in each]
         pooled[kind] = {
             "accuracy": float(np.mean(values)),
-            "n_pairs": each[0]["accuracy"]["n"],
-            "by_seed": [{"seed": v.seed, **a["accuracy"]} for v, a in zip(found, each, strict=True)],
-            "best_reachable": float(np.mean([a["best_reachable"] for a in each])),
+            "n_pairs": each[0].accuracy.n,
+            "by_seed": [
+                {"seed": v.seed, **a.accuracy.model_dump()} for v, a in zip(found, each, strict=True)
+            ],
+            "best_reachable": float(np.mean([a.best_reachable for a in each])),
             "gaps": {
                 part: {
-                    "gap_sd": float(np.mean([a["gaps"][part]["gap_sd"] for a in each])),
-                    "by_seed": [a["gaps"][part]["gap_sd"] for a in each],
-                    "accuracy": float(np.mean([a["gaps"][part]["value"] for a in each])),
-                    "n": each[0]["gaps"][part]["n"],
+                    "gap_sd": float(np.mean([a.gaps[part].gap_sd for a in each])),
+                    "by_seed": [a.gaps[part].gap_sd for a in each],
+                    "accuracy": float(np.mean([a.gaps[part].value for a in each])),
+                    "n": each[0].gaps[part].n,
                 }
-                for part in each[0]["gaps"]
+                for part in each[0].gaps
             },
         }
     return pooled

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import stage_order
+from preftune.records.study import SeedRecord
 from preftune.rundir import RunDir
 from preftune.runs.console import Console
 from preftune.runs.inputs import check_reward_functions
@@ -64,5 +65,6 @@ def run_seed(out: Path, seed: int, reports: bool = True) -> None:
             **facts,
             "tokens": {name: spent_tokens(run, name) for name in tuned},
         }
+        SeedRecord.model_validate(record)
         numbers = [file for file in facts_file(out, seed).parent.glob("*.json") if file.name != "seed.json"]
         write_sealed(facts_file(out, seed), {**record, "files": sums(run, numbers)})

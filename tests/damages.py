@@ -3,13 +3,14 @@
 import copy
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 from preftune.config.toml import toml_value
-from preftune.measure.compare import compare_runs, comparison_table
+from preftune.measure.compare import compare_runs, show_comparison
 from preftune.report import load_run
 from preftune.report.contents import sections
 from preftune.report.plots.figures import draw
@@ -23,7 +24,7 @@ Place = tuple[str | int, ...]
 HUGE = 10**400  # a number in JSON, and no float
 WRONG: tuple[Any, ...] = (
     *([], {}, "words", "\ud800", 3.5, -7, True, None, HUGE),
-    *({"a": []}, [[]], ["words"], [1.5, None]),
+    *({"a": []}, [[]], ["words"], [1.5, None], json.loads("[" * 200 + "]" * 200)),
 )
 FILES = (
     *(
@@ -55,7 +56,7 @@ def replaced(value: Any, at: Place, wrong: Any) -> Any:
     if not at:
         return wrong
     made = copy.copy(value)
-    made[at[0]] = replaced(value[at[0]], at[1:], wrong)
+    made[at[0]] = wrong if len(at) == 1 else replaced(value[at[0]], at[1:], wrong)
     return made
 
 
@@ -98,7 +99,8 @@ def read_all(run: RunDir, other: RunDir, *, drawn: bool = False) -> None:
     parts = sections(view, {file: words for file, (_, words) in figures.items()})
     analysis_text(view, parts).encode()
     page_text(view, parts, {file: svg for file, (svg, _) in figures.items()}).encode()
-    list(comparison_table(compare_runs(run, other, resamples=20)))
+    console: Any = SimpleNamespace(line=str, table=lambda headers, rows: list(rows))
+    show_comparison(console, compare_runs(run, other, resamples=20))
     for name, algorithm in (("rm", "reward"), ("ppo", "ppo"), ("base", "pretraining")):
         model_card(_session(run), Stage(name=name, algorithm=algorithm, parents=(), inputs={})).encode()
 
@@ -111,3 +113,14 @@ def _session(run: RunDir) -> Any:
     )  # fmt: skip
     report = {"splits": {}, "sources": {}}
     return SimpleNamespace(config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="")
+
+
+def sample(
+    root: Path, rng: Random, each: int, patterns: Sequence[str] = FILES
+) -> Iterator[tuple[Path, bytes]]:
+    """`each` damages of every kind of file under a directory: (file, its damaged content)."""
+    for pattern in patterns:
+        files = {file: content(file) for file in sorted(root.glob(pattern))}
+        every = [(file, at) for file, value in files.items() for at in places(value)]
+        for file, at in rng.sample(every, min(each, len(every))):
+            yield file, written(file, replaced(files[file], at, rng.choice(WRONG)))

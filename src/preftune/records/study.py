@@ -1,0 +1,104 @@
+"""study/seed.json and study/<policy>.json of a study's seed: facts about it, and values prompt by prompt."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from preftune.records.base import Number, Record, Several
+
+
+class _OfSeed(Record):
+    versioned: ClassVar[bool] = False
+    remedy: ClassVar[str] = "remove its directory and run the same command: it measures that seed again"
+
+
+class Share(Record):
+    """A share of pairs with its interval."""
+
+    value: Number
+    interval: Annotated[tuple[Number, Number], Field(strict=False)]
+    n: int
+
+
+class PartGap(Record):
+    """Pairs that differ in one part of gold alone: mean margin in sd of the scores, and accuracy."""
+
+    gap_sd: Number
+    value: Number
+    n: int
+
+
+class FreshAccuracy(Record):
+    """The reward model on pairs and probes of one kind of prompt that no stage has seen."""
+
+    accuracy: Share
+    best_reachable: Number
+    gaps: Mapping[str, PartGap]
+
+
+class SeedRecord(_OfSeed):
+    """seed.json. Tokens (trained, sampled) and steps by policy."""
+
+    seconds: Number
+    policies: Several[str]
+    reference: str
+    reward_model: Mapping[str, FreshAccuracy] | None = None
+    tokens: Mapping[str, Mapping[str, Annotated[int, Field(lt=2**63)] | float]]
+
+
+def _same_prompts(sizes: Iterable[int]) -> None:
+    found = set(sizes)
+    if len(found) > 1 or 0 in found:
+        raise ValueError("measures of one set are of no prompts, or of different numbers of them")
+
+
+class PolicyValues(Record):
+    """Means over the replies to each prompt of a set; `win` and `gold_win` against the reference."""
+
+    gold: Several[Number]
+    proxy: Several[Number]
+    kl: Several[Number]
+    length: Several[Number]
+    ended: Several[Number]
+    repetition_4: Several[Number]
+    win: Several[Number] | None = None
+    gold_win: Several[Number] | None = None
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        _same_prompts(len(values) for _, values in self if values is not None)
+        return self
+
+
+class BestValues(Record):
+    """Best-of-n, n = 1, 2, ...: (prompts, n) for each measure; `kl` by formula, (n,)."""
+
+    gold: Several[Several[Number]]
+    proxy: Several[Several[Number]]
+    length: Several[Several[Number]]
+    ended: Several[Several[Number]]
+    repetition_4: Several[Several[Number]]
+    win: Several[Several[Number]]
+    gold_win: Several[Several[Number]]
+    kl: Several[Number]
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        tables = [values for name, values in self if name != "kl"]
+        if any(len(row) != len(self.kl) for table in tables for row in table):
+            raise ValueError("a prompt has not one value for each n")
+        _same_prompts(len(table) for table in tables)
+        return self
+
+
+class PolicyFile(_OfSeed):
+    """<policy>.json: a policy's values by set of prompts."""
+
+    sets: Mapping[str, PolicyValues]
+
+
+class BestFile(_OfSeed):
+    """best_of_n.json."""
+
+    sets: Mapping[str, BestValues]
