@@ -32,13 +32,15 @@ def write_sealed(file: Path, record: Mapping[str, Any]) -> None:
     write_json(file, {**body, _OWN: sum_of(body)})
 
 
-def read_sealed(file: Path) -> dict[str, Any]:
-    """A record, {} if there is none. DataError if it is no object, or not what `write_sealed` wrote."""
+def read_sealed(file: Path, stage: str | None = None) -> dict[str, Any]:
+    """A record, {} if there is none. DataError if it is no object, or not what `write_sealed` wrote, or that
+    of another stage than `stage` (by default the directory it lies in).
+    """
     if not os.path.lexists(file):
         return {}
     record = read_object(file)
     own = record.pop(_OWN, None)
-    place = file.parent.name if file.name == "stage.json" else None
+    place = (stage or file.parent.name) if file.name == "stage.json" else None
     if place is not None and record.get("stage", place) != place:
         raise DataError(f"{file} is the record of another stage, {str(record['stage'])[:60]}", _REMEDY)
     if own is not None and own != sum_of(record):

@@ -123,7 +123,7 @@ class Mirror:
         return False
 
     def _same_settings(self, stage: Stage, unit: Path) -> None:
-        recorded = read_sealed(unit / "stage.json")
+        recorded = read_sealed(unit / "stage.json", unit.parent.name)
         if recorded.get("key") != stage.key:
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
