@@ -31,7 +31,7 @@ demo: $(VENV)/.installed ## install, then run the built-in recipe `quickstart` t
 	$(BIN)/preftune run quickstart
 
 # COVERAGE=1 measures it too, prints the files that are not wholly covered, and fails where the total has fallen.
-COVERED := 75
+COVERED := 95
 test: $(VENV)/.installed-test ## install what tests need, then run them
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 \
 		$(if $(COVERAGE),--cov --cov-report term --cov-fail-under $(COVERED))

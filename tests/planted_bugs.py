@@ -334,8 +334,9 @@ class Reference:""",
         22,
         "a difference of means is called a difference, whatever its interval",
         "records/verdict.py",
-        "    if low is None or high is None or low <= 0 <= high or not enough or not survives:\n",
-        "    if low == high:\n",
+        "    if low is None or high is None or not enough or not survives:\n        return UNCLEAR\n"
+        "    return BETTER if low > 0 else WORSE if high < 0 else UNCLEAR",
+        "    return BETTER if (low or 0) + (high or 0) > 0 else WORSE",
         (f"{SEED}::test_noise_is_not_called_a_difference",),
     ),
     Bug(

@@ -101,8 +101,10 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
 
 def check_base(session: Session, stages: Sequence[str]) -> None:
     """DataError for a base model that a stage could not use, before any of them is trained."""
+    if session.config.model.scratch is not None:
+        return
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
-    if session.config.model.scratch is not None or not unfinished:
+    if not unfinished:
         return
     load_tokenizer(session.base)
     load_causal_lm(session.base)
