@@ -12,7 +12,8 @@ from preftune import faults
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit
+from preftune.runs.aside import with_children
+from preftune.runs.inputs import absolute, check_reward_functions, other_run, recorded_commit
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
@@ -27,13 +28,22 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "hh-colab"
 
 
-def run(recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True) -> RunDir:
+def run(
+    recipe: str = DEFAULT_RECIPE,
+    *overrides: str,
+    out: str | None = None,
+    resume: bool = True,
+    from_run: str | None = None,
+    redo: Sequence[str] = (),
+) -> RunDir:
     """Run a recipe through all stages, evaluate, and write the report. A second call resumes or does nothing.
 
     `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
-    samples/ and analysis/ right here). `resume=False` removes what an earlier run left there.
+    samples/ and analysis/ right here). `resume=False` removes what an earlier run left there. Stages that
+    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and what
+    hangs on them, are made anew.
     """
-    return run_recipe(recipe, overrides, out=out, resume=resume)
+    return run_recipe(recipe, overrides, out=out, resume=resume, from_run=from_run, redo=redo)
 
 
 def train_reward_model(
@@ -79,6 +89,8 @@ def run_recipe(
     resume: bool = True,
     until: str | None = None,
     mirror: str | None = None,
+    from_run: str | None = None,
+    redo: Sequence[str] = (),
 ) -> RunDir:
     """What the command line calls: all stages and the report, or the stages up to `until` only.
 
@@ -88,6 +100,8 @@ def run_recipe(
     config = absolute(resolved.config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    origin = None if from_run is None else other_run(from_run, run)
+    with_children(config.stage, redo)
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
@@ -108,7 +122,9 @@ def run_recipe(
 
         if mirror is not None and not resume and is_main_process():
             forget(Path(mirror), [BASE, *config.stage])
-        session = runner.open_session(config, dataset, run, console, mirror, base=base)
+        session = runner.open_session(
+            config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
+        )
         if is_main_process():
             provenance.record_origins(run, resolved)
         runner.train_stages(session, stages)

@@ -35,6 +35,14 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan and every setting with its origin, then stop.")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
+FromRun = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Take over the stages that RUN has finished alike."),
+]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="Make a stage, and what hangs on it, anew; may be repeated."),
+]
 Mirror = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
@@ -54,6 +62,16 @@ class _Shown:
     traceback: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What `run` and `train` are told of results that are there."""
+
+    restart: bool
+    mirror: str | None
+    from_run: str | None
+    redo: Sequence[str]
+
+
 @app.callback()
 def common(context: typer.Context, debug: Debug = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
@@ -68,9 +86,12 @@ def run(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
+    from_run: FromRun = None,
+    redo: Redo = None,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes or does nothing."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror)
+    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, kept, out=out, dry_run=dry_run)
 
 
 @app.command()
@@ -82,9 +103,12 @@ def train(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
+    from_run: FromRun = None,
+    redo: Redo = None,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror, until=stage)
+    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, kept, out=out, dry_run=dry_run, until=stage)
 
 
 @app.command()
@@ -283,11 +307,10 @@ def version() -> None:
 def _run(
     recipe: str,
     overrides: Sequence[str] | None,
+    kept: _Kept,
     *,
     out: str | None,
     dry_run: bool,
-    restart: bool,
-    mirror: str | None,
     until: str | None = None,
 ) -> None:
     """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
@@ -302,9 +325,20 @@ def _run(
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
         return
+    if kept.restart and kept.redo:
+        raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
     from preftune import api
 
-    api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until, mirror=mirror)
+    api.run_recipe(
+        recipe,
+        overrides,
+        out=out,
+        until=until,
+        resume=not kept.restart,
+        mirror=kept.mirror,
+        from_run=kept.from_run,
+        redo=kept.redo,
+    )
 
 
 def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import RunConfig, dump_toml
+from preftune.config import RunConfig, dump_toml, stage_order
 from preftune.config.trainable import top_blocks
 from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
@@ -15,13 +15,15 @@ from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
 from preftune.rundir import BASE, RunDir, json_text, write_text
+from preftune.runs.aside import put_aside, put_back, settle, with_children
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
-from preftune.runs.stages import is_finished, unverified
+from preftune.runs.stages import Stage, is_finished, unverified
+from preftune.runs.takeover import take, takeable
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
 from preftune.training.learner import Learner, effective_precision
@@ -37,6 +39,8 @@ def open_session(
     *,
     base: Source | None = None,
     trains: bool = True,
+    origin: RunDir | None = None,
+    redo: Sequence[str] = (),
 ) -> Session:
     """A session whose settings, data and provenance are on record; to be asked for under the lock. `base` is
     where its base model was found.
@@ -46,6 +50,16 @@ def open_session(
     """
     _meet(config)  # --restart may have removed what is there
     session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains, located=base)
+    session.origin = origin
+    if redo and is_main_process():
+        anew = [session.stage(name) for name in with_children(config.stage, redo)]
+        if moved := put_aside(run, anew, redo):
+            console.line(f"made anew: {', '.join(moved)}; the old ones are kept in {run.aside} until then")
+    elif is_main_process():
+        for stage in map(session.stage, stage_order(config.stage)):
+            if put_back(run, stage):
+                console.line(f"{stage.name:<12} the old one is back in its place")
+    _meet(config)
     if mirror is not None:
         session.mirror = Mirror(
             directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
@@ -95,13 +109,25 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     check_base(session, stages)
     for line in sizes(session.config, None if scratch else session.base, stages):
         session.console.line(line)
-    for name in [*scratch, *stages]:
-        if session.mirror is not None:
-            if is_main_process():
-                session.mirror.fetch(session.stage(name))
-            _meet(session.config)
+    names = [*scratch, *stages]
+    if session.origin is not None and (same := takeable(session, session.origin, names)):
+        session.console.line(f"taken over from {session.origin.path}: {', '.join(same)}")
+    for stage in map(session.stage, names):
+        if is_main_process():
+            _fetch(session, stage)
+        _meet(session.config)
         with answering(session.config.process_timeout):
-            run_stage(session, session.stage(name))
+            run_stage(session, stage)
+        if is_main_process():
+            settle(session.run, stage)
+
+
+def _fetch(session: Session, stage: Stage) -> None:
+    """What there is of a stage in another run, or in the mirror."""
+    if session.origin is not None:
+        take(session, session.origin, stage)
+    if session.mirror is not None:
+        session.mirror.fetch(stage)
 
 
 def check_base(session: Session, stages: Sequence[str]) -> None:

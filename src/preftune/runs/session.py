@@ -46,6 +46,7 @@ class Session:
     mirror: Mirror | None = None
     trains: bool = True
     located: Source | None = None  # the base model, where it has been looked for before
+    origin: RunDir | None = None  # the run that finished stages are taken from (--from)
 
     def __post_init__(self) -> None:
         quiet_libraries()

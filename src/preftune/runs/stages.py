@@ -70,7 +70,8 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         raise ConfigError(
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
             + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
-            hint="use another out=DIR, or --restart to make the run again from nothing",
+            hint=f"add --redo {stage.name} to make it and what hangs on it anew here; or --from {run.path} "
+            "--out DIR for another run that takes over what is the same; or --restart to begin from nothing",
         )
     if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False
@@ -101,6 +102,18 @@ def model_sum(run: RunDir, name: str) -> str | None:
     """One hash for the model that a stage has recorded; None if it has not."""
     files = listed(read_sealed(run.stage_json(name)))
     return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith("models/")})
+
+
+def made_of_what_is_here(
+    run: RunDir, record: Mapping[str, Any], others: Mapping[str, str | None] | None = None
+) -> bool:
+    """Whether the parents that a record names have the models that it was made of; `others` by their sum."""
+    made_from = record.get("made_from")
+    sums_here = others or {}
+    return all(
+        was is None or was == (sums_here[parent] if parent in sums_here else model_sum(run, parent))
+        for parent, was in (made_from.items() if isinstance(made_from, dict) else ())
+    )
 
 
 def _check(run: RunDir, recorded: Mapping[str, Any], name: str, model: Path) -> None:
