@@ -168,6 +168,10 @@ class RunDir:
         """The curve of best-of-n of the reference."""
         return self.evaluation("best_of_n")
 
+    def labels(self, name: str) -> Path:
+        """Directory of a set of items that people judge, with their judgements."""
+        return self.path / "labels" / name
+
     def pairs(self, name: str) -> Path:
         """Directory of an evaluation on a preference file of somebody else."""
         return self.path / "evaluation" / f"pairs-{name}"
