@@ -97,3 +97,13 @@ def test_the_commands_around_the_page(tmp_path: Path, capsys: pytest.CaptureFixt
 def read_slots(run: Path) -> list[str]:
     rows = read_jsonl(RunDir(run).labels("pairs") / "items.jsonl")
     return [f"{row['id']}-0" for row in rows]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = collected(tmp_path / "run", n=4)
+    (tmp_path / "elsewhere").mkdir()
+    run.labels("pairs").parent.mkdir()
+    run.labels("pairs").symlink_to(tmp_path / "elsewhere")
+    assert main(["label", str(run.path), "--html", str(tmp_path / "page.html")]) == 78
+    assert "is a link" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -1,6 +1,8 @@
 """The page over HTTP: what it answers, and what it refuses."""
 
+import errno
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +190,27 @@ def test_every_answer_carries_the_policy(store: Store, client: TestClient) -> No
     assert page.count("<script") == 1  # '<script src="/label.js">'
     assert 'src="/label.js"' in page
     assert " on" not in page.replace(" one", "").replace(" or", "")
+
+
+def test_a_full_disk_is_told_and_the_judgement_can_be_sent_again(
+    store: Store, client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = of(store, "anna")
+    state = client.get("/api/state", headers=anna).json()
+    first = said(state)
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        answer = client.post("/api/judge", headers=anna, json=first)
+    assert answer.status_code == 500
+    assert answer.headers["content-security-policy"]
+    assert "No space left" in capsys.readouterr().err
+    assert client.get("/api/state", headers=anna).json() == state
+    assert client.post("/api/judge", headers=anna, json=first).json()["done"] == 1
+    assert Store(store.folder).state("anna")["done"] == 1
 
 
 def test_text_of_others_is_sent_as_json_only(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def label(
 ) -> None:
     """Have people judge replies on a local page: blind, side by side. Resumes; results at any time."""
     from preftune.label.store import Store, begin, place
-    from preftune.rundir import RunDir
+    from preftune.rundir import RunDir, refuse_links
 
+    refuse_links(RunDir(run))
     folder, found = place(RunDir(run), name, source)
     wanted = {
         "seed": seed,

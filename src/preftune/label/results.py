@@ -53,7 +53,7 @@ def results(store: Store) -> list[Line]:
         ),
         Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
         _repeats(stands),
-        _share(store, "side", "A is preferred (0.5 without a bias to a side)", decided, _is_a),
+        _share(store, "side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
         _share(store, "length", "the longer reply is preferred", decided, _longer(store)),
         _share(
             store, "ties", "tie or both bad", first.values(), lambda event: float(event.preferred is None)

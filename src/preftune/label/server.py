@@ -7,6 +7,7 @@ page of another site can. So there are no cookies and nothing to forge.
 import asyncio
 import hmac
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,12 +23,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preftune.config.base import Settings
-from preftune.errors import UsageError
+from preftune.errors import PreftuneError, UsageError
 from preftune.label.judgements import Said, Undone
 from preftune.label.page import SERVED_POLICY, part, served_page
 from preftune.label.results import as_rows
 from preftune.label.store import Conflict, Store
 from preftune.records.base import first_fault
+from preftune.untrusted import printable
 
 LIMIT = 128 * 1024  # bytes of a body
 PATIENCE = 10.0  # seconds for a body to come
@@ -156,7 +158,7 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, hosts=hosts)],
-        exception_handlers={HTTPException: _refused, UsageError: _refused_use},
+        exception_handlers={HTTPException: _refused, PreftuneError: _failed, OSError: _failed},
     )
     app.router.redirect_slashes = False
     return app
@@ -192,9 +194,12 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
-async def _refused_use(request: Request, error: Exception) -> Response:
-    assert isinstance(error, UsageError)
-    return JSONResponse({"error": error.message}, 422)
+async def _failed(request: Request, error: Exception) -> Response:
+    """What does not fit is the page's affair; what could not be written is told in the terminal as well."""
+    if isinstance(error, UsageError):
+        return JSONResponse({"error": error.message}, 422)
+    print(f"not saved: {printable(error)}", file=sys.stderr)
+    return JSONResponse({"error": "not saved"}, 500)
 
 
 def serve(app: Starlette, port: int) -> None:

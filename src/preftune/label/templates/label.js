@@ -117,7 +117,7 @@
     at("count").textContent = state.done + " of " + state.total;
     at("bar").max = Math.max(state.total, 1);
     at("bar").value = state.done;
-    at("tools").hidden = false;
+    at("tools").hidden = at("undo").hidden = false;
     at("undo").setAttribute("aria-disabled", String(!state.last));
     at("task").hidden = !state.slot;
     at("finished").hidden = Boolean(state.slot);
@@ -180,7 +180,7 @@
     at("bar").hidden = true;
     at("results").hidden = false;
     table(at("table"), found.headers, found.rows);
-    table(at("raters"), ["Rater", "Judged", "Of them"], found.raters);
+    table(at("raters"), ["Rater", "Judged", "Again"], found.raters);
     at("notes").replaceChildren(...found.notes.map((note) => element("p", note)));
   }
 
