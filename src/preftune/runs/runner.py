@@ -13,6 +13,7 @@ from preftune.models.locate import Source
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
 from preftune.rundir import BASE, RunDir, json_text, write_text
+from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
@@ -96,7 +97,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
                 session.mirror.fetch(session.stage(name))
             _meet(session.config)
         with answering(session.config.process_timeout):
-            run_stage(session, session.stage(name))
+            stage = session.stage(name)
+            (run_stage if stage.makes_model else collect_stage)(session, stage)
 
 
 def check_base(session: Session, stages: Sequence[str]) -> None:
@@ -108,7 +110,8 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
         return
     load_tokenizer(session.base)
     load_causal_lm(session.base)
-    needs = {role for name in unfinished for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
+    training = [config.algorithm for n in unfinished if (config := session.config.stage[n]).makes == "model"]
+    needs = {role for algorithm in training for role in ALGORITHMS[algorithm].needs}
     if needs & {"reward_model", "critic"}:
         check_scalar_head(session.base)
 
