@@ -229,7 +229,13 @@ def make_dataset(
         )
         for name in SPLIT_NAMES
     }
-    return Dataset(**numbered, report=report | _contents(numbered), kind=kind)
+    return Dataset(
+        train=numbered["train"],
+        validation=numbered["validation"],
+        test=numbered["test"],
+        report=report | _contents(numbered),
+        kind=kind,
+    )
 
 
 def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def show_plan(
 
 
 def _with_data(stage: StageSettings, dataset: Dataset) -> str:
-    """The plan of a stage, and its data where that is not the run's; how much is collected is not known yet."""
+    """The plan of a stage, and its data where that is not the run's (collected: not known yet)."""
     own = dataset.of(stage.data)
     told = "" if stage.data is None else f"; data: {stage.data}"
     return f"{stage.plan(None if own is None else len(own.train))}{told}"

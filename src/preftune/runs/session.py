@@ -10,6 +10,7 @@ from typing import Any
 from preftune.config import RunConfig, StageSettings, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
+from preftune.config.trainable import ALL
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
@@ -173,6 +174,8 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
+        if (trainable := self.config.trainable_of(name)) != ALL:
+            inputs["trainable"] = trainable
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.base import Count, Name, NonNegative, Positive, Settings, Share
 from preftune.config.rewards import RewardTerms
+from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
@@ -110,6 +111,11 @@ class StageSettings(Settings):
         exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
         description="What it learns from instead of the run's data: a stage that collects, a file, a "
         'directory (with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
+    )
+    trainable: Trainable | None = Field(
+        default=None,
+        exclude_if=lambda trainable: trainable is None,
+        description="Weights that this stage trains, where that is not model.trainable.",
     )
 
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
