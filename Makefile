@@ -105,7 +105,7 @@ trl-check: ## a saved reward model as TRL's reward_funcs (fetches TRL; minutes)
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt -e . trl==1.16.0 pytest
-	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py
+	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py tests/test_from_trl.py
 
 clean: ## remove the environment and caches, never runs/
 	rm -rf $(VENV) .venv-trl build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info
