@@ -1,4 +1,4 @@
-"""The commands that README and docs show: found, with their placeholders filled, and made small enough to run."""
+"""The commands that README and docs show: found, their placeholders filled, made small enough to run."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 _SPAN = re.compile(r"`(preftune [^`]+)`")
 _STARTS = ("preftune ", "make ", "python ", "pip ", "ACCELERATE_USE_CPU=", "docker ")
 TRAINING = ("run", "train")
-ALONE = ("selftest", "options", "version")  # say something without arguments
+ALONE = ("selftest", "options", "version", "--version", "doctor")  # say something without arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ def filled(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
     result = []
     for word in words:
         for name in sorted(places, key=len, reverse=True):
-            word = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", lambda _, name=name: places[name], word)
+            word = re.sub(
+                rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", lambda _, name=name: places[name], word
+            )
         result.append(word)
     return result
 
@@ -90,7 +92,12 @@ def filled(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
 def small(recipe: str, overrides: Sequence[str], pairs: str, model: str) -> list[str]:
     """Settings to put behind `overrides` so that a run takes seconds and no network."""
     config = load_recipe(recipe, overrides).config
-    words = ["precision=float32", "checkpoint.every=50", "evaluation.prompts=4", "evaluation.max_new_tokens=4"]
+    words = [
+        "precision=float32",
+        "checkpoint.every=50",
+        "evaluation.prompts=4",
+        "evaluation.max_new_tokens=4",
+    ]
     words += ["evaluation.resamples=20", "evaluation.samples=2", "evaluation.pool=4"]
     if config.model.scratch is not None:
         words += ["model.scratch.steps=2", "model.scratch.batch_size=4"]
@@ -103,7 +110,11 @@ def small(recipe: str, overrides: Sequence[str], pairs: str, model: str) -> list
         if isinstance(stage, OfflineConfig):
             words += [f"stage.{name}.rows={size}", f"stage.{name}.batch_size={size}"]
         else:
-            words += [f"stage.{name}.steps=1", f"stage.{name}.batch_size={size}", f"stage.{name}.minibatches=1"]
+            words += [
+                f"stage.{name}.steps=1",
+                f"stage.{name}.batch_size={size}",
+                f"stage.{name}.minibatches=1",
+            ]
             words += [f"stage.{name}.max_new_tokens=4"]
         words.append(f"stage.{name}.epochs=1")
     return words

@@ -1,5 +1,5 @@
-"""Every command that README and docs show: read by the command line in `make test`, where one of each kind runs;
-`make docs-check` runs them all, made small (see `documented.small`).
+"""Every command that README and docs show: `make test` parses it and runs one of each kind;
+`make docs-check` runs them all, made small (`documented.small`).
 """
 
 import json
@@ -45,7 +45,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
     """What stands for the placeholders, in a directory with the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"prompt": f"What is {i} and {i + 1}?", "chosen": f"It is {2 * i + 1}.", "rejected": f"{i} it may be."}
+        {"prompt": f"What is {i} and {i}?", "chosen": f"It is {2 * i}.", "rejected": f"{i} it may be."}
         for i in range(60)
     ]
     named = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows]
@@ -72,7 +72,11 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_the_command_line_understands_it(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    words = [word for word in filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft"}) if word != "--debug"]
+    words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft"})
+    words = [word for word in words if word != "--debug"]
+    if words[0].startswith("-"):
+        assert cli.main(words) == 0
+        return
     assert words[0] in verbs
     if command.bare:
         return
@@ -80,8 +84,7 @@ def test_the_command_line_understands_it(command: Command, capsys: pytest.Captur
     if words[0] in TRAINING and words[1] != "mine.toml":
         assert cli.main([*words, "--dry-run"]) == 0, capsys.readouterr().err
     if words[0] == "study":
-        settings = [word for word in words[2:] if "=" in word and not word.startswith(("out=", "stage.ppo.kl_coef=0.0,"))]
-        load_recipe(words[1], [word for word in settings if "," not in word])
+        load_recipe(words[1], changes(words))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=str)
@@ -90,14 +93,21 @@ def test_the_target_is_in_the_makefile(command: Command) -> None:
     assert all(re.search(rf"^{word}:", makefile, re.M) for word in command.words[1:] if "=" not in word)
 
 
+def changes(words: list[str]) -> list[str]:
+    """The settings in a command line; not where it goes, and not the values of a sweep."""
+    return [word for word in words[2:] if "=" in word and not word.startswith("out=") and "," not in word]
+
+
 def shrunk(words: list[str], model: str) -> list[str]:
     """The command line without preftune's name, with settings and options behind it that make it small."""
     if words[0] not in (*TRAINING, "study", "verify-resume"):
         return words
-    settings = [word for word in words[2:] if "=" in word and not word.startswith("out=") and "," not in word]
-    less = small(words[1], settings, "named.jsonl" if "question" in " ".join(words) else "pairs.jsonl", model)
+    less = small(
+        words[1], changes(words), "named.jsonl" if "question" in " ".join(words) else "pairs.jsonl", model
+    )
     if words[0] == "study":
-        less += ["--seeds", "1", "--jobs", "1", "--pairs", "8", "--replies", "1", "--tokens", "0", "--no-reports"]
+        less += ["--seeds", "1", "--jobs", "1", "--pairs", "8", "--replies", "1", "--tokens", "0"]
+        less += ["--no-reports"]
     if words[0] == "verify-resume":
         less += ["--kills", "1"]
     if words[0] in TRAINING and "mine.csv" in " ".join(words):

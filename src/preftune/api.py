@@ -28,7 +28,7 @@ DEFAULT_RECIPE = "hh-colab"
 
 
 def run(recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True) -> RunDir:
-    """Run a recipe through all stages, evaluate, and write the report. A second call resumes or does nothing.
+    """Run a recipe through all stages, evaluate, and write the report. A second call resumes, or only checks.
 
     `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
     samples/ and analysis/ right here). `resume=False` removes what an earlier run left there.
