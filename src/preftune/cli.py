@@ -12,6 +12,7 @@ import typer
 
 from preftune.errors import PreftuneError, UsageError, from_system
 from preftune.isolated import from_panic, is_panic
+from preftune.label.command import label
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
@@ -154,6 +155,9 @@ def sample(
 
     for row in api.sample(run, policy, prompt or [], seed=seed):
         typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
+
+
+app.command()(label)
 
 
 @app.command()
@@ -309,7 +313,12 @@ def _run(
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
-        typer.echo(printable(show_plan(load_recipe(recipe, overrides), until=until)))
+        resolved = load_recipe(recipe, overrides)
+        typer.echo(printable(show_plan(resolved, until=until)))
+        if resolved.config.shared_blocks() is not None:
+            from preftune.runs.sizes import sizes  # it builds the model, without weights
+
+            typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
         return
     from preftune import api
 
