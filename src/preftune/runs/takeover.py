@@ -40,9 +40,8 @@ def take(session: Session, other: RunDir, stage: Stage) -> bool:
             raise DataError(f"{path} is a link", "give a run directory that holds its own files")
     draft = here.with_name(f".tmp-{here.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    files = listed(record) or {}
-    names = [name for name in files if name.startswith("models/")]
-    for source in [other.path / name for name in names] + [file for file in [there / CARD] if file.is_file()]:
+    files = [file for file in map(other.path.joinpath, listed(record) or ()) if there in file.parents]
+    for source in {*files, *there.glob(CARD)}:
         copy = draft / source.relative_to(there)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
