@@ -73,7 +73,7 @@ class RunDir:
 
     @property
     def report_record(self) -> Path:
-        """What the report was made of, and the sums of its files."""
+        """What the report was made from, and the sums of its files."""
         return self.path / ".report.json"
 
     @property
@@ -187,7 +187,7 @@ class RunDir:
         return self.path / "labels" / name
 
     def pairs(self, name: str) -> Path:
-        """Directory of an evaluation on a preference file of somebody else."""
+        """Directory of an evaluation on a foreign preference file."""
         return self.path / "evaluation" / f"pairs-{name}"
 
 

@@ -222,7 +222,7 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
 def make_dataset(
     splits: Mapping[str, Iterable[Preference]], report: dict[str, Any], kind: Kind = "pairs"
 ) -> Dataset:
-    """Splits with rows numbered anew, and `report` with counts, repeats and hashes of what they hold."""
+    """Splits with rows renumbered, and `report` with counts, repeats and hashes of what they hold."""
     numbered = {
         name: tuple(
             pair if pair.row == row else replace(pair, row=row) for row, pair in enumerate(splits[name])

@@ -1,4 +1,4 @@
-"""A run's models on a preference file of somebody else: `preftune evaluate RUN --pairs FILE`."""
+"""A run's models on a foreign preference file: `preftune evaluate RUN --pairs FILE`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

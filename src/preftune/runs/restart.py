@@ -1,7 +1,7 @@
 """`--restart`: what an earlier run wrote in a directory goes, and nothing else.
 
 A run directory may be "." with other things in it, so that files are known by name and place: a folder that
-holds anything of somebody else stays, with that in it.
+holds a foreign file stays, with that file.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _FIGURES = ("training_*.svg", "reward_*.svg")
 
 
 def remove_run(run: RunDir) -> list[Path]:
-    """Remove what preftune wrote; returns it. To be asked for under the lock, which made sure that the
+    """Remove what preftune wrote; returns it. To be called under the lock, which made sure that the
     directory is preftune's.
     """
     refuse_links(run)

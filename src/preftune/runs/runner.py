@@ -39,7 +39,7 @@ def open_session(
     base: Source | None = None,
     trains: bool = True,
 ) -> Session:
-    """A session whose settings, data and provenance are on record; to be asked for under the lock. `base` is
+    """A session whose settings, data and provenance are on record; to be called under the lock. `base` is
     where its base model was found.
 
     ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is

@@ -91,7 +91,7 @@ def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
 
 @contextmanager
 def _writing(target: Path, partial: Path) -> Iterator[None]:
-    """A failed write is a StorageError, and leaves nothing behind but what was there before."""
+    """A failed write is a StorageError, and leaves the directory as it was."""
     try:
         yield
     except Exception as error:

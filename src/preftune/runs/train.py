@@ -86,7 +86,7 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
 
 
 def _prepare(session: Session, name: str) -> Job:
-    """Models into the roles that the algorithm needs, rows into what its batches are made of."""
+    """Put models into the roles that the algorithm needs, and rows into its kind of batch."""
     if name == BASE:
         return _pretraining(session)
     config = session.config.stage[name]

@@ -47,7 +47,7 @@ class Healthy:
     """A range of a metric and the words of docs/algorithms/ that it comes from. An end of None is open.
 
     alone: words in the place of the page's, where those need their sentence · only: settings of the stage
-    under which it holds · on_hh: said of HH-RLHF only; means nothing on other data.
+    under which it holds · on_hh: holds on HH-RLHF only; means nothing on other data.
     """
 
     words: str
