@@ -47,11 +47,8 @@ class Reader:
     def total(self, count: Tensor) -> Tensor:
         return count
 
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        return values, slice(None)
-
-    def average(self, metrics: Metrics) -> Metrics:
-        return metrics
+    def gather(self, values: Tensor) -> Tensor:
+        return values
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         out = loss(batch)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from preftune.algorithms import ALGORITHMS
@@ -26,6 +27,7 @@ from preftune.runs.sources import load_corpus, make_tokenizer
 from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, is_finished
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
+from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
 
 _VALIDATION_ROWS = 256
@@ -102,7 +104,9 @@ def _prepare(session: Session, name: str) -> Job:
             learner.freeze(model)
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
-    scorer = [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed)] if config.online else []
+    scorer = (
+        [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed, learner)] if config.online else []
+    )
     return Job(
         algorithm=kind(config, models, learner, *scorer),
         learner=learner,
@@ -118,11 +122,18 @@ def _prepare(session: Session, name: str) -> Job:
 
 
 def _scorer(
-    session: Session, config: OnlineConfig, encoder: Encoder, judge: RewardModel | None, feed: Feed
+    session: Session,
+    config: OnlineConfig,
+    encoder: Encoder,
+    judge: RewardModel | None,
+    feed: Feed,
+    learner: Learner,
 ) -> Scorer:
     """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
+    if functions is not None:
+        functions = replace(functions, total=learner.total)
     size, rows = config.microbatch_size, feed.rows
     return scorer_for(session, encoder, judge, config.judge, size, functions, rows)
 
