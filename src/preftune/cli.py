@@ -178,6 +178,24 @@ def selftest(
 
 
 @app.command()
+def doctor(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Directory of a run.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Name what is wrong with a run, with evidence and remedy; without RUN, check the installation."""
+    if run is None:
+        from preftune import selftest as comparisons
+        from preftune.runs.installation import check
+
+        table, code = check(comparisons.run)
+        typer.echo(printable(table))
+        raise typer.Exit(code)
+    from preftune.report.doctor import examine
+
+    typer.echo(printable(examine(run, json)))
+
+
+@app.command()
 def study(
     recipe: Recipe,
     overrides: Overrides = None,

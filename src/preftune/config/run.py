@@ -130,6 +130,12 @@ class DataConfig(Settings):
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
         "alone with no roles (plain), as rows of text need it.",
     )
+    prompt_words: Count | None = Field(
+        default=None,
+        description="Cut rows of text after this many words: the beginning is the prompt, the rest the reply "
+        '(form = "plain").',
+        exclude_if=lambda words: words is None,  # keys of stages from before this setting stay valid
+    )
     template_arguments: TemplateArguments = Field(
         default_factory=dict,
         description="What a chat template is given beside the messages, by name: "
@@ -168,6 +174,8 @@ class DataConfig(Settings):
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
         if self.template_arguments and self.form != "chat":
             raise ValueError('template_arguments have a use with form = "chat" only')
+        if self.prompt_words is not None and self.form != "plain":
+            raise ValueError('prompt_words has a use with form = "plain" only')
         if self.data_dir is not None and (self.data_dir[0] in "/~" or ".." in self.data_dir.split("/")):
             raise ValueError(f'data_dir = "{self.data_dir}" must lie inside the data set, without ".."')
         return self
