@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from preftune.config.algorithms.base import StageSettings
+from preftune.config.algorithms.base import StageSettings, from_outside
 from preftune.errors import ConfigError, UsageError
 
 BASE = "base"  # the model before any stage
@@ -15,8 +15,8 @@ def parents(stage: StageSettings) -> tuple[str, ...]:
 
 
 def judge_of(stages: Mapping[str, StageSettings]) -> str | None:
-    """The stage whose model scores every policy: the judge of the first stage that has one, else the first
-    reward stage.
+    """The stage whose model scores every policy: the judge of the first stage that has one, which may be from
+    elsewhere, else the first reward stage.
     """
     named = [stage.judge for stage in stages.values()]
     trained = [name for name, stage in stages.items() if not stage.trains_policy]
@@ -75,8 +75,9 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
-        if stage.judge is not None and stage.judge not in judges:
-            _refuse(f"stage.{name}.reward_model", stage.judge, "a stage whose model scores", judges)
+        if stage.judge is not None and stage.judge not in judges and not from_outside(stage.judge):
+            wanted = "a stage whose model scores, or ./DIRECTORY"
+            _refuse(f"stage.{name}.reward_model", stage.judge, wanted, judges)
     stage_order(stages)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config import EVALUATION, judges_of
+from preftune.config import EVALUATION, from_outside, judges_of
 from preftune.config.rewards import source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
@@ -111,6 +111,12 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     return inputs | _functions(settings.reward_functions)
 
 
+def _judge_key(session: Session, judge: str | None) -> str | None:
+    if judge is None or not session.is_trained(judge):
+        return None
+    return digest(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
+
+
 def _functions(terms: str | None) -> dict[str, Any]:
     return {"functions": source_hashes(terms)} if terms else {}
 
@@ -131,7 +137,7 @@ def parts_of(
             "precision": session.config.precision,
             "prompts": content(prompts),
             "reference": session.stage(reference).key,
-            "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
+            "judges": [_judge_key(session, name) for name in judges],
             "gold": gold is not None,
             **_functions(settings.reward_functions),
         },

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.config import RunConfig
+from preftune.config import RunConfig, from_outside
 from preftune.config.rewards import find_function, reward_terms
 from preftune.errors import PreftuneError
 from preftune.rundir import RunDir, read_json
@@ -46,6 +46,10 @@ def absolute(config: RunConfig) -> RunConfig:
     data = config.data.model_copy(
         update={"name": full(config.data.name)} if config.data.name != "world" else {}
     )
+    stages = dict(config.stage)
+    for name, stage in stages.items():
+        if stage.judge is not None and from_outside(stage.judge):
+            stages[name] = stage.model_copy(update={"reward_model": full(stage.judge)})
     special = config.model.base in ("scratch", "smollm2")
     model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
-    return config.model_copy(update={"data": data, "model": model})
+    return config.model_copy(update={"data": data, "model": model, "stage": stages})

@@ -14,14 +14,14 @@ from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
-from preftune.rollout.score import Scorer, same_vocabulary
+from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
 from preftune.runs.job import Job
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import make_roles
 from preftune.runs.save import finished_model
-from preftune.runs.scoring import reward_model_of
+from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
 from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, is_finished
@@ -207,11 +207,11 @@ def scorer_for(
     """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
     those that prompts come from.
     """
-    theirs = session.encoder(session.source(stage)) if stage is not None else encoder
+    theirs = judge_encoder(session, stage) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,
         encoder=encoder,
-        translate=None if same_vocabulary(encoder, theirs) else theirs,
+        translate=None if read_alike(encoder, theirs) else theirs,
         batch_size=batch_size,
         functions=functions,
         rows=rows,

@@ -232,7 +232,7 @@ class Learner:
         """This process's gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
-        size = self.microbatch_size or len(batch)
+        size = self.microbatch_size or max(len(batch), 1)
         slices = [slice(i, i + size) for i in range(0, len(batch), size)]
         for rows in slices:
             out = loss(batch[rows])

@@ -142,7 +142,7 @@ class StageSettings(Settings):
 
     @property
     def judge(self) -> str | None:
-        """The stage whose model scores what it samples."""
+        """The stage whose model scores what it samples, or a reward model from elsewhere (`from_outside`)."""
         return None
 
     def parents(self) -> tuple[str, ...]:
@@ -258,8 +258,8 @@ class OnlineConfig(StageSettings):
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     reward_model: Name | None = Field(
         default="rm",
-        description="Reward stage that scores responses, or one such as DPO for its implicit reward; "
-        "none: functions only.",
+        description="Reward stage that scores responses, or one such as DPO for its implicit reward; a "
+        "directory or hub id of a reward model (with a slash in it); none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
@@ -313,7 +313,8 @@ class OnlineConfig(StageSettings):
         return self.reward_model
 
     def parents(self) -> tuple[str, ...]:
-        return (self.init,) if self.reward_model is None else (self.init, self.reward_model)
+        judge = self.reward_model
+        return (self.init,) if judge is None or from_outside(judge) else (self.init, judge)
 
     def implicit_beta(self) -> float | None:
         """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
@@ -345,6 +346,11 @@ class OnlineConfig(StageSettings):
     def plan(self, rows: int | None = None) -> str:
         scored = " + ".join(part for part in (self.reward_model, self.reward_functions) if part)
         return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
+
+
+def from_outside(judge: str) -> bool:
+    """Whether a judge is a directory or hub id; the names of stages have no slash."""
+    return "/" in judge or judge.startswith((".", "~"))
 
 
 def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
