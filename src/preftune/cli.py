@@ -295,7 +295,12 @@ def _run(
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
-        typer.echo(printable(show_plan(load_recipe(recipe, overrides), until=until)))
+        resolved = load_recipe(recipe, overrides)
+        typer.echo(printable(show_plan(resolved, until=until)))
+        if resolved.config.shared_blocks() is not None:
+            from preftune.runs.sizes import sizes  # it builds the model, without weights
+
+            typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
         return
     from preftune import api
 

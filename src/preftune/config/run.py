@@ -10,6 +10,7 @@ from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import RewardTerms
+from preftune.config.trainable import ALL, Trainable, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -77,6 +78,12 @@ class ModelConfig(Settings):
         'or "scratch".',
     )
     scratch: ScratchConfig | None = Field(default=None, description='Size and training of a "scratch" base.')
+    trainable: Trainable = Field(
+        default=ALL,
+        exclude_if=lambda trainable: trainable == ALL,
+        description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
+        "the rest is frozen and shared by policy, reference, reward model and critic.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -247,6 +254,14 @@ class RunConfig(Settings):
         check_graph(self.stage)
         self._check_positions()
         return self
+
+    def trainable_of(self, stage: str) -> str:
+        """Which weights a stage trains: its own setting, or the model's."""
+        return self.stage[stage].trainable or self.model.trainable
+
+    def shared_blocks(self) -> int | None:
+        """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
+        return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
     def _check_positions(self) -> None:
         """A scratch model has exactly `positions` positions; every sequence of the run must fit."""
