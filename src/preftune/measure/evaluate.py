@@ -26,7 +26,7 @@ from preftune.records.run import SampleRow
 from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.session import Session
+from preftune.runs.session import Session, columns_hash
 from preftune.runs.stages import SIDE_FILE, digest, model_sum
 from preftune.sums import CARD, faults, listed, read_sealed, sums, write_sealed
 from preftune.training.learner import Learner
@@ -108,7 +108,7 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in stages},
     }
-    return inputs | _functions(settings.reward_functions)
+    return inputs | _functions(session)
 
 
 def _judge_key(session: Session, judge: str | None) -> str | None:
@@ -117,8 +117,10 @@ def _judge_key(session: Session, judge: str | None) -> str | None:
     return digest(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
 
 
-def _functions(terms: str | None) -> dict[str, Any]:
-    return {"functions": source_hashes(terms)} if terms else {}
+def _functions(session: Session) -> dict[str, Any]:
+    """The reward functions of an evaluation, and what they may read of the rows beside the texts."""
+    terms = session.config.evaluation.reward_functions
+    return {"functions": source_hashes(terms), **columns_hash(terms, session.dataset.test)} if terms else {}
 
 
 def parts_of(
@@ -139,7 +141,7 @@ def parts_of(
             "reference": session.stage(reference).key,
             "judges": [_judge_key(session, name) for name in judges],
             "gold": gold is not None,
-            **_functions(settings.reward_functions),
+            **_functions(session),
         },
         say=session.console.line,
     )

@@ -45,7 +45,7 @@ def make_roles(
     for role in kind.needs:
         made[role] = makers[role]()
         share(made[role], top)
-    if judge is not None:
+    if judge is not None and not from_outside(config.judge or ""):
         share(judge, top)
     for role in made.values():
         for model in models_of(role):
