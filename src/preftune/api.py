@@ -230,8 +230,9 @@ def _check_judges(session: "Session", stages: Sequence[str]) -> None:
         found = audit_directory(Path(session.source(judge).path))
         lines = [f"{c['name']}: {c['found']}" for c in found["checks"] if c["status"] in ("warning", "fault")]
         if found["kind"] != "reward model" or found["verdict"] == "not usable":
+            why = found["verdict"] if found["kind"] != "policy" else "a policy, which has no number to give"
             raise DataError(
-                f"reward_model = {judge}: a {found['kind']} and {found['verdict']}: " + "; ".join(lines),
+                f"reward_model = {judge}: {why}: " + "; ".join(lines),
                 hint=f"preftune audit {session.source(judge).path} shows all checks",
             )
         for line in lines:

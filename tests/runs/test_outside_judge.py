@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from preftune import api
 from preftune.config import load_recipe
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir
 
@@ -121,6 +121,10 @@ def test_a_judge_without_a_unit_is_measured_and_a_broken_one_is_refused_before_t
     (judge / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
     with pytest.raises(DataError, match="not usable"):
         train(begun, judge)
+    with pytest.raises(DataError, match="a policy, which has no number to give"):
+        train(begun, begun.model_dir("sft"))
+    with pytest.raises(InputMissing, match=r"reward_model = .*nowhere: no such directory"):
+        train(begun, judge / "nowhere")
     assert not begun.stage_dir("ppo").exists()
 
 

@@ -12,6 +12,7 @@ from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.encode import UNLIMITED
+from preftune.errors import InputMissing
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
@@ -116,7 +117,11 @@ class Session:
             return self.base
         if from_outside(stage):
             if stage not in self.outside:
-                self.outside[stage] = locate(stage, self._recorded_commit(stage))
+                try:
+                    self.outside[stage] = locate(stage, self._recorded_commit(stage))
+                except InputMissing as error:
+                    hint = "reward_model takes a stage, a directory or a hub id"
+                    raise InputMissing(f"reward_model = {stage}: {error.message}", hint) from error
             return self.outside[stage]
         model = self._model_dir(stage)
         check_model(self.run, stage, model)
