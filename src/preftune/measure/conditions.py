@@ -31,7 +31,7 @@ def second_judge(session: Session) -> SecondJudge | None:
         return None
     own, found = stages.get(judge), list[SecondJudge]()
     for name, config in stages.items():
-        if not config.trains_policy and name != judge and session.is_trained(name):
+        if config.scores and name != judge and session.is_trained(name):
             parts = {"" if own is None else own.training_part(), config.training_part()}
             apart = own is None or parts == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))

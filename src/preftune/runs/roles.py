@@ -45,7 +45,7 @@ def make_roles(
     for role in kind.needs:
         made[role] = makers[role]()
         share(made[role], top)
-    if judge is not None and not from_outside(config.judge or ""):
+    if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
     for role in made.values():
         for model in models_of(role):
@@ -67,8 +67,8 @@ def critic_of(session: Session, config: StageSettings, reward_model: RewardModel
     that the first values are 0 and say nothing wrong.
     """
     scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
-    if scalar is not None and config.judge is not None and not from_outside(config.judge):
-        model = load_scalar_model(session.source(config.judge))
+    if scalar is not None and config.scored_by is not None and not from_outside(config.scored_by):
+        model = load_scalar_model(session.source(config.scored_by))
         return Critic(model, scalar.mean, scalar.std)
     source = session.source(config.init)
     critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))

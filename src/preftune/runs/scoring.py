@@ -14,7 +14,6 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
     """Frozen and placed by the learner, normalised to mean 0 and sd 1 over chosen training responses."""
     source = session.source(stage)
     beta = None if from_outside(stage) else session.config.stage[stage].implicit_beta()
-    rows = session.shuffled(session.dataset.train)
     if beta is None:
         model = load_reward_model(source)
         learner.freeze(model)
@@ -25,6 +24,7 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
         load_causal_lm(source), load_causal_lm(session.source(session.config.stage[stage].init)), beta
     )
     learner.freeze(implicit)
+    rows = session.training_rows(stage=stage)
     implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)
     return implicit
 
