@@ -10,8 +10,7 @@ import pytest
 
 from patience import PATIENCE
 
-# One minibatch a step: several are cut from each process's own rows, so their make-up depends on them.
-OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=1", "stage.ppo.epochs=1"]
+OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=4", "stage.ppo.epochs=1"]
 
 
 def metrics(run: Path, stage: str) -> list[dict[str, float]]:
@@ -47,6 +46,6 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert metrics(tmp_path / "two", "rm")[-1]["loss"] == pytest.approx(
         metrics(tmp_path / "one", "rm")[-1]["loss"], abs=1e-4
     )
-    first = [metrics(tmp_path / name, "ppo")[0] for name in ("one", "two")]
-    for name in ("objective/scores", "objective/kl", "completions/mean_length"):
-        assert first[1][name] == pytest.approx(first[0][name], abs=1e-4), name
+    one, two = (metrics(tmp_path / name, "ppo")[0] for name in ("one", "two"))
+    for name in one.keys() - {"time", "step_seconds"}:  # several minibatches, lowest, highest, sd, sums
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), name

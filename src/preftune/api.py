@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune import faults
-from preftune.config import RunConfig, load_recipe, stage_order, stages_until
+from preftune.config import RunConfig, from_outside, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import with_children
@@ -133,6 +133,7 @@ def run_recipe(
         )
         if is_main_process():
             provenance.record_origins(run, resolved)
+        _check_judges(session, stages)
         runner.train_stages(session, stages)
         if until is None and is_main_process():
             measure_and_report(session, stages)
@@ -237,6 +238,28 @@ def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequenc
     console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
     show_plan(console, config, dataset, run, stages)
     return console
+
+
+def _check_judges(session: "Session", stages: Sequence[str]) -> None:
+    """Audit reward models from elsewhere before a stage that asks them is trained. DataError for one that is
+    not usable; what else was found is said.
+    """
+    from preftune.audit import audit_directory
+    from preftune.runs.stages import is_finished
+
+    unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
+    judges = dict.fromkeys(session.config.stage[name].scored_by for name in unfinished)
+    for judge in [each for each in judges if each is not None and from_outside(each)]:
+        found = audit_directory(Path(session.source(judge).path))
+        lines = [f"{c['name']}: {c['found']}" for c in found["checks"] if c["status"] in ("warning", "fault")]
+        if found["kind"] != "reward model" or found["verdict"] == "not usable":
+            why = found["verdict"] if found["kind"] != "policy" else "a policy, which has no number to give"
+            raise DataError(
+                f"reward_model = {judge}: {why}: " + "; ".join(lines),
+                hint=f"preftune audit {session.source(judge).path} shows all checks",
+            )
+        for line in lines:
+            session.console.line(f"{judge}: {line}")
 
 
 def _can_be_measured(dataset: "Dataset") -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from preftune.audit import audit_directory
 from preftune.cli import main
+from preftune.errors import DataError
 from preftune.rundir import RunDir
+from preftune.runs.standalone import load_reward_model
 
 MODEL = "models/policy_sft"
 READ_BY_RUN = [
@@ -133,3 +136,14 @@ def test_a_report_is_not_made_of_damaged_files(
     said = told(capsys)
     assert Path(name).name in said
     assert "internal error" not in said
+
+
+def test_whoever_loads_a_model_of_a_run_learns_of_one_flipped_bit(copy: RunDir) -> None:
+    weights = copy.models / "reward_model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.safetensors is not what was written"):
+        load_reward_model(weights.parent)
+    (check,) = audit_directory(weights.parent)["checks"]
+    assert "model.safetensors is not what was written" in check["found"]
