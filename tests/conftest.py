@@ -16,6 +16,15 @@ from preftune.rundir import RunDir  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What tests of one file share is made once: one worker has them all. Those of no group fill the gaps."""
+    for item in items:
+        asked = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - pytest shows it nowhere else
+        if not item.get_closest_marker("xdist_group") and any(each[-1].scope == "module" for each in asked):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Directory with real preference pairs and golden vectors; tests that need it are skipped without it."""

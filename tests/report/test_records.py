@@ -19,6 +19,7 @@ from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, outcome
 from preftune.report import build, load_run
 from preftune.rundir import RunDir, read_json, write_json
+from sweeps import ALL
 from tiny import without_sums
 
 OLD = Path(__file__).parent / "old_run"
@@ -137,7 +138,7 @@ def test_whatever_a_damaged_file_holds_is_no_internal_error(
     run, other = tiny_copies
     read_all(run, other, drawn=drawn)
     named, read = [], 0
-    each, patterns = (1, DRAWN) if drawn else (6, FILES)
+    each, patterns = (1, DRAWN) if drawn else (6 if ALL else 3, FILES)
     for file, damage in sample(run.path, Random(drawn), each, patterns):
         whole = file.read_bytes()
         file.write_bytes(damage)
@@ -148,7 +149,7 @@ def test_whatever_a_damaged_file_holds_is_no_internal_error(
             named.append(str(file) in error.message)
         file.write_bytes(whole)
     assert all(named)
-    assert drawn or min(len(named), read) >= 10  # a key that nobody reads may hold anything
+    assert drawn or min(len(named), read) >= 5  # a key that nobody reads may hold anything
 
 
 def test_a_size_that_is_no_number_is_refused(tiny_copies: tuple[RunDir, RunDir]) -> None:
