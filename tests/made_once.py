@@ -1,9 +1,11 @@
 """Trained runs that many tests look at are made once for all workers of a test session, not once for each."""
 
 import fcntl
+import importlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,11 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(directory)
             done.touch()
     return Path(shutil.copytree(directory, base / f"{name}-copy"))
+
+
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """Reports of runs whose figures nobody looks at: to draw them takes a quarter of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("preftune.report.build"), "draw", lambda run: {})
+        yield

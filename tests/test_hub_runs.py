@@ -105,7 +105,8 @@ def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
     hub.put("models/openai-community/gpt2", changed)
     hub.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
     hub.requests.clear()
-    preftune(hub, home, *(["run", "hh-colab"] if ALL else ["train", "hh-colab", "dpo"]), *SMALL, "--out", str(out))
+    rest = ("run", "hh-colab") if ALL else ("train", "hh-colab", "dpo")
+    preftune(hub, home, *rest, *SMALL, "--out", str(out))
     assert hub.requests == []
     assert (out / "report.html").is_file() or not ALL
     assert json.loads((out / "data.json").read_text())["splits"]["test"] == 12

@@ -111,6 +111,7 @@ def test_a_stage_of_one_call_runs_its_parents_only(tmp_path: Path) -> None:
     assert sorted(p.name for p in RunDir(tmp_path).models.iterdir()) == ["base", "policy_dpo", "policy_sft"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_bf16_runs_every_kind_of_stage(tmp_path: Path) -> None:
     """On a CPU too, and after float32 runs in the same process."""
     run = preftune.run(

@@ -55,6 +55,7 @@ def test_a_finished_stage_is_skipped(run: RunDir, capsys: pytest.CaptureFixture[
     assert "kto          finished before" in said
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_kto_stage_can_be_the_judge(tmp_path: Path) -> None:
     """By its implicit reward, like a DPO stage."""
     words = [*ADDED, *FEWER, "stage.rm=none", "stage.rloo.reward_model=kto", "model.scratch.steps=20"]
