@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 import preftune  # noqa: E402
-from made_once import made_once, without_figures  # noqa: E402
+from made_once import made_once, small_world, without_figures  # noqa: E402
 from preftune.rundir import RunDir  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +47,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def no_figures() -> Iterator[None]:
     """For a test that runs whole recipes and looks at no figure."""
     with without_figures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_pairs() -> Iterator[None]:
+    """For a file that runs whole recipes and asks nothing about the built-in world. Not beside `tiny_run`."""
+    with small_world():
         yield
 
 

@@ -18,7 +18,7 @@ from preftune.runs.session import Session
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     """SFT, DPO, and PPO on DPO's implicit reward; no reward stage at all."""
     without = ["stage.rm=none", "stage.grpo=none", "stage.ppo.reward_model=dpo", "evaluation.prompts=6"]
     with without_figures():

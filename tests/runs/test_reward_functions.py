@@ -22,6 +22,7 @@ SMALL = (
 )
 ALONE = ("stage.grpo.reward_model=none", "stage.grpo.steps=2", "stage.grpo.max_new_tokens=8")
 CALLS: list[int] = []
+pytestmark = pytest.mark.usefixtures("few_pairs")
 
 
 def words(prompt: str, response: str) -> int:

@@ -118,9 +118,9 @@ def read_record(path: Path, kind: type[R]) -> R:
     return _fitted(str(path), read_json(path), kind)
 
 
-def read_records(path: Path, kind: type[R]) -> list[R]:
-    """The records of a JSON Lines file, each error with its line."""
-    rows = read_jsonl(path, whole=True)
+def read_records(path: Path, kind: type[R], *, whole: bool = True) -> list[R]:
+    """The records of a JSON Lines file, each error with its line. `whole` as in `read_jsonl`."""
+    rows = read_jsonl(path, whole=whole)
     return [_fitted(f"{path}:{line}", row, kind) for line, row in enumerate(rows, start=1)]
 
 
