@@ -178,6 +178,24 @@ def selftest(
 
 
 @app.command()
+def doctor(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Directory of a run.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Name what is wrong with a run, with evidence and remedy; without RUN, check the installation."""
+    if run is None:
+        from preftune import selftest as comparisons
+        from preftune.runs.installation import check
+
+        table, code = check(comparisons.run)
+        typer.echo(printable(table))
+        raise typer.Exit(code)
+    from preftune.report.doctor import examine
+
+    typer.echo(printable(examine(run, json)))
+
+
+@app.command()
 def study(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -277,7 +295,12 @@ def _run(
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
-        typer.echo(printable(show_plan(load_recipe(recipe, overrides), until=until)))
+        resolved = load_recipe(recipe, overrides)
+        typer.echo(printable(show_plan(resolved, until=until)))
+        if resolved.config.shared_blocks() is not None:
+            from preftune.runs.sizes import sizes  # it builds the model, without weights
+
+            typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
         return
     from preftune import api
 

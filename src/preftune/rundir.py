@@ -151,6 +151,11 @@ class RunDir:
         """Validation pairs on which the reward model errs or ties."""
         return self.path / "analysis" / "reward_model_mistakes.jsonl"
 
+    @property
+    def analysis_details(self) -> Path:
+        """Directory of what ANALYSIS.md links."""
+        return self.mistakes.parent
+
     def evaluation(self, policy: str) -> Path:
         return self.path / "evaluation" / f"{policy}.json"
 

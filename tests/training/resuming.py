@@ -11,6 +11,7 @@ from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Algorithm
 from preftune.config import OptimizerConfig
 from preftune.data import Sequences
+from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
@@ -31,7 +32,7 @@ def rule(batch: Sequences) -> Tensor:
     return ((batch.ids == 7) & batch.response).sum(1).float() - batch.response.sum(1) / 5
 
 
-def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
+def prepare(algorithm: str, top: int | None = None) -> tuple[Algorithm, Learner, dict[str, Any]]:
     """Everything from nothing, as a new process would."""
     kind, models = ALGORITHMS[algorithm], roles(algorithm)
     settings: dict[str, Any] = {"microbatch_size": 3}
@@ -41,6 +42,8 @@ def prepare(algorithm: str) -> tuple[Algorithm, Learner, dict[str, Any]]:
     config = kind.Config(**settings)
     learner = Learner(microbatch_size=3)
     for name, role in models.items():
+        if top is not None:
+            share_trunk(role.model, top)
         if name in kind.trains:
             learner.train(name, role, OptimizerConfig(), 1e-2)
         else:
@@ -64,10 +67,14 @@ def plan_for(algorithm: str, out: Path, **more: Any) -> Plan:
 
 
 def run(
-    algorithm: str, out: Path, kill_at: int | None = None, say: Callable[[str], None] = print
+    algorithm: str,
+    out: Path,
+    kill_at: int | None = None,
+    say: Callable[[str], None] = print,
+    top: int | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Train, or die in the on_step call of `kill_at`; the weights of the trained roles."""
-    made, learner, models = prepare(algorithm)
+    made, learner, models = prepare(algorithm, top)
 
     def on_step(step: int, metrics: Any) -> None:
         if step == kill_at:

@@ -1,13 +1,17 @@
 """The loop: a run that was killed and resumed is the uninterrupted one, bit for bit, for every algorithm."""
 
+import json
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 from resuming import EVERY, STEPS, Killed, prepare, rows, run
+from safetensors.torch import load_file
 
+from preftune.errors import DataError
 from preftune.models.aligned import ALIGNMENT
+from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
 from tiny import misplaced, roles, same_weights, sequences, state
@@ -94,3 +98,32 @@ def test_a_resumed_state_lies_in_memory_as_that_of_a_run_without_end(algorithm: 
         assert len(moments) == 3 * len(list(trained.role.model.parameters()))
         assert [value.data_ptr() % ALIGNMENT for value in moments] == [0] * len(moments)
         assert all(value.is_contiguous() for value in moments)
+
+
+@EVERY
+def test_a_stage_that_trains_the_upper_blocks_resumes_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
+    """Its checkpoints hold what is trained, and the hash of what is not."""
+    whole = run(algorithm, tmp_path / "whole", top=1)
+    for step in (1, 4):
+        with pytest.raises(Killed):
+            run(algorithm, tmp_path / "pieces", kill_at=step, top=1)
+    kept = tmp_path / "pieces" / "checkpoints" / "step-000002"
+    trunks = json.loads((kept / "state.json").read_text())["trunks"]
+    assert trunks.keys() == whole.keys()
+    for name in trunks:
+        assert {key.split(".")[1:3] != ["h", "0"] for key in load_file(kept / f"{name}.safetensors")} == {
+            True
+        }
+    pieces = run(algorithm, tmp_path / "pieces", top=1)
+    for name in whole:
+        assert same_weights(pieces[name], whole[name])
+    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path) -> None:
+    run("sft", tmp_path, top=1)
+    _, learner, models = prepare("sft")
+    models["policy"].model.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1e-3
+    share_trunk(models["policy"].model, 1)
+    with pytest.raises(DataError, match="what is frozen in them differs"):
+        checkpoint.restore(tmp_path / "checkpoints", learner)

@@ -10,6 +10,7 @@ from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import RewardTerms
+from preftune.config.trainable import ALL, Trainable, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -77,6 +78,12 @@ class ModelConfig(Settings):
         'or "scratch".',
     )
     scratch: ScratchConfig | None = Field(default=None, description='Size and training of a "scratch" base.')
+    trainable: Trainable = Field(
+        default=ALL,
+        exclude_if=lambda trainable: trainable == ALL,
+        description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
+        "the rest is frozen and shared by policy, reference, reward model and critic.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +137,12 @@ class DataConfig(Settings):
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
         "alone with no roles (plain), as rows of text need it.",
     )
+    prompt_words: Count | None = Field(
+        default=None,
+        description="Cut rows of text after this many words: the beginning is the prompt, the rest the reply "
+        '(form = "plain").',
+        exclude_if=lambda words: words is None,  # keys of stages from before this setting stay valid
+    )
     template_arguments: TemplateArguments = Field(
         default_factory=dict,
         description="What a chat template is given beside the messages, by name: "
@@ -168,6 +181,8 @@ class DataConfig(Settings):
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
         if self.template_arguments and self.form != "chat":
             raise ValueError('template_arguments have a use with form = "chat" only')
+        if self.prompt_words is not None and self.form != "plain":
+            raise ValueError('prompt_words has a use with form = "plain" only')
         if self.data_dir is not None and (self.data_dir[0] in "/~" or ".." in self.data_dir.split("/")):
             raise ValueError(f'data_dir = "{self.data_dir}" must lie inside the data set, without ".."')
         return self
@@ -239,6 +254,14 @@ class RunConfig(Settings):
         check_graph(self.stage)
         self._check_positions()
         return self
+
+    def trainable_of(self, stage: str) -> str:
+        """Which weights a stage trains: its own setting, or the model's."""
+        return self.stage[stage].trainable or self.model.trainable
+
+    def shared_blocks(self) -> int | None:
+        """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
+        return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
     def _check_positions(self) -> None:
         """A scratch model has exactly `positions` positions; every sequence of the run must fit."""

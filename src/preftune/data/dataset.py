@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.data.continuation import cut_texts
 from preftune.data.dialogue import Dialogue, Kind, Preference, Turn
 from preftune.data.files import SUFFIXES, read_files
 from preftune.data.hub import ALTERNATIVES, read_hub
@@ -57,6 +58,15 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
         )
     tallies, commit = _read(config, commit)
     kind = _kind(config.name, tallies)
+    if config.prompt_words is not None:
+        if kind != "text":
+            raise ConfigError(
+                f"data.prompt_words = {config.prompt_words} cuts texts, "
+                f"and the rows of {config.name} are {KINDS[kind]}",
+                "leave data.prompt_words out, or name a data set with a column text (data.columns.text=NAME)",
+            )
+        cut_texts(tallies, config.prompt_words)
+        kind = "unpaired"
     splits = _by_split(config.name, tallies)
     if not splits["train"]:
         raise DataError(

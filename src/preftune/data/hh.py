@@ -29,6 +29,7 @@ REASONS = {
     "no_preference": "the judgement is a tie, or there are no two replies with different ones",
     "response_too_long_became_equal": "after truncation chosen and rejected are the same tokens; raise "
     "data.max_response_length",
+    "shorter_than_prompt_words": "the text has no words beyond data.prompt_words",
     "refused_by_template": "the model's chat template refuses the conversation",
     "changed_by_template": "the model's chat template leaves a part of the reply out",
     "longer_than_context": "prompt and response together are longer than the model's context",

@@ -14,6 +14,7 @@ from typing import Any
 from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.faults import faultpoint
+from preftune.models.trunk import forget_states
 from preftune.rundir import plain, read_json, write_jsonl
 from preftune.runs.stages import digest
 
@@ -40,6 +41,7 @@ class Parts:
         if kept is not None:
             self.say(f"evaluation of {name}: measured before")
             return kept["value"]
+        forget_states()
         value = json.loads(json.dumps(plain(make())))
         faultpoint("evaluation.part")
         # One line: indented, every token id would stand on a line of its own.

@@ -9,6 +9,7 @@ from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
+from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.train import reward_functions, scorer_for
@@ -39,6 +40,7 @@ def second_judge(session: Session) -> SecondJudge | None:
 def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
     """A stage's finished policy, or the base, where `learner` wants it and without gradients."""
     policy = Policy(load_causal_lm(session.source(name)))
+    share(policy, session.config.shared_blocks())
     learner.freeze(policy)
     return policy
 
@@ -52,12 +54,14 @@ def make_bench(
     reference = Reference(load_causal_lm(source))
     encoder = session.encoder(source, settings.max_new_tokens)
     learner = session.learner(settings.batch_size)
+    share(reference, config.shared_blocks())
     learner.freeze(reference)
 
     def scorer(stage: str | None, terms: str | None) -> Scorer | None:
         model = None
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
+            share(model, config.shared_blocks())
         functions = reward_functions(terms, encoder, prompts, config.reward_timeout)
         if model is None and functions is None:
             return None

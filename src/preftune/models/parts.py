@@ -20,3 +20,10 @@ def language_head(model: PreTrainedModel) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise DataError(f"{type(model).__name__} has no language model's head", hint="use a causal model")
     return head
+
+
+def blocks_of(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The outermost list in the module tree that is as long as the model has layers; () without one."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
+    return next((tuple(blocks) for blocks in lists if len(blocks) == count), ())

@@ -195,6 +195,13 @@ class Critic(_Scalar):
 Role = Policy | Reference | RewardModel | Critic
 
 
+def models_of(role: Role) -> tuple[PreTrainedModel, ...]:
+    """The models inside of a role: one, or the two of an implicit reward."""
+    if isinstance(role.module, LogRatioPerPosition):
+        return role.module.policy.model, role.module.reference.model
+    return (role.model,)
+
+
 def casting(role: Role) -> contextlib.AbstractContextManager[object]:
     """The precision of a role's own forward passes, for those that go past its module: sampler, exact KL."""
     if role.dtype == torch.float32:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from preftune.report.blocks import Block, Bullets, Grid, Section, Table, say
+from preftune.report.doctor.diagnose import diagnose
 from preftune.report.plots.curves import MAX_POINTS
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.comparison import comparison, pictures, quality, significance
@@ -21,6 +22,7 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
         significance(run),
         quality(run, figures),
         _limits(run),
+        _doctor(run),
         _training(run, figures),
         _reward_model(run, figures),
         _samples(run),
@@ -47,6 +49,15 @@ def _limits(run: RunView) -> Section:
     ]
     found: list[Prose] = [(text,) for text in cautions(run)]
     return Section(key="limits", title="Limits", blocks=(Bullets(items=tuple(found + standing)),))
+
+
+def _doctor(run: RunView) -> Section | None:
+    """What the doctor finds; left out where it finds nothing."""
+    rows = tuple((name(f.where), f.kind, f.evidence, f.remedy) for f in diagnose(run))
+    if not rows:
+        return None
+    table = Table(headers=("Where", "Finding", "Seen", "Try"), rows=rows, left=4)
+    return Section(key="doctor", title="Findings", blocks=(Grid(table=table),))
 
 
 def _data(run: RunView) -> Section:
@@ -101,7 +112,9 @@ def _samples(run: RunView) -> Section:
         Code("samples/"),
         ".",
     )
-    return Section(key="samples", title="Samples side by side", short="Samples", blocks=(intro, explorer))
+    return Section(
+        key="samples", title="Samples side by side", short="Samples", blocks=(intro, explorer), apart=True
+    )
 
 
 SHADES = (
@@ -144,5 +157,9 @@ def _mistakes(run: RunView) -> Section | None:
     if any(passage.shades for card in explorer.cards for passage in card.passages):
         blocks.append(say(SHADES))
     return Section(
-        key="mistakes", title="Mistakes of the reward model", short="Mistakes", blocks=(*blocks, explorer)
+        key="mistakes",
+        title="Mistakes of the reward model",
+        short="Mistakes",
+        blocks=(*blocks, explorer),
+        apart=True,
     )

@@ -5,10 +5,12 @@ from typing import Any
 
 from preftune.algorithms import Algorithm
 from preftune.config import StageSettings
+from preftune.config.trainable import top_blocks
 from preftune.errors import PreftuneError
 from preftune.models.load import load_causal_lm, load_tokenizer
-from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role
+from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
+from preftune.models.trunk import keep_states, share_trunk
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -32,13 +34,31 @@ def make_roles(
             raise PreftuneError(f"{config.algorithm} asks a reward model, and stage {name} names none")
         return judge
 
+    top = top_blocks(session.config.trainable_of(name))
+    made: dict[str, Role] = {}
     makers: dict[str, Callable[[], Role]] = {
         "policy": lambda: Policy(load_causal_lm(source)),
         "reference": lambda: Reference(load_causal_lm(source)),
         "reward_model": reward_model,
         "critic": lambda: critic_of(session, config, judge),
     }
-    return {role: makers[role]() for role in kind.needs}
+    for role in kind.needs:
+        made[role] = makers[role]()
+        share(made[role], top)
+    if judge is not None:
+        share(judge, top)
+    for role in made.values():
+        for model in models_of(role):
+            # DPO asks its reference once in a run: a row's states must not depend on whether that was now.
+            keep_states(model, config.online or config.epochs == 1)
+    return made
+
+
+def share(role: Role, top: int | None) -> None:
+    """Where only the upper `top` blocks are trained, all roles with the same blocks below share those."""
+    if top is not None:
+        for model in models_of(role):
+            share_trunk(model, top)
 
 
 def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:

@@ -6,10 +6,12 @@ from typing import Any
 
 from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig, dump_toml
+from preftune.config.trainable import top_blocks
 from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
+from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
 from preftune.rundir import BASE, RunDir, json_text, write_text
@@ -18,6 +20,7 @@ from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
+from preftune.runs.sizes import sizes
 from preftune.runs.stages import is_finished, unverified
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
@@ -90,6 +93,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     scratch = [BASE] if session.config.model.scratch is not None else []
     check_base(session, stages)
+    for line in sizes(session.config, None if scratch else session.base, stages):
+        session.console.line(line)
     for name in [*scratch, *stages]:
         if session.mirror is not None:
             if is_main_process():
@@ -107,7 +112,10 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
     if not unfinished:
         return
     load_tokenizer(session.base)
-    load_causal_lm(session.base)
+    model = load_causal_lm(session.base)
+    tops = {top_blocks(session.config.trainable_of(name)) for name in unfinished}
+    for top in filter(None, tops):
+        share_trunk(model, top)
     needs = {role for name in unfinished for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
     if needs & {"reward_model", "critic"}:
         check_scalar_head(session.base)

@@ -20,6 +20,7 @@ from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
+from preftune.models.trunk import alone
 from preftune.rundir import read_object, sync, write_json, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.job import Job
@@ -172,7 +173,8 @@ def _prove_reload(session: Session, job: Job, directory: Path) -> None:
     device = next(job.model.model.parameters()).device
     saved.module.to(device)
     probes = first_usable(job.encoder, session.dataset.train, _PROBES)[0]
-    before = _scores(RewardModel(job.model.model), job.encoder, probes)
+    with alone():
+        before = _scores(RewardModel(job.model.model), job.encoder, probes)
     after = _scores(saved, reloaded, probes)
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()

@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.config import RunConfig, judge_of, parents
 from preftune.config.rewards import source_hashes
+from preftune.config.trainable import ALL
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
@@ -152,6 +153,8 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys}
+        if (trainable := self.config.trainable_of(name)) != ALL:
+            inputs["trainable"] = trainable
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)

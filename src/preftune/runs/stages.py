@@ -17,6 +17,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
+_ELSEWHERE = ("trainable",)  # in the inputs of a stage by itself, wherever it was set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def digest(value: Mapping[str, Any]) -> str:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """A stage's config without the fields that do not change its result."""
-    values = config.model_dump(mode="json", exclude=set(_FREE))
+    values = config.model_dump(mode="json", exclude={*_FREE, *_ELSEWHERE})
     scratch = values.get("scratch")
     return {**values, "scratch": {k: v for k, v in scratch.items() if k not in _FREE}} if scratch else values
 

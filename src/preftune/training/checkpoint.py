@@ -21,7 +21,7 @@ from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.rundir import sha256_file, sync
 from preftune.training.learner import Learner
-from preftune.training.state import TrainState, put, state_bytes
+from preftune.training.state import TrainState, put, state_bytes, trunks_of
 from preftune.version import __version__
 
 _SCHEMA = 1
@@ -70,6 +70,7 @@ def _write(directory: Path, step: int, state: TrainState) -> None:
         "bad_steps": state.bad_steps,
         "scaler": dict(state.scaler),
         "made_with": _made_with(),
+        **({"trunks": dict(state.trunks)} if state.trunks else {}),
     }
     (directory / _STATE).write_text(json.dumps(record), encoding="utf-8")
     faultpoint("checkpoint.manifest")
@@ -178,12 +179,18 @@ def _load(checkpoint: Path, learner: Learner, say: Say) -> int:
             f"{checkpoint} has schema {record['schema']}; this preftune ({__version__}) reads {_SCHEMA}",
             hint="resume with the preftune that wrote it",
         )
+    if record.get("trunks", {}) != (trunks := trunks_of(learner)):
+        raise DataError(
+            f"{checkpoint} holds the trained weights of other models: what is frozen in them differs",
+            hint="resume from the base model with which the stage was begun, or remove its checkpoints",
+        )
     state = TrainState(
         weights={name: load_file(checkpoint / f"{name}.safetensors") for name in learner.trained},
         moments={name: load_file(checkpoint / f"{name}-optimizer.safetensors") for name in learner.trained},
         skipped=record["skipped"],
         bad_steps=record.get("bad_steps", 0),  # absent before 0.2
         scaler=record["scaler"],
+        trunks=trunks,
     )
     put(state, learner)
     now, then = _made_with(), record.get("made_with", {})

@@ -23,7 +23,8 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
-from preftune.models.roles import Role
+from preftune.models.roles import Role, models_of
+from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -94,7 +95,8 @@ class Learner:
         self.accelerator.wait_for_everyone()
 
     def begin_step(self) -> None:
-        """Forget what happened in the step before."""
+        """Forget what happened in the step before, and the states kept in it."""
+        forget_states()
         self.updates = 0
         self.not_finite.clear()
         self.noted.clear()
@@ -130,12 +132,12 @@ class Learner:
         role.dtype = _DTYPES[self.precision]
         role.module.register_forward_pre_hook(_between_forwards)
         role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
+        self._tie(role)
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
-        role.model.requires_grad_(True)
         optimizer = torch.optim.AdamW(
-            role.model.parameters(),
+            trained_parameters(role.model),
             lr=learning_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -153,8 +155,14 @@ class Learner:
         # What accelerate calls evaluation is without a data-parallel wrapper: `_add_up` does its work.
         role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
         role.module.eval()
+        self._tie(role)
         rates = [group["lr"] for group in optimizer.param_groups]
         self.trained[name] = Trained(role, self.accelerator.prepare_optimizer(optimizer), settings, rates)
+
+    def _tie(self, role: Role) -> None:
+        """What roles share lies in memory once, also after they were moved to a device."""
+        for model in models_of(role):
+            tie(model)
 
     def set_progress(self, step: int, steps: int) -> float:
         """Set every learning rate for a step (counted from 0); returns the factor."""

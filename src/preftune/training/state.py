@@ -5,12 +5,13 @@ the state is weights, Adam's moments, the counts of what was skipped, and the fp
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from preftune.models.trunk import trunk_digest
 from preftune.training.learner import Learner
 
 Tensors = Mapping[str, Tensor]
@@ -25,6 +26,7 @@ class TrainState:
     skipped: Mapping[str, int]
     bad_steps: int
     scaler: Mapping[str, Any]
+    trunks: Mapping[str, str] = field(default_factory=dict)  # of roles that share one: its hash
 
     def copied(self, into: "TrainState | None" = None) -> "TrainState":
         """A copy on the CPU, in the memory of `into` where that has the same tensors."""
@@ -35,6 +37,7 @@ class TrainState:
             skipped=dict(self.skipped),
             bad_steps=self.bad_steps,
             scaler=dict(self.scaler),
+            trunks=dict(self.trunks),
         )
 
 
@@ -46,6 +49,7 @@ def capture(learner: Learner) -> TrainState:
         skipped={name: trained.skipped for name, trained in learner.trained.items()},
         bad_steps=learner.bad_steps,
         scaler=learner.scaler_state(),
+        trunks=trunks_of(learner),
     )
 
 
@@ -53,7 +57,7 @@ def put(state: TrainState, learner: Learner) -> None:
     """Give the learner a state. KeyError if it lacks a weight."""
     for name, trained in learner.trained.items():
         with torch.no_grad():
-            for key, parameter in trained.role.model.named_parameters():
+            for key, parameter in _trained(trained.role.model):
                 parameter.copy_(state.weights[name][key])
         restored = trained.optimizer.state_dict()
         restored["state"] = {}
@@ -66,16 +70,25 @@ def put(state: TrainState, learner: Learner) -> None:
     learner.load_scaler_state(dict(state.scaler))
 
 
+def trunks_of(learner: Learner) -> dict[str, str]:
+    """The hash of what is frozen in each trained role that shares it."""
+    digests = {name: trunk_digest(trained.role.model) for name, trained in learner.trained.items()}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, tied ones once, on the CPU."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    """Trained parameters by name, tied ones once, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in _trained(model)}
+
+
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def state_bytes(learner: Learner) -> int:
-    """Bytes of a checkpoint: weights and AdamW's two moments of each."""
-    return 3 * sum(
-        p.numel() * p.element_size() for t in learner.trained.values() for p in t.role.model.parameters()
-    )
+    """Bytes of a checkpoint: trained weights and AdamW's two moments of each."""
+    weights = [p for trained in learner.trained.values() for _, p in _trained(trained.role.model)]
+    return 3 * sum(p.numel() * p.element_size() for p in weights)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

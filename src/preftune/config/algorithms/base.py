@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.base import Count, Name, NonNegative, Positive, Settings, Share
 from preftune.config.rewards import RewardTerms
+from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
@@ -91,6 +92,12 @@ class StageSettings(Settings):
     healthy: ClassVar[Mapping[str, Healthy]] = {}
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
+
+    trainable: Trainable | None = Field(
+        default=None,
+        exclude_if=lambda trainable: trainable is None,
+        description="Weights that this stage trains, where that is not model.trainable.",
+    )
 
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
         algorithm: Any  # a Literal: the name

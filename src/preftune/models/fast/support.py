@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.models.fast.layout import grow, tree_states
+from preftune.models.fast.trunk import Branch, Row, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _plain_only = False
+_undivided = False
 
 
 def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
@@ -26,12 +28,40 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
     ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. What stands after the last
     position that is read in a row never enters the network if the model is laid out as a tree.
     """
-    if not lays_out_trees(model):
-        mask = attention.long()
-        return model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[read]
+    branch, by_tree = None if _undivided else branch_of(model), lays_out_trees(model)
     columns = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    tree = grow(ids, (read * columns).amax(1))
-    return tree_states(model, tree).index_select(0, tree.node[read])
+    lengths = (read * columns).amax(1)
+    if branch is None and by_tree:
+        tree = grow(ids, lengths)
+        return tree_states(model, tree).index_select(0, tree.node[read])
+    if branch is None:
+        return _plain_states(model, ids, attention)[read]
+    rows = branch.trunk.rows(ids, attention, lambda *rows: _below(model, branch, *rows))
+    if not by_tree:
+        with branch.cut.given(padded(rows, ids.shape[1])):
+            return _plain_states(model, ids, attention)[read]
+    tree, sizes = grow(ids, lengths), lengths.tolist()
+    if not any(sizes):
+        sizes[0] = 1  # as `grow` does
+    with branch.cut.given(on_nodes(rows, tree.node, sizes, tree.ids.shape[1])):
+        return tree_states(model, tree).index_select(0, tree.node[read])
+
+
+def _below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: Tensor) -> list[Row]:
+    """All tokens of some rows through the blocks below the cut, in one pass."""
+    lengths = attention.sum(1)
+    if lays_out_trees(model):
+        tree = grow(ids, lengths)
+        states, places = branch.cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
+    else:
+        states = branch.cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+    return [Row(states, row[:n]) for row, n in zip(places, lengths.tolist(), strict=True)]
+
+
+def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:
+    """A padded forward: (B, T, d)."""
+    return model.base_model(ids, attention_mask=attention.long(), use_cache=False).last_hidden_state
 
 
 def place(values: Tensor, mask: Tensor) -> Tensor:
@@ -48,6 +78,17 @@ def plain_layout() -> Iterator[None]:
         yield
     finally:
         _plain_only = before
+
+
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """Every model goes through whole, as one that shares nothing."""
+    global _undivided
+    before, _undivided = _undivided, True
+    try:
+        yield
+    finally:
+        _undivided = before
 
 
 def lays_out_trees(model: PreTrainedModel) -> bool:
@@ -74,19 +115,23 @@ def _same_states(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     try:
         with torch.autocast(device.type, enabled=False):
-            ids, lengths = _trial(token_embedding(model).num_embeddings)
+            ids, lengths = trial(token_embedding(model).num_embeddings)
             ids, lengths = ids.to(device), lengths.to(device)
             real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
-            mask = real.long()
-            padded = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state[real]
+            plain = _plain_states(model, ids, real)[real]
             tree = grow(ids, lengths)
             by_tree = tree_states(model, tree)[tree.node[real]]
     except Exception:  # whatever a model does that trees are not made for: it keeps its plain forward
         return False
-    return bool((by_tree - padded).abs().max() <= _TOLERANCE * padded.abs().max())
+    return near(by_tree, plain)
 
 
-def _trial(vocabulary: int) -> tuple[Tensor, Tensor]:
+def near(found: Tensor, plain: Tensor) -> bool:
+    """Whether states are those of a plain forward, to rounding."""
+    return bool((found - plain).abs().max() <= _TOLERANCE * plain.abs().max())
+
+
+def trial(vocabulary: int) -> tuple[Tensor, Tensor]:
     """Rows that share beginnings of several lengths; one that is all of another's beginning, one alone."""
     ids = torch.randint(0, vocabulary, (6, 12), generator=torch.Generator().manual_seed(0))
     ids[1, :5], ids[2, :7], ids[3] = ids[0, :5], ids[1, :7], ids[0]

@@ -1,0 +1,92 @@
+"""A network cut in two between its blocks: the part below one of them, and what comes from there on.
+
+The blocks are found in the module tree, and nothing else needs to be known of a family: below the cut, the
+forward pass is ended where it reaches the block; above it, that block is given the states and the ones before
+it do nothing. Position ids, masks and the layout are the caller's, the same for both parts.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.models.parts import blocks_of
+
+
+class _Reached(Exception):
+    """The forward pass has come to the cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The blocks of a model, the first of them that lies above, and whether blocks return tuples."""
+
+    blocks: tuple[nn.Module, ...]
+    at: int
+    tuples: bool
+
+    def below(self, forward: Callable[[], object]) -> Tensor:
+        """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
+        caught: list[Tensor] = []
+
+        def stop(*args: Any, **named: Any) -> None:
+            caught.append(_states(args, named))
+            raise _Reached
+
+        with torch.no_grad(), _instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
+            forward()
+        return caught[0]
+
+    def given(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Forward passes begin at block `at`, with these states (., ., d)."""
+        entry = self.blocks[self.at].forward
+
+        def enter(*args: Any, **named: Any) -> Any:
+            if args:
+                return entry(states, *args[1:], **named)
+            return entry(**{**named, "hidden_states": states})
+
+        def nothing(*args: Any, **named: Any) -> Any:
+            return (_states(args, named),) if self.tuples else _states(args, named)
+
+        below = dict.fromkeys(self.blocks[: self.at], nothing)
+        return _instead({**below, self.blocks[self.at]: enter})
+
+
+@torch.no_grad()
+def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
+    """The model cut below block `at`; what its blocks return is seen on rows ids (B, T)."""
+    blocks, seen = blocks_of(model), list[Any]()
+    own = blocks[0].forward
+
+    def watched(*args: Any, **named: Any) -> Any:
+        seen.append(own(*args, **named))
+        return seen[0]
+
+    with _instead({blocks[0]: watched}):
+        model.base_model(ids, use_cache=False)
+    return Cut(blocks, at, isinstance(seen[0], tuple))
+
+
+def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """What a block is given, by place or by name."""
+    return args[0] if args else named["hidden_states"]
+
+
+@contextlib.contextmanager
+def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Other functions in the place of some modules' own."""
+    usual = [(vars(module), vars(module).get("forward")) for module in forwards]
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for attributes, forward in usual:
+            del attributes["forward"]
+            if forward is not None:
+                attributes["forward"] = forward

@@ -1,0 +1,136 @@
+"""What several models have in common below a cut, and the states kept of it.
+
+The weights below never change, so that the states of a token depend on the tokens up to it alone: a row that
+went through once, for any of the models, serves all of them, in every pass over it. Models are attached by
+`models.trunk`; here is what a forward pass needs.
+"""
+
+import hashlib
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.models.fast.cut import Cut
+
+_ROOM = 1 << 30  # bytes of states in memory, at most
+
+
+class Row(NamedTuple):
+    """A row of T tokens: `states` (N, d) of the pass that it went through in, `places` (T,) its own in it."""
+
+    states: Tensor
+    places: Tensor
+
+
+Pass = Callable[[Tensor, Tensor], list[Row]]  # rows ids (B, T), attention (B, T) through the lower blocks
+
+
+@dataclass(eq=False, slots=True)
+class Trunk:
+    """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`."""
+
+    digest: str  # of all weights below the cut
+    members: "weakref.WeakSet[PreTrainedModel]" = field(default_factory=weakref.WeakSet)
+    keeps: bool = True
+    _rows: dict[bytes, Row] = field(default_factory=dict)
+    _passes: deque[tuple[list[bytes], int]] = field(default_factory=deque)  # oldest first: rows, bytes
+    _bytes: int = 0
+
+    def rows(self, ids: Tensor, attention: Tensor, through: Pass) -> list[Row]:
+        """The states of all rows; those that are not there go `through` together."""
+        if not self.keeps:
+            return through(ids, attention)
+        keys = row_keys(ids, attention)
+        found = {key: self._rows[key] for key in keys if key in self._rows}
+        missing = {key: i for i, key in enumerate(keys) if key not in found}
+        if missing:
+            which = torch.tensor(list(missing.values()), device=ids.device)
+            width = int(attention[which].sum(1).max())
+            new = dict(zip(missing, through(ids[which][:, :width], attention[which][:, :width]), strict=True))
+            self._keep(new)
+            found |= new
+        return [found[key] for key in keys]
+
+    def forget(self) -> None:
+        """Drop what is in memory."""
+        self._rows.clear()
+        self._passes.clear()
+        self._bytes = 0
+
+    def _keep(self, rows: dict[bytes, Row]) -> None:
+        states = next(iter(rows.values())).states
+        self._rows |= rows
+        self._passes.append((list(rows), states.nbytes))
+        self._bytes += states.nbytes
+        while self._bytes > _ROOM and len(self._passes) > 1:
+            old, size = self._passes.popleft()
+            self._bytes -= size
+            for key in old:
+                del self._rows[key]
+
+
+class Branch(NamedTuple):
+    """A model as one of those that share a trunk; `frozen`: names in its base model of what lies below."""
+
+    cut: Cut
+    frozen: tuple[str, ...]
+    trunk: Trunk
+
+
+_branches: "weakref.WeakKeyDictionary[PreTrainedModel, Branch]" = weakref.WeakKeyDictionary()
+
+
+def attach(model: PreTrainedModel, branch: Branch) -> None:
+    """From now on the model's states are computed in two parts."""
+    detach(model)
+    _branches[model] = branch
+    branch.trunk.members.add(model)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """The model stands alone again."""
+    if (branch := _branches.pop(model, None)) is not None:
+        branch.trunk.members.discard(model)
+
+
+def branch_of(model: PreTrainedModel) -> Branch | None:
+    """The model's trunk and where it is cut; None for one that stands alone."""
+    return _branches.get(model)
+
+
+def trunks() -> set[Trunk]:
+    """Those that models are attached to."""
+    return {branch.trunk for branch in _branches.values()}
+
+
+def row_keys(ids: Tensor, attention: Tensor) -> list[bytes]:
+    """A hash of the tokens of each row, whatever the padding, and of the precision of the pass."""
+    device = ids.device.type
+    mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    table, lengths, salt = ids.cpu().numpy(), attention.sum(1).tolist(), str(mixed).encode()
+    return [
+        hashlib.blake2b(row[:n].tobytes(), digest_size=16, key=salt).digest()
+        for row, n in zip(table, lengths, strict=True)
+    ]
+
+
+def on_nodes(rows: Sequence[Row], node: Tensor, lengths: Sequence[int], count: int) -> Tensor:
+    """States of the first `lengths` tokens of each row at their nodes (B, T) of a tree: (1, count, d)."""
+    given = rows[0].states.new_zeros(1, count, rows[0].states.shape[1])
+    for row, nodes, length in zip(rows, node, lengths, strict=True):
+        given[0].index_copy_(0, nodes[:length], row.states.index_select(0, row.places[:length]))
+    return given
+
+
+def padded(rows: Sequence[Row], width: int) -> Tensor:
+    """States of whole rows, side by side: (B, width, d), 0 where a row has ended."""
+    given = rows[0].states.new_zeros(len(rows), width, rows[0].states.shape[1])
+    for i, row in enumerate(rows):
+        given[i, : len(row.places)] = row.states.index_select(0, row.places)
+    return given

@@ -1,0 +1,162 @@
+"""Freezing the lower blocks of a model, and sharing them: one copy in memory, one pass for all that hold it.
+
+What lies above the cut is found by content: the upper blocks, and whatever else moves the last hidden states
+if those below are given. Whether a model may be cut is tried out once, against its plain forward.
+"""
+
+import contextlib
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.errors import DataError
+from preftune.models.fast.cut import Cut, cut_at
+from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
+from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
+from preftune.models.parts import blocks_of, token_embedding
+
+
+def share_trunk(model: PreTrainedModel, top: int) -> None:
+    """Freeze all but the upper `top` blocks and what follows them; models with the same weights below then
+    share them, whatever their heads, and the states of every row.
+
+    DataError for a model that cannot be cut there, with the reason.
+    """
+    blocks = blocks_of(model.eval())
+    try:
+        if not 0 < top <= len(blocks):
+            raise ValueError(f"it has {len(blocks)} blocks" if blocks else "it has no list of blocks")
+        ids, lengths = _trial_rows(model)
+        cut = cut_at(model, len(blocks) - top, ids)
+        frozen = _below(model, cut, ids)
+        digest = _digest(frozen, token_embedding(model).weight, cut)
+        known = next((trunk for trunk in trunks() if trunk.digest == digest), None)
+        own = Trunk(digest)
+        attach(model, Branch(cut, tuple(frozen), own))
+        _prove(model, ids, lengths)
+    except Exception as error:  # whatever a foreign model raises
+        detach(model)
+        raise DataError(
+            f"{type(model).__name__}: the upper {top} blocks cannot be trained by themselves ({error})",
+            hint='set model.trainable="all", or another number of blocks',
+        ) from error
+    if known is not None:
+        attach(model, Branch(cut, tuple(frozen), known))
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    tie(model)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be trained, told to keep gradients: all of a model that is not cut."""
+    model.requires_grad_(True)
+    if isinstance(model, PreTrainedModel) and (branch := branch_of(model)) is not None:
+        for parameter in _frozen(model, branch).values():
+            parameter.requires_grad_(False)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def trunk_digest(model: nn.Module) -> str:
+    """The hash of what is frozen in a model that shares it; "" for one that is not cut."""
+    branch = branch_of(model) if isinstance(model, PreTrainedModel) else None
+    return "" if branch is None else branch.trunk.digest
+
+
+def alone() -> contextlib.AbstractContextManager[None]:
+    """Every model goes through whole, as a saved one will."""
+    return undivided()
+
+
+def forget_states() -> None:
+    """Drop all states in memory: what is computed next then depends on nothing before it, in its last bits
+    either (a row's states depend, in these, on the rows beside it).
+    """
+    for trunk in trunks():
+        trunk.forget()
+
+
+def keep_states(model: PreTrainedModel, keeps: bool) -> None:
+    """Whether rows that went through for one of those that share a trunk are kept for the others."""
+    if (branch := branch_of(model)) is not None:
+        branch.trunk.keeps = keeps
+
+
+def tie(model: PreTrainedModel) -> None:
+    """One copy of the weights below the cut for all members on the model's device, to be called again when a
+    model has been moved. An embedding with rows of its own (a reward model's pad token) holds the others'.
+    """
+    branch = branch_of(model)
+    if branch is None:
+        return
+    device = next(model.parameters()).device
+    members = [m for m in branch.trunk.members if next(m.parameters()).device == device]
+    weights = [_frozen(m, branch) for m in members]
+    for name in branch.frozen:
+        holder = max((each[name] for each in weights), key=len)
+        for each in weights:
+            rows = len(each[name])
+            each[name].data = holder.data if rows == len(holder) else holder.data[:rows]
+
+
+def _frozen(model: PreTrainedModel, branch: Branch) -> dict[str, nn.Parameter]:
+    return {name: model.base_model.get_parameter(name) for name in branch.frozen}
+
+
+def _trial_rows(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    ids, lengths = trial(token_embedding(model).num_embeddings)
+    device = next(model.parameters()).device
+    return ids.to(device), lengths.to(device)
+
+
+@torch.enable_grad()
+def _below(model: PreTrainedModel, cut: Cut, ids: Tensor) -> dict[str, nn.Parameter]:
+    """The parameters that do nothing above the cut, by their names in the base model: those of the lower
+    blocks, of the embeddings, of what else comes before. A head tied to the embedding is frozen with it.
+    """
+    upper = {p for block in cut.blocks[cut.at :] for p in block.parameters()}
+    named = dict(model.base_model.named_parameters())
+    others = {name: p for name, p in named.items() if p not in upper}
+    before = {p: p.requires_grad for p in others.values()}
+    states = cut.below(lambda: model.base_model(ids, use_cache=False))
+    for parameter in others.values():
+        parameter.requires_grad_(True)
+    with cut.given(states):
+        out = model.base_model(ids, use_cache=False).last_hidden_state.float()
+    slopes = torch.autograd.grad(out.square().sum(), list(others.values()), allow_unused=True)
+    for parameter, required in before.items():
+        parameter.requires_grad_(required)
+    return {name: p for (name, p), slope in zip(others.items(), slopes, strict=True) if slope is None}
+
+
+def _digest(frozen: dict[str, nn.Parameter], embedding: Tensor, cut: Cut) -> str:
+    """SHA-256 over the weights below the cut, without rows of zeros at the end of the embedding: a reward
+    model's own pad token is one, and no text has it.
+    """
+    found = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]}".encode())
+    for name, parameter in sorted(frozen.items()):
+        weights = parameter.detach()
+        if parameter is embedding:
+            used = weights.any(1).nonzero()
+            weights = weights[: int(used[-1]) + 1] if len(used) else weights
+        found.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
+        found.update(weights.contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def _prove(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> None:
+    """ValueError unless both parts together give what the whole gives, in both layouts, also if other rows
+    went through the lower part last.
+    """
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    with undivided(), plain_layout():
+        plain = hidden_at(model, ids, real, real)
+    for layout in (plain_layout(), contextlib.nullcontext()):
+        with layout:
+            for rows in (ids, ids.flip(1), ids):
+                found = hidden_at(model, rows, real, real)
+        forget_states()
+        if not near(found, plain):
+            raise ValueError("in two parts it gives other numbers than in one")

@@ -1,0 +1,59 @@
+"""What a finding is, and how the rows of a stage's metrics are read for one."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import mean
+
+from preftune.report.view import RunView, StageView
+
+FEW_ROWS = 6  # below so many steps a course of a metric says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One pathology that a run shows: where, and the numbers that show it."""
+
+    kind: str
+    where: str  # a stage or a policy
+    evidence: str
+    reason: str
+    remedy: str
+
+
+Symptom = tuple[str, str]  # where, evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Pathology:
+    """A kind of finding: what looks for it, why it happens and what helps."""
+
+    kind: str
+    reason: str
+    remedy: str
+    look: Callable[[RunView], Iterable[Symptom]]
+
+    def findings(self, run: RunView) -> Iterator[Finding]:
+        for where, evidence in self.look(run):
+            yield Finding(self.kind, where, evidence, self.reason, self.remedy)
+
+
+def course(stage: StageView, *names: str) -> list[float]:
+    """The finite values of the first of these metrics that the stage writes, one a step."""
+    rows = stage.metrics
+    name = next((name for name in names if any(name in row for row in rows)), None)
+    values = (row.get(name) for row in rows) if name else ()
+    return [float(v) for v in values if isinstance(v, int | float) and isfinite(v)]
+
+
+def thirds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Mean of the first and of the last third; None for a course that is too short."""
+    if len(values) < FEW_ROWS:
+        return None
+    third = max(2, len(values) // 3)
+    return mean(values[:third]), mean(values[-third:])
+
+
+def peak(values: Sequence[float]) -> float:
+    """The largest of a course, 0 for an empty one."""
+    return max(values, default=0.0)

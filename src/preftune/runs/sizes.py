@@ -1,0 +1,79 @@
+"""How large the stages of a run are that train a part of their model: counted without weights."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from preftune.algorithms import ALGORITHMS
+from preftune.config import RunConfig
+from preftune.config.trainable import top_blocks
+from preftune.models.locate import Source
+from preftune.models.parts import blocks_of, token_embedding
+
+_BYTES = 4  # of a float32
+_STATES = 3  # gradient and Adam's two moments of a trained weight
+
+
+def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iterator[str]:
+    """A line for each stage that freezes a part: parameters trained, and memory for weights and Adam."""
+    tops = {name: top_blocks(config.trainable_of(name)) for name in stages}
+    if not any(tops.values()):
+        return
+    model = _outline(config, base)
+    if model is None:
+        yield f"trainable: sizes are known where {config.model.base} is at hand"
+        return
+    whole, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
+    for name, top in tops.items():
+        if top is None:
+            continue
+        kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].judge is not None
+        below = _below(model, top)
+        roles, trained = len({*kind.needs, *(["judge"] if judged else [])}), len(kind.trains)
+        weights, states = below + roles * (whole - below), trained * _STATES * (whole - below)
+        yield (
+            f"{name}: trains the upper {top} of {len(blocks)} blocks, {_millions(whole - below)} of "
+            f"{_millions(whole)} parameters; about {_mb(weights)} of weights for {roles} "
+            f"{'model' if roles == 1 else 'models'}, "
+            f"{_mb(states)} for gradients and Adam (all: {_mb(roles * whole)} and "
+            f"{_mb(trained * _STATES * whole)})"
+        )
+
+
+def _outline(config: RunConfig, base: Source | None) -> PreTrainedModel | None:
+    """The base model without memory for its weights; None where its config is not at hand."""
+    if (scratch := config.model.scratch) is not None:
+        shape = GPT2Config(
+            vocab_size=scratch.vocab_size,
+            n_layer=scratch.layers,
+            n_embd=scratch.width,
+            n_head=scratch.heads,
+            n_positions=scratch.positions,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    else:
+        directory = Path(config.model.base).expanduser() if base is None else Path(base.path)
+        if not (directory / "config.json").is_file():
+            return None
+        shape = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shape)
+
+
+def _below(model: PreTrainedModel, top: int) -> int:
+    """Parameters of the blocks and tables of vectors that are frozen."""
+    blocks = blocks_of(model)
+    frozen = [*blocks[: max(len(blocks) - top, 0)], token_embedding(model)]
+    tables = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Embedding)]
+    return sum(p.numel() for p in {p for module in (*frozen, *tables) for p in module.parameters()})
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M"
+
+
+def _mb(count: int) -> str:
+    return f"{_BYTES * count / 1e6:,.0f} MB"

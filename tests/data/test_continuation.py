@@ -1,0 +1,52 @@
+"""`data.prompt_words`: the first words of a text are a prompt, what follows is the reply."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.config import DataConfig
+from preftune.data import Dataset, Encoder, read_dataset
+from preftune.errors import ConfigError
+
+TEXTS = ["  I saw  this\nfilm twice, and wept.", "Dull.", "So so dull", "One two three  four"]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(tmp_path: Path, words: int = 3, rows: list[dict[str, str]] | None = None) -> Dataset:
+    for name in ("validation", "test"):
+        write(tmp_path / f"{name}.jsonl", [{"text": "a b c d"}])
+    write(tmp_path / "train.jsonl", rows or [{"text": text} for text in TEXTS])
+    return read_dataset(DataConfig(name=str(tmp_path), form="plain", prompt_words=words))
+
+
+def test_a_text_is_cut_after_its_words_and_short_ones_are_counted(tmp_path: Path) -> None:
+    data = read(tmp_path)
+    assert [(row.prompt[0].text, row.chosen) for row in data.train] == [
+        ("I saw  this", " film twice, and wept."),
+        ("One two three", " four"),
+    ]
+    assert data.kind == "unpaired"
+    assert data.report["rejected"] == {"shorter_than_prompt_words": 2}
+    assert data.report["splits"] == {"train": 2, "validation": 1, "test": 1}
+
+
+def test_prompt_and_reply_are_the_tokens_of_the_text(tmp_path: Path, gpt2_tokenizer: Any) -> None:
+    text = "I saw this film twice, and wept at the end of it."
+    row = read(tmp_path, 4, [{"text": text}]).train[0]
+    prompt, reply = Encoder(gpt2_tokenizer, "plain", 64, 64).sequence(row.prompt, row.chosen)
+    assert prompt + reply == [*gpt2_tokenizer(text)["input_ids"], gpt2_tokenizer.eos_token_id]
+    assert gpt2_tokenizer.decode(prompt) == "I saw this film"
+
+
+def test_it_needs_the_plain_form_and_rows_of_text(tmp_path: Path) -> None:
+    name = write(tmp_path / "train.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    with pytest.raises(ConfigError, match=r"cuts texts, and the rows of .* are preference pairs"):
+        read_dataset(DataConfig(name=name, form="plain", prompt_words=2))
+    with pytest.raises(ValueError, match='prompt_words has a use with form = "plain" only'):
+        DataConfig(name=name, prompt_words=2)
