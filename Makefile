@@ -67,7 +67,7 @@ planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, 
 # Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads.
 SWEPT := $(addprefix tests/,runs/test_damage.py report/test_records.py test_hub_runs.py data/test_encode.py \
 	data/test_fuzz.py browser/test_injection.py evaluation/test_length.py)
-sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); last run on 2026-11-28
+sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); not run whole yet
 	$(ONE_THREAD) PREFTUNE_SWEEPS=all $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 $(SWEPT)
 
 fuzz: $(VENV)/.installed-test ## hand in 10,000 generated files and write benchmarks/results/reliability/fuzz.json
