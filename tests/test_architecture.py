@@ -25,7 +25,7 @@ ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
     "sums": {"rundir"},
     "world": {"data"},
-    "records": {"rundir"},
+    "records": {"rundir", "sums"},
 }
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}

@@ -11,8 +11,9 @@ from typing import Any
 from preftune.config import config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
+from preftune.records.stage import StageRecord
 from preftune.rundir import RunDir
-from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_sealed
+from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
@@ -156,7 +157,7 @@ def begin(run: RunDir, stage: Stage) -> None:
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
-    write_sealed(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+    StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
@@ -166,7 +167,7 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}
     record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
-    write_sealed(run.stage_json(stage.name), {**record, "status": "finished"})
+    StageRecord.write(run.stage_json(stage.name), {**record, "status": "finished"})
     drop_checkpoints(run, stage)
 
 
