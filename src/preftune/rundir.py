@@ -202,7 +202,10 @@ def refuse_links(run: RunDir) -> None:
     folders = [run.path / name for name in WRITTEN_FOLDERS]
     inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
     deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
-    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", ".aside", run.marker.name, run.report_record.name)]
+    files = [
+        run.path / name
+        for name in (*WRITTEN_FILES, ".lock", ".aside", run.marker.name, run.report_record.name)
+    ]
     for path in (*files, *folders, *inside, *deeper):
         if path.is_symlink():
             raise ConfigError(
