@@ -133,13 +133,13 @@ def test_wrong_usage_is_64(words: list[str], capsys: pytest.CaptureFixture[str])
 
 def test_run_passes_its_words_on(api: SimpleNamespace) -> None:
     assert main(["run", "tiny", "seed=1", "--out", "x", "stage.ppo.steps=2", "--restart"]) == 0
-    named = {"out": "x", "resume": False, "until": None, "mirror": None}
+    named = {"out": "x", "resume": False, "until": None, "mirror": None, "from_run": None, "redo": ()}
     assert api.calls == [(("tiny", ("seed=1", "stage.ppo.steps=2")), named)]
 
 
 def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:
     assert main(["train", "tiny", "rm", "seed=1"]) == 0
-    named = {"out": None, "resume": True, "until": "rm", "mirror": None}
+    named = {"out": None, "resume": True, "until": "rm", "mirror": None, "from_run": None, "redo": ()}
     assert api.calls == [(("tiny", ("seed=1",)), named)]
 
 

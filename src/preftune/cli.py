@@ -1,6 +1,5 @@
 """The command line: verbs only. Commands import what they need when they run, so that `--help` is instant."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.exits import complain, exit_code, forget_output, is_out_of_memory
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.stops import Interrupted, end_with_parent, handled
@@ -328,6 +328,11 @@ def _run(
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
+        if kept.from_run is not None or kept.redo:
+            from preftune import api
+
+            lines = api.kept_stages(resolved, out=out, until=until, from_run=kept.from_run, redo=kept.redo)
+            typer.echo(printable("\n" + "\n".join(lines)))
         return
     if kept.restart and kept.redo:
         raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
@@ -362,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
     if bad := [word for word in words if holds_credential(word)]:
-        return _complain(
+        return complain(
             f"the command line holds what looks like a password or token: {bad[0]}",
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
             UsageError.code,
@@ -374,14 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(words, prog_name="preftune", obj=shown)
         return 0
     except SystemExit as stop:
-        return _exit_code(stop)
+        return exit_code(stop)
     except KeyboardInterrupt:
-        return _exit_code(SystemExit(130))
+        return exit_code(SystemExit(130))
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         return stop.code
     except BrokenPipeError:
-        _forget_output()
+        forget_output()
         return 0
     except BaseException as error:
         if is_panic(error):
@@ -393,44 +398,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is not None:
             error = from_system(error)
         if isinstance(error, PreftuneError):
-            return _complain(error.message, error.hint, error.code)
+            return complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
-        if _is_out_of_memory(error):
-            return _complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
+        if is_out_of_memory(error):
+            return complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
         what = f"internal error: {type(error).__name__}: {first_line}"
-        return _complain(what, "run again with --debug to see where, and report it", PreftuneError.code)
-
-
-def _exit_code(stop: SystemExit) -> int:
-    """The code for an exit of the command line library, in which 2 means wrong usage and 130 Ctrl-C.
-
-    A reader of the output that went away (`preftune options | head`) is no failure.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_output()
-        return 0
-    code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    if code == 130:
-        print("interrupted; the same command resumes", file=sys.stderr)
-    return 64 if code == 2 else code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
-    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
-
-
-def _complain(message: str, hint: str, code: int) -> int:
-    """At most eight lines on standard error; gives the code back."""
-    text = printable("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])])).split("\n")
-    shown = text if len(text) <= 8 else [*text[:6], "...", text[-1]]
-    print("\n".join(shown), file=sys.stderr)
-    return code
-
-
-def _forget_output() -> None:
-    """Point standard output nowhere, so that the interpreter's last flush does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return complain(what, "run again with --debug to see where, and report it", PreftuneError.code)

@@ -28,17 +28,8 @@ from preftune.errors import (
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
-WRITTEN_FOLDERS = (
-    "models",
-    "stages",
-    "evaluation",
-    "samples",
-    "analysis",
-    "figures",
-    "logs",
-    "study",
-    "labels",
-)
+WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FOLDERS += ("labels",)
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
