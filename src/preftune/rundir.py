@@ -17,19 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import (
-    ConfigError,
-    DataError,
-    InputMissing,
-    PermissionMissing,
-    PreftuneError,
-    StorageError,
-)
+from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
 WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
-WRITTEN_FOLDERS += ("labels",)
+WRITTEN_FOLDERS += ("labels", "collected", ".aside")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
@@ -82,7 +75,7 @@ class RunDir:
 
     @property
     def report_record(self) -> Path:
-        """What the report was made of, and the sums of its files."""
+        """What the report was made from, and the sums of its files."""
         return self.path / ".report.json"
 
     @property
@@ -120,6 +113,10 @@ class RunDir:
             return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
         return self.models / policy_name(stage)
 
+    def collected(self, stage: str) -> Path:
+        """Directory of what a stage collected: replies.jsonl and preferences.jsonl."""
+        return self.path / "collected" / stage
+
     def stage_dir(self, stage: str) -> Path:
         return self.path / "stages" / stage
 
@@ -134,6 +131,14 @@ class RunDir:
     def ledger(self, stage: str) -> Path:
         """One row a step: {"step", "rows"}, the data rows that it consumed."""
         return self.stage_dir(stage) / "ledger.jsonl"
+
+    def preferences(self, stage: str) -> Path:
+        """The pairs that a stage made of its replies, in TRL's format."""
+        return self.collected(stage) / "preferences.jsonl"
+
+    def replies(self, stage: str) -> Path:
+        """Replies that a stage has collected so far; they go when it is done."""
+        return self.stage_dir(stage) / "replies.jsonl"
 
     def checkpoints(self, stage: str) -> Path:
         """Directory of step-N directories."""
@@ -184,25 +189,8 @@ class RunDir:
         return self.path / "labels" / name
 
     def pairs(self, name: str) -> Path:
-        """Directory of an evaluation on a preference file of somebody else."""
+        """Directory of an evaluation on a foreign preference file."""
         return self.path / "evaluation" / f"pairs-{name}"
-
-
-def refuse_links(run: RunDir) -> None:
-    """ConfigError if a file or folder that preftune writes to in the directory is a link."""
-    folders = [run.path / name for name in WRITTEN_FOLDERS]
-    inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
-    deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
-    files = [
-        run.path / name
-        for name in (*WRITTEN_FILES, ".lock", ".aside", run.marker.name, run.report_record.name)
-    ]
-    for path in (*files, *folders, *inside, *deeper):
-        if path.is_symlink():
-            raise ConfigError(
-                f"{path} is a link: preftune writes and deletes nothing through one",
-                hint="put what it points to in its place, or use another --out DIR",
-            )
 
 
 def policy_name(stage: str) -> str:

@@ -12,13 +12,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import DataError
-from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
+from preftune.errors import ConfigError, DataError
+from preftune.rundir import (
+    WRITTEN_FILES,
+    WRITTEN_FOLDERS,
+    RunDir,
+    plain,
+    read_object,
+    sha256_file,
+    write_json,
+)
 
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
 _REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
 _known: dict[tuple[str, int, int, int], str] = {}  # a file that did not change is read once a command
+
+
+def refuse_links(run: RunDir) -> None:
+    """ConfigError if a file or folder that preftune writes to in the directory is a link."""
+    folders = [run.path / name for name in WRITTEN_FOLDERS]
+    inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
+    deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
+    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", run.marker.name, run.report_record.name)]
+    for path in (*files, *folders, *inside, *deeper):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link: preftune writes and deletes nothing through one",
+                hint="put what it points to in its place, or use another --out DIR",
+            )
 
 
 def sum_of(value: Any) -> str:
@@ -79,7 +101,7 @@ def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]
 
 
 def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") -> None:
-    """DataError, naming the first file that is not what was recorded; `remedy` makes that part anew."""
+    """DataError that names the first file that differs from its record; `remedy` is how to mend that."""
     found = faults(run, record, under)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

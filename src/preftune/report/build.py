@@ -10,15 +10,15 @@ from preftune.report.load import load_run
 from preftune.report.plots.figures import draw
 from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.report.writers.page import page_text
-from preftune.rundir import RunDir, refuse_links, write_text
-from preftune.sums import faults, listed, read_sealed, sum_of, sums, write_sealed
+from preftune.rundir import RunDir, write_text
+from preftune.sums import faults, listed, read_sealed, refuse_links, sum_of, sums, write_sealed
 from preftune.version import __version__
 
 
 def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     """Write figures/*.svg, ANALYSIS.md and report.html of a run; the same files give the same bytes.
 
-    What they were made of is recorded last, so that a report that is stale or not whole is known as such.
+    What they were made of is recorded last, so that a report that is stale or not whole is recognised.
     Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood or
     is not what was written, ConfigError for a link where a file should go.
     """

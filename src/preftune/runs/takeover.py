@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from preftune.errors import DataError
 from preftune.rundir import RunDir
 from preftune.runs.session import Session
-from preftune.runs.stages import Stage, differences, is_finished, made_of_what_is_here, model_sum
+from preftune.runs.stages import (
+    Stage,
+    differences,
+    drop_checkpoints,
+    is_finished,
+    made_of_what_is_here,
+    model_sum,
+)
 from preftune.sums import CARD, check, listed, read_sealed, write_sealed
 from preftune.untrusted import redact
 
@@ -42,27 +49,26 @@ def take(session: Session, other: RunDir, stage: Stage) -> bool:
     record = read_sealed(other.stage_json(stage.name))
     check(other, record, f"leave out --from, which makes {stage.name} anew")
     here, there = stage.model_dir(run), stage.model_dir(other)
-    logs = [file(stage.name) for file in (other.metrics, other.ledger, other.stage_json)]
-    for path in (there, *there.rglob("*"), *logs):
+    files = {name: other.path / name for name in listed(record) or {}}
+    for path in (there.parent, there, *there.rglob("*"), other.stage_dir(stage.name), *files.values()):
         if path.is_symlink():
             raise DataError(f"{path} is a link", "give a run directory that holds its own files")
     draft = here.with_name(f".tmp-{here.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    files = listed(record) or {}
-    names = [name for name in files if name.startswith("models/")]
-    for source in [other.path / name for name in names] + [file for file in [there / CARD] if file.is_file()]:
+    made = [file for file in (*files.values(), there / CARD) if file.is_relative_to(there) and file.is_file()]
+    for source in made:
         copy = draft / source.relative_to(there)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
     shutil.rmtree(here, ignore_errors=True)  # of an attempt that was not finished
     os.rename(draft, here)
-    shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+    drop_checkpoints(run, stage)
     run.stage_dir(stage.name).mkdir(parents=True, exist_ok=True)
-    for source, target in zip(logs, (run.metrics(stage.name), run.ledger(stage.name)), strict=False):
-        if source.is_file():
-            partial = target.with_name(f".{source.name}.tmp-{os.getpid()}")
+    for name, source in files.items():
+        if source not in made:
+            partial = (run.path / name).with_name(f".{source.name}.tmp-{os.getpid()}")
             shutil.copyfile(source, partial)
-            os.replace(partial, target)
+            os.replace(partial, run.path / name)
     write_sealed(run.stage_json(stage.name), {"taken_from": redact(str(other.path.resolve())), **record})
     session.console.line(f"{stage.name:<12} taken from {other.path}")
     return True
