@@ -53,6 +53,10 @@ def take(session: Session, other: RunDir, stage: Stage) -> bool:
     for path in (there.parent, there, *there.rglob("*"), other.stage_dir(stage.name), *files.values()):
         if path.is_symlink():
             raise DataError(f"{path} is a link", "give a run directory that holds its own files")
+    if any(not f.is_relative_to(there) and f.parent != other.stage_dir(stage.name) for f in files.values()):
+        raise DataError(
+            f"the record of {stage.name} in {other.path} names files of others", "leave out --from"
+        )
     draft = here.with_name(f".tmp-{here.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     made = [file for file in (*files.values(), there / CARD) if file.is_relative_to(there) and file.is_file()]
