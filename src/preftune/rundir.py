@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError, StorageError
+from preftune.errors import (
+    DataError,
+    InputMissing,
+    PermissionMissing,
+    PreftuneError,
+    StorageError,
+)
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
-WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
-WRITTEN_FOLDERS += ("labels", "collected", ".aside")
-WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
 _DAMAGED = "the file is damaged: restore it from a copy, or make it again"

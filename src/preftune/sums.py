@@ -13,16 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, DataError
-from preftune.rundir import (
-    WRITTEN_FILES,
-    WRITTEN_FOLDERS,
-    RunDir,
-    plain,
-    read_object,
-    sha256_file,
-    write_json,
-)
+from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 
+WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FOLDERS += ("labels", "collected", ".aside")
+WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
 _REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
