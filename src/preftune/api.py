@@ -246,6 +246,8 @@ def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -
 
 def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
     """What is wrong with a reward model or policy directory, no matter who made it; nothing is trained."""
+    if not Path(directory).is_dir():  # said at once, before torch is loaded
+        raise InputMissing(f"there is no model directory at {directory}", "give one with a config.json")
     from preftune.audit import audit_directory, show_audit
     from preftune.runs.console import Console
 

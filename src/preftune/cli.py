@@ -5,19 +5,21 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.errors import DataError, PreftuneError, UsageError, from_system
 from preftune.exits import complain, exit_code, forget_output, is_out_of_memory
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
+from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # errors are shown by main
     rich_markup_mode=None,  # rich would double the time of --help
@@ -91,6 +93,11 @@ class _Kept:
 def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
     context.obj.traceback = debug
+    if context.invoked_subcommand is None:
+        typer.echo(printable(first_screen()))
+
+
+app.command()(runs)
 
 
 @app.command()
@@ -161,7 +168,6 @@ def audit(
 ) -> None:
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
     from preftune import api
-    from preftune.errors import DataError
 
     if api.audit(directory, json)["verdict"] == "not usable":
         raise typer.Exit(DataError.code)
@@ -206,11 +212,7 @@ def options(
 
 
 @app.command()
-def selftest(
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")
-    ] = None,
-) -> None:
+def selftest(json: JsonFile = None) -> None:
     """Compare this installation with the reference implementations' numbers, on this machine."""
     from preftune import selftest as comparisons
 
@@ -260,8 +262,6 @@ def study(
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
-    from pathlib import Path
-
     from preftune.study.design import Wanted
     from preftune.study.launch import run_study
 
@@ -274,8 +274,6 @@ def study(
 @app.command(hidden=True)
 def study_seed(directory: str, seed: int, reports: bool = True, child: bool = False) -> None:
     """Run one seed of a study that `study` has designed; `study` starts it as its child."""
-    from pathlib import Path
-
     from preftune.study.seed import run_seed
 
     with handled():

@@ -15,7 +15,7 @@ from typing import Any
 
 from preftune.config import parents
 from preftune.config.algorithms.base import StageSettings
-from preftune.errors import UsageError
+from preftune.errors import UsageError, meant
 from preftune.rundir import RunDir, read_object, write_json
 from preftune.runs.stages import Stage, made_of_what_is_here
 from preftune.sums import read_sealed
@@ -25,7 +25,10 @@ def with_children(stages: Mapping[str, StageSettings], asked: Sequence[str]) -> 
     """The stages asked for and all that read their models. UsageError for a name that is no stage."""
     for name in asked:
         if name not in stages:
-            raise UsageError(f"--redo {name}: there is no such stage", f"the stages are: {', '.join(stages)}")
+            raise UsageError(
+                f"--redo {name}: there is no such stage",
+                f"{meant(name, stages)}the stages are: {', '.join(stages)}",
+            )
     found = set(asked)
     while more := {n for n, s in stages.items() if n not in found and found & set(parents(s))}:
         found |= more
