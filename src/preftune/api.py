@@ -12,7 +12,7 @@ from preftune import faults
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit
+from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit, recorded_commits
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
@@ -198,9 +198,10 @@ def _found(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | No
     recorded, if it has.
     """
     from preftune.models.locate import locate
-    from preftune.runs.sources import load_dataset
+    from preftune.runs.sources import load_dataset, with_stage_data
 
     dataset = load_dataset(config.data, config.seed, recorded_commit(run, config.data.name, "data"))
+    dataset = with_stage_data(config, dataset, recorded_commits(run))
     if config.model.base == "scratch":
         return dataset, None
     return dataset, locate(config.model.base, recorded_commit(run, config.model.base, "base"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from preftune.config.algorithms import ALGORITHM_CONFIGS
+from preftune.config.algorithms import stage_kinds
 from preftune.config.schema import settings
 from preftune.config.toml import toml_value
 
@@ -33,7 +33,7 @@ class Option(NamedTuple):
 
 def stage_names() -> dict[str, str]:
     """A name for a stage of each algorithm, in the order of the documentation."""
-    return {config.stage_name or name: name for name, config in ALGORITHM_CONFIGS.items()}
+    return {config.stage_name or name: name for name, config in stage_kinds().items()}
 
 
 def options() -> Iterator[Option]:

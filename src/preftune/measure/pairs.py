@@ -40,7 +40,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             f"there is no preference file at {file}", hint="give a .jsonl, .gz or .parquet file"
         )
     read = read_preferences(file, session.config.data.on_bad_row)
-    trained = {prompt_hash(pair.prompt) for pair in session.dataset.train}
+    learnt = [session.dataset, *(session.data_of(name) for name in stages)]
+    trained = {prompt_hash(pair.prompt) for data in learnt for pair in data.train}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_hash(pair.prompt) not in trained]
     seen = len(read) - len(pairs)
     if not pairs:

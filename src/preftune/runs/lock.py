@@ -139,6 +139,7 @@ def _sweep(run: RunDir) -> None:
     for folder in (
         ".",
         "models/*",
+        "collected/*",
         "stages/*",
         "stages/*/parts",
         "evaluation",
