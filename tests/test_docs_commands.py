@@ -67,6 +67,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
         "DIR": "out",
         "RECIPE": "tiny",
         "STAGE": "sft",
+        "my_module:my_function": "rewards:brief",
         "/content/drive/MyDrive/preftune": "mirror",
     }
 
