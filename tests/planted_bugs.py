@@ -173,14 +173,14 @@ PLANTED = (
         13,
         "log-probabilities are means over prompt and response",
         "models/roles.py",
-        """        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
+        """            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
 @dataclass(slots=True)
 class Reference:""",
-        """        own = sequences.attention.clone()
-        own[:, 0] = False
-        logprobs, entropy = self.module(sequences.ids, sequences.attention, own, temperature)
+        """            own = sequences.attention.clone()
+            own[:, 0] = False
+            logprobs, entropy = self.module(sequences.ids, sequences.attention, own, temperature)
         mean = logprobs.sum(1, keepdim=True) / own.sum(1, keepdim=True)
         return mean * sequences.response, entropy * sequences.response
 

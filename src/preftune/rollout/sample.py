@@ -14,7 +14,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.functional.masked import is_end
 from preftune.models.fast.decode import decoder
-from preftune.models.fast.head import after_head, next_logits
+from preftune.models.fast.head import after_head, for_sampling, next_logits
 from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
@@ -83,8 +83,9 @@ def _sampled(
     new = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=packed.ids.device)
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
-    head, after = language_head(policy.model), after_head(policy.model)
+    after = after_head(policy.model)
     with casting(policy):
+        head = for_sampling(language_head(policy.model), packed.ids.device)
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)
         for t in range(max_new_tokens):
