@@ -23,6 +23,7 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
+from preftune.models.memory import give_back_memory
 from preftune.models.roles import Role, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
@@ -230,7 +231,7 @@ class Learner:
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
             self.microbatch_size = size // 2
             trained.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            give_back_memory()
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
     def _backward(
@@ -295,7 +296,7 @@ class _Sums:
         self.kinds: dict[str, str] = {}
 
     def add(self, loss: Tensor, out: Loss, weights: Tensor) -> None:
-        self.weight = self.weight + weights.sum().detach().cpu().float()
+        self.weight = self.weight + weights.sum().detach().float()
         self._add("loss", loss, "loss")
         for name, metric in out.metrics.items():
             if metric.shape == out.terms.shape:
