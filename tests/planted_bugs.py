@@ -157,8 +157,8 @@ PLANTED = (
         12,
         "sampling does not stop at EOS",
         "rollout/sample.py",
-        "going = ~is_end(token, ends)\n",
-        "going = torch.ones_like(token, dtype=torch.bool)\n",
+        "ending = is_end(token, ends) & ~done\n",
+        "ending = torch.zeros_like(done)\n",
         (f"{SAMPLE}::test_responses_stop_at_the_first_eos_and_contain_it",),
     ),
     Bug(

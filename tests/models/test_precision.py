@@ -44,9 +44,7 @@ class Counted(TorchDispatchMode):
 
     def rounded(self, numels: set[int]) -> int:
         """Tensors of these sizes that were made half."""
-        return sum(
-            name == "_to_copy" and size in numels and dtype in HALF for name, size, dtype in self.seen
-        )
+        return sum(name == "_to_copy" and size in numels and dtype in HALF for name, size, dtype in self.seen)
 
 
 def near_gpt2() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Every update on a device without numbers: the meta device inside torch's fake-tensor mode.
 
-Mixed devices raise there. A mode above it answers what a GPU would have to be waited for, and counts it; inside
-an update, reading a number, copying to the CPU and float64 (which MPS lacks) are errors but where allowed.
+Mixed devices raise there. A mode above it answers and counts what a GPU would have to be waited for, and
+refuses copies to the CPU and float64, which MPS lacks.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Strict(TorchDispatchMode):
         on_device = any(isinstance(x, Tensor) and x.device == META for x in args)
         if name == "aten::_local_scalar_dense" and on_device:
             self.waits += self.inside
-            return self.width
+            return False if args[0].dtype == torch.bool else self.width
         if name.startswith("aten::_to_copy") and on_device and str(kwargs.get("device")) == "cpu":
             raise AssertionError("a hidden copy to the CPU")
         if name == "aten::nonzero":
@@ -69,21 +69,14 @@ class FakeLearner(Learner):
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Any) -> Metrics:
         trained, self.mode.inside = self.trained[role], True
-        self._backward(trained, batch, weights, loss)
+        sums = self._backward(trained, batch, weights, loss)
         self._add_up(trained)
         parameters = list(trained.role.model.parameters())
         assert all(p.grad is not None and p.grad.device == META for p in parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         trained.optimizer.step()
         self.mode.inside = False
-        return Numbers()
-
-
-class Numbers(dict[str, float]):
-    """Whatever is asked for is 0."""
-
-    def __missing__(self, key: str) -> float:
-        return 0.0
+        return dict.fromkeys([*sums.values, "grad_norm"], 0.0)
 
 
 def on_meta(value: Any) -> Any:

@@ -22,7 +22,8 @@ from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
 
 _BLOCK = 256  # tokens
-_ASK_EVERY = {"cpu": 1}  # tokens between looks at which rows have ended: elsewhere each look waits for the device
+# Tokens between looks at which rows have ended; where there is a device, it is waited for.
+_ASK_EVERY = {"cpu": 1}
 _ASK_EVERY_ELSEWHERE = 16
 _WIDE = ("cpu", "cuda")  # devices with float64
 

@@ -11,6 +11,7 @@ from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
+from preftune.models.memory import give_back_memory
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
@@ -104,6 +105,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
         with answering(session.config.process_timeout):
             stage = session.stage(name)
             (run_stage if stage.makes_model else collect_stage)(session, stage)
+        give_back_memory()
 
 
 def check_base(session: Session, stages: Sequence[str]) -> None:

@@ -95,9 +95,7 @@ def state_bytes(learner: Learner) -> int:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {
-        f"{i}.{k}": v.detach().contiguous() for i, state in states.items() for k, v in state.items()
-    }
+    return {f"{i}.{k}": v.detach().contiguous() for i, state in states.items() for k, v in state.items()}
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
