@@ -11,6 +11,7 @@ from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
+from preftune.models.memory import give_back_memory
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
@@ -129,6 +130,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
         _meet(session.config)
         with answering(session.config.process_timeout):
             (run_stage if stage.makes_model else collect_stage)(session, stage)
+        give_back_memory()
         if is_main_process():
             settle(session.run, stage)
 
