@@ -239,7 +239,8 @@ def test_alone_it_says_how_to_begin_and_what_lies_here(tmp_path: Path) -> None:
         "print('LOADED', sorted({'torch', 'pydantic', 'numpy', 'rich'} & set(sys.modules)))"
     )
     done = python("-c", code)
-    assert "preftune run quickstart" in done.stdout and "this machine: " in done.stdout
+    assert "preftune run quickstart" in done.stdout
+    assert "this machine: " in done.stdout
     assert done.stdout.strip().endswith("LOADED []"), done.stdout + done.stderr
 
 
