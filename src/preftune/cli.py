@@ -19,7 +19,7 @@ from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
-    invoke_without_command=True,
+    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # errors are shown by main
     rich_markup_mode=None,  # rich would double the time of --help
@@ -93,8 +93,6 @@ class _Kept:
 def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
     context.obj.traceback = debug
-    if context.invoked_subcommand is None:
-        typer.echo(printable(first_screen()))
 
 
 app.command()(runs)
@@ -388,6 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = ["--debug", *(word for word in words if word != "--debug")]
     shown = _Shown()
     try:
+        if not words:  # without typer, which would load more than this takes
+            print(printable(first_screen()))
+            return 0
         app(words, prog_name="preftune", obj=shown)
         return 0
     except SystemExit as stop:

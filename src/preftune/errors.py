@@ -5,7 +5,7 @@ Exit codes follow sysexits(3); the table is in docs/reliability.md.
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections import abc
 
 
 class PreftuneError(Exception):
@@ -76,7 +76,7 @@ class ConfigError(PreftuneError):
     code = 78
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: abc.Iterable[str]) -> str:
     """The question of a hint, "did you mean X? ", or "" where no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]}? " if near else ""

@@ -79,7 +79,8 @@ def show_runs(folder: str | Path = RUNS) -> str:
             f"no run in {folder}", "`preftune run quickstart` makes one; or give another folder"
         )
     keys = {key for each in found for key in each.settings if key != "name"}
-    differ = sorted(k for k in keys if len({repr(each.settings.get(k)) for each in found}) > 1)
+    known = [each.settings for each in found if each.settings]
+    differ = sorted(k for k in keys if len({repr(settings.get(k)) for settings in known}) > 1)
     lines = []
     for each in found:
         own = [f"{key}={each.settings[key]}" for key in differ if key in each.settings]
@@ -87,7 +88,7 @@ def show_runs(folder: str | Path = RUNS) -> str:
         lines.append(f"{each.run.path}: {each.state}")
         lines += [f"    {number}" for number in each.numbers]
         lines += [f"    differs: {', '.join(own[:_SETTINGS])}{more}"] if own else []
-        lines.append(f"    {each.next}")
+        lines += [f"    {each.next}"] if each.next else []
     return "\n".join(lines)
 
 
