@@ -116,6 +116,21 @@ def compare(
 
 
 @app.command()
+def cache(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
+) -> None:
+    """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
+    from preftune.models import kept
+
+    for folder, size in kept.sizes().items():
+        typer.echo(f"{folder}  {size / 1e6:,.0f} MB")
+    removed = kept.empty() if empty else 0
+    typer.echo(f"{kept.states_dir()}: {sum(kept.sizes().values()) / 1e6:,.0f} MB")
+    if empty:
+        typer.echo(f"removed: {removed / 1e6:,.0f} MB")
+
+
+@app.command()
 def audit(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A reward model or a policy, by anyone.")],
     json: JsonFile = None,

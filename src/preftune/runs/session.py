@@ -155,6 +155,8 @@ class Session:
         inputs = {**self._inputs(config), "parents": keys}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+            if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
+                inputs["kept"] = self.config.model.kept_dtype
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)

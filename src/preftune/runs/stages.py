@@ -16,7 +16,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
-_ELSEWHERE = ("trainable",)  # in the inputs of a stage by itself, wherever it was set
+_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype")  # in the inputs of a stage by itself, wherever it was set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
