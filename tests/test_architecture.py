@@ -14,7 +14,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What each room may import of preftune, besides itself. What is OPEN is open to all.
 LEAVES = ["functional", "config", "rundir", "sums", "version"]
 CHAIN = ["data", "models", "rollout", "algorithms", "training", "evaluation", "runs", "measure"]
-SIDE_BY_SIDE = ["audit", "verify", "selftest", "study"]  # they use what the chain offers, never each other
+SIDE_BY_SIDE = [
+    "audit",
+    "verify",
+    "selftest",
+    "study",
+    "label",
+]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
     "sums": {"rundir"},
@@ -26,9 +32,9 @@ ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
 ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
-for name in ("evaluation", "runs", "measure", "study"):
+for name in ("evaluation", "runs", "measure", "study", "label"):
     ALLOWED[name] |= {"records"}
-for name in ("measure", "study"):
+for name in ("measure", "study", "label"):
     ALLOWED[name] |= {"report"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
 ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records"}
@@ -38,6 +44,7 @@ FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know ho
 
 # Third-party packages that may appear in one place only.
 HOMES = {"accelerate": "training/learner.py", "peft": "models/load.py", "datasets": "data/"}
+HOMES |= {"starlette": "label/", "uvicorn": "label/"}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 RUNS_CODE = {
     *("eval", "exec", "compile", "__import__", "torch.load", "torch.hub.load", "torch.jit.load"),
@@ -223,7 +230,7 @@ def unescaped(text: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "report/templates").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("*/templates/*")), ids=lambda path: path.name)
 def test_templates_escape_everything_and_fetch_nothing(path: Path) -> None:
     assert not unescaped(path.read_text(encoding="utf-8"))
 
@@ -257,6 +264,8 @@ def test_every_part_has_a_place() -> None:
         ("functional/x.py", "from preftune import selftest"),
         ("selftest/x.py", "from preftune.cli import main"),
         ("report/x.py", "import torch"),
+        ("study/x.py", "import uvicorn"),
+        ("label/x.py", "from preftune.study.design import Wanted"),
         ("report/x.py", "from preftune.evaluation import stats"),
         ("runs/x.py", "from preftune.report import build"),
         ("runs/x.py", "from preftune.measure.evaluate import evaluate_run"),

@@ -12,6 +12,7 @@ import typer
 
 from preftune.errors import PreftuneError, UsageError, from_system
 from preftune.isolated import from_panic, is_panic
+from preftune.label.command import label
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
@@ -155,6 +156,9 @@ def sample(
 
     for row in api.sample(run, policy, prompt or [], seed=seed):
         typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
+
+
+app.command()(label)
 
 
 @app.command()

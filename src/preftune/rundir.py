@@ -28,7 +28,17 @@ from preftune.errors import (
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
-WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FOLDERS = (
+    "models",
+    "stages",
+    "evaluation",
+    "samples",
+    "analysis",
+    "figures",
+    "logs",
+    "study",
+    "labels",
+)
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
@@ -151,6 +161,11 @@ class RunDir:
         """Validation pairs on which the reward model errs or ties."""
         return self.path / "analysis" / "reward_model_mistakes.jsonl"
 
+    @property
+    def analysis_details(self) -> Path:
+        """Directory of what ANALYSIS.md links."""
+        return self.mistakes.parent
+
     def evaluation(self, policy: str) -> Path:
         return self.path / "evaluation" / f"{policy}.json"
 
@@ -167,6 +182,10 @@ class RunDir:
     def best_of_n(self) -> Path:
         """The curve of best-of-n of the reference."""
         return self.evaluation("best_of_n")
+
+    def labels(self, name: str) -> Path:
+        """Directory of a set of items that people judge, with their judgements."""
+        return self.path / "labels" / name
 
     def pairs(self, name: str) -> Path:
         """Directory of an evaluation on a preference file of somebody else."""

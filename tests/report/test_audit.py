@@ -12,7 +12,7 @@ from preftune.errors import DataError
 from preftune.report import build, load_run
 from preftune.report.contents import sections
 from preftune.report.text import percent
-from preftune.report.writers.analysis import analysis_text
+from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.rundir import RunDir, read_json, write_json
 
 
@@ -20,13 +20,15 @@ from preftune.rundir import RunDir, read_json, write_json
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = add_audit(make_run(tmp_path_factory.mktemp("audit")))
     build(run)
-    return run.analysis_text.read_text(encoding="utf-8")
+    files = (run.analysis_text, *run.analysis_details.glob("*.md"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def written(run: RunDir) -> str:
-    """ANALYSIS.md as it would be written, without the time that its figures take."""
+    """ANALYSIS.md and what it links, as they would be written, without the time that figures take."""
     view = load_run(run)
-    return analysis_text(view, sections(view, {}))
+    parts = sections(view, {})
+    return "".join([analysis_text(view, parts), *apart_texts(parts).values()])
 
 
 def change(run: RunDir, **keys: Any) -> RunDir:

@@ -1,6 +1,7 @@
 """The words of the verdict come from intervals, corrected p-values and the judge's own accuracy."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import make_run
@@ -9,7 +10,7 @@ from preftune.records.base import Estimate
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report import comparison_table, load_run
 from preftune.report.blocks import Grid
-from preftune.report.claims import claims, detectable, outcome, verdict
+from preftune.report.claims import claims, detectable, outcome, summary, verdict
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.comparison import significance
 from preftune.rundir import read_json, write_json
@@ -46,6 +47,22 @@ def test_verdict_names_better_worse_and_no_detectable_difference(tmp_path: Path)
     assert "DPO (-0.40 [-0.60, -0.20]) are worse than SFT" in words
     assert "GRPO (+0.05 [-0.15, 0.25]) shows no detectable difference from SFT" in words
     assert "68.0 % [65.0, 71.0] of 1,000 held-out pairs, better than chance" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "PPO beats SFT by the reward model's own score; DPO did worse."),
+        ({"gold": {"policy_ppo": 0.1}}, "PPO beats SFT by gold."),
+        ({"gold": {"policy_ppo": -0.9}}, "No policy is shown to beat SFT by gold; PPO did worse."),
+        (
+            {"accuracy": 0.50},
+            "Nothing can be claimed about quality: the reward model is not shown to be better than a coin.",
+        ),
+    ],
+)
+def test_the_summary_is_one_plain_sentence(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    assert summary(load_run(make_run(tmp_path, **changes))) == words
 
 
 def test_the_table_says_what_an_unclear_difference_would_have_taken(tmp_path: Path) -> None:

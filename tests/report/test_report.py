@@ -34,13 +34,15 @@ HEADINGS = (
 
 
 def texts(run: RunDir) -> tuple[str, str]:
-    """Build, and read back ANALYSIS.md and report.html."""
+    """Build, and read back ANALYSIS.md with the files that it links, and report.html."""
     build(run)
     return read(run)
 
 
 def read(run: RunDir) -> tuple[str, str]:
-    return run.analysis_text.read_text(encoding="utf-8"), run.report_page.read_text(encoding="utf-8")
+    apart = sorted(run.analysis_details.glob("*.md"))
+    analysis = "".join(path.read_text(encoding="utf-8") for path in (run.analysis_text, *apart))
+    return analysis, run.report_page.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,8 @@ class Tags(HTMLParser):
 
 
 def test_build_writes_what_it_returns_and_the_same_bytes_again(whole: RunDir) -> None:
-    kinds = (whole.analysis_text, whole.report_page, *whole.figures.iterdir())
+    apart = whole.analysis_details.glob("*.md")
+    kinds = (whole.analysis_text, whole.report_page, *apart, *whole.figures.iterdir())
     first = {path: path.read_bytes() for path in kinds}
     assert {path: path.read_bytes() for path in build(str(whole.path))} == first
     figures = {path.name for path in whole.figures.iterdir()}
@@ -82,10 +85,13 @@ def test_both_texts_say_the_same_and_open_with_the_verdict(whole: RunDir) -> Non
     analysis, page = read(whole)
     paragraphs = analysis.split("\n\n")
     assert paragraphs[0] == "# Analysis of `trial`"
-    assert paragraphs[1].startswith("On 100 held-out prompts")
+    assert paragraphs[1] == "PPO beats SFT by gold."  # the summary, then the table
+    assert paragraphs[3].startswith("| Policy |")
+    assert len(whole.analysis_text.read_text(encoding="utf-8").splitlines()) < 300
     words = Tags(page).words
+    assert "On 100 held-out prompts, by the reward model's own score" in words
     for heading in HEADINGS:
-        assert f"## {heading}" in analysis
+        assert f"# {heading}" in analysis
         assert heading in words
     for fact in (
         "990 kept",
@@ -155,7 +161,10 @@ def test_hostile_text_is_only_text_in_markdown(hostile: tuple[str, str]) -> None
     analysis, _ = hostile
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(analysis)
     flat = [inner for token in tokens for inner in [token, *(token.children or [])]]
-    assert not [token for token in flat if token.type in ("html_block", "html_inline", "link_open")]
+    assert not [token for token in flat if token.type in ("html_block", "html_inline")]
+    links = {str(token.attrs["href"]) for token in flat if token.type == "link_open"}
+    own = {f"analysis/{key}.md" for key in ("samples", "mistakes", "config")}
+    assert links == {*own, "../ANALYSIS.md"}
     assert {token.tag for token in tokens if token.type == "heading_open"} <= {"h1", "h2", "h3"}
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     assert "heading" not in headings

@@ -8,6 +8,8 @@ from preftune.records.base import read_record
 from preftune.records.reward_model import RewardModelRecord
 from preftune.runs.session import Session
 
+CAUTIONS = 3  # of the most damaging; the report has all
+
 
 def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     """Evaluate, write the report, show the table and say where everything lies."""
@@ -20,13 +22,17 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
             report.build(run)
         except StorageError as error:  # the run is what took long, and it is there
             console.line(f"warning: {error.message}; preftune report {run.path} writes the report")
-    table = report.comparison_table(report.load_run(run))
+    view = report.load_run(run)
+    table = report.comparison_table(view)
     console.table(table.headers, table.rows)
     if run.reward_evaluation.exists():
         accuracy = read_record(run.reward_evaluation, RewardModelRecord).accuracy
         if accuracy is not None:
             share = f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
             console.line(f"reward model: accuracy {share} on {accuracy.n:,} validation pairs")
+    console.line(report.summary(view))
+    for caution in report.cautions(view)[:CAUTIONS]:
+        console.line(f"caution: {caution}")
     for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
         if path.exists():  # a full disk may have kept the report away
             console.line(f"{what + ':':<10}{path}")

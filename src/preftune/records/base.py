@@ -118,9 +118,9 @@ def read_record(path: Path, kind: type[R]) -> R:
     return _fitted(str(path), read_json(path), kind)
 
 
-def read_records(path: Path, kind: type[R]) -> list[R]:
-    """The records of a JSON Lines file, each error with its line."""
-    rows = read_jsonl(path, whole=True)
+def read_records(path: Path, kind: type[R], *, whole: bool = True) -> list[R]:
+    """The records of a JSON Lines file, each error with its line; `whole` as in `read_jsonl`."""
+    rows = read_jsonl(path, whole=whole)
     return [_fitted(f"{path}:{line}", row, kind) for line, row in enumerate(rows, start=1)]
 
 
@@ -145,10 +145,10 @@ def _fitted(where: str, row: Any, kind: type[R]) -> R:
     try:
         return kind.model_validate(row)
     except ValidationError as error:
-        raise DataError(f"{where}: {_first(error)}", kind.remedy) from None
+        raise DataError(f"{where}: {first_fault(error)}", kind.remedy) from None
 
 
-def _first(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing that does not fit, as "field: reason"."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "the whole file"

@@ -2,8 +2,10 @@
 
 from preftune.report.blocks import Table
 from preftune.report.build import build, is_current
+from preftune.report.claims import summary
 from preftune.report.load import load_run
+from preftune.report.sections.cautions import cautions
 from preftune.report.tables import comparison_table
 from preftune.report.view import RunView
 
-__all__ = ["RunView", "Table", "build", "comparison_table", "is_current", "load_run"]
+__all__ = ["RunView", "Table", "build", "cautions", "comparison_table", "is_current", "load_run", "summary"]

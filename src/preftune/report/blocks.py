@@ -74,6 +74,14 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One card, shown open."""
+
+    card: Card
+    kind: Literal["example"] = "example"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explorer:
     """Cards that the page lets the reader search and filter; ANALYSIS.md quotes the first `quoted`."""
 
@@ -106,17 +114,21 @@ class Fold:
     kind: Literal["fold"] = "fold"
 
 
-Block = Paragraph | Bullets | Grid | Picture | Explorer | Source | Fold
+Block = Paragraph | Bullets | Grid | Picture | Example | Explorer | Source | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A titled part of the report; `key` is its anchor, `short` its title in a list of sections."""
+    """A titled part of the report; `key` is its anchor, `short` its title in a list of sections.
+
+    The page folds every section but the first. One that is `apart` is a file of its own beside ANALYSIS.md.
+    """
 
     key: str
     title: str
     blocks: tuple[Block, ...]
     short: str = ""
+    apart: bool = False
 
 
 def say(*pieces: str) -> Paragraph:

@@ -8,7 +8,7 @@ from preftune.errors import DataError
 from preftune.report.contents import sections
 from preftune.report.load import load_run
 from preftune.report.plots.figures import draw
-from preftune.report.writers.analysis import analysis_text
+from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, refuse_links, write_text
 from preftune.sums import faults, listed, read_sealed, sum_of, sums, write_sealed
@@ -30,6 +30,7 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     parts = sections(view, {file: words for file, (_, words) in drawn.items()})
     texts = {directory.figures / file: svg for file, (svg, _) in drawn.items()}
     texts[directory.analysis_text] = analysis_text(view, parts)
+    texts |= {directory.path / file: text for file, text in apart_texts(parts).items()}
     texts[directory.report_page] = page_text(view, parts, {file: svg for file, (svg, _) in drawn.items()})
     earlier: dict[str, object] = {}
     with contextlib.suppress(DataError):

@@ -14,8 +14,15 @@ from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
 from preftune.report.text import clean, join
 from preftune.report.view import CHOSEN, RunView
+from preftune.rundir import BASE
 
 BAG_OF_WORDS = "bag_of_words"
+# Measures in the order of what a summary goes by.
+JUDGES = {
+    "gold": "gold",
+    "held_out": "a second reward model",
+    "score": "the reward model's own score",
+}
 FEW_STEPS = 10
 POWER = (Z95 + Z80) / Z95  # half widths of a 95 % interval that 80 % power needs
 
@@ -71,6 +78,32 @@ def judge_is_sound(run: RunView) -> bool | None:
     if model is None or model.accuracy is None or model.accuracy.low is None:
         return None
     return model.accuracy.low > 0.5
+
+
+def summary(run: RunView) -> str:
+    """The run in one plain sentence without numbers: who beats the reference by which judge, and best-of-n.
+
+    By the judge that training saw least: gold, else a second reward model, else the score itself.
+    """
+    measure, judge = next(((key, words) for key, words in JUDGES.items() if claims(run, key)), ("", ""))
+    made = [c for c in claims(run, measure) if not c.policy.best_of and c.policy.policy != BASE]
+    if not made:
+        return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
+    if measure == "score" and judge_is_sound(run) is False:
+        return "Nothing can be claimed about quality: the reward model is not shown to be better than a coin."
+    reference = run.label(run.reference)
+    better, worse = ([c for c in made if c.outcome == kind] for kind in (BETTER, WORSE))
+    if not better and not worse:
+        return f"No policy is shown to differ from {reference} by {judge}."
+    if not better:
+        return f"No policy is shown to beat {reference} by {judge}; {_labels(worse)} did worse."
+    parts = [f"{_labels(better)} beat{'s' * (len(better) == 1)} {reference} by {judge}"]
+    parts += [f"{_labels(worse)} did worse"] if worse else []
+    best = next((policy for policy in run.policies if policy.best_of), None)
+    if best and (against := claims(run, measure, best.policy)):
+        above = [c for c in against if c.outcome == BETTER]
+        parts.append(f"{_labels(above) or 'none'} beat{'s' * (len(above) < 2)} {best.label}")
+    return f"{'; '.join(parts)}."
 
 
 def verdict(run: RunView) -> str:

@@ -112,7 +112,9 @@ def _samples(run: RunView) -> Section:
         Code("samples/"),
         ".",
     )
-    return Section(key="samples", title="Samples side by side", short="Samples", blocks=(intro, explorer))
+    return Section(
+        key="samples", title="Samples side by side", short="Samples", blocks=(intro, explorer), apart=True
+    )
 
 
 SHADES = (
@@ -155,5 +157,9 @@ def _mistakes(run: RunView) -> Section | None:
     if any(passage.shades for card in explorer.cards for passage in card.passages):
         blocks.append(say(SHADES))
     return Section(
-        key="mistakes", title="Mistakes of the reward model", short="Mistakes", blocks=(*blocks, explorer)
+        key="mistakes",
+        title="Mistakes of the reward model",
+        short="Mistakes",
+        blocks=(*blocks, explorer),
+        apart=True,
     )

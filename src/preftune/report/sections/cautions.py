@@ -2,9 +2,10 @@
 
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
-from preftune.records.verdict import BETTER, MIN_PROMPTS
+from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
 from preftune.report.claims import (
     BAG_OF_WORDS,
+    JUDGES,
     baseline_words,
     beats_baselines,
     below_or_at_chance,
@@ -28,7 +29,12 @@ REPETITIVE = 0.3  # share of repeated 4-grams
 
 def cautions(run: RunView) -> tuple[str, ...]:
     """What a careful reader should know before believing the table, most damaging first."""
-    found = [*_judge_warnings(run), *_policy_warnings(run)]
+    found = [*_lost_elsewhere(run), *_judge_warnings(run)]
+    if short := short_stages(run):
+        found.append(
+            f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
+        )
+    found += _policy_warnings(run)
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
     if 0 < prompts < MIN_PROMPTS:
         found.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")
@@ -36,11 +42,19 @@ def cautions(run: RunView) -> tuple[str, ...]:
         found.append(
             f"Only {prompts} prompts: only large differences can be detected, and intervals are rough."
         )
-    if short := short_stages(run):
-        found.append(
-            f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
-        )
     return tuple(found)
+
+
+def _lost_elsewhere(run: RunView) -> list[str]:
+    """Gains in score that a judge that training did not see takes back."""
+    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
+    found = []
+    for measure, judge in JUDGES.items():
+        made = claims(run, measure) if measure != "score" else ()
+        lost = [c.policy.label for c in made if c.outcome == WORSE and c.policy.policy in gained]
+        if lost:
+            found.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
+    return found
 
 
 def _judge_warnings(run: RunView) -> list[str]:

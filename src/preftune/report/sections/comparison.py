@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from preftune.records.policy import PolicyRecord
 from preftune.report import claims
-from preftune.report.blocks import Block, Bullets, Fold, Grid, Picture, Section, Table, say
+from preftune.report.blocks import Block, Bullets, Example, Fold, Grid, Picture, Section, Table, say
+from preftune.report.sections.cautions import cautions
+from preftune.report.sections.explorers import example
 from preftune.report.tables import (
     comparison_table,
     detail_table,
@@ -39,13 +41,22 @@ def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
             " makes it.",
         )
         return Section(key="comparison", title="Comparison", blocks=(missing,))
-    blocks: list[Block] = [
-        Grid(table=comparison_table(run)),
-        *pictures(figures, "reward_kl"),
-        *_trade_off(run),
-        Fold(title="How to read the table", blocks=(say(READING),)),
-    ]
+    blocks: list[Block] = [Grid(table=comparison_table(run))]
+    if card := example(run):
+        blocks += [say(EXAMPLE), Example(card=card)]
+    if found := cautions(run)[:CAUTIONS]:
+        blocks += [say("Before you believe it:"), Bullets(items=tuple((text,) for text in found))]
+    blocks += pictures(figures, "reward_kl")
+    told = Bullets(items=tuple((part,) for part in claims.verdict_parts(run)))
+    blocks.append(Fold(title="What may be claimed, in full", blocks=(told,)))
+    if paid := _trade_off(run):
+        blocks.append(Fold(title="What each policy paid in KL for its reward", blocks=(paid,)))
+    blocks.append(Fold(title="How to read the table", blocks=(say(READING),)))
     return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
+
+
+CAUTIONS = 3  # of the most damaging; all stand under Limits
+EXAMPLE = "One prompt, the first of the evaluation, and what each policy made of it:"
 
 
 READING = (
@@ -57,7 +68,7 @@ READING = (
 )
 
 
-def _trade_off(run: RunView) -> list[Block]:
+def _trade_off(run: RunView) -> Bullets | None:
     """One bullet a trained policy: what it gained, what it paid in KL, and whether best-of-n was cheaper."""
     reference = run.label(run.reference)
     best = next((policy for policy in run.policies if policy.best_of), None)
@@ -66,7 +77,7 @@ def _trade_off(run: RunView) -> list[Block]:
         for claim in claims.claims(run)
         if not claim.policy.best_of and claim.policy.policy != BASE and claim.policy.kl is not None
     ]
-    return [say("What each policy paid in KL for its reward:"), Bullets(items=tuple(items))] if items else []
+    return Bullets(items=tuple(items)) if items else None
 
 
 def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | None) -> Prose:

@@ -41,6 +41,12 @@ def samples(run: RunView) -> tuple[Explorer, int]:
     return explorer, len(answers)
 
 
+def example(run: RunView) -> Card | None:
+    """The first prompt of the evaluation that most policies' kept responses answer; not picked by content."""
+    cards = samples(run)[0].cards
+    return max(cards, key=lambda card: len(card.passages), default=None)
+
+
 def _sample(
     run: RunView, place: int, prompt: str, found: dict[str, SampleRow], policies: Sequence[str]
 ) -> Card:

@@ -91,6 +91,7 @@ def configuration(run: RunView) -> Section:
             key="config",
             title="Configuration",
             blocks=(said, Fold(title="All settings", blocks=(table,)), file),
+            apart=True,
         )
     rows = tuple((name(key), value, name(run.origins.get(key, "–"))) for key, value in values.items())
     set_here = tuple(row for row in rows if row[2] != "default")
@@ -106,4 +107,4 @@ def configuration(run: RunView) -> Section:
         for title, part in (("Settings that are no defaults", set_here), ("All settings", rows))
         if part
     ]
-    return Section(key="config", title="Configuration", blocks=(*blocks, file))
+    return Section(key="config", title="Configuration", blocks=(*blocks, file), apart=True)

@@ -1,10 +1,15 @@
-"""ANALYSIS.md: the report's sections as Markdown, in which no text of a data set or model is markup."""
+"""ANALYSIS.md: the report's sections as Markdown, in which no text of a data set or model is markup.
 
-from collections.abc import Iterable, Iterator
+Long sections of texts and settings are files of their own under analysis/, which it links.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 from preftune.report.blocks import (
     Block,
     Bullets,
+    Card,
+    Example,
     Explorer,
     Fold,
     Grid,
@@ -14,25 +19,44 @@ from preftune.report.blocks import (
     Source,
     Table,
 )
-from preftune.report.claims import verdict
+from preftune.report.claims import summary
 from preftune.report.text import fenced, markdown, name
 from preftune.report.view import RunView
 
+FOLDER = "analysis"
 
-def analysis_text(run: RunView, sections: Iterable[Section]) -> str:
-    """The whole of ANALYSIS.md. The first paragraph is the verdict."""
-    parts = [f"# Analysis of {markdown((name(run.name),))}", markdown((verdict(run),))]
+
+def analysis_text(run: RunView, sections: Sequence[Section]) -> str:
+    """ANALYSIS.md, which begins with the summary and links the sections that stand apart."""
+    parts = [f"# Analysis of {markdown((name(run.name),))}", markdown((summary(run),))]
     for section in sections:
-        parts.append(f"## {markdown((section.title,))}")
-        for block in section.blocks:
-            parts += _lines(block)
+        if not section.apart:
+            parts += [f"## {markdown((section.title,))}", *_blocks(section.blocks, "")]
+    if links := [f"- [{markdown((s.title,))}]({FOLDER}/{s.key}.md)" for s in sections if s.apart]:
+        parts += ["## More", "\n".join(links)]
     parts.append(
         "---\n\nWritten by preftune from the files of this run. `report.html` shows the same in a browser."
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _lines(block: Block) -> Iterator[str]:
+def apart_texts(sections: Iterable[Section]) -> dict[str, str]:
+    """The sections that stand apart, by the path of their file in the run directory."""
+    return {
+        f"{FOLDER}/{section.key}.md": "\n\n".join(
+            [f"# {markdown((section.title,))}", *_blocks(section.blocks, "../"), "[Back](../ANALYSIS.md)\n"]
+        )
+        for section in sections
+        if section.apart
+    }
+
+
+def _blocks(blocks: Iterable[Block], root: str) -> Iterator[str]:
+    for block in blocks:
+        yield from _lines(block, root)
+
+
+def _lines(block: Block, root: str) -> Iterator[str]:
     match block:
         case Paragraph(prose=prose):
             yield markdown(prose)
@@ -42,20 +66,25 @@ def _lines(block: Block) -> Iterator[str]:
             yield table_text(table)
         case Picture(file=file, alt=alt):
             words = alt.translate({ord("["): "(", ord("]"): ")"})  # a bracket would end the alternative text
-            yield f"![{markdown((words,))}](figures/{file})"
+            yield f"![{markdown((words,))}]({root}figures/{file})"
+        case Example(card=card):
+            yield from _card(card)
         case Explorer(cards=cards, quoted=quoted):
             for card in cards[:quoted]:
                 heading = f"{card.title}: {card.note}" if card.note else card.title
                 yield f"### {markdown((heading,))}"
-                for passage in card.passages:
-                    note = f" ({passage.note})" if passage.note else ""
-                    yield f"**{markdown((f'{passage.label}{note}',))}**\n\n{fenced(passage.text)}"
+                yield from _card(card)
         case Fold(title=title, blocks=blocks):
             yield f"**{markdown((title,))}**"
-            for inner in blocks:
-                yield from _lines(inner)
+            yield from _blocks(blocks, root)
         case Source(title=title, language=language, text=text):
             yield f"{markdown((title,))}:\n\n{fenced(text, language, limit=None)}"
+
+
+def _card(card: Card) -> Iterator[str]:
+    for passage in card.passages:
+        note = f" ({passage.note})" if passage.note else ""
+        yield f"**{markdown((f'{passage.label}{note}',))}**\n\n{fenced(passage.text)}"
 
 
 def table_text(table: Table) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from preftune.report.blocks import Section
-from preftune.report.claims import verdict_parts
+from preftune.report.claims import summary
 from preftune.report.text import MAX_QUOTE, Code, clean, name
 from preftune.report.view import RunView
 
@@ -26,7 +26,7 @@ def page_text(run: RunView, sections: Iterable[Section], pictures: Mapping[str, 
     style, script = (environment.get_template(file).render() for file in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         title=name(run.name),
-        verdict=verdict_parts(run),
+        summary=summary(run),
         sections=tuple(sections),
         images={file: data_image(svg) for file, svg in pictures.items()},
         policy=content_policy(script, style),

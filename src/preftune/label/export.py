@@ -1,0 +1,121 @@
+"""Judgements as preference pairs that `preftune run`, any stage and TRL read; and a static file's results."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from preftune.errors import DataError
+from preftune.label.items import Item
+from preftune.label.judgements import Event, Said
+from preftune.label.store import Conflict, Store
+from preftune.records.base import first_fault
+from preftune.rundir import read_object, write_jsonl
+
+
+class Exported(NamedTuple):
+    """How many pairs were written, of them with a rater's own reply; and items judged that gave none."""
+
+    pairs: int
+    corrected: int
+    without: int
+
+
+def export(store: Store, path: Path) -> Exported:
+    """Write the preferences in TRL's conversational form, with who judged and how many agreed.
+
+    An item's preference is that of most raters, at their first showing of it; none where as many say
+    something else, or where most say tie or both bad. A corrected reply is preferred to the one that its
+    rater preferred, or to both where there was none.
+    """
+    by_item: dict[str, dict[str, Event]] = {}
+    for rater, slots in store.standing().items():
+        for event in slots.values():
+            if event.verdict != "skip" and not event.again:
+                by_item.setdefault(event.item, {})[rater] = event
+    rows, corrected, without = [], 0, 0
+    for item in store.items.values():
+        said = by_item.get(item.id, {})
+        row = _majority(item, said) if said else None
+        rows += [row] if row else []
+        better = [row for rater, event in said.items() for row in _corrections(item, rater, event)]
+        rows += better
+        corrected += len(better)
+        without += bool(said) and row is None
+    if not rows:
+        raise DataError(f"{store.folder} holds no preference yet", "judge first: preftune label RUN")
+    write_jsonl(path, rows)
+    return Exported(len(rows), corrected, without)
+
+
+def _majority(item: Item, said: dict[str, Event]) -> dict[str, Any] | None:
+    votes = Counter(event.preferred for event in said.values())
+    (best, most), *others = votes.most_common()
+    if best is None or (others and others[0][1] == most):
+        return None
+    judges = ",".join(sorted(said))
+    return _pair(item, item.replies[best], item.replies[1 - best]) | {
+        "judge": f"people:{judges}",
+        "agreement": most / len(said),
+        "judgements": len(said),
+    }
+
+
+def _corrections(item: Item, rater: str, event: Event) -> Iterator[dict[str, Any]]:
+    own = event.corrected.strip()
+    if not own:
+        return
+    for reply in item.replies if event.preferred is None else (item.replies[event.preferred],):
+        if own != reply.strip() and reply.strip():
+            yield _pair(item, own, reply) | {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
+
+
+def _pair(item: Item, chosen: str, rejected: str) -> dict[str, Any]:
+    said = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    prompt = [message.model_dump() for message in item.prompt]
+    return {"prompt": prompt, "chosen": said[0], "rejected": said[1], "item": item.id}
+
+
+class Taken(NamedTuple):
+    """What an import did: new judgements, and those that were there before."""
+
+    new: int
+    known: int
+
+
+def take(store: Store, path: Path) -> Taken:
+    """Add what a rater saved from a static file. All of it is checked first; what is there already stays.
+
+    DataError: not such a file, of another set, or by somebody who is not asked.
+    """
+    row = read_object(path)
+    rater, rows = row.get("rater"), row.get("judgements")
+    if row.get("set") != store.design.items_sha256 or not isinstance(rows, list):
+        raise DataError(
+            f"{path} holds no judgements of the set {store.folder.name}", "import it into its own set"
+        )
+    if not isinstance(rater, str) or rater not in store.design.raters:
+        raise DataError(f"{path}: {str(rater)[:40]!r} is no rater of this set", "--rater NAME adds one")
+    said = []
+    slots = {slot.key for slot in store.slots(rater, whole=True)}
+    for place, each in enumerate(rows, start=1):
+        try:
+            said.append(Said.model_validate(each))
+        except ValidationError as error:
+            raise DataError(
+                f"{path}: judgement {place}: {first_fault(error)}", "ask the rater for it again"
+            ) from None
+        if said[-1].slot not in slots or not set(said[-1].tags) <= set(store.design.tags):
+            raise DataError(
+                f"{path}: judgement {place} is of no item of {rater}'s", "ask the rater for it again"
+            )
+    before = len(store.events[rater])
+    for each in said:
+        try:
+            store.record(rater, each, by="file")
+        except Conflict:  # judged on the page as well: the first stands
+            continue
+    new = len(store.events[rater]) - before
+    return Taken(new, len(said) - new)

@@ -1,0 +1,186 @@
+"""What is judged: a prompt with two replies, collected by a stage or sampled from two policies."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from preftune.data.dialogue import Dialogue, Turn
+from preftune.data.hh import parse_prompt
+from preftune.errors import DataError, InputMissing, UsageError
+from preftune.records.base import Number, Record, Several, read_records
+from preftune.records.run import SampleRow
+from preftune.report.load import settings_of
+from preftune.rundir import RunDir, policy_name, read_text
+from preftune.seeding import derive_seed
+
+Two = Annotated[tuple[str, str], Field(strict=False)]
+ROLES = {"human": "user", "assistant": "assistant", "system": "system"}
+
+
+class Message(Record):
+    """One turn, as TRL writes it."""
+
+    role: str
+    content: str
+
+
+class Item(Record):
+    """Two replies to a prompt; `names` says whose they are, which no rater is shown."""
+
+    versioned: ClassVar[bool] = False
+    remedy: ClassVar[str] = "restore the set's items.jsonl from a copy, or begin another set with --set NAME"
+
+    id: str
+    row: int | None = None
+    prompt: Several[Message]
+    replies: Two
+    names: Two
+    scores: Annotated[tuple[Number, Number], Field(strict=False)] | None = None
+
+    @property
+    def margin(self) -> float:
+        """How far apart the reward model sees the replies; infinite where it saw none."""
+        return float("inf") if self.scores is None else abs(self.scores[0] - self.scores[1])
+
+
+class Collected(Record):
+    """A row of collected/STAGE/replies.jsonl."""
+
+    versioned: ClassVar[bool] = False
+    remedy: ClassVar[str] = "run the stage that collects again"
+
+    row: int | None = None
+    prompt: str | Several[Message]
+    replies: Several[str]
+    scores: Several[Number | None] = ()
+
+
+class Chosen(NamedTuple):
+    """Where items come from: a file of collected replies, or two policies' samples."""
+
+    name: str
+    files: tuple[Path, ...]
+    policies: tuple[str, ...] = ()
+
+
+def find_source(run: RunDir, wanted: str | None) -> Chosen:
+    """`wanted` is a stage that collected replies, or two policies `A,B`; None is the one that collected, else
+    SFT against the last policy. UsageError, InputMissing.
+    """
+    collected = {path.parent.name: path for path in sorted(run.path.glob("collected/*/replies.jsonl"))}
+    if wanted is not None and "," not in wanted:
+        if wanted not in collected:
+            have = f"one of {', '.join(collected)}; " if collected else ""
+            raise UsageError(
+                f"{run.path} holds no replies collected by {wanted!r}", f"{have}or two policies: A,B"
+            )
+        return Chosen(wanted, (collected[wanted],))
+    if wanted is None and len(collected) == 1:
+        return Chosen(*((name, (path,)) for name, path in collected.items()).__next__())
+    if wanted is None and collected:
+        raise UsageError(f"several stages collected: {', '.join(collected)}", "--from STAGE names one")
+    return _two_policies(run, wanted)
+
+
+def _two_policies(run: RunDir, wanted: str | None) -> Chosen:
+    files = run.samples_files()
+    if wanted is None:
+        config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
+        trained = [policy_name(stage) for stage in config.get("stage", {}) if policy_name(stage) in files]
+        pair = [policy_name("sft"), *trained[-1:]]
+    else:
+        pair = [name if name in files else policy_name(name) for name in wanted.split(",")]
+    if len(set(pair)) != 2 or not files.keys() >= set(pair):
+        have = ", ".join(files) or "none"
+        raise InputMissing(
+            f"{run.path} holds no samples of two such policies (it has: {have})",
+            "preftune run RECIPE samples them; --from A,B names two, --from STAGE one that collects",
+        )
+    short = [name.removeprefix("policy_") for name in pair]
+    return Chosen("-".join((short[0], "against", short[1])), tuple(files[name] for name in pair), tuple(pair))
+
+
+def read_items(
+    source: Chosen, seed: int, *, informative: bool = False, all_pairs: bool = False
+) -> list[Item]:
+    """Each pair of different replies once, in the order in which they are to be judged: drawn from the seed,
+    or the smallest margin first. Of several replies to a prompt one pair is drawn, or the closest, or all are
+    taken.
+    """
+    rows = _of_policies(source) if source.policies else _collected(source.files[0])
+    items: dict[str, Item] = {}
+    for prompt, replies, row in rows:
+        pairs = [item for two in combinations(replies, 2) if (item := _item(prompt, two, row)) is not None]
+        if informative and any(item.scores is None for item in pairs):
+            raise UsageError(
+                f"{source.files[0]} holds no scores, so that nothing is more informative",
+                "leave --informative out, or collect with a reward model as judge",
+            )
+        pairs.sort(key=lambda item: (item.margin if informative else 0.0, derive_seed(seed, "pair", item.id)))
+        items |= {item.id: item for item in (pairs if all_pairs else pairs[:1])}
+    if not items:
+        raise DataError(
+            f"{source.files[0]} holds no two different replies to a prompt", "collect more replies"
+        )
+    found = sorted(items.values(), key=lambda item: derive_seed(seed, "order", item.id))
+    return sorted(found, key=lambda item: item.margin) if informative else found
+
+
+Reply = tuple[str, str, float | None]  # text, whose, score
+Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
+
+
+def _collected(path: Path) -> Rows:
+    for place, row in enumerate(read_records(path, Collected), start=1):
+        scores = row.scores or (None,) * len(row.replies)
+        if len(scores) != len(row.replies):
+            raise DataError(f"{path}:{place}: {len(scores)} scores of {len(row.replies)} replies", row.remedy)
+        prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
+        name = path.parent.name
+        yield (
+            prompt,
+            [(reply, name, score) for reply, score in zip(row.replies, scores, strict=True)],
+            row.row,
+        )
+
+
+def _of_policies(source: Chosen) -> Rows:
+    first, second = (
+        {(row.row, row.prompt): row for row in read_records(path, SampleRow)} for path in source.files
+    )
+    for key in first:
+        if key in second:
+            replies = [
+                (row.response, name, row.score)
+                for row, name in zip((first[key], second[key]), source.policies, strict=True)
+            ]
+            yield _messages(key[1]), replies, key[0]
+
+
+def _messages(prompt: str) -> tuple[Message, ...]:
+    """A prompt in one string, as messages; one that is no transcript is what the user said."""
+    turns = parse_prompt(prompt) if prompt.strip() else Dialogue([Turn("human", prompt)])
+    return tuple(Message(role=ROLES[turn.role], content=turn.text.strip()) for turn in turns)
+
+
+def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
+    """None where both replies are the same text, which nobody can prefer."""
+    (first, whose, score), (second, other, rival) = two
+    if first.strip() == second.strip():
+        return None
+    named = json.dumps(
+        [[message.role, message.content] for message in prompt] + [first, second, whose, other]
+    )
+    return Item(
+        id=hashlib.sha256(named.encode()).hexdigest()[:16],
+        row=row,
+        prompt=prompt,
+        replies=(first.strip(), second.strip()),
+        names=(whose, other),
+        scores=None if score is None or rival is None else (score, rival),
+    )

@@ -1,0 +1,181 @@
+"""What the judgements say so far. Every interval holds at any look (`evaluation.anytime`)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from preftune.evaluation.agreement import krippendorff_alpha
+from preftune.evaluation.anytime import confidence_sequence
+from preftune.evaluation.stats import bootstrap_statistic
+from preftune.label.judgements import Event
+from preftune.label.store import Store
+from preftune.records.base import Estimate
+
+CONTINUOUS = (
+    "Intervals marked “any time” are 95 % confidence sequences (Waudby-Smith & Ramdas 2024): they hold at "
+    "every look, so that you may stop when you please."
+)
+HARD = (
+    "The closest pairs come first in this set, so that what is judged so far is no sample of all: its shares "
+    "have no interval."
+)
+
+
+class Line(NamedTuple):
+    """A result: its key, what it is in words, its value, and how its interval is meant."""
+
+    key: str
+    words: str
+    value: Estimate | None
+    kind: str = "any time"
+
+
+def results(store: Store) -> list[Line]:
+    """All there is to say, in the order of the page; a value is None where nothing was judged for it.
+
+    Shares are over the first judgement of each item, as they came: a second rater's or a second showing of it
+    would not be a new draw. A tie and "both bad" are half a win. Skipped ones do not count.
+    """
+    stands = store.standing()
+    came = sorted(
+        (event for slots in stands.values() for event in slots.values()), key=lambda event: event.seq
+    )
+    heard = [event for event in came if event.verdict != "skip"]
+    first: dict[str, Event] = {}
+    for event in heard:
+        first.setdefault(event.item, event)
+    decided = [event for event in first.values() if event.preferred is not None]
+    return [
+        *_wins(store, first.values()),
+        _share(
+            store, "reward_model", "the reward model's higher score is preferred", decided, _as_scored(store)
+        ),
+        Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
+        _repeats(stands),
+        _share(store, "side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
+        _share(store, "length", "the longer reply is preferred", decided, _longer(store)),
+        _share(
+            store, "ties", "tie or both bad", first.values(), lambda event: float(event.preferred is None)
+        ),
+    ]
+
+
+def _wins(store: Store, first: Iterable[Event]) -> list[Line]:
+    """The win rate of the second policy over the first, where the set compares two."""
+    names = {item.names for item in store.items.values()}
+    if len(names) != 1 or len(set(*names)) != 2:
+        return []
+    (before, after), half = next(iter(names)), 0.5
+    words = f"{after} is preferred to {before} (a tie is half)"
+    return [
+        _share(
+            store,
+            "win_rate",
+            words,
+            first,
+            lambda event: half if event.preferred is None else event.preferred,
+        )
+    ]
+
+
+def _share(
+    store: Store, key: str, words: str, events: Iterable[Event], value: Callable[[Event], float | None]
+) -> Line:
+    values = [float(found) for event in events if (found := value(event)) is not None]
+    if not values:
+        return Line(key, words, None)
+    mean = sum(values) / len(values)
+    if store.design.informative:
+        return Line(key, words, Estimate(value=mean, n=len(values)), "no interval")
+    low, high = confidence_sequence(values)
+    return Line(key, words, Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values)))
+
+
+def _is_a(event: Event) -> float:
+    return float(event.verdict == "a")
+
+
+def _as_scored(store: Store) -> Callable[[Event], float | None]:
+    def value(event: Event) -> float | None:
+        scores = store.items[event.item].scores
+        if scores is None or scores[0] == scores[1] or event.preferred is None:
+            return None
+        return float((scores[1] > scores[0]) == (event.preferred == 1))
+
+    return value
+
+
+def _longer(store: Store) -> Callable[[Event], float | None]:
+    def value(event: Event) -> float | None:
+        lengths = [len(reply) for reply in store.items[event.item].replies]
+        if lengths[0] == lengths[1] or event.preferred is None:
+            return None
+        return float((lengths[1] > lengths[0]) == (event.preferred == 1))
+
+    return value
+
+
+def _alpha(stands: Mapping[str, Mapping[str, Event]]) -> Estimate | None:
+    """α over what each rater said at the first showing, with an interval over items."""
+    units: dict[str, list[str]] = {}
+    for slots in stands.values():
+        for event in slots.values():
+            if event.verdict != "skip" and not event.again:
+                units.setdefault(event.item, []).append(event.meaning)
+    several = [unit for unit in units.values() if len(unit) > 1]
+    alpha = krippendorff_alpha(several)
+    if alpha is None:
+        return None
+
+    def of(rows: Any) -> float:
+        found = krippendorff_alpha([several[row] for row in rows])
+        return np.nan if found is None else found
+
+    low, high = bootstrap_statistic(of, len(several), resamples=500)
+    return Estimate(value=alpha, low=low, high=high, n=len(several))
+
+
+def _repeats(stands: Mapping[str, Mapping[str, Event]]) -> Line:
+    """How often a rater said the same when an item came again with its sides exchanged."""
+    same = []
+    for slots in stands.values():
+        for event in slots.values():
+            before = slots.get(f"{event.item}-0") if event.again else None
+            if before is not None and "skip" not in (event.verdict, before.verdict):
+                same.append(float(event.meaning == before.meaning))
+    words = "the same rater says the same again, sides exchanged"
+    if not same:
+        return Line("repeats", words, None)
+    low, high = confidence_sequence(same)
+    mean = sum(same) / len(same)
+    return Line("repeats", words, Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(same)))
+
+
+def as_rows(store: Store) -> dict[str, Any]:
+    """The results as text for a page or a terminal, and as numbers."""
+    lines = results(store)
+    rows = []
+    for line in lines:
+        value = line.value
+        text = "–" if value is None else value.text() if line.key == "alpha" else value.percent()
+        n = "0" if value is None else f"{value.n:,}"
+        rows.append([line.words, text, n, line.kind if value is not None else "–"])
+    done = {
+        rater: {
+            "done": sum(not event.again for event in slots.values()),
+            "again": sum(e.again for e in slots.values()),
+        }
+        for rater, slots in store.standing().items()
+    }
+    return {
+        "set": store.folder.name,
+        "items": len(store.items),
+        "headers": ["What", "Value [95 %]", "n", "Interval"],
+        "rows": rows,
+        "raters": [
+            [rater, f"{row['done']:,} items", f"{row['again']:,} again"] for rater, row in done.items()
+        ],
+        "notes": [HARD if store.design.informative else CONTINUOUS],
+        "numbers": {line.key: line.value and line.value.model_dump(mode="json") for line in lines},
+    }

@@ -1,0 +1,64 @@
+"""A small run with replies to judge, made by hand: nothing is trained."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.label.judgements import Said
+from preftune.label.store import Store, begin, place
+from preftune.rundir import RunDir, write_jsonl, write_text
+
+
+def collected(folder: Path, n: int = 30, replies: int = 2, scores: bool = True) -> RunDir:
+    """`n` prompts as a stage `pairs` collects them; scores rise with the reply's number, by ever more."""
+    rows: list[dict[str, Any]] = [
+        {
+            "row": i,
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "replies": [f"Reply {i}.{j}" + "!" * j for j in range(replies)],
+            "scores": [0.1 * (n - i) * j for j in range(replies)] if scores else [],
+        }
+        for i in range(n)
+    ]
+    write_jsonl(folder / "collected" / "pairs" / "replies.jsonl", rows)
+    return RunDir(folder)
+
+
+def sampled(folder: Path, n: int = 20) -> RunDir:
+    """`n` prompts with a sample of SFT and one of DPO each."""
+    for policy in ("sft", "dpo"):
+        write_jsonl(
+            RunDir(folder).samples_file(f"policy_{policy}"),
+            [
+                {
+                    "row": i,
+                    "prompt": f"\n\nHuman: Question {i}?\n\nAssistant:",
+                    "response": f" By {policy} {i}",
+                }
+                for i in range(n)
+            ],
+        )
+    write_text(RunDir(folder).config, "[stage.sft]\n[stage.dpo]\n[stage.ppo]\n")
+    return RunDir(folder)
+
+
+def begun(run: RunDir, source: str | None = None, name: str | None = None, **wanted: Any) -> Store:
+    return begin(*place(run, name, source), wanted)
+
+
+def say(state: Mapping[str, Any], verdict: str, **more: Any) -> Said:
+    """A judgement of the slot that is shown."""
+    return Said.model_validate(
+        {"id": secrets.token_hex(8), "slot": state["slot"]["key"], "verdict": verdict, **more}
+    )
+
+
+def judge_all(store: Store, rater: str, verdict: Any) -> int:
+    """Judge whatever is shown; `verdict` is a word, or a function of the slot. The number of judgements."""
+    count = 0
+    while (state := store.state(rater))["slot"]:
+        word = verdict if isinstance(verdict, str) else verdict(state["slot"])
+        store.record(rater, say(state, word))
+        count += 1
+    return count
