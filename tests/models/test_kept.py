@@ -92,9 +92,12 @@ def test_the_command_says_how_much_there_is_and_removes_it(
         filled(kept.states_dir() / name)
     assert main(["cache"]) == 0
     assert str(kept.states_dir() / "a") in capsys.readouterr().out
-    assert kept.empty(to=sum(kept.sizes().values()), keep=None) == 0
-    assert kept.empty(to=0, keep=kept.states_dir() / "a") > 0
+    filled(kept.states_dir() / "a")  # used after b
+    assert [folder.name for folder in kept.sizes()] == ["b", "a"]
+    assert kept.empty(to=sum(kept.sizes().values())) == 0
+    assert kept.empty(to=sum(kept.sizes().values()) - 1) > 0  # b goes
     assert [folder.name for folder in kept.sizes()] == ["a"]
+    assert kept.empty(to=0, keep=kept.states_dir() / "a") == 0
     assert main(["cache", "--empty"]) == 0
     assert kept.sizes() == {}
 

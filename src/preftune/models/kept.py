@@ -56,7 +56,9 @@ class KeptStates:
         self._numbers: np.ndarray[Any, Any] | None = None
         for name in (_NUMBERS, _INDEX):
             (directory / name).touch()
-        (directory / _ABOUT).write_text(json.dumps(dict(about)), encoding="utf-8")  # and so: used just now
+        turns = (_turn(folder) for folder in directory.parent.iterdir())
+        record = {**about, "turn": max(turns, default=0) + 1}
+        (directory / _ABOUT).write_text(json.dumps(record), encoding="utf-8")
 
     def get(self, key: bytes) -> np.ndarray[Any, Any] | None:
         """A row's states as they lie in the file, or None for one that is not there or damaged."""
@@ -128,10 +130,9 @@ def states_dir() -> Path:
 
 def sizes() -> dict[Path, int]:
     """Bytes by trunk, those used longest ago first."""
-    found = [(file.stat().st_mtime, file.parent) for file in states_dir().glob(f"*/{_ABOUT}")]
+    folders = sorted((file.parent for file in states_dir().glob(f"*/{_ABOUT}")), key=_turn)
     return {
-        folder: sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        for _, folder in sorted(found)
+        folder: sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) for folder in folders
     }
 
 
@@ -147,3 +148,12 @@ def empty(to: int = 0, keep: Path | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         left -= size
     return whole - left
+
+
+def _turn(folder: Path) -> int:
+    """When a trunk was last opened: a count, since clocks jump; 0 where there is no such record."""
+    try:
+        turn = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["turn"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+    return turn if isinstance(turn, int) else 0

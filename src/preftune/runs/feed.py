@@ -85,7 +85,7 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
 
 
 def _tokens(pair: PairIds, batch: Batch) -> int:
-    """Tokens of the rows that a pair becomes; KTO's mismatched ones are about as many again."""
+    """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
     one, other = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
     return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
 
