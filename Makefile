@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help damage fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check notebook label-loop native bench clean
+.PHONY: help damage fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check docs-check wheel-check docker-check notebook label-loop native bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -104,12 +104,21 @@ bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run p
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb
 
+docs-check: $(VENV)/.installed-test ## run every command and every Python block of README and docs, made small (minutes)
+	$(ONE_THREAD) PREFTUNE_DOCS=all $(BIN)/python -m pytest -n 2 -q tests/test_docs_commands.py
+
+wheel-check: $(VENV)/.installed-test ## wheel and sdist in new environments, outside of the checkout (a minute)
+	$(ONE_THREAD) PREFTUNE_SHIP=all $(BIN)/python -m pytest -q tests/test_shipped.py -k "not dockerfile"
+
+docker-check: $(VENV)/.installed-test ## the steps of the Dockerfile without an engine (a minute)
+	$(ONE_THREAD) PREFTUNE_SHIP=all $(BIN)/python -m pytest -q tests/test_shipped.py -k dockerfile
+
 # TRL pins other versions than we do, hence an environment of its own.
 trl-check: ## a saved reward model as TRL's reward_funcs (fetches TRL; minutes)
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt -e . trl==1.16.0 pytest
-	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py
+	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py tests/test_from_trl.py
 
 clean: ## remove the environment and caches, never runs/
 	rm -rf $(VENV) .venv-trl build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -15,8 +15,9 @@ from pydantic_core import PydanticUndefined
 import preftune
 import tiny
 from preftune import errors
-from preftune.config import ALGORITHM_CONFIGS, EvaluationConfig
+from preftune.config import ALGORITHM_CONFIGS, EvaluationConfig, load_recipe
 from preftune.data import Dialogue, Preference, Turn
+from preftune.evaluation.baselines import power
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes
 from preftune.evaluation.policy import Bench
@@ -187,7 +188,7 @@ def test_defaults_on_the_page_of_an_algorithm_are_those_of_the_code(algorithm: s
     _, *rows = tables(ROOT / "docs" / "algorithms" / f"{algorithm}.md")["Defaults"]
     written = {row[0].strip("`"): row[1].strip("`") for row in rows}
     fields = ALGORITHM_CONFIGS[algorithm].model_fields
-    assert set(written) == set(fields) - {"algorithm", "optimizer", "trainable"}
+    assert set(written) == set(fields) - {"algorithm", "optimizer", "data", "trainable"}
     for key, text in written.items():
         assert fields[key].default is not PydanticUndefined
         assert (None if text == "none" else json.loads(text)) == fields[key].default, key
@@ -198,3 +199,25 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     written = {row[1].strip("`"): int(row[0]) for row in rows if row[1].startswith("`")}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert written == {kind.__name__: kind.code for kind in kinds}  # type: ignore[attr-defined]
+
+
+def test_the_budgets_for_own_data_are_those_of_the_code() -> None:
+    """Steps from the recipes' batches, what is detectable from the numbers of held-out pairs and prompts."""
+    _, *rows = tables(ROOT / "docs" / "own-data.md")["Budgets"]
+    commands = re.findall(r"^preftune run (\S+) .*--out runs/mine\d+$", own_data(), re.M)
+    prompts = [int(n) for n in re.findall(r"evaluation\.prompts=(\d+) --out", own_data())]
+    assert len(rows) == len(commands) == len(prompts)
+    for row, recipe, n in zip(rows, commands, prompts, strict=True):
+        train_pairs, validation, _ = (int(cell.replace(",", "")) for cell in row[1].split("/"))
+        config = load_recipe(recipe, ["data.name=pairs.jsonl"]).config
+        stages = [config.stage[name] for name in ("sft", "rm", "dpo")]
+        steps = ", ".join(
+            str(stage.model_copy(update={"rows": None}).steps_on(train_pairs)) for stage in stages
+        )
+        assert row[2] == f"{steps} of {stages[0].batch_size}"
+        assert float(row[4]) == pytest.approx(power(0.6, validation, [])["chance"]["detectable"], abs=0.005)
+        assert float(row[5]) == pytest.approx((1.96 + 0.8416) / n**0.5, abs=0.005)
+
+
+def own_data() -> str:
+    return (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ MODELS = {  # trained, only asked
 POSITIONS = 1024  # GPT2Config's own
 HEAD = f"""# Performance
 
-Generated from `benchmarks/results/*.json` by `benchmarks/speed/page.py`; `make bench` measures anew.
+Generated from `benchmarks/results/*.json` by `benchmarks/speed/page.py`; `make bench` measures again.
 
 Both sides are processes that take turns on one machine, a step each, A B A B, after one step that does
 not count. The ratio is TRL's time over preftune's for a pair of neighbouring steps: the median, and the

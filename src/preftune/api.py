@@ -1,7 +1,7 @@
 """The pipeline as Python functions: a run, its five stages, evaluation and samples of what is finished.
 
-Configuration, data and the base model's whereabouts are checked here, before torch is loaded: whoever made a
-mistake learns of it at once. What reads data is loaded after the look at the lock, which needs none of it.
+Configuration, data and the base model's whereabouts are checked here, before torch is loaded: a mistake is
+reported at once. What reads data is loaded after the look at the lock, which needs none of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from preftune import faults
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit
+from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit, recorded_commits
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
@@ -28,7 +28,7 @@ DEFAULT_RECIPE = "hh-colab"
 
 
 def run(recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True) -> RunDir:
-    """Run a recipe through all stages, evaluate, and write the report. A second call resumes or does nothing.
+    """Run a recipe through all stages, evaluate, and write the report. A second call resumes, or only checks.
 
     `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
     samples/ and analysis/ right here). `resume=False` removes what an earlier run left there.
@@ -118,7 +118,7 @@ def run_recipe(
 
 
 def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
-    """Evaluate the finished stages of a run and write its report; or, on a preference file of somebody else,
+    """Evaluate the finished stages of a run and write its report; or, on a foreign preference file,
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
     refuse_if_held(RunDir(Path(path)))
@@ -198,9 +198,10 @@ def _found(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | No
     recorded, if it has.
     """
     from preftune.models.locate import locate
-    from preftune.runs.sources import load_dataset
+    from preftune.runs.sources import load_dataset, with_stage_data
 
     dataset = load_dataset(config.data, config.seed, recorded_commit(run, config.data.name, "data"))
+    dataset = with_stage_data(config, dataset, recorded_commits(run))
     if config.model.base == "scratch":
         return dataset, None
     return dataset, locate(config.model.base, recorded_commit(run, config.model.base, "base"))
@@ -227,7 +228,7 @@ def _can_be_measured(dataset: "Dataset") -> None:
 
 
 def _write_result(file: Path, result: dict[str, Any]) -> None:
-    """Where somebody asked for it. InputMissing for a directory that is not there: a typing mistake."""
+    """The directory that the user named. InputMissing for a directory that is not there: a typing mistake."""
     if not file.resolve().parent.is_dir():
         raise InputMissing(f"cannot write {file}: there is no directory {file.parent}", hint="make it first")
     write_json(file, result)

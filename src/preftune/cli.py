@@ -33,7 +33,7 @@ Overrides = Annotated[
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")]
 Out = Annotated[str | None, typer.Option(help="Run directory; by default runs/<name>.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the plan and every setting with its origin, then stop.")
+    bool, typer.Option("--dry-run", help="Show the plan and the settings with their origins, then stop.")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
 Mirror = Annotated[
@@ -48,6 +48,20 @@ _LESS_MEMORY = (
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def _version(asked: bool) -> None:
+    """`--version`: preftune's own; the command `version` has torch's and the others' too."""
+    if asked:
+        from preftune.version import __version__
+
+        typer.echo(f"preftune {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+]
+
+
 @dataclass(slots=True)
 class _Shown:
     """What `main` shows of an error, as the options of the app ask for it."""
@@ -56,7 +70,7 @@ class _Shown:
 
 
 @app.callback()
-def common(context: typer.Context, debug: Debug = False) -> None:
+def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
     context.obj.traceback = debug
 
@@ -70,7 +84,7 @@ def run(
     restart: Restart = False,
     mirror: Mirror = None,
 ) -> None:
-    """Run a recipe: stages, evaluation and report. A second call resumes or does nothing."""
+    """Run a recipe: stages, evaluation and report. A second call resumes, or checks what is finished."""
     _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror)
 
 

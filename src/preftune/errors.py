@@ -75,7 +75,7 @@ class ConfigError(PreftuneError):
 
 
 def from_system(error: OSError) -> PreftuneError:
-    """What the system said of a file that nobody expected to fail, as an error for people."""
+    """An unexpected system error about a file, as an error that a person can act on."""
     message = f"{error.filename}: {error.strerror or error}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionMissing(message, "check who owns it and who may write there")

@@ -6,8 +6,8 @@
 Actions: `kill` (SIGKILL to this process), `term` and `int` (signals that ask it to stop), `enospc` (the disk
 is full), `oom` (an accelerator's memory is), `nan` (the value that passes through becomes NaN), `tear` (the
 file that was just written loses its second half, then `kill`), `sleep=SECONDS`, and `hold=SECONDS`, which
-ends before that when a signal comes (SIGUSR2 does nothing else). Both say on standard error that they have
-begun, for whoever waits for that moment. A fault without `step=`
+ends before that when a signal comes (SIGUSR2 does nothing else). Both report on standard error that they have
+begun, for a test that waits for that moment. A fault without `step=`
 strikes at any step; every fault strikes once, but `enospc` and `nan` strike as often as they match.
 """
 
@@ -114,7 +114,7 @@ def _say_begun(fault: _Fault) -> None:
 
 
 def _hold(fault: _Fault) -> None:
-    """Wait for a signal. It is caught from before the waiting is said, so none can come too early."""
+    """Wait for a signal. The handler is set before the wait is reported, so none can come too early."""
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before, theirs = signal.set_wakeup_fd(told), signal.signal(signal.SIGUSR2, lambda number, frame: None)

@@ -28,17 +28,8 @@ from preftune.errors import (
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
-WRITTEN_FOLDERS = (
-    "models",
-    "stages",
-    "evaluation",
-    "samples",
-    "analysis",
-    "figures",
-    "logs",
-    "study",
-    "labels",
-)
+WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FOLDERS += ("labels", "collected")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
@@ -86,7 +77,7 @@ class RunDir:
 
     @property
     def report_record(self) -> Path:
-        """What the report was made of, and the sums of its files."""
+        """What the report was made from, and the sums of its files."""
         return self.path / ".report.json"
 
     @property
@@ -124,6 +115,10 @@ class RunDir:
             return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
         return self.models / policy_name(stage)
 
+    def collected(self, stage: str) -> Path:
+        """Directory of what a stage collected: replies.jsonl and preferences.jsonl."""
+        return self.path / "collected" / stage
+
     def stage_dir(self, stage: str) -> Path:
         return self.path / "stages" / stage
 
@@ -138,6 +133,14 @@ class RunDir:
     def ledger(self, stage: str) -> Path:
         """One row a step: {"step", "rows"}, the data rows that it consumed."""
         return self.stage_dir(stage) / "ledger.jsonl"
+
+    def preferences(self, stage: str) -> Path:
+        """The pairs that a stage made of its replies, in TRL's format."""
+        return self.collected(stage) / "preferences.jsonl"
+
+    def replies(self, stage: str) -> Path:
+        """Replies that a stage has collected so far; they go when it is done."""
+        return self.stage_dir(stage) / "replies.jsonl"
 
     def checkpoints(self, stage: str) -> Path:
         """Directory of step-N directories."""
@@ -188,7 +191,7 @@ class RunDir:
         return self.path / "labels" / name
 
     def pairs(self, name: str) -> Path:
-        """Directory of an evaluation on a preference file of somebody else."""
+        """Directory of an evaluation on a foreign preference file."""
         return self.path / "evaluation" / f"pairs-{name}"
 
 

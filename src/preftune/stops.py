@@ -64,7 +64,7 @@ def handled() -> Iterator[None]:
 
 def end_with_parent() -> None:
     """Stop when the process that holds the other end of standard input is gone, however it ended: as after
-    SIGTERM, and for good if that is not over in time.
+    SIGTERM, and by SIGKILL if that takes too long.
     """
 
     def watch() -> None:

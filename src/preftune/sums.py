@@ -79,7 +79,7 @@ def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]
 
 
 def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") -> None:
-    """DataError, naming the first file that is not what was recorded; `remedy` makes that part anew."""
+    """DataError that names the first file that differs from its record; `remedy` is how to mend that."""
     found = faults(run, record, under)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -1,3 +1,5 @@
-"""The version, once: the package, its command line, model cards and checkpoints read it here."""
+"""The version, once: the package, its command line, model cards and checkpoints read it here, and so does
+pyproject.toml.
+"""
 
-__version__ = "0.1.0"  # the same as in pyproject.toml; a test compares them
+__version__ = "0.1.0"

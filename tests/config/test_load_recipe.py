@@ -152,7 +152,7 @@ def test_another_base_drops_the_size_of_a_scratch_model() -> None:
     [
         ("stage.ppo.learning_rte", "stage.ppo.learning_rate"),
         ("stage.ppo.lr", "stage.ppo.learning_rate"),
-        ("stage.dpo.bata", "stage.dpo.beta"),
+        ("stage.dpo.betta", "stage.dpo.beta"),
         ("stage.pop.steps", "stage.ppo"),
         ("stages.ppo.steps", "stage.ppo.steps"),
         ("sed", "seed"),

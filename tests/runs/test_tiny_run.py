@@ -1,4 +1,4 @@
-"""A whole run of the recipe `tiny`: its files, what is in them, and that a second run does nothing."""
+"""A whole run of the recipe `tiny`: its files, what is in them, and that a second run trains nothing."""
 
 import json
 from collections.abc import Callable

@@ -81,7 +81,7 @@ class Learner(Protocol):
         ...
 
     def say_once(self, text: str) -> None:
-        """Tell whoever runs this; the same text only once."""
+        """Report to the caller; the same text only once."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What can be said about a model directory before the model computes anything."""
+"""Checks of a model directory that need no forward pass."""
 
 import json
 from collections.abc import Iterator

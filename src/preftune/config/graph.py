@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from preftune.config.algorithms.base import StageSettings
+from preftune.config.algorithms.base import StageSettings, names_a_stage
 from preftune.errors import ConfigError, UsageError
 
 BASE = "base"  # the model before any stage
@@ -18,15 +18,15 @@ def judge_of(stages: Mapping[str, StageSettings]) -> str | None:
     """The stage whose model scores every policy: the judge of the first stage that has one, else the first
     reward stage.
     """
-    named = [stage.judge for stage in stages.values()]
-    trained = [name for name, stage in stages.items() if not stage.trains_policy]
+    named = [stage.scored_by for stage in stages.values() if stage.makes == "model"]
+    trained = [name for name, stage in stages.items() if stage.scores]
     return next((name for name in (*named, *trained) if name is not None), None)
 
 
 def judges_of(stages: Mapping[str, StageSettings]) -> list[str]:
     """Reward stages, and policy stages by whose implicit reward another one learns."""
-    named = {stage.judge for stage in stages.values()}
-    return [name for name, stage in stages.items() if not stage.trains_policy or name in named]
+    named = {stage.scored_by for stage in stages.values()}
+    return [name for name, stage in stages.items() if stage.scores or name in named]
 
 
 def stage_order(stages: Mapping[str, StageSettings]) -> list[str]:
@@ -71,12 +71,16 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
         if name in stages:
             raise ConfigError(f"stage.{name}: this name means {meaning}", "give the stage another name")
     policies = [name for name, stage in stages.items() if stage.trains_policy]
-    judges = [n for n, s in stages.items() if not s.trains_policy or s.implicit_beta() is not None]
+    judges = [n for n, s in stages.items() if s.scores or s.implicit_beta() is not None]
+    makers = [n for n, s in stages.items() if s.makes == "data"]
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
-        if stage.judge is not None and stage.judge not in judges:
-            _refuse(f"stage.{name}.reward_model", stage.judge, "a stage whose model scores", judges)
+        if stage.scored_by is not None and stage.scored_by not in judges:
+            _refuse(f"stage.{name}.{stage.judge_key}", stage.scored_by, "a stage whose model scores", judges)
+        if stage.data is not None and names_a_stage(stage.data) and stage.data not in makers:
+            wanted = "a stage that collects, or a file, ./DIR, hub id or world"
+            _refuse(f"stage.{name}.data", stage.data, wanted, makers)
     stage_order(stages)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from preftune.config.algorithms import ALGORITHM_CONFIGS
+from preftune.config.algorithms import stage_kinds
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
@@ -176,10 +176,10 @@ def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], sou
     found = {}
     for name in names:
         key = f"{STAGE}.{name}.algorithm"
-        choices = " | ".join(f'"{choice}"' for choice in ALGORITHM_CONFIGS)
+        choices = " | ".join(f'"{choice}"' for choice in stage_kinds())
         if key not in merged:
             _refuse_stage(name, [other for other in names if f"{STAGE}.{other}.algorithm" in merged], choices)
-        if merged[key] not in list(ALGORITHM_CONFIGS):  # a list also takes values that cannot be hashed
+        if merged[key] not in list(stage_kinds()):  # a list also takes values that cannot be hashed
             raise ConfigError(f"{key} = {_shown(merged[key])}: expected {choices}", f"given in {source}")
         found[name] = merged[key]
     return found

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from preftune.config.algorithms import ALGORITHM_CONFIGS
+from preftune.config.algorithms import stage_kinds
 from preftune.config.run import RunConfig
 
 STAGE = "stage"
@@ -51,7 +51,7 @@ def settings(stages: Mapping[str, str]) -> dict[str, Setting]:
     """All settings of a run whose stages have these algorithms: {"sft": "sft", "rm": "reward"}."""
     found = {item.key: item for item in walk(RunConfig, "")}
     for name, algorithm in stages.items():
-        found |= {item.key: item for item in walk(ALGORITHM_CONFIGS[algorithm], f"{STAGE}.{name}.")}
+        found |= {item.key: item for item in walk(stage_kinds()[algorithm], f"{STAGE}.{name}.")}
     return found
 
 

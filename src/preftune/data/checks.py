@@ -1,10 +1,10 @@
-"""Values of foreign rows, checked: what is wrong is said in words that are safe to print."""
+"""Checks of values in foreign rows; error messages are safe to print."""
 
 from typing import Any
 
 
 class BadRow(Exception):
-    """A malformed row. The message says what is wrong with it; whoever reads the file adds file and line."""
+    """A malformed row. The message says what is wrong with it; the reader adds file and line."""
 
 
 def text_of(value: Any, name: str) -> str:

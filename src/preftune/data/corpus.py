@@ -23,7 +23,7 @@ _BUCKET = 8  # batches whose documents are sorted by length together, against pa
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents, and whether their order matters (a curriculum) or is drawn anew each epoch."""
+    """Documents, and whether their order matters (a curriculum) or is shuffled again each epoch."""
 
     documents: Sequence[str]
     ordered: bool

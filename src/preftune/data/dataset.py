@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ class Dataset:
     test: tuple[Preference, ...]
     report: dict[str, Any]
     kind: Kind = "pairs"
+    others: Mapping[str, "Dataset"] = field(default_factory=dict)  # stages' own, by their setting `data`
+
+    def of(self, data: str | None) -> "Dataset | None":
+        """The rows behind a stage's setting `data`; None for those that are collected when it comes to it."""
+        return self if data is None else self.others.get(data)
 
 
 def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
@@ -82,6 +87,35 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
         "cut_from_train": cut,
     }
     return make_dataset(splits, report | rows_report(tallies) | _named(kind, tallies), kind)
+
+
+def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
+    """Rows for training alone, as one stage wants them beside the run's data: those of the split train,
+    without the ones whose prompt (`row_key`) the run holds out. Raises what `read_dataset` raises.
+    """
+    name = str(config.name)
+    tallies, commit = _read(config, commit)
+    kind = _kind(name, tallies)
+    if kind == "text" and config.prompt_words is not None:
+        cut_texts(tallies, config.prompt_words)
+        kind = "unpaired"
+    report = {"name": name, **({} if commit is None else {"commit": commit})}
+    report |= rows_report(tallies) | _named(kind, tallies)
+    return training_only(_by_split(name, tallies)["train"], held_out, report, kind)
+
+
+def training_only(
+    rows: Sequence[Preference], held_out: Collection[str], report: dict[str, Any], kind: Kind = "pairs"
+) -> Dataset:
+    """A data set of training rows, without those whose prompt (`row_key`) is held out."""
+    kept = [row for row in rows if row_key(row) not in held_out]
+    if not kept:
+        raise DataError(
+            f"{report['name']}: no training rows beside the {len(rows) - len(kept)} with held-out prompts",
+            "give other rows: what policies are compared on is not trained on",
+        )
+    splits: dict[str, Sequence[Preference]] = {**dict.fromkeys(SPLIT_NAMES, ()), "train": kept}
+    return make_dataset(splits, report | {"held_out_prompts": len(rows) - len(kept)}, kind)
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
@@ -188,14 +222,20 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
 def make_dataset(
     splits: Mapping[str, Iterable[Preference]], report: dict[str, Any], kind: Kind = "pairs"
 ) -> Dataset:
-    """Splits with rows numbered anew, and `report` with counts, repeats and hashes of what they hold."""
+    """Splits with rows renumbered, and `report` with counts, repeats and hashes of what they hold."""
     numbered = {
         name: tuple(
             pair if pair.row == row else replace(pair, row=row) for row, pair in enumerate(splits[name])
         )
         for name in SPLIT_NAMES
     }
-    return Dataset(**numbered, report=report | _contents(numbered), kind=kind)
+    return Dataset(
+        train=numbered["train"],
+        validation=numbered["validation"],
+        test=numbered["test"],
+        report=report | _contents(numbered),
+        kind=kind,
+    )
 
 
 def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read_files(
     them. `columns`: known name to the files' (data.columns).
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
-    read. What was passed by is said in the `notes` of the first tally.
+    read. The `notes` of the first tally name what was skipped.
     """
     chosen = chosen_files(root, only)
     tallies = []

@@ -55,9 +55,9 @@ def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str,
 
 
 def distinct_prompts(
-    encoder: Encoder, rows: Iterable[Preference]
+    encoder: Encoder, rows: Iterable[Preference], limit: int | None = None
 ) -> tuple[list[Preference], list[Sequence[int]]]:
-    """The first row of each prompt and the prompt's ids, in the order of the rows.
+    """The first row of each prompt and the prompt's ids, in the order of the rows, at most `limit` of them.
 
     Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
     one. Those that a chat template refuses are left out; its refusal is raised if it refuses all.
@@ -66,6 +66,8 @@ def distinct_prompts(
     refusal: RejectedRow | None = None
     firsts, prompts = list[Preference](), list[Sequence[int]]()
     for row in rows:
+        if len(firsts) == limit:
+            break
         try:
             ids = compact(encoder.prompt(row.prompt))
         except RejectedRow as error:

@@ -125,7 +125,7 @@ def baseline_tests(
 
 
 def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Pairs that this accuracy would need to be told from a coin, and from the strongest rule."""
+    """Pairs needed to separate this accuracy from chance, and from the strongest rule."""
     detectable = next(
         (p for p in np.arange(0.5005, 1, 0.0005) if (stats.pairs_needed(p) or n + 1) <= n), None
     )

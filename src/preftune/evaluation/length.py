@@ -54,7 +54,7 @@ def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, se
 
     `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each. Not known, null with a reason, unless a
     tenth of the comparisons and at least five lie on either side of equal length: the rate there would be
-    read off a curve where nothing was seen.
+    read off the curve outside the data.
     """
     enough = max(SIDE * len(longer), LEAST)
     if min((longer >= 0).sum(), (longer <= 0).sum()) < enough:

@@ -5,7 +5,7 @@ percentile interval is too narrow, by √((S - 1)/S) and by the normal quantile 
 (Hesterberg 2015, arXiv:1411.5279, section 3.1); the deviations between seeds are widened by just that factor,
 so that S seeds without prompt noise give Student's t interval of their means. The prompts are drawn on top,
 since seeds may share them (real data); where they do not, this makes intervals a little too wide, not too
-narrow. One seed: over prompts only, and nothing is said about other seeds.
+narrow. One seed: over prompts only, which says nothing about other seeds.
 """
 
 import math

@@ -276,7 +276,7 @@ def best_of_weights(n: int, pool: int) -> Floats:
 
 
 def pairs_needed(p: float, null: float = 0.5) -> int | None:
-    """Pairs that tell an accuracy `p` above `null` from it: two-sided 5 %, 80 % power; None at or below it.
+    """Pairs needed to show an accuracy `p` above `null`: two-sided 5 %, 80 % power; None at or below it.
 
     n = ((1.96 √(q (1 - q)) + 0.84 √(p (1 - p))) / (p - q))², q = null: the normal approximation of the test
     of one proportion (Fleiss, Levin & Paik 2003, "Statistical Methods for Rates and Proportions", 2.5).
@@ -288,7 +288,7 @@ def pairs_needed(p: float, null: float = 0.5) -> int | None:
 
 
 def paired_pairs_needed(only_a: float, only_b: float, n: int) -> int | None:
-    """Pairs that tell a from b where, on `n` pairs, each alone was right so often; None unless a is ahead.
+    """Pairs needed to show that a beats b, each alone right so often on `n` pairs; None unless a is ahead.
 
     With d and g the shares of discordant pairs and of their difference,
     (1.96 √d + 0.84 √(d - g²))² / g² (Connor 1987, Biometrics 43, 207-211).

@@ -37,7 +37,7 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     """The comparison as one JSON-able record; differences are b - a, paired by prompt.
 
     Rewards are compared only where both runs have the very same reward model; the gain over its own SFT is
-    compared in any case, each in the unit of its own reward model. Holm's correction is over the policies,
+    always compared, each in the unit of its own reward model. Holm's correction is over the policies,
     measure by measure. InputMissing for a run without an evaluation, DataError without a common prompt.
     """
     for run in (a, b):

@@ -31,7 +31,7 @@ def second_judge(session: Session) -> SecondJudge | None:
         return None
     own, found = stages[judge], list[SecondJudge]()
     for name, config in stages.items():
-        if not config.trains_policy and name != judge and session.is_trained(name):
+        if config.scores and name != judge and session.is_trained(name):
             apart = {own.training_part(), config.training_part()} == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)

@@ -71,7 +71,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
 
 def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[str, str | None]) -> bool:
     """Whether there is an evaluation of these models with these inputs, and all its files are as it wrote
-    them. What differs is said, and measured again; model cards alone are written again.
+    them. What differs is reported and measured again; model cards alone are written again.
     """
     run = session.run
     record = read_sealed(run.stage_json(EVALUATION))

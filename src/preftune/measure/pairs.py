@@ -1,4 +1,4 @@
-"""A run's models on a preference file of somebody else: `preftune evaluate RUN --pairs FILE`."""
+"""A run's models on a foreign preference file: `preftune evaluate RUN --pairs FILE`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +40,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             f"there is no preference file at {file}", hint="give a .jsonl, .gz or .parquet file"
         )
     read = read_preferences(file, session.config.data.on_bad_row)
-    trained = {prompt_hash(pair.prompt) for pair in session.dataset.train}
+    learnt = [session.dataset, *(session.data_of(name) for name in stages)]
+    trained = {prompt_hash(pair.prompt) for data in learnt for pair in data.train}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_hash(pair.prompt) not in trained]
     seen = len(read) - len(pairs)
     if not pairs:

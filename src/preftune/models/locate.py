@@ -128,7 +128,7 @@ def first_line(error: BaseException) -> str:
 def reading(source: Source, what: str) -> Iterator[None]:
     """Check a model's files, then turn whatever a library says about them into an error for people.
 
-    Every loader goes through here, so that a directory which never passed `locate` (a run somebody sent) is
+    Every loader goes through here, so that a directory which never passed `locate` (a run from elsewhere) is
     checked as well. `what` is what the body loads: "a tokenizer".
     """
     if source.exists():
@@ -154,7 +154,7 @@ def reading(source: Source, what: str) -> Iterator[None]:
 
 
 def _refuse_unsafe(path: Path) -> None:
-    """No code, no pickled weights: name what is there instead of ignoring it silently."""
+    """No code, no pickled weights: name such files instead of ignoring them silently."""
     _refuse_adapter(path, [file.name for file in path.iterdir()])
     if not (path / "config.json").is_file():
         raise InputMissing(

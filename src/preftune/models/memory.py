@@ -1,7 +1,7 @@
 """The process keeps the memory that tensors give back, for the next ones.
 
 glibc returns what is free at the end of its heap to the system at once; the next step's gradients are then
-paged in anew, 4 KB at a time, which takes some 5 % of a step. Tensors above 32 MB are still returned: if
+paged in again, 4 KB at a time, which takes some 5 % of a step. Tensors above 32 MB are still returned: if
 they came from the heap too, small ones that outlive them would leave holes in it.
 """
 

@@ -18,7 +18,7 @@ from preftune.version import __version__
 def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     """Write figures/*.svg, ANALYSIS.md and report.html of a run; the same files give the same bytes.
 
-    What they were made of is recorded last, so that a report that is stale or not whole is known as such.
+    What they were made of is recorded last, so that a report that is stale or not whole is recognised.
     Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood or
     is not what was written, ConfigError for a link where a file should go.
     """

@@ -29,7 +29,7 @@ POWER = (Z95 + Z80) / Z95  # half widths of a 95 % interval that 80 % power need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What may be said about one policy against the reference in one measure."""
+    """The claim that the numbers allow about one policy against the reference, in one measure."""
 
     policy: PolicyRecord
     outcome: str

@@ -75,7 +75,7 @@ def load_run(run: RunDir) -> RunView:
 
 def check_intact(run: RunDir) -> None:
     """DataError for a file that a report quotes and that is not what was written: settings, data, the logs of
-    finished stages, the evaluation and its samples. (Models are checked by whoever loads them.)
+    finished stages, the evaluation and its samples. (Models are checked when they are loaded.)
     """
     check_own(run, run.config, run.run, run.data, run.origins)
     for file in sorted(run.stage_dir(BASE).parent.glob("*/stage.json")):

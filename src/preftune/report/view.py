@@ -32,7 +32,7 @@ class StageView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherPairs:
-    """What `evaluate --pairs FILE` found: the reward models and the policies on pairs of somebody else."""
+    """What `evaluate --pairs FILE` found: the reward models and the policies on foreign pairs."""
 
     of: PairsFile
     reward_models: tuple[RewardModelRecord, ...] = ()

@@ -74,12 +74,12 @@ class Scorer:
     ) -> tuple[list[int], list[int]]:
         """Prompt and response as the reward model reads them; its tokens may be shorter than the policy's."""
         room = judge.max_length
-        if judge.form == "transcript":
+        if judge.form == self.encoder.form == "transcript":
             ids, prompt = judge.response(response, closed), judge.text(self.encoder.prompt_text(prompt_ids))
             return prompt if room is None else prompt[-max(room - len(ids), 1) :], ids
         if row is None:
             raise DataError(
-                "a prompt of no data row cannot be written in the reward model's chat template",
+                "a prompt of no data row cannot be written in the reward model's form",
                 hint="use a reward model with the policy's tokenizer",
             )
         ids = judge.response(response, closed, row.prompt)

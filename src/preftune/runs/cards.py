@@ -55,7 +55,7 @@ def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
     for name in [*([BASE] if session.config.model.scratch is not None else []), *stages]:
         stage = session.stage(name)
         directory = stage.model_dir(session.run)
-        if (directory / SIDE_FILE).is_file():
+        if stage.makes_model and (directory / SIDE_FILE).is_file():
             write_text(directory / "README.md", model_card(session, stage))
 
 

@@ -41,7 +41,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     if session.config.stage[name].online:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
-    part = session.training_rows(config.training_part())
+    part = session.training_rows(config.training_part(), name)
     rows, encoded, rejected = first_encoded(encoder, part, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
@@ -60,7 +60,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     return Feed(
         rows=rows,
         batch_at=lambda step: made[config.batch]([encoded[i] for i in numbers_at(step)]),
-        names_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)],
+        names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
         tokens=sum(_tokens(pair, config.batch) for pair in encoded),
     )
@@ -69,7 +69,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
 def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
     """Distinct training prompts, each with the seed of its responses and its data row."""
     count, seed = session.config.stage[name].rows_per_step, session.config.seed
-    rows, prompts = distinct_prompts(encoder, session.dataset.train)
+    rows, prompts = distinct_prompts(encoder, session.data_of(name).train)
 
     def numbers_at(step: int) -> list[int]:
         return rows_at(step, count, len(prompts), seed, name)
@@ -80,7 +80,7 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
         return pad_prompts([prompts[i] for i in numbers], seeds, encoder.pad_id, numbers)
 
     return Feed(
-        rows=rows, batch_at=batch_at, names_at=lambda step: [_row_name(rows[i]) for i in numbers_at(step)]
+        rows=rows, batch_at=batch_at, names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)]
     )
 
 
@@ -90,6 +90,6 @@ def _tokens(pair: PairIds, batch: Batch) -> int:
     return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
 
 
-def _row_name(row: Preference) -> str:
+def row_name(row: Preference) -> str:
     """Where a pair came from, for people: "harmless-base:17"."""
     return f"{row.source}:{row.row}" if row.source else str(row.row)

@@ -1,11 +1,12 @@
 """What a run reads from outside, looked at before torch is loaded."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.config import RunConfig
+from preftune.config import RunConfig, StageSettings
 from preftune.config.rewards import find_function, reward_terms
 from preftune.errors import PreftuneError
 from preftune.rundir import RunDir, read_json
@@ -36,6 +37,19 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
     return commit if isinstance(commit, str) else None
 
 
+def recorded_commits(run: RunDir | None) -> dict[str, str]:
+    """Commits of the data sets of the hub that stages of the run name, as it has recorded them."""
+    others: Any = None
+    if run is not None and os.path.isfile(run.data):
+        with suppress(PreftuneError, AttributeError):  # damaged: said where the directory is opened
+            others = read_json(run.data).get("others")
+    return {
+        name: report["commit"]
+        for name, report in (others.items() if isinstance(others, dict) else ())
+        if isinstance(report, dict) and isinstance(report.get("commit"), str)
+    }
+
+
 def absolute(config: RunConfig) -> RunConfig:
     """Local paths in full, so that a run can be looked at from anywhere."""
 
@@ -48,4 +62,11 @@ def absolute(config: RunConfig) -> RunConfig:
     )
     special = config.model.base in ("scratch", "smollm2")
     model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
-    return config.model_copy(update={"data": data, "model": model})
+    stages = {name: _absolute_stage(stage, full) for name, stage in config.stage.items()}
+    return config.model_copy(update={"data": data, "model": model, "stage": stages})
+
+
+def _absolute_stage(stage: StageSettings, full: Callable[[str | None], str | None]) -> StageSettings:
+    """A stage whose paths are in full: its data, and a reward model from elsewhere that judges."""
+    paths = {key: getattr(stage, key) for key in stage.paths()}
+    return stage.model_copy(update={key: full(name) for key, name in paths.items()})

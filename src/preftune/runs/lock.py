@@ -58,7 +58,7 @@ def held(run: RunDir) -> Iterator[None]:
 
 
 def refuse_if_held(run: RunDir) -> None:
-    """RunLocked if another process works there: to be asked before anything takes long. Writes nothing."""
+    """RunLocked if another process works there: called before anything slow. Writes nothing."""
     if not is_main_process():
         return
     with contextlib.suppress(OSError):  # what is wrong with the path is said where it is written to
@@ -139,6 +139,7 @@ def _sweep(run: RunDir) -> None:
     for folder in (
         ".",
         "models/*",
+        "collected/*",
         "stages/*",
         "stages/*/parts",
         "evaluation",

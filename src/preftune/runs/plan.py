@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from preftune.config import RunConfig
+from preftune.config import RunConfig, StageSettings
 from preftune.data import Dataset
 from preftune.data.dataset import KINDS, SPLIT_NAMES
 from preftune.errors import ConfigError, DataError
@@ -23,13 +23,20 @@ def show_plan(
     for line in _data_lines(dataset.report):
         console.line(f"data: {line}")
     trained = [(name, config.stage[name]) for name in stages]
-    rows = [(name, stage.algorithm, stage.plan(len(dataset.train))) for name, stage in trained]
+    rows = [(name, stage.algorithm, _with_data(stage, dataset)) for name, stage in trained]
     if (scratch := config.model.scratch) is not None:
         size = f"GPT-2 {scratch.layers} x {scratch.width} from random weights"
         rows.insert(
             0, (BASE, "pretraining", f"{size}: {scratch.steps} steps of {scratch.batch_size} documents")
         )
     console.plan(config.name, str(run.path), rows)
+
+
+def _with_data(stage: StageSettings, dataset: Dataset) -> str:
+    """The plan of a stage, and its data where that is not the run's (collected: not known yet)."""
+    own = dataset.of(stage.data)
+    told = "" if stage.data is None else f"; data: {stage.data}"
+    return f"{stage.plan(None if own is None else len(own.train))}{told}"
 
 
 def _data_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -67,11 +74,14 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
         )
     for name in stages:
         stage = config.stage[name]
-        if kind not in stage.uses:
+        own = dataset.of(stage.data)
+        if own is not None and own.kind not in stage.uses:
             raise DataError(
-                f"{config.data.name}: its rows are {have}, and the stage {name} ({stage.algorithm}) needs "
+                f"{stage.data or config.data.name}: its rows are {KINDS[own.kind]}, and the stage {name} "
+                f"({stage.algorithm}) needs "
                 + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
-                f"docs/data.md shows the forms of rows; row 1 has the columns {dataset.report['columns']}",
+                "docs/data.md shows the forms of rows; "
+                f"row 1 has the columns {own.report.get('columns', 'of pairs')}",
             )
     if whole and kind != "pairs":
         raise DataError(

@@ -1,7 +1,7 @@
 """`--restart`: what an earlier run wrote in a directory goes, and nothing else.
 
 A run directory may be "." with other things in it, so that files are known by name and place: a folder that
-holds anything of somebody else stays, with that in it.
+holds a foreign file stays, with that file.
 """
 
 import contextlib
@@ -13,7 +13,14 @@ from preftune.rundir import RunDir, refuse_links
 from preftune.runs.stages import SIDE_FILE
 from preftune.sums import listed, read_sealed
 
-_OF_A_STAGE = ("stage.json", "metrics.jsonl", "ledger.jsonl", "nonfinite-step-*.json", "parts/*.json")
+_OF_A_STAGE = (
+    "stage.json",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "nonfinite-step-*.json",
+    "parts/*.json",
+    "replies.jsonl",
+)
 _POLICIES = ("base.json", "policy_*.json", "best_of_*.json")
 _OF_AN_EVALUATION = (*_POLICIES, "reward_model*.json", "comparisons.jsonl")
 _OF_PAIRS = ("*.json", "*_mistakes.jsonl", "comparisons.jsonl")
@@ -21,7 +28,7 @@ _FIGURES = ("training_*.svg", "reward_*.svg")
 
 
 def remove_run(run: RunDir) -> list[Path]:
-    """Remove what preftune wrote; returns it. To be asked for under the lock, which made sure that the
+    """Remove what preftune wrote; returns it. To be called under the lock, which made sure that the
     directory is preftune's.
     """
     refuse_links(run)
@@ -48,7 +55,8 @@ def _written(run: RunDir) -> Iterator[Path]:
             yield from sorted(place.glob(f"checkpoints/{kind}"))
         for pattern in _OF_A_STAGE:
             yield from sorted(place.glob(pattern))
-    yield from sorted(model for model in run.models.glob("*") if (model / SIDE_FILE).is_file())
+    made = [*run.models.glob("*"), *run.collected("x").parent.glob("*")]
+    yield from sorted(folder for folder in made if (folder / SIDE_FILE).is_file())
     for pattern in _OF_AN_EVALUATION:
         yield from sorted(run.comparisons.parent.glob(pattern))
     for record in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/pairs.json")):

@@ -74,8 +74,8 @@ def critic_of(session: Session, config: StageSettings, reward_model: RewardModel
     policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
     """
     scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
-    if scalar is not None and config.judge is not None:
-        model = load_scalar_model(session.source(config.judge))
+    if scalar is not None and config.scored_by is not None:
+        model = load_scalar_model(session.source(config.scored_by))
         return Critic(model, scalar.mean, scalar.std)
     source = session.source(config.init)
     critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))

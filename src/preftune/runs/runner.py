@@ -15,6 +15,7 @@ from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
 from preftune.rundir import BASE, RunDir, json_text, write_text
+from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
@@ -38,7 +39,7 @@ def open_session(
     base: Source | None = None,
     trains: bool = True,
 ) -> Session:
-    """A session whose settings, data and provenance are on record; to be asked for under the lock. `base` is
+    """A session whose settings, data and provenance are on record; to be called under the lock. `base` is
     where its base model was found.
 
     ConfigError if a stage in `run`, or in the directory `mirror`, was made with other settings: nothing is
@@ -101,7 +102,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
                 session.mirror.fetch(session.stage(name))
             _meet(session.config)
         with answering(session.config.process_timeout):
-            run_stage(session, session.stage(name))
+            stage = session.stage(name)
+            (run_stage if stage.makes_model else collect_stage)(session, stage)
 
 
 def check_base(session: Session, stages: Sequence[str]) -> None:
@@ -113,10 +115,11 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
         return
     load_tokenizer(session.base)
     model = load_causal_lm(session.base)
-    tops = {top_blocks(session.config.trainable_of(name)) for name in unfinished}
+    models = [n for n in unfinished if session.config.stage[n].makes == "model"]
+    tops = {top_blocks(session.config.trainable_of(name)) for name in models}
     for top in filter(None, tops):
         share_trunk(model, top)
-    needs = {role for name in unfinished for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
+    needs = {role for name in models for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
     if needs & {"reward_model", "critic"}:
         check_scalar_head(session.base)
 

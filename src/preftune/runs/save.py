@@ -49,7 +49,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     declare_ends(job.model.model, job.encoder.ends)
     if isinstance(job.model, RewardModel):
         job.model.mean, job.model.std = normalisation(
-            job.model, job.encoder, session.shuffled(session.dataset.train)
+            job.model, job.encoder, session.training_rows(stage=stage.name)
         )
         side |= {"mean": job.model.mean, "std": job.model.std}
     if diverged := divergence(job.model.model):
@@ -65,7 +65,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
         write_text(partial / "README.md", model_card(session, stage))
         if isinstance(job.model, RewardModel):
             _write_head(job.model, partial)
-            _prove_reload(session, job, partial)
+            _prove_reload(session, stage, job, partial)
         for file in partial.rglob("*"):
             file.chmod(partial.stat().st_mode & 0o666)  # what the umask allows: libraries differ
             sync(file)
@@ -91,7 +91,7 @@ def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
 
 @contextmanager
 def _writing(target: Path, partial: Path) -> Iterator[None]:
-    """A failed write is a StorageError, and leaves nothing behind but what was there before."""
+    """A failed write is a StorageError, and leaves the directory as it was."""
     try:
         yield
     except Exception as error:
@@ -164,7 +164,7 @@ def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> lis
     return [encoder.sequences(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def _prove_reload(session: Session, job: Job, directory: Path) -> None:
+def _prove_reload(session: Session, stage: Stage, job: Job, directory: Path) -> None:
     """Score probe rows of different lengths with the saved model; anything but equality stops the stage."""
     assert isinstance(job.model, RewardModel)
     source = Source(str(directory))
@@ -172,7 +172,7 @@ def _prove_reload(session: Session, job: Job, directory: Path) -> None:
     reloaded = session.encoder(source)
     device = next(job.model.model.parameters()).device
     saved.module.to(device)
-    probes = first_usable(job.encoder, session.dataset.train, _PROBES)[0]
+    probes = first_usable(job.encoder, session.data_of(stage.name).train, _PROBES)[0]
     with alone():
         before = _scores(RewardModel(job.model.model), job.encoder, probes)
     after = _scores(saved, reloaded, probes)

@@ -17,6 +17,6 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
         return model
     implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(config.init)), beta)
     learner.freeze(implicit)
-    rows = session.shuffled(session.dataset.train)
+    rows = session.training_rows(stage=stage)
     implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)
     return implicit

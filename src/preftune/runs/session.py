@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from preftune.config import RunConfig, judge_of, parents
+from preftune.config import RunConfig, StageSettings, judge_of, parents
+from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
+from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
@@ -20,6 +22,7 @@ from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 from preftune.runs.mirror import Mirror
+from preftune.runs.sources import data_settings, held_out_prompts
 from preftune.runs.stages import Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
@@ -45,6 +48,7 @@ class Session:
     console: Console
     mirror: Mirror | None = None
     trains: bool = True
+    _collected: dict[str, Dataset] = field(default_factory=dict)
     located: Source | None = None  # the base model, where it has been looked for before
 
     def __post_init__(self) -> None:
@@ -93,9 +97,26 @@ class Session:
         """
         return [rows[i] for i in order(len(rows), self.config.seed, "rows", 0)] if rows else []
 
-    def training_rows(self, part: str = "all") -> list[Preference]:
-        """Shuffled training rows; of one half of the prompts, by their hash, for "first" and "second"."""
-        rows = self.shuffled(self.dataset.train)
+    def data_of(self, stage: str) -> Dataset:
+        """What a stage learns from: the run's data, its own, or what another stage has collected."""
+        data = self.config.stage[stage].data if stage in self.config.stage else None
+        if data is None:
+            return self.dataset
+        if not names_a_stage(data):
+            return self.dataset.others[data]
+        if data not in self._collected:
+            check_model(self.run, data, self.run.collected(data))
+            file = str(self.run.preferences(data))
+            self._collected[data] = read_training(
+                data_settings(self.config, file), held_out_prompts(self.dataset)
+            )
+        return self._collected[data]
+
+    def training_rows(self, part: str = "all", stage: str = "") -> list[Preference]:
+        """Shuffled training rows of a stage, or of the run; of one half of the prompts, by their hash, for
+        "first" and "second".
+        """
+        rows = self.shuffled(self.data_of(stage).train)
         if part == "all":
             return rows
         half = int(part == "second")
@@ -116,8 +137,8 @@ class Session:
         return Source(str(model))
 
     def _model_dir(self, stage: str) -> Path:
-        policy = stage == BASE or self.config.stage[stage].trains_policy
-        return self.run.model_dir(stage, trains_policy=policy)
+        algorithm = "" if stage == BASE else self.config.stage[stage].algorithm
+        return Stage(name=stage, algorithm=algorithm, parents=(), inputs={}).model_dir(self.run)
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
@@ -152,21 +173,42 @@ class Session:
         keys = {parent: self.stage(parent).key for parent in above}
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
-        inputs = {**self._inputs(config), "parents": keys}
+        inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
             if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
                 inputs["kept"] = self.config.model.kept_dtype
+        if config.makes == "data":
+            inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    def new_tokens(self, stage: str) -> int:
+        """The longest reply that a stage which collects samples."""
+        return self.config.stage[stage].new_tokens or self.config.evaluation.max_new_tokens
+
+    def _own_data(self, config: StageSettings) -> dict[str, Any]:
+        """For a stage with data of its own: the hash of its rows (those that are collected have the key of
+        their stage), and of a judge from elsewhere.
+        """
+        found: dict[str, Any] = {}
+        if (data := config.data) is not None:
+            rows = {"stage": data} if names_a_stage(data) else self.dataset.others[data].report
+            found["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
+        if directory := config.judge_directory:
+            source = locate(directory)
+            found["settings"] = {**settings_of(config), "judge": fingerprint(source)}
+        return found
 
     def _functions(self, stage: str, terms: str) -> dict[str, Any]:
         recorded = read_sealed(self.run.stage_json(stage)) if not self.trains else {}
         inputs = recorded.get("inputs")
         if recorded.get("status") == "finished" and isinstance(inputs, dict):
             return {key: inputs[key] for key in ("reward_functions", "columns") if key in inputs}
-        return {"reward_functions": source_hashes(terms), **columns_hash(terms, self.dataset.train)}
+        collected = names_a_stage(self.config.stage[stage].data)  # the key of their stage says what they hold
+        rows = () if collected else self.data_of(stage).train
+        return {"reward_functions": source_hashes(terms), **columns_hash(terms, rows)}
 
     @cached_property
     def _base_inputs(self) -> dict[str, Any]:

@@ -18,7 +18,9 @@ _STATES = 3  # gradient and Adam's two moments of a trained weight
 
 def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iterator[str]:
     """A line for each stage that freezes a part: parameters trained, and memory for weights and Adam."""
-    tops = {name: top_blocks(config.trainable_of(name)) for name in stages}
+    tops = {
+        name: top_blocks(config.trainable_of(name)) for name in stages if config.stage[name].makes == "model"
+    }
     if not any(tops.values()):
         return
     model = _outline(config, base)
@@ -29,7 +31,7 @@ def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iter
     for name, top in tops.items():
         if top is None:
             continue
-        kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].judge is not None
+        kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by is not None
         below = _below(model, top)
         roles, trained = len({*kind.needs, *(["judge"] if judged else [])}), len(kind.trains)
         weights, states = below + roles * (whole - below), trained * _STATES * (whole - below)

@@ -1,11 +1,15 @@
 """Where a run's pairs and pretraining text come from: the built-in world, files or the hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from preftune.config import DataConfig
+from preftune.config import DataConfig, RunConfig
+from preftune.config.algorithms.base import names_a_stage
+from preftune.config.run import ColumnsConfig
 from preftune.data import Dataset, Preference, read_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
+from preftune.data.dataset import read_training, row_key, training_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +28,36 @@ def load_dataset(config: DataConfig, seed: int, commit: str | None = None) -> Da
     from preftune.world.dataset import world_dataset  # generates and scores: only where it is asked for
 
     return world_dataset(seed, config.pairs)
+
+
+def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, str]) -> Dataset:
+    """The data of a run with what its stages name besides, read once each and kept apart from the prompts
+    that the run holds out. `commits`: of those from the hub, as the run has recorded them.
+    """
+    named = dict.fromkeys(stage.data for stage in config.stage.values() if stage.data is not None)
+    wanted = [name for name in named if not names_a_stage(name)]
+    if not wanted:
+        return dataset
+    kept, found = held_out_prompts(dataset), dict[str, Dataset]()
+    for name in wanted:
+        if name == WORLD:
+            whole = load_dataset(config.data.model_copy(update={"name": WORLD}), config.seed)
+            found[name] = training_only(whole.train, kept, {"name": WORLD})
+        else:
+            found[name] = read_training(data_settings(config, name), kept, commits.get(name))
+    reports = {name: each.report for name, each in found.items()}
+    return replace(dataset, others=found, report=dataset.report | {"others": reports})
+
+
+def held_out_prompts(dataset: Dataset) -> set[str]:
+    """What no stage may learn from: the keys of the rows that the run holds out."""
+    return {row_key(row) for row in (*dataset.validation, *dataset.test)}
+
+
+def data_settings(config: RunConfig, name: str) -> DataConfig:
+    """How a stage's own data is read: as the run's, but for what belongs to that one's files."""
+    mine = {"name": name, "data_dir": None, "columns": ColumnsConfig()}
+    return config.data.model_copy(update=mine)
 
 
 def load_corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:

@@ -16,7 +16,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
-_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype")  # in the inputs of a stage by itself, wherever it was set
+_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype", "data")  # in the inputs of a stage by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,16 @@ class Stage:
         kind = config_of(self.algorithm)
         return kind is None or kind.trains_policy  # unknown is the pretraining of a base model
 
+    @property
+    def makes_model(self) -> bool:
+        """Whether it makes a model; otherwise data that others learn from."""
+        kind = config_of(self.algorithm)
+        return kind is None or kind.makes == "model"
+
     def model_dir(self, run: RunDir) -> Path:
+        """Where what it makes lies: a model, or data."""
+        if not self.makes_model:
+            return run.collected(self.name)
         return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
@@ -64,7 +73,7 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     if not recorded:
         return False
     if recorded.get("key") != stage.key:
-        if recorded.get("status") == "running" and not any(run.checkpoints(stage.name).glob("step-*")):
+        if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
         raise ConfigError(
@@ -76,6 +85,10 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         return False
     _check(run, recorded, stage.name, stage.model_dir(run))
     return True
+
+
+def _has_begun(run: RunDir, name: str) -> bool:
+    return run.replies(name).exists() or any(run.checkpoints(name).glob("step-*"))
 
 
 def check_model(run: RunDir, name: str, model: Path) -> bool:
@@ -98,9 +111,10 @@ def unverified(run: RunDir) -> list[str]:
 
 
 def model_sum(run: RunDir, name: str) -> str | None:
-    """One hash for the model that a stage has recorded; None if it has not."""
+    """One hash for the model, or data, that a stage has recorded; None if it has not."""
     files = listed(read_sealed(run.stage_json(name)))
-    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith("models/")})
+    made = ("models/", "collected/")
+    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(made)})
 
 
 def _check(run: RunDir, recorded: Mapping[str, Any], name: str, model: Path) -> None:
@@ -146,6 +160,7 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
 def drop_checkpoints(run: RunDir, stage: Stage) -> None:
     """A finished stage needs none; a kill may have left them."""
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+    run.replies(stage.name).unlink(missing_ok=True)
 
 
 def _record(stage: Stage) -> dict[str, Any]:

@@ -7,7 +7,7 @@ is in preftune.json; without it, it is the chat template of a tokenizer that has
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -106,17 +106,19 @@ def load_reward_model(directory: str | Path) -> RewardModelHandle:
     1).
     """
     source = _directory(directory)
-    return RewardModelHandle(role=_load_roles(source), encoder=_encoder(source))
+    return RewardModelHandle(role=_load_roles(source), encoder=encoder_of(source))
 
 
 def load_policy(directory: str | Path) -> PolicyHandle:
     """A policy saved by preftune, or any causal LM directory."""
     source = _directory(directory)
-    return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=_encoder(source))
+    return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=encoder_of(source))
 
 
-def _encoder(source: Source) -> Encoder:
-    """Prompts and responses as they are, up to the model's context."""
+def encoder_of(source: Source, untold: Literal["transcript", "plain"] = "transcript") -> Encoder:
+    """Prompts and responses as they are, up to the model's context, in the form in which it was trained;
+    `untold` where neither its files nor a chat template say which.
+    """
     context, tokenizer, side = (
         context_length(source) or UNLIMITED,
         load_tokenizer(source),
@@ -124,7 +126,7 @@ def _encoder(source: Source) -> Encoder:
     )
     return Encoder(
         tokenizer,
-        side.get("form") or ("chat" if tokenizer.chat_template else "transcript"),
+        side.get("form") or ("chat" if tokenizer.chat_template else untold),
         max_prompt_length=context,
         max_response_length=context,
         max_length=context,

@@ -86,12 +86,12 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
 
 
 def _prepare(session: Session, name: str) -> Job:
-    """Models into the roles that the algorithm needs, rows into what its batches are made of."""
+    """Put models into the roles that the algorithm needs, and rows into its kind of batch."""
     if name == BASE:
         return _pretraining(session)
     config = session.config.stage[name]
     kind, learner = ALGORITHMS[config.algorithm], session.learner(config.microbatch_size)
-    judge = None if config.judge is None else reward_model_of(session, config.judge, learner)
+    judge = None if config.scored_by is None else reward_model_of(session, config.scored_by, learner)
     source = session.source(config.init)
     tokenizer = load_tokenizer(source)
     models = make_roles(session, name, kind, tokenizer, judge)
@@ -125,7 +125,7 @@ def _scorer(
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
     size, rows = config.microbatch_size, feed.rows
-    return scorer_for(session, encoder, judge, config.judge, size, functions, rows)
+    return scorer_for(session, encoder, judge, config.scored_by, size, functions, rows)
 
 
 def _pretraining(session: Session) -> Job:

@@ -136,7 +136,7 @@ def dpo(kind: str, found: Comparison, device: torch.device, microbatch_size: int
 
 
 def dpo_at_the_reference(found: Comparison, device: torch.device) -> None:
-    """ln 2 where policy and reference are one; exact up to float32."""
+    """ln 2 where policy and reference are equal; exact up to float32."""
     models = {
         "policy": Policy(causal_lm("reference", device)),
         "reference": Reference(causal_lm("reference", device)),

@@ -146,7 +146,7 @@ def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, S
 
 def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     """Reward models on one half of the prompts each, where the recipe has a single one on all of them."""
-    judges = {name: stage for name, stage in stages.items() if not stage.trains_policy}
+    judges = {name: stage for name, stage in stages.items() if stage.scores}
     if not judges:
         raise ConfigError(
             "on real text a second reward model stands in for gold, and this recipe trains none",

@@ -37,7 +37,7 @@ def finished(out: Path, design: Design, seed: int) -> bool:
 
 
 def run_seed(out: Path, seed: int, reports: bool = True) -> None:
-    """Train, evaluate and measure one seed; what is there already is not made again."""
+    """Train, evaluate and measure one seed; what exists is not made again."""
     design = load_design(out)
     if finished(out, design, seed):
         return

@@ -57,7 +57,7 @@ class Learner:
     ) -> None:
         """`process_timeout`: seconds that a process waits for the others; the first learner's holds.
 
-        ConfigError if accelerate is asked to shard models, which it does not do on CPUs and does not say.
+        ConfigError if accelerate is asked to shard models, which on CPUs it silently does not do.
         """
         _refuse_sharding()
         self.precision: Precision = effective_precision(precision)

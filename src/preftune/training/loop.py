@@ -29,7 +29,7 @@ class Plan:
     """How long to train, where to write, and what to tell whom.
 
     `updates` of the weights in a step: with several of them, a copy of the state is kept in memory while a
-    step is under way. `rows_at` names the data rows of a step; `on_saved` is told of every checkpoint.
+    step is under way. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
     """
 
     steps: int

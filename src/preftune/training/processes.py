@@ -20,7 +20,7 @@ _RESUMES = "the same command resumes from the last checkpoint"
 def answering(seconds: float) -> Iterator[None]:
     """Turn what a collective operation says of another process that is silent or gone into ProcessLost.
 
-    `seconds` is how long the operation waits; it is said, and set where the process group is made.
+    `seconds` is how long the operation waits, for the message; the process group has the limit itself.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def answering(seconds: float) -> Iterator[None]:
 
 
 def _silent() -> list[int]:
-    """Ranks that do not say that they, too, wait for somebody. None where that cannot be found out."""
+    """Ranks that do not report that they are waiting, too. None where that cannot be found out."""
     own_rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         store = distributed_c10d._get_default_store()  # torch has no public name for it

@@ -8,6 +8,7 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -46,7 +47,7 @@ class Healthy:
     """A range of a metric and the words of docs/algorithms/ that it comes from. An end of None is open.
 
     alone: words in the place of the page's, where those need their sentence · only: settings of the stage
-    under which it holds · on_hh: said of HH-RLHF only; means nothing on other data.
+    under which it holds · on_hh: holds on HH-RLHF only; means nothing on other data.
     """
 
     words: str
@@ -61,6 +62,16 @@ class Healthy:
         return self.words if self.alone is None else self.alone
 
 
+_STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def names_a_stage(value: str | None) -> bool:
+    """Whether a setting that takes a stage or something else means a stage: a directory is told by a slash, a
+    file by its ending, a function by its colon.
+    """
+    return value is not None and _STAGE.fullmatch(value) is not None and value != "world"
+
+
 class StageSettings(Settings):
     """Settings of one stage. A subclass is the settings of one algorithm and describes it to the others.
 
@@ -71,6 +82,7 @@ class StageSettings(Settings):
     batch · what a step consumes: "sequences" and "pairs" of the training rows, "unpaired" responses with a
     label, or "prompts" to sample for
     uses · kinds of data rows that such batches can be made of: "pairs", "unpaired", "prompts", "text"
+    makes · a "model", or "data" that other stages learn from
     trains_policy · False for a model that scores
     imitates · its policy, the first of them, is what others are compared with; its held-out loss is recorded
     stage_name · its name in shipped recipes, if that is not the algorithm's
@@ -85,6 +97,7 @@ class StageSettings(Settings):
     batch: ClassVar[Batch]
     uses: ClassVar[tuple[str, ...]] = ("pairs",)
     card: ClassVar[str]
+    makes: ClassVar[Literal["model", "data"]] = "model"
     trains_policy: ClassVar[bool] = True
     imitates: ClassVar[bool] = False
     stage_name: ClassVar[str] = ""
@@ -93,6 +106,12 @@ class StageSettings(Settings):
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
 
+    data: Name | None = Field(
+        default=None,
+        exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
+        description="What it learns from instead of the run's data: a stage that collects, a file, a "
+        'directory (with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
+    )
     trainable: Trainable | None = Field(
         default=None,
         exclude_if=lambda trainable: trainable is None,
@@ -119,6 +138,11 @@ class StageSettings(Settings):
         return self.batch == "prompts"
 
     @property
+    def scores(self) -> bool:
+        """Whether its model scores responses by itself."""
+        return self.makes == "model" and not self.trains_policy
+
+    @property
     def tunes(self) -> bool:
         """Whether its policy is a contestant: neither a judge nor what contestants are compared with."""
         return self.trains_policy and not self.imitates
@@ -126,13 +150,24 @@ class StageSettings(Settings):
     # --- the graph
 
     @property
-    def judge(self) -> str | None:
+    def judge_key(self) -> str:
+        """The setting that names what scores."""
+        return "reward_model"
+
+    @property
+    def scored_by(self) -> str | None:
         """The stage whose model scores what it samples."""
         return None
 
     def parents(self) -> tuple[str, ...]:
-        """The stages, or "base", whose models it reads."""
-        return (self.init,)
+        """The stages, or "base", whose models or data it reads."""
+        data = self.data if names_a_stage(self.data) else None
+        return tuple(name for name in (self.init, self.scored_by, data) if name is not None)
+
+    @property
+    def judge_directory(self) -> str | None:
+        """The directory of a reward model from elsewhere that scores what it samples."""
+        return None
 
     def implicit_beta(self) -> float | None:
         """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
@@ -141,6 +176,10 @@ class StageSettings(Settings):
     def functions(self) -> str | None:
         """The reward functions that it calls: a setting like `reward_functions`."""
         return None
+
+    def paths(self) -> tuple[str, ...]:
+        """The settings that hold paths."""
+        return () if self.data is None or names_a_stage(self.data) or self.data == "world" else ("data",)
 
     # --- how much it does
 
@@ -294,11 +333,8 @@ class OnlineConfig(StageSettings):
         return self
 
     @property
-    def judge(self) -> str | None:
+    def scored_by(self) -> str | None:
         return self.reward_model
-
-    def parents(self) -> tuple[str, ...]:
-        return (self.init,) if self.reward_model is None else (self.init, self.reward_model)
 
     def implicit_beta(self) -> float | None:
         """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""

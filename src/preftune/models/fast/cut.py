@@ -60,7 +60,7 @@ class Cut:
 
 @torch.no_grad()
 def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
-    """The model cut below block `at`; what its blocks return is seen on rows ids (B, T)."""
+    """The model cut below block `at`; what its blocks return is checked on rows ids (B, T)."""
     blocks, seen = blocks_of(model), list[Any]()
     own = blocks[0].forward
 

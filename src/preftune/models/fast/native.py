@@ -1,4 +1,4 @@
-"""Products of few rows with large matrices by a kernel of our own, where somebody has built it.
+"""Products of few rows with large matrices by a kernel of our own, where it has been built.
 
     python -m preftune.models.fast.native        (needs a C++ compiler; takes seconds)
 

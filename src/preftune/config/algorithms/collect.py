@@ -1,0 +1,91 @@
+"""Replies of a policy, judged: preference data that another stage learns from. Trains nothing."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from preftune.config.algorithms.base import StageSettings, algorithm_field, names_a_stage
+from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.rewards import reward_terms
+
+
+class CollectConfig(StageSettings):
+    """Sampled replies to training prompts, their scores, and the preferences that these make."""
+
+    label: ClassVar[str] = "collected replies"
+    makes: ClassVar[Literal["model", "data"]] = "data"
+    trains_policy: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
+    implementation: ClassVar[str] = ""
+
+    algorithm: Literal["collect"] = algorithm_field("collect")
+    init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')
+    judge: Name = Field(
+        description='What scores the replies: "module:function" or a weighted sum of such, a reward stage, '
+        "or the directory of a reward model (with a slash: ./DIR)."
+    )
+    rows: Count | None = Field(default=None, description="Number of prompts; none uses all.")
+    replies: Annotated[int, Field(ge=2)] = Field(default=4, description="Replies to each prompt.")
+    max_new_tokens: Count | None = Field(
+        default=None,
+        description="Maximum number of new tokens per reply; none takes evaluation.max_new_tokens.",
+    )
+    temperature: Positive = Field(default=1.0, description="Sampling temperature.")
+    pairing: Literal["best_worst", "all", "random"] = Field(
+        default="best_worst",
+        description="Pairs of a prompt's replies: the best and the worst, all of them, or a random one.",
+    )
+    ties: Literal["drop", "random"] = Field(
+        default="drop", description="Pairs with equal scores: left out, or labelled by a coin."
+    )
+    tie_margin: NonNegative = Field(
+        default=0.0, description="Scores that differ by at most this much are equal."
+    )
+    label_temperature: Positive | None = Field(
+        default=None,
+        description="Draw labels with noise: the first is chosen with probability sigmoid(difference of "
+        "scores / this) (Bradley-Terry); none takes the higher score.",
+    )
+    batch_size: Count = Field(
+        default=16, description="Prompts at a time; bounds memory, not results, and is what a stop loses."
+    )
+    microbatch_size: Count = Field(
+        default=8, description="Replies per forward pass of the judge; bounds memory, not results."
+    )
+
+    @model_validator(mode="after")
+    def _judge_is_one(self) -> Self:
+        if self.functions() is not None:
+            reward_terms(self.judge)
+        return self
+
+    @property
+    def judge_key(self) -> str:
+        return "judge"
+
+    @property
+    def scored_by(self) -> str | None:
+        return self.judge if names_a_stage(self.judge) else None
+
+    def functions(self) -> str | None:
+        return self.judge if ":" in self.judge else None
+
+    @property
+    def judge_directory(self) -> str | None:
+        """The directory of a reward model from elsewhere, if that is the judge."""
+        return None if self.functions() or self.scored_by else self.judge
+
+    def paths(self) -> tuple[str, ...]:
+        return (*super().paths(), *(["judge"] if self.judge_directory else []))
+
+    @property
+    def new_tokens(self) -> int:
+        return self.max_new_tokens or 0  # checked with the evaluation otherwise
+
+    def steps_on(self, rows: int) -> int:
+        return -(-rows // self.batch_size)
+
+    def plan(self, rows: int | None = None) -> str:
+        taken = self.rows if rows is None else min(rows, self.rows or rows)
+        prompts = "all" if taken is None else f"{'up to ' if rows is not None else ''}{taken:,}"
+        return f"from {self.init}: {self.replies} replies to {prompts} prompts, judged by {self.judge}"

@@ -1,0 +1,285 @@
+"""A stage that makes data: replies of a policy are sampled, judged, paired and written.
+
+    collected/STAGE/replies.jsonl       {"row", "prompt", "replies", "scores"}, one prompt a line
+    collected/STAGE/preferences.jsonl   TRL's preference rows, with scores, judge, policy, seed and row
+    collected/STAGE/preftune.json       who judged what, and how often
+
+A reply depends on (run seed, stage, data row, which of its replies) alone, so that a stage that was stopped
+goes on after the last prompt that is written down, and ends with the same files.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, cast
+
+from preftune import faults
+from preftune.config.algorithms.collect import CollectConfig
+from preftune.data import Encoder, Preference, Sequences, distinct_prompts, pad_prompts
+from preftune.data.pairing import Pair, Rule, best_reachable, pairs_of, prompt_of, reply_of
+from preftune.errors import DataError
+from preftune.models.load import load_causal_lm
+from preftune.models.locate import fingerprint, locate
+from preftune.models.roles import Policy
+from preftune.rollout.sample import ended, sample
+from preftune.rollout.score import Scorer, same_vocabulary
+from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl
+from preftune.runs.feed import row_name
+from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.save import load_reward_model
+from preftune.runs.scoring import reward_model_of
+from preftune.runs.session import Session
+from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
+from preftune.runs.standalone import encoder_of
+from preftune.runs.train import reward_functions, scorer_for
+from preftune.seeding import derive_seed
+from preftune.training.learner import Learner
+from preftune.training.metrics import Ledger, MetricsLog
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collector:
+    """All that sampling and judging take."""
+
+    session: Session
+    name: str
+    config: CollectConfig
+    policy: Policy
+    encoder: Encoder
+    scorer: Scorer
+    rows: Sequence[Preference]
+    prompts: Sequence[Sequence[int]]
+
+    def seed(self, row: Json | Preference) -> int:
+        """Of all that is drawn for a data row."""
+        number = row["row"] if isinstance(row, dict) else row.row
+        return derive_seed(self.session.config.seed, self.name, "sample", number)
+
+    def numbers(self, step: int) -> range:
+        size = self.config.batch_size
+        return range(step * size, min((step + 1) * size, len(self.rows)))
+
+    def step(self, step: int, learner: Learner) -> tuple[list[Json], dict[str, float]]:
+        """Replies to the prompts of a step with their scores, one row a prompt, and what to log of them."""
+        config, numbers = self.config, list(self.numbers(step))
+        seeds = [self.seed(self.rows[i]) for i in numbers]
+        prompts = pad_prompts([self.prompts[i] for i in numbers], seeds, self.encoder.pad_id, numbers)
+        replies = sample(
+            self.policy,
+            learner.place(prompts),
+            max_new_tokens=self.session.new_tokens(self.name),
+            temperature=config.temperature,
+            eos_id=self.encoder.ends,
+            responses_per_prompt=config.replies,
+            say=learner.say_once,
+        )
+        of = [number for number in numbers for _ in range(config.replies)]
+        scores = self.scorer.scores(replies, of).tolist()
+        texts = [
+            self.encoder.decode(ids[own].tolist())
+            for ids, own in zip(replies.ids, replies.response, strict=True)
+        ]
+        plain, found = self.encoder.form == "plain", list[Json]()
+        for place, number in enumerate(numbers):
+            mine = slice(place * config.replies, (place + 1) * config.replies)
+            row = self.rows[number]
+            said = {"replies": texts[mine], "scores": _finite(scores[mine], self.name)}
+            found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
+        return found, self._metrics(found, replies)
+
+    def _metrics(self, rows: Sequence[Json], replies: Sequences) -> dict[str, float]:
+        spreads = [pstdev(row["scores"]) for row in rows]
+        return {
+            "score": fmean(score for row in rows for score in row["scores"]),
+            "score_std_within": fmean(spreads),
+            "frac_score_zero_std": fmean(spread == 0 for spread in spreads),
+            "completions/mean_length": replies.response.sum(1).double().mean().item(),
+            "eos_rate": ended(replies, self.encoder.ends).double().mean().item(),
+        }
+
+    def pairs(self, row: Json) -> list[Pair | None]:
+        config = self.config
+        rule = Rule(
+            pairing=config.pairing,
+            ties=config.ties,
+            tie_margin=config.tie_margin,
+            temperature=config.label_temperature,
+        )
+        return pairs_of(row["replies"], row["scores"], rule, self.seed(row))
+
+
+def collect_stage(session: Session, stage: Stage) -> bool:
+    """Collect unless it is finished; returns whether anything was done. The main process does the work."""
+    run, config = session.run, cast(CollectConfig, session.config.stage[stage.name])
+    if is_finished(run, stage):
+        drop_checkpoints(run, stage)
+        session.console.skipped(stage.name)
+        return False
+    reset_peak_memory()
+    began, learner = time.monotonic(), session.learner(config.microbatch_size)
+    collector = _collector(session, stage.name, config, learner)
+    if learner.is_main:
+        begin(run, stage)
+    steps = config.steps_on(len(collector.rows))
+    done = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
+    with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
+        for step in _logged(session, collector, done, steps, learner):
+            on_step(*step)
+    if learner.is_main:
+        facts = _write(collector, stage, steps)
+        facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+        finish(run, stage, facts)
+        if session.mirror is not None:
+            session.mirror.put_stage(stage)
+        session.console.finished(stage.name, facts)
+        session.console.line(f"{stage.name:<12} {_in_words(facts)}")
+    learner.wait()
+    return True
+
+
+def _logged(
+    session: Session, collector: _Collector, done: int, steps: int, learner: Learner
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """The steps that are left, each written down. The other processes wait for each of them."""
+    run, name = session.run, collector.name
+    if not learner.is_main:
+        for _ in range(done, steps):
+            learner.wait()
+        return
+    metrics, ledger = MetricsLog(run.metrics(name), done), Ledger(run.ledger(name), done)
+    for step in range(done, steps):
+        began = time.monotonic()
+        faults.begin_step(step + 1)
+        faults.faultpoint("step")
+        rows, numbers = collector.step(step, learner)
+        for row in rows:
+            append_jsonl(run.replies(name), row)
+        numbers["step_seconds"] = time.monotonic() - began
+        metrics.add(step + 1, numbers)
+        ledger.add(step + 1, [row_name(collector.rows[i]) for i in collector.numbers(step)])
+        learner.wait()
+        yield step + 1, numbers
+
+
+def _resumed(run: RunDir, name: str, size: int) -> int:
+    """Steps of which everything is written down; what there is of a later one is dropped."""
+    logs = [run.replies(name), run.metrics(name), run.ledger(name)]
+    rows, *steps = [read_jsonl(log) if log.is_file() else [] for log in logs]
+    done = min(len(rows) // size, *(len(each) for each in steps))
+    write_jsonl(run.replies(name), rows[: done * size])
+    return done
+
+
+def _collector(session: Session, name: str, config: CollectConfig, learner: Learner) -> _Collector:
+    source = session.source(config.init)
+    encoder, policy = session.encoder(source, session.new_tokens(name)), Policy(load_causal_lm(source))
+    learner.freeze(policy)
+    rows, prompts = distinct_prompts(encoder, session.training_rows(stage=name), config.rows)
+    return _Collector(
+        session=session,
+        name=name,
+        config=config,
+        policy=policy,
+        encoder=encoder,
+        scorer=_judge(session, config, encoder, learner, rows),
+        rows=rows,
+        prompts=prompts,
+    )
+
+
+def _judge(
+    session: Session, config: CollectConfig, encoder: Encoder, learner: Learner, rows: Sequence[Preference]
+) -> Scorer:
+    """What scores the replies, behind one interface."""
+    size, directory = config.microbatch_size, config.judge_directory
+    if directory is None:
+        functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
+        model = reward_model_of(session, config.scored_by, learner) if config.scored_by else None
+        return scorer_for(session, encoder, model, config.scored_by, size, functions, rows)
+    source = locate(directory)
+    model = load_reward_model(source)
+    learner.freeze(model)
+    theirs = encoder_of(source, "plain" if encoder.form == "plain" else "transcript")
+    same = theirs.form == encoder.form and same_vocabulary(encoder, theirs)
+    translate = None if same else theirs
+    return Scorer(reward_model=model, encoder=encoder, translate=translate, batch_size=size, rows=rows)
+
+
+def _finite(scores: Sequence[float], name: str) -> list[float]:
+    if not all(map(math.isfinite, scores)):
+        raise DataError(f"stage {name}: its judge gives a reply no finite score", "use another judge")
+    return list(scores)
+
+
+def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
+    """The stage's files, whole; returns what to say of them."""
+    run, config = collector.session.run, collector.config
+    rows, target = read_jsonl(run.replies(stage.name)), run.collected(stage.name)
+    tried = [(row, pair) for row in rows for pair in collector.pairs(row)]
+    made = [(row, pair) for row, pair in tried if pair is not None]
+    if not made:
+        raise DataError(
+            f"stage {stage.name}: no two replies with different scores, so there is no pair",
+            f"use a judge that tells replies apart, or set stage.{stage.name}.ties=random",
+        )
+    policy = fingerprint(collector.session.source(config.init))
+    facts = {
+        "judge": config.judge,
+        "policy_sha256": policy,
+        "prompts": len(rows),
+        "replies": sum(len(row["replies"]) for row in rows),
+        "pairs": len(made),
+        "left_out_pairs": len(tried) - len(made),
+        "score_mean": fmean(score for row in rows for score in row["scores"]),
+        **_labels(made, config),
+    }
+    beside = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
+    preferences = [{**_preference(collector, row, pair), **beside} for row, pair in made]
+    _replace(target, stage, rows, preferences, facts)
+    return {"steps": steps, "collected": facts}
+
+
+def _replace(target: Path, stage: Stage, rows: list[Json], preferences: list[Json], facts: Json) -> None:
+    write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})
+    write_jsonl(target / "replies.jsonl", rows)
+    write_jsonl(target / "preferences.jsonl", preferences)
+    faults.faultpoint("model.rename")
+
+
+def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
+    """A row as TRL and everybody else reads it: conversations, or texts in plain form."""
+    plain, texts, scores = collector.encoder.form == "plain", row["replies"], row["scores"]
+    return {
+        "prompt": row["prompt"],
+        "chosen": reply_of(texts[pair.chosen], plain),
+        "rejected": reply_of(texts[pair.rejected], plain),
+        "score_chosen": scores[pair.chosen],
+        "score_rejected": scores[pair.rejected],
+        "row": row["row"],
+        "seed": collector.seed(row),
+    }
+
+
+def _labels(made: Sequence[tuple[Json, Pair]], config: CollectConfig) -> Json:
+    """How the labels agree with the judge's scores, and how well anybody could do where they are drawn."""
+    scores = [(row["scores"][pair.chosen], row["scores"][pair.rejected]) for row, pair in made]
+    agree = fmean(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in scores)
+    noise = config.label_temperature
+    reachable = best_reachable([pair for _, pair in made])
+    return {"label_temperature": noise, "labels_agree": agree, "best_reachable": reachable}
+
+
+def _in_words(facts: Json) -> str:
+    found = facts["collected"]
+    text = f"{found['replies']:,} replies to {found['prompts']:,} prompts, {found['pairs']:,} pairs"
+    if found["left_out_pairs"]:
+        text += f" ({found['left_out_pairs']:,} ties left out)"
+    if found["label_temperature"] is not None:
+        text += f"; labels agree with the judge in {found['labels_agree']:.1%}"
+        text += f", at best {found['best_reachable']:.1%} can be predicted"
+    return text

@@ -1,0 +1,235 @@
+"""A stage that collects: replies of a policy, judged, as data of another stage; stopped, resumed, refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import preftune
+from preftune import api, load_reward_model
+from preftune.config import load_recipe
+from preftune.data import prompt_hash, read_preferences
+from preftune.errors import ConfigError, DataError
+from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs import collect
+
+SMALL = ("model.scratch.steps=20", "stage.sft.rows=32", "stage.rm.rows=32", "stage.dpo.batch_size=8")
+PAIRS = (
+    "stage.pairs.algorithm=collect",
+    "stage.pairs.init=sft",
+    f"stage.pairs.judge={__name__}:words",
+    "stage.pairs.rows=20",
+    "stage.pairs.batch_size=8",
+    "stage.pairs.replies=3",
+    "stage.dpo.data=pairs",
+)
+
+
+def words(prompt: str, response: str) -> float:
+    """A judge that counts words."""
+    return float(len(response.split()))
+
+
+def train(out: Path, *more: str, until: str = "dpo") -> RunDir:
+    return api.run_recipe("tiny", [*SMALL, *PAIRS, *more], out=str(out), until=until)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(tmp_path_factory.mktemp("collect") / "run")
+
+
+@pytest.fixture
+def begun(run: RunDir, tmp_path: Path) -> RunDir:
+    """The same run before it collected."""
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    for gone in (copy.collected("pairs"), copy.stage_dir("pairs"), copy.stage_dir("dpo")):
+        shutil.rmtree(gone)
+    shutil.rmtree(copy.model_dir("dpo"))
+    return copy
+
+
+def test_replies_are_scored_by_the_judge_and_paired_by_their_scores(run: RunDir) -> None:
+    rows = read_jsonl(run.collected("pairs") / "replies.jsonl")
+    assert len(rows) == 20
+    assert all(len(row["replies"]) == 3 for row in rows)
+    assert [row["scores"] for row in rows] == [[words("", text) for text in row["replies"]] for row in rows]
+    pairs = {row["row"]: row for row in read_jsonl(run.preferences("pairs"))}
+    for row in rows:
+        if len(set(row["scores"])) > 1:
+            made = pairs.pop(row["row"])
+            assert (
+                made["chosen"][0]["content"]
+                == row["replies"][row["scores"].index(max(row["scores"]))].strip()
+            )
+            assert made["score_rejected"] == min(row["scores"])
+            assert made["prompt"] == row["prompt"]
+    assert not pairs
+
+
+def test_a_row_says_who_wrote_and_who_judged_it(run: RunDir) -> None:
+    row, *_ = read_jsonl(run.preferences("pairs"))
+    assert row["judge"] == f"{__name__}:words"
+    assert len(row["policy_sha256"]) == 64
+    assert {message["role"] for message in row["prompt"] + row["chosen"]} == {"user", "assistant"}
+    facts = read_json(run.stage_json("pairs"))["collected"]
+    assert facts["prompts"], facts["replies"] == (20, 60)
+    assert facts["labels_agree"] == facts["best_reachable"] == 1.0
+
+
+def test_the_file_is_read_like_any_other(run: RunDir) -> None:
+    rows, pairs = read_jsonl(run.preferences("pairs")), read_preferences(run.preferences("pairs"))
+    assert 0 < len(pairs) <= len(rows)
+    whole = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+    assert {(pair.chosen.strip(), pair.rejected.strip()) for pair in pairs} <= whole
+
+
+def test_another_stage_learns_from_them(run: RunDir) -> None:
+    usable = len(read_preferences(run.preferences("pairs")))
+    taken = [name for row in read_jsonl(run.ledger("dpo")) for name in row["rows"]]
+    assert len(taken) == 8 * -(-usable // 8)
+    assert set(taken) == {str(i) for i in range(usable)}
+    record = read_json(run.stage_json("dpo"))
+    assert record["parents"] == ["sft", "pairs"]
+    assert record["made_from"]["pairs"]
+
+
+def test_stopped_in_the_middle_it_ends_with_the_same_files(
+    run: RunDir, begun: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+
+    def append(path: Path, row: Any) -> None:
+        if len(written) == 11:  # in the second step
+            raise KeyboardInterrupt
+        written.append(row)
+        original(path, row)
+
+    original = collect.append_jsonl
+    monkeypatch.setattr(collect, "append_jsonl", append)
+    with pytest.raises(KeyboardInterrupt):
+        train(begun.path)
+    assert len(read_jsonl(begun.replies("pairs"))) == 11
+    assert not begun.collected("pairs").exists()
+    monkeypatch.setattr(collect, "append_jsonl", original)
+    train(begun.path)
+    for name in ("replies.jsonl", "preferences.jsonl", "preftune.json"):
+        ours, theirs = (each.collected("pairs") / name for each in (run, begun))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert read_jsonl(run.ledger("pairs")) == read_jsonl(begun.ledger("pairs"))
+    models = [each.model_dir("dpo") / "model.safetensors" for each in (run, begun)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_other_settings_do_not_go_on_with_what_was_collected(
+    begun: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "_write", fails)
+        with pytest.raises(KeyboardInterrupt):
+            train(begun.path)
+    with pytest.raises(ConfigError, match=r"stage pairs .* was made with other settings"):
+        train(begun.path, "stage.pairs.temperature=0.5")
+
+
+def test_a_changed_file_is_refused(run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    file = copy.preferences("pairs")
+    file.write_bytes(file.read_bytes().replace(b"chosen", b"chosin", 1))
+    with pytest.raises(DataError, match=r"preferences\.jsonl is not what was written"):
+        train(copy.path)
+
+
+def test_a_reward_stage_and_its_directory_judge_alike(begun: RunDir) -> None:
+    own = ("stage.rm.init=sft", "stage.pairs.judge=rm")
+    made = read_jsonl(train(begun.path, *own, until="pairs").collected("pairs") / "replies.jsonl")
+    handle = load_reward_model(begun.models / "reward_model")
+    asked = [
+        f"\n\nHuman: {row['prompt'][0]['content']}\n\nAssistant:" for row in made for _ in row["replies"]
+    ]
+    texts = [text for row in made for text in row["replies"]]
+    scores = [score for row in made for score in row["scores"]]
+    ends = (handle.score(asked, texts, ended=True), handle.score(asked, texts, ended=False))
+    either = zip(scores, *ends, strict=True)  # the file does not say how a reply ended
+    equal = [min(abs(score - float(each)) for each in rest) < 1e-4 for score, *rest in either]
+    assert sum(equal) > len(equal) / 2  # others are no text that is encoded as it was sampled
+    shutil.rmtree(begun.collected("pairs"))
+    shutil.rmtree(begun.stage_dir("pairs"))
+    train(begun.path, f"stage.pairs.judge={begun.models / 'reward_model'}", until="pairs")
+    again = read_jsonl(begun.collected("pairs") / "replies.jsonl")
+    assert [row["replies"] for row in again] == [row["replies"] for row in made]
+    assert [row["scores"] for row in again] == [pytest.approx(row["scores"], abs=1e-5) for row in made]
+
+
+# --- data of a stage ----------------------------------------------------------------------------------------
+
+
+def test_a_stage_learns_from_a_file_of_its_own_without_held_out_prompts(tmp_path: Path) -> None:
+    config = load_recipe("tiny").config
+    from preftune.runs.sources import load_dataset
+
+    kept = load_dataset(config.data, config.seed)
+    held, free = kept.test[0], kept.train[0]
+    rows = [
+        {"prompt": pair.prompt.transcript(), "chosen": pair.chosen, "rejected": pair.rejected}
+        for pair in (held, free)
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = (*SMALL, f"stage.dpo.data={file}")
+    run = api.run_recipe("tiny", changes, out=str(tmp_path / "run"), until="dpo")
+    report = read_json(run.data)["others"][str(file)]
+    assert (report["splits"]["train"], report["held_out_prompts"]) == (1, 1)
+    assert {name for row in read_jsonl(run.ledger("dpo")) for name in row["rows"]} == {"0"}
+    assert prompt_hash(held.prompt) != prompt_hash(free.prompt)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stage.dpo.data=nothing", 'stage.dpo.data = "nothing": expected a stage that collects'),
+        ("stage.dpo.data=sft", 'stage.dpo.data = "sft": expected a stage that collects'),
+        ("stage.pairs.judge=nothing", 'stage.pairs.judge = "nothing": expected a stage whose model scores'),
+        ("stage.pairs.judge=no number:f", "is no weighted function"),
+        ("stage.pairs.replies=1", "stage.pairs.replies = 1"),
+        ("stage.pairs.data=pairs", "stages wait for each other: pairs -> pairs"),
+        ("stage.rm.init=pairs", 'stage.rm.init = "pairs": expected a stage that trains a policy'),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("tiny", [*PAIRS, change])
+    assert message in caught.value.message
+
+
+def test_a_judge_is_required() -> None:
+    with pytest.raises(ConfigError, match=r"stage\.pairs\.judge is required"):
+        load_recipe("tiny", ["stage.pairs.algorithm=collect"])
+
+
+def test_a_judge_to_which_all_replies_are_equal_makes_no_pairs(begun: RunDir) -> None:
+    with pytest.raises(DataError, match="no two replies with different scores"):
+        train(begun.path, f"stage.pairs.judge={__name__}:nothing")
+
+
+def nothing(prompt: str, response: str) -> float:
+    return 0.0
+
+
+def test_the_whole_run_is_measured_and_reported(run: RunDir) -> None:
+    few = ("evaluation.prompts=8", "evaluation.pool=4", "stage.ppo=none", "stage.grpo=none")
+    copied = preftune.run("tiny", *SMALL, *PAIRS, *few, out=str(run.path))
+    assert read_json(copied.evaluation("policy_dpo"))["n_prompts"] == 8
+    assert not copied.evaluation("policy_pairs").exists()
+    assert "pairs" in copied.analysis_text.read_text(encoding="utf-8")
+
+
+def test_its_metrics_are_documented(run: RunDir) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    section = page.partition("## collect")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in section for name in read_jsonl(run.metrics("pairs"))[0])
