@@ -168,10 +168,22 @@ class Side:
             metrics = made.step(self.prompts(number) if online else self.batch(number))
             return {"loss": metrics.get("loss", metrics.get("loss/policy_avg", 0.0))}
 
-        if self.states == "kept":
-            for number in range(len(self.data) // PAIRS_A_STEP):
-                step(number)
+        if self.states == "kept" and self.shares:
+            self.fill()
         return step
+
+    def fill(self) -> None:
+        """Pass all rows once, before the clock starts."""
+        import torch
+
+        from preftune.data.batch import Pairs
+
+        role = next(iter(self.roles.values()))
+        with torch.no_grad():
+            for number in range(len(self.data) // PAIRS_A_STEP):
+                batch = self.batch(number)
+                for rows in (batch.chosen, batch.rejected) if isinstance(batch, Pairs) else (batch,):
+                    (role.raw_scores if self.stage == "reward" else role.logprobs)(rows)
 
     def evaluation(self) -> Callable[[int], dict[str, float]]:
         from preftune.evaluation.divergence import divergences

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.errors import PreftuneError, UsageError, from_system, is_out_of_memory
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.stops import Interrupted, end_with_parent, handled
@@ -135,14 +135,9 @@ def cache(
     empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
 ) -> None:
     """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
-    from preftune.models import kept
+    from preftune.models.kept import told
 
-    for folder, size in kept.sizes().items():
-        typer.echo(f"{folder}  {size / 1e6:,.0f} MB")
-    removed = kept.empty() if empty else 0
-    typer.echo(f"{kept.states_dir()}: {sum(kept.sizes().values()) / 1e6:,.0f} MB")
-    if empty:
-        typer.echo(f"removed: {removed / 1e6:,.0f} MB")
+    typer.echo("\n".join(told(remove=empty)))
 
 
 @app.command()
@@ -330,10 +325,10 @@ def _run(
 
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
-        if resolved.config.shared_blocks() is not None:
+        if resolved.config.shared_blocks():
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
-            typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
+            typer.echo("\n".join(["", *sizes(resolved.config, None, list(resolved.config.stage))]))
         return
     from preftune import api
 
@@ -390,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, PreftuneError):
             return _complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
         what = f"internal error: {type(error).__name__}: {first_line}"
         return _complain(what, "run again with --debug to see where, and report it", PreftuneError.code)
@@ -410,12 +405,6 @@ def _exit_code(stop: SystemExit) -> int:
     if code == 130:
         print("interrupted; the same command resumes", file=sys.stderr)
     return 64 if code == 2 else code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
-    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
 
 
 def _complain(message: str, hint: str, code: int) -> int:

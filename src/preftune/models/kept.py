@@ -81,7 +81,7 @@ class KeptStates:
             start = numbers.seek(0, os.SEEK_END)
             if start + data.nbytes > self.limit:
                 return
-            numbers.write(memoryview(data).cast("B"))
+            numbers.write(data.tobytes())
             numbers.flush()
             record = _RECORD.pack(key, _digest(data), start, len(data))
             with (self.directory / _INDEX).open("ab") as index:
@@ -120,7 +120,7 @@ class KeptStates:
 
 
 def _digest(states: np.ndarray[Any, Any]) -> bytes:
-    return hashlib.blake2b(memoryview(np.ascontiguousarray(states)).cast("B"), digest_size=16).digest()
+    return hashlib.blake2b(states.tobytes(), digest_size=16).digest()
 
 
 def states_dir() -> Path:
@@ -148,6 +148,15 @@ def empty(to: int = 0, keep: Path | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         left -= size
     return whole - left
+
+
+def told(*, remove: bool) -> Iterator[str]:
+    """What `preftune cache` says; with `remove` it empties the cache."""
+    for folder, size in sizes().items():
+        yield f"{folder}  {size / 1e6:,.0f} MB"
+    if remove:
+        yield f"removed: {empty() / 1e6:,.0f} MB"
+    yield f"{states_dir()}: {sum(sizes().values()) / 1e6:,.0f} MB"
 
 
 def _turn(folder: Path) -> int:
