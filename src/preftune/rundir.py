@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import (
-    ConfigError,
     DataError,
     InputMissing,
     PermissionMissing,
@@ -28,9 +27,6 @@ from preftune.errors import (
 
 BASE = "base"
 MAX_DEPTH = 100  # of lists and objects in each other; what is shown or summed is walked by functions as deep
-WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
-WRITTEN_FOLDERS += ("labels", "collected")
-WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELT_LIKE_ONE = re.compile(r"\\*(NaN|-?Infinity)")
 _DAMAGED = "the file is damaged: restore it from a copy, or make it again"
@@ -193,20 +189,6 @@ class RunDir:
     def pairs(self, name: str) -> Path:
         """Directory of an evaluation on a foreign preference file."""
         return self.path / "evaluation" / f"pairs-{name}"
-
-
-def refuse_links(run: RunDir) -> None:
-    """ConfigError if a file or folder that preftune writes to in the directory is a link."""
-    folders = [run.path / name for name in WRITTEN_FOLDERS]
-    inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
-    deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
-    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", run.marker.name, run.report_record.name)]
-    for path in (*files, *folders, *inside, *deeper):
-        if path.is_symlink():
-            raise ConfigError(
-                f"{path} is a link: preftune writes and deletes nothing through one",
-                hint="put what it points to in its place, or use another --out DIR",
-            )
 
 
 def policy_name(stage: str) -> str:

@@ -12,13 +12,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import DataError
+from preftune.errors import ConfigError, DataError
 from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 
+WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
+WRITTEN_FOLDERS += ("labels", "collected")
+WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
 _REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
 _known: dict[tuple[str, int, int, int], str] = {}  # a file that did not change is read once a command
+
+
+def refuse_links(run: RunDir) -> None:
+    """ConfigError if a file or folder that preftune writes to in the directory is a link."""
+    folders = [run.path / name for name in WRITTEN_FOLDERS]
+    inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
+    deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
+    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", run.marker.name, run.report_record.name)]
+    for path in (*files, *folders, *inside, *deeper):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link: preftune writes and deletes nothing through one",
+                hint="put what it points to in its place, or use another --out DIR",
+            )
 
 
 def sum_of(value: Any) -> str:

@@ -61,7 +61,8 @@ def label(
 ) -> None:
     """Have people judge replies on a local page: blind, side by side. Resumes; results at any time."""
     from preftune.label.store import Store, begin, place
-    from preftune.rundir import RunDir, refuse_links
+    from preftune.rundir import RunDir
+    from preftune.sums import refuse_links
 
     refuse_links(RunDir(run))
     folder, found = place(RunDir(run), name, source)

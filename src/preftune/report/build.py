@@ -10,8 +10,8 @@ from preftune.report.load import load_run
 from preftune.report.plots.figures import draw
 from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.report.writers.page import page_text
-from preftune.rundir import RunDir, refuse_links, write_text
-from preftune.sums import faults, listed, read_sealed, sum_of, sums, write_sealed
+from preftune.rundir import RunDir, write_text
+from preftune.sums import faults, listed, read_sealed, refuse_links, sum_of, sums, write_sealed
 from preftune.version import __version__
 
 

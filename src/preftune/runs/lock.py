@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from preftune.errors import ConfigError, PermissionMissing, RunLocked, StorageError
-from preftune.rundir import WRITTEN_FILES, WRITTEN_FOLDERS, RunDir, refuse_links
-from preftune.sums import read_sealed, write_sealed
+from preftune.rundir import RunDir
+from preftune.sums import WRITTEN_FILES, WRITTEN_FOLDERS, read_sealed, refuse_links, write_sealed
 from preftune.version import __version__
 
 _WRITTEN = (*WRITTEN_FILES, "design.json", "request.json", "study.json", "STUDY.md")

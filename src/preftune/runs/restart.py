@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preftune.rundir import RunDir, refuse_links
+from preftune.rundir import RunDir
 from preftune.runs.stages import SIDE_FILE
-from preftune.sums import listed, read_sealed
+from preftune.sums import listed, read_sealed, refuse_links
 
 _OF_A_STAGE = (
     "stage.json",
