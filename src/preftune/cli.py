@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from preftune.errors import DataError, PreftuneError, UsageError, from_system
-from preftune.exits import complain, exit_code, forget_output, is_out_of_memory
+from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.exits import complain, exit_code, forget_output
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
@@ -157,6 +157,16 @@ def compare(
     from preftune import api
 
     api.compare(run_a, run_b, json)
+
+
+@app.command()
+def cache(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
+) -> None:
+    """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
+    from preftune.models.kept import told
+
+    typer.echo("\n".join(told(remove=empty)))
 
 
 @app.command()
@@ -334,7 +344,7 @@ def _run(
 
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
-        if resolved.config.shared_blocks() is not None:
+        if resolved.config.shared_blocks():
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))

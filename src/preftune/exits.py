@@ -22,12 +22,6 @@ def exit_code(stop: SystemExit) -> int:
     return 64 if code == 2 else code
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
-    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
-
-
 def complain(message: str, hint: str, code: int) -> int:
     """At most eight lines on standard error; gives the code back."""
     text = printable("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])])).split("\n")

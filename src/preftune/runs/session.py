@@ -197,6 +197,8 @@ class Session:
             inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+            if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
+                inputs["kept"] = self.config.model.kept_dtype
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
