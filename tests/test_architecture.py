@@ -36,9 +36,10 @@ for name in ("evaluation", "runs", "measure", "study", "label"):
     ALLOWED[name] |= {"records"}
 for name in ("measure", "study", "label"):
     ALLOWED[name] |= {"report"}
-ALLOWED["ending"] = set()
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
-ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "ending", "report", "records"}
+ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records"}
+ALLOWED["exits"] = set()
+ALLOWED["cli"] |= {"exits"}
 OPEN = {"errors", "kinds", "seeding", "untrusted", "faults", "stops", "isolated"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap

@@ -1,16 +1,22 @@
 """The command line: verbs only. Commands import what they need when they run, so that `--help` is instant."""
 
+import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from preftune.ending import run_app
-from preftune.errors import PreftuneError, UsageError
+from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.exits import complain, exit_code, forget_output
+from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
-from preftune.stops import end_with_parent, handled
-from preftune.untrusted import clean, printable
+from preftune.runs.overview import first_screen, runs
+from preftune.stops import Interrupted, end_with_parent, handled
+from preftune.untrusted import clean, holds_credential, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +51,10 @@ Mirror = Annotated[
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
 ]
 JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
+_LESS_MEMORY = (
+    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
+    "then run the same command again"
+)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -62,6 +72,13 @@ Version = Annotated[
 ]
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What `main` shows of an error, as the options of the app ask for it."""
+
+    traceback: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
     """What `run` and `train` are told of results that are there."""
@@ -76,6 +93,9 @@ class _Kept:
 def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
     context.obj.traceback = debug
+
+
+app.command()(runs)
 
 
 @app.command()
@@ -140,13 +160,22 @@ def compare(
 
 
 @app.command()
+def cache(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
+) -> None:
+    """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
+    from preftune.models.kept import told
+
+    typer.echo("\n".join(told(remove=empty)))
+
+
+@app.command()
 def audit(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A reward model or a policy, by anyone.")],
     json: JsonFile = None,
 ) -> None:
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
     from preftune import api
-    from preftune.errors import DataError
 
     if api.audit(directory, json)["verdict"] == "not usable":
         raise typer.Exit(DataError.code)
@@ -191,11 +220,7 @@ def options(
 
 
 @app.command()
-def selftest(
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")
-    ] = None,
-) -> None:
+def selftest(json: JsonFile = None) -> None:
     """Compare this installation with the reference implementations' numbers, on this machine."""
     from preftune import selftest as comparisons
 
@@ -245,8 +270,6 @@ def study(
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
-    from pathlib import Path
-
     from preftune.study.design import Wanted
     from preftune.study.launch import run_study
 
@@ -259,8 +282,6 @@ def study(
 @app.command(hidden=True)
 def study_seed(directory: str, seed: int, reports: bool = True, child: bool = False) -> None:
     """Run one seed of a study that `study` has designed; `study` starts it as its child."""
-    from pathlib import Path
-
     from preftune.study.seed import run_seed
 
     with handled():
@@ -323,10 +344,15 @@ def _run(
 
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
-        if resolved.config.shared_blocks() is not None:
+        if resolved.config.shared_blocks():
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
+        if kept.from_run is not None or kept.redo:
+            from preftune import api
+
+            lines = api.kept_stages(resolved, out=out, until=until, from_run=kept.from_run, redo=kept.redo)
+            typer.echo(printable("\n" + "\n".join(lines)))
         return
     if kept.restart and kept.redo:
         raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
@@ -352,5 +378,52 @@ def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (sysexits; 64 for wrong usage)."""
-    return run_app(app, arguments)
+    """Run the command line and return its exit code (sysexits; 64 for wrong usage).
+
+    Shows a traceback only with --debug, which may stand anywhere in the line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
+    if bad := [word for word in words if holds_credential(word)]:
+        return complain(
+            f"the command line holds what looks like a password or token: {bad[0]}",
+            "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
+            UsageError.code,
+        )
+    if "--debug" in words:
+        words = ["--debug", *(word for word in words if word != "--debug")]
+    shown = _Shown()
+    try:
+        if not words:  # without typer, which would load more than this takes
+            print(printable(first_screen()))
+            return 0
+        app(words, prog_name="preftune", obj=shown)
+        return 0
+    except SystemExit as stop:
+        return exit_code(stop)
+    except KeyboardInterrupt:
+        return exit_code(SystemExit(130))
+    except Interrupted as stop:
+        print(stop.message, file=sys.stderr)
+        return stop.code
+    except BrokenPipeError:
+        forget_output()
+        return 0
+    except BaseException as error:
+        if is_panic(error):
+            error = from_panic(error)
+        if not isinstance(error, Exception):
+            raise
+        if shown.traceback:
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is not None:
+            error = from_system(error)
+        if isinstance(error, PreftuneError):
+            return complain(error.message, error.hint, error.code)
+        first_line = str(error).partition("\n")[0][:300]
+        if is_out_of_memory(error):
+            return complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
+        what = f"internal error: {type(error).__name__}: {first_line}"
+        return complain(what, "run again with --debug to see where, and report it", PreftuneError.code)

@@ -300,7 +300,9 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory's entries to the disk."""
+    """Flush a file or a directory's entries to the disk; Windows does the latter by itself."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,6 @@
 """What an algorithm is, and what it hands to the learner."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast
@@ -104,5 +105,13 @@ class Algorithm(Protocol):
 
 
 def averaged(updates: list[Metrics]) -> Metrics:
-    """The mean of each metric over the updates of one step."""
-    return {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+    """The mean of each metric over the updates of one step; of a norm, over the updates that have one: an
+    fp16 scaler skips some, which do not.
+    """
+
+    def mean(name: str) -> float:
+        values = [update[name] for update in updates]
+        finite = [x for x in values if math.isfinite(x)] if name.startswith("grad_norm") else values
+        return sum(finite or values) / len(finite or values)
+
+    return {name: mean(name) for name in updates[0]}

@@ -33,6 +33,7 @@ class StageRecord(Record):
     peak_memory_mb: Number | None = None
     steps: int | None = None
     parents: Several[str] = ()
+    taken_from: str = ""  # the run that trained it, of a stage that was taken over
     # Rows that could not be encoded, by reason.
     left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")
 

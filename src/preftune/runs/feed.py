@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from preftune.config import OfflineConfig
+from preftune.config.algorithms.base import Batch
 from preftune.data import (
     Encoder,
     Preference,
@@ -27,7 +28,7 @@ from preftune.seeding import derive_seed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `rejected` counts those that cannot be used.
+    order of their own; `rejected` counts those that cannot be used, `tokens` those of all fixed rows.
     """
 
     rows: Sequence[Preference]
@@ -35,6 +36,7 @@ class Feed:
     batch_at: Callable[[int], Any]
     names_at: Callable[[int], list[str]]
     rejected: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
@@ -71,6 +73,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
+        tokens=sum(_tokens(pair, config.batch) for pair in encoded),
     )
 
 
@@ -102,6 +105,12 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
         batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
     )
+
+
+def _tokens(pair: PairIds, batch: Batch) -> int:
+    """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
+    one, other = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
+    return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

@@ -53,6 +53,7 @@ class Session:
     located: Source | None = None  # the base model, where it has been looked for before
     origin: RunDir | None = None  # the run that finished stages are taken from (--from)
     outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
+    anew: Sequence[str] = ()  # stages that are made here (--redo), whatever there is elsewhere
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -75,6 +76,11 @@ class Session:
     def commit_of_base(self) -> str:
         """Of a base model from the hub; "" for any other."""
         return "" if self.config.model.base == "scratch" else self.base.commit
+
+    @property
+    def scratch(self) -> list[str]:
+        """The stage of a base that is trained from random weights, if it is."""
+        return [BASE] if self.config.model.scratch is not None else []
 
     @property
     def is_world(self) -> bool:
@@ -192,6 +198,8 @@ class Session:
             inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+            if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
+                inputs["kept"] = self.config.model.kept_dtype
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:

@@ -17,7 +17,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
-_ELSEWHERE = ("trainable", "data")  # in the inputs of a stage by itself: as it holds, and what data holds
+_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype", "data")  # in the inputs of a stage by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,14 @@ class Stage:
         return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
+class OtherSettings(ConfigError):
+    """A stage that is there was made with other settings than are asked for."""
+
+    def __init__(self, stage: str, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.stage = stage
+
+
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -77,11 +85,12 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
-        raise ConfigError(
+        raise OtherSettings(
+            stage.name,
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
             + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
-            hint=f"add --redo {stage.name} to make it and what hangs on it anew here; or --from {run.path} "
-            "--out DIR for another run that takes over what is the same; or --restart to begin from nothing",
+            hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
+            "another run, --restart begins from nothing",
         )
     if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False

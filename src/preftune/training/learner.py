@@ -24,6 +24,7 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
+from preftune.models.memory import give_back_memory
 from preftune.models.roles import Role, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
@@ -68,6 +69,7 @@ class Learner:
         self.accelerator: Any = Accelerator(
             mixed_precision=_MIXED[self.precision], kwargs_handlers=[patience]
         )
+        refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
         self.say = say
         self._said: set[str] = set()
@@ -135,10 +137,7 @@ class Learner:
     def freeze(self, role: Role) -> None:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
-        role.dtype = _DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
-        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
-        self._tie(role)
+        self._take(role)
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
@@ -156,17 +155,20 @@ class Learner:
         self, name: str, role: Role, optimizer: torch.optim.Optimizer, settings: OptimizerConfig
     ) -> None:
         """Register a role with an optimizer made elsewhere."""
-        role.dtype = _DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
-        # What accelerate calls evaluation is without a data-parallel wrapper: `_add_up` does its work.
-        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
+        self._take(role)
         role.module.eval()
-        self._tie(role)
         rates = [group["lr"] for group in optimizer.param_groups]
         self.trained[name] = Trained(role, self.accelerator.prepare_optimizer(optimizer), settings, rates)
 
-    def _tie(self, role: Role) -> None:
-        """What roles share lies in memory once, also after they were moved to a device."""
+    def _take(self, role: Role) -> None:
+        """Move a role to the device. What roles share lies in memory once, also there.
+
+        Not by accelerate's `prepare_model`: its list holds every model, its wrapped forward is a cycle that
+        keeps a finished stage's until the next collection. Roles cast by themselves, `_add_up` does the rest.
+        """
+        role.dtype = _DTYPES[self.precision]
+        role.module.register_forward_pre_hook(_between_forwards)
+        role.module.to(self.device)
         for model in models_of(role):
             tie(model)
 
@@ -231,7 +233,7 @@ class Learner:
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
             self.microbatch_size = size // 2
             trained.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            give_back_memory()
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
     def _backward(
@@ -288,7 +290,7 @@ class Learner:
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if scaling or not wrong:
             trained.optimizer.step()
-            self.updates += 1
+            self.updates += not (scaling and trained.optimizer.step_was_skipped)  # type: ignore[attr-defined]
         trained.skipped = trained.skipped + 1 if wrong else 0
         if wrong and (not scaling or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
@@ -313,7 +315,7 @@ class _Sums:
         self.kinds: dict[str, str] = {}
 
     def add(self, loss: Tensor, out: Loss, weights: Tensor) -> None:
-        self.weight = self.weight + weights.sum().detach().cpu().float()
+        self.weight = self.weight + weights.sum().detach().float()
         self._add("loss", loss, "loss")
         for name, metric in out.metrics.items():
             if metric.shape == out.terms.shape:
@@ -344,6 +346,15 @@ def _refuse_sharding() -> None:
                 f"ACCELERATE_USE_{name} is set, and preftune keeps every model whole on every process",
                 hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed or the like",
             )
+
+
+def refuse_emulation(device: torch.device, precision: Precision) -> None:
+    """ConfigError for bfloat16 on a GPU that only emulates it, which torch calls support."""
+    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ConfigError(
+            "precision bf16 needs a GPU of compute capability 8.0; this one only emulates it",
+            hint="use precision=fp16 or precision=float32",
+        )
 
 
 def effective_precision(precision: Precision) -> Precision:
