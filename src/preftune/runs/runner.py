@@ -65,6 +65,8 @@ def open_session(
             session.mirror.check(stage)
     if is_main_process():
         _record(session)
+        if session.mirror is not None:
+            session.mirror.put_commits(session.commits())
         if old := unverified(run):
             console.line(f"not verified: made before preftune kept sums of files: {', '.join(old)}")
     if effective_precision(config.precision) != config.precision:
