@@ -13,6 +13,7 @@ from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.functional.masked import is_end
+from preftune.models.adapter import merged
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, next_logits
 from preftune.models.parts import language_head
@@ -84,7 +85,7 @@ def _sampled(
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
     alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
     head, after = language_head(policy.model), after_head(policy.model)
-    with casting(policy):
+    with casting(policy), merged(policy.model):
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)
         for t in range(max_new_tokens):

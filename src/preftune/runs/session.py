@@ -10,7 +10,7 @@ from typing import Any
 from preftune.config import RunConfig, StageSettings, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
-from preftune.config.trainable import ALL
+from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
@@ -176,6 +176,8 @@ class Session:
         inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+        if trainable == LORA:
+            inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:

@@ -37,7 +37,7 @@ class Cut:
             caught.append(_states(args, named))
             raise _Reached
 
-        with torch.no_grad(), _instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
+        with torch.no_grad(), instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
             forward()
         return caught[0]
 
@@ -54,7 +54,7 @@ class Cut:
             return (_states(args, named),) if self.tuples else _states(args, named)
 
         below = dict.fromkeys(self.blocks[: self.at], nothing)
-        return _instead({**below, self.blocks[self.at]: enter})
+        return instead({**below, self.blocks[self.at]: enter})
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
         seen.append(own(*args, **named))
         return seen[0]
 
-    with _instead({blocks[0]: watched}):
+    with instead({blocks[0]: watched}):
         model.base_model(ids, use_cache=False)
     return Cut(blocks, at, isinstance(seen[0], tuple))
 
@@ -78,7 +78,7 @@ def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Other functions in the place of some modules' own."""
     usual = [(vars(module), vars(module).get("forward")) for module in forwards]
     for module, forward in forwards.items():
