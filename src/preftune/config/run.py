@@ -10,7 +10,7 @@ from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, NonNegative, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import RewardTerms
-from preftune.config.trainable import ALL, Trainable, top_blocks
+from preftune.config.trainable import ALL, LoraConfig, Trainable, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -82,7 +82,13 @@ class ModelConfig(Settings):
         default=ALL,
         exclude_if=lambda trainable: trainable == ALL,
         description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
-        "the rest is frozen and shared by policy, reference, reward model and critic.",
+        "the rest is frozen and shared by policy, reference, reward model and critic; "
+        '"lora": adapters on all linear layers.',
+    )
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig,
+        exclude_if=lambda lora: lora == LoraConfig(),
+        description='Adapters of stages with trainable = "lora".',
     )
 
     kept_gb: NonNegative = Field(
