@@ -145,6 +145,11 @@ class DataConfig(Settings):
     data_dir: Name | None = Field(
         default=None, description="Subdirectory of a hub data set, such as harmless-base."
     )
+    config: Name | None = Field(
+        default=None,
+        exclude_if=lambda config: config is None,  # keys of stages from before this setting stay valid
+        description="Configuration of the data set's README.md; none takes its default one.",
+    )
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig,
         exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
