@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
@@ -10,7 +11,7 @@ from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
 from preftune.runs.roles import share
-from preftune.runs.scoring import reward_model_of
+from preftune.runs.scoring import reward_model_of, scorer_from
 from preftune.runs.session import Session
 from preftune.runs.train import reward_functions, scorer_for
 from preftune.training.learner import Learner
@@ -68,6 +69,11 @@ def make_bench(
         trained = stage if model is not None else None
         return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
 
+    def judge(name: str) -> Scorer | None:
+        if ":" in name:
+            return scorer(None, name)
+        return scorer_from(name, encoder, learner, prompts, settings.batch_size)
+
     second = second_judge(session)
     bench = Bench(
         prompts=prompts,
@@ -79,6 +85,7 @@ def make_bench(
         device=learner.device,
         say=learner.say_once,
         gold=gold,
+        golds={name: made for name in judges_in(settings.gold) if (made := judge(name))},
         held_out=scorer(second.stage, None) if second else None,
     )
     return bench, learner

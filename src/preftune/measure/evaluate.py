@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config import EVALUATION, judges_of
-from preftune.config.rewards import source_hashes
+from preftune.config import EVALUATION, EvaluationConfig, judges_of
+from preftune.config.rewards import judges_in, source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
 from preftune.evaluation.compare import compare_to
@@ -26,6 +26,7 @@ from preftune.records.run import SampleRow
 from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, digest, model_sum
 from preftune.sums import CARD, faults, listed, read_sealed, sums, write_sealed
@@ -108,11 +109,14 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in stages},
     }
-    return inputs | _functions(settings.reward_functions)
+    return inputs | _functions(settings)
 
 
-def _functions(terms: str | None) -> dict[str, Any]:
-    return {"functions": source_hashes(terms)} if terms else {}
+def _functions(settings: EvaluationConfig) -> dict[str, Any]:
+    """What the functions and judges of the settings are made of."""
+    terms, judges = settings.reward_functions, judges_in(settings.gold)
+    found = {"functions": source_hashes(terms)} if terms else {}
+    return found | ({"golds": judge_hashes(judges)} if judges else {})
 
 
 def parts_of(
@@ -133,7 +137,7 @@ def parts_of(
             "reference": session.stage(reference).key,
             "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
             "gold": gold is not None,
-            **_functions(settings.reward_functions),
+            **_functions(settings),
         },
         say=session.console.line,
     )
