@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from preftune.label.export import take
 from preftune.label.page import write_file
 from preftune.label.store import Store
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
+from preftune.untrusted import clean
 
 KEYS = {"a": "a", "b": "b", "tie": "t", "bad": "x", "skip": "s"}
-Verdicts = dict[tuple[str, str], str]
 
 
 class Tab:
@@ -173,6 +173,22 @@ def test_by_keyboard_alone_with_undo_reasons_and_a_reply_of_ones_own(
         served.kill()
 
 
+SPOKEN = (
+    *(
+        'heading "Which reply is better?"',
+        'progressbar "Items judged"',
+        'button "Undo',
+        'heading "Conversation"',
+    ),
+    *('list "Conversation"', 'article "Reply A"', 'article "Reply B"', 'group "Your judgement"'),
+    *(
+        'button "A is better',
+        'group "Reasons"',
+        'checkbox "brief"',
+        'textbox "Note"',
+        'checkbox "Letter keys"',
+    ),
+)
 NAMES = """() => [...document.querySelectorAll('button, input, textarea, progress')]
   .filter(e => e.checkVisibility())
   .map(e => [e.textContent.trim() || e.labels?.[0]?.textContent || e.getAttribute('aria-label') || '',
@@ -190,6 +206,8 @@ def test_it_fits_a_phone_and_every_control_has_a_name_and_a_size(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     a, b = (page.locator(f"article:has(#{side})").bounding_box() for side in "ab")
     assert (a["y"] == b["y"]) is (width == 1280)  # side by side where there is room
+    spoken = page.locator("body").aria_snapshot()
+    assert [part for part in SPOKEN if part not in spoken] == []
     found = page.evaluate(NAMES)
     assert len(found) >= 12
     for name, tag, height in found:
@@ -248,13 +266,16 @@ def test_no_text_becomes_code(kind: str, hostile: Path, browser: Any) -> None:
     """A hundred payloads as prompt, role, reply and tag, shown one after the other."""
     context, watch = browser.new_context(), Watch()
     page = context.new_page()
-    served = Served(hostile, "--set", kind, "--repeats", "0", "--tag", "<img src=x onerror=hit()>")
-    try:
-        link = served.links["me"]
-        store = Store(RunDir(hostile).labels(kind))
+    tag = "<img src=x onerror=hit()>"
+    with ExitStack() as stack:
         if kind == "file":
+            store = begun(RunDir(hostile), name=kind, repeats=0.0, tags=[tag])
             write_file(store, "me", hostile / "page.html")
             link = (hostile / "page.html").as_uri()
+        else:
+            served = Served(hostile, "--set", kind, "--repeats", "0", "--tag", tag)
+            stack.callback(served.kill)
+            store, link = Store(RunDir(hostile).labels(kind)), served.links["me"]
         own = ("/label.js", "/label.css", "/api/state", "/api/judge")
         watch.on(page, link.split("#")[0])
         page.goto(link)
@@ -272,14 +293,10 @@ def test_no_text_becomes_code(kind: str, hostile: Path, browser: Any) -> None:
         )
         assert [asked for asked in watch.requests if not asked.endswith(own)] == []
         assert (watch.console, watch.errors, watch.dialogs) == ([], [], [])
-    finally:
-        served.kill()
-        context.close()
+    context.close()
 
 
 def _sides(store: Store, key: str) -> list[str]:
-    from preftune.untrusted import clean
-
     return [clean(reply, None) for reply in store.items[key.partition("-")[0]].replies]
 
 

@@ -4,7 +4,7 @@ Alpha-Reliability").
 
 import pytest
 
-from preftune.evaluation.agreement import krippendorff_alpha
+from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
 
 # Section A: two observers, two values. B: two observers, five values. C: four observers with gaps.
 A = ("0100000010", "1110010000")
@@ -29,3 +29,10 @@ def test_nothing_to_agree_on() -> None:
 
 def test_agreement_is_one() -> None:
     assert krippendorff_alpha([["a", "a"], ["b", "b", "b"]]) == 1.0
+
+
+def test_the_interval_holds_alpha_and_narrows_with_units() -> None:
+    few, many = alpha_interval(units(C)), alpha_interval(units(C) * 25)
+    assert few.low < 0.743 < few.high
+    assert many.low < 0.743 < many.high
+    assert many.high - many.low < (few.high - few.low) / 3  # 5 in the limit of many

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,14 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, capsys: pytest.Captur
     assert main(["label", str(run.path), "--html", str(tmp_path / "page.html")]) == 78
     assert "is a link" in capsys.readouterr().err
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_without_the_extra_it_says_what_to_install_and_a_file_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(collected(tmp_path, n=4).path)
+    for name in [*(name for name in sys.modules if name.startswith("preftune.label.server")), "uvicorn"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["label", run, "--html", str(tmp_path / "page.html")]) == 0
+    assert main(["label", run]) == 69
+    assert "pip install 'preftune[label]'" in capsys.readouterr().err

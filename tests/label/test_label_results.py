@@ -175,3 +175,27 @@ def test_a_file_that_does_not_fit_changes_nothing(
     with pytest.raises(DataError, match=message):
         take(store, tmp_path / "back.json")
     assert not store.file("ben").exists()
+
+
+def test_two_raters_of_opposite_mind_give_no_pair_and_the_second_changes_no_share(tmp_path: Path) -> None:
+    store = begun(sampled(tmp_path, n=6), raters=["anna", "ben"], repeats=0.0)
+    judge_all(store, "anna", lambda slot: "a" if "By dpo" in slot["a"] else "b")
+    before = found(store)
+    judge_all(store, "ben", lambda slot: "a" if "By sft" in slot["a"] else "b")
+    after = found(store)
+    assert value(store, "win_rate") == 1.0
+    assert {**after, "alpha": None} == {**before, "alpha": None}
+    with pytest.raises(DataError, match="no preference yet"):
+        export(store, tmp_path / "out.jsonl")
+
+
+def test_shares_are_shown_in_percent_and_alpha_as_a_number(tmp_path: Path) -> None:
+    store = begun(collected(tmp_path, n=12), raters=["anna", "ben"], repeats=0.0)
+    judge_all(store, "anna", "a")
+    for key, text in zip(as_rows(store)["numbers"], as_rows(store)["rows"], strict=True):
+        assert (text[1] == "–") is (key in ("alpha", "repeats"))
+    judge_all(store, "ben", "b")
+    shown = {row[0]: row[1:] for row in as_rows(store)["rows"]}
+    assert shown["A is preferred (50 % without a bias to a side)"][0].startswith("100.0 % [")
+    assert "%" not in shown["agreement between raters, Krippendorff's α"][0]
+    assert shown["agreement between raters, Krippendorff's α"][1:] == ["12", "bootstrap, one look"]

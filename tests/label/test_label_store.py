@@ -11,6 +11,7 @@ from preftune.errors import DataError, UsageError
 from preftune.label.judgements import Undone, standing
 from preftune.label.store import Conflict, Store
 from preftune.rundir import append_jsonl, read_jsonl
+from preftune.runs.restart import remove_run
 
 
 def test_a_judgement_is_on_the_disk_before_it_counts_and_a_new_process_goes_on(
@@ -149,3 +150,12 @@ def test_links_are_secret_and_stay_the_same(tmp_path: Path) -> None:
     assert all(len(token) >= 32 for token in tokens.values())
     assert Store(store.folder).tokens() == tokens
     assert (store.folder / ".links.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_run_that_begins_again_leaves_what_people_said(tmp_path: Path) -> None:
+    run = sampled(tmp_path, n=4)
+    store = begun(run)
+    judge_all(store, "me", "a")
+    removed = remove_run(run)
+    assert run.samples_file("policy_sft") in removed
+    assert Store(store.folder).state("me")["done"] == 4

@@ -1,7 +1,10 @@
 """Do several raters mean the same?"""
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from preftune.evaluation.stats import Floats, Interval, bootstrap_statistic
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
@@ -12,13 +15,28 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
     α = 1 - (n - 1) Σ_{c≠k} o_ck / Σ_{c≠k} n_c n_k (Krippendorff 2011, "Computing Krippendorff's
     Alpha-Reliability", section C). None where there is nothing to agree on: no pair, or one value alone.
     """
-    counts = [Counter(unit) for unit in units if len(unit) > 1]
-    totals = sum(counts, Counter())
-    n = totals.total()
-    expected = n * n - sum(count * count for count in totals.values())
-    if expected == 0:
-        return None
-    apart = sum(
-        count * (unit.total() - count) / (unit.total() - 1) for unit in counts for count in unit.values()
+    alpha = _alpha(_counts(units))
+    return None if np.isnan(alpha) else alpha
+
+
+def alpha_interval(units: Sequence[Sequence[Hashable]], resamples: int = 2000, seed: int = 0) -> Interval:
+    """Percentile bootstrap over units of `krippendorff_alpha`. ValueError: no unit of two judgements."""
+    counts = _counts(units)
+    return bootstrap_statistic(lambda rows: _alpha(counts[rows]), len(counts), resamples, seed)
+
+
+def _counts(units: Sequence[Sequence[Hashable]]) -> Floats:
+    """How often each value was given to each unit of two judgements or more: (units, values)."""
+    several = [list(unit) for unit in units if len(unit) > 1]
+    values = list(dict.fromkeys(value for unit in several for value in unit))
+    return np.array([[float(unit.count(value)) for value in values] for unit in several]).reshape(
+        len(several), len(values)
     )
-    return 1 - (n - 1) * apart / expected
+
+
+def _alpha(counts: Floats) -> float:
+    given, totals = counts.sum(1), counts.sum(0)
+    n = totals.sum()
+    expected = n * n - (totals**2).sum()
+    apart = ((given * given - (counts**2).sum(1)) / (given - 1)).sum()
+    return float(1 - (n - 1) * apart / expected) if expected else float("nan")

@@ -3,11 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from preftune.evaluation.agreement import krippendorff_alpha
+from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
 from preftune.evaluation.anytime import confidence_sequence
-from preftune.evaluation.stats import bootstrap_statistic
 from preftune.label.judgements import Event
 from preftune.label.store import Store
 from preftune.records.base import Estimate
@@ -123,17 +120,12 @@ def _alpha(stands: Mapping[str, Mapping[str, Event]]) -> Estimate | None:
         for event in slots.values():
             if event.verdict != "skip" and not event.again:
                 units.setdefault(event.item, []).append(event.meaning)
-    several = [unit for unit in units.values() if len(unit) > 1]
-    alpha = krippendorff_alpha(several)
+    alpha = krippendorff_alpha(list(units.values()))
     if alpha is None:
         return None
-
-    def of(rows: Any) -> float:
-        found = krippendorff_alpha([several[row] for row in rows])
-        return np.nan if found is None else found
-
-    low, high = bootstrap_statistic(of, len(several), resamples=500)
-    return Estimate(value=alpha, low=low, high=high, n=len(several))
+    low, high = alpha_interval(list(units.values()))
+    n = sum(len(unit) > 1 for unit in units.values())
+    return Estimate(value=alpha, low=min(low, alpha), high=max(high, alpha), n=n)
 
 
 def _repeats(stands: Mapping[str, Mapping[str, Event]]) -> Line:
