@@ -76,6 +76,9 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
+        if stage.reference_stage not in (BASE, *policies):
+            wanted = "a stage that trains a policy"
+            _refuse(f"stage.{name}.reference", stage.reference_stage, wanted, [BASE, *policies])
         if stage.scored_by is not None and stage.scored_by not in judges:
             _refuse(f"stage.{name}.{stage.judge_key}", stage.scored_by, "a stage whose model scores", judges)
         if stage.data is not None and names_a_stage(stage.data) and stage.data not in makers:

@@ -10,6 +10,7 @@ from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
+from preftune.config.rounds import unrolled
 from preftune.config.trainable import ALL, Trainable, top_blocks
 from preftune.errors import ConfigError
 
@@ -254,6 +255,15 @@ class RunConfig(Settings):
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The comparison.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds(cls, values: Any) -> Any:
+        """Stages of later rounds are stages like all others."""
+        stages = values.get("stage") if isinstance(values, dict) else None
+        if isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values()):
+            return {**values, "stage": unrolled(stages)}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

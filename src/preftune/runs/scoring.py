@@ -23,7 +23,8 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
         model = load_reward_model(source)
         learner.freeze(model)
         return model
-    implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(config.init)), beta)
+    reference = load_causal_lm(session.source(config.reference_stage))
+    implicit = ImplicitReward(load_causal_lm(source), reference, beta)
     learner.freeze(implicit)
     rows = session.training_rows(stage=stage)
     implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)

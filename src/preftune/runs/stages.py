@@ -16,7 +16,11 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
-_ELSEWHERE = ("trainable", "data")  # in the inputs of a stage by itself: as it holds, and what data holds
+_ELSEWHERE = (
+    "trainable",
+    "data",
+    "rounds",
+)  # in the inputs of a stage by itself: as it holds, and what data holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
