@@ -73,9 +73,9 @@ class RunView:
     @property
     def gold_words(self) -> str:
         """Whose score `gold` is."""
-        if self.data is not None and self.data.world:
+        if not self.golds or (self.data is not None and self.data.world):
             return "the world's gold score"
-        return f"the gold score of {clean(self.golds[0], MAX_LABEL)}" if self.golds else "the gold score"
+        return f"the gold score of {clean(self.golds[0], MAX_LABEL)}"
 
     @property
     def reference(self) -> str:
