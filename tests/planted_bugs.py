@@ -157,8 +157,8 @@ PLANTED = (
         12,
         "sampling does not stop at EOS",
         "rollout/sample.py",
-        "going = ~is_end(token, ends)\n",
-        "going = torch.ones_like(token, dtype=torch.bool)\n",
+        "ending = is_end(token, ends) & ~done\n",
+        "ending = torch.zeros_like(done)\n",
         (f"{SAMPLE}::test_responses_stop_at_the_first_eos_and_contain_it",),
     ),
     Bug(
@@ -173,14 +173,14 @@ PLANTED = (
         13,
         "log-probabilities are means over prompt and response",
         "models/roles.py",
-        """        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
+        """            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
 @dataclass(slots=True)
 class Reference:""",
-        """        own = sequences.attention.clone()
-        own[:, 0] = False
-        logprobs, entropy = self.module(sequences.ids, sequences.attention, own, temperature)
+        """            own = sequences.attention.clone()
+            own[:, 0] = False
+            logprobs, entropy = self.module(sequences.ids, sequences.attention, own, temperature)
         mean = logprobs.sum(1, keepdim=True) / own.sum(1, keepdim=True)
         return mean * sequences.response, entropy * sequences.response
 

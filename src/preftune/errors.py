@@ -3,7 +3,9 @@
 Exit codes follow sysexits(3); the table is in docs/reliability.md.
 """
 
+import difflib
 import errno
+from collections import abc
 
 
 class PreftuneError(Exception):
@@ -72,6 +74,12 @@ class ConfigError(PreftuneError):
     """A configuration is wrong, or differs from the one a run was started with."""
 
     code = 78
+
+
+def meant(word: str, known: abc.Iterable[str]) -> str:
+    """The question of a hint, "did you mean X? ", or "" where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def from_system(error: OSError) -> PreftuneError:

@@ -79,7 +79,7 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyP
 
 
 def test_tiles_are_computed_in_the_precision_of_the_forward_pass() -> None:
-    """bfloat16 under autocast, as the plain head would: far from float32, near each other."""
+    """Factors in bfloat16 under autocast, their sums in float32: far from float32, near each other."""
     torch.manual_seed(0)
     layer = nn.Linear(WIDTH, VOCABULARY, bias=False)
     states, targets = torch.randn(STATES, WIDTH, requires_grad=True), torch.randint(0, VOCABULARY, (STATES,))
@@ -87,7 +87,9 @@ def test_tiles_are_computed_in_the_precision_of_the_forward_pass() -> None:
     for precise, tiled in ((False, True), (False, False), (True, True)):
         states.grad = None
         with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
-            logits = layer(states).float()
+            half = (x if precise else x.bfloat16().float() for x in (states, layer.weight))
+            with torch.autocast("cpu", enabled=False):
+                logits = nn.functional.linear(*half)
             logprobs = (
                 head.logprobs_and_entropy(layer, states, targets, 1.0)[0]
                 if tiled
@@ -175,6 +177,6 @@ def test_few_rows_without_a_kernel_take_the_way_that_is_right_for_the_head(
         assert all(x.dtype == torch.float32 for x in logits)
         assert transposed == ([(VOCABULARY, WIDTH)] if precise else [])
         assert logits[0].requires_grad != precise
-        expected = layer(states).float()
+    expected = layer(states)
     torch.testing.assert_close(logits[0], expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(logits[1], expected, atol=0, rtol=0)

@@ -1,7 +1,10 @@
 """Memory that runs out: half the rows at a time, the same update, the same responses."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from preftune import faults
 from preftune.algorithms import SFT
@@ -10,9 +13,13 @@ from preftune.config import OptimizerConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
+from preftune.rollout import sample as sample_module
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
+from preftune.training.state import capture
 from tiny import EOS, NO_CLIPPING, Recorder, causal_lm, flat, gradients, prompts, sequences, state
+
+PER_MICROBATCH, PER_UPDATE = 5, 4  # times that the CPU waits for a GPU
 
 
 class Device:
@@ -144,3 +151,101 @@ def test_a_prompt_whose_responses_do_not_fit_is_an_error() -> None:
             sample(Policy(causal_lm(1)), prompts(5, 1), max_new_tokens=8, temperature=1.0, eos_id=EOS)
     finally:
         faults.arm("")
+
+
+def test_the_state_before_a_step_is_copied_into_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes by way of a second copy on the CPU, and nothing is made anew."""
+    learner, policy = Learner(), Policy(causal_lm(1))
+    learner.train("policy", policy, OptimizerConfig(), 1e-3)
+    SFT(SFTConfig(), {"policy": policy}, learner).step(sequences(5, 8))
+    first = capture(learner).copied()
+    places = [x.data_ptr() for part in (first.weights, first.moments) for x in part["policy"].values()]
+    SFT(SFTConfig(), {"policy": policy}, learner).step(sequences(6, 8))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("a second copy on the CPU"))
+    with Made() as made:
+        again = capture(learner).copied(first)
+    assert made.bytes == 0
+    assert [x.data_ptr() for p in (again.weights, again.moments) for x in p["policy"].values()] == places
+    assert all(torch.equal(again.weights["policy"][k], p) for k, p in policy.model.named_parameters())
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of tensors that share no memory with what they are made of."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in known:
+            self.bytes += out.nbytes
+        return out
+
+
+@pytest.mark.parametrize("ask_every", [4, 16, 99])
+def test_rows_that_have_ended_wait_for_the_next_look(ask_every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the CPU looks every few tokens, and nothing else makes it wait: the responses are the same."""
+
+    def draw() -> tuple[Sequences, int]:
+        with Waits() as waits:
+            rows = sample(policy, questions, max_new_tokens=16, temperature=1.0, eos_id=EOS)
+        return rows, waits.count
+
+    policy, questions = Policy(causal_lm(1)), prompts(5, 5)
+    draw()  # the probe is over
+    wanted, usual = draw()
+    monkeypatch.setitem(sample_module._ASK_EVERY, "cpu", ask_every)
+    found, fewer = draw()
+    assert torch.equal(found.response, wanted.response)
+    assert torch.equal(found.ids * found.attention, wanted.ids * wanted.attention)
+    # A token has none of its own. A look has one, and a few where rows are cleared away.
+    assert fewer <= 4 + 6 * (16 // ask_every)
+    assert fewer < usual
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU is waited for: numbers and lists that are read, copies to the CPU, and shapes that
+    depend on numbers.
+    """
+
+    count = 0
+
+    def __enter__(self) -> Any:
+        self.usual = {name: getattr(torch.Tensor, name) for name in ("tolist", "cpu")}
+        for name, usual in self.usual.items():
+            setattr(torch.Tensor, name, self.counted(usual))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for name, usual in self.usual.items():
+            setattr(torch.Tensor, name, usual)
+
+    def counted(self, usual: Any) -> Any:
+        def once(tensor: torch.Tensor) -> Any:
+            self.count += 1
+            with _disable_current_modes():
+                return usual(tensor)
+
+        return once
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        masks = name == "aten::index.Tensor" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        self.count += masks or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_microbatch_waits_for_the_device_a_few_times_and_an_update_four() -> None:
+    counts = []
+    for size in (8, 4, 2):
+        learner, policy = Learner(microbatch_size=size), Policy(causal_lm(1))
+        learner.train("policy", policy, OptimizerConfig(), 1e-3)
+        algorithm, batch = SFT(SFTConfig(), {"policy": policy}, learner), sequences(5, 8)
+        algorithm.step(batch)  # the probe is over
+        with Waits() as waits:
+            algorithm.step(batch)
+        counts.append(waits.count)
+    each = (counts[2] - counts[1]) / 2
+    assert each <= PER_MICROBATCH
+    assert counts[0] - each <= PER_UPDATE

@@ -1,5 +1,6 @@
 """What an algorithm is, and what it hands to the learner."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast
@@ -57,7 +58,7 @@ class Learner(Protocol):
     """The part of training/learner.py that algorithms use. They receive it; they never import it."""
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
-        """One optimizer step of `role` on all rows of `batch`.
+        """One optimizer step of `role` on all rows of `batch`, this process's share of a global one.
 
         `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced
         terms. Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
@@ -68,12 +69,12 @@ class Learner(Protocol):
         """A count summed over all processes."""
         ...
 
-    def average(self, metrics: Metrics) -> Metrics:
-        """Metrics of this process's share of a batch, averaged over all processes."""
+    def gather(self, values: Tensor) -> Tensor:
+        """Rows (N, ...) of all processes, in the order of the global batch; columns are filled up with 0."""
         ...
 
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        """Values (N,) of all processes in one vector, and where this process's own lie in it."""
+    def share(self, batch: Any) -> Any:
+        """This process's rows of a batch that every process has: there may be none."""
         ...
 
     def note(self, name: str, values: Tensor) -> None:
@@ -104,5 +105,13 @@ class Algorithm(Protocol):
 
 
 def averaged(updates: list[Metrics]) -> Metrics:
-    """The mean of each metric over the updates of one step."""
-    return {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+    """The mean of each metric over the updates of one step; of a norm, over the updates that have one: an
+    fp16 scaler skips some, which do not.
+    """
+
+    def mean(name: str) -> float:
+        values = [update[name] for update in updates]
+        finite = [x for x in values if math.isfinite(x)] if name.startswith("grad_norm") else values
+        return sum(finite or values) / len(finite or values)
+
+    return {name: mean(name) for name in updates[0]}

@@ -285,7 +285,11 @@ class RunConfig(Settings):
         for judge in judges_in(self.evaluation.gold):
             for name, stage in self.stage.items():
                 functions = stage.functions()
-                used = {stage.judge_directory, *(reward_terms(functions) if functions else ())}
+                used = {
+                    stage.judge_directory,
+                    stage.scored_by,
+                    *(reward_terms(functions) if functions else ()),
+                }
                 if used & {judge, *(reward_terms(judge) if ":" in judge else ())}:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",

@@ -125,7 +125,7 @@ def add_token_scores(
         batch = encoder.pairs([s["pair"] for s in part])
         for name, side in (("tokens_chosen", batch.chosen), ("tokens_rejected", batch.rejected)):
             side = side.to(device)
-            scores = model.module(side.ids, side.attention, side.response)
+            scores = model.per_position(side, side.response)
             for i in range(len(part)):
                 own = side.response[i]
                 pieces = zip(side.ids[i][own].tolist(), scores[i][own].tolist(), strict=True)

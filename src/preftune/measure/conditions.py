@@ -11,7 +11,7 @@ from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
 from preftune.runs.roles import share
-from preftune.runs.scoring import reward_model_of, scorer_from
+from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.train import reward_functions, scorer_for
 from preftune.training.learner import Learner
@@ -30,10 +30,11 @@ def second_judge(session: Session) -> SecondJudge | None:
     stages, judge = session.config.stage, session.judge
     if judge is None:
         return None
-    own, found = stages[judge], list[SecondJudge]()
+    own, found = stages.get(judge), list[SecondJudge]()
     for name, config in stages.items():
         if config.scores and name != judge and session.is_trained(name):
-            apart = {own.training_part(), config.training_part()} == {"first", "second"}
+            parts = {"" if own is None else own.training_part(), config.training_part()}
+            apart = own is None or parts == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
 
@@ -70,9 +71,7 @@ def make_bench(
         return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
 
     def judge(name: str) -> Scorer | None:
-        if ":" in name:
-            return scorer(None, name)
-        return scorer_from(name, encoder, learner, prompts, settings.batch_size)
+        return scorer(None, name) if ":" in name else scorer(name, None)
 
     second = second_judge(session)
     bench = Bench(

@@ -6,7 +6,10 @@ they came from the heap too, small ones that outlive them would leave holes in i
 """
 
 import ctypes
+import gc
 import sys
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3), from malloc.h
 _MOST = 32 << 20  # bytes; glibc takes no higher one
@@ -21,3 +24,14 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # musl
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _MOST) and mallopt(_TRIM_THRESHOLD, -1))
+
+
+def give_back_memory() -> None:
+    """Free what only cycles hold, such as the frames of an error, and what the device's allocator has kept of
+    it: between stages, and before something is tried again in smaller parts.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

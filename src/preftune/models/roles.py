@@ -7,6 +7,7 @@ DPO).
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.models.fast.head import after_head, logprobs_and_entropy
+from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.support import hidden_at, place
 from preftune.models.parts import language_head
@@ -29,7 +30,7 @@ def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tens
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     """The model's own logits, scaled or capped as its family does: states (n, d) -> (n, V), float32."""
-    return after_head(model)(language_head(model)(states).float())
+    return after_head(model)(whole_logits(language_head(model), states))
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
@@ -82,7 +83,8 @@ class Policy:
 
     def logprobs_and_entropy(self, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """As `logprobs`, with the entropy (nats, no gradient) of each distribution: both (B, T)."""
-        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
+        with casting(self):
+            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
 @dataclass(slots=True)
@@ -102,7 +104,8 @@ class Reference:
     @torch.no_grad()
     def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """log π_ref(ids_t | ids_<t) on response columns, 0 elsewhere: (B, T), float32."""
-        return self.module(sequences.ids, sequences.attention, sequences.response, temperature)[0]
+        with casting(self):
+            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)[0]
 
 
 def _at_end(sequences: Sequences) -> Tensor:
@@ -144,13 +147,18 @@ class _Scalar:
     def model(self) -> PreTrainedModel:
         return self.module.model
 
+    def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
+        """Raw numbers where they are read, in the role's precision: (B, T), 0 elsewhere."""
+        with casting(self):
+            return self.module(sequences.ids, sequences.attention, read)
+
 
 class RewardModel(_Scalar):
     """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The score at the last real token: (B,)."""
-        return self.module(sequences.ids, sequences.attention, _at_end(sequences)).sum(1)
+        return self.per_position(sequences, _at_end(sequences)).sum(1)
 
     def scores(self, sequences: Sequences) -> Tensor:
         """Normalised scores (raw - mean) / std: (B,)."""
@@ -177,7 +185,7 @@ class ImplicitReward(RewardModel):
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The log-ratio of the whole response, EOS included, times β: (B,)."""
-        per_position = self.module(sequences.ids, sequences.attention, sequences.response)
+        per_position = self.per_position(sequences, sequences.response)
         return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
 
 
@@ -187,7 +195,7 @@ class Critic(_Scalar):
     def values(self, sequences: Sequences) -> Tensor:
         """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
         read = torch.nn.functional.pad(sequences.response[:, 1:], (0, 1))
-        per_position = (self.module(sequences.ids, sequences.attention, read) - self.mean) / self.std
+        per_position = (self.per_position(sequences, read) - self.mean) / self.std
         shifted = torch.nn.functional.pad(per_position[:, :-1], (1, 0))
         return torch.where(sequences.response, shifted, torch.zeros_like(shifted))
 
@@ -202,8 +210,21 @@ def models_of(role: Role) -> tuple[PreTrainedModel, ...]:
     return (role.model,)
 
 
-def casting(role: Role) -> contextlib.AbstractContextManager[object]:
-    """The precision of a role's own forward passes, for those that go past its module: sampler, exact KL."""
+@contextlib.contextmanager
+def casting(role: Role | _Scalar) -> Iterator[None]:
+    """The precision of a role's forward passes. Where no gradient is wanted, each weight is rounded once as
+    long as this lasts: the sampler asks for it at every token.
+    """
     if role.dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(next(role.model.parameters()).device.type, role.dtype)
+        yield
+        return
+    # Autocast remembers only what requires a gradient.
+    frozen = [] if torch.is_grad_enabled() else [p for p in role.module.parameters() if not p.requires_grad]
+    with torch.autocast(next(role.model.parameters()).device.type, role.dtype):
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from preftune.errors import DataError
 from preftune.models.aligned import aligned
+from preftune.models.fast.head import uncast
 from preftune.models.fast.support import hidden_at, place
 from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
@@ -88,4 +89,7 @@ class ScalarPerPosition(nn.Module):
 
     def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
         hidden = hidden_at(self.model, ids, attention, read)
-        return place(score_head(self.model)(hidden).squeeze(-1).float(), read)
+        head = score_head(self.model)
+        with uncast(hidden.device):  # half would round a score by 0.7 % of the sd of scores
+            scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+        return place(scores, read)

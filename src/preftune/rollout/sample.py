@@ -14,13 +14,18 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.functional.masked import is_end
 from preftune.models.fast.decode import decoder
-from preftune.models.fast.head import after_head, next_logits
+from preftune.models.fast.head import after_head, for_sampling, next_logits
+from preftune.models.memory import give_back_memory
 from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point
 
 _BLOCK = 256  # tokens
+# Tokens between looks at which rows have ended; where there is a device, it is waited for.
+_ASK_EVERY = {"cpu": 1}
+_ASK_EVERY_ELSEWHERE = 16
+_WIDE = ("cpu", "cuda")  # devices with float64
 
 
 @torch.no_grad()
@@ -47,7 +52,7 @@ def sample(
         if len(prompts) == 1:
             raise
     # Out here, where the error no longer holds on to the frames and tensors that it passed.
-    torch.cuda.empty_cache()
+    give_back_memory()
     half = len(prompts) // 2
     if say is not None:
         say(f"warning: out of memory sampling for {len(prompts)} prompts at a time; going on with {half}")
@@ -82,23 +87,29 @@ def _sampled(
     pad_id = eos_id if isinstance(eos_id, int) else eos_id[0]
     new = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=packed.ids.device)
     lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
-    alive = torch.arange(rows, device=packed.ids.device)  # rows still being written
-    head, after = language_head(policy.model), after_head(policy.model)
+    alive = torch.arange(rows, device=packed.ids.device)  # rows that are still computed
+    done = torch.zeros(rows, dtype=torch.bool, device=packed.ids.device)  # of these, those that have ended
+    ask_every = _ASK_EVERY.get(packed.ids.device.type, _ASK_EVERY_ELSEWHERE)
+    after = after_head(policy.model)
     with casting(policy):
+        head = for_sampling(language_head(policy.model), packed.ids.device)
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)
         for t in range(max_new_tokens):
             stopping_point("rollout.token")
             token = _draw(logits, uniforms[alive, t], temperature)
-            new[alive, t] = token
-            going = ~is_end(token, ends)
-            lengths[alive[~going]] = t + 1
-            if t + 1 == max_new_tokens or not going.any():
+            new[alive, t] = torch.where(done, pad_id, token)
+            ending = is_end(token, ends) & ~done
+            lengths[alive] = torch.where(ending, t + 1, lengths[alive])
+            done = done | ending
+            if t + 1 == max_new_tokens:
                 break
-            if not going.all():
-                kept = going.nonzero().squeeze(1)
+            if (t + 1) % ask_every == 0 and (count := int(done.sum())):
+                if count == len(done):
+                    break
+                kept = (~done).nonzero().squeeze(1)
                 model.keep(kept)
-                alive, token = alive[kept], token[kept]
+                alive, token, done = alive[kept], token[kept], done[kept]
             logits = next_logits(head, model.step(token), after)
     return _joined(packed, new, lengths, pad_id)
 
@@ -116,7 +127,7 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     whole = weights.shape[1] // _BLOCK * _BLOCK
     blocks = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
     blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], -1)
-    block, within = _invert(blocks, uniform.double())
+    block, within = _invert(blocks, _widened(uniform))
     columns = block.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     last = weights.shape[1] - 1
     inside = weights.gather(1, columns.clamp(max=last)).masked_fill(columns > last, 0)
@@ -127,13 +138,18 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Where the cumulative sum of weights (B, n) passes `uniform` (B,) of its total, and at which share of
     that weight: both (B,). A weight of 0 is never hit.
     """
-    cumulative = weights.double().cumsum(-1)
+    cumulative = _widened(weights).cumsum(-1)
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
     index = torch.searchsorted(cumulative, target, right=True)
     before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0)
     share = (target - before) / (cumulative.gather(1, index) - before)
     return index.squeeze(1), share.squeeze(1)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float64 where the device has it; sums over a block and over blocks are fair without it, too."""
+    return x.double() if x.device.type in _WIDE else x
 
 
 def _uniforms(seeds: tuple[int, ...], k: int, count: int) -> Tensor:

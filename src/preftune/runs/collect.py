@@ -29,7 +29,7 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl
 from preftune.runs.feed import row_name
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.scoring import reward_model_of, scorer_from
+from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
 from preftune.runs.train import reward_functions, scorer_for
@@ -194,12 +194,10 @@ def _judge(
     session: Session, config: CollectConfig, encoder: Encoder, learner: Learner, rows: Sequence[Preference]
 ) -> Scorer:
     """What scores the replies, behind one interface."""
-    size, directory = config.microbatch_size, config.judge_directory
-    if directory is None:
-        functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
-        model = reward_model_of(session, config.scored_by, learner) if config.scored_by else None
-        return scorer_for(session, encoder, model, config.scored_by, size, functions, rows)
-    return scorer_from(directory, encoder, learner, rows, size)
+    judge, size = config.scored_by or config.judge_directory, config.microbatch_size
+    functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
+    model = reward_model_of(session, judge, learner) if judge else None
+    return scorer_for(session, encoder, model, judge, size, functions, rows)
 
 
 def _finite(scores: Sequence[float], name: str) -> list[float]:

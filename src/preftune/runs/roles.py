@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from preftune.algorithms import Algorithm
-from preftune.config import StageSettings
+from preftune.config import StageSettings, from_outside
 from preftune.config.trainable import top_blocks
 from preftune.errors import PreftuneError
 from preftune.models.load import load_causal_lm, load_tokenizer
@@ -45,7 +45,7 @@ def make_roles(
     for role in kind.needs:
         made[role] = makers[role]()
         share(made[role], top)
-    if judge is not None:
+    if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
     for role in made.values():
         for model in models_of(role):
@@ -62,11 +62,12 @@ def share(role: Role, top: int | None) -> None:
 
 
 def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:
-    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head: the
-    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head, or
+    with a judge from elsewhere, which may read other tokens: the policy's backbone and a head of zeros, so
+    that the first values are 0 and say nothing wrong.
     """
     scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
-    if scalar is not None and config.scored_by is not None:
+    if scalar is not None and config.scored_by is not None and not from_outside(config.scored_by):
         model = load_scalar_model(session.source(config.scored_by))
         return Critic(model, scalar.mean, scalar.std)
     source = session.source(config.init)

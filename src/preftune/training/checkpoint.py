@@ -61,7 +61,7 @@ def _write(directory: Path, step: int, state: TrainState) -> None:
     for name in state.weights:
         for file, tensors in ((name, state.weights[name]), (f"{name}-optimizer", state.moments[name])):
             path = directory / f"{file}.safetensors"
-            save_file(dict(tensors), path)
+            save_file({key: tensor.cpu() for key, tensor in tensors.items()}, path)
             faultpoint("checkpoint.file", path)
     record = {
         "schema": _SCHEMA,

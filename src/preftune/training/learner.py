@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from preftune.algorithms.base import Loss, Metrics
@@ -23,6 +24,7 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
+from preftune.models.memory import give_back_memory
 from preftune.models.roles import Role, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
@@ -67,6 +69,7 @@ class Learner:
         self.accelerator: Any = Accelerator(
             mixed_precision=_MIXED[self.precision], kwargs_handlers=[patience]
         )
+        refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
         self.say = say
         self._said: set[str] = set()
@@ -123,21 +126,23 @@ class Learner:
                 f"{len(batch)} rows a step cannot be shared by {world} processes",
                 hint="make batch_size a multiple of the number of processes",
             )
-        share, rank = len(batch) // world, self.accelerator.process_index
-        return (batch if world == 1 else batch[slice(rank * share, (rank + 1) * share)]).to(self.device)
+        return self.share(batch).to(self.device)
+
+    def share(self, batch: Any) -> Any:
+        if self.is_alone:
+            return batch
+        rows, world, rank = len(batch), self.accelerator.num_processes, self.accelerator.process_index
+        return batch[slice(rank * rows // world, (rank + 1) * rows // world)]
 
     def freeze(self, role: Role) -> None:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
-        role.dtype = _DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
-        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
-        self._tie(role)
+        self._take(role)
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
         optimizer = torch.optim.AdamW(
-            trained_parameters(role.model),
+            decayed_groups(role.model, settings),
             lr=learning_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -150,17 +155,20 @@ class Learner:
         self, name: str, role: Role, optimizer: torch.optim.Optimizer, settings: OptimizerConfig
     ) -> None:
         """Register a role with an optimizer made elsewhere."""
-        role.dtype = _DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
-        # What accelerate calls evaluation is without a data-parallel wrapper: `_add_up` does its work.
-        role.module = self.accelerator.prepare_model(role.module, evaluation_mode=True)
+        self._take(role)
         role.module.eval()
-        self._tie(role)
         rates = [group["lr"] for group in optimizer.param_groups]
         self.trained[name] = Trained(role, self.accelerator.prepare_optimizer(optimizer), settings, rates)
 
-    def _tie(self, role: Role) -> None:
-        """What roles share lies in memory once, also after they were moved to a device."""
+    def _take(self, role: Role) -> None:
+        """Move a role to the device. What roles share lies in memory once, also there.
+
+        Not by accelerate's `prepare_model`: its list holds every model, its wrapped forward is a cycle that
+        keeps a finished stage's until the next collection. Roles cast by themselves, `_add_up` does the rest.
+        """
+        role.dtype = _DTYPES[self.precision]
+        role.module.register_forward_pre_hook(_between_forwards)
+        role.module.to(self.device)
         for model in models_of(role):
             tie(model)
 
@@ -184,21 +192,16 @@ class Learner:
     def total(self, count: Tensor) -> Tensor:
         return self.accelerator.reduce(count, reduction="sum")
 
-    def average(self, metrics: Metrics) -> Metrics:
-        if self.accelerator.num_processes == 1:
-            return metrics
-        values = torch.tensor(list(metrics.values()), device=self.device)
-        return dict(zip(metrics, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
-
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        if self.accelerator.num_processes == 1:
-            return values, slice(None)
-        counts = self.accelerator.gather(torch.tensor([len(values)], device=values.device)).tolist()
-        padded = torch.nn.functional.pad(values, (0, max(counts) - len(values)))
-        rows = self.accelerator.gather(padded).view(len(counts), -1)
-        start = sum(counts[: self.accelerator.process_index])
-        pooled = torch.cat([row[:n] for row, n in zip(rows, counts, strict=True)])
-        return pooled, slice(start, start + len(values))
+    def gather(self, values: Tensor) -> Tensor:
+        if self.is_alone:
+            return values
+        plain = values.to(torch.uint8) if values.dtype == torch.bool else values
+        shapes = self.accelerator.gather(torch.tensor([plain.shape], device=self.device))  # (processes, dims)
+        missing = (shapes.amax(0) - torch.tensor(plain.shape, device=self.device)).tolist()
+        padded = torch.nn.functional.pad(plain, [x for extra in missing[::-1] for x in (0, extra)])
+        parts = self.accelerator.gather(padded.contiguous()).chunk(len(shapes))
+        rows = [part[:n] for part, n in zip(parts, shapes[:, 0].tolist(), strict=True)]
+        return torch.cat(rows).to(values.dtype)
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
@@ -207,8 +210,9 @@ class Learner:
             raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
         sums = self._fitting(trained, batch, weights, loss)
+        rows = self._rows_of_all(trained, sums)
         self._add_up(trained)
-        metrics = self._reduced(sums)
+        metrics = self._reduced(sums, rows)
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
         return metrics
@@ -229,7 +233,7 @@ class Learner:
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
             self.microbatch_size = size // 2
             trained.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            give_back_memory()
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
     def _backward(
@@ -238,7 +242,7 @@ class Learner:
         """This process's gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
-        size = self.microbatch_size or len(batch)
+        size = self.microbatch_size or max(len(batch), 1)
         slices = [slice(i, i + size) for i in range(0, len(batch), size)]
         for rows in slices:
             out = loss(batch[rows])
@@ -247,6 +251,24 @@ class Learner:
             self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
+
+    def _rows_of_all(self, trained: Trained, sums: "_Sums") -> float:
+        """Rows over all processes. One that has none gets zeros for what the others have: all must add up the
+        same gradients and metrics.
+        """
+        rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))
+        if self.is_alone or rows.min() > 0:
+            return rows.sum().item()
+        parameters = list(trained.role.model.parameters())
+        had = gather_object([(sums.kinds, [each.grad is not None for each in parameters])])
+        kinds, given = next(each for each in had if each[0])
+        if not sums.kinds:
+            sums.fill(kinds)
+            for parameter in (each for each, has in zip(parameters, given, strict=True) if has):
+                parameter.grad = torch.zeros_like(parameter)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.scale(rows)  # it begins when it is first asked
+        return rows.sum().item()
 
     def _add_up(self, trained: Trained) -> None:
         """Gradients summed over all processes."""
@@ -268,19 +290,18 @@ class Learner:
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if scaling or not wrong:
             trained.optimizer.step()
-            self.updates += 1
+            self.updates += not (scaling and trained.optimizer.step_was_skipped)  # type: ignore[attr-defined]
         trained.skipped = trained.skipped + 1 if wrong else 0
         if wrong and (not scaling or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 
-    def _reduced(self, sums: "_Sums") -> Metrics:
+    def _reduced(self, sums: "_Sums", rows: float) -> Metrics:
         names = list(sums.values)
-        rows = self.total(torch.tensor(float(sums.rows), device=self.device))
         stacked = self.total(torch.stack([sums.values[n].float().to(self.device) for n in names]))
         weight = self.total(sums.weight.to(self.device)).item()
-        scale = {"weight": max(weight, 1e-12), "rows": rows.item(), "loss": 1.0}
+        scale = {"weight": max(weight, 1e-12), "rows": rows, "loss": 1.0}
         return {n: v / scale[sums.kinds[n]] for n, v in zip(names, stacked.tolist(), strict=True)}
 
 
@@ -294,13 +315,18 @@ class _Sums:
         self.kinds: dict[str, str] = {}
 
     def add(self, loss: Tensor, out: Loss, weights: Tensor) -> None:
-        self.weight = self.weight + weights.sum().detach().cpu().float()
+        self.weight = self.weight + weights.sum().detach().float()
         self._add("loss", loss, "loss")
         for name, metric in out.metrics.items():
             if metric.shape == out.terms.shape:
                 self._add(name, weighted_sum(metric.detach(), weights), "weight")
             else:
                 self._add(name, metric.detach().sum(), "rows")
+
+    def fill(self, kinds: dict[str, str]) -> None:
+        """Zeros under the names that another process has."""
+        for name, kind in kinds.items():
+            self._add(name, torch.tensor(0.0), kind)
 
     def _add(self, name: str, value: Tensor, kind: str) -> None:
         self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
@@ -322,9 +348,29 @@ def _refuse_sharding() -> None:
             )
 
 
+def refuse_emulation(device: torch.device, precision: Precision) -> None:
+    """ConfigError for bfloat16 on a GPU that only emulates it, which torch calls support."""
+    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ConfigError(
+            "precision bf16 needs a GPU of compute capability 8.0; this one only emulates it",
+            hint="use precision=fp16 or precision=float32",
+        )
+
+
 def effective_precision(precision: Precision) -> Precision:
     """fp16 needs a GPU: on a CPU it falls back to float32 (the pipeline says so)."""
     return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision
+
+
+def decayed_groups(model: torch.nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Parameters of a model as AdamW takes them: those of one dimension, norms and biases, in a group without
+    weight decay, as in transformers' Trainer and in nanoGPT.
+    """
+    parameters = trained_parameters(model)
+    if settings.weight_decay == 0 or settings.decay_all:
+        return [{"params": parameters}]
+    matrices, rest = ([p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False))
+    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
 
 
 def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:

@@ -19,7 +19,9 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """Weights and moments by role; `moments` are called "<number of the parameter>.<kind>"."""
+    """Weights and moments by role; `moments` are called "<number of the parameter>.<kind>". Tensors lie where
+    the learner's do; a copy lies on the CPU.
+    """
 
     weights: Mapping[str, Tensors]
     moments: Mapping[str, Tensors]
@@ -42,7 +44,7 @@ class TrainState:
 
 
 def capture(learner: Learner) -> TrainState:
-    """The learner's state. On a CPU the tensors are the learner's own: use them before it goes on."""
+    """The learner's state: its own tensors, to be used before it goes on."""
     return TrainState(
         weights={name: weights_of(trained.role.model) for name, trained in learner.trained.items()},
         moments={name: _moments(trained.optimizer) for name, trained in learner.trained.items()},
@@ -77,8 +79,8 @@ def trunks_of(learner: Learner) -> dict[str, str]:
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Trained parameters by name, tied ones once, on the CPU."""
-    return {name: p.detach().cpu().contiguous() for name, p in _trained(model)}
+    """Trained parameters by name, tied ones once, where they lie."""
+    return {name: p.detach().contiguous() for name, p in _trained(model)}
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -93,14 +95,18 @@ def state_bytes(learner: Learner) -> int:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {
-        f"{i}.{k}": v.detach().cpu().contiguous() for i, state in states.items() for k, v in state.items()
-    }
+    return {f"{i}.{k}": v.detach().contiguous() for i, state in states.items() for k, v in state.items()}
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A copy, in memory that a GPU can write to by itself."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return copy.copy_(tensor)
 
 
 def _copied(tensors: Tensors, into: Tensors) -> Tensors:
     if into.keys() != tensors.keys():
-        return {key: tensor.clone() for key, tensor in tensors.items()}
+        return {key: _on_cpu(tensor) for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         into[key].copy_(tensor)
     return into

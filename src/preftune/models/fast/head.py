@@ -5,6 +5,7 @@ to stay in the cache. For the backward pass the first tiles are kept, up to a fi
 the others again.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,10 +64,63 @@ def logprobs_and_entropy(
         trained = torch.is_grad_enabled() and (states.requires_grad or head.weight.requires_grad)
         room = _KEPT if trained else 0
         return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room, after)
-    logits = after(head(states).float())  # adapted or sharded heads
+    logits = after(whole_logits(head, states))  # adapted or sharded heads
     with torch.no_grad():
         entropy = categorical_entropy(logits, temperature)
     return gather_logprobs(logits, targets, temperature), entropy
+
+
+def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Without autocast, where the device knows it."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+
+
+def compute_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """What products are computed in here and now."""
+    known = torch.amp.is_autocast_available(device.type)
+    mixed = known and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if mixed else otherwise
+
+
+def product(states: Tensor, weight: Tensor) -> Tensor:
+    """states (n, d) @ weight (V, d).T -> (n, V), float32, of factors in one precision.
+
+    The factors may be half, the sums are not: GPT-2's logits lie near -100, where bfloat16 has steps of 0.5
+    and float16 of 0.06.
+    """
+    if weight.dtype in (torch.float32, torch.float64):
+        return torch.mm(states, weight.t()).float()
+    if states.device.type == "cuda":
+        return torch.mm(states, weight.t(), out_dtype=torch.float32)
+    return torch.mm(states.float(), weight.float().t())
+
+
+def whole_logits(head: nn.Module, states: Tensor) -> Tensor:
+    """What any head makes of states, in float32 whatever the precision around it."""
+    with uncast(states.device):
+        return head(states.float()).float()
+
+
+class _HalfHead(nn.Module):
+    """A head whose weights have been rounded once, for many tokens."""
+
+    def __init__(self, head: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight.detach().to(dtype), head.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        with uncast(states.device):
+            logits = product(states.to(self.weight.dtype), self.weight)
+            return logits if self.bias is None else logits.add_(self.bias.detach())
+
+
+def for_sampling(head: nn.Module, device: torch.device) -> nn.Module:
+    """The head as `next_logits` takes it for many tokens: rounded once where products are half."""
+    dtype = compute_dtype(device, torch.float32)
+    if dtype == torch.float32 or type(head) is not nn.Linear or type(head.weight.data) is not Tensor:
+        return head
+    return _HalfHead(head, dtype)
 
 
 def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tensor:
@@ -80,7 +134,7 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
     device_type = states.device.type
     few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
-        return after(head(states).float())
+        return after(head(states) if isinstance(head, _HalfHead) else whole_logits(head, states))
     logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
     return after(logits if head.bias is None else logits.add_(head.bias.detach()))
 
@@ -134,7 +188,7 @@ class _Head:
 
     def logits(self, states: Tensor, columns: slice) -> Tensor:
         """(rows, columns), float32."""
-        logits = torch.mm(states, self.weight[columns].to(self.dtype).t()).float()
+        logits = product(states, self.weight[columns].to(self.dtype))
         if self.bias is not None:
             logits += self.bias[columns]
         logits = self.after(logits)
@@ -153,15 +207,12 @@ class _TiledLogprobs(torch.autograd.Function):
         room: int,
         after: After,
     ) -> tuple[Tensor, Tensor]:
-        device_type = states.device.type
-        dtype = (
-            torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
-        )
+        dtype = compute_dtype(states.device, weight.dtype)
         head = _Head(weight, bias, temperature, dtype, after)
         blocks = _cut(len(states), len(weight), states.device, room)
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
         kept_logits: list[Tensor] = []
-        with torch.autocast(device_type, enabled=False):
+        with uncast(states.device):
             for block in blocks:
                 rows = block.rows
                 seen = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)
