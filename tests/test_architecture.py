@@ -26,6 +26,7 @@ ALLOWED = {name: set[str]() for name in LEAVES} | {
     "sums": {"rundir"},
     "world": {"data"},
     "records": {"rundir", "sums"},
+    "judges": set(),
 }
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}

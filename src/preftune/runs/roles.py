@@ -39,7 +39,7 @@ def make_roles(
     made: dict[str, Role] = {}
     makers: dict[str, Callable[[], Role]] = {
         "policy": lambda: Policy(load_causal_lm(source)),
-        "reference": lambda: Reference(load_causal_lm(source)),
+        "reference": lambda: Reference(load_causal_lm(session.source(config.reference_stage))),
         "reward_model": reward_model,
         "critic": lambda: critic_of(session, config, judge),
     }

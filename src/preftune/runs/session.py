@@ -191,7 +191,7 @@ class Session:
         config = self.config.stage[name]
         above = parents(config)
         keys = {parent: self.stage(parent).key for parent in above}
-        if config.init == BASE:
+        if BASE in config.parents():
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
         if config.scored_by is not None and from_outside(config.scored_by):
