@@ -26,6 +26,7 @@ ALLOWED = {name: set[str]() for name in LEAVES} | {
     "sums": {"rundir"},
     "world": {"data"},
     "records": {"rundir", "sums"},
+    "judges": set(),
 }
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
@@ -45,7 +46,7 @@ TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap
 
 # Third-party packages that may appear in one place only.
-HOMES = {"accelerate": "training/learner.py", "peft": "models/load.py", "datasets": "data/"}
+HOMES = {"accelerate": "training/learner.py", "peft": "models/adapter.py", "datasets": "data/"}
 HOMES |= {"starlette": "label/", "uvicorn": "label/"}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 RUNS_CODE = {

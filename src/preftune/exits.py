@@ -5,6 +5,11 @@ import sys
 
 from preftune.untrusted import printable
 
+LESS_MEMORY = (
+    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
+    "then run the same command again"
+)
+
 
 def exit_code(stop: SystemExit) -> int:
     """The code for an exit of the command line library, in which 2 means wrong usage and 130 Ctrl-C.

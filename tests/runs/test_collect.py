@@ -221,12 +221,23 @@ def nothing(prompt: str, response: str) -> float:
     return 0.0
 
 
-def test_the_whole_run_is_measured_and_reported(run: RunDir) -> None:
+def stops(prompt: str, response: str, ended: bool) -> float:
+    """A judge that no training sees."""
+    return float(ended)
+
+
+def test_the_whole_run_is_measured_and_gold_stands_beside_the_score(run: RunDir) -> None:
     few = ("evaluation.prompts=8", "evaluation.pool=4", "stage.ppo=none", "stage.grpo=none")
-    copied = preftune.run("tiny", *SMALL, *PAIRS, *few, out=str(run.path))
-    assert read_json(copied.evaluation("policy_dpo"))["n_prompts"] == 8
-    assert not copied.evaluation("policy_pairs").exists()
-    assert "pairs" in copied.analysis_text.read_text(encoding="utf-8")
+    name = f"{__name__}:stops"
+    made = preftune.run("tiny", *SMALL, *PAIRS, *few, f"evaluation.gold={name}", out=str(run.path))
+    assert not made.evaluation("policy_pairs").exists()
+    for policy in ("base", "policy_sft", "policy_dpo", "best_of_4"):
+        record = read_json(made.evaluation(policy))
+        assert record["golds"][name]["mean"] == record["eos_rate"]["value"]
+        assert record["reward"]["mean"] != record["golds"][name]["mean"]
+    measures = {row["measure"] for row in read_jsonl(made.comparisons)}
+    assert {"score", "gold", f"gold:{name}"} <= measures
+    assert f"Gold, {name}" in made.analysis_text.read_text(encoding="utf-8")
 
 
 def test_its_metrics_are_documented(run: RunDir) -> None:

@@ -78,6 +78,9 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
+        if stage.reference_stage not in (BASE, *policies):
+            wanted = "a stage that trains a policy"
+            _refuse(f"stage.{name}.reference", stage.reference_stage, wanted, [BASE, *policies])
         judge = stage.scored_by
         if judge is not None and judge not in judges and not from_outside(judge):
             wanted = "a stage whose model scores, or ./DIRECTORY"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from preftune.errors import ConfigError, InputMissing
 from preftune.isolated import isolated, passes
@@ -48,6 +48,33 @@ def _is_a_sum(text: str) -> str:
 
 
 RewardTerms = Annotated[str, Field(min_length=1), AfterValidator(_is_a_sum)]
+
+
+def judges_in(text: str | None) -> tuple[str, ...]:
+    """The judges of a setting that may name several, with commas: functions, or directories of reward models.
+    ValueError for what is neither.
+    """
+    judges = tuple(part.strip() for part in text.split(",")) if text else ()
+    for judge in judges:
+        if ":" in judge:
+            reward_terms(judge)
+        elif "/" not in judge:
+            raise ValueError(f'{judge!r} is no judge: "module:function", or a directory with a slash: ./DIR')
+    if len(set(judges)) < len(judges):
+        raise ValueError(f"a judge occurs twice in {text!r}")
+    return judges
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+
+def _are_judges(text: str) -> str:
+    judges_in(text)
+    return text
+
+
+Judges = Annotated[str, Field(min_length=1), BeforeValidator(_listed), AfterValidator(_are_judges)]
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -9,8 +9,9 @@ from preftune.config.algorithms import StageConfig
 from preftune.config.algorithms.base import OptimizerConfig
 from preftune.config.base import Count, Name, NonNegative, Positive, Settings
 from preftune.config.graph import check_graph
-from preftune.config.rewards import RewardTerms
-from preftune.config.trainable import ALL, Trainable, top_blocks
+from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
+from preftune.config.rounds import unrolled
+from preftune.config.trainable import ALL, LoraConfig, Trainable, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -82,7 +83,13 @@ class ModelConfig(Settings):
         default=ALL,
         exclude_if=lambda trainable: trainable == ALL,
         description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
-        "the rest is frozen and shared by policy, reference, reward model and critic.",
+        "the rest is frozen and shared by policy, reference, reward model and critic; "
+        '"lora": adapters on all linear layers.',
+    )
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig,
+        exclude_if=lambda lora: lora == LoraConfig(),
+        description='Adapters of stages with trainable = "lora".',
     )
 
     kept_gb: NonNegative = Field(
@@ -216,6 +223,12 @@ class EvaluationConfig(Settings):
         description="Python functions added to the score that policies and best-of-n are measured by, as in "
         "stage.ppo.reward_functions; one that fails stops the evaluation.",
     )
+    gold: Judges | None = Field(
+        default=None,
+        exclude_if=lambda judges: judges is None,  # evaluations from before this setting stay valid
+        description="Judges that no training sees, reported beside the score: functions, or directories of "
+        'reward models, several with commas: "module:function, ./DIR".',
+    )
     best_of: Annotated[int, Field(ge=2)] = Field(default=4, description="The n of best-of-n.")
     pool: Annotated[int, Field(ge=2)] = Field(
         default=16,
@@ -266,9 +279,19 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The comparison.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds(cls, values: Any) -> Any:
+        """Stages of later rounds are stages like all others."""
+        stages = values.get("stage") if isinstance(values, dict) else None
+        if isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values()):
+            return {**values, "stage": unrolled(stages)}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_graph(self.stage)
+        self._check_gold()
         self._check_positions()
         return self
 
@@ -279,6 +302,22 @@ class RunConfig(Settings):
     def shared_blocks(self) -> int | None:
         """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
+
+    def _check_gold(self) -> None:
+        """A judge that something was trained on is no gold."""
+        for judge in judges_in(self.evaluation.gold):
+            for name, stage in self.stage.items():
+                functions = stage.functions()
+                used = {
+                    stage.judge_directory,
+                    stage.scored_by,
+                    *(reward_terms(functions) if functions else ()),
+                }
+                if used & {judge, *(reward_terms(judge) if ":" in judge else ())}:
+                    raise ConfigError(
+                        f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
+                        "name another judge, or leave evaluation.gold out: the stage's own score is reported",
+                    )
 
     def _check_positions(self) -> None:
         """A scratch model has exactly `positions` positions; every sequence of the run must fit."""

@@ -18,12 +18,13 @@ Rows = Sequence[Mapping[str, Any]]
 def compare_to(
     reference: str, rows: Mapping[str, Rows], settings: EvaluationConfig, seed: int
 ) -> list[dict[str, Any]]:
-    """One record per policy and measure (score, gold and held-out score, where they are known).
+    """One record per policy and measure (score, gold and held-out score, further golds: what is known).
 
     Holm's correction is over the policies that are compared with one reference in one measure: `family`.
     """
     records = []
-    for measure in MEASURES:
+    named = dict.fromkeys(key for row in rows[reference] for key in row if key.startswith("gold:"))
+    for measure in (*MEASURES, *named):
         if all(row.get(measure) is None for row in rows[reference]):
             continue
         others = [name for name in rows if name != reference]

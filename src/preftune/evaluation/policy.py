@@ -1,8 +1,8 @@
 """One measurement for every policy: the same prompts, seeds, lengths and temperature for all."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Bench:
     seed: int
     device: torch.device
     gold: Gold | None = None
+    golds: Mapping[str, Scorer] = field(default_factory=dict)  # judges that no training saw, by name
     held_out: Scorer | None = None  # a second reward model, which trained no policy
     say: Callable[[str], None] | None = None  # what to tell whoever runs this
 
@@ -110,6 +111,7 @@ class Bench:
         numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
         scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
         second = _finite(self.held_out, sequences, numbers) if self.held_out else none
+        golds = {name: _finite(scorer, sequences, numbers) for name, scorer in self.golds.items()}
         closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
         for i, number in enumerate(numbers):
@@ -127,8 +129,19 @@ class Bench:
             }
             if self.gold is not None:
                 row["gold"] = self.gold(prompt.transcript(), text, closed[i])
-            rows.append(row)
+            given = {name: values[i] for name, values in golds.items()}
+            rows.append(row | gold_columns(given, self.gold is not None))
         return rows
+
+
+def gold_columns(given: Mapping[str, Any], of_the_world: bool) -> Row:
+    """What named judges give, as columns of a row: "gold" is the world's score by rule, where there is one,
+    else the first judge's; the others stand under "gold:NAME".
+    """
+    return {
+        "gold" if i == 0 and not of_the_world else f"gold:{name}": value
+        for i, (name, value) in enumerate(given.items())
+    }
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
-from preftune.evaluation.policy import Bench, Row, Summary
+from preftune.evaluation.policy import Bench, Row, Summary, gold_columns
 
 
 def summarise(
@@ -45,9 +45,20 @@ def summarise(
         "length": {"median": float(np.median(lengths)), **_mean(lengths, settings, seed)},
         "eos_rate": _share(sum(row["ended"] for row in rows), len(rows)),
         **_texts(rows, settings, seed),
-        "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold else None,
+        "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold or bench.golds else None,
+        **_golds(rows, bench),
         "prompts": _prompts(rows, reverse, human),
     }
+
+
+def _golds(rows: Sequence[Row], bench: Bench) -> Summary:
+    """Every named judge's scores, where there is one."""
+    columns = gold_columns({name: name for name in bench.golds}, bench.gold is not None)
+    found = {
+        name: _spread([row[column] for row in rows], bench.settings, bench.seed)
+        for column, name in columns.items()
+    }
+    return {"golds": found} if found else {}
 
 
 def _texts(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summary:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError
 from preftune.evaluation.policy import Bench, Gold
@@ -69,6 +70,9 @@ def make_bench(
         trained = stage if model is not None else None
         return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
 
+    def judge(name: str) -> Scorer | None:
+        return scorer(None, name) if ":" in name else scorer(name, None)
+
     second = second_judge(session)
     bench = Bench(
         prompts=prompts,
@@ -80,6 +84,7 @@ def make_bench(
         device=learner.device,
         say=learner.say_once,
         gold=gold,
+        golds={name: made for name in judges_in(settings.gold) if (made := judge(name))},
         held_out=scorer(second.stage, None) if second else None,
     )
     return bench, learner

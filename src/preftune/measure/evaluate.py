@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import EVALUATION, from_outside, judges_of
-from preftune.config.rewards import source_hashes
+from preftune.config.rewards import judges_in, source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
 from preftune.evaluation.compare import compare_to
@@ -27,6 +27,7 @@ from preftune.records.stage import StageRecord
 from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session, columns_hash
 from preftune.runs.stages import SIDE_FILE, digest, model_sum
 from preftune.sums import CARD, faults, listed, read_sealed, sums
@@ -119,9 +120,15 @@ def _judge_key(session: Session, judge: str | None) -> str | None:
 
 
 def _functions(session: Session) -> dict[str, Any]:
-    """The reward functions of an evaluation, and what they may read of the rows beside the texts."""
-    terms = session.config.evaluation.reward_functions
-    return {"functions": source_hashes(terms), **columns_hash(terms, session.dataset.test)} if terms else {}
+    """The functions and judges of an evaluation, and what they may read of the rows beside the texts."""
+    settings = session.config.evaluation
+    judges = judges_in(settings.gold)
+    called = [settings.reward_functions, *(judge for judge in judges if ":" in judge)]
+    read = [columns_hash(terms, session.dataset.test) for terms in called if terms]
+    found: dict[str, Any] = {key: value for each in read for key, value in each.items()}
+    if settings.reward_functions:
+        found["functions"] = source_hashes(settings.reward_functions)
+    return found | ({"golds": judge_hashes(judges)} if judges else {})
 
 
 def parts_of(

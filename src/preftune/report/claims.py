@@ -213,8 +213,8 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
 
 
 def _gold(run: RunView) -> str:
-    """Does the built-in world's gold score, which no training saw, agree with the reward model's?"""
-    text = "By the world's gold score, which training never saw, "
+    """Does the gold score, which no training saw, agree with the reward model's?"""
+    text = f"By {run.gold_words}, which training never saw, "
     return _second_opinion(run, "gold", text, "gold", "over-optimisation")
 
 

@@ -1,16 +1,19 @@
 """The tables of a run as plain strings, for the terminal, ANALYSIS.md and report.html alike."""
 
+from collections.abc import Callable
+from functools import partial
+
 from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
 from preftune.report.blocks import Table
 from preftune.report.claims import Claim, claims
-from preftune.report.text import number, percent
+from preftune.report.text import clean, number, percent
 from preftune.report.view import CHOSEN, RunView
 
 
 def comparison_table(run: RunView) -> Table:
     """The table that the terminal, ANALYSIS.md and report.html show. Intervals are 95 %."""
-    gold = any(policy.gold for policy in run.policies)
+    golds = gold_columns(run)
     reference = run.label(run.reference)
     headers = [
         "Policy",
@@ -20,9 +23,8 @@ def comparison_table(run: RunView) -> Table:
         "Verdict",
         f"Win rate vs {reference}",
     ]
-    headers += [f"KL to {reference} (nats/response)", "Length (tokens)", "Ends by itself"] + [
-        "Gold [95 %]"
-    ] * gold
+    headers += [f"KL to {reference} (nats/response)", "Length (tokens)", "Ends by itself"]
+    headers += [f"{words} [95 %]" for words in golds]
     outcomes = {claim.policy.policy: claim.outcome for claim in claims(run)}
     rows = []
     for policy in run.policies:
@@ -34,8 +36,21 @@ def comparison_table(run: RunView) -> Table:
         ]
         cells += ["–" if own or policy.win_rate is None else policy.win_rate.percent(), kl_text(policy)]
         cells += [_cell(policy.length), policy.eos_rate.percent() if policy.eos_rate else "–"]
-        rows.append(tuple(cells + [_cell(policy.gold)] * gold))
+        rows.append(tuple(cells + [_cell(value(policy)) for value in golds.values()]))
     return Table(headers=tuple(headers), rows=tuple(rows))
+
+
+def gold_columns(run: RunView) -> dict[str, Callable[[PolicyRecord], Estimate | None]]:
+    """The gold scores that there are, the world's first, each with its heading."""
+    columns: dict[str, Callable[[PolicyRecord], Estimate | None]] = {
+        f"Gold, {clean(name, 40)}": partial(_named_gold, name) for name in run.golds
+    }
+    own = any(policy.gold and policy.gold not in policy.golds.values() for policy in run.policies)
+    return {"Gold": lambda policy: policy.gold, **columns} if own else columns
+
+
+def _named_gold(name: str, policy: PolicyRecord) -> Estimate | None:
+    return policy.golds.get(name)
 
 
 def detail_table(run: RunView) -> Table:

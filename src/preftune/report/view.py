@@ -66,6 +66,18 @@ class RunView:
         return next((policy for policy in self.policies if policy.policy == name), None)
 
     @property
+    def golds(self) -> tuple[str, ...]:
+        """Names of the judges that no training saw, besides the world's own score."""
+        return tuple(dict.fromkeys(name for policy in self.policies for name in policy.golds))
+
+    @property
+    def gold_words(self) -> str:
+        """Whose score `gold` is."""
+        if not self.golds or (self.data is not None and self.data.world):
+            return "the world's gold score"
+        return f"the gold score of {clean(self.golds[0], MAX_LABEL)}"
+
+    @property
     def reference(self) -> str:
         """The policy that all others are compared with: the sft stage's, or the base model without one."""
         recorded = (row.reference for row in self.comparisons)

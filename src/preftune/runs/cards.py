@@ -184,7 +184,7 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
                 "score of a second reward model minus SFT's",
                 record.held_out_difference,
             ),
-            ("gold", "gold score of the built-in world", record.gold),
+            ("gold", "gold score: a judge that no training saw", record.gold),
             ("length", "response length in tokens", record.length),
             ("eos_rate", "share of responses that end by themselves", record.eos_rate),
             ("length_controlled_win_rate", "the same at equal lengths", controlled and controlled.win_rate),

@@ -22,18 +22,16 @@ from preftune.data import Encoder, Preference, Sequences, distinct_prompts, pad_
 from preftune.data.pairing import Pair, Rule, best_reachable, pairs_of, prompt_of, reply_of
 from preftune.errors import DataError
 from preftune.models.load import load_causal_lm
-from preftune.models.locate import fingerprint, locate
+from preftune.models.locate import fingerprint
 from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
-from preftune.rollout.score import Scorer, same_vocabulary
+from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl
 from preftune.runs.feed import row_name
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.save import load_reward_model
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
-from preftune.runs.standalone import encoder_of
 from preftune.runs.train import reward_functions, scorer_for
 from preftune.seeding import derive_seed
 from preftune.training.learner import Learner
@@ -196,18 +194,10 @@ def _judge(
     session: Session, config: CollectConfig, encoder: Encoder, learner: Learner, rows: Sequence[Preference]
 ) -> Scorer:
     """What scores the replies, behind one interface."""
-    size, directory = config.microbatch_size, config.judge_directory
-    if directory is None:
-        functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
-        model = reward_model_of(session, config.scored_by, learner) if config.scored_by else None
-        return scorer_for(session, encoder, model, config.scored_by, size, functions, rows)
-    source = locate(directory)
-    model = load_reward_model(source)
-    learner.freeze(model)
-    theirs = encoder_of(source, "plain" if encoder.form == "plain" else "transcript")
-    same = theirs.form == encoder.form and same_vocabulary(encoder, theirs)
-    translate = None if same else theirs
-    return Scorer(reward_model=model, encoder=encoder, translate=translate, batch_size=size, rows=rows)
+    judge, size = config.scored_by or config.judge_directory, config.microbatch_size
+    functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
+    model = reward_model_of(session, judge, learner) if judge else None
+    return scorer_for(session, encoder, model, judge, size, functions, rows)
 
 
 def _finite(scores: Sequence[float], name: str) -> list[float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preftune.config import RunConfig, StageSettings
-from preftune.config.rewards import find_function, reward_terms
+from preftune.config.rewards import find_function, judges_in, reward_terms
 from preftune.errors import InputMissing, PreftuneError, UsageError
 from preftune.rundir import RunDir, read_json
 from preftune.sums import read_sealed
@@ -20,7 +20,8 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     for one that is not there.
     """
     named = [stage.functions() for stage in config.stage.values()] if stages else []
-    for terms in [config.evaluation.reward_functions, *named]:
+    golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
+    for terms in [config.evaluation.reward_functions, *golds, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
 
@@ -90,7 +91,11 @@ def absolute(config: RunConfig) -> RunConfig:
     special = config.model.base in ("scratch", "smollm2")
     model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
     stages = {name: _absolute_stage(stage, full) for name, stage in config.stage.items()}
-    return config.model_copy(update={"data": data, "model": model, "stage": stages})
+    golds = [judge if ":" in judge else full(judge) for judge in judges_in(config.evaluation.gold)]
+    gold = ", ".join(str(judge) for judge in golds) or None
+    evaluation = config.evaluation.model_copy(update={"gold": gold})
+    update = {"data": data, "model": model, "stage": stages, "evaluation": evaluation}
+    return config.model_copy(update=update)
 
 
 def _absolute_stage(stage: StageSettings, full: Callable[[str | None], str | None]) -> StageSettings:

@@ -1,9 +1,14 @@
 """What scores responses: a scalar head, the implicit reward of a policy, a judge from elsewhere."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from preftune.config import from_outside
+from preftune.config.rewards import source_hashes
 from preftune.data import Encoder
 from preftune.data.encode import UNLIMITED
 from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer
+from preftune.models.locate import fingerprint, locate
 from preftune.models.roles import ImplicitReward, RewardModel
 from preftune.runs.save import load_reward_model, normalisation, read_side_file
 from preftune.runs.session import Session
@@ -20,9 +25,8 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
         if from_outside(stage) and "mean" not in read_side_file(source):
             _measure_unit(session, stage, model)
         return model
-    implicit = ImplicitReward(
-        load_causal_lm(source), load_causal_lm(session.source(session.config.stage[stage].init)), beta
-    )
+    reference = session.config.stage[stage].reference_stage
+    implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(reference)), beta)
     learner.freeze(implicit)
     rows = session.training_rows(stage=stage)
     implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)
@@ -63,3 +67,8 @@ def judge_encoder(session: Session, stage: str) -> Encoder:
         ends=declared_ends(source),
         template_arguments=side.get("template_arguments", {}),
     )
+
+
+def judge_hashes(judges: Iterable[str]) -> dict[str, Any]:
+    """What the scores of judges depend on: the files of functions, or the weights of a directory."""
+    return {j: source_hashes(j) if ":" in j else fingerprint(locate(j)) for j in judges}

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
-from preftune.config.trainable import ALL
+from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
@@ -194,7 +194,7 @@ class Session:
         config = self.config.stage[name]
         above = parents(config)
         keys = {parent: self.stage(parent).key for parent in above}
-        if config.init == BASE:
+        if BASE in config.parents():
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
         if config.scored_by is not None and from_outside(config.scored_by):
@@ -203,6 +203,8 @@ class Session:
             inputs["trainable"] = trainable
             if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
                 inputs["kept"] = self.config.model.kept_dtype
+        if trainable == LORA:
+            inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:

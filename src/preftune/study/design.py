@@ -22,6 +22,7 @@ from preftune.config import (
     judges_of,
     load_recipe,
 )
+from preftune.config.rewards import judges_in
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
@@ -58,7 +59,8 @@ class Design:
 
     @property
     def gold(self) -> str:
-        return "the world's gold score" if self.is_world else "second reward model"
+        named = judges_in(self.config.evaluation.gold)
+        return "the world's gold score" if self.is_world else named[0] if named else "second reward model"
 
     def for_seed(self, seed: int) -> RunConfig:
         return self.config.model_copy(update={"seed": seed})
@@ -102,7 +104,7 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
         stages = {n: s if n in judges else with_tokens(s, budget, lengths, rows) for n, s in stages.items()}
     if config.data.name == "world":
         stages |= _ceiling(stages, dataset)
-    else:
+    elif not config.evaluation.gold:
         stages |= _second_judge(stages)
     sweep: dict[str, str] = {}
     if wanted.sweep is not None:

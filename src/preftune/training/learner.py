@@ -24,6 +24,7 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
+from preftune.models.adapter import tie_alike
 from preftune.models.memory import give_back_memory
 from preftune.models.roles import Role, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
@@ -171,6 +172,7 @@ class Learner:
         role.module.to(self.device)
         for model in models_of(role):
             tie(model)
+            tie_alike(model)
 
     def set_progress(self, step: int, steps: int) -> float:
         """Set every learning rate for a step (counted from 0); returns the factor."""

@@ -100,6 +100,13 @@ class StageSettings(Settings):
         description="Weights that this stage trains, where that is not model.trainable.",
     )
 
+    rounds: Count = Field(
+        default=1,
+        exclude_if=lambda rounds: rounds == 1,
+        description="How often to go through the chain from the stage that collects its data to this one: "
+        "each round's policy is the next one's start (docs/collect.md).",
+    )
+
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
         algorithm: Any  # a Literal: the name
         init: str
@@ -145,7 +152,13 @@ class StageSettings(Settings):
         """The stages, or "base", whose models or data it reads."""
         data = self.data if names_a_stage(self.data) else None
         judge = None if from_outside(self.scored_by or "") else self.scored_by
-        return tuple(name for name in (self.init, judge, data) if name is not None)
+        named = (self.init, self.reference_stage, judge, data)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+    @property
+    def reference_stage(self) -> str:
+        """The stage, or "base", whose policy it is held against."""
+        return self.init
 
     @property
     def judge_directory(self) -> str | None:

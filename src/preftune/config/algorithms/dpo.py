@@ -29,6 +29,11 @@ class DPOConfig(OfflineConfig):
 
     algorithm: Literal["dpo"] = algorithm_field("dpo")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    reference: Name | None = Field(
+        default=None,
+        exclude_if=lambda stage: stage is None,  # keys of stages from before this setting stay valid
+        description='Reference policy, where that is not the initial one: a policy stage, or "base".',
+    )
     rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
     epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")
@@ -54,6 +59,10 @@ class DPOConfig(OfflineConfig):
                 f"set it to 0, or use kind {' or '.join(SMOOTHED_KINDS)}"
             )
         return self
+
+    @property
+    def reference_stage(self) -> str:
+        return self.reference or self.init
 
     def implicit_beta(self) -> float | None:
         return self.beta

@@ -37,7 +37,7 @@ def _of_the_comparison(run: RunView) -> Figures:
     figures: Figures = {}
     kinds: tuple[tuple[str, policies.Value, str, Callable[[RunView], str]], ...] = (
         ("reward_kl.svg", policies.reward, "Reward model score", _reward_kl_words),
-        ("reward_kl_gold.svg", policies.gold, "Gold score", lambda _: GOLD_WORDS),
+        ("reward_kl_gold.svg", policies.gold, "Gold score", _gold_words),
         (
             "reward_kl_held_out.svg",
             policies.held_out,
@@ -55,8 +55,11 @@ def _of_the_comparison(run: RunView) -> Figures:
     return figures
 
 
-GOLD_WORDS = "The same with the world's gold score, which training never saw, in place of the reward."
 HELD_OUT_WORDS = "The same with the score of a second reward model, which trained no policy."
+
+
+def _gold_words(run: RunView) -> str:
+    return f"The same with {run.gold_words}, which training never saw, in place of the reward."
 
 
 def _reward_kl_words(run: RunView) -> str:
