@@ -1,6 +1,10 @@
 """Stages that train adapters, whole: models, adapters beside them, and an adapter as the base of a run."""
 
 import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -10,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import preftune
 from made_once import made_once
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import locate
 from preftune.rundir import RunDir, read_json
@@ -91,3 +95,36 @@ def test_a_finished_stage_stands(lora_run: RunDir) -> None:
     before = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     preftune.dpo_train("tiny", *LORA, *SMALL, out=str(lora_run.path))
     assert before == {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no base": (lambda path: _edit(path, base_model_name_or_path=None), "names no base model"),
+    "an adapter as base": (lambda path: _edit(path, base_model_name_or_path="."), "is an adapter, too"),
+    "code beside it": (lambda path: (path / "evil.py").write_text("raise SystemExit"), "Python code"),
+    "weights cut": (lambda path: os.truncate(path / "adapter_model.safetensors", 3000), "cannot load"),
+    "no weights": (
+        lambda path: (path / "adapter_model.safetensors").rename(path / "a.bin"),
+        "holds an adapter",
+    ),
+    "config beside it": (lambda path: (path / "config.json").write_text("{}"), "holds an adapter"),
+    "base elsewhere": (lambda path: _edit(path, base_model_name_or_path="/none"), "no such directory"),
+}
+
+
+def _edit(path: Path, **values: object) -> None:
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps(read_json(file) | values))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_or_odd_adapter_is_an_error_for_people(
+    name: str, lora_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    path = Path(shutil.copytree(lora_run.path / "models" / "policy_dpo" / "adapter", tmp_path / "adapter"))
+    _edit(path, base_model_name_or_path=str(lora_run.path / "models" / "policy_sft"))
+    change, words = DAMAGE[name]
+    change(path)
+    with pytest.raises((DataError, InputMissing), match=words):
+        locate(str(path))
+    assert not (tmp_path / "cache").exists()

@@ -299,6 +299,10 @@ class RunConfig(Settings):
         """Which weights a stage trains: its own setting, or the model's."""
         return self.stage[stage].trainable or self.model.trainable
 
+    def trains_parts(self) -> bool:
+        """Whether a stage trains less than all weights."""
+        return any(self.trainable_of(name) != ALL for name in self.stage)
+
     def shared_blocks(self) -> int | None:
         """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)

@@ -53,8 +53,6 @@ _MAX_JSON = 16 << 20  # bytes; a config has a few thousand
 _PLAIN = "a model directory is what save_pretrained writes: config.json, *.safetensors, tokenizer.json"
 _NO_CODE = "preftune never runs such code; use a model whose architecture is part of transformers"
 _NO_PICKLE = "preftune never reads pickled weights (.bin, .pt); convert them with save_pretrained"
-
-
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _ALTERNATIVES = 'give a local directory (model.base=DIR); the recipe "quickstart" needs no download'
 

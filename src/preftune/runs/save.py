@@ -85,10 +85,12 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
 
 
 def _base_of(session: Session, stage: Stage) -> str:
-    """What a stage's adapter belongs to: the base by its name, a stage's model by its way from `adapter/`."""
+    """What a stage's adapter belongs to: the base by its name on the hub or its path, a stage's model by its
+    way from `adapter/`.
+    """
     init = session.config.stage[stage.name].init
     if init == BASE and session.config.model.scratch is None:
-        return session.config.model.base
+        return session.base.name or str(Path(session.base.path).resolve())
     return f"../../{Path(session.source(init).path).name}"
 
 

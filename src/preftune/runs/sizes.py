@@ -52,8 +52,8 @@ def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
     own = rank * sum(sum(layer.get_parameter("weight").shape) for layer in layers.values())
     trained = len(ALGORITHMS[config.stage[stage].algorithm].trains)
     return (
-        f"trains adapters of rank {rank} in {len(layers)} linear layers, {_millions(own)} of "
-        f"{_millions(whole)} parameters; about {_mb(trained * _STATES * own)} for gradients and Adam (all: "
+        f"trains adapters of rank {rank} in {len(layers)} linear layers, {own:,} of "
+        f"{whole:,} parameters; about {_mb(trained * _STATES * own)} for gradients and Adam (all: "
         f"{_mb(trained * _STATES * whole)}); what roles have in common is one copy"
     )
 
