@@ -110,6 +110,7 @@ class Bench:
         numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
         scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
         second = _finite(self.held_out, sequences, numbers) if self.held_out else none
+        sequences = sequences.to("cpu")  # once, not row by row
         closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
         for i, number in enumerate(numbers):

@@ -24,7 +24,7 @@ from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
 from preftune.models.memory import give_back_memory
-from preftune.models.roles import Role, models_of
+from preftune.models.roles import Role, by_tree, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
 
@@ -165,6 +165,9 @@ class Learner:
         role.module.to(self.device)
         for model in models_of(role):
             tie(model)
+        if not by_tree(role):
+            kind = type(role.model).__name__
+            self.say_once(f"{kind}: rows are padded, and sampled with transformers' cache: slower, as exact")
 
     def set_progress(self, step: int, steps: int) -> float:
         """Set every learning rate for a step (counted from 0); returns the factor."""
@@ -278,12 +281,15 @@ class Learner:
         return numbers["grad_norm"]
 
     def _reduced(self, sums: "_Sums") -> Metrics:
-        names = list(sums.values)
-        rows = self.total(torch.tensor(float(sums.rows), device=self.device))
-        stacked = self.total(torch.stack([sums.values[n].float().to(self.device) for n in names]))
-        weight = self.total(sums.weight.to(self.device)).item()
-        scale = {"weight": max(weight, 1e-12), "rows": rows.item(), "loss": 1.0}
-        return {n: v / scale[sums.kinds[n]] for n, v in zip(names, stacked.tolist(), strict=True)}
+        mine = [
+            torch.tensor(float(sums.rows)),
+            sums.weight,
+            *(value.float() for value in sums.values.values()),
+        ]
+        stacked = torch.stack([number.to(self.device, non_blocking=True) for number in mine])
+        rows, weight, *values = self.total(stacked).tolist()  # one transfer
+        scale = {"weight": max(weight, 1e-12), "rows": rows, "loss": 1.0}
+        return {n: v / scale[sums.kinds[n]] for n, v in zip(sums.values, values, strict=True)}
 
 
 class _Sums:
