@@ -56,8 +56,8 @@ def grow(ids: Tensor, lengths: Tensor) -> Tree:
 
 
 def grow_to(ids: Tensor, read: Tensor) -> tuple[Tree, Tensor, list[int]]:
-    """The tree of each row up to the last position under `read` (B, T), the nodes (n,) of what is read, row by
-    row, and how many tokens of each row it holds.
+    """The tree of each row up to the last position under `read` (B, T), the nodes (n,) of what is read in the
+    order of rows, and how many tokens of each row it holds.
     """
     packed = torch.where(read, ~ids, ids).cpu().numpy()  # ids are never negative: both in one transfer
     wanted = packed < 0
