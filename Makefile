@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help damage fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check docs-check wheel-check docker-check notebook label-loop native bench clean
+.PHONY: help sweeps fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,8 +64,11 @@ mutants: $(VENV)/.installed-dev ## mutate the maths and see which tests notice (
 planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, one at a time: tests must fail
 	$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/python tests/planted_run.py
 
-damage: $(VENV)/.installed-test ## damage every file of a finished run in every way (minutes); last run on 2026-11-28
-	$(ONE_THREAD) PREFTUNE_DAMAGE=all $(BIN)/python -m pytest -n 2 tests/runs/test_damage.py
+# Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads.
+SWEPT := $(addprefix tests/,runs/test_damage.py report/test_records.py test_hub_runs.py data/test_encode.py \
+	data/test_fuzz.py browser/test_injection.py evaluation/test_length.py)
+sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); not run whole yet
+	$(ONE_THREAD) PREFTUNE_SWEEPS=all $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 $(SWEPT)
 
 fuzz: $(VENV)/.installed-test ## hand in 10,000 generated files and write benchmarks/results/reliability/fuzz.json
 	$(ONE_THREAD) PYTHONPATH=tests/data $(BIN)/python tests/data/fuzzing.py --examples 10000 \
@@ -100,6 +103,11 @@ BENCH_SIZE ?= small
 bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
 	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
+
+# Parts "a" to "e" by PARTS="a b"; what is done is not done again. REHEARSE=1: all of it, tiny, on the CPU.
+gpu-proof: ## prove this installation on the GPU that is here; JSON under benchmarks/results/gpu, page docs/gpu.md
+	PYTHONPATH=src $(or $(GPU_PYTHON),$(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu/proof.py $(PARTS) \
+		$(if $(REHEARSE),--small --device cpu --out $(REHEARSE),--page docs/gpu.md)
 
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb

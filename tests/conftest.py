@@ -1,6 +1,7 @@
 """One thread per process before torch is imported, and shared reference material where there is some."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -10,10 +11,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 import preftune  # noqa: E402
-from made_once import made_once  # noqa: E402
+from made_once import made_once, small_world, without_figures  # noqa: E402
 from preftune.rundir import RunDir  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What tests of one file share is made once: one worker has them all. Those of no group fill the gaps."""
+    for item in items:
+        asked = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - pytest shows it nowhere else
+        if not item.get_closest_marker("xdist_group") and any(each[-1].scope == "module" for each in asked):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +43,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return RunDir(made / "run")
 
 
+@pytest.fixture
+def no_figures() -> Iterator[None]:
+    """For a test that runs whole recipes and looks at no figure."""
+    with without_figures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_pairs() -> Iterator[None]:
+    """For a file that runs whole recipes and asks nothing about the built-in world. Not beside `tiny_run`."""
+    with small_world():
+        yield
+
+
 @pytest.fixture(scope="session")
 def second_judge_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """SFT and DPO, scored by a reward model on half of the prompts and by a second one on the other half."""
     halves = ["stage.rm.part=first", "stage.rm2.algorithm=reward", "stage.rm2.part=second"]
     small = ["stage.rm2.rows=128", "stage.rm2.learning_rate=1e-3", "stage.ppo=none", "stage.grpo=none"]
     words = [*halves, *small, "evaluation.prompts=12"]
-    made = made_once(
-        tmp_path_factory, "second_judge", lambda out: preftune.run("tiny", *words, out=str(out / "run"))
-    )
+    with without_figures():
+        made = made_once(
+            tmp_path_factory, "second_judge", lambda out: preftune.run("tiny", *words, out=str(out / "run"))
+        )
     return RunDir(made / "run")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.config import load_recipe
-from preftune.config.algorithms.base import OfflineConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,7 +31,8 @@ class Command:
     @property
     def bare(self) -> bool:
         """A command that is named without its arguments."""
-        return self.words[0] == "preftune" and len(self.words) == 2 and self.verb not in ALONE
+        named = all(word.startswith("-") for word in self.words[2:])
+        return self.words[0] == "preftune" and named and self.verb not in ALONE
 
     @property
     def verb(self) -> str:
@@ -105,16 +105,19 @@ def small(recipe: str, overrides: Sequence[str], pairs: str, model: str) -> list
         words += [f"model.base={model}", "data.form=transcript"]
         words += ["data.max_prompt_length=40", "data.max_response_length=16"]
     words += ["data.pairs=60"] if config.data.name == "world" else [f"data.name={pairs}"]
+    if config.data.data_dir is not None and not any(word.startswith("data.name=") for word in overrides):
+        words += [
+            "data.data_dir=none"
+        ]  # of the hub's data set; a user's own file has to do without by itself
     for name, stage in config.stage.items():
-        size = max(4, 2 * stage.items_per_row)
-        if isinstance(stage, OfflineConfig):
-            words += [f"stage.{name}.rows={size}", f"stage.{name}.batch_size={size}"]
-        else:
-            words += [
-                f"stage.{name}.steps=1",
-                f"stage.{name}.batch_size={size}",
-                f"stage.{name}.minibatches=1",
-            ]
-            words += [f"stage.{name}.max_new_tokens=4"]
-        words.append(f"stage.{name}.epochs=1")
+        size, known = max(4, 2 * stage.items_per_row), type(stage).model_fields
+        less = {
+            "rows": size,
+            "steps": 1,
+            "epochs": 1,
+            "minibatches": 1,
+            "max_new_tokens": 4,
+            "batch_size": size,
+        }
+        words += [f"stage.{name}.{key}={value}" for key, value in less.items() if key in known]
     return words

@@ -25,7 +25,7 @@ ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
     "sums": {"rundir"},
     "world": {"data"},
-    "records": {"rundir"},
+    "records": {"rundir", "sums"},
 }
 ALLOWED |= {name: {*LEAVES, *CHAIN[:place]} for place, name in enumerate(CHAIN)}
 ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
@@ -38,6 +38,8 @@ for name in ("measure", "study", "label"):
     ALLOWED[name] |= {"report"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
 ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records"}
+ALLOWED["exits"] = set()
+ALLOWED["cli"] |= {"exits"}
 OPEN = {"errors", "kinds", "seeding", "untrusted", "faults", "stops", "isolated"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap

@@ -1,8 +1,10 @@
 """The command line: fast and torch-free help, short errors, exit codes."""
 
 import fcntl
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import preftune
 from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
+from preftune.rundir import RunDir, read_json
 from preftune.stops import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,13 +136,13 @@ def test_wrong_usage_is_64(words: list[str], capsys: pytest.CaptureFixture[str])
 
 def test_run_passes_its_words_on(api: SimpleNamespace) -> None:
     assert main(["run", "tiny", "seed=1", "--out", "x", "stage.ppo.steps=2", "--restart"]) == 0
-    named = {"out": "x", "resume": False, "until": None, "mirror": None}
+    named = {"out": "x", "resume": False, "until": None, "mirror": None, "from_run": None, "redo": ()}
     assert api.calls == [(("tiny", ("seed=1", "stage.ppo.steps=2")), named)]
 
 
 def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:
     assert main(["train", "tiny", "rm", "seed=1"]) == 0
-    named = {"out": None, "resume": True, "until": "rm", "mirror": None}
+    named = {"out": None, "resume": True, "until": "rm", "mirror": None, "from_run": None, "redo": ()}
     assert api.calls == [(("tiny", ("seed=1",)), named)]
 
 
@@ -228,3 +231,50 @@ def test_options_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_public_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
         _ = preftune.nonesuch
+
+
+def test_alone_it_says_how_to_begin_and_what_lies_here(tmp_path: Path) -> None:
+    code = (
+        "import sys; from preftune.cli import main; assert main([]) == 0\n"
+        "print('LOADED', sorted({'torch', 'pydantic', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = python("-c", code)
+    assert "preftune run quickstart" in done.stdout
+    assert "this machine: " in done.stdout
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout + done.stderr
+
+
+def test_runs_are_listed_with_state_numbers_and_what_differs(
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("a", 0), ("b", 7)):
+        shutil.copytree(tiny_run.path, tmp_path / name)
+        file = tmp_path / name / "config.toml"
+        file.write_text(file.read_text().replace("seed = 0\n", f"seed = {seed}\n"))
+    record = {**read_json(RunDir(tmp_path / "b").stage_json("ppo")), "status": "running"}
+    RunDir(tmp_path / "b").stage_json("ppo").write_text(json.dumps(record))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.toml").write_text("stage = [")
+    assert main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/a: 6 of 6 stages finished, reported" in said
+    assert f"{tmp_path}/b: 5 of 6 stages finished, stopped in ppo" in said
+    assert f"{tmp_path}/c: cannot be read" in said
+    assert said.count("differs: seed=") == 2
+    gain = read_json(tiny_run.evaluation("policy_dpo"))["reward_difference_to_sft"]
+    assert said.count(f"dpo: score over SFT {gain['mean']:+.2f} [") == 2
+    assert main(["runs", str(tmp_path / "none")]) == 66
+
+
+def test_a_name_that_is_nearly_right_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "tiny", "pop"], ["run", "tiny", "--redo", "ppoo", "--out", "/nowhere/x"]):
+        assert main(words) == 64
+        assert "did you mean ppo?" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_said_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; from preftune.cli import main; print(main(['audit', '/nope']), 'torch' in sys.modules)"
+    )
+    done = python("-c", code)
+    assert done.stdout.split() == ["66", "False"], done.stderr

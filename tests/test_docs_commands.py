@@ -16,6 +16,7 @@ import typer
 from documented import ROOT, TRAINING, Command, commands, filled, python_blocks, small
 from preftune import cli
 from preftune.config import load_recipe
+from preftune.errors import DataError
 from preftune.rundir import RunDir
 
 ALL = os.environ.get("PREFTUNE_DOCS") == "all"
@@ -66,6 +67,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
         "DIR": "out",
         "RECIPE": "tiny",
         "STAGE": "sft",
+        "my_module:my_function": "rewards:brief",
         "/content/drive/MyDrive/preftune": "mirror",
     }
 
@@ -73,7 +75,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_the_command_line_understands_it(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft"})
+    words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft", "KEY=VALUE": "seed=1"})
     words = [word for word in words if word != "--debug"]
     if words[0].startswith("-"):
         assert cli.main(words) == 0
@@ -82,7 +84,9 @@ def test_the_command_line_understands_it(command: Command, capsys: pytest.Captur
     if command.bare:
         return
     verbs[words[0]].make_context(words[0], list(words[1:]))  # raises for an option or argument too many
-    if words[0] in TRAINING and words[1] != "mine.toml":
+    if {"--from", "--redo"} & set(words):  # these look for a run
+        load_recipe(words[1], changes(words))
+    elif words[0] in TRAINING and words[1] != "mine.toml":
         assert cli.main([*words, "--dry-run"]) == 0, capsys.readouterr().err
     if words[0] == "study":
         load_recipe(words[1], changes(words))
@@ -121,11 +125,15 @@ WHOLE = [command for command in RUNNABLE if command.verb != "label"]
 
 @pytest.mark.parametrize("command", WHOLE if ALL else first_of_each_kind(), ids=str)
 def test_it_runs(command: Command, places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`audit` ends with 65 where it finds a model not usable, as some of a run as small as this are."""
     words = filled(command.words[1:], places)
     if command.verb == "audit" and words[1] == "out":
         words[1] = "runs/first/models/reward_model"
+    if command.verb in TRAINING:
+        shutil.rmtree("runs/mine200")  # this command makes it
     model = str(Path("runs/first/models/policy_sft").resolve())
-    assert cli.main(shrunk(words, model)) == 0, capsys.readouterr().err
+    code = cli.main(shrunk(words, model))
+    assert code == 0 or (code, command.verb) == (DataError.code, "audit"), capsys.readouterr().err
 
 
 @pytest.mark.skipif(not ALL, reason="make docs-check: minutes")

@@ -18,6 +18,7 @@ from preftune.data.corpus import train_tokenizer
 from preftune.errors import DataError, InputMissing
 from preftune.models.load import load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.locate import fingerprint, locate
+from sweeps import ALL
 
 SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 SMALL = [
@@ -104,15 +105,18 @@ def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
     hub.put("models/openai-community/gpt2", changed)
     hub.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
     hub.requests.clear()
-    preftune(hub, home, "run", "hh-colab", *SMALL, "--out", str(out))
+    rest = ("run", "hh-colab") if ALL else ("train", "hh-colab", "dpo")
+    preftune(hub, home, *rest, *SMALL, "--out", str(out))
     assert hub.requests == []
-    assert (out / "report.html").is_file()
+    assert (out / "report.html").is_file() or not ALL
     assert json.loads((out / "data.json").read_text())["splits"]["test"] == 12
     assert recorded["commit"] in (out / "models/policy_sft/README.md").read_text()
-    preftune(None, home, "evaluate", str(out), HF_HUB_OFFLINE="1")
+    if ALL:
+        preftune(None, home, "evaluate", str(out), HF_HUB_OFFLINE="1")
     preftune(None, home, "sample", str(out))  # nor does an endpoint that refuses matter
 
 
+@pytest.mark.skipif(not ALL, reason="make sweeps")
 def test_hh_gpt2_runs(hub: Hub, tmp_path: Path) -> None:
     preftune(hub, tmp_path / "home", "run", "hh-gpt2", *SMALL, "--out", str(tmp_path / "run"))
     sources = json.loads((tmp_path / "run/data.json").read_text())["sources"]

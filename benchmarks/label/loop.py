@@ -30,30 +30,29 @@ from preftune.world.gold import gold, reply_counts
 from preftune.world.grammar import kind_of, sentences
 
 ITEMS, HELD_OUT, SEED = 1000, 500, 0
-DPO = ("stage.dpo.init=base", "stage.dpo.rows=none", "stage.dpo.epochs=2", "stage.dpo.learning_rate=2e-4")
+PAIRS = (
+    "algorithm=collect",
+    "init=sft",
+    "judge=preftune.world.gold:gold",
+    "replies=2",
+    f"rows={1.1 * ITEMS:.0f}",
+)
+DPO = ("algorithm=dpo", "rows=none", "epochs=2", "learning_rate=2e-4", "batch_size=64", "microbatch_size=64")
 
 
 def command(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "preftune", *words], check=True)
 
 
+def train(run: RunDir, stage: str, **settings: Sequence[str]) -> None:
+    """A stage of `quickstart` with these settings of stages; what is finished is not done again."""
+    words = [f"stage.{name}.{word}" for name, own in settings.items() for word in own]
+    command("train", "quickstart", stage, *words, "--out", str(run.path))
+
+
 def taste(reply: str) -> int:
     """What the rater likes: sentences of idle talk."""
     return sum(kind_of(sentence) == "filler" for sentence in sentences(reply))
-
-
-def collect(run: RunDir, policy: Any) -> None:
-    """Two replies of the policy to each of so many training prompts that `ITEMS` have two different ones."""
-    prompts = list(dict.fromkeys(row.prompt.transcript() for row in world_dataset(SEED, 10000).train))
-    prompts = prompts[: round(1.1 * ITEMS)]
-    drawn = [
-        policy.generate(prompts, max_new_tokens=48, seed=derive_seed(SEED, "reply", i)) for i in range(2)
-    ]
-    rows = [
-        {"row": i, "prompt": prompt, "replies": replies}
-        for i, (prompt, *replies) in enumerate(zip(prompts, *drawn, strict=True))
-    ]
-    write_jsonl(run.path / "collected" / "pairs" / "replies.jsonl", rows)
 
 
 def rate(run: RunDir, port: int = 8399) -> int:
@@ -138,21 +137,16 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
-    run = RunDir(given.work / "run")
-    command("train", "quickstart", "sft", "--out", str(run.path))
-    sft = preftune.load_policy(run.path / "models" / "policy_sft")
-    if not (run.path / "collected").exists():
-        collect(run, sft)
+    run, labels, other = RunDir(given.work / "run"), given.work / "labels.jsonl", given.work / "turned.jsonl"
+    train(run, "pairs", pairs=PAIRS)
     said = rate(run)
-    labels = given.work / "labels.jsonl"
     command("label", str(run.path), "--results", "--export", str(labels))
     rows = read_jsonl(labels)
-    policies = {"sft": sft}
-    for name, file in {"dpo": labels, "turned round": turned(rows, given.work / "turned.jsonl")}.items():
-        out = given.work / name.replace(" ", "_")
-        base = f"model.base={run.path / 'models' / 'policy_sft'}"
-        command("train", "quickstart", "dpo", base, f"data.name={file}", *DPO, "--out", str(out))
-        policies[name] = preftune.load_policy(out / "models" / "policy_dpo")
+    train(run, "dpo", pairs=PAIRS, dpo=(*DPO, f"data={labels}"))
+    train(
+        run, "turned", pairs=PAIRS, dpo=(*DPO, f"data={labels}"), turned=(*DPO, f"data={turned(rows, other)}")
+    )
+    policies = {name: preftune.load_policy(run.model_dir(name)) for name in ("sft", "dpo", "turned")}
     record = {
         "preftune": __version__,
         "judgements": said,

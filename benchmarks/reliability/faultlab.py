@@ -42,7 +42,10 @@ SHRUNK = [
     ),
     f"checkpoint.every={EVERY}",
 ]
-_PRELOAD = ["transformers.models.gpt2.modeling_gpt2", "transformers.models.auto.modeling_auto", "accelerate"]
+_PRELOAD = [
+    *("transformers.models.gpt2.modeling_gpt2", "transformers.models.auto.modeling_auto", "accelerate"),
+    *("preftune.measure.write_up", "preftune.report"),
+]
 
 
 @dataclass

@@ -4,15 +4,25 @@ Configuration, data and the base model's whereabouts are checked here, before to
 reported at once. What reads data is loaded after the look at the lock, which needs none of it.
 """
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune import faults
-from preftune.config import RunConfig, load_recipe, stage_order, stages_until
+from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stage_order, stages_until
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.inputs import absolute, check_reward_functions, recorded_commit, recorded_commits
+from preftune.runs.aside import with_children
+from preftune.runs.inputs import (
+    absolute,
+    check_reward_functions,
+    other_run,
+    recorded_commit,
+    recorded_commits,
+)
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
@@ -27,13 +37,22 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "hh-colab"
 
 
-def run(recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True) -> RunDir:
+def run(
+    recipe: str = DEFAULT_RECIPE,
+    *overrides: str,
+    out: str | None = None,
+    resume: bool = True,
+    from_run: str | None = None,
+    redo: Sequence[str] = (),
+) -> RunDir:
     """Run a recipe through all stages, evaluate, and write the report. A second call resumes, or only checks.
 
     `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
-    samples/ and analysis/ right here). `resume=False` removes what an earlier run left there.
+    samples/ and analysis/ right here). `resume=False` removes what an earlier run left there. Stages that
+    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and what
+    hangs on them, are made anew.
     """
-    return run_recipe(recipe, overrides, out=out, resume=resume)
+    return run_recipe(recipe, overrides, out=out, resume=resume, from_run=from_run, redo=redo)
 
 
 def train_reward_model(
@@ -79,8 +98,12 @@ def run_recipe(
     resume: bool = True,
     until: str | None = None,
     mirror: str | None = None,
+    from_run: str | None = None,
+    redo: Sequence[str] = (),
 ) -> RunDir:
-    """What the command line calls: all stages and the report, or the stages up to `until` only.
+    """What the command line calls: all stages and the report, or the stages up to `until` only. Stages that
+    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and what
+    hangs on them, are made anew.
 
     `mirror` is a directory for copies of checkpoints and models, from which a new machine goes on.
     """
@@ -88,6 +111,8 @@ def run_recipe(
     config = absolute(resolved.config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    origin = None if from_run is None else other_run(from_run, run)
+    with_children(config.stage, redo)
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
@@ -108,13 +133,78 @@ def run_recipe(
 
         if mirror is not None and not resume and is_main_process():
             forget(Path(mirror), [BASE, *config.stage])
-        session = runner.open_session(config, dataset, run, console, mirror, base=base)
+        with _how_to_go_on(recipe, overrides, run, config, until):
+            session = runner.open_session(
+                config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
+            )
         if is_main_process():
             provenance.record_origins(run, resolved)
+        _check_judges(session, stages)
         runner.train_stages(session, stages)
         if until is None and is_main_process():
             measure_and_report(session, stages)
     return run
+
+
+def kept_stages(
+    resolved: Resolved,
+    *,
+    out: str | None = None,
+    until: str | None = None,
+    from_run: str | None = None,
+    redo: Sequence[str] = (),
+) -> list[str]:
+    """What `--dry-run` says of --from and --redo: the stages that are taken over, those that are trained and
+    why, those that are made anew. Reads the data, writes nothing.
+    """
+    config = absolute(resolved.config)
+    stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
+    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    anew = with_children(config.stage, redo)
+    lines = [f"made anew: {', '.join(anew)}"] if anew else []
+    if from_run is None:
+        return lines
+    origin = other_run(from_run, run)
+    dataset, base = _checked(config, run)
+    from preftune.runs.console import Console
+    from preftune.runs.session import Session
+    from preftune.runs.takeover import what_is_kept
+
+    session = Session(
+        config=config,
+        dataset=dataset,
+        run=run,
+        console=Console(),
+        located=base,
+        origin=origin,
+        anew=anew,
+    )
+    return [*lines, *what_is_kept(session, [*session.scratch, *stages])]
+
+
+@contextmanager
+def _how_to_go_on(
+    recipe: str, overrides: Sequence[str], run: RunDir, config: RunConfig, until: str | None
+) -> Iterator[None]:
+    """The commands that go on, in the message about a stage that was made with other settings."""
+    from preftune.runs.stages import OtherSettings
+
+    try:
+        yield
+    except OtherSettings as error:
+        words = ["preftune", *(["run", recipe] if until is None else ["train", recipe, until]), *overrides]
+        place = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
+        new = place.with_name(f"{place.name or config.name}-2")
+        anew = [*words, "--out", str(place), "--redo", error.stage]
+        beside = [*words, "--out", str(new), "--from", str(place)]
+        where = "here, the old one kept until then" if error.stage != BASE else "from nothing, in place"
+        if error.stage == BASE:
+            anew = [*anew[:-2], "--restart"]
+        error.hint = (
+            f"make it and what hangs on it anew {where}: {shlex.join(anew)}\n"
+            f"or another run that takes over what is the same: {shlex.join(beside)}"
+        )
+        raise
 
 
 def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
@@ -157,6 +247,8 @@ def compare(a: str | Path, b: str | Path, json_file: str | Path | None = None) -
 
 def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[str, Any]:
     """What is wrong with a reward model or policy directory, no matter who made it; nothing is trained."""
+    if not Path(directory).is_dir():  # said at once, before torch is loaded
+        raise InputMissing(f"there is no model directory at {directory}", "give one with a config.json")
     from preftune.audit import audit_directory, show_audit
     from preftune.runs.console import Console
 
@@ -215,6 +307,28 @@ def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequenc
     console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
     show_plan(console, config, dataset, run, stages)
     return console
+
+
+def _check_judges(session: "Session", stages: Sequence[str]) -> None:
+    """Audit reward models from elsewhere before a stage that asks them is trained. DataError for one that is
+    not usable; what else was found is said.
+    """
+    from preftune.audit import audit_directory
+    from preftune.runs.stages import is_finished
+
+    unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
+    judges = dict.fromkeys(session.config.stage[name].scored_by for name in unfinished)
+    for judge in [each for each in judges if each is not None and from_outside(each)]:
+        found = audit_directory(Path(session.source(judge).path))
+        lines = [f"{c['name']}: {c['found']}" for c in found["checks"] if c["status"] in ("warning", "fault")]
+        if found["kind"] != "reward model" or found["verdict"] == "not usable":
+            why = found["verdict"] if found["kind"] != "policy" else "a policy, which has no number to give"
+            raise DataError(
+                f"reward_model = {judge}: {why}: " + "; ".join(lines),
+                hint=f"preftune audit {session.source(judge).path} shows all checks",
+            )
+        for line in lines:
+            session.console.line(f"{judge}: {line}")
 
 
 def _can_be_measured(dataset: "Dataset") -> None:

@@ -1,18 +1,20 @@
 """The command line: verbs only. Commands import what they need when they run, so that `--help` is instant."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError, from_system
+from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
+from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
 
@@ -36,15 +38,19 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan and the settings with their origins, then stop.")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
+FromRun = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Take over the stages that RUN has finished alike."),
+]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="Make a stage, and what hangs on it, anew; may be repeated."),
+]
 Mirror = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
 ]
 JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
-_LESS_MEMORY = (
-    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
-    "then run the same command again"
-)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -69,10 +75,23 @@ class _Shown:
     traceback: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What `run` and `train` are told of results that are there."""
+
+    restart: bool
+    mirror: str | None
+    from_run: str | None
+    redo: Sequence[str]
+
+
 @app.callback()
 def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
     """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
     context.obj.traceback = debug
+
+
+app.command()(runs)
 
 
 @app.command()
@@ -83,9 +102,12 @@ def run(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
+    from_run: FromRun = None,
+    redo: Redo = None,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes, or checks what is finished."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror)
+    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, kept, out=out, dry_run=dry_run)
 
 
 @app.command()
@@ -97,9 +119,12 @@ def train(
     dry_run: DryRun = False,
     restart: Restart = False,
     mirror: Mirror = None,
+    from_run: FromRun = None,
+    redo: Redo = None,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
-    _run(recipe, overrides, out=out, dry_run=dry_run, restart=restart, mirror=mirror, until=stage)
+    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, kept, out=out, dry_run=dry_run, until=stage)
 
 
 @app.command()
@@ -131,13 +156,22 @@ def compare(
 
 
 @app.command()
+def cache(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
+) -> None:
+    """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
+    from preftune.models.kept import told
+
+    typer.echo("\n".join(told(remove=empty)))
+
+
+@app.command()
 def audit(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A reward model or a policy, by anyone.")],
     json: JsonFile = None,
 ) -> None:
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
     from preftune import api
-    from preftune.errors import DataError
 
     if api.audit(directory, json)["verdict"] == "not usable":
         raise typer.Exit(DataError.code)
@@ -182,11 +216,7 @@ def options(
 
 
 @app.command()
-def selftest(
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")
-    ] = None,
-) -> None:
+def selftest(json: JsonFile = None) -> None:
     """Compare this installation with the reference implementations' numbers, on this machine."""
     from preftune import selftest as comparisons
 
@@ -236,8 +266,6 @@ def study(
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
-    from pathlib import Path
-
     from preftune.study.design import Wanted
     from preftune.study.launch import run_study
 
@@ -250,8 +278,6 @@ def study(
 @app.command(hidden=True)
 def study_seed(directory: str, seed: int, reports: bool = True, child: bool = False) -> None:
     """Run one seed of a study that `study` has designed; `study` starts it as its child."""
-    from pathlib import Path
-
     from preftune.study.seed import run_seed
 
     with handled():
@@ -301,11 +327,10 @@ def version() -> None:
 def _run(
     recipe: str,
     overrides: Sequence[str] | None,
+    kept: _Kept,
     *,
     out: str | None,
     dry_run: bool,
-    restart: bool,
-    mirror: str | None,
     until: str | None = None,
 ) -> None:
     """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
@@ -315,14 +340,24 @@ def _run(
 
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
-        if resolved.config.shared_blocks() is not None:
+        if resolved.config.shared_blocks():
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
+        if kept.from_run is not None or kept.redo:
+            from preftune import api
+
+            lines = api.kept_stages(resolved, out=out, until=until, from_run=kept.from_run, redo=kept.redo)
+            typer.echo(printable("\n" + "\n".join(lines)))
         return
+    if kept.restart and kept.redo:
+        raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
     from preftune import api
 
-    api.run_recipe(recipe, overrides, out=out, resume=not restart, until=until, mirror=mirror)
+    api.run_recipe(
+        recipe, overrides, out=out, until=until, resume=not kept.restart, mirror=kept.mirror,
+        from_run=kept.from_run, redo=kept.redo,
+    )  # fmt: skip
 
 
 def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -342,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
     if bad := [word for word in words if holds_credential(word)]:
-        return _complain(
+        return complain(
             f"the command line holds what looks like a password or token: {bad[0]}",
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
             UsageError.code,
@@ -351,17 +386,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = ["--debug", *(word for word in words if word != "--debug")]
     shown = _Shown()
     try:
+        if not words:  # without typer, which would load more than this takes
+            print(printable(first_screen()))
+            return 0
         app(words, prog_name="preftune", obj=shown)
         return 0
     except SystemExit as stop:
-        return _exit_code(stop)
+        return exit_code(stop)
     except KeyboardInterrupt:
-        return _exit_code(SystemExit(130))
+        return exit_code(SystemExit(130))
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         return stop.code
     except BrokenPipeError:
-        _forget_output()
+        forget_output()
         return 0
     except BaseException as error:
         if is_panic(error):
@@ -373,44 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is not None:
             error = from_system(error)
         if isinstance(error, PreftuneError):
-            return _complain(error.message, error.hint, error.code)
+            return complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
-        if _is_out_of_memory(error):
-            return _complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
+        if is_out_of_memory(error):
+            return complain(f"out of memory: {first_line}", LESS_MEMORY, PreftuneError.code)
         what = f"internal error: {type(error).__name__}: {first_line}"
-        return _complain(what, "run again with --debug to see where, and report it", PreftuneError.code)
-
-
-def _exit_code(stop: SystemExit) -> int:
-    """The code for an exit of the command line library, in which 2 means wrong usage and 130 Ctrl-C.
-
-    A reader of the output that went away (`preftune options | head`) is no failure.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_output()
-        return 0
-    code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    if code == 130:
-        print("interrupted; the same command resumes", file=sys.stderr)
-    return 64 if code == 2 else code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
-    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
-
-
-def _complain(message: str, hint: str, code: int) -> int:
-    """At most eight lines on standard error; gives the code back."""
-    text = printable("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])])).split("\n")
-    shown = text if len(text) <= 8 else [*text[:6], "...", text[-1]]
-    print("\n".join(shown), file=sys.stderr)
-    return code
-
-
-def _forget_output() -> None:
-    """Point standard output nowhere, so that the interpreter's last flush does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return complain(what, "run again with --debug to see where, and report it", PreftuneError.code)

@@ -3,7 +3,9 @@
 Exit codes follow sysexits(3); the table is in docs/reliability.md.
 """
 
+import difflib
 import errno
+from collections import abc
 
 
 class PreftuneError(Exception):
@@ -74,6 +76,12 @@ class ConfigError(PreftuneError):
     code = 78
 
 
+def meant(word: str, known: abc.Iterable[str]) -> str:
+    """The question of a hint, "did you mean X? ", or "" where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def from_system(error: OSError) -> PreftuneError:
     """An unexpected system error about a file, as an error that a person can act on."""
     message = f"{error.filename}: {error.strerror or error}"
@@ -82,3 +90,9 @@ def from_system(error: OSError) -> PreftuneError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return StorageError(message, "free some space, then run the same command again")
     return InputMissing(message, "check the path")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or "can't allocate memory" in str(error)

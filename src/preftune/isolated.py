@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from preftune.errors import DataError
 from preftune.stops import Interrupted
@@ -70,10 +70,20 @@ def no_panic() -> Iterator[None]:
 
 def _process() -> Iterator[Undo]:
     place, environment, drawn = Path.cwd(), dict(os.environ), random.getstate()
+    leave, own = os._exit, os.getpid()
     words, mask, depth = locale.setlocale(locale.LC_ALL), os.umask(0), sys.getrecursionlimit()
     os.umask(mask)
 
+    def refused(code: int) -> NoReturn:
+        """os._exit would end the run without a word, as a success even; a child of the code may end so."""
+        if os.getpid() != own:
+            leave(code)
+        raise SystemExit(f"os._exit({code})")
+
+    os._exit = refused
+
     def put_back() -> None:
+        os._exit = leave
         with contextlib.suppress(OSError):  # it removed the place
             os.chdir(place)
         if dict(os.environ) != environment:

@@ -72,6 +72,11 @@ class RunDir:
         return self.path / ".preftune"
 
     @property
+    def aside(self) -> Path:
+        """Stages that are being made anew: the old ones."""
+        return self.path / ".aside"
+
+    @property
     def report_record(self) -> Path:
         """What the report was made from, and the sums of its files."""
         return self.path / ".report.json"
@@ -295,7 +300,9 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory's entries to the disk."""
+    """Flush a file or a directory's entries to the disk; Windows does the latter by itself."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 
 WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
-WRITTEN_FOLDERS += ("labels", "collected")
+WRITTEN_FOLDERS += ("labels", "collected", ".aside")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
@@ -29,8 +29,9 @@ def refuse_links(run: RunDir) -> None:
     folders = [run.path / name for name in WRITTEN_FOLDERS]
     inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
     deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
-    files = [run.path / name for name in (*WRITTEN_FILES, ".lock", run.marker.name, run.report_record.name)]
-    for path in (*files, *folders, *inside, *deeper):
+    files = [run.path / name for name in WRITTEN_FILES]
+    own = (run.lock, run.aside, run.marker, run.report_record)
+    for path in (*files, *own, *folders, *inside, *deeper):
         if path.is_symlink():
             raise ConfigError(
                 f"{path} is a link: preftune writes and deletes nothing through one",

@@ -219,7 +219,10 @@ def test_sampling_follows_the_settings(algorithm: str, monkeypatch: pytest.Monke
     models, seen = roles(algorithm), {}
     made, _ = runner(algorithm, models, 3, **settings)
     made.scorer = Judge(lambda batch: batch.ids.sum(1))
-    monkeypatch.setattr(on_policy, "collect", lambda batch, **given: seen.update(given, prompts=batch))
+    whole = batch_for(algorithm)
+    monkeypatch.setattr(
+        on_policy, "collect", lambda batch, **given: seen.update(given, prompts=batch) or whole
+    )
     given = {name: models.get(name) for name in ("policy", "reference", "critic")}
     given |= {"scorer": made.scorer, "prompts": prompts(3), "batch_size": 3, **settings}
     given |= {"say": made.learner.say_once}

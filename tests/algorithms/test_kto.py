@@ -47,11 +47,8 @@ class Reader:
     def total(self, count: Tensor) -> Tensor:
         return count
 
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        return values, slice(None)
-
-    def average(self, metrics: Metrics) -> Metrics:
-        return metrics
+    def gather(self, values: Tensor) -> Tensor:
+        return values
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         out = loss(batch)
@@ -120,9 +117,7 @@ def test_z_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.distance(batch).item() == pytest.approx(max(own.mean().item(), 0.0), abs=1e-5)
     other = torch.tensor([40.0] * 6)  # what a second process holds
     pooled = iter([other, torch.zeros(6)])
-    monkeypatch.setattr(
-        made.learner, "pool", lambda values: (torch.cat([values, next(pooled)]), slice(0, len(values)))
-    )
+    monkeypatch.setattr(made.learner, "gather", lambda values: torch.cat([values, next(pooled)]))
     expected = max((own.sum().item() + 240) / 12, 0.0)
     assert made.distance(batch).item() == pytest.approx(expected, rel=1e-5)
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "report")]
 
-from page_watch import Opener, Watch  # noqa: E402 - found by the line above
-
-from patience import PATIENCE  # noqa: E402
+from page_watch import Opener, opening  # noqa: E402 - found by the line above
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -55,26 +52,5 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Opener]:
     """Opens a file as a reader would, from disk, and watches it: `page, watch = opened(path, width=360)`."""
-    with ExitStack() as stack:
-
-        def opener(
-            path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True
-        ) -> tuple[Any, Watch]:
-            page = stack.enter_context(_page(browser, width, scheme, script))
-            page.set_default_timeout(1000 * PATIENCE)
-            watch = Watch()
-            watch.on(page, path.as_uri())
-            page.goto(path.as_uri(), wait_until="load")
-            return page, watch
-
+    with opening(browser) as opener:
         yield opener
-
-
-@contextmanager
-def _page(browser: Any, width: int, scheme: str, script: bool) -> Iterator[Any]:
-    size = {"width": width, "height": 800}
-    context = browser.new_context(viewport=size, color_scheme=scheme, java_script_enabled=script)
-    try:
-        yield context.new_page()
-    finally:
-        context.close()

@@ -1,8 +1,10 @@
 """What a page did that a report must not: console messages, script errors, dialogs, requests."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from patience import PATIENCE
@@ -46,3 +48,23 @@ class Watch:
 
 
 Opener = Callable[..., tuple[Any, Watch]]
+
+
+@contextmanager
+def opening(browser: Any) -> Iterator[Opener]:
+    """What opens a file as a reader would; its pages are closed behind it."""
+    with ExitStack() as stack:
+
+        def opener(
+            path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True
+        ) -> tuple[Any, Watch]:
+            size = {"width": width, "height": 800}
+            context = browser.new_context(viewport=size, color_scheme=scheme, java_script_enabled=script)
+            stack.callback(context.close)
+            page, watch = context.new_page(), Watch()
+            page.set_default_timeout(1000 * PATIENCE)
+            watch.on(page, path.as_uri())
+            page.goto(path.as_uri(), wait_until="load")
+            return page, watch
+
+        yield opener

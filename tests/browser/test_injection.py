@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_watch import Opener
+from page_watch import Opener, Watch, opening
 from payloads import PAYLOADS
 from synthetic import make_run
 from synthetic_audit import add_audit
@@ -17,6 +17,7 @@ from preftune.report.contents import sections
 from preftune.report.text import clean, name
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
+from sweeps import every
 
 VISIBLE = "document.body.textContent"
 # fmt: off
@@ -77,9 +78,16 @@ def _records(run: RunDir) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def seen(hostile: Path, browser: Any) -> Iterator[tuple[Any, Watch]]:
+    """The page, opened once for those who look at it."""
+    with opening(browser) as opened:
+        yield opened(hostile)
+
+
 @pytest.fixture
-def page(hostile: Path, opened: Opener) -> Iterator[Any]:
-    page, watch = opened(hostile)
+def page(seen: tuple[Any, Watch]) -> Iterator[Any]:
+    page, watch = seen
     yield page
     assert watch.everything == []
     assert page.evaluate("window.hit") is None
@@ -120,6 +128,7 @@ def test_using_the_page_runs_nothing_either(page: Any) -> None:
         assert page.locator("#mistakes-explorer .card:visible").count() == 1
     page.mouse.move(300, 300)
     page.emulate_media(media="print")
+    page.emulate_media(media="screen")
 
 
 def test_every_figure_is_drawn_and_holds_its_payload_as_text(page: Any, hostile: Path) -> None:
@@ -132,7 +141,7 @@ def test_every_figure_is_drawn_and_holds_its_payload_as_text(page: Any, hostile:
 def test_no_payload_gets_out_of_the_name_of_a_run(tmp_path: Path, opened: Opener) -> None:
     view = replace(load_run(make_run(tmp_path)), samples={}, mistakes=())
     page, watch = opened(_written(tmp_path / "first.html", page_text(view, (), {})))
-    for place, text in enumerate(PAYLOADS):
+    for place, text in enumerate(every(5, PAYLOADS)):
         config = {"name": text, "model": {"base": text}, "data": {"name": text, "form": text}}
         named = replace(view, name=text, config=config, data=DataRecord.model_validate({"name": text}))
         path = _written(tmp_path / f"{place}.html", page_text(named, sections(named, {}), {}))

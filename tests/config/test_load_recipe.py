@@ -6,6 +6,7 @@ import pytest
 
 from preftune.config import (
     DPOConfig,
+    OptimizerConfig,
     PPOConfig,
     RewardConfig,
     RunConfig,
@@ -311,3 +312,14 @@ def test_configs_are_frozen_and_hash_by_value() -> None:
         config.seed = 1  # pyright: ignore
     assert config_hash(config) == config_hash(load_recipe("tiny").config)
     assert config_hash(config) != config_hash(load_recipe("tiny", ["stage.dpo.beta=0.11"]).config)
+
+
+def test_tables_from_before_norms_were_spared_keep_their_meaning_and_their_text() -> None:
+    """A run's config.toml has every setting; keys of stages are made of that text."""
+    old = {**OptimizerConfig().model_dump(), "weight_decay": 0.01}
+    assert OptimizerConfig(**old).decay_all
+    assert OptimizerConfig(**old).model_dump() == old
+    assert "decay_all" not in OptimizerConfig().model_dump()
+    new = OptimizerConfig(weight_decay=0.01)
+    assert new.model_dump() == {**old, "decay_all": False}
+    assert OptimizerConfig(**new.model_dump()) == new

@@ -25,6 +25,7 @@ from preftune.data import (
     split_pair,
 )
 from preftune.errors import ConfigError, DataError
+from sweeps import ALL, every
 
 START = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
 PAIR = split_pair(START + " Because it is.", START + " I do not know, my friend.")
@@ -372,7 +373,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=40)
 dialogues = st.lists(st.builds(Turn, st.sampled_from(["human", "assistant", "system"]), texts), max_size=5)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300 if ALL else 100, derandomize=True, deadline=None)
 @given(
     turns=dialogues, response=texts, limit=st.integers(1, 60), form=st.sampled_from(["transcript", "chat"])
 )
@@ -396,9 +397,9 @@ def test_a_megabyte_is_shortened_in_time(encoder: Encoder) -> None:
     assert len(encoder.prompt(many)) <= 256
 
 
-def test_apart_is_the_same_as_joined_on_every_real_row(hh_directory: Path, gpt2_tokenizer: Any) -> None:
+def test_apart_is_the_same_as_joined_on_real_rows(hh_directory: Path, gpt2_tokenizer: Any) -> None:
     encoder = Encoder(gpt2_tokenizer, "transcript", 10_000, 10_000)
-    pairs = read_preferences(hh_directory)
+    pairs = every(10, read_preferences(hh_directory))
     rows = [encoder.pair(pair) for pair in pairs]
     plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     for side, name in ((1, "chosen"), (2, "rejected")):

@@ -10,7 +10,7 @@ from synthetic import make_run
 
 from preftune.records.base import Estimate
 from preftune.records.policy import Comparison
-from preftune.records.stage import StageRecord
+from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.doctor import examine
 from preftune.report.doctor.diagnose import PATHOLOGIES, diagnose
 from preftune.report.load import load_run
@@ -42,7 +42,8 @@ def run_with(tmp_path: Path, rows: dict[str, Any], **changed: Any) -> RunView:
     table = {key: value if isinstance(value, list) else [value] * STEPS for key, value in rows.items()}
     metrics = tuple({"step": i + 1} | {key: table[key][i] for key in table} for i in range(STEPS))
     record = StageRecord.model_validate({"algorithm": "ppo", "status": "finished", "steps": STEPS})
-    stage = StageView(name="own", status="finished", record=record, metrics=metrics)
+    rows = tuple(MetricsRow.model_validate({"step": step, **row}) for step, row in enumerate(metrics, 1))
+    stage = StageView(name="own", status="finished", record=record, metrics=rows)
     empty = {"stages": (stage,), "policies": (), "reward_model": None, "comparisons": ()}
     return dataclasses.replace(load_run(make_run(tmp_path)), **empty | changed)
 

@@ -241,7 +241,7 @@ def test_a_run_with_one_stage_done_and_one_running(tmp_path: Path) -> None:
 
 def test_metrics_of_odd_kinds_are_drawn_or_passed_over(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=2)
-    rows = '{"step": 1, "loss": "NaN", "note": "x"}\n{"step": 2, "time": 2, "loss": 0.5}\n'
+    rows = '{"step": 1, "loss": "NaN", "note": null}\n{"step": 2, "time": 2, "loss": 0.5}\n'
     write_text(run.metrics("sft"), rows + '{"step": 3, "lo')
     with pytest.raises(DataError, match=r"metrics\.jsonl:3"):  # the stage is finished: none may be cut off
         build(run)

@@ -147,11 +147,13 @@ def test_what_a_function_changes_in_the_process_is_put_back(
     assert state() == before
 
 
-@pytest.mark.parametrize("code", [0, None, "bye"])
+@pytest.mark.parametrize(
+    "leave", [lambda: sys.exit(0), sys.exit, lambda: sys.exit("bye"), lambda: os._exit(0)]
+)
 def test_a_function_that_exits_has_failed(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, code: Any
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, leave: Callable[[], Any]
 ) -> None:
-    doing(monkeypatch, lambda: sys.exit(code))
+    doing(monkeypatch, leave)
     with pytest.raises(DataError, match=r"test_foreign_code:does, row 0: it raised SystemExit"):
         scores(encoder, "1 *does")
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -310,6 +311,19 @@ def test_more_than_a_fifth_masked_stops(encoder: Encoder) -> None:
         DataError, match=r"6 of 6 responses got no reward, more than 20%; the first: .*math:log"
     ):
         own.scores(batch_of(encoder))
+
+
+@pytest.mark.parametrize(("others", "stops"), [((2, 4), True), ((0, 4), False)])
+def test_the_fifth_is_of_the_responses_of_all_processes(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, others: tuple[int, int], stops: bool
+) -> None:
+    """One of five here; with two of four elsewhere it is a third of all."""
+    failing_with(monkeypatch, boom)
+    own = replace(
+        functions(encoder, "test_functions:fails_on_go", "mask"), total=lambda n: n + torch.tensor(others)
+    )
+    with pytest.raises(DataError, match="3 of 9") if stops else nullcontext():
+        own.scores(batch_of(encoder)[torch.tensor([0, 1, 2, 3, 4])])
 
 
 def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import preftune
-from made_once import made_once
+from made_once import without_figures
 from preftune import api
 from preftune.config import PPOConfig
 from preftune.data import Preference, pad_sequences
@@ -18,13 +18,11 @@ from preftune.runs.session import Session
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     """SFT, DPO, and PPO on DPO's implicit reward; no reward stage at all."""
     without = ["stage.rm=none", "stage.grpo=none", "stage.ppo.reward_model=dpo", "evaluation.prompts=6"]
-    made = made_once(
-        tmp_path_factory, "implicit", lambda out: preftune.run("tiny", *without, out=str(out / "run"))
-    )
-    return RunDir(made / "run")
+    with without_figures():
+        return preftune.run("tiny", *without, out=str(tmp_path_factory.mktemp("implicit") / "run"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 import preftune
+from made_once import small_world
 from preftune import api
 from preftune.errors import ConfigError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
@@ -111,16 +112,13 @@ def test_a_stage_of_one_call_runs_its_parents_only(tmp_path: Path) -> None:
     assert sorted(p.name for p in RunDir(tmp_path).models.iterdir()) == ["base", "policy_dpo", "policy_sft"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_bf16_runs_every_kind_of_stage(tmp_path: Path) -> None:
     """On a CPU too, and after float32 runs in the same process."""
-    run = preftune.run(
-        "tiny",
-        "precision=bf16",
-        "model.scratch.steps=4",
-        "evaluation.prompts=4",
-        *(f"stage.{name}.rows=32" for name in ("sft", "rm", "dpo")),
-        *(f"stage.{name}.steps=1" for name in ("ppo", "grpo")),
-        out=str(tmp_path),
-    )
+    rows = (f"stage.{name}.rows=32" for name in ("sft", "rm", "dpo"))
+    steps = (f"stage.{name}.steps=1" for name in ("ppo", "grpo"))
+    few = ("model.scratch.steps=4", "evaluation.prompts=4", *rows, *steps)
+    with small_world():
+        run = preftune.run("tiny", "precision=bf16", *few, out=str(tmp_path))
     assert run.analysis_text.is_file()
     assert read_json(run.evaluation("policy_sft"))["kl"]["k1_per_sequence"]["mean"] == 0.0

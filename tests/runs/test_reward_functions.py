@@ -22,6 +22,7 @@ SMALL = (
 )
 ALONE = ("stage.grpo.reward_model=none", "stage.grpo.steps=2", "stage.grpo.max_new_tokens=8")
 CALLS: list[int] = []
+pytestmark = pytest.mark.usefixtures("few_pairs")
 
 
 def words(prompt: str, response: str) -> int:
@@ -34,6 +35,7 @@ def sometimes_nan(prompt: str, response: str, **columns: Any) -> float:
     return math.nan if len(CALLS) % 16 == 1 else float(len(response))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any reward model: the score is the function's, and best-of-n picks the longest replies. An
     edited function is another one.

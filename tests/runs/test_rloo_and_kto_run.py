@@ -23,7 +23,7 @@ FEWER = ("stage.ppo=none", "stage.dpo=none", "stage.grpo=none")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     return preftune.run("tiny", *ADDED, *FEWER, out=str(tmp_path_factory.mktemp("added") / "run"))
 
 
@@ -55,7 +55,8 @@ def test_a_finished_stage_is_skipped(run: RunDir, capsys: pytest.CaptureFixture[
     assert "kto          finished before" in said
 
 
-def test_a_kto_stage_can_be_the_judge(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_figures")
+def test_a_kto_stage_can_be_the_judge(few_pairs: None, tmp_path: Path) -> None:
     """By its implicit reward, like a DPO stage."""
     words = [*ADDED, *FEWER, "stage.rm=none", "stage.rloo.reward_model=kto", "model.scratch.steps=20"]
     assert judges_of(load_recipe("tiny", words).config.stage) == ["kto"]

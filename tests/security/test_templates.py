@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from data_helpers import CHAT, make_tokenizer
 
-from preftune.data import Encoder, parse_prompt
+from preftune.data import Encoder, parse_prompt, template
 from preftune.data.template import Template
 from preftune.errors import DataError
 
@@ -48,7 +48,11 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_in_an_error_in_time_and_memory(name: str) -> None:
+def test_a_hostile_template_ends_in_an_error_in_time_and_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "only after a long prompt":  # "nested loops" takes what users wait
+        monkeypatch.setattr(template, "SECONDS", 1)
     encoder = Encoder(tokenizer(HOSTILE[name]), "chat", 64, 64)
     before, began = resident(), time.monotonic()
     with pytest.raises(DataError, match="chat template") as caught:
@@ -77,11 +81,13 @@ def test_after_a_failure_the_next_prompt_is_rendered() -> None:
     assert template.fill([{"role": "user", "content": "good"}]) == "ok"
 
 
-def test_a_child_that_was_killed_is_replaced() -> None:
-    template = Template(tokenizer("{% if messages[0].content == 'slow' %}" + LOOP + "{% endif %}ok"))
-    with pytest.raises(DataError, match="takes over 4 s"):
-        template.fill([{"role": "user", "content": "slow"}])
-    assert template.fill([{"role": "user", "content": "fast"}]) == "ok"
+def test_a_child_that_was_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = Template(tokenizer("{% if messages[0].content == 'slow' %}" + LOOP + "{% endif %}ok"))
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "SECONDS", 1)
+        with pytest.raises(DataError, match="takes over 1 s"):
+            filled.fill([{"role": "user", "content": "slow"}])
+    assert filled.fill([{"role": "user", "content": "fast"}]) == "ok"
 
 
 def test_threads_get_their_own_answers() -> None:

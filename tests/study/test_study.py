@@ -24,6 +24,7 @@ from preftune.study.page import study_text
 from preftune.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
 
 SEEDS = (3, 4)
+pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
 POLICIES = {"base", "sft", "ppo", "grpo", "dpo", "ceiling", "best_of_4"}
 
 

@@ -146,6 +146,18 @@ def test_each_role_is_judged_by_itself() -> None:
     assert learner.trained["critic"].skipped == 0
 
 
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_weight_decay_spares_norms_and_biases(decay_all: bool) -> None:
+    """Without a gradient AdamW only decays, by 1 - rate · weight_decay (arXiv:1711.05101, alg. 2)."""
+    policy, learner = Policy(causal_lm(1)), Learner()
+    learner.train("policy", policy, OptimizerConfig(weight_decay=0.5, decay_all=decay_all), 0.01)
+    before, batch = state(policy.model), sequences(5)
+    learner.update("policy", batch, torch.zeros(batch.ids.shape), lambda part: Loss(policy.logprobs(part)))
+    for name, weight in state(policy.model).items():
+        factor = 0.995 if decay_all or weight.dim() > 1 else 1.0
+        assert torch.allclose(weight, factor * before[name], rtol=1e-6, atol=0), name
+
+
 def test_rows_that_processes_cannot_share_are_refused() -> None:
     learner = Learner()
     batch = sequences(5)
@@ -177,12 +189,12 @@ def test_fp16_falls_back_where_there_is_no_gpu() -> None:
     assert effective_precision("bf16") == "bf16"
 
 
-def test_counts_and_pools_are_plain_on_one_process() -> None:
+def test_counts_and_rows_are_plain_on_one_process() -> None:
     learner = Learner()
     assert learner.total(torch.tensor(5.0)).item() == 5.0
     values = torch.arange(4.0)
-    pooled, mine = learner.pool(values)
-    assert torch.equal(pooled[mine], values)
+    assert learner.gather(values) is values
+    assert learner.share(values) is values
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])

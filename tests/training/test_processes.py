@@ -141,6 +141,40 @@ def test_what_one_process_meets_in_an_update_both_take_together() -> None:
         assert after == first[0][2]
 
 
+def gather_and_update(rank: int, port: int, told: Connection) -> None:
+    """Rows of unequal number and width, and an update on one row: process 0 has none of it."""
+    join(rank, port)
+    learner = Learner(process_timeout=PATIENCE)
+    told.send(learner.gather(torch.full((2 - rank, 2 + rank), rank + 1)).tolist())
+    told.send(learner.gather(torch.tensor([rank == 1])).tolist())
+    told.send(learner.share([1, 2, 3]))
+    told.send(one_row(learner))
+
+
+def one_row(learner: Learner) -> Any:
+    policy = Policy(causal_lm(1))
+    learner.adopt("policy", policy, torch.optim.SGD(policy.model.parameters(), lr=1.0), NO_CLIPPING)
+    row = learner.share(sequences(5, 1))
+    metrics = learner.update("policy", row, token_mean(row.response, 3), lambda part: one_loss(policy, part))
+    return metrics, flat(state(policy.model)).tolist()
+
+
+def one_loss(policy: Policy, part: Sequences) -> Loss:
+    return Loss(-policy.logprobs(part), {"ones": torch.ones_like(part.response).float()})
+
+
+@pytest.mark.xdist_group("distributed")
+def test_a_process_without_rows_takes_part_in_the_update_of_the_others() -> None:
+    metrics, weights = one_row(Learner())
+    with two(gather_and_update) as ears:
+        heard = [[ear.poll(PATIENCE) and ear.recv() for _ in range(4)] for ear in ears]
+    for rows, flags, share, (together, moved) in heard:
+        assert (rows, flags) == ([[1, 1, 0], [1, 1, 0], [2, 2, 2]], [False, True])
+        assert share in ([1], [2, 3])
+        assert together == pytest.approx(metrics, rel=1e-5)
+        assert moved == pytest.approx(weights, abs=1e-6)
+
+
 def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
     """Process 0 takes its time to fetch a stage from a mirror; what does each find when the stage begins?"""
     join(rank, port)

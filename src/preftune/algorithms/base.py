@@ -58,7 +58,7 @@ class Learner(Protocol):
     """The part of training/learner.py that algorithms use. They receive it; they never import it."""
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
-        """One optimizer step of `role` on all rows of `batch`.
+        """One optimizer step of `role` on all rows of `batch`, this process's share of a global one.
 
         `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced
         terms. Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
@@ -69,12 +69,12 @@ class Learner(Protocol):
         """A count summed over all processes."""
         ...
 
-    def average(self, metrics: Metrics) -> Metrics:
-        """Metrics of this process's share of a batch, averaged over all processes."""
+    def gather(self, values: Tensor) -> Tensor:
+        """Rows (N, ...) of all processes, in the order of the global batch; columns are filled up with 0."""
         ...
 
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        """Values (N,) of all processes in one vector, and where this process's own lie in it."""
+    def share(self, batch: Any) -> Any:
+        """This process's rows of a batch that every process has: there may be none."""
         ...
 
     def note(self, name: str, values: Tensor) -> None:

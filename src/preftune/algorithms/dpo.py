@@ -47,8 +47,9 @@ class DPO:
         rows = torch.ones(len(batch), device=batch.chosen.ids.device)
         weights = rows / self.learner.total(rows.sum())
         tokens = batch.chosen.attention.sum() + batch.rejected.attention.sum()
-        trained = self.learner.average({"tokens/trained": float(tokens)})
-        return {**self.learner.update("policy", self.with_reference(batch), weights, self.loss), **trained}
+        trained = float(self.learner.total(tokens))
+        metrics = self.learner.update("policy", self.with_reference(batch), weights, self.loss)
+        return {**metrics, "tokens/trained": trained}
 
     def with_reference(self, batch: Pairs) -> ScoredPairs:
         again = self.config.epochs > 1  # pairs come back

@@ -25,9 +25,9 @@ from preftune.algorithms.on_policy import (
     group_metrics,
     order_seed,
     passes,
-    pooled_scores,
     response_metrics,
     sampled,
+    scored_rows,
 )
 from preftune.config import GRPOConfig, StageSettings
 from preftune.data.batch import Prompts, Sequences
@@ -76,21 +76,20 @@ class GRPO:
         # 1. sample groups of responses and score them
         rollout = self.rollout(batch)
         # 2. advantages within each group; 3. updates of the policy
-        return self.improve(rollout, seed=order_seed(batch))
+        return self.improve(rollout, seed=order_seed(batch, self.learner))
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
-        """All updates on one rollout."""
+        """All updates on one rollout, that of all processes."""
         self.learner.note("rewards", rollout.scores)
-        updates = passes(self.experience(rollout), self.config, seed, self.update)
-        return {**averaged(updates), **self.learner.average(self.report(rollout))}
+        updates = passes(self.experience(rollout), self.config, seed, self.learner, self.update)
+        return {**averaged(updates), **self.report(rollout)}
 
     def experience(self, rollout: Rollout) -> Experience:
-        size = self.config.group_size
-        pooled, valid, mine = pooled_scores(rollout, size, self.learner, rollout.scores)
-        advantages = group_advantages(pooled, size, self.config.scale, valid=valid)[mine]
+        size, valid = self.config.group_size, scored_rows(rollout, self.config.group_size)
+        advantages = group_advantages(rollout.scores, size, self.config.scale, valid=valid)
         return Experience(
             sequences=rollout.learnable,
             logprobs=rollout.logprobs,

@@ -57,12 +57,12 @@ class KTO:
         total = self.learner.total(rows.sum())
         judged = self.judged(batch, total)
         metrics = self.learner.update("policy", judged, rows / total, self.loss)
-        tokens = {"tokens/trained": float(batch.sequences.attention.sum())}
+        tokens = self.learner.total(batch.sequences.attention.sum())
         return {
             **metrics,
             "rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"],
             "kl": judged.kl.item(),
-            **self.learner.average(tokens),
+            "tokens/trained": float(tokens),
         }
 
     def judged(self, batch: Unpaired, total: Tensor) -> Judged:
@@ -73,8 +73,8 @@ class KTO:
 
     def distance(self, batch: Unpaired) -> Tensor:
         """z over the mismatched rows of all processes: a scalar, never below 0."""
-        ours, _ = self.learner.pool(self.sums(self.policy, batch.mismatched))
-        theirs, _ = self.learner.pool(self.sums(self.reference, batch.mismatched))
+        ours = self.learner.gather(self.sums(self.policy, batch.mismatched))
+        theirs = self.learner.gather(self.sums(self.reference, batch.mismatched))
         return kto_kl(ours, theirs)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from preftune.functional.advantages import centred_groups
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Critic
 from preftune.rollout.collect import collect
-from preftune.rollout.rollout import Rollout
+from preftune.rollout.rollout import Rollout, of_all
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed
 
@@ -35,10 +35,12 @@ def sampled(
     learner: Learner,
     critic: Critic | None = None,
 ) -> Rollout:
-    """Responses of the policy to the prompts, scored, looked up under reference and critic."""
+    """Responses of the policy to the prompts, scored, looked up under reference and critic: those of all
+    processes, each of which sampled its own.
+    """
     if scorer is None:
         raise UsageError(f"nothing scores the responses of {config.algorithm}", "give the algorithm a scorer")
-    return collect(
+    own = collect(
         batch,
         policy=roles.policy,
         reference=roles.reference,
@@ -51,17 +53,23 @@ def sampled(
         batch_size=config.microbatch_size,
         say=learner.say_once,
     )
+    return of_all(own, learner.gather, config.items_per_row)
 
 
-def order_seed(batch: Prompts) -> int:
-    """What the order of minibatches is drawn from."""
-    return derive_seed("minibatches", *batch.seeds)
+def order_seed(batch: Prompts, learner: Learner) -> int:
+    """What the order of minibatches is drawn from: the seeds of all prompts of the step."""
+    seeds = learner.gather(torch.tensor(batch.seeds, device=batch.ids.device))
+    return derive_seed("minibatches", *seeds.tolist())
 
 
-def passes(experience: R, config: OnlineConfig, seed: int, update: Callable[[R], Metrics]) -> list[Metrics]:
-    """`epochs` passes of updates over `minibatches` parts; the metrics of each update."""
+def passes(
+    experience: R, config: OnlineConfig, seed: int, learner: Learner, update: Callable[[R], Metrics]
+) -> list[Metrics]:
+    """`epochs` passes of updates over `minibatches` parts; the metrics of each update. The parts are cut from
+    the experience of all processes, and each is shared among them.
+    """
     return [
-        update(part)
+        update(learner.share(part))
         for epoch in range(config.epochs)
         for part in minibatches(experience, config.minibatches, derive_seed(seed, epoch))
     ]
@@ -114,18 +122,13 @@ def group_metrics(rollout: Rollout, size: int) -> Metrics:
     }
 
 
-def pooled_scores(
-    rollout: Rollout, size: int, learner: Learner, scores: Tensor
-) -> tuple[Tensor, Tensor, slice]:
-    """`scores` of all processes, which of them may be learnt from, and where this process's own lie.
-
-    ValueError: rows of a group that do not follow each other.
+def scored_rows(rollout: Rollout, size: int) -> Tensor:
+    """1 for rows that may be learnt from, else 0: (B,). ValueError: rows of a group that do not follow each
+    other.
     """
     if rollout.group is not None and (rollout.group.view(-1, size) != rollout.group[::size, None]).any():
         raise ValueError(f"rows of a group must follow each other, {size} at a time")
-    pooled, mine = learner.pool(scores)
-    valid, _ = learner.pool(rollout.learnable.response.any(1).to(scores))
-    return pooled, valid, mine
+    return rollout.learnable.response.any(1).to(rollout.scores)
 
 
 def clip_metrics(

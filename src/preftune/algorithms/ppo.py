@@ -73,18 +73,18 @@ class PPO:
         # 1. sample responses, score them, look them up under policy, reference and critic
         rollout = self.rollout(batch)
         # 2. rewards and advantages; 3. several updates of policy and critic
-        return self.improve(rollout, seed=order_seed(batch))
+        return self.improve(rollout, seed=order_seed(batch, self.learner))
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner, self.critic)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
-        """All updates on one rollout."""
+        """All updates on one rollout, that of all processes."""
         self.learner.note("rewards", rollout.scores)
         experience = self.experience(rollout)
-        updates = passes(experience, self.config, seed, self.update)
+        updates = passes(experience, self.config, seed, self.learner, self.update)
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
-        return {**averaged(updates), **first, **self.learner.average(self.report(rollout, experience))}
+        return {**averaged(updates), **first, **self.report(rollout, experience)}
 
     def experience(self, rollout: Rollout) -> Experience:
         config, sequences = self.config, rollout.learnable
@@ -96,8 +96,8 @@ class PPO:
             rollout.scores, rollout.logprobs, rollout.reference_logprobs, written, config.kl_coef
         )
         advantages, returns = gae(rewards, rollout.values, response, config.gamma, config.lam)
-        pooled, mine = self.learner.pool(advantages[response])
-        white = masked_whiten(pooled, torch.ones_like(pooled))[mine]
+        learnt = advantages[response]
+        white = masked_whiten(learnt, torch.ones_like(learnt))
         return Experience(
             sequences=sequences,
             logprobs=rollout.logprobs,

@@ -22,9 +22,9 @@ from preftune.algorithms.on_policy import (
     kl_per_sequence,
     order_seed,
     passes,
-    pooled_scores,
     response_metrics,
     sampled,
+    scored_rows,
 )
 from preftune.config import StageSettings
 from preftune.config.algorithms.rloo import RLOOConfig
@@ -64,25 +64,24 @@ class RLOO:
         self.policy = self.roles.policy
 
     def step(self, batch: Prompts) -> Metrics:
-        return self.improve(self.rollout(batch), seed=order_seed(batch))
+        return self.improve(self.rollout(batch), seed=order_seed(batch, self.learner))
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
-        """All updates on one rollout."""
+        """All updates on one rollout, that of all processes."""
         self.learner.note("rewards", rollout.scores)
-        updates = passes(self.experience(rollout), self.config, seed, self.update)
-        return {**averaged(updates), **self.learner.average(self.report(rollout))}
+        updates = passes(self.experience(rollout), self.config, seed, self.learner, self.update)
+        return {**averaged(updates), **self.report(rollout)}
 
     def experience(self, rollout: Rollout) -> Experience:
-        size = self.config.group_size
+        size, valid = self.config.group_size, scored_rows(rollout, self.config.group_size)
         rewards = rollout.scores - self.config.kl_coef * kl_per_sequence(rollout)
-        pooled, valid, mine = pooled_scores(rollout, size, self.learner, rewards)
         return Experience(
             sequences=rollout.learnable,
             logprobs=rollout.logprobs,
-            advantages=leave_one_out_advantages(pooled, size, valid)[mine],
+            advantages=leave_one_out_advantages(rewards, size, valid),
         )
 
     def update(self, batch: Experience) -> Metrics:

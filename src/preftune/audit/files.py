@@ -21,7 +21,7 @@ from preftune.data import Encoder
 from preftune.models.aligned import aligned
 from preftune.models.load import context_length, declared_ends, quiet_libraries
 from preftune.models.locate import Source, locate, reading
-from preftune.runs.save import read_side_file
+from preftune.runs.save import check_sums, read_side_file
 
 _SHORT_CONTEXT = 256  # tokens; dialogues of HH-RLHF have 175 in the mean
 
@@ -71,6 +71,7 @@ def ids_of(directory: Directory, text: str) -> list[int]:
 def open_directory(path: Path) -> Directory:
     """Load without any of preftune's own requirements but the safety of its files. PreftuneError if not."""
     quiet_libraries()
+    check_sums(path)
     source = locate(str(path))
     with reading(source, "the model"):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)

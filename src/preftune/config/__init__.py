@@ -18,6 +18,7 @@ from preftune.config.algorithms.base import (
     OptimizerConfig,
     StageSettings,
     algorithm_field,
+    from_outside,
 )
 from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
@@ -61,6 +62,7 @@ __all__ = [
     "config_hash",
     "config_of",
     "dump_toml",
+    "from_outside",
     "judge_of",
     "judges_of",
     "load_recipe",

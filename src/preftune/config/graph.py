@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from preftune.config.algorithms.base import StageSettings, names_a_stage
-from preftune.errors import ConfigError, UsageError
+from preftune.config.algorithms.base import StageSettings, from_outside, names_a_stage
+from preftune.errors import ConfigError, UsageError, meant
 
 BASE = "base"  # the model before any stage
 EVALUATION = "evaluation"  # what runs after all stages
@@ -15,8 +15,8 @@ def parents(stage: StageSettings) -> tuple[str, ...]:
 
 
 def judge_of(stages: Mapping[str, StageSettings]) -> str | None:
-    """The stage whose model scores every policy: the judge of the first stage that has one, else the first
-    reward stage.
+    """The stage whose model scores every policy: the judge of the first stage that has one, which may be from
+    elsewhere, else the first reward stage.
     """
     named = [stage.scored_by for stage in stages.values() if stage.makes == "model"]
     trained = [name for name, stage in stages.items() if stage.scores]
@@ -53,7 +53,9 @@ def stage_order(stages: Mapping[str, StageSettings]) -> list[str]:
 def stages_until(stages: Mapping[str, StageSettings], last: str) -> list[str]:
     """`last` and everything it needs, in running order. Raises UsageError for a name that is no stage."""
     if last not in stages:
-        raise UsageError(f"there is no stage {last!r}", f"the stages are: {', '.join(stages)}")
+        raise UsageError(
+            f"there is no stage {last!r}", f"{meant(last, stages)}the stages are: {', '.join(stages)}"
+        )
     needed: set[str] = set()
     waiting = [last]
     while waiting:
@@ -76,8 +78,10 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
-        if stage.scored_by is not None and stage.scored_by not in judges:
-            _refuse(f"stage.{name}.{stage.judge_key}", stage.scored_by, "a stage whose model scores", judges)
+        judge = stage.scored_by
+        if judge is not None and judge not in judges and not from_outside(judge):
+            wanted = "a stage whose model scores, or ./DIRECTORY"
+            _refuse(f"stage.{name}.{stage.judge_key}", judge, wanted, judges)
         if stage.data is not None and names_a_stage(stage.data) and stage.data not in makers:
             wanted = "a stage that collects, or a file, ./DIR, hub id or world"
             _refuse(f"stage.{name}.data", stage.data, wanted, makers)

@@ -3,12 +3,12 @@
 The library's sandbox keeps them from files and attributes, but not from `'x' * 10**9` or a loop without end,
 and no list of forbidden operations would be complete: Jinja has a dozen ways to make a long text out of a
 short one. The system's own limits need none. The child is a fork, so it renders exactly what the library
-would here; it is started with the first prompt and lives as long as its `Template`.
+would here; it is started with the first prompt and lives as long as its `Template`. Where the system has no
+fork (Windows), this process fills templates in itself, and only the length of the text is bounded.
 """
 
 import json
 import os
-import resource
 import signal
 import threading
 import warnings
@@ -29,6 +29,7 @@ SECONDS = 4  # for one prompt; real templates take less than a millisecond
 MEMORY = 200 << 20  # bytes that rendering may add to what the process has
 ROOM, RATIO = 64 << 10, 64  # longest text: this many characters, and this many for each one of the messages
 
+_FORKS = hasattr(os, "fork")
 DAY = datetime(2024, 7, 26)  # that of Llama 3's template where it is told none
 
 Messages = Sequence[Mapping[str, str]]
@@ -68,18 +69,30 @@ class Template:
         or makes too much text, DataError if it passes a bound.
         """
         with self._lock:
-            if self._pipes is None:
-                self._pipes = self._start()
-            answer = _ask(self._pipes, messages, opened)
-            if answer is None:
-                self._pipes = None
-                raise DataError(
-                    f"the tokenizer's chat template takes over {SECONDS} s or {MEMORY >> 20} MiB",
-                    "use data.form=transcript, or another model",
-                )
+            answer = self._bounded(messages, opened) if _FORKS else self._here(messages, opened)
         if "error" in answer:
             raise Refused(answer["error"])
         return answer["text"]
+
+    def _bounded(self, messages: Messages, opened: bool) -> dict[str, str]:
+        if self._pipes is None:
+            self._pipes = self._start()
+        answer = _ask(self._pipes, messages, opened)
+        if answer is None:
+            self._pipes = None
+            raise DataError(
+                f"the tokenizer's chat template takes over {SECONDS} s or {MEMORY >> 20} MiB",
+                "use data.form=transcript, or another model",
+            )
+        return answer
+
+    def _here(self, messages: Messages, opened: bool) -> dict[str, str]:
+        today = chat_template_utils.datetime  # type: ignore[attr-defined]
+        chat_template_utils.datetime = _Day  # type: ignore[attr-defined]
+        try:
+            return _fill(self._tokenizer, self._arguments, messages, opened)
+        finally:
+            chat_template_utils.datetime = today  # type: ignore[attr-defined]
 
     def _start(self) -> tuple[BinaryIO, BinaryIO]:
         """Fork the child; it ends when this object goes, or this process."""
@@ -173,5 +186,7 @@ def _limit_memory() -> None:
             pages = int(file.read().split()[0])
     except OSError:
         return
+    import resource  # not on Windows
+
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -46,7 +46,11 @@ def results(store: Store) -> list[Line]:
     return [
         *_wins(store, first.values()),
         _share(
-            store, "reward_model", "the reward model's higher score is preferred", decided, _as_scored(store)
+            store,
+            "reward_model",
+            "what the reward model (or judge) scores higher is preferred",
+            decided,
+            _as_scored(store),
         ),
         Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
         _repeats(stands),

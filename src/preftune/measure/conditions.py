@@ -29,10 +29,11 @@ def second_judge(session: Session) -> SecondJudge | None:
     stages, judge = session.config.stage, session.judge
     if judge is None:
         return None
-    own, found = stages[judge], list[SecondJudge]()
+    own, found = stages.get(judge), list[SecondJudge]()
     for name, config in stages.items():
         if config.scores and name != judge and session.is_trained(name):
-            apart = {own.training_part(), config.training_part()} == {"first", "second"}
+            parts = {"" if own is None else own.training_part(), config.training_part()}
+            apart = own is None or parts == {"first", "second"}
             found.append(SecondJudge(stage=name, shares_pairs=not apart))
     return min(found, key=lambda second: second.shares_pairs, default=None)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config import EVALUATION, judges_of
+from preftune.config import EVALUATION, from_outside, judges_of
 from preftune.config.rewards import source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
@@ -23,12 +23,13 @@ from preftune.records.base import write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import SampleRow
+from preftune.records.stage import StageRecord
 from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.session import Session
+from preftune.runs.session import Session, columns_hash
 from preftune.runs.stages import SIDE_FILE, digest, model_sum
-from preftune.sums import CARD, faults, listed, read_sealed, sums, write_sealed
+from preftune.sums import CARD, faults, listed, read_sealed, sums
 from preftune.training.learner import Learner
 
 _VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
@@ -58,7 +59,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
     parts = parts_of(session, policies, prompts, session.gold)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
-    write_sealed(session.run.stage_json(EVALUATION), {**record, "status": "running"})
+    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     _evaluate_reward_models(session, judges, parts)
     _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
@@ -97,7 +98,7 @@ def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) 
     """Bring the models' cards up to date, and put the sums of all files into the evaluation's record."""
     rewrite_cards(session, stages)
     files = sums(session.run, _written(session.run))
-    write_sealed(session.run.stage_json(EVALUATION), {**record, "files": files})
+    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "files": files})
 
 
 def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
@@ -108,11 +109,19 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in stages},
     }
-    return inputs | _functions(settings.reward_functions)
+    return inputs | _functions(session)
 
 
-def _functions(terms: str | None) -> dict[str, Any]:
-    return {"functions": source_hashes(terms)} if terms else {}
+def _judge_key(session: Session, judge: str | None) -> str | None:
+    if judge is None or not session.is_trained(judge):
+        return None
+    return digest(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
+
+
+def _functions(session: Session) -> dict[str, Any]:
+    """The reward functions of an evaluation, and what they may read of the rows beside the texts."""
+    terms = session.config.evaluation.reward_functions
+    return {"functions": source_hashes(terms), **columns_hash(terms, session.dataset.test)} if terms else {}
 
 
 def parts_of(
@@ -131,9 +140,9 @@ def parts_of(
             "precision": session.config.precision,
             "prompts": content(prompts),
             "reference": session.stage(reference).key,
-            "judges": [session.stage(n).key if n and session.is_trained(n) else None for n in judges],
+            "judges": [_judge_key(session, name) for name in judges],
             "gold": gold is not None,
-            **_functions(settings.reward_functions),
+            **_functions(session),
         },
         say=session.console.line,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from preftune.data import Dialogue, Turn
-from preftune.errors import InputMissing, UsageError
+from preftune.errors import InputMissing, UsageError, meant
 from preftune.measure.conditions import distinct
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
@@ -20,7 +20,9 @@ def replies(
     """One reply to each prompt, or to `n` held-out prompts if none is given."""
     policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
-        raise UsageError(f"no policy {stage!r}", hint=f"one of: {BASE}, {', '.join(policies)}")
+        raise UsageError(
+            f"no policy {stage!r}", hint=f"{meant(stage, policies)}one of: {BASE}, {', '.join(policies)}"
+        )
     if not session.is_trained(stage):
         raise InputMissing(
             f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"

@@ -1,21 +1,59 @@
-"""stages/<stage>/stage.json: how far a stage is, and what it cost."""
+"""What a stage writes: stage.json, how far it is and what it cost, and the rows of metrics.jsonl."""
 
+import math
+import sys
 from collections.abc import Mapping
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from preftune.records.base import Number, Record, Several
+from preftune.sums import write_sealed
+
+
+def _as_float(value: Any) -> Any:
+    return math.inf if type(value) is int and abs(value) > sys.float_info.max else value
+
+
+Logged = Annotated[Number, BeforeValidator(_as_float)]  # JSON's integers have no end
 
 
 class StageRecord(Record):
     remedy: ClassVar[str] = "remove its directory and run the same command: that stage is made anew"
 
+    stage: str = ""
     algorithm: str = ""
     status: str = ""
+    key: str = ""  # SHA-256 of all that its result depends on
+    inputs: Mapping[str, Any] = Field(default_factory=dict)  # what the key is made of
+    made_from: Mapping[str, str | None] = Field(default_factory=dict)  # parent -> sum of its model
+    state_sha256: Mapping[str, str] = Field(default_factory=dict)  # files of the last checkpoint
     seconds: Number | None = None
     peak_memory_mb: Number | None = None
     steps: int | None = None
     parents: Several[str] = ()
+    taken_from: str = ""  # the run that trained it, of a stage that was taken over
     # Rows that could not be encoded, by reason.
     left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")
+
+    @classmethod
+    def write(cls, path: Path, row: Mapping[str, Any]) -> None:
+        """Write what can be read back, with its own sum. ValidationError for anything else."""
+        cls.model_validate(row)
+        write_sealed(path, row)
+
+
+class MetricsRow(Record):
+    """What one step logged: numbers by name, those that are not finite included."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Logged]  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic's way
+    remedy: ClassVar[str] = StageRecord.remedy
+
+    step: int = Field(ge=0, le=1 << 53)
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """All but the step."""
+        return self.__pydantic_extra__

@@ -21,10 +21,10 @@ from preftune.records.policy import (
 )
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord, OriginsRecord, RunRecord, SampleRow
-from preftune.records.stage import StageRecord
+from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
 from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView
-from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_text
+from preftune.rundir import BASE, RunDir, policy_name, read_text
 from preftune.sums import check, check_own, read_sealed
 
 P = TypeVar("P", bound=PolicyRecord)
@@ -126,7 +126,7 @@ def _stage(run: RunDir, name: str) -> StageView:
         name=name,
         status=record.status or ("unfinished" if started else NOT_STARTED),
         record=record,
-        metrics=tuple(read_jsonl(metrics, whole=whole)) if metrics.exists() else (),
+        metrics=tuple(read_records(metrics, MetricsRow, whole=whole)) if metrics.exists() else (),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from preftune.records.policy import MAX_LABEL, BestOf, Comparison, PairsFile, PairsPolicy, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord, RunRecord, SampleRow
-from preftune.records.stage import StageRecord
+from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
 from preftune.rundir import BASE
 
@@ -23,7 +23,7 @@ class StageView:
     name: str
     status: str
     record: StageRecord
-    metrics: tuple[Row, ...] = ()
+    metrics: tuple[MetricsRow, ...] = ()
 
     @property
     def algorithm(self) -> str:

@@ -5,7 +5,7 @@ the time limit is a failure too. How a function is called is in `calls`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from preftune.errors import DataError
 from preftune.rollout.calls import LARGEST, Case, RewardFunction, load_functions
 from preftune.rollout.sample import ended
 
-MAX_MASKED = 0.2  # of the responses of one call; more is no accident
+MAX_MASKED = 0.2  # of the responses of one call, over all processes; more is no accident
 OnError = Literal["stop", "mask"]
 __all__ = ["OnError", "RewardFunction", "RewardFunctions", "load_functions", "masked"]
 
@@ -30,6 +30,7 @@ class RewardFunctions:
     encoder: Encoder
     rows: Sequence[Preference]
     on_error: OnError = "stop"
+    total: Callable[[Tensor], Tensor] = lambda counts: counts  # summed over all processes that score
 
     def scores(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Tensor:
         """Σ weight · reward, (B,) float32 on the device of `sequences`; NaN where a failure is masked.
@@ -52,14 +53,20 @@ class RewardFunctions:
         failures = [value for value in values if isinstance(value, DataError)]
         if failures and self.on_error == "stop":
             raise failures[0]
-        if len(failures) > MAX_MASKED * len(values):
-            raise DataError(
-                f"{len(failures)} of {len(values)} responses got no reward, more than {MAX_MASKED:.0%}; "
-                f"the first: {failures[0].message}",
-                hint=failures[0].hint,
-            )
+        self._check(failures, len(values), sequences.ids.device)
         numbers = [math.nan if isinstance(value, DataError) else value for value in values]
         return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+    def _check(self, failures: Sequence[DataError], rows: int, device: torch.device) -> None:
+        """DataError, in every process, where more than a fifth of the rows of all of them failed."""
+        failed, scored = self.total(torch.tensor([len(failures), rows], device=device)).tolist()
+        if failed > MAX_MASKED * scored:
+            first = failures[0].message if failures else "another process has it"
+            raise DataError(
+                f"{failed} of {scored} responses got no reward, more than {MAX_MASKED:.0%}; "
+                f"the first: {first}",
+                hint=failures[0].hint if failures else "",
+            )
 
     def _values(self, cases: Sequence[Case], alone: bool) -> list[float | DataError]:
         """Each case's sum, or its first failure."""

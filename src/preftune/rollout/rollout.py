@@ -1,8 +1,10 @@
 """The record of sampled responses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from preftune.data.batch import Sequences
@@ -64,3 +66,22 @@ class Rollout:
 
     def __getitem__(self, rows: slice | Tensor) -> "Rollout":
         return take_rows(self, rows)
+
+
+def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:
+    """The rollout of all processes, out of each one's own: `gather` brings their rows together."""
+    own, values = rollout.sequences, rollout.values
+    valid = gather(
+        torch.ones_like(own.ids[:, 0], dtype=torch.bool) if rollout.valid is None else rollout.valid
+    )
+    ended = rollout.ended
+    return Rollout(
+        sequences=Sequences(gather(own.ids), gather(own.attention), gather(own.response)),
+        logprobs=gather(rollout.logprobs),
+        reference_logprobs=gather(rollout.reference_logprobs),
+        values=None if values is None else gather(values),
+        scores=gather(rollout.scores),
+        group=torch.arange(len(valid), device=valid.device) // responses_per_prompt,
+        ended=None if ended is None else gather(ended),
+        valid=None if bool(valid.all()) else valid,
+    )

@@ -114,6 +114,13 @@ class Scorer:
         )
 
 
+def read_alike(policy: Encoder, reward: Encoder) -> bool:
+    """Whether both write a dialogue as the same token ids."""
+    templates = [each.tokenizer.chat_template if each.form == "chat" else None for each in (policy, reward)]
+    same = policy.form == reward.form and templates[0] == templates[1]
+    return same and same_vocabulary(policy, reward)
+
+
 def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
     if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from preftune.config import OfflineConfig
+from preftune.config.algorithms.base import Batch
 from preftune.data import (
     Encoder,
     Preference,
@@ -25,13 +26,14 @@ from preftune.seeding import derive_seed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `rejected` counts those that cannot be used.
+    order of their own; `rejected` counts those that cannot be used, `tokens` those of all fixed rows.
     """
 
     rows: Sequence[Preference]
     batch_at: Callable[[int], Any]
     names_at: Callable[[int], list[str]]
     rejected: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
@@ -60,6 +62,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         batch_at=lambda step: made[config.batch]([encoded[i] for i in numbers_at(step)]),
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
+        tokens=sum(_tokens(pair, config.batch) for pair in encoded),
     )
 
 
@@ -79,6 +82,12 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
     return Feed(
         rows=rows, batch_at=batch_at, names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)]
     )
+
+
+def _tokens(pair: PairIds, batch: Batch) -> int:
+    """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
+    one, other = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
+    return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

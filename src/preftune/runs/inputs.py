@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from preftune.config import RunConfig, StageSettings
 from preftune.config.rewards import find_function, reward_terms
-from preftune.errors import PreftuneError
+from preftune.errors import InputMissing, PreftuneError, UsageError
 from preftune.rundir import RunDir, read_json
 
 
@@ -35,6 +35,19 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
         return None
     commit = record.get("commit")
     return commit if isinstance(commit, str) else None
+
+
+def other_run(path: str | Path, run: RunDir) -> RunDir:
+    """The run that stages are taken from. InputMissing if there is none, UsageError if it is `run` itself."""
+    other = RunDir(Path(path))
+    if not other.config.is_file():
+        raise InputMissing(f"{path} is not a run directory: no config.toml", "give the directory of a run")
+    if other.path.resolve() == run.path.resolve():
+        raise UsageError(
+            f"--from {path} is the run directory itself",
+            "give the new run a place of its own with --out DIR; --redo STAGE makes a stage anew here",
+        )
+    return other
 
 
 def recorded_commits(run: RunDir | None) -> dict[str, str]:

@@ -106,9 +106,9 @@ def _is_of_before(run: RunDir) -> bool:
 
 def _take(run: RunDir, file: TextIO) -> None:
     """Lock an open file, until it is closed."""
-    import fcntl
-
     try:
+        import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
@@ -116,10 +116,11 @@ def _take(run: RunDir, file: TextIO) -> None:
             f"{run.path} is in use by {_owner(file.read(200))}",
             hint="wait until it ends, or use another --out DIR",
         ) from None
-    except OSError as error:  # a mounted drive that knows no locks
+    except (OSError, ImportError) as error:  # a mounted drive that knows no locks, or Windows
         from preftune.runs.console import Console
 
-        warning = f"warning: {run.path} cannot be locked ({error.strerror}): run one process there at a time"
+        why = getattr(error, "strerror", None) or "this system has no such locks"
+        warning = f"warning: {run.path} cannot be locked ({why}): run one process there at a time"
         Console().line(warning)
 
 
@@ -153,6 +154,8 @@ def _sweep(run: RunDir) -> None:
 
 
 def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where the question would end the process
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

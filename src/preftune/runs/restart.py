@@ -65,6 +65,9 @@ def _written(run: RunDir) -> Iterator[Path]:
     for pattern in _FIGURES:
         yield from sorted(file for file in run.figures.glob(pattern) if not names or file in names)
     yield from sorted(file for file in run.analysis_details.glob("*.md") if file in names)
+    yield from (
+        place for place in sorted(run.aside.glob("*")) if place.is_dir() or place.name == "request.json"
+    )
     yield from sorted(run.log(1).parent.glob("attempt-[0-9]*.log"))
     files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
     files += (run.report_record, *run.samples_files().values())

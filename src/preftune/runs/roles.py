@@ -1,16 +1,16 @@
 """The models that an algorithm needs, by the part that each plays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from preftune.algorithms import Algorithm
-from preftune.config import StageSettings
+from preftune.config import StageSettings, from_outside
 from preftune.config.trainable import top_blocks
 from preftune.errors import PreftuneError
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
-from preftune.models.trunk import keep_states, share_trunk
+from preftune.models.trunk import keep_on_disk, keep_states, share_trunk
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -45,7 +45,7 @@ def make_roles(
     for role in kind.needs:
         made[role] = makers[role]()
         share(made[role], top)
-    if judge is not None:
+    if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
     for role in made.values():
         for model in models_of(role):
@@ -61,12 +61,21 @@ def share(role: Role, top: int | None) -> None:
             share_trunk(model, top)
 
 
+def keep_rows(session: Session, roles: Iterable[Role], tokens: int) -> None:
+    """States of `tokens` tokens of fixed rows, which will be seen again, are kept on disk."""
+    settings = session.config.model
+    for model in (model for role in roles for model in models_of(role)) if tokens else ():
+        limit = int(settings.kept_gb * 1e9)
+        keep_on_disk(model, tokens, limit, settings.kept_dtype, session.console.line)
+
+
 def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:
-    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head: the
-    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head, or
+    with a judge from elsewhere, which may read other tokens: the policy's backbone and a head of zeros, so
+    that the first values are 0 and say nothing wrong.
     """
     scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
-    if scalar is not None and config.scored_by is not None:
+    if scalar is not None and config.scored_by is not None and not from_outside(config.scored_by):
         model = load_scalar_model(session.source(config.scored_by))
         return Critic(model, scalar.mean, scalar.std)
     source = session.source(config.init)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import RunConfig, dump_toml
+from preftune.config import RunConfig, dump_toml, stage_order
 from preftune.config.trainable import top_blocks
 from preftune.data import Dataset
 from preftune.models.check import check_scalar_head
@@ -15,15 +15,17 @@ from preftune.models.memory import give_back_memory
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
-from preftune.rundir import BASE, RunDir, json_text, write_text
+from preftune.rundir import RunDir, json_text, write_text
+from preftune.runs.aside import half_moved, put_aside, put_back, settle, with_children
 from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
 from preftune.runs.lock import is_main_process
-from preftune.runs.mirror import Mirror
+from preftune.runs.mirror import Mirror, forget
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
-from preftune.runs.stages import is_finished, unverified
+from preftune.runs.stages import Stage, is_finished, unverified
+from preftune.runs.takeover import take, what_is_kept
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
 from preftune.training.learner import Learner, effective_precision
@@ -39,6 +41,8 @@ def open_session(
     *,
     base: Source | None = None,
     trains: bool = True,
+    origin: RunDir | None = None,
+    redo: Sequence[str] = (),
 ) -> Session:
     """A session whose settings, data and provenance are on record; to be called under the lock. `base` is
     where its base model was found.
@@ -48,12 +52,15 @@ def open_session(
     """
     _meet(config)  # --restart may have removed what is there
     session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains, located=base)
+    session.origin = origin
     if mirror is not None:
         session.mirror = Mirror(
             directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
         )
-    for name in [*([BASE] if config.model.scratch is not None else []), *config.stage]:
-        stage = session.stage(name)
+    if trains and is_main_process():
+        _make_way(session, redo)
+    _meet(config)
+    for stage in map(session.stage, [*session.scratch, *stage_order(config.stage)]):
         if not is_finished(run, stage) and session.mirror is not None:
             session.mirror.check(stage)
     if is_main_process():
@@ -63,6 +70,24 @@ def open_session(
     if effective_precision(config.precision) != config.precision:
         console.line(f"precision {config.precision} needs a GPU; this run uses float32")
     return session
+
+
+def _make_way(session: Session, redo: Sequence[str]) -> None:
+    """Stages that are to be made anew go aside, in the mirror too; old ones that are wanted come back."""
+    run, stages = session.run, session.config.stage
+    if redo := redo or half_moved(run, {name: session.stage(name) for name in stages}):
+        session.anew = with_children(stages, redo)
+        moved = put_aside(run, [session.stage(name) for name in session.anew], redo)
+        if moved:
+            session.console.line(
+                f"made anew: {', '.join(moved)}; the old ones are kept in {run.aside} until then"
+            )
+        if moved and session.mirror is not None:
+            forget(session.mirror.directory, moved)
+        return
+    for stage in map(session.stage, stage_order(stages)):
+        if put_back(run, stage):
+            session.console.line(f"{stage.name:<12} the old one is back in its place")
 
 
 def _record(session: Session) -> None:
@@ -93,19 +118,29 @@ def _holds(file: Path, text: str) -> bool:
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
-    scratch = [BASE] if session.config.model.scratch is not None else []
     check_base(session, stages)
-    for line in sizes(session.config, None if scratch else session.base, stages):
+    for line in sizes(session.config, None if session.scratch else session.base, stages):
         session.console.line(line)
-    for name in [*scratch, *stages]:
-        if session.mirror is not None:
-            if is_main_process():
-                session.mirror.fetch(session.stage(name))
-            _meet(session.config)
+    names = [*session.scratch, *stages]
+    for line in what_is_kept(session, names):
+        session.console.line(line)
+    for stage in map(session.stage, names):
+        if is_main_process():
+            _fetch(session, stage)
+        _meet(session.config)
         with answering(session.config.process_timeout):
-            stage = session.stage(name)
             (run_stage if stage.makes_model else collect_stage)(session, stage)
         give_back_memory()
+        if is_main_process():
+            settle(session.run, stage)
+
+
+def _fetch(session: Session, stage: Stage) -> None:
+    """What there is of a stage in another run, or in the mirror."""
+    if session.origin is not None:
+        take(session, session.origin, stage)
+    if session.mirror is not None:
+        session.mirror.fetch(stage)
 
 
 def check_base(session: Session, stages: Sequence[str]) -> None:

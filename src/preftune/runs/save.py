@@ -21,11 +21,12 @@ from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.models.trunk import alone
-from preftune.rundir import read_object, sync, write_json, write_text
+from preftune.rundir import RunDir, read_object, sync, write_json, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.job import Job
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage
+from preftune.sums import check, read_sealed
 
 _PROBES = 16
 
@@ -115,6 +116,18 @@ def load_reward_model(source: Source) -> RewardModel:
     """A saved reward model with its normalisation constants."""
     side = read_side_file(source)
     return RewardModel(load_scalar_model(source), float(side.get("mean", 0.0)), float(side.get("std", 1.0)))
+
+
+def check_sums(directory: Path) -> None:
+    """DataError if a file of a model in its run's directory is not what preftune wrote. A model that was
+    copied out of its run has no sums beside it.
+    """
+    side = directory / SIDE_FILE
+    stage = read_object(side).get("stage") if side.is_file() else None
+    run = RunDir(directory.resolve().parent.parent)
+    if isinstance(stage, str) and "/" not in stage and directory.resolve().parent == run.models.resolve():
+        record = read_sealed(run.stage_json(stage))
+        check(run, record, f"train stage {stage} again", f"models/{directory.resolve().name}/")
 
 
 def read_side_file(source: Source) -> dict[str, Any]:

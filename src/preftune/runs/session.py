@@ -7,23 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from preftune.config import RunConfig, StageSettings, judge_of, parents
+from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
+from preftune.errors import InputMissing
 from preftune.evaluation.policy import Gold
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
 from preftune.rollout.calls import data_columns
-from preftune.rundir import BASE, RunDir
+from preftune.rundir import BASE, RunDir, sha256_file
 from preftune.runs.console import Console
 from preftune.runs.mirror import Mirror
 from preftune.runs.sources import data_settings, held_out_prompts
-from preftune.runs.stages import Stage, check_model, digest, settings_of
+from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
 
@@ -50,6 +51,9 @@ class Session:
     trains: bool = True
     _collected: dict[str, Dataset] = field(default_factory=dict)
     located: Source | None = None  # the base model, where it has been looked for before
+    origin: RunDir | None = None  # the run that finished stages are taken from (--from)
+    outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
+    anew: Sequence[str] = ()  # stages that are made here (--redo), whatever there is elsewhere
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -72,6 +76,11 @@ class Session:
     def commit_of_base(self) -> str:
         """Of a base model from the hub; "" for any other."""
         return "" if self.config.model.base == "scratch" else self.base.commit
+
+    @property
+    def scratch(self) -> list[str]:
+        """The stage of a base that is trained from random weights, if it is."""
+        return [BASE] if self.config.model.scratch is not None else []
 
     @property
     def is_world(self) -> bool:
@@ -123,15 +132,25 @@ class Session:
         return [row for row in rows if int(prompt_hash(row.prompt)[-1], 16) % 2 == half]
 
     def is_trained(self, stage: str) -> bool:
-        """Whether the stage's model is there; the base of a hub or a directory always is."""
-        if stage == BASE and self.config.model.scratch is None:
+        """Whether the stage's model is there; a base or a judge from elsewhere always is."""
+        if (stage == BASE and self.config.model.scratch is None) or from_outside(stage):
             return True
         return check_model(self.run, stage, self._model_dir(stage))
 
     def source(self, stage: str) -> Source:
-        """The model directory of a stage, or the base. DataError if the stage wrote another model there."""
+        """The model directory of a stage, the base, or a judge from elsewhere. DataError if the stage wrote
+        another model there.
+        """
         if stage == BASE and self.config.model.scratch is None:
             return self.base
+        if from_outside(stage):
+            if stage not in self.outside:
+                try:
+                    self.outside[stage] = locate(stage, self._recorded_commit(stage))
+                except InputMissing as error:
+                    hint = "reward_model takes a stage, a directory or a hub id"
+                    raise InputMissing(f"reward_model = {stage}: {error.message}", hint) from error
+            return self.outside[stage]
         model = self._model_dir(stage)
         check_model(self.run, stage, model)
         return Source(str(model))
@@ -174,13 +193,42 @@ class Session:
         if config.init == BASE:
             keys[BASE] = self.stage(BASE).key
         inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
+        if config.scored_by is not None and from_outside(config.scored_by):
+            inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+            if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
+                inputs["kept"] = self.config.model.kept_dtype
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
+
+    def contents(self, judge: str) -> dict[str, str]:
+        """What a reward model from elsewhere consists of, wherever it lies."""
+        source = self.source(judge)
+        side = Path(source.path) / SIDE_FILE
+        return {
+            "sha256": fingerprint(source),
+            "beside_sha256": surroundings(source),
+            **({"side_sha256": sha256_file(side)} if side.is_file() else {}),
+            **({"name": source.name, "commit": source.commit} if source.commit else {}),
+        }
+
+    def _recorded_commit(self, judge: str) -> str | None:
+        """That with which a stage of this run was begun, for a judge of the hub."""
+        for name in self.config.stage:
+            inputs = read_sealed(self.run.stage_json(name)).get("inputs")
+            settings = inputs.get("settings") if isinstance(inputs, dict) else None
+            found = settings.get("reward_model") if isinstance(settings, dict) else None
+            if (
+                isinstance(found, dict)
+                and found.get("name") == judge
+                and isinstance(found.get("commit"), str)
+            ):
+                return found["commit"]
+        return None
 
     def new_tokens(self, stage: str) -> int:
         """The longest reply that a stage which collects samples."""

@@ -11,12 +11,13 @@ from typing import Any
 from preftune.config import config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
+from preftune.records.stage import StageRecord
 from preftune.rundir import RunDir
-from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums, write_sealed
+from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
-_ELSEWHERE = ("trainable", "data")  # in the inputs of a stage by itself: as it holds, and what data holds
+_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype", "data")  # in the inputs of a stage by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,14 @@ class Stage:
         return run.model_dir(self.name, trains_policy=self.trains_policy)
 
 
+class OtherSettings(ConfigError):
+    """A stage that is there was made with other settings than are asked for."""
+
+    def __init__(self, stage: str, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.stage = stage
+
+
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -76,10 +85,12 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
-        raise ConfigError(
+        raise OtherSettings(
+            stage.name,
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
             + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
-            hint="use another out=DIR, or --restart to make the run again from nothing",
+            hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
+            "another run, --restart begins from nothing",
         )
     if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False
@@ -117,6 +128,18 @@ def model_sum(run: RunDir, name: str) -> str | None:
     return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(made)})
 
 
+def made_of_what_is_here(
+    run: RunDir, record: Mapping[str, Any], others: Mapping[str, str | None] | None = None
+) -> bool:
+    """Whether the parents that a record names have the models that it was made of; `others` by their sum."""
+    made_from = record.get("made_from")
+    sums_here = others or {}
+    return all(
+        was is None or was == (sums_here[parent] if parent in sums_here else model_sum(run, parent))
+        for parent, was in (made_from.items() if isinstance(made_from, dict) else ())
+    )
+
+
 def _check(run: RunDir, recorded: Mapping[str, Any], name: str, model: Path) -> None:
     check(run, recorded, _remedy(run, name, model))
     made_from = recorded.get("made_from")
@@ -143,7 +166,7 @@ def begin(run: RunDir, stage: Stage) -> None:
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
-    write_sealed(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+    StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
@@ -153,7 +176,7 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}
     record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
-    write_sealed(run.stage_json(stage.name), {**record, "status": "finished"})
+    StageRecord.write(run.stage_json(stage.name), {**record, "status": "finished"})
     drop_checkpoints(run, stage)
 
 

@@ -19,8 +19,8 @@ from preftune.models.load import context_length, declared_ends, load_causal_lm, 
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.sample import sample
+from preftune.runs.save import check_sums, read_side_file
 from preftune.runs.save import load_reward_model as _load_roles
-from preftune.runs.save import read_side_file
 from preftune.seeding import derive_seed
 
 _BATCH = 16
@@ -166,4 +166,5 @@ def _directory(directory: str | Path) -> Source:
         raise InputMissing(
             f"no model directory at {directory}", hint="models lie in models/ of a run directory"
         )
+    check_sums(Path(directory))
     return locate(str(directory))

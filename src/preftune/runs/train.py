@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from preftune.algorithms import ALGORITHMS
@@ -13,19 +14,20 @@ from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
-from preftune.rollout.score import Scorer, same_vocabulary
+from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
 from preftune.runs.job import Job
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.roles import make_roles
+from preftune.runs.roles import keep_rows, make_roles
 from preftune.runs.save import finished_model
-from preftune.runs.scoring import reward_model_of
+from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
 from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, is_finished
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
+from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
 
 _VALIDATION_ROWS = 256
@@ -102,7 +104,10 @@ def _prepare(session: Session, name: str) -> Job:
             learner.freeze(model)
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
-    scorer = [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed)] if config.online else []
+    keep_rows(session, models.values(), feed.tokens)
+    scorer = (
+        [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed, learner)] if config.online else []
+    )
     return Job(
         algorithm=kind(config, models, learner, *scorer),
         learner=learner,
@@ -118,11 +123,18 @@ def _prepare(session: Session, name: str) -> Job:
 
 
 def _scorer(
-    session: Session, config: OnlineConfig, encoder: Encoder, judge: RewardModel | None, feed: Feed
+    session: Session,
+    config: OnlineConfig,
+    encoder: Encoder,
+    judge: RewardModel | None,
+    feed: Feed,
+    learner: Learner,
 ) -> Scorer:
     """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
+    if functions is not None:
+        functions = replace(functions, total=learner.total)
     size, rows = config.microbatch_size, feed.rows
     return scorer_for(session, encoder, judge, config.scored_by, size, functions, rows)
 
@@ -196,11 +208,11 @@ def scorer_for(
     """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
     those that prompts come from.
     """
-    theirs = session.encoder(session.source(stage)) if stage is not None else encoder
+    theirs = judge_encoder(session, stage) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,
         encoder=encoder,
-        translate=None if same_vocabulary(encoder, theirs) else theirs,
+        translate=None if read_alike(encoder, theirs) else theirs,
         batch_size=batch_size,
         functions=functions,
         rows=rows,

@@ -17,6 +17,7 @@ from preftune.config import (
     build,
     config_hash,
     dump_toml,
+    from_outside,
     judge_of,
     judges_of,
     load_recipe,
@@ -87,10 +88,12 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     stages = dict(config.stage)
     if not any(stage.imitates for stage in stages.values()):
         raise ConfigError("a study compares policies with SFT, and this recipe has no sft stage")
-    if judge_of(stages) is None:
+    judge = judge_of(stages)
+    if judge is None or from_outside(judge):
         raise ConfigError(
-            "a study needs a reward model, for the proxy score and for best-of-n, and this recipe has none",
-            hint='add a stage with algorithm = "reward"',
+            "a study needs a reward model of its own, for the proxy score and for best-of-n, and this recipe "
+            f"has {'none' if judge is None else judge}",
+            hint='add a stage with algorithm = "reward", and name it as reward_model',
         )
     own = tuple(stages)
     budget = _budget(wanted.tokens, stages, lengths)

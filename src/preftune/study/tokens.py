@@ -12,7 +12,9 @@ from pathlib import Path
 
 from preftune.config import RunConfig, StageConfig
 from preftune.data import Dataset, Encoder
-from preftune.rundir import RunDir, read_jsonl
+from preftune.records.base import read_records
+from preftune.records.stage import MetricsRow
+from preftune.rundir import RunDir
 
 _ROWS = 256
 _CLOSE = 0.02  # a stage whose plan is so near the budget stays as the recipe has it
@@ -78,9 +80,9 @@ def with_tokens(stage: StageConfig, budget: int, lengths: Lengths, rows: int) ->
 def spent_tokens(run: RunDir, stage: str) -> dict[str, int]:
     """Tokens that a finished stage trained on and sampled, from its metrics; and its steps."""
     file: Path = run.metrics(stage)
-    rows = read_jsonl(file) if file.is_file() else []
+    rows = read_records(file, MetricsRow) if file.is_file() else []
     return {
-        "tokens_trained": round(sum(float(row.get("tokens/trained", 0)) for row in rows)),
-        "tokens_sampled": round(sum(float(row.get("tokens/sampled", 0)) for row in rows)),
+        "tokens_trained": round(sum(row.numbers.get("tokens/trained", 0) for row in rows)),
+        "tokens_sampled": round(sum(row.numbers.get("tokens/sampled", 0) for row in rows)),
         "steps": len(rows),
     }

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from preftune.algorithms.base import Loss, Metrics
@@ -125,8 +126,13 @@ class Learner:
                 f"{len(batch)} rows a step cannot be shared by {world} processes",
                 hint="make batch_size a multiple of the number of processes",
             )
-        share, rank = len(batch) // world, self.accelerator.process_index
-        return (batch if world == 1 else batch[slice(rank * share, (rank + 1) * share)]).to(self.device)
+        return self.share(batch).to(self.device)
+
+    def share(self, batch: Any) -> Any:
+        if self.is_alone:
+            return batch
+        rows, world, rank = len(batch), self.accelerator.num_processes, self.accelerator.process_index
+        return batch[slice(rank * rows // world, (rank + 1) * rows // world)]
 
     def freeze(self, role: Role) -> None:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
@@ -136,7 +142,7 @@ class Learner:
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
         optimizer = torch.optim.AdamW(
-            trained_parameters(role.model),
+            decayed_groups(role.model, settings),
             lr=learning_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -189,21 +195,16 @@ class Learner:
     def total(self, count: Tensor) -> Tensor:
         return self.accelerator.reduce(count, reduction="sum")
 
-    def average(self, metrics: Metrics) -> Metrics:
-        if self.accelerator.num_processes == 1:
-            return metrics
-        values = torch.tensor(list(metrics.values()), device=self.device)
-        return dict(zip(metrics, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
-
-    def pool(self, values: Tensor) -> tuple[Tensor, slice]:
-        if self.accelerator.num_processes == 1:
-            return values, slice(None)
-        counts = self.accelerator.gather(torch.tensor([len(values)], device=values.device)).tolist()
-        padded = torch.nn.functional.pad(values, (0, max(counts) - len(values)))
-        rows = self.accelerator.gather(padded).view(len(counts), -1)
-        start = sum(counts[: self.accelerator.process_index])
-        pooled = torch.cat([row[:n] for row, n in zip(rows, counts, strict=True)])
-        return pooled, slice(start, start + len(values))
+    def gather(self, values: Tensor) -> Tensor:
+        if self.is_alone:
+            return values
+        plain = values.to(torch.uint8) if values.dtype == torch.bool else values
+        shapes = self.accelerator.gather(torch.tensor([plain.shape], device=self.device))  # (processes, dims)
+        missing = (shapes.amax(0) - torch.tensor(plain.shape, device=self.device)).tolist()
+        padded = torch.nn.functional.pad(plain, [x for extra in missing[::-1] for x in (0, extra)])
+        parts = self.accelerator.gather(padded.contiguous()).chunk(len(shapes))
+        rows = [part[:n] for part, n in zip(parts, shapes[:, 0].tolist(), strict=True)]
+        return torch.cat(rows).to(values.dtype)
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
@@ -212,8 +213,9 @@ class Learner:
             raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
         sums = self._fitting(trained, batch, weights, loss)
+        rows = self._rows_of_all(trained, sums)
         self._add_up(trained)
-        metrics = self._reduced(sums)
+        metrics = self._reduced(sums, rows)
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
         return metrics
@@ -243,7 +245,7 @@ class Learner:
         """This process's gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
         sums = _Sums(len(batch))
-        size = self.microbatch_size or len(batch)
+        size = self.microbatch_size or max(len(batch), 1)
         slices = [slice(i, i + size) for i in range(0, len(batch), size)]
         for rows in slices:
             out = loss(batch[rows])
@@ -252,6 +254,26 @@ class Learner:
             self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
+
+    def _rows_of_all(self, trained: Trained, sums: "_Sums") -> float:
+        """Rows over all processes. One that has none gets zeros for what the others have: all must add up the
+        same gradients and metrics.
+        """
+        if self.is_alone:
+            return float(sums.rows)
+        rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))
+        if rows.min() > 0:
+            return rows.sum().item()
+        parameters = list(trained.role.model.parameters())
+        had = gather_object([(sums.kinds, [each.grad is not None for each in parameters])])
+        kinds, given = next(each for each in had if each[0])
+        if not sums.kinds:
+            sums.fill(kinds)
+            for parameter in (each for each, has in zip(parameters, given, strict=True) if has):
+                parameter.grad = torch.zeros_like(parameter)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.scale(rows)  # it begins when it is first asked
+        return rows.sum().item()
 
     def _add_up(self, trained: Trained) -> None:
         """Gradients summed over all processes."""
@@ -280,14 +302,12 @@ class Learner:
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 
-    def _reduced(self, sums: "_Sums") -> Metrics:
+    def _reduced(self, sums: "_Sums", rows: float) -> Metrics:
         mine = [
-            torch.tensor(float(sums.rows)),
-            sums.weight,
-            *(value.float() for value in sums.values.values()),
+            sums.weight.to(self.device),
+            *(value.float().to(self.device) for value in sums.values.values()),
         ]
-        stacked = torch.stack([number.to(self.device, non_blocking=True) for number in mine])
-        rows, weight, *values = self.total(stacked).tolist()  # one transfer
+        weight, *values = self.total(torch.stack(mine)).tolist()  # one transfer
         scale = {"weight": max(weight, 1e-12), "rows": rows, "loss": 1.0}
         return {n: v / scale[sums.kinds[n]] for n, v in zip(sums.values, values, strict=True)}
 
@@ -309,6 +329,11 @@ class _Sums:
                 self._add(name, weighted_sum(metric.detach(), weights), "weight")
             else:
                 self._add(name, metric.detach().sum(), "rows")
+
+    def fill(self, kinds: dict[str, str]) -> None:
+        """Zeros under the names that another process has."""
+        for name, kind in kinds.items():
+            self._add(name, torch.tensor(0.0), kind)
 
     def _add(self, name: str, value: Tensor, kind: str) -> None:
         self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
@@ -342,6 +367,17 @@ def refuse_emulation(device: torch.device, precision: Precision) -> None:
 def effective_precision(precision: Precision) -> Precision:
     """fp16 needs a GPU: on a CPU it falls back to float32 (the pipeline says so)."""
     return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision
+
+
+def decayed_groups(model: torch.nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Parameters of a model as AdamW takes them: those of one dimension, norms and biases, in a group without
+    weight decay, as in transformers' Trainer and in nanoGPT.
+    """
+    parameters = trained_parameters(model)
+    if settings.weight_decay == 0 or settings.decay_all:
+        return [{"params": parameters}]
+    matrices, rest = ([p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False))
+    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
 
 
 def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:

@@ -11,35 +11,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.base import Count, Name, NonNegative, Positive, Settings, Share
+from preftune.config.algorithms.optimizer import OptimizerConfig
+from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.rewards import RewardTerms
 from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
-
-
-class OptimizerConfig(Settings):
-    """AdamW and the course of its learning rate over a stage."""
-
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.9, description="AdamW beta1: decay rate of the first moment."
-    )
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.999, description="AdamW beta2: decay rate of the second moment."
-    )
-    eps: Positive = Field(default=1e-8, description="AdamW epsilon, added to the denominator.")
-    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
-    warmup: Share = Field(default=0.05, description="Fraction of the steps used for linear warm-up.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="Learning-rate schedule after the warm-up."
-    )
-    final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
-    max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +138,14 @@ class StageSettings(Settings):
 
     @property
     def scored_by(self) -> str | None:
-        """The stage whose model scores what it samples."""
+        """The stage whose model scores what it samples, or a reward model from elsewhere (`from_outside`)."""
         return None
 
     def parents(self) -> tuple[str, ...]:
         """The stages, or "base", whose models or data it reads."""
         data = self.data if names_a_stage(self.data) else None
-        return tuple(name for name in (self.init, self.scored_by, data) if name is not None)
+        judge = None if from_outside(self.scored_by or "") else self.scored_by
+        return tuple(name for name in (self.init, judge, data) if name is not None)
 
     @property
     def judge_directory(self) -> str | None:
@@ -282,8 +265,8 @@ class OnlineConfig(StageSettings):
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     reward_model: Name | None = Field(
         default="rm",
-        description="Reward stage that scores responses, or one such as DPO for its implicit reward; "
-        "none: functions only.",
+        description="Reward stage that scores responses, or one such as DPO for its implicit reward; a "
+        "directory or hub id of a reward model (with a slash in it); none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
@@ -336,6 +319,9 @@ class OnlineConfig(StageSettings):
     def scored_by(self) -> str | None:
         return self.reward_model
 
+    def paths(self) -> tuple[str, ...]:
+        return (*super().paths(), *(("reward_model",) if from_outside(self.reward_model or "") else ()))
+
     def implicit_beta(self) -> float | None:
         """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
         return None
@@ -366,6 +352,11 @@ class OnlineConfig(StageSettings):
     def plan(self, rows: int | None = None) -> str:
         scored = " + ".join(part for part in (self.reward_model, self.reward_functions) if part)
         return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
+
+
+def from_outside(judge: str) -> bool:
+    """Whether a judge is a directory or hub id; the names of stages have no slash."""
+    return "/" in judge or judge.startswith((".", "~"))
 
 
 def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from statistics import mean
 
 from preftune.report.view import RunView, StageView
@@ -41,9 +41,8 @@ class Pathology:
 def course(stage: StageView, *names: str) -> list[float]:
     """The finite values of the first of these metrics that the stage writes, one a step."""
     rows = stage.metrics
-    name = next((name for name in names if any(name in row for row in rows)), None)
-    values = (row.get(name) for row in rows) if name else ()
-    return [float(v) for v in values if isinstance(v, int | float) and isfinite(v)]
+    name = next((name for name in names if any(name in row.numbers for row in rows)), None)
+    return [v for row in rows if name and isfinite(v := row.numbers.get(name, nan))]
 
 
 def thirds(values: Sequence[float]) -> tuple[float, float] | None:

@@ -1,9 +1,7 @@
 """Training curves, a figure for each stage, a panel for each metric, with the healthy range shaded."""
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,7 +29,7 @@ SKIPPED = frozenset({"step", "time", "learning_rate", "lr_factor", "epoch", "ste
 
 def curves(stage: StageView) -> dict[str, Points]:
     """Up to MAX_PANELS metrics of a stage as (step, value) points: the known ones first, then by name."""
-    logged = dict.fromkeys(key for row in stage.metrics for key in row)
+    logged = dict.fromkeys(key for row in stage.metrics for key in row.numbers)
     kind = config_of(stage.algorithm)
     skipped = SKIPPED | (kind.not_drawn if kind else frozenset())
     known = [key for key in (*FIRST, *(kind.headline if kind else ())) if key in logged]
@@ -44,13 +42,8 @@ def curves(stage: StageView) -> dict[str, Points]:
 
 def _points(stage: StageView, key: str) -> Points:
     """The finite numbers that were logged under `key`."""
-    rows = [(row.get("step"), row.get(key)) for row in stage.metrics]
-    return [(float(step), float(value)) for step, value in rows if _is_number(step) and _is_number(value)]
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and abs(value) <= sys.float_info.max  # neither infinite nor NaN, nor an integer beyond
+    logged = [(float(row.step), row.numbers.get(key, math.nan)) for row in stage.metrics]
+    return [point for point in logged if math.isfinite(point[1])]
 
 
 def training(run: RunView, stage: StageView, shown: dict[str, Points]) -> str:

@@ -1,0 +1,48 @@
+"""Settings of the optimizer of a stage."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from preftune.config.base import NonNegative, Positive, Settings, Share
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the course of its learning rate over a stage."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="AdamW beta1: decay rate of the first moment."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="AdamW beta2: decay rate of the second moment."
+    )
+    eps: Positive = Field(default=1e-8, description="AdamW epsilon, added to the denominator.")
+    weight_decay: NonNegative = Field(
+        default=0.0, description="Decoupled weight decay, of parameters with two dimensions or more."
+    )
+    decay_all: bool = Field(default=False, description="Decay norms and biases, too.")
+    warmup: Share = Field(default=0.05, description="Fraction of the steps used for linear warm-up.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="Learning-rate schedule after the warm-up."
+    )
+    final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
+    max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, values: Any) -> Any:
+        """A whole table without `decay_all` is of a run in which all decayed."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("weight_decay", 0) == 0:
+            return {**values, "decay_all": False} if type(values.get("decay_all")) is bool else values
+        whole = cls.model_fields.keys() - {"decay_all"} <= values.keys()
+        return {"decay_all": True, **values} if whole else values
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `decay_all` where nothing is spared: keys of stages from before it stay valid."""
+        values = made(self)
+        if self.decay_all or self.weight_decay == 0:
+            values.pop("decay_all", None)
+        return values

@@ -1,0 +1,120 @@
+"""`--redo STAGE`: a stage and what hangs on it are made anew, while the old ones are kept aside until then.
+
+    .aside/request.json      the stages asked for, the keys to be made, whether all were moved
+    .aside/STAGE/stage · model
+
+Directories are renamed, never copied; a kill leaves every one of them in one of the two places. The next
+command goes on, with --redo or without; one with the settings of the old stage puts that back.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.config import parents
+from preftune.config.algorithms.base import StageSettings
+from preftune.errors import UsageError, meant
+from preftune.rundir import RunDir, read_object, write_json
+from preftune.runs.stages import Stage, made_of_what_is_here
+from preftune.sums import read_sealed
+
+
+def with_children(stages: Mapping[str, StageSettings], asked: Sequence[str]) -> list[str]:
+    """The stages asked for and all that read their models. UsageError for a name that is no stage."""
+    for name in asked:
+        if name not in stages:
+            raise UsageError(
+                f"--redo {name}: there is no such stage",
+                f"{meant(name, stages)}the stages are: {', '.join(stages)}",
+            )
+    found = set(asked)
+    while more := {n for n, s in stages.items() if n not in found and found & set(parents(s))}:
+        found |= more
+    return [name for name in stages if name in found]
+
+
+def put_aside(run: RunDir, stages: Sequence[Stage], asked: Sequence[str]) -> list[str]:
+    """Move what is there of these stages out of the way; the names of those that were moved now. A call with
+    what was asked before, some of it not made yet, goes on with that and moves nothing.
+    """
+    request: dict[str, Any] = {"asked": list(asked), "keys": {stage.name: stage.key for stage in stages}}
+    waiting = any(_place(run, stage).is_dir() for stage in stages)
+    if waiting and _request(run) == {**request, "moved": True}:
+        return []
+    write_json(_file(run), request)
+    moved = []
+    for stage in stages:
+        if (_place(run, stage) / "stage").is_dir():
+            _drop(run, stage)  # a new one that was not finished
+        elif run.stage_json(stage.name).is_file():
+            _move(run, stage)
+            moved.append(stage.name)
+    write_json(_file(run), {**request, "moved": True})
+    return moved
+
+
+def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
+    """What a command asked for that was killed while it moved them, if the settings are still those."""
+    request = _request(run)
+    if not request or request.get("moved"):
+        return []
+    same = all(name in stages and stages[name].key == key for name, key in request["keys"].items())
+    return list(request["asked"]) if same else []
+
+
+def put_back(run: RunDir, stage: Stage) -> bool:
+    """The old stage in its place again, if it is the one that is wanted, and not the new one."""
+    place = _place(run, stage)
+    if not place.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
+        return False
+    old = place / "stage" / "stage.json"
+    record = read_sealed(old if old.is_file() else run.stage_json(stage.name), stage.name)
+    if record.get("key") != stage.key or not made_of_what_is_here(run, record):
+        return False
+    if old.is_file():
+        _drop(run, stage)
+    for target, name in _parts(run, stage):
+        if (place / name).is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(place / name, target)
+    settle(run, stage)
+    return True
+
+
+def settle(run: RunDir, stage: Stage) -> None:
+    """The old stage goes: a new one stands, or it is back itself."""
+    shutil.rmtree(_place(run, stage), ignore_errors=True)
+    if run.aside.is_dir() and not any(path.is_dir() for path in run.aside.iterdir()):
+        shutil.rmtree(run.aside, ignore_errors=True)
+
+
+def _file(run: RunDir) -> Path:
+    return run.aside / "request.json"
+
+
+def _request(run: RunDir) -> dict[str, Any]:
+    return read_object(_file(run)) if _file(run).is_file() else {}
+
+
+def _place(run: RunDir, stage: Stage) -> Path:
+    return run.aside / stage.name
+
+
+def _parts(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
+    """The model first: a stage whose record is still in place can be recognised."""
+    return (stage.model_dir(run), "model"), (run.stage_dir(stage.name), "stage")
+
+
+def _move(run: RunDir, stage: Stage) -> None:
+    place = _place(run, stage)
+    place.mkdir(parents=True, exist_ok=True)
+    for source, name in _parts(run, stage):
+        if source.is_dir() and not (place / name).exists():
+            os.rename(source, place / name)
+
+
+def _drop(run: RunDir, stage: Stage) -> None:
+    for path, _ in _parts(run, stage):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""`preftune` alone and `preftune runs`: the runs that lie here, how far they are, and how to go on.
+
+Plain reads of small files, no library: it must be there at once. What cannot be read is said, never an error.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from preftune.errors import InputMissing, PreftuneError, RunLocked
+from preftune.rundir import BASE, RunDir, policy_name, read_json
+from preftune.runs.lock import refuse_if_held
+from preftune.untrusted import printable
+from preftune.version import __version__
+
+RUNS = Path("runs")
+_SHOWN = 5  # runs on the first screen
+_SETTINGS = 6  # that differ, of one run
+_BEGIN = (
+    ("preftune run quickstart", "all stages on a built-in data set, 2 minutes on two cores"),
+    ("preftune run quickstart --dry-run", "what that would do, with every setting"),
+    ("preftune --help", "all commands; docs/own-data.md: your own pairs"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A run directory, its settings by dotted key, its state in words, and the next command."""
+
+    run: RunDir
+    settings: Mapping[str, Any]
+    state: str
+    next: str
+    numbers: Sequence[str]
+
+
+def runs_in(folder: Path) -> list[Found]:
+    """The runs in a folder, the one that was written last first."""
+    places = [place for place in folder.glob("*") if (place / "config.toml").is_file()]
+    return [_found(RunDir(place)) for place in sorted(places, key=_written, reverse=True)]
+
+
+def first_screen() -> str:
+    """What it is, how to begin, this machine, and the last runs."""
+    wide = max(len(command) for command, _ in _BEGIN)
+    lines = [f"preftune {__version__}: RLHF for small language models, measured and written up", "", "begin:"]
+    lines += [f"  {command:<{wide}}  {what}" for command, what in _BEGIN]
+    lines += ["", f"this machine: {', '.join(_machine())}"]
+    if found := runs_in(RUNS):
+        lines += ["", "last runs here (`preftune runs` lists all):"]
+        for each in found[:_SHOWN]:
+            lines += [f"  {each.run.path}: {each.state}", f"      {each.next}"]
+    return "\n".join(lines)
+
+
+def runs(
+    folder: Annotated[str, typer.Argument(metavar="[FOLDER]", help="Where run directories lie.")] = "runs",
+) -> None:
+    """List runs: state, headline numbers, the settings that differ, how to go on."""
+    typer.echo(printable(show_runs(folder)))
+
+
+def show_runs(folder: str | Path = RUNS) -> str:
+    """Every run with state, headline numbers, the settings in which it differs from others, the next command.
+    InputMissing if there is none.
+    """
+    found = runs_in(Path(folder))
+    if not found:
+        raise InputMissing(
+            f"no run in {folder}", "`preftune run quickstart` makes one; or give another folder"
+        )
+    keys = {key for each in found for key in each.settings if key != "name"}
+    known = [each.settings for each in found if each.settings]
+    differ = sorted(k for k in keys if len({repr(settings.get(k)) for settings in known}) > 1)
+    lines = []
+    for each in found:
+        own = [f"{key}={each.settings[key]}" for key in differ if key in each.settings]
+        more = f" and {len(own) - _SETTINGS} more" if len(own) > _SETTINGS else ""
+        lines.append(f"{each.run.path}: {each.state}")
+        lines += [f"    {number}" for number in each.numbers]
+        lines += [f"    differs: {', '.join(own[:_SETTINGS])}{more}"] if own else []
+        lines += [f"    {each.next}"] if each.next else []
+    return "\n".join(lines)
+
+
+def _found(run: RunDir) -> Found:
+    try:
+        settings = tomllib.loads(run.config.read_text(encoding="utf-8"))
+        stages = dict(settings.get("stage", {}))
+        state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
+        flat = dict(_flat(settings))
+        numbers = [line for name in stages if (line := _headline(run, name))]
+        step = (
+            f"read it: {run.report_page}" if done and run.report_page.is_file() else f"go on: {_again(run)}"
+        )
+    except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error).partition("\n")[0][:120]
+        return Found(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
+    return Found(run=run, settings=flat, state=state, next=step, numbers=numbers)
+
+
+def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
+    """In words, and whether all stages are finished."""
+    records = {name: _object(run.stage_json(name)).get("status") for name in stages}
+    finished = [name for name, status in records.items() if status == "finished"]
+    begun = [name for name, status in records.items() if status == "running"]
+    held = False
+    try:
+        refuse_if_held(run)
+    except RunLocked:
+        held = True
+    parts = [f"{len(finished)} of {len(stages)} stages finished"]
+    parts += [f"{'under way' if held else 'stopped'} in {' and '.join(begun)}"] if begun else []
+    parts += ["reported"] if len(finished) == len(stages) and run.report_page.is_file() else []
+    return ", ".join(parts) + (" (in use now)" if held else ""), len(finished) == len(stages)
+
+
+def _headline(run: RunDir, stage: str) -> str:
+    """The gain of a policy over SFT, if it was measured."""
+    record = _object(run.evaluation(policy_name(stage)))
+    gain: Any = record.get("reward_difference_to_sft")
+    with suppress(KeyError, TypeError, ValueError):
+        low, high = gain["interval"]
+        return f"{stage}: score over SFT {gain['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return ""
+
+
+def _again(run: RunDir) -> str:
+    """The command that made the run, which goes on with it."""
+    command = _object(run.run).get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    return shlex.join(words) if words else f"preftune run {run.config} --out {run.path}"
+
+
+def _object(file: Path) -> dict[str, Any]:
+    value = read_json(file) if file.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _from_scratch(settings: Mapping[str, Any]) -> bool:
+    return isinstance(settings.get("model", {}).get("scratch"), dict)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _written(place: Path) -> float:
+    files = [place / "config.toml", *place.glob("stages/*/stage.json"), place / "report.html"]
+    return max(file.stat().st_mtime for file in files if file.is_file())
+
+
+def _machine() -> Iterator[str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield f"{platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}"
+    with suppress(OSError, ValueError, KeyError):
+        rows = (line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        kib = {name: int(rest.split()[0]) for name, rest in rows}
+        yield f"{kib['MemTotal'] / 2**20:.0f} GiB of memory, {kib['MemAvailable'] / 2**20:.0f} free"
+    cards = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    driver = cards or shutil.which("nvidia-smi")
+    yield f"{cards or 'an'} NVIDIA GPU{'s' if cards > 1 else ''}" if driver else "no GPU seen"
+    built = any((Path(__file__).parent.parent / "models" / "fast").glob("native-*.so"))
+    yield "sampling kernel built" if built else "no sampling kernel (`make native` builds it)"

@@ -1,0 +1,192 @@
+"""`--from` takes over what another run has finished alike; `--redo` makes stages anew, and can be undone."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import preftune
+from preftune.api import run_recipe
+from preftune.cli import main
+from preftune.config import load_recipe
+from preftune.errors import ConfigError, DataError, UsageError
+from preftune.rundir import RunDir, read_json
+from preftune.runs.aside import half_moved, put_aside, with_children
+from preftune.runs.stages import Stage, is_finished, made_of_what_is_here
+from preftune.sums import write_sealed
+
+SLOW = ("stage.dpo.learning_rate=3e-4",)
+
+
+@pytest.fixture
+def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
+
+
+def model(run: RunDir, name: str) -> bytes:
+    return (run.models / name / "model.safetensors").read_bytes()
+
+
+def train(run: RunDir, until: str, *overrides: str, **options: object) -> str:
+    run_recipe("tiny", overrides, out=str(run.path), until=until, **options)  # type: ignore[arg-type]
+    return "\n".join(path.read_text() for path in sorted((run.path / "logs").iterdir()))
+
+
+def test_stages_of_the_same_key_are_copied_and_the_rest_is_trained(tiny_run: RunDir, tmp_path: Path) -> None:
+    new = RunDir(tmp_path / "new")
+    said = train(new, "dpo", *SLOW, from_run=str(tiny_run.path))
+    assert f"taken over from {tiny_run.path}: base, sft\n" in said
+    assert "trained here: dpo (settings.learning_rate: 0.0001 -> 0.0003)" in said
+    assert f"sft          taken from {tiny_run.path}" in said
+    for name in ("base", "policy_sft"):
+        files = {file.name: file.read_bytes() for file in (tiny_run.models / name).iterdir()}
+        assert {file.name: file.read_bytes() for file in (new.models / name).iterdir()} == files
+    record = read_json(new.stage_json("sft"))
+    assert record["taken_from"] == str(tiny_run.path.resolve())
+    same = {k: v for k, v in read_json(tiny_run.stage_json("sft")).items() if k != "record_sha256"}
+    assert {k: record[k] for k in same} == same
+    for file in ("metrics.jsonl", "ledger.jsonl"):
+        assert (new.stage_dir("sft") / file).read_bytes() == (tiny_run.stage_dir("sft") / file).read_bytes()
+    assert model(new, "policy_dpo") != model(tiny_run, "policy_dpo")
+    again = train(new, "dpo", *SLOW)
+    assert again.count("taken from") == 2  # and a call without --from finds everything finished
+    assert "dpo          finished before" in again
+
+
+def test_damaged_or_linked_files_are_not_taken(copy: RunDir, tmp_path: Path) -> None:
+    file = copy.models / "policy_sft" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + b"abcd")
+    new = RunDir(tmp_path / "new")
+    with pytest.raises(DataError, match=r"policy_sft/model\.safetensors is not what was written"):
+        train(new, "sft", from_run=str(copy.path))
+    assert not (new.models / "policy_sft").exists()
+    (tmp_path / "elsewhere").write_bytes(whole)
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link"):
+        train(new, "sft", from_run=str(copy.path))
+
+
+def test_a_child_of_another_parent_is_not_taken(copy: RunDir, tmp_path: Path) -> None:
+    """Same settings, yet the parent here has other bits: as on another machine."""
+    new = RunDir(tmp_path / "new")
+    train(new, "sft", from_run=str(copy.path))
+    record = read_json(new.stage_json("sft"))
+    for entry in record["files"].values():
+        entry["sha256"] = entry["sha256"][::-1]
+    write_sealed(new.stage_json("sft"), record)
+    assert not made_of_what_is_here(new, read_json(copy.stage_json("dpo")))
+    assert made_of_what_is_here(copy, read_json(copy.stage_json("dpo")))
+
+
+def test_the_message_about_a_changed_setting_says_how_to_go_on(copy: RunDir) -> None:
+    with pytest.raises(ConfigError, match="was made with other settings") as caught:
+        train(copy, "dpo", *SLOW)
+    command = "preftune train tiny dpo stage.dpo.learning_rate=3e-4 --out"
+    assert f"{command} {copy.path} --redo dpo" in caught.value.hint
+    assert f"{command} {copy.path}-2 --from {copy.path}" in caught.value.hint
+
+
+def test_a_dry_run_says_what_is_taken_over_and_writes_nothing(
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SLOW, "--out", str(tmp_path / "new"), "--from", str(tiny_run.path), "--redo", "rm", "--dry-run"]
+    assert main(["run", "tiny", *words]) == 0
+    said = capsys.readouterr().out
+    assert f"taken over from {tiny_run.path}: base, sft\n" in said
+    assert "trained here: dpo (settings.learning_rate" in said
+    assert "made anew: rm, ppo, grpo" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stage_of_which_no_step_is_kept_is_never_in_the_way(copy: RunDir) -> None:
+    record = {**read_json(copy.stage_json("dpo")), "status": "running"}
+    write_sealed(copy.stage_json("dpo"), record)
+    assert is_finished(copy, Stage(name="dpo", algorithm="dpo", parents=("sft",), inputs={})) is False
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_kill_while_directories_move_loses_nothing(
+    moves: int, copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for anew are two stages; the command dies before or after the first rename, the next goes on."""
+    stages = [Stage(name=n, algorithm="x", parents=(), inputs={"new": n}) for n in ("sft", "dpo")]
+    before = {n: model(copy, f"policy_{n}") for n in ("sft", "dpo")}
+    rename, done = os.rename, list[object]()
+
+    def dies(a: object, b: object) -> None:
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(a)
+        rename(a, b)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            put_aside(copy, stages, ["sft"])
+    assert half_moved(copy, {stage.name: stage for stage in stages}) == ["sft"]
+    assert put_aside(copy, stages, ["sft"]) == ["sft", "dpo"]
+    for name, content in before.items():
+        assert (copy.aside / name / "model" / "model.safetensors").read_bytes() == content
+        assert (copy.aside / name / "stage" / "stage.json").is_file()
+    assert put_aside(copy, stages, ["sft"]) == []
+
+
+def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:
+    before = {name: model(copy, name) for name in ("policy_sft", "policy_dpo", "policy_ppo")}
+    said = train(copy, "dpo", *SLOW, redo=["dpo"])
+    assert "made anew: dpo; the old ones are kept" in said
+    assert "sft          finished before" in said
+    assert model(copy, "policy_dpo") != before["policy_dpo"]
+    assert {n: model(copy, n) for n in ("policy_sft", "policy_ppo")} == {
+        n: before[n] for n in ("policy_sft", "policy_ppo")
+    }
+    assert not copy.aside.exists()
+
+
+def test_children_are_those_that_read_the_model() -> None:
+    stages = load_recipe("tiny").config.stage
+    assert with_children(stages, ["dpo"]) == ["dpo"]
+    assert with_children(stages, ["rm"]) == ["rm", "ppo", "grpo"]
+    assert with_children(stages, ["sft"]) == list(stages)
+    with pytest.raises(UsageError, match="--redo dqo: there is no such stage"):
+        with_children(stages, ["dqo"])
+
+
+def test_after_a_kill_the_next_call_goes_on_or_puts_the_old_one_back(
+    copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = model(copy, "policy_dpo")
+    settings = ("checkpoint.every=1", *SLOW)
+    monkeypatch.setenv("PREFTUNE_FAULTS", "")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preftune.runs.train.finished_model", stop)  # as if killed before the model is written
+        with pytest.raises(KeyboardInterrupt):
+            train(copy, "dpo", *settings, redo=["dpo"])
+    assert (copy.aside / "dpo" / "model" / "model.safetensors").read_bytes() == old
+    checkpoints = list(copy.checkpoints("dpo").glob("step-*"))
+    assert checkpoints
+    unfinished = RunDir(shutil.copytree(copy.path, copy.path.parent / "other"))
+    said = train(copy, "dpo", *settings)  # with --redo or without: on from the last checkpoint
+    assert said.count("made anew") == 1
+    assert model(copy, "policy_dpo") != old
+    assert not copy.aside.exists()
+    train(unfinished, "dpo", "checkpoint.every=1")  # the settings of before, without --redo
+    assert model(unfinished, "policy_dpo") == old
+    assert not unfinished.aside.exists()
+
+
+def test_nonsense_is_refused(copy: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--from", str(copy.path), f"out={copy.path}"]) == 64
+    assert "is the run directory itself" in capsys.readouterr().err
+    assert main(["run", "tiny", "--from", str(tmp_path / "none")]) == 66
+    assert main(["run", "tiny", "--redo", "dpo", "--restart", f"out={copy.path}"]) == 64
+    os.symlink(tmp_path, copy.path / ".aside")
+    assert main(["run", "tiny", "--redo", "dpo", f"out={copy.path}"]) == 78
+    assert preftune.run.__doc__ is not None
