@@ -112,7 +112,7 @@ def _prepare(session: Session, name: str) -> Job:
         algorithm=kind(config, models, learner, *scorer),
         learner=learner,
         batch_at=feed.batch_at,
-        steps=config.steps_on(len(feed.rows)),
+        steps=feed.steps,
         encoder=encoder,
         model=models[kind.trains[0]],
         imitates=config.imitates,
