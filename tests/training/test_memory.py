@@ -232,7 +232,8 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         masks = name == "aten::index.Tensor" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        shapes = ("aten::nonzero", "aten::_unique2", "aten::masked_select")
+        backward = "aten::masked_scatter_backward"  # picks by the mask
+        shapes = ("aten::nonzero", "aten::_unique2", "aten::masked_select", backward)
         self.count += masks or name == "aten::_local_scalar_dense" or name in shapes
         return func(*args, **(kwargs or {}))
 
