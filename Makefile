@@ -103,6 +103,7 @@ BENCH_SIZE ?= small
 bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run preftune and TRL side by side on the same work (BENCH_SIZE=small or 124m)
 	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
+	$(ONE_THREAD) $(BIN)/python benchmarks/trunk.py --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 
 # Parts "a" to "e" by PARTS="a b"; what is done is not done again. REHEARSE=1: all of it, tiny, on the CPU.
 gpu-proof: ## prove this installation on the GPU that is here; JSON under benchmarks/results/gpu, page docs/gpu.md

@@ -31,7 +31,8 @@ class Command:
     @property
     def bare(self) -> bool:
         """A command that is named without its arguments."""
-        return self.words[0] == "preftune" and len(self.words) == 2 and self.verb not in ALONE
+        named = all(word.startswith("-") for word in self.words[2:])
+        return self.words[0] == "preftune" and named and self.verb not in ALONE
 
     @property
     def verb(self) -> str:

@@ -75,7 +75,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_the_command_line_understands_it(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft"})
+    words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft", "KEY=VALUE": "seed=1"})
     words = [word for word in words if word != "--debug"]
     if words[0].startswith("-"):
         assert cli.main(words) == 0
@@ -84,7 +84,9 @@ def test_the_command_line_understands_it(command: Command, capsys: pytest.Captur
     if command.bare:
         return
     verbs[words[0]].make_context(words[0], list(words[1:]))  # raises for an option or argument too many
-    if words[0] in TRAINING and words[1] != "mine.toml":
+    if {"--from", "--redo"} & set(words):  # these look for a run
+        load_recipe(words[1], changes(words))
+    elif words[0] in TRAINING and words[1] != "mine.toml":
         assert cli.main([*words, "--dry-run"]) == 0, capsys.readouterr().err
     if words[0] == "study":
         load_recipe(words[1], changes(words))

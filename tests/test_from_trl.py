@@ -71,7 +71,7 @@ def test_every_setting_of_ours_is_there_and_none_is_made_up(trainer: str) -> Non
     named = {name for name in names(section(trainer)) if name.startswith(ours)}
     own = {key for key in known if key.startswith(f"stage.{stage}.")} - {f"stage.{stage}.algorithm"}
     assert column(trainer, 1) <= named <= known
-    assert own <= named | shared
+    assert own <= named | shared, "name it in docs/from-trl.md: under Every trainer, if every stage has it"
     assert shared - {f"stage.{stage}.epochs"} <= known
 
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from preftune.errors import DataError, PreftuneError, UsageError, from_system
-from preftune.exits import complain, exit_code, forget_output, is_out_of_memory
+from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
@@ -51,10 +51,6 @@ Mirror = Annotated[
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
 ]
 JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
-_LESS_MEMORY = (
-    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
-    "then run the same command again"
-)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -157,6 +153,16 @@ def compare(
     from preftune import api
 
     api.compare(run_a, run_b, json)
+
+
+@app.command()
+def cache(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
+) -> None:
+    """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
+    from preftune.models.kept import told
+
+    typer.echo("\n".join(told(remove=empty)))
 
 
 @app.command()
@@ -334,7 +340,7 @@ def _run(
 
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
-        if resolved.config.shared_blocks() is not None:
+        if resolved.config.shared_blocks():
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
@@ -349,15 +355,9 @@ def _run(
     from preftune import api
 
     api.run_recipe(
-        recipe,
-        overrides,
-        out=out,
-        until=until,
-        resume=not kept.restart,
-        mirror=kept.mirror,
-        from_run=kept.from_run,
-        redo=kept.redo,
-    )
+        recipe, overrides, out=out, until=until, resume=not kept.restart, mirror=kept.mirror,
+        from_run=kept.from_run, redo=kept.redo,
+    )  # fmt: skip
 
 
 def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -414,6 +414,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return complain(error.message, error.hint, error.code)
         first_line = str(error).partition("\n")[0][:300]
         if is_out_of_memory(error):
-            return complain(f"out of memory: {first_line}", _LESS_MEMORY, PreftuneError.code)
+            return complain(f"out of memory: {first_line}", LESS_MEMORY, PreftuneError.code)
         what = f"internal error: {type(error).__name__}: {first_line}"
         return complain(what, "run again with --debug to see where, and report it", PreftuneError.code)

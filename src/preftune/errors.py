@@ -90,3 +90,9 @@ def from_system(error: OSError) -> PreftuneError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return StorageError(message, "free some space, then run the same command again")
     return InputMissing(message, "check the path")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or "can't allocate memory" in str(error)

@@ -5,6 +5,11 @@ import sys
 
 from preftune.untrusted import printable
 
+LESS_MEMORY = (
+    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
+    "then run the same command again"
+)
+
 
 def exit_code(stop: SystemExit) -> int:
     """The code for an exit of the command line library, in which 2 means wrong usage and 130 Ctrl-C.
@@ -20,12 +25,6 @@ def exit_code(stop: SystemExit) -> int:
     if code == 130:
         print("interrupted; the same command resumes", file=sys.stderr)
     return 64 if code == 2 else code
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
-    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
 
 
 def complain(message: str, hint: str, code: int) -> int:

@@ -78,11 +78,19 @@ def _records(run: RunDir) -> None:
     )
 
 
+UNFOLDED = """() => {
+  document.querySelectorAll("details.part").forEach(part => { part.open = true; });
+  document.querySelectorAll("[data-is=more]").forEach(more => { while (!more.hidden) more.click(); });
+}"""
+
+
 @pytest.fixture(scope="module")
 def seen(hostile: Path, browser: Any) -> Iterator[tuple[Any, Watch]]:
-    """The page, opened once for those who look at it."""
+    """The page, opened once for those who look at it, with every part of it unfolded."""
     with opening(browser) as opened:
-        yield opened(hostile)
+        page, watch = opened(hostile)
+        page.evaluate(UNFOLDED)
+        yield page, watch
 
 
 @pytest.fixture
@@ -122,6 +130,7 @@ def test_using_the_page_runs_nothing_either(page: Any) -> None:
         for text in PAYLOADS[::7]:
             tools.get_by_role("searchbox").fill(text)
         tools.get_by_role("button", name="Clear").click()
+        page.evaluate(UNFOLDED)
     tags = page.locator("#mistakes-explorer select")
     for place in range(0, 100, 9):
         tags.select_option(str(place))

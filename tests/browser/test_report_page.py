@@ -12,6 +12,7 @@ from synthetic_audit import add_audit
 from preftune.report import build
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
+UNFOLD = "document.querySelectorAll('details.part').forEach(part => { part.open = true; })"
 SIZES = [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 
 
@@ -33,6 +34,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 @pytest.fixture
 def page(report: RunDir, opened: Opener) -> Iterator[Any]:
     page, watch = opened(report.report_page)
+    page.evaluate(UNFOLD)
     yield page
     assert watch.everything == []
 
@@ -64,10 +66,32 @@ def test_it_opens_from_disk_and_fits(
     assert dark is (scheme == "dark")
 
 
-def test_the_first_screen_has_verdict_table_and_figure(page: Any) -> None:
-    for what in (".verdict", "#comparison table", "#comparison figure"):
+def test_the_first_screen_has_verdict_table_and_a_prompt(page: Any) -> None:
+    for what in (".verdict", "#comparison table", "#comparison .side .quote"):
         box = page.locator(what).first.bounding_box()
         assert box["y"] + box["height"] <= 800
+
+
+def test_the_page_is_eight_screens_and_a_link_unfolds_its_part(report: RunDir, opened: Opener) -> None:
+    page, _ = opened(report.report_page)
+    assert page.evaluate("document.documentElement.scrollHeight") <= 8 * 800
+    assert not page.locator("#samples-explorer").is_visible()
+    page.locator("nav a[href='#samples']").click()
+    assert page.locator("#samples-explorer").is_visible()
+
+
+def test_long_lists_are_shown_a_page_at_a_time(tmp_path: Path, opened: Opener) -> None:
+    run = make_run(tmp_path)
+    write_jsonl(run.mistakes, [row | {"idx": i} for i, row in enumerate(read_jsonl(run.mistakes) * 3)])
+    build(run)
+    page, _ = opened(run.report_page)
+    page.evaluate(UNFOLD)
+    total = len(read_jsonl(run.mistakes))
+    assert total > 20
+    assert len(shown(page, "mistakes")) == 20
+    while len(shown(page, "mistakes")) < total:
+        press(page, "mistakes", "Show more")
+    assert not page.locator("#mistakes-explorer [data-is=more]").is_visible()
 
 
 def test_a_table_of_many_policies_has_the_whole_width(tmp_path: Path, opened: Opener) -> None:
@@ -114,7 +138,7 @@ def test_search_finds_words_in_any_text(page: Any) -> None:
     assert len(shown(page, "samples")) == 20
     tool(page, "samples", "Search").fill("zebra")
     assert shown(page, "samples") == ["Prompt 8"]
-    assert page.locator("#samples-explorer output").text_content() == "1 of 20 shown"
+    assert page.locator("#samples-explorer output").text_content() == "1 of 1 shown, 20 in all"
     tool(page, "samples", "Search").fill("question 1")
     assert shown(page, "samples") == [f"Prompt {n}" for n in (2, *range(11, 21))]  # question 1 and 10 to 19
     tool(page, "samples", "Search").fill("no such words")
@@ -191,6 +215,8 @@ def test_a_card_opens_with_the_enter_key(page: Any) -> None:
 def test_without_script_everything_is_there(report: RunDir, opened: Opener) -> None:
     page, watch = opened(report.report_page, script=False)
     assert page.locator(".card").count() == page.locator(".card[open]").count() == 32
+    for summary in page.locator("details.part > summary").all():  # these fold without a script
+        summary.click()
     assert page.locator(".card pre:visible").count() == 20 * 7 + 12 * 3
     assert page.locator(".tools:visible").count() == 0  # tools that would do nothing
     assert watch.everything == []

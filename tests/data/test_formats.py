@@ -209,11 +209,12 @@ def test_kinds_are_not_mixed(tmp_path: Path) -> None:
         read_preferences(write_jsonl(tmp_path / "b.jsonl", [{"prompt": "Q"}]))
 
 
-def test_undesirable_replies_are_left_out_and_said(tmp_path: Path) -> None:
+def test_undesirable_replies_are_kept_apart_and_said(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}", "completion": f"a{i}", "label": i % 2 == 0} for i in range(6)]
     data = load(tmp_path / "a.jsonl", *rows)
     kept = [*data.train, *data.validation, *data.test]
     assert {pair.chosen for pair in kept} == {" a0", " a2", " a4"}
+    assert [(row.chosen, row.rejected) for row in data.undesirable] == [("", f" a{i}") for i in (1, 3, 5)]
     assert any("3 undesirable" in note for note in data.report["notes"])
 
 

@@ -15,6 +15,7 @@ from preftune.runs.sources import load_dataset
 
 PAIRS = [{"prompt": f"Q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(30)]
 REPLIES = [{"prompt": f"Q{i}", "completion": f"yes {i}"} for i in range(30)]
+KTO = "stage.kto.algorithm=kto"
 PROMPTS = [{"prompt": f"Q{i}"} for i in range(30)]
 TEXTS = [{"text": f"Once upon a time there were {i} of them."} for i in range(30)]
 
@@ -32,6 +33,8 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
         (REPLIES, "sft", [], None),
         (REPLIES, "ppo", [], None),
         (REPLIES, "dpo", [], "are replies without a rival, and the stage dpo (dpo) needs preference pairs"),
+        (REPLIES, "kto", [KTO], "no training row is an undesirable reply, and the stage kto (kto) learns"),
+        ([*REPLIES, {**REPLIES[0], "label": False}], "kto", [KTO], None),
         (REPLIES, "rm", [], "the stage rm (reward) needs preference pairs"),
         (PROMPTS, "sft", ["model.base=gpt2"], "are prompts without replies, and the stage sft (sft) needs"),
         (PROMPTS, "grpo", ["model.base=gpt2"], None),

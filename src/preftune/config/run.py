@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from preftune.config.algorithms import StageConfig
 from preftune.config.algorithms.base import OptimizerConfig
-from preftune.config.base import Count, Name, Positive, Settings
+from preftune.config.base import Count, Name, NonNegative, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
 from preftune.config.rounds import unrolled
@@ -84,6 +84,18 @@ class ModelConfig(Settings):
         exclude_if=lambda trainable: trainable == ALL,
         description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
         "the rest is frozen and shared by policy, reference, reward model and critic.",
+    )
+
+    kept_gb: NonNegative = Field(
+        default=8.0,
+        exclude_if=lambda size: size == 8.0,
+        description="Disk in GB for states below the trained blocks, of all runs of this machine together "
+        "(`preftune cache`); 0 keeps none.",
+    )
+    kept_dtype: Literal["float32", "bf16"] = Field(
+        default="float32",
+        exclude_if=lambda dtype: dtype == "float32",
+        description="Numbers in which they are kept; bf16 takes half of the disk, and rounds.",
     )
 
     @model_validator(mode="before")

@@ -33,7 +33,8 @@ class Dataset:
     """Preferences by split; each `row` is the index in its split. `report` (JSON-able) goes to data.json.
 
     Rows of another `kind` than pairs have "" for what they lack (`data.rows.as_preference`); which stages can
-    use them is checked before anything is trained (`runs.plan.check_kind`).
+    use them is checked before anything is trained (`runs.plan.check_kind`). `undesirable`: training replies
+    without a rival that are not to be imitated, each as `rejected`.
     """
 
     train: tuple[Preference, ...]
@@ -42,10 +43,15 @@ class Dataset:
     report: dict[str, Any]
     kind: Kind = "pairs"
     others: Mapping[str, "Dataset"] = field(default_factory=dict)  # stages' own, by their setting `data`
+    undesirable: tuple[Preference, ...] = ()
 
     def of(self, data: str | None) -> "Dataset | None":
         """The rows behind a stage's setting `data`; None for those that are collected when it comes to it."""
         return self if data is None else self.others.get(data)
+
+    def rows_for(self, batch: str) -> tuple[Preference, ...]:
+        """The training rows behind batches of a kind: those of labels hold undesirable ones, too."""
+        return (*self.train, *self.undesirable) if batch == "unpaired" else self.train
 
 
 def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
@@ -86,7 +92,9 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
-    return make_dataset(splits, report | rows_report(tallies) | _named(kind, tallies), kind)
+    held_out = {row_key(row) for name in SPLIT_NAMES[1:] for row in splits[name]}
+    report |= rows_report(tallies) | _named(kind, tallies)
+    return make_dataset(splits, report, kind, _undesirable(tallies, held_out))
 
 
 def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
@@ -101,11 +109,16 @@ def read_training(config: "DataConfig", held_out: Collection[str], commit: str |
         kind = "unpaired"
     report = {"name": name, **({} if commit is None else {"commit": commit})}
     report |= rows_report(tallies) | _named(kind, tallies)
-    return training_only(_by_split(name, tallies)["train"], held_out, report, kind)
+    rows = _by_split(name, tallies)["train"]
+    return training_only(rows, held_out, report, kind, _undesirable(tallies, held_out))
 
 
 def training_only(
-    rows: Sequence[Preference], held_out: Collection[str], report: dict[str, Any], kind: Kind = "pairs"
+    rows: Sequence[Preference],
+    held_out: Collection[str],
+    report: dict[str, Any],
+    kind: Kind = "pairs",
+    undesirable: Sequence[Preference] = (),
 ) -> Dataset:
     """A data set of training rows, without those whose prompt (`row_key`) is held out."""
     kept = [row for row in rows if row_key(row) not in held_out]
@@ -115,7 +128,14 @@ def training_only(
             "give other rows: what policies are compared on is not trained on",
         )
     splits: dict[str, Sequence[Preference]] = {**dict.fromkeys(SPLIT_NAMES, ()), "train": kept}
-    return make_dataset(splits, report | {"held_out_prompts": len(rows) - len(kept)}, kind)
+    report = report | {"held_out_prompts": len(rows) - len(kept)}
+    return make_dataset(splits, report, kind, undesirable)
+
+
+def _undesirable(tallies: Sequence[Tally], held_out: Collection[str]) -> list[Preference]:
+    """Undesirable replies of the split train to prompts that are not held out."""
+    found = [row for tally in tallies for row, split in tally.undesirable if split == "train"]
+    return [row for row in found if row_key(row) not in held_out]
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
@@ -220,21 +240,30 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
 
 
 def make_dataset(
-    splits: Mapping[str, Iterable[Preference]], report: dict[str, Any], kind: Kind = "pairs"
+    splits: Mapping[str, Iterable[Preference]],
+    report: dict[str, Any],
+    kind: Kind = "pairs",
+    undesirable: Sequence[Preference] = (),
 ) -> Dataset:
-    """Splits with rows renumbered, and `report` with counts, repeats and hashes of what they hold."""
+    """Splits with rows renumbered (undesirable replies go on where train ends), and `report` with counts,
+    repeats and hashes of what they hold.
+    """
     numbered = {
         name: tuple(
             pair if pair.row == row else replace(pair, row=row) for row, pair in enumerate(splits[name])
         )
         for name in SPLIT_NAMES
     }
+    if undesirable:
+        report = report | {"undesirable": {"rows": len(undesirable), "sha256": _content_hash(undesirable)}}
+    start = len(numbered["train"])
     return Dataset(
         train=numbered["train"],
         validation=numbered["validation"],
         test=numbered["test"],
         report=report | _contents(numbered),
         kind=kind,
+        undesirable=tuple(replace(pair, row=row) for row, pair in enumerate(undesirable, start)),
     )
 
 

@@ -61,8 +61,8 @@ def _notes(tallies: Sequence[Tally]) -> Iterator[str]:
     yield from (f"{n:,} {HOW[what]}" for what, n in noted.items() if n)
     if reasons := reasons_of(tallies):
         yield f"left out: {reasons}"
-    if undesirable := sum(tally.undesirable for tally in tallies):
-        yield f"left out: {undesirable:,} undesirable replies; nothing here learns from one alone"
+    if undesirable := sum(len(tally.undesirable) for tally in tallies):
+        yield f"{undesirable:,} undesirable replies: read by stages that learn from labels, by no other"
     if bad := sum(tally.bad for tally in tallies):
         yield f"left out: {bad:,} malformed rows; examples are in data.json"
     if ignored := sorted(set().union(*(tally.ignored_columns for tally in tallies))):

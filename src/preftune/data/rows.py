@@ -44,7 +44,7 @@ class Tally:
     read: int = 0
     kept: list[Preference] = field(default_factory=list)
     kinds: Counter[Kind] = field(default_factory=Counter)
-    undesirable: int = 0  # of the unpaired rows
+    undesirable: list[tuple[Preference, str]] = field(default_factory=list)  # with their splits
     splits: list[str] = field(default_factory=list)  # of each kept row
     forms: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -109,25 +109,27 @@ class Tally:
 
     def _keep(self, row: Row, split: str, columns: Mapping[str, Any]) -> None:
         self.kinds[KINDS[type(row)]] += 1
-        self.undesirable += isinstance(row, Unpaired) and not row.desirable
         made = as_preference(row)
-        if made is not None:
-            self.kept.append(replace(made, source=self.source, row=len(self.kept), columns=columns))
+        if made is None:
+            return
+        made = replace(made, source=self.source, row=len(self.kept), columns=columns)
+        if isinstance(row, Unpaired) and not row.desirable:
+            self.undesirable.append((made, split))
+        else:
+            self.kept.append(made)
             self.splits.append(split)
 
 
 def as_preference(row: Row) -> Preference | None:
-    """The row as the stages take it: what is to be imitated is `chosen`, and what is not there is "".
-
-    None for an undesirable reply: nothing here learns from one alone.
+    """The row as the stages take it: what is to be imitated is `chosen`, an undesirable reply `rejected`, and
+    what is not there is "". None for one of several rated replies.
     """
     match row:
         case Preference():
             return row
         case Unpaired():
-            return (
-                Preference(prompt=row.prompt, chosen=row.completion, rejected="") if row.desirable else None
-            )
+            chosen, rejected = (row.completion, "") if row.desirable else ("", row.completion)
+            return Preference(prompt=row.prompt, chosen=chosen, rejected=rejected)
         case PromptOnly():
             return Preference(prompt=row.prompt, chosen="", rejected="")
         case Text():

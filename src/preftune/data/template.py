@@ -87,7 +87,7 @@ class Template:
         return answer
 
     def _here(self, messages: Messages, opened: bool) -> dict[str, str]:
-        today = chat_template_utils.datetime
+        today = chat_template_utils.datetime  # type: ignore[attr-defined]
         chat_template_utils.datetime = _Day  # type: ignore[attr-defined]
         try:
             return _fill(self._tokenizer, self._arguments, messages, opened)

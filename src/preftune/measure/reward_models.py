@@ -12,6 +12,7 @@ from preftune.evaluation.reward_model import audit, gap, score_pairs
 from preftune.evaluation.sanity import invariance, sanity_rows
 from preftune.measure.conditions import second_judge
 from preftune.models.roles import RewardModel
+from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
@@ -40,10 +41,12 @@ class Examiner:
 def examiner(session: Session, stage: str) -> Examiner:
     """The reward model of a stage, an implicit one too."""
     learner = session.learner(session.config.evaluation.batch_size)
+    model = reward_model_of(session, stage, learner)
+    share(model, session.config.shared_blocks())
     return Examiner(
         session=session,
         stage=stage,
-        model=reward_model_of(session, stage, learner),
+        model=model,
         encoder=session.encoder(session.source(stage)),
         learner=learner,
     )

@@ -6,8 +6,12 @@ if those below are given. Whether a model may be cut is tried out once, against 
 
 import contextlib
 import hashlib
+from collections.abc import Callable
+from typing import Literal
 
+import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,7 +19,10 @@ from preftune.errors import DataError
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
+from preftune.models.kept import KeptStates, empty, states_dir
 from preftune.models.parts import blocks_of, token_embedding
+
+Kept = Literal["float32", "bf16"]
 
 
 def share_trunk(model: PreTrainedModel, top: int) -> None:
@@ -43,6 +50,7 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
             hint='set model.trainable="all", or another number of blocks',
         ) from error
     if known is not None:
+        known.keeps, known.kept = True, None  # until the stage that begins says otherwise
         attach(model, Branch(cut, tuple(frozen), known))
     for parameter in frozen.values():
         parameter.requires_grad_(False)
@@ -81,6 +89,39 @@ def keep_states(model: PreTrainedModel, keeps: bool) -> None:
     """Whether rows that went through for one of those that share a trunk are kept for the others."""
     if (branch := branch_of(model)) is not None:
         branch.trunk.keeps = keeps
+
+
+def keep_on_disk(
+    model: PreTrainedModel, tokens: int, limit: int, dtype: Kept, say: Callable[[str], None]
+) -> None:
+    """Keep the states of rows on disk from now on, if `tokens` of them fit into `limit` bytes; those of other
+    trunks make room. What their last bits depend on is in the name of the directory.
+    """
+    if (branch := branch_of(model)) is None or not limit or branch.trunk.kept is not None:
+        return
+    numbers = np.dtype(np.float32 if dtype == "float32" else np.int16)
+    need = tokens * branch.cut.width * numbers.itemsize
+    if need > limit:
+        say(
+            f"states of {tokens:,} tokens are computed in every pass: they would take {need / 1e9:.1f} GB on "
+            f"disk, and model.kept_gb allows {limit / 1e9:.1f}"
+        )
+        return
+    about = {
+        "trunk": branch.trunk.digest,
+        "dtype": dtype,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "device": next(model.parameters()).device.type,
+    }
+    directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+    try:
+        empty(limit - need, keep=directory)
+        branch.trunk.kept = KeptStates(directory, branch.cut.width, numbers, limit, about)
+        branch.trunk.say = say
+    except OSError as error:
+        say(f"warning: no states are kept in {directory}: {error.strerror}")
 
 
 def tie(model: PreTrainedModel) -> None:

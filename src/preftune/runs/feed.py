@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from preftune.config import OfflineConfig
+from preftune.config.algorithms.base import Batch
 from preftune.data import (
     Encoder,
     Preference,
+    Unpaired,
     distinct_prompts,
     first_encoded,
     pad_pairs,
     pad_prompts,
     pad_sequences,
+    pad_unpaired,
     rows_at,
     unpaired,
 )
@@ -25,13 +28,15 @@ from preftune.seeding import derive_seed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `rejected` counts those that cannot be used.
+    order of their own; `rejected` counts those that cannot be used, `tokens` those of all fixed rows.
     """
 
     rows: Sequence[Preference]
+    steps: int
     batch_at: Callable[[int], Any]
     names_at: Callable[[int], list[str]]
     rejected: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
@@ -43,7 +48,7 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     rows, encoded, rejected = first_encoded(encoder, part, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
-    pad_id = encoder.pad_id
+    pad_id, alone = encoder.pad_id, session.data_of(name).kind == "unpaired"
     made: dict[str, Callable[[Sequence[PairIds]], Any]] = {
         "sequences": lambda pairs: pad_sequences(
             [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
@@ -51,21 +56,39 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         "pairs": lambda pairs: pad_pairs(pairs, pad_id),
         "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
     }
+    items = config.items_per_row if alone else 1  # rows that hold as many items as a pair
 
     def numbers_at(step: int) -> list[int]:
-        return rows_at(step, config.rows_per_step, len(rows), session.config.seed, name)
+        return rows_at(step, config.rows_per_step * items, len(rows), session.config.seed, name)
+
+    def batch_at(step: int) -> Any:
+        numbers = numbers_at(step)
+        if alone and config.batch == "unpaired":
+            return _labelled([(rows[i], encoded[i]) for i in numbers], encoder)
+        return made[config.batch]([encoded[i] for i in numbers])
 
     return Feed(
         rows=rows,
-        batch_at=lambda step: made[config.batch]([encoded[i] for i in numbers_at(step)]),
+        steps=config.steps_on(len(rows) / items),
+        batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         rejected=rejected,
+        tokens=sum(_tokens(pair, config.batch) for pair in encoded),
     )
+
+
+def _labelled(rows: Sequence[tuple[Preference, PairIds]], encoder: Encoder) -> Unpaired:
+    """Replies without a rival, (B, T): a row with a `chosen` reply is desirable, one without undesirable."""
+    desirable = [bool(row.chosen) for row, _ in rows]
+    replies = [ids.chosen if liked else ids.rejected for liked, (_, ids) in zip(desirable, rows, strict=True)]
+    prompts = [ids.prompt for _, ids in rows]
+    return pad_unpaired(prompts, replies, desirable, encoder.pad_id, encoder.max_length)
 
 
 def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
     """Distinct training prompts, each with the seed of its responses and its data row."""
-    count, seed = session.config.stage[name].rows_per_step, session.config.seed
+    config, seed = session.config.stage[name], session.config.seed
+    count = config.rows_per_step
     rows, prompts = distinct_prompts(encoder, session.data_of(name).train)
 
     def numbers_at(step: int) -> list[int]:
@@ -77,8 +100,17 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
         return pad_prompts([prompts[i] for i in numbers], seeds, encoder.pad_id, numbers)
 
     return Feed(
-        rows=rows, batch_at=batch_at, names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)]
+        rows=rows,
+        steps=config.steps_on(len(rows)),
+        batch_at=batch_at,
+        names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
     )
+
+
+def _tokens(pair: PairIds, batch: Batch) -> int:
+    """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
+    one, other = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
+    return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

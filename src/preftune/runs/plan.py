@@ -36,7 +36,9 @@ def _with_data(stage: StageSettings, dataset: Dataset) -> str:
     """The plan of a stage, and its data where that is not the run's (collected: not known yet)."""
     own = dataset.of(stage.data)
     told = "" if stage.data is None else f"; data: {stage.data}"
-    return f"{stage.plan(None if own is None else len(own.train))}{told}"
+    if own is None or own.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
+        return f"{stage.plan()}{told}"
+    return f"{stage.plan(len(own.train))}{told}"
 
 
 def _data_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -82,6 +84,12 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
                 + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
                 "docs/data.md shows the forms of rows; "
                 f"row 1 has the columns {own.report.get('columns', 'of pairs')}",
+            )
+        if own is not None and own.kind == stage.batch == "unpaired" and not own.undesirable:
+            raise DataError(
+                f"{stage.data or config.data.name}: no training row is an undesirable reply, and the stage "
+                f"{name} ({stage.algorithm}) learns from both kinds",
+                'label them: {"prompt", "completion", "label": false}',
             )
     if whole and kind != "pairs":
         raise DataError(

@@ -1,6 +1,6 @@
 """The models that an algorithm needs, by the part that each plays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from preftune.algorithms import Algorithm
@@ -10,7 +10,7 @@ from preftune.errors import PreftuneError
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
-from preftune.models.trunk import keep_states, share_trunk
+from preftune.models.trunk import keep_on_disk, keep_states, share_trunk
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -59,6 +59,14 @@ def share(role: Role, top: int | None) -> None:
     if top is not None:
         for model in models_of(role):
             share_trunk(model, top)
+
+
+def keep_rows(session: Session, roles: Iterable[Role], tokens: int) -> None:
+    """States of `tokens` tokens of fixed rows, which will be seen again, are kept on disk."""
+    settings = session.config.model
+    for model in (model for role in roles for model in models_of(role)) if tokens else ():
+        limit = int(settings.kept_gb * 1e9)
+        keep_on_disk(model, tokens, limit, settings.kept_dtype, session.console.line)
 
 
 def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:

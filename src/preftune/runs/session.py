@@ -125,7 +125,8 @@ class Session:
         """Shuffled training rows of a stage, or of the run; of one half of the prompts, by their hash, for
         "first" and "second".
         """
-        rows = self.shuffled(self.data_of(stage).train)
+        batch = self.config.stage[stage].batch if stage in self.config.stage else ""
+        rows = self.shuffled(self.data_of(stage).rows_for(batch))
         if part == "all":
             return rows
         half = int(part == "second")
@@ -197,6 +198,8 @@ class Session:
             inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
             inputs["trainable"] = trainable
+            if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
+                inputs["kept"] = self.config.model.kept_dtype
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
@@ -234,9 +237,12 @@ class Session:
 
     def _own_data(self, config: StageSettings) -> dict[str, Any]:
         """For a stage with data of its own: the hash of its rows (those that are collected have the key of
-        their stage), and of a judge from elsewhere.
+        their stage), of undesirable replies, and of a judge from elsewhere.
         """
         found: dict[str, Any] = {}
+        own = self.dataset.of(config.data)
+        if config.batch == "unpaired" and own is not None and own.undesirable:
+            found["undesirable"] = own.report["undesirable"]
         if (data := config.data) is not None:
             rows = {"stage": data} if names_a_stage(data) else self.dataset.others[data].report
             found["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})

@@ -19,7 +19,7 @@ from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
 from preftune.runs.job import Job
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
-from preftune.runs.roles import make_roles
+from preftune.runs.roles import keep_rows, make_roles
 from preftune.runs.save import finished_model
 from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
@@ -104,6 +104,7 @@ def _prepare(session: Session, name: str) -> Job:
             learner.freeze(model)
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
+    keep_rows(session, models.values(), feed.tokens)
     scorer = (
         [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed, learner)] if config.online else []
     )
@@ -111,7 +112,7 @@ def _prepare(session: Session, name: str) -> Job:
         algorithm=kind(config, models, learner, *scorer),
         learner=learner,
         batch_at=feed.batch_at,
-        steps=config.steps_on(len(feed.rows)),
+        steps=feed.steps,
         encoder=encoder,
         model=models[kind.trains[0]],
         imitates=config.imitates,

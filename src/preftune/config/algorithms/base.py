@@ -194,8 +194,8 @@ class StageSettings(Settings):
         """The longest response that it samples; 0 where it samples none."""
         return 0
 
-    def steps_on(self, rows: int) -> int:
-        """Steps of the stage, if there are `rows` training rows for it."""
+    def steps_on(self, rows: float) -> int:
+        """Steps of the stage, if there are `rows` training rows for it (of half a row, a pair's reply)."""
         raise NotImplementedError
 
     @property
@@ -247,7 +247,7 @@ class OfflineConfig(StageSettings):
     def rows_planned(self, rows: int) -> float:
         return min(self.rows or rows, rows or math.inf) * self.epochs
 
-    def steps_on(self, rows: int) -> int:
+    def steps_on(self, rows: float) -> int:
         return math.ceil(self.epochs * rows / self.rows_per_step)
 
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
@@ -350,7 +350,7 @@ class OnlineConfig(StageSettings):
     def updates_per_step(self) -> int:
         return self.epochs * self.minibatches
 
-    def steps_on(self, rows: int) -> int:
+    def steps_on(self, rows: float) -> int:
         return self.steps
 
     def rows_planned(self, rows: int) -> float:

@@ -1,5 +1,6 @@
 """Replies of a policy, judged: preference data that another stage learns from. Trains nothing."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -82,8 +83,8 @@ class CollectConfig(StageSettings):
     def new_tokens(self) -> int:
         return self.max_new_tokens or 0  # checked with the evaluation otherwise
 
-    def steps_on(self, rows: int) -> int:
-        return -(-rows // self.batch_size)
+    def steps_on(self, rows: float) -> int:
+        return math.ceil(rows / self.batch_size)
 
     def plan(self, rows: int | None = None) -> str:
         taken = self.rows if rows is None else min(rows, self.rows or rows)

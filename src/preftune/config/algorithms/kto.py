@@ -22,13 +22,16 @@ class KTOConfig(OfflineConfig):
     label: ClassVar[str] = "KTO"
     implementation: ClassVar[str] = "preftune.algorithms.kto:KTO"
     batch: ClassVar[Batch] = "unpaired"
+    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired")
     headline: ClassVar[Mapping[str, str]] = {"loss": "loss", "rewards/margins": "margin", "kl": "KL"}
     healthy: ClassVar[Mapping[str, Healthy]] = {"loss": Healthy(words="0.3 to 0.5", low=0.3, high=0.5)}
     card: ClassVar[str] = "a policy trained with KTO on desirable and undesirable responses"
 
     algorithm: Literal["kto"] = algorithm_field("kto")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
-    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
+    rows: Count | None = Field(
+        default=None, description="Number of training pairs, or labelled replies; none uses all."
+    )
     epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: int = Field(
         default=64, ge=4, description="Responses per update: a pair gives a desirable and an undesirable one."

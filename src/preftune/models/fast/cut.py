@@ -23,11 +23,12 @@ class _Reached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The blocks of a model, the first of them that lies above, and whether blocks return tuples."""
+    """The blocks of a model, the first of them that lies above, whether blocks return tuples, and d."""
 
     blocks: tuple[nn.Module, ...]
     at: int
     tuples: bool
+    width: int
 
     def below(self, forward: Callable[[], object]) -> Tensor:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
@@ -69,7 +70,8 @@ def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
 
     with _instead({blocks[0]: watched}):
         model.base_model(ids, use_cache=False)
-    return Cut(blocks, at, isinstance(seen[0], tuple))
+    tuples = isinstance(seen[0], tuple)
+    return Cut(blocks, at, tuples, (seen[0][0] if tuples else seen[0]).shape[-1])
 
 
 def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:

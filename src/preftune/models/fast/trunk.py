@@ -10,13 +10,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.models.fast.cut import Cut
+from preftune.models.kept import KeptStates
 
 _ROOM = 1 << 30  # bytes of states in memory, at most
 
@@ -28,34 +30,77 @@ class Row(NamedTuple):
     places: Tensor
 
 
+def _whole(states: Tensor) -> Row:
+    """A row that lies by itself."""
+    return Row(states, torch.arange(len(states), device=states.device))
+
+
+def _packed(states: Tensor, dtype: "np.dtype[Any]") -> Tensor:
+    """As it is written: float32, or bfloat16 as the 16-bit numbers that numpy knows."""
+    return states.bfloat16().view(torch.int16) if dtype == np.int16 else states.float()
+
+
+def _unpacked(numbers: Tensor) -> Tensor:
+    return numbers.view(torch.bfloat16).float() if numbers.dtype == torch.int16 else numbers
+
+
 Pass = Callable[[Tensor, Tensor], list[Row]]  # rows ids (B, T), attention (B, T) through the lower blocks
 
 
 @dataclass(eq=False, slots=True)
 class Trunk:
-    """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`."""
+    """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`; `kept`: where
+    they stay for good, if they will come again in other steps, stages or runs.
+    """
 
     digest: str  # of all weights below the cut
     members: "weakref.WeakSet[PreTrainedModel]" = field(default_factory=weakref.WeakSet)
     keeps: bool = True
+    kept: KeptStates | None = None
+    say: Callable[[str], None] = print
     _rows: dict[bytes, Row] = field(default_factory=dict)
     _passes: deque[tuple[list[bytes], int]] = field(default_factory=deque)  # oldest first: rows, bytes
     _bytes: int = 0
 
     def rows(self, ids: Tensor, attention: Tensor, through: Pass) -> list[Row]:
-        """The states of all rows; those that are not there go `through` together."""
-        if not self.keeps:
+        """The states of all rows. Those that are not there go `through` together; where they are kept for
+        good one by one, so that not even their last bits depend on the rows beside them.
+        """
+        if self.kept is None and not self.keeps:
             return through(ids, attention)
         keys = row_keys(ids, attention)
-        found = {key: self._rows[key] for key in keys if key in self._rows}
+        found = {key: row for key in keys if (row := self._known(key, ids.device)) is not None}
         missing = {key: i for i, key in enumerate(keys) if key not in found}
-        if missing:
-            which = torch.tensor(list(missing.values()), device=ids.device)
+        together = [missing] if self.kept is None else [{key: i} for key, i in missing.items()]
+        for part in together if missing else ():
+            which = torch.tensor(list(part.values()), device=ids.device)
             width = int(attention[which].sum(1).max())
-            new = dict(zip(missing, through(ids[which][:, :width], attention[which][:, :width]), strict=True))
+            rows = through(ids[which][:, :width], attention[which][:, :width])
+            new = {key: self._on_disk(key, row) for key, row in zip(part, rows, strict=True)}
             self._keep(new)
             found |= new
         return [found[key] for key in keys]
+
+    def _known(self, key: bytes, device: torch.device) -> Row | None:
+        """A row in memory or on disk."""
+        if key in self._rows or self.kept is None:
+            return self._rows.get(key)
+        states = self.kept.get(key)
+        return None if states is None else _whole(_unpacked(torch.from_numpy(states)).to(device))
+
+    def _on_disk(self, key: bytes, row: Row) -> Row:
+        """Keep a row for good, where that is asked for; gives what will be read back. A disk that refuses is
+        not asked again.
+        """
+        if self.kept is None:
+            return row
+        packed = _packed(row.states.index_select(0, row.places), self.kept.dtype)
+        try:
+            self.kept.add(key, packed.cpu().numpy())
+        except OSError as error:
+            self.say(f"warning: no more states are kept on disk: {error.strerror}")
+            self.kept = None
+        return _whole(_unpacked(packed))
 
     def forget(self) -> None:
         """Drop what is in memory."""

@@ -50,7 +50,7 @@ for (const box of document.querySelectorAll(".explorer")) {
     for (const input of [find, tag, by, from, to]) if (input) input.value = "";
     apply();
   });
-  cards.forEach((card, place) => { card.open = place < 1; });
+  cards.forEach((card, place) => { card.open = place < 3; });
   tools.hidden = false;
   apply();
 }

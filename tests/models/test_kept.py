@@ -1,0 +1,187 @@
+"""States of rows on disk: what is read is what was written, or it is computed again."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from families import TREES, made
+from preftune.cli import main
+from preftune.data import Sequences
+from preftune.models import kept
+from preftune.models.fast.trunk import branch_of
+from preftune.models.kept import KeptStates
+from preftune.models.roles import Policy, Reference, RewardModel
+from preftune.models.trunk import keep_on_disk, share_trunk
+from tiny import sequences
+
+FLOAT = np.dtype(np.float32)
+ROWS = {bytes([i]) * 16: np.random.default_rng(i).random((3 + i, 4), np.float32) for i in range(5)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def filled(directory: Path, limit: int = 1 << 20) -> KeptStates:
+    made_of = KeptStates(directory, 4, FLOAT, limit)
+    for key, states in ROWS.items():
+        made_of.add(key, states)
+    return made_of
+
+
+def there(states: KeptStates) -> list[bytes]:
+    """Keys whose rows come back; each as it was written."""
+    found = {key: states.get(key) for key in ROWS}
+    for key, row in found.items():
+        assert row is None or np.array_equal(row, ROWS[key])
+    return [key for key, row in found.items() if row is not None]
+
+
+def test_rows_come_back_for_another_process_too(tmp_path: Path) -> None:
+    open_before = KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)
+    assert there(open_before) == []
+    assert there(filled(tmp_path / "a")) == list(ROWS)
+    assert there(open_before) == there(KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)) == list(ROWS)
+
+
+@pytest.mark.parametrize("place", [0, 50, 70, 111, -1])
+@pytest.mark.parametrize("name", ["states.bin", "rows.idx"])
+def test_a_flipped_bit_costs_one_row_which_is_written_again(tmp_path: Path, name: str, place: int) -> None:
+    filled(tmp_path / "a")
+    file = tmp_path / "a" / name
+    data = bytearray(file.read_bytes())
+    data[place] ^= 4
+    file.write_bytes(data)
+    states = KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)
+    lost = set(ROWS) - set(there(states))
+    assert len(lost) == 1
+    for key in lost:
+        states.add(key, ROWS[key])
+    assert there(KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)) == list(ROWS)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 47, 49])
+def test_what_a_kill_has_left_half_written_is_passed_over(tmp_path: Path, cut: int) -> None:
+    """In the index: the last record, or a part of the one before; rows written after it are found."""
+    filled(tmp_path / "a")
+    index = tmp_path / "a" / "rows.idx"
+    index.write_bytes(index.read_bytes()[:-cut])
+    states = KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)
+    for key in set(ROWS) - set(there(states)):
+        states.add(key, ROWS[key])
+    assert there(states) == there(KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)) == list(ROWS)
+
+
+def test_files_stay_within_their_bound(tmp_path: Path) -> None:
+    states = filled(tmp_path / "a", limit=(3 + 4) * 4 * 4)
+    assert there(states) == list(ROWS)[:2]
+    assert (tmp_path / "a" / "states.bin").stat().st_size == (3 + 4) * 4 * 4
+
+
+def test_the_command_says_how_much_there_is_and_removes_it(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        filled(kept.states_dir() / name)
+    assert main(["cache"]) == 0
+    assert str(kept.states_dir() / "a") in capsys.readouterr().out
+    filled(kept.states_dir() / "a")  # used after b
+    assert [folder.name for folder in kept.sizes()] == ["b", "a"]
+    assert kept.empty(to=sum(kept.sizes().values())) == 0
+    assert kept.empty(to=sum(kept.sizes().values()) - 1) > 0  # b goes
+    assert [folder.name for folder in kept.sizes()] == ["a"]
+    assert kept.empty(to=0, keep=kept.states_dir() / "a") == 0
+    assert main(["cache", "--empty"]) == 0
+    assert kept.sizes() == {}
+
+
+def passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each pass through the lowest block."""
+    block, seen = model.base_model.get_submodule("h.0"), list[int]()
+    own = block.forward
+
+    def counted(states: Tensor, *args: Any, **named: Any) -> Any:
+        seen.append(states.shape[1])
+        return own(states, *args, **named)
+
+    monkeypatch.setattr(block, "forward", counted)
+    return seen
+
+
+def shared(dtype: Any = "float32", limit: int = 1 << 20) -> tuple[Policy, Reference, RewardModel]:
+    policy, reference = Policy(made(TREES["gpt2"]())), Reference(made(TREES["gpt2"]()))
+    judge = RewardModel(made(TREES["gpt2"](), AutoModelForSequenceClassification))
+    judge.model.base_model.load_state_dict(policy.model.base_model.state_dict())
+    for role in (policy, reference, judge):
+        share_trunk(role.model, 1)
+        keep_on_disk(role.model, 40, limit, dtype, print)
+    return policy, reference, judge
+
+
+def test_rows_are_computed_once_in_all_stages_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, plain = sequences(3, 5), Policy(made(TREES["gpt2"]())).logprobs(sequences(3, 5))
+    policy, reference, judge = shared()
+    seen = [passes(role.model, monkeypatch) for role in (policy, reference, judge)]
+    found = policy.logprobs(batch)
+    assert sorted(seen[0]) == sorted(batch.attention.sum(1).tolist())  # each row alone
+    assert (found - plain).abs().max() < 1e-5
+    for again in (reference.logprobs(batch), policy.logprobs(batch), judge.raw_scores(batch)):
+        assert again.isfinite().all()
+    again_all = shared()  # as another run
+    seen += [passes(role.model, monkeypatch) for role in again_all]
+    assert torch.equal(again_all[0].logprobs(batch), found)
+    assert [len(each) for each in seen] == [5, 0, 0, 0, 0, 0]
+
+
+def test_a_rows_states_do_not_depend_on_the_rows_beside_it() -> None:
+    """Bit for bit: what a resumed run finds on disk is what it would compute."""
+    batch = sequences(3, 6)
+    trunk = shared()[0]
+    policy = trunk.model
+    branch = branch_of(policy)
+    assert branch is not None
+    assert branch.trunk.kept is not None
+    trunk.logprobs(batch[torch.tensor([4, 1, 2])])
+    mixed = trunk.logprobs(batch[torch.tensor([1, 4])])
+    kept.empty()
+    fresh = shared()[0].logprobs(batch[torch.tensor([1, 4])])
+    assert torch.equal(fresh, mixed)
+
+
+def test_bf16_rounds_by_little_and_takes_half(cache: Path) -> None:
+    batch: Sequences = sequences(3, 6)
+    exact = shared()[0].logprobs(batch).detach()
+    whole = sum(file.stat().st_size for file in cache.glob("states/*/states.bin"))
+    kept.empty()
+    first = shared("bf16")[0]
+    rounded = first.logprobs(batch).detach()
+    assert sum(file.stat().st_size for file in cache.glob("states/*/states.bin")) == whole / 2
+    assert 1e-7 < (rounded - exact).abs().max() < 0.1
+    assert torch.equal(first.logprobs(batch), rounded)  # what was computed is what is read
+
+
+def test_rows_that_would_not_fit_are_not_kept(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    policy = shared(limit=100)[0]
+    assert "computed in every pass" in capsys.readouterr().out
+    policy.logprobs(sequences(1))
+    assert not list(cache.glob("states/*"))
+
+
+def test_a_full_disk_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = shared()[0]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(KeptStates, "add", full)
+    policy.logprobs(sequences(1))
+    assert capsys.readouterr().out.count("no more states are kept on disk: No space left") == 1

@@ -1,0 +1,80 @@
+"""Rows that are no pairs, through whole stages: labelled replies for KTO, prompts alone for PPO and GRPO."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune import api, cli
+from preftune.data.corpus import train_tokenizer
+from preftune.models.load import scratch_gpt2
+from preftune.rundir import RunDir, read_json, read_jsonl
+
+LABELLED = [
+    {"prompt": f"Q{i}", "completion": f"{'yes' if i % 3 else 'no'} {i}", "label": i % 3 > 0}
+    for i in range(30)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer([], 300)
+    scratch_gpt2(tokenizer, layers=1, width=16, heads=2, positions=128, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return f"model.base={directory}"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+SCORES: list[int] = []
+
+
+def words(prompt: str, response: str) -> int:
+    SCORES.append(len(response.split()))
+    return SCORES[-1]
+
+
+def test_kto_learns_from_labelled_replies_and_sft_from_the_desirable_ones(tmp_path: Path, base: str) -> None:
+    """20 of 30 training rows are desirable; a row is one of the 8 responses of a batch, not two of them."""
+    held_out = [row | {"split": split} for split in ("validation", "test") for row in LABELLED[:3]]
+    kept = [row | {"split": "train"} for row in LABELLED] + [
+        row | {"prompt": f"held out {row['prompt']}"} for row in held_out
+    ]
+    data = write(tmp_path / "rows.jsonl", kept)
+    small = ["stage.kto.algorithm=kto", "stage.kto.batch_size=8", "stage.sft.batch_size=10"]
+    words = [f"data.name={data}", base, *small]
+    run = api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="kto")
+    steps = [row["rows"] for row in read_jsonl(run.ledger("kto"))]
+    assert [len(rows) for rows in steps] == [8, 8, 8, 8]  # 30 replies, filled up from the next epoch
+    assert sorted({int(row) for rows in steps for row in rows}) == list(range(30))
+    assert {int(row) for step in read_jsonl(run.ledger("sft")) for row in step["rows"]} == set(range(20))
+    first = read_jsonl(run.metrics("kto"))[0]
+    assert first["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert first["logps/rejected"] < 0
+    recorded = read_json(run.stage_json("kto"))["inputs"]
+    assert recorded["undesirable"]["rows"] == 10
+    assert "undesirable" not in read_json(run.stage_json("sft"))["inputs"]
+
+
+@pytest.mark.parametrize(("stage", "score"), [("ppo", "objective/scores"), ("grpo", "reward")])
+def test_prompts_alone_are_enough_where_a_function_judges(
+    tmp_path: Path, base: str, stage: str, score: str
+) -> None:
+    SCORES.clear()
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"Q{i}"} for i in range(30)])
+    settings = {"init": "base", "reward_model": "none", "steps": 2, "batch_size": 8, "max_new_tokens": 6}
+    settings |= {"reward_functions": "test_kinds_trained:words", "minibatches": 1}
+    stages = [f"stage.{other}=none" for other in ("sft", "rm", "dpo", "ppo", "grpo") if other != stage]
+    out = tmp_path / "run"
+    given = [f"stage.{stage}.{key}={value}" for key, value in settings.items()]
+    assert cli.main(["train", "tiny", stage, f"data.name={data}", base, *stages, *given, f"out={out}"]) == 0
+    run = RunDir(out)
+    assert (run.model_dir(stage) / "model.safetensors").is_file()
+    scores = [sum(SCORES[i : i + 8]) / 8 for i in (0, 8)]  # of the two steps
+    assert [row[score] for row in read_jsonl(run.metrics(stage))] == pytest.approx(scores)
+    assert read_json(run.data)["kind"] == "prompts without replies"

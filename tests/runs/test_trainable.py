@@ -1,0 +1,68 @@
+"""A run that trains the upper blocks: what its stages leave as it was, share, and keep."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from preftune import api
+from preftune.cli import main
+from preftune.config import load_recipe
+from preftune.errors import ConfigError
+from preftune.models import kept
+from preftune.rundir import RunDir, read_json, read_jsonl
+
+SMALL = ["model.scratch.steps=2", "stage.sft.rows=64", "stage.rm.rows=64", "stage.dpo.rows=64"]
+
+
+@pytest.mark.parametrize("wrong", ["top:0", "top", "some", "top:-1"])
+def test_what_is_no_part_of_a_model_is_refused_with_the_choices(wrong: str) -> None:
+    for key in ("model.trainable", "stage.dpo.trainable"):
+        with pytest.raises(ConfigError, match='neither "all" nor "top:K"'):
+            load_recipe("tiny", [f"{key}={wrong}"])
+
+
+def test_adapters_are_announced_and_refused() -> None:
+    with pytest.raises(ConfigError, match='"lora" is not there yet'):
+        load_recipe("tiny", ["model.trainable=lora"])
+
+
+def test_a_stage_may_differ_from_its_model() -> None:
+    config = load_recipe("tiny", ["model.trainable=top:2", "stage.rm.trainable=top:1"]).config
+    assert [config.trainable_of(name) for name in ("sft", "rm")] == ["top:2", "top:1"]
+    assert config.shared_blocks() == 2
+    assert load_recipe("tiny").config.shared_blocks() is None
+
+
+def test_the_plan_says_what_is_trained_and_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--dry-run", "model.trainable=top:1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ppo: trains")]
+    assert "the upper 1 of 2 blocks" in lines[0]
+    assert "of weights for 4 models" in lines[0]
+
+
+def test_stages_leave_the_blocks_below_as_they_were_and_keep_their_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run of the same settings reads the states of the first one, and makes the same bits."""
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    runs, first = list[RunDir](), dict[Path, int]()
+    for name in ("one", "two"):
+        for train in (api.dpo_train, api.train_reward_model):
+            train("tiny", "model.trainable=top:1", *SMALL, out=str(tmp_path / name))
+        runs.append(RunDir(tmp_path / name))
+        first = first or kept.sizes()
+    assert len(first) == 1  # one trunk for all stages: policy, reference, reward model
+    assert list(kept.sizes()) == list(first)
+    base = load_file(runs[0].models / "base" / "model.safetensors")
+    for model in ("policy_sft", "policy_dpo", "reward_model"):
+        one, two = (load_file(run.models / model / "model.safetensors") for run in runs)
+        assert all(one[key].equal(two[key]) for key in one)
+        moved = {key for key in base if key in one and not one[key][: len(base[key])].equal(base[key])}
+        assert moved
+        assert all(key.startswith(("transformer.h.1.", "transformer.ln_f")) for key in moved)
+    one, two = ([row["loss"] for row in read_jsonl(run.metrics("dpo"))] for run in runs)
+    assert one == two
+    inputs = read_json(runs[0].stage_json("dpo"))["inputs"]
+    assert inputs["trainable"] == "top:1"
+    assert "trainable" not in inputs["settings"]
