@@ -220,10 +220,10 @@ def clocks(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=where)
 def test_nothing_hangs_on_the_time_of_day(path: Path) -> None:
-    """The console's log lines carry it, for people."""
+    """The console's log lines carry it, for people; the list of runs begins with the one written last."""
     allowed = ["datetime.now"] if where(path) == "runs/console.py" else []
     assert clocks(ast.parse(path.read_text(encoding="utf-8"))) == allowed
-    assert "st_mtime" not in path.read_text(encoding="utf-8")
+    assert where(path) == "runs/overview.py" or "st_mtime" not in path.read_text(encoding="utf-8")
 
 
 def unescaped(text: str) -> list[str]:
