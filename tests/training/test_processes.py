@@ -23,6 +23,7 @@ from preftune.data import Sequences
 from preftune.errors import ProcessLost
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
+from preftune.rundir import BASE
 from preftune.runs import runner
 from preftune.training.learner import Learner
 from preftune.training.processes import answering
@@ -184,9 +185,16 @@ def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
         file.touch()
 
     runner.run_stage = lambda session, stage: told.send(file.exists())
-    mirror = SimpleNamespace(fetch=fetch)
-    session: Any = SimpleNamespace(config=load_recipe("tiny").config, mirror=mirror, stage=str)
-    runner.train_stages(session, ["sft"])
+    runner.what_is_kept, runner.settle = (lambda session, names: ()), (lambda run, stage: None)
+    session: Any = SimpleNamespace(
+        config=load_recipe("tiny").config,
+        mirror=SimpleNamespace(fetch=fetch),
+        origin=None,
+        run=None,
+        scratch=[BASE],
+        stage=lambda name: SimpleNamespace(name=name, makes_model=True),
+    )
+    runner.train_stages(session, [])
 
 
 @pytest.mark.xdist_group("distributed")
