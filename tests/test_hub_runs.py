@@ -117,7 +117,6 @@ def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
     preftune(None, home, "sample", str(out))  # nor does an endpoint that refuses matter
 
 
-@pytest.mark.skipif(not ALL, reason="make sweeps")
 def test_hh_gpt2_runs(hub: Hub, tmp_path: Path) -> None:
     preftune(hub, tmp_path / "home", "run", "hh-gpt2", *SMALL, "--out", str(tmp_path / "run"))
     sources = json.loads((tmp_path / "run/data.json").read_text())["sources"]
