@@ -14,8 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from hub_server import Hub, serving
+from preftune.api import run_recipe
 from preftune.data.corpus import train_tokenizer
-from preftune.errors import DataError, InputMissing
+from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.locate import fingerprint, locate
 from sweeps import ALL
@@ -142,6 +143,26 @@ def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
+def test_a_new_machine_goes_on_with_the_commits_in_the_mirror(
+    client: Hub, tmp_path: Path, model: Path
+) -> None:
+    """SFT is in the mirror; the hub has another model and other data by the time the run begins elsewhere."""
+    drive, first, second = str(tmp_path / "drive"), tmp_path / "first", tmp_path / "second"
+    words = [*SMALL, "data.name=Anthropic/hh-rlhf", "model.base=gpt2"]
+    run_recipe("tiny", words, out=str(first), until="sft", mirror=drive)
+    put(client, model, repository="models/openai-community/gpt2", other__txt=b"of the next commit")
+    client.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
+    run_recipe("tiny", words, out=str(second), until="sft", mirror=drive)
+    for file in ("run.json", "data.json"):
+        ours, theirs = (json.loads((out / file).read_text()) for out in (first, second))
+        assert ours.get("base") == theirs.get("base")
+        assert ours.get("commit") == theirs.get("commit")
+    third = tmp_path / "third"
+    (tmp_path / "drive/commits.json").write_text('{"base gpt2": "ab')  # as none: what the hub has now differs
+    with pytest.raises(ConfigError, match=r"in the mirror .* was made with other settings"):
+        run_recipe("tiny", words, out=str(third), until="sft", mirror=drive)
+
+
 def test_a_model_is_loaded_from_one_commit(client: Hub, model: Path) -> None:
     source = locate("gpt2")
     assert (
@@ -155,10 +176,10 @@ def test_a_model_is_loaded_from_one_commit(client: Hub, model: Path) -> None:
     assert client.requests == []
 
 
-def put(hub: Hub, model: Path, **changes: bytes | None) -> None:
+def put(hub: Hub, model: Path, repository: str = "models/some/thing", **changes: bytes | None) -> None:
     content = {f.name: f.read_bytes() for f in model.iterdir()}
     changed = content | {name.replace("__", "."): body for name, body in changes.items()}
-    hub.put("models/some/thing", {name: body for name, body in changed.items() if body is not None})
+    hub.put(repository, {name: body for name, body in changed.items() if body is not None})
 
 
 def test_pickles_alone_are_refused_before_a_weight_is_asked_for(client: Hub, model: Path) -> None:

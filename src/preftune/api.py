@@ -19,6 +19,7 @@ from preftune.runs.aside import with_children
 from preftune.runs.inputs import (
     absolute,
     check_reward_functions,
+    mirrored_commits,
     other_run,
     recorded_commit,
     recorded_commits,
@@ -116,7 +117,7 @@ def run_recipe(
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
-    dataset, base = _checked(config, run if resume else None)
+    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
     check_kind(config, dataset, stages, whole=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -279,24 +280,31 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
     return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
-def _checked(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":
+def _checked(
+    config: RunConfig, run: RunDir | None, mirror: str | None = None
+) -> "tuple[Dataset, Source | None]":
     """The data of a run and its base model, once it is clear that reward functions can be had too."""
     check_reward_functions(config)
-    return _found(config, run)
+    return _found(config, run, mirror)
 
 
-def _found(config: RunConfig, run: RunDir | None) -> "tuple[Dataset, Source | None]":
-    """The data of a run and its base model (None: from scratch); of the hub the commits that `run` has
-    recorded, if it has.
+def _found(
+    config: RunConfig, run: RunDir | None, mirror: str | None = None
+) -> "tuple[Dataset, Source | None]":
+    """The data of a run and its base model (None: from scratch); of the hub the commits that `run`, or else
+    its mirror, has recorded, if it has.
     """
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset, with_stage_data
 
-    dataset = load_dataset(config.data, config.seed, recorded_commit(run, config.data.name, "data"))
-    dataset = with_stage_data(config, dataset, recorded_commits(run))
-    if config.model.base == "scratch":
+    known, name, base = mirrored_commits(mirror), config.data.name, config.model.base
+    commit = recorded_commit(run, name, "data") or known.get(f"data {name}")
+    dataset = load_dataset(config.data, config.seed, commit)
+    kept = {key.removeprefix("data "): value for key, value in known.items() if key.startswith("data ")}
+    dataset = with_stage_data(config, dataset, kept | recorded_commits(run))
+    if base == "scratch":
         return dataset, None
-    return dataset, locate(config.model.base, recorded_commit(run, config.model.base, "base"))
+    return dataset, locate(base, recorded_commit(run, base, "base") or known.get(f"base {base}"))
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":

@@ -88,9 +88,10 @@ def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]
     files = listed(record) or {}
     found = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
     models = [name for name in files if name.startswith("models/") and not name.endswith(f"/{CARD}")]
-    for folder in sorted({name.rpartition("/")[0] for name in models if name.startswith(under)}):
+    folders = {name.rpartition("/")[0] for name in models if name.startswith(under)}
+    for folder in sorted(folders):
         for file in sorted((run.path / folder).glob("*")):
-            known = f"{folder}/{file.name}" in files or file.name == CARD
+            known = f"{folder}/{file.name}" in {*files, *folders} or file.name == CARD
             if not known and not file.name.startswith("."):  # a loader might read it
                 found.append(f"{file} is not of this model")
     return [fault for fault in found if fault]

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from preftune.audit import audit_directory
+from preftune.audit.files import open_directory
+from preftune.audit.reward import rows_of
 from preftune.cli import main
 from preftune.data.corpus import train_tokenizer
 from preftune.models.load import scratch_gpt2
@@ -59,6 +61,30 @@ def test_sound_models_are_usable(judge: Path, policy: Path) -> None:
     assert result["kind"] == "policy"
     assert result["faults"] == 0
     assert amiss(policy) <= {"ends by itself"}  # random weights rarely do
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_probes_of_a_chat_model_are_what_its_template_writes(policy: Path, tmp_path: Path) -> None:
+    """Unless its own file says that it was trained on transcripts."""
+    path = Path(shutil.copytree(policy, tmp_path / "chat"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(path)
+    said = (("user", "What is the capital of France?"), ("assistant", "The capital of France is Paris."))
+    messages = [{"role": role, "content": text} for role, text in said]
+    written = tokenizer.apply_chat_template(messages, tokenize=False)
+    expected = tokenizer(written, add_special_tokens=False).input_ids
+    directory = open_directory(path)
+    assert rows_of(directory)[0] == expected
+    assert rows_of(directory, ended=False)[0] == expected[:-1]
+    assert amiss(path) <= {"ends by itself"}
+    (path / "preftune.json").write_text('{"form": "transcript"}', encoding="utf-8")
+    assert rows_of(open_directory(path)) == rows_of(open_directory(policy))
 
 
 def edit(path: Path, file: str, **values: Any) -> None:

@@ -92,6 +92,22 @@ def test_a_file_that_is_no_split_is_not_read_where_others_are(hub: Hub) -> None:
     assert not [request for request in hub.requests if "red" in request]
 
 
+def test_a_readme_on_the_hub_says_which_files_are_which_split(hub: Hub) -> None:
+    """Its names are not those that the files' own would give, and no other file is fetched."""
+    splits = "[{split: test, path: helpful-base/*}, {split: train, path: h*/test*}]"
+    readme = f"---\nconfigs:\n- {{config_name: default, data_files: {splits}}}\n---\n".encode()
+    sha = hub.put(f"datasets/{NAME}", files(**{"README.md": readme}))
+    data = read()
+    assert [(Path(file["path"]).parent.name, file["split"]) for file in data.report["files"]] == [
+        ("harmless-base", "train"),
+        ("helpful-base", "test"),
+    ]
+    assert not [request for request in hub.requests if "harmless-base/train" in request]
+    hub.requests.clear()
+    assert read(commit=sha).report == data.report
+    assert hub.requests == []
+
+
 def test_malformed_hub_rows_are_named(hub: Hub) -> None:
     bad = packed([hh_row("q"), {"chosen": None, "rejected": "a"}])
     hub.put(f"datasets/{NAME}", files(**{"harmless-base__train.jsonl.gz": bad}))

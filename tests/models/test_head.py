@@ -1,6 +1,7 @@
 """Log-probs through tiles of logits: blocks of rows and tiles of columns do not show."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,15 @@ def test_tiles_that_find_room_are_computed_once(
     assert held <= room
     logprobs.sum().backward()
     assert len(tiles) == computed
+
+
+def test_a_large_card_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixteenth of its memory, at four bytes a logit; a small one as much as a CPU."""
+    for memory, room in ((80 << 30, (5 << 30) // 4), (1 << 30, 1 << 25)):
+        card = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert head._room(torch.device("cuda")) == room
+    assert head._room(torch.device("cpu")) == 1 << 25
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

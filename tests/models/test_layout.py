@@ -22,6 +22,7 @@ from preftune.models.fast.head import next_logits
 from preftune.models.fast.layout import fuse_activations, grow
 from preftune.models.fast.support import plain_layout, takes_trees
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
+from preftune.training.learner import Learner
 from tiny import EOS, VOCABULARY, flat, pairs, sequences, widened
 
 
@@ -108,6 +109,15 @@ def test_other_kinds_of_attention_keep_their_padded_forward(family: str) -> None
     assert not takes_trees(model.eval())
     batch = sequences(3, 7)
     close(Policy(model).logprobs(batch), _plainly(lambda: Policy(model).logprobs(batch)))
+
+
+def test_what_the_trial_of_a_model_found_is_said() -> None:
+    said: list[str] = []
+    learner = Learner(say=said.append)
+    for config in (PLAIN["mistral with a window"], TREES["gpt2"]):
+        learner.freeze(Reference(made(config())))
+    assert len(said) == 1
+    assert "MistralForCausalLM: rows are padded" in said[0]
 
 
 def test_a_model_whose_tokens_meet_outside_attention_is_refused() -> None:

@@ -11,6 +11,7 @@ from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Algorithm
 from preftune.config import OptimizerConfig
 from preftune.data import Sequences
+from preftune.models.adapter import adapt, hold_once
 from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
@@ -32,7 +33,9 @@ def rule(batch: Sequences) -> Tensor:
     return ((batch.ids == 7) & batch.response).sum(1).float() - batch.response.sum(1) / 5
 
 
-def prepare(algorithm: str, top: int | None = None) -> tuple[Algorithm, Learner, dict[str, Any]]:
+def prepare(
+    algorithm: str, top: int | None = None, rank: int | None = None
+) -> tuple[Algorithm, Learner, dict[str, Any]]:
     """Everything from nothing, as a new process would."""
     kind, models = ALGORITHMS[algorithm], roles(algorithm)
     settings: dict[str, Any] = {"microbatch_size": 3}
@@ -44,10 +47,14 @@ def prepare(algorithm: str, top: int | None = None) -> tuple[Algorithm, Learner,
     for name, role in models.items():
         if top is not None:
             share_trunk(role.model, top)
+        if rank is not None and name in kind.trains:
+            adapt(role.model, rank, 8, seed=3)
         if name in kind.trains:
             learner.train(name, role, OptimizerConfig(), 1e-2)
         else:
             learner.freeze(role)
+    if rank is not None:
+        hold_once([role.model for role in models.values()])
     extra = {"scorer": Judge(rule, EOS)} if online(algorithm) else {}
     return kind(config, models, learner, **extra), learner, models
 
@@ -72,9 +79,10 @@ def run(
     kill_at: int | None = None,
     say: Callable[[str], None] = print,
     top: int | None = None,
+    rank: int | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Train, or die in the on_step call of `kill_at`; the weights of the trained roles."""
-    made, learner, models = prepare(algorithm, top)
+    made, learner, models = prepare(algorithm, top, rank)
 
     def on_step(step: int, metrics: Any) -> None:
         if step == kill_at:

@@ -103,6 +103,21 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
 
 
+def test_another_device_is_named_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits differ from card to card."""
+    learner, said = Learner(), list[str]()
+    learner.train("policy", Policy(causal_lm(1)), OptimizerConfig(), 1e-3)
+    checkpoint.save(tmp_path, 1, capture(learner), keep=2)
+    checkpoint.restore(tmp_path, learner, said.append)
+    assert said == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    checkpoint.restore(tmp_path, learner, said.append)
+    assert said == [
+        "resuming with device cpu -> Tesla T4: the last bits may differ from an uninterrupted run"
+    ]
+
+
 def test_nothing_there_is_step_0(tmp_path: Path) -> None:
     learner, _ = made()
     before = weights(learner)

@@ -88,7 +88,7 @@ def on_meta(value: Any) -> Any:
     return type(value)(**{f.name: on_meta(getattr(value, f.name)) for f in fields(value)})
 
 
-def tree_of_any(ids: Tensor, lengths: Tensor) -> Tree:
+def tree_of_any(chosen: int, ids: Tensor) -> tuple[Tree, Tensor, list[int]]:
     """A tree for as many rows, all different and of whole width: the numbers do not matter here."""
     with unset_fake_temporarily():
         rows, width = ids.shape
@@ -96,7 +96,8 @@ def tree_of_any(ids: Tensor, lengths: Tensor) -> Tree:
         tree = grow(real, torch.full((rows,), width))
     lanes = tuple(Lane(lane.rows, on_meta(lane.nodes)) for lane in tree.lanes)
     parts = (on_meta(x) for x in (tree.ids, tree.positions, tree.node))
-    return Tree(*parts, lanes, on_meta(tree.held))
+    nodes = torch.empty(chosen, dtype=torch.long, device=META)
+    return Tree(*parts, lanes, on_meta(tree.held)), nodes, [width] * rows
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def test_updates_need_no_number_of_the_device(
     more = {"epochs": 1, "minibatches": 1} if online(name) else {}
     more |= {"group_size": GROUP} if grouped(name) else {}
     config = build(kind.Config, {"algorithm": name, "batch_size": len(batch), **more}, name)
-    monkeypatch.setattr(support, "grow", tree_of_any)
+    monkeypatch.setattr(support, "grow_to", lambda ids, read: tree_of_any(chosen, ids))
     learner = FakeLearner()
     with fake(chosen, sequences.ids.shape[1]) as mode:
         learner.mode = mode

@@ -120,6 +120,24 @@ def test_a_stage_that_trains_the_upper_blocks_resumes_bit_for_bit(algorithm: str
     assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
 
 
+@EVERY
+def test_a_stage_that_trains_adapters_resumes_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
+    """Its checkpoints hold adapters and scalar heads, with their moments, and nothing else."""
+    whole = run(algorithm, tmp_path / "whole", rank=2)
+    with pytest.raises(Killed):
+        run(algorithm, tmp_path / "pieces", kill_at=4, rank=2)
+    kept = tmp_path / "pieces" / "checkpoints" / "step-000002"
+    assert json.loads((kept / "state.json").read_text())["trunks"].keys() == whole.keys()
+    for name in whole:
+        held = load_file(kept / f"{name}.safetensors")
+        assert held.keys() == {key for key in whole[name] if ".lora_" in key or key == "score.weight"}
+        assert len(load_file(kept / f"{name}-optimizer.safetensors")) == 3 * len(held)
+    pieces = run(algorithm, tmp_path / "pieces", rank=2)
+    for name in whole:
+        assert same_weights(pieces[name], whole[name])
+    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+
+
 def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path) -> None:
     run("sft", tmp_path, top=1)
     _, learner, models = prepare("sft")

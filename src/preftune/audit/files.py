@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check
-from preftune.data import Encoder
+from preftune.data import Encoder, parse_prompt
+from preftune.data.encode import UNLIMITED
 from preftune.models.aligned import aligned
 from preftune.models.load import context_length, declared_ends, quiet_libraries
 from preftune.models.locate import Source, locate, reading
@@ -62,10 +63,18 @@ class Directory:
         return context_length(self.source)
 
 
-def ids_of(directory: Directory, text: str) -> list[int]:
-    """A text as the model's own tokenizer encodes it, without special tokens."""
-    ids: Any = directory.tokenizer(text, add_special_tokens=False).input_ids
-    return list(ids)
+def probe_ids(
+    directory: Directory, prompt: str, reply: str | None, ended: bool
+) -> tuple[list[int], list[int]]:
+    """Token ids of a probe's transcript and of its reply (None: none), with the end token if `ended`. For a
+    chat model what its template writes; else as the model's own tokenizer encodes the joined text.
+    """
+    if _in_chat_form(directory):
+        encoder = Encoder(directory.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=directory.ends)
+        asked = parse_prompt(prompt)
+        return encoder.prompt(asked), [] if reply is None else encoder.response(reply, ended, asked)
+    ids: Any = directory.tokenizer(prompt + (reply or ""), add_special_tokens=False).input_ids
+    return list(ids), [directory.end] if ended and directory.end is not None else []
 
 
 def open_directory(path: Path) -> Directory:
@@ -190,10 +199,16 @@ def _end_token(directory: Directory) -> Iterator[Check]:
 def _trained_end(directory: Directory) -> tuple[int, str]:
     """The end token that training appends, id and name: in chat form that of the template's turns."""
     tokenizer: Any = directory.tokenizer
-    if tokenizer.chat_template and read_side_file(directory.source).get("form", "chat") == "chat":
+    if _in_chat_form(directory):
         end = Encoder(tokenizer, "chat", 1, 1).eos_id
         return end, tokenizer.convert_ids_to_tokens(end)
     return tokenizer.eos_token_id, tokenizer.eos_token
+
+
+def _in_chat_form(directory: Directory) -> bool:
+    """Whether it reads what its chat template writes, as far as is known: preftune's own models say so."""
+    form = read_side_file(directory.source).get("form", "chat")
+    return bool(directory.tokenizer.chat_template) and form == "chat"
 
 
 def _pad_token(directory: Directory) -> Iterator[Check]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
-from preftune.audit.files import Directory, ids_of
+from preftune.audit.files import Directory, probe_ids
 from preftune.audit.reward import FEW, WIDTHS, padded, rows_of
 from preftune.data import pad_prompts
 from preftune.errors import DataError
@@ -154,7 +154,7 @@ def _ends(directory: Directory) -> Iterator[Check]:
     longest = min(LONGEST, directory.context // 2) if directory.context else LONGEST
     room, end = directory.context - longest if directory.context else 10**6, directory.end
     assert end is not None
-    ids = [ids_of(directory, prompt)[-room:] for prompt, _, _ in PROBES]
+    ids = [probe_ids(directory, prompt, None, ended=False)[0][-room:] for prompt, _, _ in PROBES]
     out = sample(
         Policy(directory.model),
         pad_prompts(ids, list(range(len(ids))), end),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
-from preftune.audit.files import Directory, ids_of
+from preftune.audit.files import Directory, probe_ids
 from preftune.errors import DataError, PreftuneError
 from preftune.models.scalar import score_head
 from preftune.rundir import read_json
@@ -53,12 +53,11 @@ def check_reward_model(directory: Directory) -> list[Check]:
 
 def rows_of(directory: Directory, which: int = 1, ended: bool = True) -> list[list[int]]:
     """Token ids of the probes with their good (1) or bad (2) reply, closed by EOS; cut to the context."""
-    end = directory.end
-    room = directory.context or _LONG
+    room = (directory.context or _LONG) - max(WIDTHS)
     rows = []
     for probe in PROBES:
-        tail = [end] if ended and end is not None else []
-        rows.append(ids_of(directory, probe[0] + probe[which])[-(room - max(WIDTHS) - len(tail)) :] + tail)
+        begin, tail = probe_ids(directory, probe[0], probe[which], ended)
+        rows.append(begin[-max(room - len(tail), 1) :] + tail)
     return rows
 
 

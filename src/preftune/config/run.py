@@ -11,7 +11,7 @@ from preftune.config.base import Count, Name, NonNegative, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
 from preftune.config.rounds import unrolled
-from preftune.config.trainable import ALL, Trainable, top_blocks
+from preftune.config.trainable import ALL, LoraConfig, Trainable, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -83,7 +83,13 @@ class ModelConfig(Settings):
         default=ALL,
         exclude_if=lambda trainable: trainable == ALL,
         description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
-        "the rest is frozen and shared by policy, reference, reward model and critic.",
+        "the rest is frozen and shared by policy, reference, reward model and critic; "
+        '"lora": adapters on all linear layers.',
+    )
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig,
+        exclude_if=lambda lora: lora == LoraConfig(),
+        description='Adapters of stages with trainable = "lora".',
     )
 
     kept_gb: NonNegative = Field(
@@ -139,6 +145,11 @@ class DataConfig(Settings):
     )
     data_dir: Name | None = Field(
         default=None, description="Subdirectory of a hub data set, such as harmless-base."
+    )
+    config: Name | None = Field(
+        default=None,
+        exclude_if=lambda config: config is None,  # keys of stages from before this setting stay valid
+        description="Configuration of the data set's README.md; none takes its default one.",
     )
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig,
@@ -287,6 +298,10 @@ class RunConfig(Settings):
     def trainable_of(self, stage: str) -> str:
         """Which weights a stage trains: its own setting, or the model's."""
         return self.stage[stage].trainable or self.model.trainable
+
+    def trains_parts(self) -> bool:
+        """Whether a stage trains less than all weights."""
+        return any(self.trainable_of(name) != ALL for name in self.stage)
 
     def shared_blocks(self) -> int | None:
         """The most blocks that a stage trains of those that leave some frozen; None where all train all."""

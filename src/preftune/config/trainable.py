@@ -1,25 +1,32 @@
-"""Which weights of a model a stage trains: all of them, or the blocks at the top."""
+"""Which weights of a model a stage trains: all of them, the blocks at the top, or an adapter."""
 
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-ALL = "all"
+from preftune.config.base import Count, Positive, Settings
+
+ALL, LORA = "all", "lora"
 
 
 def _is_trainable(text: str) -> str:
-    if text == "lora":
-        raise ValueError('"lora" is not there yet: use "all", or "top:K" for the upper K blocks')
-    if text != ALL and top_blocks(text) is None:
-        raise ValueError(f'{text!r} is neither "all" nor "top:K", the upper K blocks (1 or more)')
+    if text not in (ALL, LORA) and top_blocks(text) is None:
+        raise ValueError(f'{text!r} is none of "all", "lora" and "top:K", the upper K blocks (1 or more)')
     return text
 
 
 def top_blocks(trainable: str) -> int | None:
-    """The K of "top:K"; None where all weights are trained."""
+    """The K of "top:K"; None for any other."""
     found = re.fullmatch(r"top:([1-9][0-9]{0,3})", trainable)
     return int(found[1]) if found else None
 
 
 Trainable = Annotated[str, AfterValidator(_is_trainable)]
+
+
+class LoraConfig(Settings):
+    """Adapters of stages that train by "lora": on all linear layers below the head, without dropout."""
+
+    rank: Count = Field(default=16, description="Rank r: A is r wide, B is r high.")
+    alpha: Positive = Field(default=32.0, description="α: what A·B is multiplied by is α / r.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.data.continuation import cut_texts
 from preftune.data.dialogue import Dialogue, Kind, Preference, Turn
-from preftune.data.files import SUFFIXES, read_files
+from preftune.data.files import SUFFIXES, local_files, read_files
 from preftune.data.hub import ALTERNATIVES, read_hub
 from preftune.data.notes import reasons_of, rows_report
 from preftune.data.rows import OnBadRow, Tally
@@ -174,10 +174,11 @@ def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | 
     columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
-        return read_files(path / data_dir if data_dir else path, config.on_bad_row, columns=columns), None
+        root = path / data_dir if data_dir else path
+        return read_files(root, config.on_bad_row, local_files(root, config.config), columns), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, config.on_bad_row, commit, columns)
+    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config)
 
 
 def _kind(name: str, tallies: Sequence[Tally]) -> Kind:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from preftune.data import readers
+from preftune.data.readme import LONGEST, README, layout
 from preftune.data.rows import OnBadRow, Tally
 from preftune.data.splits import Chosen, choose, split_of
 from preftune.errors import DataError, InputMissing, PermissionMissing
@@ -34,16 +36,16 @@ RED_TEAM = "red-team-attempts"  # of the public HH data: transcripts without a p
 def read_files(
     root: Path,
     on_bad_row: OnBadRow = "error",
-    only: Sequence[Path] | None = None,
+    chosen: Chosen | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[Tally]:
-    """Read one file or, recursively, a directory of them, in the order of their paths; or of `only` some of
-    them. `columns`: known name to the files' (data.columns).
+    """Read one file or, recursively, a directory of them, in the order of their paths; or those that were
+    `chosen` of it. `columns`: known name to the files' (data.columns).
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
     read. The `notes` of the first tally name what was skipped.
     """
-    chosen = chosen_files(root, only)
+    chosen = chosen or local_files(root)
     tallies = []
     for path, split in chosen.files:
         tally = Tally(
@@ -59,13 +61,33 @@ def read_files(
     return tallies
 
 
-def chosen_files(root: Path, only: Sequence[Path] | None = None) -> Chosen:
-    """The files that `read_files` reads. A file that is named by itself is all there is to split. With `only`
-    nothing is looked up, so the files need not be there yet.
+def local_files(root: Path, config: str | None = None) -> Chosen:
+    """The files under `root` that are read: what its README.md declares, else by their names. A file that is
+    named by itself is all there is to split.
     """
-    paths = find_files(root) if only is None else sorted(only)
+    paths = find_files(root)
     if paths == [root]:
         return Chosen([(root, "train")])
+    return chosen_files(root, paths, readme_text(root / README), config)
+
+
+def readme_text(file: Path) -> str:
+    """The beginning of a README.md; "" where there is none."""
+    if not file.is_file():
+        return ""
+    with _readable(file), open(file, encoding="utf-8", errors="replace") as readme:
+        return readme.read(LONGEST)
+
+
+def chosen_files(root: Path, paths: Sequence[Path], readme: str = "", config: str | None = None) -> Chosen:
+    """Those of `paths`, which need not be there yet, that are read, with their splits."""
+    paths = sorted(paths)
+    if (declared := layout(readme, config)) is not None:
+        named = declared.split_names([path.relative_to(root).as_posix() for path in paths])
+        if not named:
+            raise DataError(f"{root}: no file that can be read is in the folder that README.md names", WANTED)
+        names = {root / file: split for file, split in named.items() if split is not None}
+        return choose(root, sorted(root / file for file in named), SUFFIXES, names or None)
     red = [path for path in paths if RED_TEAM in path.relative_to(root).parts]
     rest = [path for path in paths if path not in red]
     if not rest:
@@ -123,17 +145,23 @@ def _source(root: Path, path: Path) -> str:
 
 def _read_file(path: Path, tally: Tally) -> None:
     suffix = max((s for s in SUFFIXES if path.name.lower().endswith(s)), key=len)
+    with _readable(path), open(path, "rb") as file:
+        tally.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        tally.size = file.tell()
+        file.seek(0)
+        for where, row in READERS[suffix](file, path, tally):
+            tally.take(row, where)
+    if not tally.read:
+        raise DataError(f"{path}: the file is empty", "remove it, or put rows into it")
+    tally.finish()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the system says about a file, as errors for people."""
     try:
-        with open(path, "rb") as file:
-            tally.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            tally.size = file.tell()
-            file.seek(0)
-            for where, row in READERS[suffix](file, path, tally):
-                tally.take(row, where)
+        yield
     except PermissionError:
         raise PermissionMissing(f"{path}: cannot be read: permission denied") from None
     except OSError as error:
         raise InputMissing(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not tally.read:
-        raise DataError(f"{path}: the file is empty", "remove it, or put rows into it")
-    tally.finish()

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from preftune.data.files import NO_DATA, SUFFIXES, chosen_files, read_files
+from preftune.data.files import NO_DATA, SUFFIXES, chosen_files, read_files, readme_text
+from preftune.data.readme import README
 from preftune.data.rows import OnBadRow, Tally
 from preftune.data.snapshot import Snapshot, resolve
+from preftune.data.splits import Chosen
 from preftune.errors import InputMissing
 
 ALTERNATIVES = (
@@ -21,9 +23,11 @@ def read_hub(
     on_bad_row: OnBadRow = "error",
     commit: str | None = None,
     columns: Mapping[str, str] | None = None,
+    config: str | None = None,
 ) -> tuple[list[Tally], str]:
     """Read every split of a hub data set such as Anthropic/hh-rlhf, and the commit that was read: `commit`
-    if one is given. A file's folder is the source of its pairs.
+    if one is given. A file's folder is the source of its pairs; of all files those are read that the
+    configuration `config` of its README.md names, or its default one.
 
     Raises InputMissing, within a few seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
@@ -31,15 +35,18 @@ def read_hub(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
     snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
-    files = _wanted(snapshot, data_dir)
+    chosen = _wanted(snapshot, data_dir, config)
+    root = Path(snapshot.name)
+    files = {file.relative_to(root).as_posix(): split for file, split in chosen.files}
     path = snapshot.fetch(files)
-    tallies = read_files(path, on_bad_row, [path / file for file in files], columns)
+    chosen.files = [(path / file, split) for file, split in files.items()]
+    tallies = read_files(path, on_bad_row, chosen, columns)
     for tally in tallies:
         tally.name = f"{name}/{Path(tally.name).relative_to(path).as_posix()}"
     return tallies, snapshot.commit
 
 
-def _wanted(snapshot: Snapshot, data_dir: str | None) -> list[str]:
+def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None) -> Chosen:
     """The files of the data set, or of one of its folders, that are read here; by the rule of local ones."""
     folder = PurePosixPath(data_dir or "")
     inside = [file for file in map(PurePosixPath, snapshot.files) if file.is_relative_to(folder)]
@@ -57,8 +64,19 @@ def _wanted(snapshot: Snapshot, data_dir: str | None) -> list[str]:
             ALTERNATIVES,
         )
     root = Path(snapshot.name)
-    chosen = chosen_files(root, [root / file for file in read])
-    return [path.relative_to(root).as_posix() for path, _ in chosen.files]
+    readme = "" if data_dir else _readme(snapshot)
+    return chosen_files(root, [root / file for file in read], readme, config)
+
+
+def _readme(snapshot: Snapshot) -> str:
+    """Its README.md; without a word "" where it has none, with one where it cannot be had."""
+    if README not in snapshot.files:
+        return ""
+    try:
+        return readme_text(snapshot.fetch([README]) / README)
+    except InputMissing as error:
+        print(f"warning: {error.message}; going on by the names of the files")
+        return ""
 
 
 def _is_data(file: PurePosixPath) -> bool:

@@ -6,7 +6,7 @@ is refused instead of being read twice.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -59,10 +59,18 @@ def named_split(name: str) -> str | None:
     return said.pop() if len(said) == 1 else None
 
 
-def choose(root: Path, paths: Sequence[Path], suffixes: Sequence[str]) -> Chosen:
-    """The split of every file under `root` that is to be read; the rest is named in notes."""
+def choose(
+    root: Path, paths: Sequence[Path], suffixes: Sequence[str], names: Mapping[Path, str] | None = None
+) -> Chosen:
+    """The split of every file under `root` that is to be read; the rest is named in notes. `names`: what a
+    README.md calls their splits, in the place of their paths.
+    """
     inside = {path: path.relative_to(root) for path in paths}
-    splits = {path: split_of(relative, suffixes) for path, relative in inside.items()}
+    if names is None:
+        splits = {path: split_of(relative, suffixes) for path, relative in inside.items()}
+    else:
+        splits = {path: named_split(names[path]) for path in paths}
+        inside = {path: relative / names[path] for path, relative in inside.items()}
     chosen = Chosen()
     unnamed = [path for path in paths if splits[path] is None]
     if "train" in splits.values():  # as `datasets` does

@@ -124,8 +124,8 @@ def add_token_scores(
         part = detailed[start : start + batch_size]
         batch = encoder.pairs([s["pair"] for s in part])
         for name, side in (("tokens_chosen", batch.chosen), ("tokens_rejected", batch.rejected)):
-            side = side.to(device)
-            scores = model.per_position(side, side.response)
+            there = side.to(device)
+            scores = model.per_position(there, there.response).cpu()  # once, not row by row
             for i in range(len(part)):
                 own = side.response[i]
                 pieces = zip(side.ids[i][own].tolist(), scores[i][own].tolist(), strict=True)

@@ -112,6 +112,7 @@ class Bench:
         scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
         second = _finite(self.held_out, sequences, numbers) if self.held_out else none
         golds = {name: _finite(scorer, sequences, numbers) for name, scorer in self.golds.items()}
+        sequences = sequences.to("cpu")  # once, not row by row
         closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
         for i, number in enumerate(numbers):

@@ -125,7 +125,9 @@ def _functions(session: Session) -> dict[str, Any]:
     judges = judges_in(settings.gold)
     called = [settings.reward_functions, *(judge for judge in judges if ":" in judge)]
     read = [columns_hash(terms, session.dataset.test) for terms in called if terms]
-    found: dict[str, Any] = {key: value for each in read for key, value in each.items()}
+    hashes = dict.fromkeys(each["columns"] for each in read if each)  # one for each that reads some
+    names = ("columns", *(f"columns_{n}" for n in range(2, len(hashes) + 1)))
+    found: dict[str, Any] = dict(zip(names, hashes, strict=False))
     if settings.reward_functions:
         found["functions"] = source_hashes(settings.reward_functions)
     return found | ({"golds": judge_hashes(judges)} if judges else {})

@@ -53,8 +53,6 @@ _MAX_JSON = 16 << 20  # bytes; a config has a few thousand
 _PLAIN = "a model directory is what save_pretrained writes: config.json, *.safetensors, tokenizer.json"
 _NO_CODE = "preftune never runs such code; use a model whose architecture is part of transformers"
 _NO_PICKLE = "preftune never reads pickled weights (.bin, .pt); convert them with save_pretrained"
-
-
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _ALTERNATIVES = 'give a local directory (model.base=DIR); the recipe "quickstart" needs no download'
 
@@ -89,6 +87,8 @@ def locate(base: str, commit: str | None = None) -> Source:
             raise InputMissing(f"no such file: {path}", hint="give the path of a .gguf file in model.base")
         return _convert_gguf(path)
     if path.is_dir():
+        if _is_adapter(path):
+            return _merge_adapter(path)
         _refuse_unsafe(path)
         return Source(str(path))
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
@@ -132,7 +132,9 @@ def reading(source: Source, what: str) -> Iterator[None]:
     checked as well. `what` is what the body loads: "a tokenizer".
     """
     if source.exists():
-        _refuse_code(Path(source.path), scripts=not source.commit)
+        path = Path(source.path)
+        _refuse_code(path, scripts=not source.commit)
+        _refuse_adapter(path, [file.name for file in path.glob("adapter_config.json")])
     try:
         yield
     except (PreftuneError, MemoryError):
@@ -181,7 +183,6 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
         raise DataError(
             f"{path / script}: a model directory with Python code in it is not loaded", hint=_NO_CODE
         )
-    _refuse_adapter(path, [file.name for file in path.glob("adapter_config.json")])
     for index in sorted(path.glob("*.safetensors.index.json")):
         files = _object(index).get("weight_map")
         for file in files.values() if isinstance(files, dict) else [files]:
@@ -199,7 +200,8 @@ def _refuse_adapter(where: Path | str, names: Iterable[str]) -> None:
     if alone or "adapter_config.json" in found:
         raise DataError(
             f"{where} holds an adapter, which names another model to load",
-            hint="merge it into its base model (peft: merge_and_unload) and save that",
+            hint="a directory with adapter_config.json and adapter_model.safetensors, and no config.json, is "
+            "merged here; anything else: merge it into its base (peft: merge_and_unload) and save that",
         )
 
 
@@ -343,6 +345,51 @@ def _convert_gguf(file: Path) -> Source:
             f"{file} cannot be read as GGUF: {type(error).__name__}: {first_line(error)}",
             hint="copy or download it again",
         ) from error
+    return _cached(target, model, tokenizer)
+
+
+def _is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter and nothing else that could be loaded: its config and weights."""
+    files = {file.name for file in path.iterdir()}
+    return {"adapter_config.json", "adapter_model.safetensors"} <= files and "config.json" not in files
+
+
+def _merge_adapter(path: Path) -> Source:
+    """A LoRA adapter added to the base that it names, once, in the cache. A base whose name begins with a dot
+    lies there seen from the adapter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from preftune.models.adapter import merge_saved
+
+    _refuse_code(path, scripts=True)
+    config = _object(path / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise DataError(f"{path / 'adapter_config.json'} names no base model", hint="base_model_name_or_path")
+    base = str((path / base).resolve()) if base.startswith(".") else base
+    if Path(base, "adapter_config.json").exists():
+        raise DataError(f"{path}: its base {base} is an adapter, too", hint="merge that one first")
+    source = locate(base)
+    parts = [fingerprint(source), surroundings(source), surroundings(Source(str(path)))]
+    parts += [sha256_file(path / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    target = cache_dir() / "merged" / key[:32]
+    if (target / "config.json").is_file():
+        return Source(str(target))
+    with reading(source, "the base of an adapter"):
+        words = path if (path / "tokenizer_config.json").is_file() else source.path
+        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        merge_saved(model, path, config)
+    return _cached(target, model, tokenizer)
+
+
+def _cached(target: Path, model: Any, tokenizer: Any) -> Source:
+    """A model written to the cache, whole or not at all."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

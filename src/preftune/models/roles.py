@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from preftune.data.batch import Sequences
 from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
-from preftune.models.fast.support import hidden_at, place
+from preftune.models.fast.support import hidden_at, place, takes_trees, under
 from preftune.models.parts import language_head
 from preftune.models.scalar import ScalarPerPosition
 
@@ -54,8 +54,9 @@ class TokenLogprobs(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
+        targets = under(response, ids, len(states))
         logprobs, entropy = logprobs_and_entropy(
-            language_head(self.model), states, ids[response], temperature, after_head(self.model)
+            language_head(self.model), states, targets, temperature, after_head(self.model)
         )
         return place(logprobs, response), place(entropy, response)
 
@@ -208,6 +209,11 @@ def models_of(role: Role) -> tuple[PreTrainedModel, ...]:
     if isinstance(role.module, LogRatioPerPosition):
         return role.module.policy.model, role.module.reference.model
     return (role.model,)
+
+
+def by_tree(role: Role) -> bool:
+    """Whether a role's passes skip what its rows repeat: not where a trial gave other numbers."""
+    return all(takes_trees(model) for model in models_of(role))
 
 
 @contextlib.contextmanager

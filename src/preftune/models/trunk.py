@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.errors import DataError
+from preftune.models.adapter import adapter_of, below_adapter
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
@@ -58,8 +59,12 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to be trained, told to keep gradients: all of a model that is not cut."""
+    """The parameters to be trained, told to keep gradients: all of a model that is not cut and
+    has no adapter.
+    """
     model.requires_grad_(True)
+    for parameter in below_adapter(model):
+        parameter.requires_grad_(False)
     if isinstance(model, PreTrainedModel) and (branch := branch_of(model)) is not None:
         for parameter in _frozen(model, branch).values():
             parameter.requires_grad_(False)
@@ -67,7 +72,9 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def trunk_digest(model: nn.Module) -> str:
-    """The hash of what is frozen in a model that shares it; "" for one that is not cut."""
+    """The hash of what is frozen in a model that shares it; "" for one that is trained whole."""
+    if (adapter := adapter_of(model)) is not None:
+        return adapter.digest
     branch = branch_of(model) if isinstance(model, PreTrainedModel) else None
     return "" if branch is None else branch.trunk.digest
 

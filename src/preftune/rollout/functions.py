@@ -41,8 +41,9 @@ class RewardFunctions:
         failure where functions score `alone`, and 0 beside a reward model. DataError if a function fails and
         `on_error` is "stop", or if more than a fifth of the rows fail.
         """
+        device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         closed = ended(sequences, self.encoder.ends).tolist()
-        ids, real, written = (x.cpu() for x in (sequences.ids, sequences.attention, sequences.response))
+        ids, real, written = sequences.ids, sequences.attention, sequences.response
         cases = []
         for i in range(len(sequences)):
             row = self.rows[rows[i]] if rows else None
@@ -54,7 +55,7 @@ class RewardFunctions:
             raise failures[0]
         self._check(failures, len(values), sequences.ids.device)
         numbers = [math.nan if isinstance(value, DataError) else value for value in values]
-        return torch.tensor(numbers, dtype=torch.float32, device=sequences.ids.device)
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
 
     def _check(self, failures: Sequence[DataError], rows: int, device: torch.device) -> None:
         """DataError, in every process, where more than a fifth of the rows of all of them failed."""

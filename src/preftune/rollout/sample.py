@@ -13,6 +13,7 @@ from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.functional.masked import is_end
+from preftune.models.adapter import merged
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, for_sampling, next_logits
 from preftune.models.memory import give_back_memory
@@ -91,7 +92,7 @@ def _sampled(
     done = torch.zeros(rows, dtype=torch.bool, device=packed.ids.device)  # of these, those that have ended
     ask_every = _ASK_EVERY.get(packed.ids.device.type, _ASK_EVERY_ELSEWHERE)
     after = after_head(policy.model)
-    with casting(policy):
+    with casting(policy), merged(policy.model):
         head = for_sampling(language_head(policy.model), packed.ids.device)
         model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
         logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)

@@ -57,6 +57,7 @@ class Scorer:
     def _scores(self, model: RewardModel, sequences: Sequences, rows: Sequence[int]) -> Tensor:
         if self.translate is None:
             return model.scores(sequences)
+        device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         numbers, texts = list(rows), []
         for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
             real = sequences.ids[i][sequences.attention[i]]
@@ -67,7 +68,7 @@ class Scorer:
             texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
         prompts, responses = zip(*texts, strict=True)
         batch = pad_sequences(prompts, responses, self.translate.pad_id)
-        return model.scores(batch.to(sequences.ids.device))
+        return model.scores(batch.to(device))
 
     def _translated(
         self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool

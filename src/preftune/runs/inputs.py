@@ -10,6 +10,9 @@ from preftune.config import RunConfig, StageSettings
 from preftune.config.rewards import find_function, judges_in, reward_terms
 from preftune.errors import InputMissing, PreftuneError, UsageError
 from preftune.rundir import RunDir, read_json
+from preftune.sums import read_sealed
+
+COMMITS = "commits.json"  # in a mirror
 
 
 def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
@@ -36,6 +39,17 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
         return None
     commit = record.get("commit")
     return commit if isinstance(commit, str) else None
+
+
+def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
+    """What is from the hub, as "data NAME", "base NAME" or "judge NAME", at the commits that a run with this
+    mirror began with; {} where the mirror has none that can be read.
+    """
+    content: Any = None
+    if mirror is not None:
+        with suppress(PreftuneError, OSError):
+            content = read_sealed(Path(mirror) / COMMITS)
+    return {k: v for k, v in (content or {}).items() if isinstance(v, str)}
 
 
 def other_run(path: str | Path, run: RunDir) -> RunDir:

@@ -6,6 +6,7 @@ last. A unit whose sums do not hold does not exist. Nothing in the mirror is eve
 
     DIR/STAGE/step-000050/   a checkpoint's files · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
     DIR/STAGE/finished/      model/... · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
+    DIR/commits.json         of what comes from the hub: what a new machine goes on with
 """
 
 import json
@@ -15,10 +16,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from preftune.errors import ConfigError, StorageError
+from preftune.errors import ConfigError, PreftuneError, StorageError
 from preftune.rundir import RunDir, sha256_file
+from preftune.runs.inputs import COMMITS, mirrored_commits
 from preftune.runs.stages import Stage, differences, is_finished
-from preftune.sums import read_sealed
+from preftune.sums import read_sealed, write_sealed
 from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
 
 _MANIFEST = "mirror.json"
@@ -33,6 +35,15 @@ class Mirror:
     run: RunDir
     keep: int
     say: Callable[[str], None]
+
+    def put_commits(self, commits: Mapping[str, str]) -> None:
+        """Note the commits of what comes from the hub, if there are any."""
+        try:
+            if commits and mirrored_commits(self.directory) != commits:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_sealed(self.directory / COMMITS, commits)
+        except (PreftuneError, OSError) as error:
+            self.say(f"warning: cannot note commits of the hub in the mirror: {error}; training goes on")
 
     def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
         """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
@@ -133,7 +144,8 @@ class Mirror:
 
 
 def forget(directory: Path, stages: Iterable[str]) -> None:
-    """Remove what a mirror holds of these stages."""
+    """Remove what a mirror holds of these stages, and its commits."""
+    (directory / COMMITS).unlink(missing_ok=True)
     for stage in stages:
         for unit in (directory / stage).glob("*"):
             if unit.name == "finished" or unit.name.startswith("step-"):

@@ -5,8 +5,9 @@ from typing import Any
 
 from preftune.algorithms import Algorithm
 from preftune.config import StageSettings, from_outside
-from preftune.config.trainable import top_blocks
+from preftune.config.trainable import LORA, top_blocks
 from preftune.errors import PreftuneError
+from preftune.models.adapter import adapt, hold_once
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
 from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
@@ -47,11 +48,21 @@ def make_roles(
         share(made[role], top)
     if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
+    if session.config.trainable_of(name) == LORA:
+        _adapt(session, name, {role: made[role] for role in kind.trains}, [*made.values(), judge])
     for role in made.values():
         for model in models_of(role):
             # DPO asks its reference once in a run: a row's states must not depend on whether that was now.
             keep_states(model, config.online or config.epochs == 1)
     return made
+
+
+def _adapt(session: Session, name: str, trained: dict[str, Role], roles: Iterable[Role | None]) -> None:
+    """Adapters for what is trained, on one copy of what all roles have in common."""
+    lora = session.config.model.lora
+    for role, made in trained.items():
+        adapt(made.model, lora.rank, lora.alpha, derive_seed(session.config.seed, name, role, "adapter"))
+    hold_once([model for role in roles if role is not None for model in models_of(role)])
 
 
 def share(role: Role, top: int | None) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig, dump_toml, stage_order
-from preftune.config.trainable import top_blocks
+from preftune.config.trainable import LORA, top_blocks
 from preftune.data import Dataset
+from preftune.models.adapter import adapt
 from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
@@ -65,6 +66,8 @@ def open_session(
             session.mirror.check(stage)
     if is_main_process():
         _record(session)
+        if session.mirror is not None:
+            session.mirror.put_commits(session.commits())
         if old := unverified(run):
             console.line(f"not verified: made before preftune kept sums of files: {', '.join(old)}")
     if effective_precision(config.precision) != config.precision:
@@ -156,6 +159,8 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
     tops = {top_blocks(session.config.trainable_of(name)) for name in models}
     for top in filter(None, tops):
         share_trunk(model, top)
+    if any(session.config.trainable_of(name) == LORA for name in models):
+        adapt(model, rank=1, alpha=1, seed=0)
     needs = {role for name in models for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
     if needs & {"reward_model", "critic"}:
         check_scalar_head(session.base)

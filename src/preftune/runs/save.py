@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
+from preftune.models.adapter import fold, save_adapter
 from preftune.models.check import divergence
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.models.trunk import alone
-from preftune.rundir import RunDir, read_object, sync, write_json, write_text
+from preftune.rundir import BASE, RunDir, read_object, sync, write_json, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.job import Job
 from preftune.runs.session import Session
@@ -48,6 +49,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     if job.encoder.tokenizer.chat_template:  # which of the two forms it was is seen nowhere else
         side |= {"form": data.form, "template_arguments": data.template_arguments}
     declare_ends(job.model.model, job.encoder.ends)
+    adapter = fold(job.model.model)
     if isinstance(job.model, RewardModel):
         job.model.mean, job.model.std = normalisation(
             job.model, job.encoder, session.training_rows(stage=stage.name)
@@ -64,11 +66,14 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
         job.encoder.tokenizer.save_pretrained(partial)
         write_json(partial / SIDE_FILE, side)
         write_text(partial / "README.md", model_card(session, stage))
+        if adapter is not None:
+            save_adapter(adapter, partial / "adapter", _base_of(session, stage))
         if isinstance(job.model, RewardModel):
             _write_head(job.model, partial)
             _prove_reload(session, stage, job, partial)
         for file in partial.rglob("*"):
-            file.chmod(partial.stat().st_mode & 0o666)  # what the umask allows: libraries differ
+            if file.is_file():
+                file.chmod(partial.stat().st_mode & 0o666)  # what the umask allows: libraries differ
             sync(file)
     faultpoint("model.rename")
     if target.exists():  # ours: `begin` made sure of it
@@ -77,6 +82,16 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     sync(target.parent)
     faultpoint("model.renamed")
     return {k: side[k] for k in ("mean", "std") if k in side}
+
+
+def _base_of(session: Session, stage: Stage) -> str:
+    """What a stage's adapter belongs to: the base by its name on the hub or its path, a stage's model by its
+    way from `adapter/`.
+    """
+    init = session.config.stage[stage.name].init
+    if init == BASE and session.config.model.scratch is None:
+        return session.base.name or str(Path(session.base.path).resolve())
+    return f"../../{Path(session.source(init).path).name}"
 
 
 def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.rewards import source_hashes
-from preftune.config.trainable import ALL
+from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
@@ -22,6 +22,7 @@ from preftune.models.memory import keep_freed_memory
 from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir, sha256_file
 from preftune.runs.console import Console
+from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.sources import data_settings, held_out_prompts
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
@@ -147,7 +148,9 @@ class Session:
         if from_outside(stage):
             if stage not in self.outside:
                 try:
-                    self.outside[stage] = locate(stage, self._recorded_commit(stage))
+                    known = mirrored_commits(self.mirror.directory if self.mirror else None)
+                    commit = self._recorded_commit(stage) or known.get(f"judge {stage}")
+                    self.outside[stage] = locate(stage, commit)
                 except InputMissing as error:
                     hint = "reward_model takes a stage, a directory or a hub id"
                     raise InputMissing(f"reward_model = {stage}: {error.message}", hint) from error
@@ -200,6 +203,8 @@ class Session:
             inputs["trainable"] = trainable
             if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
                 inputs["kept"] = self.config.model.kept_dtype
+        if trainable == LORA:
+            inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
@@ -216,6 +221,14 @@ class Session:
             **({"side_sha256": sha256_file(side)} if side.is_file() else {}),
             **({"name": source.name, "commit": source.commit} if source.commit else {}),
         }
+
+    def commits(self) -> dict[str, str]:
+        """Of what the run reads from the hub, under the names that `inputs.mirrored_commits` has them by."""
+        reports = {self.config.data.name: self.dataset.report, **self.dataset.report.get("others", {})}
+        found = {f"data {name}": report.get("commit") for name, report in reports.items()}
+        found[f"base {self.config.model.base}"] = self.commit_of_base
+        found |= {f"judge {name}": source.commit for name, source in self.outside.items()}
+        return {name: commit for name, commit in found.items() if commit}
 
     def _recorded_commit(self, judge: str) -> str | None:
         """That with which a stage of this run was begun, for a judge of the hub."""

@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTraine
 
 from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig
-from preftune.config.trainable import top_blocks
+from preftune.config.trainable import ALL, LORA, top_blocks
+from preftune.models.adapter import linear_layers
 from preftune.models.locate import Source
 from preftune.models.parts import blocks_of, token_embedding
 
@@ -18,18 +19,18 @@ _STATES = 3  # gradient and Adam's two moments of a trained weight
 
 def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iterator[str]:
     """A line for each stage that freezes a part: parameters trained, and memory for weights and Adam."""
-    tops = {
-        name: top_blocks(config.trainable_of(name)) for name in stages if config.stage[name].makes == "model"
-    }
-    if not any(tops.values()):
+    parts = {name: config.trainable_of(name) for name in stages if config.stage[name].makes == "model"}
+    if {*parts.values()} <= {ALL}:
         return
     model = _outline(config, base)
     if model is None:
         yield f"trainable: sizes are known where {config.model.base} is at hand"
         return
     whole, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
-    for name, top in tops.items():
-        if top is None:
+    for name, part in parts.items():
+        if part == LORA:
+            yield f"{name}: {_adapters(model, config, name)}"
+        if (top := top_blocks(part)) is None:
             continue
         kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by is not None
         below = _below(model, top)
@@ -42,6 +43,19 @@ def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iter
             f"{_mb(states)} for gradients and Adam (all: {_mb(roles * whole)} and "
             f"{_mb(trained * _STATES * whole)})"
         )
+
+
+def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
+    """What a stage with adapters trains: r · (in + out) numbers in each layer."""
+    layers, rank = linear_layers(model), config.model.lora.rank
+    whole = sum(p.numel() for p in model.parameters())
+    own = rank * sum(sum(layer.get_parameter("weight").shape) for layer in layers.values())
+    trained = len(ALGORITHMS[config.stage[stage].algorithm].trains)
+    return (
+        f"trains adapters of rank {rank} in {len(layers)} linear layers, {own:,} of "
+        f"{whole:,} parameters; about {_mb(trained * _STATES * own)} for gradients and Adam (all: "
+        f"{_mb(trained * _STATES * whole)}); what roles have in common is one copy"
+    )
 
 
 def _outline(config: RunConfig, base: Source | None) -> PreTrainedModel | None:

@@ -56,7 +56,7 @@ def held_out_prompts(dataset: Dataset) -> set[str]:
 
 def data_settings(config: RunConfig, name: str) -> DataConfig:
     """How a stage's own data is read: as the run's, but for what belongs to that one's files."""
-    mine = {"name": name, "data_dir": None, "columns": ColumnsConfig()}
+    mine = {"name": name, "data_dir": None, "config": None, "columns": ColumnsConfig()}
     return config.data.model_copy(update=mine)
 
 

@@ -18,7 +18,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 # In the inputs of a stage by themselves, or in those of the stages of later rounds.
-_ELSEWHERE = ("trainable", "kept_gb", "kept_dtype", "data", "rounds")
+_ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

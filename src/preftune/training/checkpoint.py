@@ -205,7 +205,8 @@ def _made_with() -> dict[str, Any]:
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = torch.distributed.get_world_size() if several else 1
     versions = {"preftune": __version__, "torch": torch.__version__}
-    return {**versions, "threads": torch.get_num_threads(), "processes": processes}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {**versions, "threads": torch.get_num_threads(), "processes": processes, "device": device}
 
 
 def _newest_first(directory: Path) -> Iterator[Path]:

@@ -24,8 +24,9 @@ from preftune.config import OptimizerConfig
 from preftune.errors import ConfigError
 from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
+from preftune.models.adapter import tie_alike
 from preftune.models.memory import give_back_memory
-from preftune.models.roles import Role, models_of
+from preftune.models.roles import Role, by_tree, models_of
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
 
@@ -171,6 +172,10 @@ class Learner:
         role.module.to(self.device)
         for model in models_of(role):
             tie(model)
+            tie_alike(model)
+        if not by_tree(role):
+            kind = type(role.model).__name__
+            self.say_once(f"{kind}: rows are padded, and sampled with transformers' cache: slower, as exact")
 
     def set_progress(self, step: int, steps: int) -> float:
         """Set every learning rate for a step (counted from 0); returns the factor."""
@@ -256,8 +261,10 @@ class Learner:
         """Rows over all processes. One that has none gets zeros for what the others have: all must add up the
         same gradients and metrics.
         """
+        if self.is_alone:
+            return float(sums.rows)
         rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))
-        if self.is_alone or rows.min() > 0:
+        if rows.min() > 0:
             return rows.sum().item()
         parameters = list(trained.role.model.parameters())
         had = gather_object([(sums.kinds, [each.grad is not None for each in parameters])])
@@ -298,11 +305,13 @@ class Learner:
         return numbers["grad_norm"]
 
     def _reduced(self, sums: "_Sums", rows: float) -> Metrics:
-        names = list(sums.values)
-        stacked = self.total(torch.stack([sums.values[n].float().to(self.device) for n in names]))
-        weight = self.total(sums.weight.to(self.device)).item()
+        mine = [
+            sums.weight.to(self.device),
+            *(value.float().to(self.device) for value in sums.values.values()),
+        ]
+        weight, *values = self.total(torch.stack(mine)).tolist()  # one transfer
         scale = {"weight": max(weight, 1e-12), "rows": rows, "loss": 1.0}
-        return {n: v / scale[sums.kinds[n]] for n, v in zip(names, stacked.tolist(), strict=True)}
+        return {n: v / scale[sums.kinds[n]] for n, v in zip(sums.values, values, strict=True)}
 
 
 class _Sums:

@@ -54,7 +54,11 @@ def outcome(run: RunDir, stage: str, *, trains_policy: bool = True) -> dict[str,
     return {
         "weights": {name: state[name] for name in state.keys() - moments.keys()},
         "optimizer": moments,
-        "model": {file.name: sha256_file(file) for file in model.glob("*") if file.name != "README.md"},
+        "model": {
+            file.relative_to(model).as_posix(): sha256_file(file)
+            for file in model.rglob("*")
+            if file.is_file() and file.name != "README.md"
+        },
         "metrics": [
             {name: number for name, number in row.items() if name not in TIMES}
             for row in read_jsonl(run.metrics(stage))

@@ -38,7 +38,7 @@ class Cut:
             caught.append(_states(args, named))
             raise _Reached
 
-        with torch.no_grad(), _instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
+        with torch.no_grad(), instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
             forward()
         return caught[0]
 
@@ -55,7 +55,7 @@ class Cut:
             return (_states(args, named),) if self.tuples else _states(args, named)
 
         below = dict.fromkeys(self.blocks[: self.at], nothing)
-        return _instead({**below, self.blocks[self.at]: enter})
+        return instead({**below, self.blocks[self.at]: enter})
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
         seen.append(own(*args, **named))
         return seen[0]
 
-    with _instead({blocks[0]: watched}):
+    with instead({blocks[0]: watched}):
         model.base_model(ids, use_cache=False)
     tuples = isinstance(seen[0], tuple)
     return Cut(blocks, at, tuples, (seen[0][0] if tuples else seen[0]).shape[-1])
@@ -80,7 +80,7 @@ def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Other functions in the place of some modules' own."""
     usual = [(vars(module), vars(module).get("forward")) for module in forwards]
     for module, forward in forwards.items():

@@ -20,6 +20,7 @@ _ROWS = 1024  # positions in a tile, at most
 _ENTRIES = {"cpu": 1 << 20}  # logits in a tile: 4 MB
 _ENTRIES_ELSEWHERE = 1 << 26
 _KEPT = 1 << 25  # logits that wait for the backward pass, at most: 128 MB
+_SHARE = 16  # a card lets more of them wait: this part of its memory
 _FEW = 64  # rows
 
 
@@ -62,7 +63,7 @@ def logprobs_and_entropy(
     """
     if type(head) is nn.Linear and type(head.weight.data) is Tensor:
         trained = torch.is_grad_enabled() and (states.requires_grad or head.weight.requires_grad)
-        room = _KEPT if trained else 0
+        room = _room(states.device) if trained else 0
         return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room, after)
     logits = after(whole_logits(head, states))  # adapted or sharded heads
     with torch.no_grad():
@@ -137,6 +138,15 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
         return after(head(states) if isinstance(head, _HalfHead) else whole_logits(head, states))
     logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
     return after(logits if head.bias is None else logits.add_(head.bias.detach()))
+
+
+def _room(device: torch.device) -> int:
+    """Logits that wait for the backward pass instead of being computed again. By what a card has, not by
+    what is free: which ones are computed twice must not depend on the moment.
+    """
+    if device.type != "cuda":
+        return _KEPT
+    return max(_KEPT, torch.cuda.get_device_properties(device).total_memory // (4 * _SHARE))
 
 
 @dataclass(frozen=True, slots=True)

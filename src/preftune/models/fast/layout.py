@@ -50,12 +50,29 @@ class Tree:
 
 
 def grow(ids: Tensor, lengths: Tensor) -> Tree:
-    """The tree of the first `lengths` (B,) tokens of each row of ids (B, T).
+    """The tree of the first `lengths` (B,) tokens of each row of ids (B, T)."""
+    packed = torch.cat([ids, lengths.unsqueeze(1)], 1).cpu().numpy()  # a device is waited for once
+    return _grown(packed[:, :-1], packed[:, -1].tolist(), ids.device)[0]
+
+
+def grow_to(ids: Tensor, read: Tensor) -> tuple[Tree, Tensor, list[int]]:
+    """The tree of each row up to the last position under `read` (B, T), the nodes (n,) of what is read in the
+    order of rows, and how many tokens of each row it holds.
+    """
+    packed = torch.where(read, ~ids, ids).cpu().numpy()  # ids are never negative: both in one transfer
+    wanted = packed < 0
+    sizes = (wanted * np.arange(1, ids.shape[1] + 1)).max(1, initial=0).tolist()
+    return _grown(np.where(wanted, ~packed, packed), sizes, ids.device, wanted)
+
+
+def _grown(
+    table: np.ndarray, sizes: list[int], device: torch.device, wanted: np.ndarray | None = None
+) -> tuple[Tree, Tensor, list[int]]:
+    """Tree, nodes under `wanted` and sizes.
 
     Rows are put in lexicographic order; the tokens that a row has in common with the one before it are then
     all that it shares with any earlier one.
     """
-    table, sizes = ids.cpu().numpy(), lengths.tolist()
     if not any(sizes):
         sizes[0] = 1  # a network needs one token
     node = np.zeros(table.shape, dtype=np.int64)
@@ -73,13 +90,12 @@ def grow(ids: Tensor, lengths: Tensor) -> Tree:
             fresh[i], count = shared, count + new
         before = i
     lanes, held = _lanes(node, sizes, fresh, count)
-    return Tree(
-        ids=_on(ids, np.concatenate(tokens)).unsqueeze(0),
-        positions=_on(ids, np.concatenate(places)).unsqueeze(0),
-        node=_on(ids, node),
-        lanes=tuple(Lane(rows, _on(ids, nodes)) for rows, nodes in lanes),
-        held=_on(ids, held),
-    )
+    chosen = node[wanted] if wanted is not None else node[:0, 0]
+    arrays = [np.concatenate(tokens)[None], np.concatenate(places)[None], node, held, chosen]
+    on_device = _on(device, [*arrays, *(nodes for _, nodes in lanes)])
+    flat_ids, positions, nodes, held_at, chosen_at = on_device[: len(arrays)]
+    made = tuple(Lane(rows, at) for (rows, _), at in zip(lanes, on_device[len(arrays) :], strict=True))
+    return Tree(flat_ids, positions, nodes, made, held_at), chosen_at, sizes
 
 
 def _sort_key(ids: np.ndarray) -> bytes:
@@ -117,8 +133,14 @@ def _lanes(
     return lanes, held
 
 
-def _on(like: Tensor, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+def _on(device: torch.device, arrays: list[np.ndarray]) -> list[Tensor]:
+    """Whole numbers on the device; in one transfer, for which a GPU is not waited for."""
+    if device.type == "cpu":
+        return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+    flat = flat.pin_memory() if device.type == "cuda" else flat
+    parts = flat.to(device, non_blocking=device.type == "cuda").split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def tree_attention(

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.models.fast.head import uncast
-from preftune.models.fast.layout import grow, tree_states
+from preftune.models.fast.layout import grow, grow_to, tree_states
 from preftune.models.fast.trunk import Branch, Row, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
 
@@ -30,22 +30,18 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
     position that is read in a row never enters the network if the model is laid out as a tree.
     """
     branch, by_tree = None if _undivided else branch_of(model), lays_out_trees(model)
-    columns = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    lengths = (read * columns).amax(1)
     if branch is None and by_tree:
-        tree = grow(ids, lengths)
-        return tree_states(model, tree).index_select(0, tree.node[read])
+        tree, nodes, _ = grow_to(ids, read)
+        return tree_states(model, tree).index_select(0, nodes)
     if branch is None:
         return _plain_states(model, ids, attention)[read]
     rows = branch.trunk.rows(ids, attention, lambda *rows: _below(model, branch, *rows))
     if not by_tree:
         with branch.cut.given(padded(rows, ids.shape[1])):
             return _plain_states(model, ids, attention)[read]
-    tree, sizes = grow(ids, lengths), lengths.tolist()
-    if not any(sizes):
-        sizes[0] = 1  # as `grow` does
+    tree, nodes, sizes = grow_to(ids, read)
     with branch.cut.given(on_nodes(rows, tree.node, sizes, tree.ids.shape[1])):
-        return tree_states(model, tree).index_select(0, tree.node[read])
+        return tree_states(model, tree).index_select(0, nodes)
 
 
 def _below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: Tensor) -> list[Row]:
@@ -66,8 +62,25 @@ def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Ten
 
 
 def place(values: Tensor, mask: Tensor) -> Tensor:
-    """What was read, (n,), back at its columns: (B, T), 0 off the mask."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+    """What was read, (n,), back at its columns: (B, T), 0 off the mask.
+
+    No shape depends on what is in the mask, forwards or backwards: a GPU would be waited for.
+    """
+    rank = (mask.flatten().cumsum(0) - 1).clamp(min=0)
+    back = torch.nn.functional.pad(values, (0, 1)).index_select(0, rank)
+    return torch.where(mask, back.view(mask.shape), 0)
+
+
+def under(mask: Tensor, values: Tensor, count: int) -> Tensor:
+    """values[mask] where it is known that these are `count`: (count,). A GPU is not waited for.
+
+    RuntimeError if they are more or fewer; on a GPU at its next synchronisation.
+    """
+    chosen = mask.flatten()
+    if mask.device.type != "mps":
+        torch.ops.aten._assert_async.msg(chosen.sum() == count, "column 0 of a batch cannot be a response")
+    rank = torch.where(chosen, chosen.cumsum(0) - 1, count)
+    return values.new_zeros(count + 1).scatter_(0, rank, values.flatten())[:count]
 
 
 @contextlib.contextmanager

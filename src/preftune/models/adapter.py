@@ -1,0 +1,266 @@
+"""LoRA (Hu et al., arXiv:2106.09685): small trained additions to the linear layers of a model that is frozen.
+
+Each layer computes x·W + α/r · x·A·B, by peft's layers in the place of the model's own. The only file that
+knows of peft. Weights that several models hold alike (policy and reference, critic and reward model) lie in
+memory once. Sampler and saved models use W + α/r · A·B itself; W comes back as it was, to the last bit.
+"""
+
+import contextlib
+import hashlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from preftune.errors import BackendMissing, DataError
+from preftune.models.fast.cut import instead
+from preftune.rundir import write_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+_PREFIX, _NAME = "base_model.model.", "default"
+# What a saved adapter may say without meaning another formula than the one above.
+_PLAIN = {
+    *("peft_type", "peft_version", "task_type", "base_model_name_or_path", "auto_mapping", "inference_mode"),
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"),
+}
+_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal"), "revision": ("main",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Rank r and α, and the hash of the weights below."""
+
+    rank: int
+    alpha: float
+    digest: str
+
+
+_adapters: "weakref.WeakKeyDictionary[nn.Module, Adapter]" = weakref.WeakKeyDictionary()
+_alike: "weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[PreTrainedModel]]" = weakref.WeakKeyDictionary()
+
+
+def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
+    """Put an adapter into all linear layers but the heads, which changes no number yet: A is random, B is 0.
+    Changes the model in place; what is trained then are adapter and scalar head.
+
+    BackendMissing without peft; DataError for a model without such layers.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise BackendMissing('trainable = "lora" needs peft', hint="pip install 'preftune[lora]'") from error
+    layers = linear_layers(model)
+    if not layers:
+        raise DataError(f"{type(model).__name__} has no linear layers to adapt", 'set model.trainable="all"')
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # it is divided by r, whatever it is
+        target_modules=list(layers),
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+    )
+    digest = _digest(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
+    _adapters[model.eval()] = Adapter(rank, alpha, digest)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_is_own(name))
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Linear layers below the head, by their names."""
+    below = {module for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)}
+    return {name: module for name, module in model.named_modules() if module in below}
+
+
+def adapter_of(model: nn.Module) -> Adapter | None:
+    """The adapter that a model is trained by; None for one that has none."""
+    return _adapters.get(model)
+
+
+def below_adapter(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that an adapter leaves as they are; [] for a model without one."""
+    return [p for name, p in model.named_parameters() if not _is_own(name)] if model in _adapters else []
+
+
+def hold_once(models: Sequence[PreTrainedModel]) -> None:
+    """Weights that are frozen and equal in several of the models lie in memory once, here and wherever they
+    are moved (see `tie_alike`).
+    """
+    group = weakref.WeakSet(models)
+    for model in models:
+        _alike[model] = group
+    for model in models:
+        tie_alike(model)
+
+
+def tie_alike(model: nn.Module) -> None:
+    """Put a model's frozen weights in the place of equal ones of its group on the same device."""
+    own = _frozen(model) if model in _alike else {}
+    for other in _alike.get(model, ()):
+        for name, theirs in _frozen(other).items() if other is not model else ():
+            mine = own.get(name)
+            if mine is None or mine.shape != theirs.shape or mine.device != theirs.device:
+                continue
+            if mine.data_ptr() != theirs.data_ptr() and torch.equal(mine, theirs):
+                mine.data = theirs.data
+
+
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within `with`, a model with an adapter computes by its merged weights: one product a layer."""
+    layers = _layers(model)
+    before = {layer: layer.base_layer.weight.data for layer in layers.values()}
+    with instead({layer: layer.base_layer for layer in layers.values()}):
+        try:
+            for layer in before:
+                layer.base_layer.weight.data = _merged_weight(layer)
+            yield
+        finally:
+            for layer, weight in before.items():
+                layer.base_layer.weight.data = weight
+
+
+def fold(model: PreTrainedModel) -> tuple[Adapter, dict[str, Tensor]] | None:
+    """Take a model's adapter out and add it to the weights, for good: it is a plain model then. Returns the
+    adapter with its weights (and the scalar head) by the names in its file; None where there is none.
+    """
+    adapter = _adapters.pop(model, None)
+    if adapter is None:
+        return None
+    _alike.pop(model, None)
+    taken = {
+        _PREFIX + name.replace(f".{_NAME}.", "."): p.detach().cpu().clone().contiguous()
+        for name, p in model.named_parameters()
+        if _is_own(name)
+    }
+    for name, layer in _found(model).items():
+        layer.base_layer.weight.data = _merged_weight(layer)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.base_layer)
+    vars(model).pop("peft_config", None)
+    return adapter, taken
+
+
+def save_adapter(folded: tuple[Adapter, Mapping[str, Tensor]], directory: Path, base: str) -> None:
+    """Write what `fold` gave as peft reads it. `base`: the model that it belongs to, a hub id or a directory;
+    one that begins with a dot is meant from `directory` on.
+    """
+    adapter, tensors = folded
+    heads = sorted({name.removeprefix(_PREFIX).split(".")[0] for name in tensors if ".lora_" not in name})
+    directory.mkdir()
+    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
+    record = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if heads else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": "all-linear",
+        "bias": "none",
+        "inference_mode": True,
+        **({"modules_to_save": heads} if heads else {}),
+    }
+    write_json(directory / CONFIG, record)
+
+
+@torch.no_grad()
+def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, Any]) -> None:
+    """Add the adapter in a directory, whose `adapter_config.json` holds `config`, to a model's weights.
+
+    DataError for one that is not plain LoRA on linear layers, or does not fit the model. Nothing in the
+    config is a program: its patterns are not looked at, the names in the file of weights say what is adapted.
+    """
+    if strange := _strange(config):
+        raise DataError(
+            f"{directory / CONFIG}: {strange} is not supported", "merge it with peft's merge_and_unload"
+        )
+    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
+    tensors = load_file(directory / WEIGHTS)
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
+        layer = dict(model.named_modules()).get(name)
+        if not isinstance(layer, nn.Linear | Conv1D) or b is None or len(a) != config["r"]:
+            raise DataError(f"{directory / WEIGHTS}: {key} does not fit the base model", _FITS)
+        change = _change(a.float(), b.float(), scale, layer)
+        if change.shape != layer.weight.shape:
+            raise DataError(f"{directory / WEIGHTS}: {key} has another shape than the base model", _FITS)
+        layer.weight.data = layer.weight.data + change
+    if tensors:
+        raise DataError(f"{directory / WEIGHTS} holds more than LoRA's weights: {min(tensors)[:80]}", _FITS)
+
+
+_FITS = "give the adapter of a language model, with the base that it was trained on in adapter_config.json"
+
+
+def _strange(config: Mapping[str, Any]) -> str:
+    """The first entry that asks for another formula; "" if there is none."""
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    if config.get("peft_type") != "LORA":
+        return f"peft_type {str(config.get('peft_type'))[:40]!r}"
+    if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
+        return "its r or lora_alpha"
+    for key, value in sorted(config.items()):
+        if value and key not in _PLAIN and value not in _VALUES.get(key, ()):
+            return f"{key[:40]} = {str(value)[:40]}"
+    return ""
+
+
+def _is_own(name: str) -> bool:
+    """Whether a parameter belongs to the adapter, or to a scalar head, which is trained beside it."""
+    return ".lora_" in name or name.startswith("score.")
+
+
+def _found(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """The layers with an adapter, by name; {} for a model that has none."""
+    return _found(model) if model in _adapters else {}
+
+
+def _frozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that no optimizer changes, by their names in a model without an adapter."""
+    adapted = model in _adapters
+    return {
+        name.replace(".base_layer.", "."): p
+        for name, p in model.named_parameters()
+        if not (adapted and _is_own(name))
+    }
+
+
+def _change(a: Tensor, b: Tensor, scale: float, layer: nn.Module) -> Tensor:
+    """α/r · B·A, (out, in) as a linear layer has its weight, or (in, out) as GPT-2's has: a (r, in), b
+    (out, r).
+    """
+    change = (b @ a) * scale
+    return change.T if isinstance(layer, Conv1D) else change
+
+
+@torch.no_grad()
+def _merged_weight(layer: Any) -> Tensor:
+    a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+    change = _change(a, b, layer.scaling[_NAME], layer.base_layer)
+    return (layer.base_layer.weight.detach() + change).contiguous()
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 over the weights that stay as they are."""
+    found = hashlib.sha256(b"lora")
+    for name, parameter in sorted(model.named_parameters()):
+        if not _is_own(name):
+            found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            found.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()

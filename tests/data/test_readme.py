@@ -1,0 +1,101 @@
+"""The configurations in a data set's README.md, compared with what `datasets` makes of the same directory."""
+
+from pathlib import Path
+
+import pytest
+from data_helpers import hh_row, write_jsonl
+from datasets import load_dataset_builder
+
+from preftune.config import DataConfig
+from preftune.data import read_dataset
+from preftune.data.files import local_files
+from preftune.errors import ConfigError, DataError
+
+FILES = ("a.jsonl", "b.jsonl", "data/test/one.jsonl", "data/x-train-0.jsonl", "data/deep/er/two.jsonl")
+SPLITS = """
+- config_name: default
+  data_files:
+  - split: train
+    path: data/test/*.jsonl
+  - split: test
+    path: [a.jsonl, "data/**/two.jsonl"]
+"""
+TWO = """
+- config_name: one
+  data_files: a.jsonl
+- config_name: two
+  data_files: [b.jsonl, "data/*.jsonl"]
+  default: true
+"""
+
+
+def made(root: Path, configs: str, files: tuple[str, ...] = FILES) -> Path:
+    for file in files:
+        write_jsonl(root / file, [hh_row(f"{file} {i}") for i in range(8)])
+    (root / "README.md").write_text(f"---\nlicense: mit\nconfigs:{configs}---\n# Pairs\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("configs", "wanted"),
+    [
+        (SPLITS, None),
+        (TWO, None),
+        (TWO, "one"),
+        ("\n- config_name: only\n  data_files: '*.jsonl'\n", None),
+        (TWO + "- config_name: three\n  data_dir: data/test\n  data_files: one.jsonl\n", "three"),
+        ("\n- config_name: only\n  data_files: ./data/**\n", None),
+    ],
+)
+def test_files_and_splits_are_those_of_the_library(tmp_path: Path, configs: str, wanted: str | None) -> None:
+    root = made(tmp_path / "set", configs)
+    found = load_dataset_builder(str(root), name=wanted, cache_dir=str(tmp_path / "cache")).config.data_files
+    assert found is not None
+    theirs = {str(Path(file)): str(split) for split, files in found.items() for file in files}
+    assert {str(path): split for path, split in local_files(root, wanted).files} == theirs
+
+
+def test_a_folder_alone_is_read_by_the_names_in_it(tmp_path: Path) -> None:
+    configs = "\n- config_name: only\n  data_dir: sub\n"
+    root = made(tmp_path, configs, ("train.jsonl", "sub/train.jsonl", "sub/test.jsonl"))
+    assert local_files(root).files == [(root / "sub/test.jsonl", "test"), (root / "sub/train.jsonl", "train")]
+
+
+def test_splits_for_other_purposes_are_told_by_the_readme(tmp_path: Path) -> None:
+    items = "".join(
+        f"\n  - {{split: train_{n}, path: {f}}}" for n, f in (("sft", "a.jsonl"), ("prefs", "b.jsonl"))
+    )
+    root = made(tmp_path, f"\n- config_name: default\n  data_files:{items}\n")
+    chosen = local_files(root)
+    assert chosen.files == [(root / "b.jsonl", "train")]
+    assert "another purpose" in chosen.notes[0]
+
+
+def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
+    root = made(tmp_path, TWO)
+    data = read_dataset(DataConfig(name=str(root), config="one"))
+    assert {Path(file["path"]).name for file in data.report["files"]} == {"a.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("configs", "wanted", "message"),
+    [
+        (TWO.replace("  default: true\n", ""), None, "several configurations: 'one', 'two'"),
+        (TWO, "three", "data.config = three, and README.md declares 'one', 'two'"),
+        (" []\n", "three", "no README.md declares configurations"),
+        (SPLITS.replace("a.jsonl", "c.jsonl"), None, "no file that can be read here is meant by 'c.jsonl'"),
+        (SPLITS.replace("a.jsonl", "data/test/one.jsonl"), None, "'data/test/one.jsonl' is in two splits"),
+        ("\n- config_name: [\n", None, "its head is not YAML"),
+        (" 3\n", None, "configs is a number, not a list"),
+        ("\n- 3\n", None, "has no config_name"),
+        ("\n- {config_name: a, data_files: 3}\n", None, "a path in data_files is no text"),
+        ("\n- {config_name: a, data_files: [{path: a.jsonl}]}\n", None, "names no split"),
+        ("\n- {config_name: a, data_dir: 3}\n", None, "data_dir is a number"),
+    ],
+)
+def test_what_is_wrong_with_a_readme_is_said(
+    tmp_path: Path, configs: str, wanted: str | None, message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        local_files(made(tmp_path, configs), wanted)
+    assert message in caught.value.message
