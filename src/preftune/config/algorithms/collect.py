@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import StageSettings, algorithm_field, names_a_stage
+from preftune.config.algorithms.base import Batch, StageSettings, algorithm_field, names_a_stage
 from preftune.config.base import Count, Name, NonNegative, Positive
 from preftune.config.rewards import reward_terms
 
@@ -16,6 +16,7 @@ class CollectConfig(StageSettings):
     label: ClassVar[str] = "collected replies"
     makes: ClassVar[Literal["model", "data"]] = "data"
     trains_policy: ClassVar[bool] = False
+    batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
     implementation: ClassVar[str] = ""
 
@@ -59,6 +60,10 @@ class CollectConfig(StageSettings):
         if self.functions() is not None:
             reward_terms(self.judge)
         return self
+
+    @property
+    def online(self) -> bool:
+        return False  # it samples, and learns nothing
 
     @property
     def judge_key(self) -> str:
