@@ -60,14 +60,29 @@ def test_kinds_of_rows_and_stages(
     assert caught.value.code == (78 if isinstance(caught.value, ConfigError) else 65)
 
 
-def test_a_run_with_its_comparison_needs_pairs(tmp_path: Path) -> None:
-    overrides = [
-        f"data.name={write(tmp_path, REPLIES)}",
-        *(f"stage.{n}=none" for n in ("rm", "ppo", "grpo", "dpo")),
-    ]
-    with pytest.raises(PreftuneError, match="compared on held-out pairs"):
-        api.run("tiny", *overrides, out=str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+SFT_ALONE = tuple(f"stage.{name}=none" for name in ("rm", "ppo", "grpo", "dpo"))
+
+
+def test_a_run_with_its_comparison_needs_replies(tmp_path: Path) -> None:
+    config = load_recipe("tiny", [f"data.name={write(tmp_path, PROMPTS)}", "model.base=gpt2"]).config
+    with pytest.raises(PreftuneError, match="policies are compared on held-out replies"):
+        check_kind(config, load_dataset(config.data, 0), ["grpo"], whole=True)
+
+
+def test_a_run_on_cut_texts_is_compared_and_measures_no_reward_model(tmp_path: Path) -> None:
+    texts = [{"text": f"Film {i} was long and dull, and never ended."} for i in range(40)]
+    small = ("model.scratch.steps=2", "stage.sft.rows=16", "evaluation.prompts=4", "evaluation.pool=4")
+    task = (
+        f"data.name={write(tmp_path, texts)}",
+        "data.form=plain",
+        "data.prompt_words=3",
+        "data.held_out=0.2",
+    )
+    run = api.run("tiny", *task, *small, *SFT_ALONE, out=str(tmp_path / "run"))
+    record = read_json(run.evaluation("policy_sft"))
+    assert record["n_prompts"] == 4
+    assert not run.reward_evaluation.exists()
+    assert "was not measured on held-out pairs" in run.analysis_text.read_text(encoding="utf-8")
 
 
 def test_sft_learns_from_plain_texts_and_the_plan_says_what_is_read(

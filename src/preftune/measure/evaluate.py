@@ -166,6 +166,9 @@ def _written(run: RunDir) -> list[Path]:
 
 
 def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
+    """On held-out pairs, where the data are pairs; the report says where they are not."""
+    if session.dataset.kind != "pairs":
+        return
     for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
         if name != session.judge:
             write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)

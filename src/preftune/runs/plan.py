@@ -91,8 +91,8 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
                 f"{name} ({stage.algorithm}) learns from both kinds",
                 'label them: {"prompt", "completion", "label": false}',
             )
-    if whole and kind != "pairs":
+    if whole and kind not in ("pairs", "unpaired"):
         raise DataError(
-            f"{config.data.name}: its rows are {have}, and policies are compared on held-out pairs",
+            f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",
             f"`preftune train RECIPE {stages[-1]}` trains without the comparison",
         )
