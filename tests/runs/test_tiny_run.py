@@ -122,7 +122,8 @@ def test_other_settings_are_refused_with_the_difference(
     with pytest.raises(ConfigError) as caught:
         preftune.run("tiny", override, out=str(tiny_run.path))
     assert difference in str(caught.value)
-    assert "out=" in caught.value.hint
+    assert f"--out {tiny_run.path}" in caught.value.hint
+    assert f"--from {tiny_run.path}" in caught.value.hint
     assert main(["run", "tiny", override, "--out", str(tiny_run.path)]) == 78
     assert difference in capsys.readouterr().err
     assert files(tiny_run) == before  # config.toml, too, is still that of the run

@@ -7,7 +7,6 @@ A row is read back once its hash has been found right; one that is damaged is co
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -114,8 +113,12 @@ class KeptStates:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
+        """One writer at a time, where the system has such locks (Windows has not: one process a cache there)."""
         with (self.directory / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(ImportError):
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
