@@ -113,7 +113,7 @@ class KeptStates:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time, where the system has such locks (Windows has not: one process a cache there)."""
+        """One writer at a time, where the system has such locks (Windows has not)."""
         with (self.directory / ".lock").open("a") as file:
             with contextlib.suppress(ImportError):
                 import fcntl
