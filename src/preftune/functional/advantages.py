@@ -69,16 +69,12 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
     rewards, values = zero_off(rewards, active), zero_off(values, active)
     advantage = next_value = torch.zeros_like(values[:, 0])  # (B,)
     columns = []
-    used = active.any(0)  # (T,); a loop over the prompt's columns too would be launches for nothing
-    start, end = int((used.cumsum(0) == 0).sum()), int((used.flip(0).cumsum(0) > 0).sum())
-    for t in reversed(range(start, end)):
+    for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantage = zero_off(delta + gamma * lam * advantage, active[:, t])
         next_value = values[:, t]
         columns.append(advantage)
-    advantages = torch.zeros_like(values)
-    if columns:
-        advantages[:, start:end] = torch.stack(columns[::-1], dim=1)
+    advantages = torch.stack(columns[::-1], dim=1)
     return advantages, advantages + values
 
 
