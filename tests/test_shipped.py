@@ -170,14 +170,14 @@ def test_the_steps_of_the_dockerfile_end_in_a_command_that_trains(stage: str, tm
             copied(sources, context, at / to)
         elif kind in ("ENV", "ARG"):
             pairs = re.findall(r'(\w+)="?([^"\s]*)"?', rest)
-            seen |= {name: value.replace("/work", str(tmp_path / "work")) for name, value in pairs}
+            seen |= {name: value.replace("/data", str(tmp_path / "data")) for name, value in pairs}
         elif kind == "RUN":
             call("bash", "-c", without_index(rest), at=at, **seen)
         elif kind == "ENTRYPOINT":
             (program,) = json.loads(rest)
             assert call("which", program, at=at, **seen).strip() == str(scripts / program)
             call(scripts / program, "train", "tiny", "sft", at=at, **seen)
-            assert (tmp_path / "work/runs/tiny/models/policy_sft").is_dir()
+            assert (tmp_path / "data/runs/tiny/models/policy_sft").is_dir()
         elif kind == "CMD":
             assert "Usage: preftune" in call(scripts / "preftune", *json.loads(rest), at=at, **seen)
 
