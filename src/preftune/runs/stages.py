@@ -185,6 +185,7 @@ def drop_checkpoints(run: RunDir, stage: Stage) -> None:
     """A finished stage needs none; a kill may have left them."""
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
     run.replies(stage.name).unlink(missing_ok=True)
+    run.live(stage.name).unlink(missing_ok=True)
 
 
 def _record(stage: Stage) -> dict[str, Any]:
