@@ -308,16 +308,16 @@ class RunConfig(Settings):
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
     def _check_gold(self) -> None:
-        """A judge that something was trained on is no gold."""
+        """A judge that a policy was trained on is no gold. Two stages may know it: one that collects, where it
+        labels pairs as people would, and one that has no other score, which is a ceiling and no contestant.
+        """
         for judge in judges_in(self.evaluation.gold):
             for name, stage in self.stage.items():
                 functions = stage.functions()
-                used = {
-                    stage.judge_directory,
-                    stage.scored_by,
-                    *(reward_terms(functions) if functions else ()),
-                }
-                if used & {judge, *(reward_terms(judge) if ":" in judge else ())}:
+                models = {stage.judge_directory, stage.scored_by} - {None}
+                seen = {*models, *(reward_terms(functions) if functions else ())}
+                own = seen & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                if own and stage.makes != "data" and not own == seen:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",
