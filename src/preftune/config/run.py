@@ -308,8 +308,8 @@ class RunConfig(Settings):
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
     def _check_gold(self) -> None:
-        """A judge that a policy was trained on is no gold. Two stages may know it: one that collects, where it
-        labels pairs as people would, and one that has no other score, which is a ceiling and no contestant.
+        """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,
+        where it labels pairs as people would, and one without any other score: a ceiling, and no contestant.
         """
         for judge in judges_in(self.evaluation.gold):
             for name, stage in self.stage.items():

@@ -1,8 +1,8 @@
 """Whether a review reads as its author liked the film: a classifier fitted to authors' own labels.
 
 It confirms what a rule such as VADER says by other means: what it knows comes from labelled reviews alone.
-Their file is named by the environment variable PREFTUNE_REVIEWS: JSONL, plain or gzip, with `text` and `label`
-("pos" or "neg", 1 or 0), or a directory that holds it as train.jsonl or train.jsonl.gz.
+PREFTUNE_REVIEWS, in the environment, names their file: JSONL, plain or gzip, with `text` and `label` ("pos"
+or "neg", 1 or 0), or a directory that holds it as train.jsonl or train.jsonl.gz.
 """
 
 import gzip
