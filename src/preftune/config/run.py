@@ -37,6 +37,7 @@ _LIBRARYS = {
     *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
     *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
+TextForm = Literal["transcript", "chat", "plain"]
 TemplateArguments = Annotated[
     dict[FileName, bool | int | float | str], AfterValidator(_are_the_templates_own)
 ]
@@ -156,7 +157,7 @@ class DataConfig(Settings):
         exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
         description="Names of the columns.",
     )
-    form: Literal["transcript", "chat", "plain"] = Field(
+    form: TextForm = Field(
         default="transcript",
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
         "alone with no roles (plain), as rows of text need it.",

@@ -91,8 +91,8 @@ def _beside(study: Study) -> str:
         return ""
     words = (
         f"On the {study['main_set']} prompts. No training saw the other judges. A gain counts within limits "
-        f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, and "
-        f"perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
+        f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
+        f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds)."
     )
     return f"## Beside gold\n\n{words}\n\n{_table(heads, rows)}"
