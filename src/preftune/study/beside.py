@@ -5,7 +5,7 @@ what the base does not find unlikely. The limits are the ones that the study of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,20 @@ def as_text(found: Sequence[SeedValues], name: str, kind: str, kl: float) -> dic
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
     pairs = [(values.own(name, kind), values.own(values.facts.reference, kind)) for values in found]
-    distinct = [_share(own.distinct_2, usual.distinct_2) for own, usual in pairs]
-    unlikely = [_share(_perplexity(own.base_nll), _perplexity(usual.base_nll)) for own, usual in pairs]
-    if None in distinct or None in unlikely:
+    variety = _mean(_share(own.distinct_2, usual.distinct_2) for own, usual in pairs)
+    perplexity = _mean(_share(_perplexity(own.base_nll), _perplexity(usual.base_nll)) for own, usual in pairs)
+    if variety is None or perplexity is None:
         return None
-    variety, perplexity = float(np.mean(distinct)), float(np.mean(unlikely))  # pyright: ignore[reportArgumentType]
     return {
         "distinct_2_of_reference": variety,
         "perplexity_of_reference": perplexity,
         "counts": kl <= MOST_KL and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
     }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else float(np.mean(np.array(known, dtype=float)))
 
 
 def _share(own: float | None, usual: float | None) -> float | None:

@@ -67,8 +67,9 @@ def run_study(
             if seed not in waiting:
                 console.line(f"seed {seed} finished before")
         _run(out, waiting, jobs, reports, console)
-        for seed in [seed for seed in numbers if keep and seed not in places]:
-            put_by(out, keep, design, seed)
+        if keep:
+            for seed in (seed for seed in numbers if seed not in places):
+                put_by(out, keep, design, seed)
         places = {seed: places.get(seed, facts_file(out, seed)) for seed in numbers}
         _write(out, design, places, _command(wanted, numbers, out, keep))
     console.line(f"study: {out / 'STUDY.md'}")
