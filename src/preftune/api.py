@@ -311,8 +311,10 @@ def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequenc
     """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
     from preftune.runs.console import Console
     from preftune.runs.plan import show_plan
+    from preftune.watch.command import panel
 
-    console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+    log, quiet = run.log(run.next_attempt()), not is_main_process()
+    console = Console(log=log, quiet=quiet, panel=panel(run, config, stages))
     show_plan(console, config, dataset, run, stages)
     return console
 

@@ -17,6 +17,7 @@ from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted, end_with_parent, handled
 from preftune.untrusted import clean, holds_credential, printable
+from preftune.watch.command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,9 +133,7 @@ def evaluate(
     run: Run,
     pairs: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Score the models on this preference file (HH or TRL form) instead."
-        ),
+        typer.Option(metavar="FILE", help="Score the models on this preference file instead."),
     ] = None,
 ) -> None:
     """Evaluate the models of a run, on its own held-out rows or on other pairs."""
@@ -192,6 +191,7 @@ def sample(
 
 
 app.command()(label)
+app.command()(watch)
 
 
 @app.command()
