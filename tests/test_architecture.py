@@ -20,6 +20,8 @@ SIDE_BY_SIDE = [
     "selftest",
     "study",
     "label",
+    "inspection",
+    "chat",
 ]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
@@ -33,9 +35,9 @@ ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
 ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
-for name in ("evaluation", "runs", "measure", "study", "label"):
+for name in ("evaluation", "runs", "measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"records"}
-for name in ("measure", "study", "label"):
+for name in ("measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"report"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
 ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records"}

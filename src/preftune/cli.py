@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
+from preftune.chat.command import chat, sample
 from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
 from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
+from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted, end_with_parent, handled
-from preftune.untrusted import clean, holds_credential, printable
+from preftune.untrusted import holds_credential, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,6 +94,7 @@ def common(context: typer.Context, debug: Debug = False, version: Version = Fals
 
 
 app.command()(runs)
+app.command()(inspect)
 
 
 @app.command()
@@ -177,20 +180,8 @@ def audit(
         raise typer.Exit(DataError.code)
 
 
-@app.command()
-def sample(
-    run: Run,
-    policy: Annotated[str, typer.Option(help='A stage that trains a policy, or "base".')] = "sft",
-    prompt: Annotated[list[str] | None, typer.Option(help="What to reply to; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
-) -> None:
-    """Sample replies from a policy to your prompts, or to held-out ones."""
-    from preftune import api
-
-    for row in api.sample(run, policy, prompt or [], seed=seed):
-        typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
-
-
+app.command()(sample)
+app.command()(chat)
 app.command()(label)
 
 
