@@ -22,6 +22,7 @@ SIDE_BY_SIDE = [
     "label",
     "inspection",
     "chat",
+    "export",
 ]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},

@@ -13,6 +13,7 @@ import typer
 from preftune.chat.command import chat, sample
 from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
 from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
+from preftune.export.command import export
 from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
@@ -182,6 +183,7 @@ def audit(
 
 app.command()(sample)
 app.command()(chat)
+app.command()(export)
 app.command()(label)
 
 
