@@ -188,11 +188,23 @@ app.command()(label)
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write ANALYSIS.md, figures and report.html from a run's files."""
+def report(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Directory of a run.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="One page over all runs in a folder (RUN; by default runs).")
+    ] = False,
+) -> None:
+    """Write ANALYSIS.md, figures and report.html from a run's files; or one page over all runs."""
     from preftune import report as reports
     from preftune.rundir import RunDir
 
+    if every:
+        from preftune.report.overview import build_all
+
+        typer.echo(build_all(run or "runs"))
+        return
+    if run is None:
+        raise UsageError("no run is named", "preftune report RUN, or preftune report --all")
     reports.build(run)
     typer.echo(RunDir(run).analysis_text)
     typer.echo(RunDir(run).report_page)
