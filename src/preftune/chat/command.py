@@ -139,7 +139,9 @@ def _answer(console: "Console", talk: "Talk", line: str) -> int:
             return 0
         kept = talk.better(place)
         typer.echo(
-            f"kept: {kept} {'pair' if kept == 1 else 'pairs'}" if kept else "nothing kept: all said the same"
+            f"kept: {kept} {'pair' if kept == 1 else 'pairs'}"
+            if kept
+            else "nothing kept: there is no other reply that says something else"
         )
         return kept
     if word == "/again":

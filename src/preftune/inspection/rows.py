@@ -4,6 +4,7 @@ No weights are needed: a base from scratch has its tokenizer before it is traine
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from preftune.config import StageSettings
 from preftune.config.algorithms.base import names_a_stage
-from preftune.data import Encoder, Pairs, Preference, Prompts, Sequences, Unpaired
+from preftune.data import Encoder, Pairs, Preference, Prompts, RejectedRow, Sequences, Unpaired
 from preftune.data.dataset import row_key
 from preftune.data.encode import UNLIMITED
 from preftune.data.pieces import END, PADDING, REPLY, parts_of_prompt, pieces
@@ -203,5 +204,6 @@ def _cuts(encoder: Encoder, row: Preference) -> Iterator[str]:
     if whole > kept:
         yield f"the prompt has {whole} tokens: its oldest {whole - kept} are left out"
     for what, text in (("chosen", row.chosen), ("rejected", row.rejected)):
-        if text and encoder.response(text, prompt=row.prompt)[-1] not in encoder.ends:
-            yield f"the {what} reply is cut at {encoder.max_response_length} tokens and has no end"
+        with suppress(RejectedRow):  # the template refuses a reply that this stage does not read
+            if text and encoder.response(text, prompt=row.prompt)[-1] not in encoder.ends:
+                yield f"the {what} reply is cut at {encoder.max_response_length} tokens and has no end"
