@@ -37,13 +37,14 @@ from preftune.world.dataset import make_world
 RESULTS = Path(__file__).parent.parent / "results" / "doctor"
 FIRST = {"reported": 0, "thresholds": 100}
 COMMON = (
-    "model.scratch.steps=300", "data.pairs=1200", "stage.sft.rows=960", "stage.rm.rows=1200",
+    "model.scratch.steps=160", "data.pairs=1200", "stage.sft.rows=960", "stage.rm.rows=1200",
     "stage.ppo=none", "stage.grpo=none", "stage.dpo=none", "checkpoint.every=1000",
-    "evaluation.prompts=48", "evaluation.max_new_tokens=40", "evaluation.batch_size=48", "evaluation.pool=4",
+    "evaluation.prompts=32", "evaluation.max_new_tokens=32", "evaluation.batch_size=32", "evaluation.pool=4",
+    "evaluation.resamples=500",
 )  # fmt: skip
 PARENTS = ("sft", "rm")
 # What an online stage and a DPO stage have unless a fault says otherwise.
-ONLINE = {"steps": 10, "batch_size": 32, "microbatch_size": 32, "max_new_tokens": 40, "learning_rate": 3e-4}
+ONLINE = {"steps": 10, "batch_size": 32, "microbatch_size": 32, "max_new_tokens": 32, "learning_rate": 3e-4}
 PPO = {
     "algorithm": "ppo",
     **ONLINE,
@@ -55,8 +56,8 @@ PPO = {
 GRPO = {"algorithm": "grpo", **ONLINE, "group_size": 4, "kl_coef": 0.5, "scale": "none"}
 DPO = {"algorithm": "dpo", "rows": 960, "microbatch_size": 32, "learning_rate": 1e-4}
 ALONE = {"reward_model": "none", "missing_eos_score": "none"}  # the function is the reward
-UNBOUND = {**PPO, "steps": 20, "learning_rate": 2e-3, "kl_coef": 0.0, "missing_eos_score": "none"}
-HARD = {**PPO, **ALONE, "steps": 20, "learning_rate": 3e-3, "kl_coef": 0.0}
+UNBOUND = {**PPO, "steps": 12, "learning_rate": 2e-3, "kl_coef": 0.0, "missing_eos_score": "none"}
+HARD = {**PPO, **ALONE, "steps": 12, "learning_rate": 3e-3, "kl_coef": 0.0}
 Settings = dict[str, object]
 
 
@@ -76,7 +77,7 @@ TRAINING = (
     Fault(kind="learning rate too high", stage="fast", settings={**PPO, "learning_rate": 3e-2}),
     Fault(kind="learning rate without effect", stage="slow", settings={**DPO, "learning_rate": 1e-9}),
     Fault(kind="ends are falling", stage="endless",
-          settings={**PPO, "missing_eos_score": 8.0, "steps": 20, "learning_rate": 2e-3, "kl_coef": 0.0}),
+          settings={**PPO, "missing_eos_score": 8.0, "steps": 18, "learning_rate": 3e-3, "kl_coef": 0.0}),
     Fault(kind="replies are cut off", stage="cut", settings={**GRPO, "max_new_tokens": 4}),
     Fault(kind="length runs away", stage="long", settings={**HARD, "reward_functions": "faulty:longer"}),
     Fault(kind="entropy collapses", stage="narrow", settings={**HARD, "reward_functions": "faulty:one_word"}),
@@ -91,7 +92,7 @@ TRAINING = (
 # Runs that are evaluated: each its own reward model, or several policies of one.
 POLICIES = (
     Fault(kind="reward outside what the reward model saw", stage="outside",
-          settings={**UNBOUND, "steps": 30, "learning_rate": 3e-3}),
+          settings={**UNBOUND, "steps": 16, "learning_rate": 3e-3}),
     Fault(kind="KL beyond budget", stage="far", settings={**HARD, "reward_functions": "faulty:one_word"}),
     Fault(kind="diversity collapses", stage="alike",
           settings={**HARD, "learning_rate": 2e-3, "reward_functions": "faulty:one_word"}),

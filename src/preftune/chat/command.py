@@ -102,7 +102,7 @@ def chat(
     for line in _lines():
         try:
             kept += _answer(console, talk, line.strip())
-        except (UsageError, PreftuneError) as error:
+        except PreftuneError as error:
             typer.echo(printable(str(error)))
     if kept:
         file = preferences_file(session.run)

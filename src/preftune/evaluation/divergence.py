@@ -40,7 +40,8 @@ def token_divergences(
     found = list(_by_token(policy, other, sequences, temperature))
     log_ratio, kl = (torch.cat([each[i] for each in found]) for i in (1, 2))
     response = sequences.response
-    return tuple(torch.zeros(response.shape).to(x).masked_scatter(response, x) for x in (log_ratio, kl))
+    k1, exact = (torch.zeros(response.shape).to(x).masked_scatter(response, x) for x in (log_ratio, kl))
+    return k1, exact
 
 
 def _by_token(

@@ -101,7 +101,7 @@ def _as_trained(
     if "critic" in kind.needs:
         roles["critic"] = critic_of(session, config, judge)
         learner.freeze(roles["critic"])
-    algorithm = kind(config, roles, learner, scorer)
+    algorithm = kind(config, roles, learner, *[scorer])
     if not isinstance(algorithm, OnPolicy):
         return _as_measured(session, policy, scorer, prompts)
     with torch.no_grad():

@@ -10,6 +10,7 @@ CUT, CUT_MORE = 0.8, 0.2  # share of replies without an end, and by how much it 
 ENTROPY_LEFT = 0.5  # share of the entropy at the start
 ZERO_STD = 0.5
 UNEXPLAINED = -0.05
+CATCHING_UP = 0.5  # of what it was below 0 at first: a critic that comes up is only late
 STEP_KL = 0.1  # nats a token by which the policy left the one that sampled
 CLIPPED = 0.4
 MASKED = 0.05
@@ -55,8 +56,8 @@ def _zero_std(stage: StageView) -> str | None:
 
 def _unexplained(stage: StageView) -> str | None:
     both = thirds(course(stage, "val/explained_variance"))
-    if both and both[1] < UNEXPLAINED:
-        return f"explained variance is {both[1]:.2f} in the last third of the steps"
+    if both and both[1] < UNEXPLAINED and both[1] < CATCHING_UP * both[0]:
+        return f"explained variance is {both[1]:.2f} in the last third of the steps, {both[0]:.2f} before"
     return None
 
 
