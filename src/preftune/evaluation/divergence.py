@@ -38,10 +38,13 @@ def token_divergences(
 ) -> tuple[Tensor, Tensor]:
     """The terms of both sums, each at its token: two (B, T), 0 off the responses."""
     found = list(_by_token(policy, other, sequences, temperature))
-    log_ratio, kl = (torch.cat([each[i] for each in found]) for i in (1, 2))
     response = sequences.response
-    k1, exact = (torch.zeros(response.shape).to(x).masked_scatter(response, x) for x in (log_ratio, kl))
-    return k1, exact
+
+    def placed(parts: list[Tensor]) -> Tensor:
+        values = torch.cat(parts)
+        return torch.zeros(response.shape).to(values).masked_scatter(response, values)
+
+    return placed([ratio for _, ratio, _ in found]), placed([kl for _, _, kl in found])
 
 
 def _by_token(
