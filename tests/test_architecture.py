@@ -20,6 +20,9 @@ SIDE_BY_SIDE = [
     "selftest",
     "study",
     "label",
+    "inspection",
+    "chat",
+    "export",
 ]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
@@ -34,9 +37,9 @@ ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
 ALLOWED["runs"] |= {"judges"}  # the language model that is asked
-for name in ("evaluation", "runs", "measure", "study", "label"):
+for name in ("evaluation", "runs", "measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"records"}
-for name in ("measure", "study", "label"):
+for name in ("measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"report"}
 ALLOWED["watch"] = {*LEAVES, "records", "report", "runs"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit", "watch"}
