@@ -33,6 +33,8 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     console.line(report.summary(view))
     for caution in report.cautions(view)[:CAUTIONS]:
         console.line(f"caution: {caution}")
+    if expected := report.outcome(view, session.config):
+        console.line(expected)
     for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
         if path.exists():  # a full disk may have kept the report away
             console.line(f"{what + ':':<10}{path}")
