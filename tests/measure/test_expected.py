@@ -8,8 +8,8 @@ import pytest
 from synthetic import make_run
 
 from preftune.config import load_recipe
+from preftune.measure import expected
 from preftune.records.expected import ExpectedRecord
-from preftune.report import expected
 from preftune.report.load import load_run
 
 
