@@ -20,6 +20,9 @@ SIDE_BY_SIDE = [
     "selftest",
     "study",
     "label",
+    "inspection",
+    "chat",
+    "export",
 ]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
@@ -33,9 +36,10 @@ ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
 ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
-for name in ("evaluation", "runs", "measure", "study", "label"):
+ALLOWED["runs"] |= {"judges"}  # the language model that is asked
+for name in ("evaluation", "runs", "measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"records"}
-for name in ("measure", "study", "label"):
+for name in ("measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"report"}
 ALLOWED["watch"] = {*LEAVES, "records", "report", "runs"}
 ALLOWED["api"] = {*LEAVES, *CHAIN, "audit", "watch"}

@@ -143,6 +143,10 @@ class RunDir:
         """Replies that a stage has collected so far; they go when it is done."""
         return self.stage_dir(stage) / "replies.jsonl"
 
+    def answers(self, stage: str) -> Path:
+        """What a language model has answered to it so far, by question; they go when it is done."""
+        return self.stage_dir(stage) / "answers.jsonl"
+
     def live(self, stage: str) -> Path:
         """What those who look on are told of a stage that is under way; it goes when that is done."""
         return self.stage_dir(stage) / "live.json"

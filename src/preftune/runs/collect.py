@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, cast
 
@@ -26,8 +25,9 @@ from preftune.models.locate import fingerprint
 from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
-from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl
+from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from preftune.runs.feed import row_name
+from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.runs.onlookers import tell
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import reward_model_of
@@ -50,7 +50,7 @@ class _Collector:
     config: CollectConfig
     policy: Policy
     encoder: Encoder
-    scorer: Scorer
+    scorer: Scorer | LLMJudge
     rows: Sequence[Preference]
     prompts: Sequence[Sequence[int]]
 
@@ -77,28 +77,39 @@ class _Collector:
             responses_per_prompt=config.replies,
             say=learner.say_once,
         )
-        of = [number for number in numbers for _ in range(config.replies)]
-        scores = self.scorer.scores(replies, of).tolist()
         texts = [
             self.encoder.decode(ids[own].tolist())
             for ids, own in zip(replies.ids, replies.response, strict=True)
         ]
+        closed = ended(replies, self.encoder.ends).tolist()
         plain, found = self.encoder.form == "plain", list[Json]()
         for place, number in enumerate(numbers):
-            mine = slice(place * config.replies, (place + 1) * config.replies)
-            row = self.rows[number]
-            said = {"replies": texts[mine], "scores": _finite(scores[mine], self.name)}
+            row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
+            said = {"replies": texts[mine], "ended": closed[mine], "scores": []}
             found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
+        for row, scores in zip(found, self._scores(found, replies, numbers), strict=True):
+            row["scores"] = _finite(scores, self.name)
         return found, self._metrics(found, replies)
+
+    def _scores(self, rows: Sequence[Json], replies: Sequences, numbers: Sequence[int]) -> list[list[float]]:
+        if isinstance(self.scorer, LLMJudge):
+            return self.scorer.scores(rows)
+        size = self.config.replies
+        scores = self.scorer.scores(replies, [number for number in numbers for _ in range(size)]).tolist()
+        return [scores[place : place + size] for place in range(0, len(scores), size)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequences) -> dict[str, float]:
         spreads = [pstdev(row["scores"]) for row in rows]
+        judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
+        said = [] if judge is None else judge.judgements(rows)
+        lost = {"no_verdict": float(sum(each["verdict"] is None for each in said))} if judge else {}
         return {
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
             "frac_score_zero_std": fmean(spread == 0 for spread in spreads),
             "completions/mean_length": replies.response.sum(1).double().mean().item(),
             "eos_rate": ended(replies, self.encoder.ends).double().mean().item(),
+            **lost,
         }
 
     def pairs(self, row: Json) -> list[Pair | None]:
@@ -187,16 +198,23 @@ def _collector(session: Session, name: str, config: CollectConfig, learner: Lear
         config=config,
         policy=policy,
         encoder=encoder,
-        scorer=_judge(session, config, encoder, learner, rows),
+        scorer=_judge(session, name, config, encoder, learner, rows),
         rows=rows,
         prompts=prompts,
     )
 
 
 def _judge(
-    session: Session, config: CollectConfig, encoder: Encoder, learner: Learner, rows: Sequence[Preference]
-) -> Scorer:
-    """What scores the replies, behind one interface."""
+    session: Session,
+    name: str,
+    config: CollectConfig,
+    encoder: Encoder,
+    learner: Learner,
+    rows: Sequence[Preference],
+) -> Scorer | LLMJudge:
+    """What scores the replies."""
+    if config.asks is not None:
+        return llm_judge(config.judge, config.asks, session.run.answers(name))
     judge, size = config.scored_by or config.judge_directory, config.microbatch_size
     functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
     model = reward_model_of(session, judge, learner) if judge else None
@@ -233,15 +251,15 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
     }
     beside = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
     preferences = [{**_preference(collector, row, pair), **beside} for row, pair in made]
-    _replace(target, stage, rows, preferences, facts)
-    return {"steps": steps, "collected": facts}
-
-
-def _replace(target: Path, stage: Stage, rows: list[Json], preferences: list[Json], facts: Json) -> None:
+    if isinstance(collector.scorer, LLMJudge):
+        facts["llm"] = collector.scorer.summary(rows)
+        write_jsonl(target / "judgements.jsonl", collector.scorer.judgements(rows))
+        write_text(target / "template.txt", collector.scorer.template)
     write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})
     write_jsonl(target / "replies.jsonl", rows)
     write_jsonl(target / "preferences.jsonl", preferences)
     faults.faultpoint("model.rename")
+    return {"steps": steps, "collected": facts}
 
 
 def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
@@ -251,6 +269,8 @@ def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
         "prompt": row["prompt"],
         "chosen": reply_of(texts[pair.chosen], plain),
         "rejected": reply_of(texts[pair.rejected], plain),
+        "ended_chosen": row["ended"][pair.chosen],
+        "ended_rejected": row["ended"][pair.rejected],
         "score_chosen": scores[pair.chosen],
         "score_rejected": scores[pair.rejected],
         "row": row["row"],
@@ -275,4 +295,8 @@ def _in_words(facts: Json) -> str:
     if found["label_temperature"] is not None:
         text += f"; labels agree with the judge in {found['labels_agree']:.1%}"
         text += f", at best {found['best_reachable']:.1%} can be predicted"
+    if (asked := found.get("llm")) is not None:
+        text += f"; {asked['questions']:,} questions, {asked['no_verdict']:,} without a verdict"
+        text += f"; {asked['tokens_in']:,} tokens in, {asked['tokens_out']:,} out"
+        text += "" if asked["cost"] is None else f", cost {asked['cost']:.4g}"
     return text

@@ -18,7 +18,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 # In the inputs of a stage by themselves, or in those of the stages of later rounds.
-_ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds")
+_ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds", "llm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +184,8 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
 def drop_checkpoints(run: RunDir, stage: Stage) -> None:
     """A finished stage needs none; a kill may have left them."""
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
-    run.replies(stage.name).unlink(missing_ok=True)
-    run.live(stage.name).unlink(missing_ok=True)
+    for log in (run.replies(stage.name), run.answers(stage.name), run.live(stage.name)):
+        log.unlink(missing_ok=True)
 
 
 def _record(stage: Stage) -> dict[str, Any]:
