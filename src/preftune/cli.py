@@ -134,6 +134,15 @@ def train(
 
 
 @app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say what a run would take: rows, steps, time, memory, disk; takes two steps of every stage."""
+    from preftune import api
+
+    for line in api.plan(recipe, _out_of(overrides, None)[1]):
+        typer.echo(printable(line))
+
+
+@app.command()
 def evaluate(
     run: Run,
     pairs: Annotated[

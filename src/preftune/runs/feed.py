@@ -24,6 +24,7 @@ from preftune.data.select import remarks
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
+MANY = 2000  # rows that take a while to encode
 HELD_OUT = 256  # rows that checkpoints are compared on
 
 
@@ -49,6 +50,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
     part = session.training_rows(config.training_part(), name)
+    if (count := min(len(part), config.rows or len(part))) >= MANY:
+        session.console.line(f"{name}: encoding {count:,} rows")
     rows, encoded, rejected = first_encoded(encoder, part, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
