@@ -241,11 +241,14 @@ def findings(out: Path) -> tuple[Finding, ...]:
 
 
 def outcome(out: Path, faults: tuple[Fault, ...]) -> dict[str, object]:
-    """Which planted faults are found where they are, and what else is found."""
+    """Which planted faults are found where they are, and what else is found. A stage that has not run yet
+    counts for nothing.
+    """
     found = findings(out)
+    ran = [f for f in faults if f.stage == "reward model" or RunDir(out).metrics(f.stage).is_file()]
     planted = {
         f.kind: [each.evidence for each in found if each.kind == f.kind and f.stage in each.where]
-        for f in faults
+        for f in ran
     }
     others = [[e.kind, e.where, e.evidence] for e in found if e.kind not in planted]
     return {"planted": planted, "others": others}
