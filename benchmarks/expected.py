@@ -15,6 +15,7 @@ from pathlib import Path
 
 from preftune import report
 from preftune.config import load_recipe
+from preftune.measure.expected import numbers_of, settings_sha256
 from preftune.records.base import VERSION
 from preftune.records.expected import ExpectedRecord
 from preftune.rundir import RunDir, read_json, write_json
@@ -48,14 +49,14 @@ def main() -> None:
     for seed in asked.seeds:
         out = asked.out / asked.recipe / f"seed-{seed}"
         costs.append(run_of(asked.recipe, seed, out, asked.overrides))
-        found.append(report.numbers_of(report.load_run(RunDir(out))))
+        found.append(numbers_of(report.load_run(RunDir(out))))
         print(f"seed {seed}: {costs[-1][0]:.0f} s", flush=True)
     config = load_recipe(asked.recipe, asked.overrides).config
     first = read_json(asked.out / asked.recipe / f"seed-{asked.seeds[0]}" / "run.json")
     record = {
         "version": VERSION,
         "recipe": asked.recipe,
-        "settings_sha256": report.settings_sha256(config),
+        "settings_sha256": settings_sha256(config),
         "made": f"{datetime.now(UTC):%Y-%m-%d}, commit {str(first['commit'])[:7]}",
         "machine": f"{first['processor']}, {first['threads']} of {first['cores']} cores",
         "seeds": asked.seeds,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from preftune.config import load_recipe
+from preftune.config import load_recipe, recipe_names
+from preftune.measure import expected
 from preftune.records.expected import ExpectedRecord
-from preftune.report import expected
 from preftune.report.load import load_run
 
 
@@ -59,7 +59,7 @@ def test_a_run_of_the_recipe_is_compared_number_by_number(
     assert "PPO gain" in said or "reward model accuracy" in said
 
 
-@pytest.mark.parametrize("words", [["stage.ppo.steps=4"], ["data.pairs=300"]])
+@pytest.mark.parametrize("words", [["stage.ppo.steps=4"], ["data.pairs=301"]])
 def test_a_run_of_other_settings_is_not_compared(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +73,7 @@ def test_the_seed_and_the_place_of_data_do_not_matter() -> None:
     assert len({expected.settings_sha256(each.config) for each in own}) == 1
 
 
-@pytest.mark.parametrize("recipe", ["tiny", "quickstart"])
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if expected.expectation(name)])
 def test_what_stands_beside_a_recipe_is_of_its_settings(recipe: str) -> None:
     known = expected.expectation(recipe)
     assert known is not None

@@ -18,4 +18,4 @@ class ExpectedRecord(Record):
     seeds: Several[int]
     seconds: Several[Number]
     peak_mib: Number | None = None
-    numbers: Mapping[str, Several[Number]]  # by what `report.expected.numbers_of` calls them
+    numbers: Mapping[str, Several[Number]]  # by what `measure.expected.numbers_of` calls them

@@ -3,22 +3,9 @@
 from preftune.report.blocks import Table
 from preftune.report.build import build, is_current
 from preftune.report.claims import summary
-from preftune.report.expected import numbers_of, outcome, settings_sha256
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
 from preftune.report.tables import comparison_table
 from preftune.report.view import RunView
 
-__all__ = [
-    "RunView",
-    "Table",
-    "build",
-    "cautions",
-    "comparison_table",
-    "is_current",
-    "load_run",
-    "numbers_of",
-    "outcome",
-    "settings_sha256",
-    "summary",
-]
+__all__ = ["RunView", "Table", "build", "cautions", "comparison_table", "is_current", "load_run", "summary"]
