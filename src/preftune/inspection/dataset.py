@@ -58,7 +58,7 @@ def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, 
     yield f"{', '.join(counts)}: {KINDS[dataset.kind]}", ()
     if prompts["test"] < MIN_PROMPTS:
         yield (
-            f"fewer than {MIN_PROMPTS} prompts to compare policies on, so no claim is made: raise data.held_out",
+            f"fewer than {MIN_PROMPTS} prompts to compare policies on: no claim is made; raise data.held_out",
             (),
         )
     if cut := dataset.report.get("cut_from_train"):
