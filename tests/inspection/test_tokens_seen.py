@@ -192,6 +192,7 @@ def test_ppo_has_an_advantage_for_each_token_and_dpo_none(tiny_run: RunDir) -> N
     assert dpo["advantage"] == []
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_replies_go_into_the_report_until_their_policy_changes(
     tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +202,7 @@ def test_replies_go_into_the_report_until_their_policy_changes(
     before = run.report_page.read_text()
     words = ["inspect", str(run.path), "--stage", "dpo"]
     assert main(words) == 0
-    assert run.report_page.read_text() == before
+    assert run.report_page.read_text() == before  # nothing is written unasked
     assert main([*words, "--report", "--json", str(tmp_path / "seen.json")]) == 0
     assert "\x1b" not in capsys.readouterr().out
     rows = load_run(run).tokens
