@@ -108,6 +108,9 @@ def test_a_handle_takes_finished_text_and_messages(base: Path, tmp_path: Path, r
     assert model.raw_score([text, ASKED], ["Ok.", " Ok. "]).tolist() == pytest.approx([want, want], abs=1e-5)
     with pytest.raises(DataError, match="no list of messages"):
         model.score([[{"role": "robot", "content": "Hi"}]], ["Ok."])
+    for form in ("chat", "transcript", "plain"):
+        (tmp_path / "preftune.json").write_text(json.dumps({"form": form}))
+        assert preftune.load_reward_model(tmp_path).encoder.form == form
     (tmp_path / "preftune.json").write_text('{"form": "poem"}')
     with pytest.raises(DataError, match="not as preftune writes it"):
         preftune.load_reward_model(tmp_path)
@@ -170,9 +173,11 @@ def test_a_run_states_the_end_that_it_trained(base: Path, tmp_path: Path) -> Non
         0, ids.shape[1] :
     ].tolist()
     assert tokenizer.decode(reply) == "Ok.<|im_end|>"
-    (said,) = preftune.load_policy(tmp_path / "run/models/policy_sft").generate(
-        [[{"role": "user", "content": "Hi 3"}]], temperature=0
-    )
-    assert said == "Ok."
+    question = [{"role": "user", "content": "Hi 3"}]
+    # As finished text, too: its markers are tokens, not words.
+    written = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+    handle = preftune.load_policy(tmp_path / "run/models/policy_sft")
+    assert handle.generate([question, written], temperature=0) == ["Ok.", "Ok."]
+    assert handle.encoder.text(written) == ids[0].tolist()
     summary = json.loads((tmp_path / "run/evaluation/policy_sft.json").read_text())
     assert summary["eos_rate"]["value"] > 0.9

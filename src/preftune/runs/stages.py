@@ -184,7 +184,7 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
 def drop_checkpoints(run: RunDir, stage: Stage) -> None:
     """A finished stage needs none; a kill may have left them."""
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
-    for log in (run.replies(stage.name), run.answers(stage.name)):
+    for log in (run.replies(stage.name), run.answers(stage.name), run.live(stage.name)):
         log.unlink(missing_ok=True)
 
 
