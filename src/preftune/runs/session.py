@@ -243,9 +243,9 @@ class Session:
             inputs = read_sealed(self.run.stage_json(name)).get("inputs")
             settings = inputs.get("settings") if isinstance(inputs, dict) else None
             for found in map(settings.get, _JUDGES) if isinstance(settings, dict) else ():
-                named = isinstance(found, dict) and found.get("name") == judge
-                if named and isinstance(found.get("commit"), str):
-                    return found["commit"]
+                if isinstance(found, dict) and found.get("name") == judge:
+                    commit = found.get("commit")
+                    return commit if isinstance(commit, str) else None
         return None
 
     def new_tokens(self, stage: str) -> int:
