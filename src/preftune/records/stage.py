@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from preftune.records.base import Number, Record, Several
+from preftune.records.base import Estimates, Measured, Number, Record, Several
 from preftune.sums import write_sealed
 
 
@@ -41,6 +41,38 @@ class NotTheLast(Record):
         )
 
 
+class AskedRecord(Record):
+    """What a language model that judged has said."""
+
+    questions: int = 0
+    no_verdict: int = 0
+    refused: int = 0
+    ties: int = 0
+    both_orders: Measured = None  # share of comparisons with the same outcome in both orders
+    first_wins: Measured = None  # share of decided answers for the reply that stands first
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: Number | None = None
+    answered_by: Several[str] = ()
+
+
+class CollectedRecord(Record):
+    """Of a stage that collects: who judged what, how often, and how well the labels agree."""
+
+    judge: str = ""
+    prompts: int = 0
+    replies: int = 0
+    pairs: int = 0
+    left_out_pairs: int = 0
+    score_mean: Number | None = None
+    label_temperature: Number | None = None
+    labels_agree: Number | None = None
+    best_reachable: Number | None = None
+    longer_wins: Measured = None  # share of pairs of unequal length
+    beats: Estimates = Field(default_factory=dict)  # win rate over what another stage collected
+    llm: AskedRecord | None = None
+
+
 class StageRecord(Record):
     remedy: ClassVar[str] = "remove its directory and run the same command: that stage is made anew"
 
@@ -57,6 +89,8 @@ class StageRecord(Record):
     parents: Several[str] = ()
     kl_budget: NotTheLast | None = None
     best: NotTheLast | None = None
+
+    collected: CollectedRecord | None = None  # of one that makes data
     taken_from: str = ""  # the run that trained it, of a stage that was taken over
     # Rows that could not be encoded, by reason.
     left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")

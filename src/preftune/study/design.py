@@ -23,6 +23,7 @@ from preftune.config import (
     load_recipe,
 )
 from preftune.config.rewards import judges_in
+from preftune.config.rounds import round_name
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
@@ -100,8 +101,7 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     own = tuple(stages)
     budget = _budget(wanted.tokens, stages, lengths)
     if budget is not None:
-        rows, judges = len(dataset.train), judges_of(stages)  # what scores the others is not a contestant
-        stages = {n: s if n in judges else with_tokens(s, budget, lengths, rows) for n, s in stages.items()}
+        stages = _with_budget(stages, budget, lengths, dataset)
     if config.data.name == "world":
         stages |= _ceiling(stages, dataset)
     elif not config.evaluation.gold:
@@ -128,7 +128,30 @@ def _budget(asked: int | None, stages: Mapping[str, StageConfig], lengths: Lengt
     if asked is not None:
         return asked or None
     online = [stage for stage in stages.values() if stage.online]
-    return round(planned_tokens(online[0], lengths)) if online else None
+    return round(planned_tokens(online[0], lengths) * online[0].rounds) if online else None
+
+
+def _with_budget(
+    stages: Mapping[str, StageConfig], budget: int, lengths: Lengths, dataset: Dataset
+) -> dict[str, StageConfig]:
+    """All contestants at equal tokens: the rounds of a stage share them, so that its last policy has seen as
+    many as the others. What scores the others is no contestant.
+    """
+    shares = {
+        round_name(name, number + 1): stage.rounds
+        for name, stage in stages.items()
+        if stage.rounds > 1
+        for number in range(stage.rounds)
+    }
+
+    def changed(name: str, stage: StageConfig) -> StageConfig:
+        own = dataset.of(stage.data)
+        train = len(dataset.train)
+        rows = len(own.train) if own is not None else stages[str(stage.data)].rows_made(train)
+        return with_tokens(stage, round(budget / shares.get(name, 1)), lengths, rows)
+
+    judges = judges_of(stages)
+    return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}
 
 
 def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, StageConfig]:

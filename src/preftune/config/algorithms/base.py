@@ -234,6 +234,10 @@ class StageSettings(Settings):
         """Tokens through the policy's training forward for each row in each step, at such mean lengths."""
         raise NotImplementedError
 
+    def rows_made(self, prompts: int) -> int:
+        """Data rows that it makes of so many prompts, if it makes data and leaves none out."""
+        return 0
+
     def rows_planned(self, rows: int) -> float:
         """Rows, or prompts, that the stage consumes of `rows` (0: as many as it asks for); repeats count."""
         raise NotImplementedError
