@@ -265,7 +265,7 @@ def study(
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
     first_seed: Annotated[int, typer.Option(help="The first; the others follow it.")] = 0,
     sweep: Annotated[
-        str | None, typer.Option(metavar="KEY=A,B,C", help="Also run a stage at these values of a setting.")
+        str | None, typer.Option(metavar="KEY=A,B;KEY=C", help="Also run stages at these values of settings.")
     ] = None,
     tokens: Annotated[
         int | None,
