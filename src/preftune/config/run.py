@@ -255,6 +255,12 @@ class CheckpointConfig(Settings):
 
     every: Count = Field(default=50, description="Steps between checkpoints.")
     keep: Count = Field(default=2, description="Number of checkpoints to keep.")
+    best: bool = Field(
+        default=False,
+        exclude_if=lambda best: not best,  # the settings of runs from before this one stay what they were
+        description="End each stage with its best checkpoint, by held-out loss, or by the mean score less "
+        "kl_coef · KL of the steps before it where it samples, instead of the last (docs/reliability.md).",
+    )
 
 
 class RunConfig(Settings):

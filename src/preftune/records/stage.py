@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -17,6 +17,28 @@ def _as_float(value: Any) -> Any:
 
 
 Logged = Annotated[Number, BeforeValidator(_as_float)]  # JSON's integers have no end
+
+
+class NotTheLast(Record):
+    """Why a model is that after step `kept`: at `step` the KL was `value`, beyond the budget; or that
+    checkpoint was the best of those up to `step`, with this worth.
+    """
+
+    step: int
+    value: Number
+    kept: int
+    why: Literal["kl_budget", "best"] = "kl_budget"
+
+    def words(self, stage: str) -> str:
+        if self.why == "best":
+            return (
+                f"{stage}: the best checkpoint up to step {self.step} is that after step {self.kept}, "
+                f"which is its model (checkpoint.best, {self.value:.4g})"
+            )
+        return (
+            f"{stage} stopped at step {self.step}: its KL of {self.value:.3g} nats a response is beyond "
+            f"kl_budget; its model is that after step {self.kept}"
+        )
 
 
 class AskedRecord(Record):
@@ -65,6 +87,9 @@ class StageRecord(Record):
     peak_memory_mb: Number | None = None
     steps: int | None = None
     parents: Several[str] = ()
+    kl_budget: NotTheLast | None = None
+    best: NotTheLast | None = None
+
     collected: CollectedRecord | None = None  # of one that makes data
     taken_from: str = ""  # the run that trained it, of a stage that was taken over
     # Rows that could not be encoded, by reason.

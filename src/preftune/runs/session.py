@@ -208,6 +208,8 @@ class Session:
             inputs["trainable"] = trainable
             if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
                 inputs["kept"] = self.config.model.kept_dtype
+        if self.config.checkpoint.best and config.makes == "model":
+            inputs["best"] = {"every": self.config.checkpoint.every}
         if trainable == LORA:
             inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
