@@ -1,6 +1,7 @@
 """A stage that makes data: replies of a policy are sampled, judged, paired and written.
 
-    collected/STAGE/replies.jsonl       {"row", "prompt", "replies", "scores"}, one prompt a line
+    collected/STAGE/replies.jsonl       {"row", "prompt", "replies", "scores"}, one prompt a line; "members":
+                                        of an ensemble each member's score of each reply
     collected/STAGE/preferences.jsonl   TRL's preference rows, with scores, judge, policy, seed and row
     collected/STAGE/preftune.json       who judged what, and how often
 
@@ -77,7 +78,8 @@ class _Collector:
             say=learner.say_once,
         )
         of = [number for number in numbers for _ in range(config.replies)]
-        scores = self.scorer.scores(replies, of).tolist()
+        scored, members = self.scorer.scores_and_members(replies, of)
+        scores = scored.tolist()
         texts = [
             self.encoder.decode(ids[own].tolist())
             for ids, own in zip(replies.ids, replies.response, strict=True)
@@ -86,7 +88,9 @@ class _Collector:
         for place, number in enumerate(numbers):
             mine = slice(place * config.replies, (place + 1) * config.replies)
             row = self.rows[number]
-            said = {"replies": texts[mine], "scores": _finite(scores[mine], self.name)}
+            said: Json = {"replies": texts[mine], "scores": _finite(scores[mine], self.name)}
+            if members is not None:
+                said["members"] = members[:, mine].T.tolist()
             found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
         return found, self._metrics(found, replies)
 

@@ -16,10 +16,11 @@ from preftune.models.memory import give_back_memory
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
-from preftune.rundir import RunDir, json_text, write_text
+from preftune.rundir import BASE, RunDir, json_text, write_text
 from preftune.runs.aside import half_moved, put_aside, put_back, settle, with_children
 from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
+from preftune.runs.ensemble import make_ensemble
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror, forget
 from preftune.runs.provenance import describe
@@ -132,10 +133,19 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
             _fetch(session, stage)
         _meet(session.config)
         with answering(session.config.process_timeout):
-            (run_stage if stage.makes_model else collect_stage)(session, stage)
+            _make(session, stage)
         give_back_memory()
         if is_main_process():
             settle(session.run, stage)
+
+
+def _make(session: Session, stage: Stage) -> None:
+    if not stage.makes_model:
+        collect_stage(session, stage)
+    elif stage.name != BASE and session.config.stage[stage.name].models > 1:
+        make_ensemble(session, stage, _fetch)
+    else:
+        run_stage(session, stage)
 
 
 def _fetch(session: Session, stage: Stage) -> None:

@@ -209,6 +209,8 @@ class Session:
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
+        if member := name.partition("/")[2]:
+            inputs["member"] = member
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def contents(self, judge: str) -> dict[str, str]:

@@ -32,9 +32,10 @@ def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iter
             yield f"{name}: {_adapters(model, config, name)}"
         if (top := top_blocks(part)) is None:
             continue
-        kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by is not None
+        kind, judge = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by
+        judges = config.stage[judge].models if judge in config.stage else int(judge is not None)
         below = _below(model, top)
-        roles, trained = len({*kind.needs, *(["judge"] if judged else [])}), len(kind.trains)
+        roles, trained = len(kind.needs) + judges, len(kind.trains)
         weights, states = below + roles * (whole - below), trained * _STATES * (whole - below)
         yield (
             f"{name}: trains the upper {top} of {len(blocks)} blocks, {_millions(whole - below)} of "

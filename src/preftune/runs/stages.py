@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,11 @@ class Stage:
         return kind is None or kind.makes == "model"
 
     def model_dir(self, run: RunDir) -> Path:
-        """Where what it makes lies: a model, or data."""
+        """Where what it makes lies: a model, or data; a member of an ensemble in that one's directory."""
         if not self.makes_model:
             return run.collected(self.name)
-        return run.model_dir(self.name, trains_policy=self.trains_policy)
+        name, _, member = self.name.partition("/")
+        return run.model_dir(name, trains_policy=self.trains_policy) / member
 
 
 class OtherSettings(ConfigError):
@@ -86,10 +87,12 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
+        changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
+        if _is_combined_otherwise(run, stage, changed):
+            return False
         raise OtherSettings(
             stage.name,
-            f"stage {stage.name} in {run.path} was made with other settings:\n  "
-            + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
+            f"stage {stage.name} in {run.path} was made with other settings:\n  " + "\n  ".join(changed[:6]),
             hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
             "another run, --restart begins from nothing",
         )
@@ -100,7 +103,24 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
 
 
 def _has_begun(run: RunDir, name: str) -> bool:
-    return run.replies(name).exists() or any(run.checkpoints(name).glob("step-*"))
+    return (
+        run.replies(name).exists()
+        or any(run.checkpoints(name).glob("step-*"))
+        or any(members_begun(run, name))
+    )
+
+
+def members_begun(run: RunDir, name: str) -> list[Path]:
+    """The directories of the members of an ensemble that have a record."""
+    return sorted(file.parent for file in run.stage_dir(name).glob("member-*/stage.json"))
+
+
+def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) -> bool:
+    """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
+    kind = config_of(stage.algorithm)
+    free = tuple(f"settings.{name}: " for name in kind.combining) if kind else ()
+    is_one = "members" in stage.inputs.get("settings", {}) and bool(members_begun(run, stage.name))
+    return is_one and all(line.startswith(free) for line in changed)
 
 
 def check_model(run: RunDir, name: str, model: Path) -> bool:

@@ -71,6 +71,7 @@ class StageSettings(Settings):
     headline · metrics worth watching live, with short names
     healthy · ranges that the page in docs/algorithms/ gives
     not_drawn · metrics that mean nothing as a curve
+    combining · settings of how its models are combined, which none of them depends on
     card, card_limits · what the model card says: "This is ...", and limits besides those of every model
     """
 
@@ -87,6 +88,7 @@ class StageSettings(Settings):
     healthy: ClassVar[Mapping[str, Healthy]] = {}
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
+    combining: ClassVar[tuple[str, ...]] = ()
 
     data: Name | None = Field(
         default=None,
@@ -135,6 +137,15 @@ class StageSettings(Settings):
     def tunes(self) -> bool:
         """Whether its policy is a contestant: neither a judge nor what contestants are compared with."""
         return self.trains_policy and not self.imitates
+
+    @property
+    def models(self) -> int:
+        """How many models it trains, one after the other; more than one are an ensemble."""
+        return 1
+
+    def one_member(self) -> Self:
+        """The settings of each of them."""
+        return self
 
     # --- the graph
 
