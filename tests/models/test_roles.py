@@ -6,7 +6,16 @@ from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.fast.support import plain_layout
-from preftune.models.roles import Combine, Critic, Ensemble, ImplicitReward, Policy, Reference, RewardModel, casting
+from preftune.models.roles import (
+    Combine,
+    Critic,
+    Ensemble,
+    ImplicitReward,
+    Policy,
+    Reference,
+    RewardModel,
+    casting,
+)
 from preftune.rollout.collect import by_batches
 from tiny import EOS, causal_lm, classifier, sequences, widened
 
@@ -210,7 +219,11 @@ def test_values_read_the_state_before_the_token() -> None:
 @torch.no_grad()
 def test_an_ensemble_combines_normalised_scores(combine: Combine) -> None:
     """By hand, row by row, from each member's own score at the last real token."""
-    models, units, batch = [classifier(seed) for seed in (1, 2, 3)], [(0.1, 2.0), (-0.2, 0.5), (0.0, 1.0)], sequences(4)
+    models, units, batch = (
+        [classifier(seed) for seed in (1, 2, 3)],
+        [(0.1, 2.0), (-0.2, 0.5), (0.0, 1.0)],
+        sequences(4),
+    )
     ensemble = Ensemble(models, units, combine, 0.7, mean=0.3, std=4.0)
     raw, members = ensemble.raw_and_members(batch)
     assert members is not None

@@ -254,6 +254,12 @@ class CheckpointConfig(Settings):
 
     every: Count = Field(default=50, description="Steps between checkpoints.")
     keep: Count = Field(default=2, description="Number of checkpoints to keep.")
+    keep_last: bool = Field(
+        default=False,
+        exclude_if=lambda keeps: keeps is False,
+        description="Keep the last state of finished stages: one whose steps or epochs are raised goes on from "
+        "there, if its learning rate is constant and has no warm-up.",
+    )
 
 
 class RunConfig(Settings):

@@ -26,7 +26,7 @@ from preftune.runs.mirror import Mirror, forget
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
-from preftune.runs.stages import Stage, is_finished, unverified
+from preftune.runs.stages import Stage, goes_on, is_finished, unverified
 from preftune.runs.takeover import take, what_is_kept
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
@@ -63,7 +63,11 @@ def open_session(
         _make_way(session, redo)
     _meet(config)
     for stage in map(session.stage, [*session.scratch, *stage_order(config.stage)]):
-        if not is_finished(run, stage) and session.mirror is not None:
+        if is_finished(run, stage) or session.mirror is None:
+            continue
+        if goes_on(run, stage):  # what was mirrored is the shorter one
+            forget(session.mirror.directory, [stage.name] if is_main_process() else [])
+        else:
             session.mirror.check(stage)
     if is_main_process():
         _record(session)

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config import config_of
+from preftune.config import OptimizerConfig, config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
 from preftune.records.stage import StageRecord
@@ -78,7 +79,8 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     """True if the stage is done and its files are what it wrote; False if its model is gone altogether.
 
     ConfigError if it was started with other inputs, or made from a parent that has become another: nothing is
-    overwritten. DataError if a file of it is damaged.
+    overwritten. False for one that has only become longer and can go on, and for an ensemble that only
+    combines its members otherwise. DataError if a file of it is damaged.
     """
     recorded = read_sealed(run.stage_json(stage.name))
     if not recorded:
@@ -88,11 +90,15 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
         changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
-        if _is_combined_otherwise(run, stage, changed):
+        why_not = why_not_longer(run, stage, recorded, changed)
+        if why_not == "" or _is_combined_otherwise(run, stage, changed):
             return False
+        more = f"\n  it cannot go on from where it ended: {why_not}" if why_not else ""
         raise OtherSettings(
             stage.name,
-            f"stage {stage.name} in {run.path} was made with other settings:\n  " + "\n  ".join(changed[:6]),
+            f"stage {stage.name} in {run.path} was made with other settings:\n  "
+            + "\n  ".join(changed[:6])
+            + more,
             hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
             "another run, --restart begins from nothing",
         )
@@ -108,6 +114,46 @@ def _has_begun(run: RunDir, name: str) -> bool:
         or any(run.checkpoints(name).glob("step-*"))
         or any(members_begun(run, name))
     )
+
+
+def why_not_longer(
+    run: RunDir, stage: Stage, recorded: Mapping[str, Any], changed: Sequence[str]
+) -> str | None:
+    """Why a finished stage whose steps or epochs were raised cannot go on from its last state; "" if it can,
+    None where something else has changed, or nothing was raised.
+    """
+    kind, before, now = config_of(stage.algorithm), recorded.get("inputs"), stage.inputs.get("settings", {})
+    before = before.get("settings", {}) if isinstance(before, dict) else {}
+    name = kind.length if kind else ""
+    if (
+        not name
+        or recorded.get("status") != "finished"
+        or [c.split(":")[0] for c in changed] != [f"settings.{name}"]
+    ):
+        return None
+    was, asked, steps = before.get(name), now.get(name), recorded.get("steps")
+    if type(was) is not int or type(steps) is not int or asked <= was:
+        return None
+    optimizer = OptimizerConfig.model_validate(now["optimizer"])
+    if "members" in now:
+        return "an ensemble is trained anew"
+    if not optimizer.same_rates(steps, math.ceil(steps * asked / was)):
+        return (
+            f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "
+            f"{optimizer.warmup:g}); optimizer.schedule=constant optimizer.warmup=0 would not"
+        )
+    if not any(path.name == f"step-{steps:06d}" for path in run.checkpoints(stage.name).glob("step-*")):
+        return "its last state was not kept (checkpoint.keep_last=true keeps it)"
+    return ""
+
+
+def goes_on(run: RunDir, stage: Stage) -> str:
+    """The steps and settings from which a finished stage goes on, for people; "" for any other."""
+    recorded = read_sealed(run.stage_json(stage.name))
+    if recorded.get("status") != "finished" or recorded.get("key") == stage.key:
+        return ""
+    changed = differences(recorded.get("inputs", {}), dict(stage.inputs))
+    return f"goes on after step {recorded.get('steps')}: {'; '.join(changed)}"
 
 
 def members_begun(run: RunDir, name: str) -> list[Path]:
@@ -190,20 +236,27 @@ def begin(run: RunDir, stage: Stage) -> None:
     StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
-def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
-    """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete."""
+def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bool = False) -> None:
+    """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete.
+    `keep_last`: but for the last one.
+    """
     model = stage.model_dir(run)
     files = [file for file in model.rglob("*") if file.is_file() and file.name != CARD]
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}
     record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
     StageRecord.write(run.stage_json(stage.name), {**record, "status": "finished"})
-    drop_checkpoints(run, stage)
+    drop_checkpoints(run, stage, keep_last=keep_last)
 
 
-def drop_checkpoints(run: RunDir, stage: Stage) -> None:
-    """A finished stage needs none; a kill may have left them."""
-    shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> None:
+    """A finished stage needs none, but to become longer; a kill may have left them."""
+    steps = sorted(run.checkpoints(stage.name).glob("step-*"))
+    for path in run.checkpoints(stage.name).glob("*"):
+        if not (keep_last and path == steps[-1]):
+            shutil.rmtree(path, ignore_errors=True)
+    if not (keep_last and steps):
+        shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
     run.replies(stage.name).unlink(missing_ok=True)
 
 

@@ -71,6 +71,7 @@ class StageSettings(Settings):
     headline · metrics worth watching live, with short names
     healthy · ranges that the page in docs/algorithms/ gives
     not_drawn · metrics that mean nothing as a curve
+    length · the setting that says how long it trains, and nothing else
     combining · settings of how its models are combined, which none of them depends on
     card, card_limits · what the model card says: "This is ...", and limits besides those of every model
     """
@@ -89,6 +90,7 @@ class StageSettings(Settings):
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
     combining: ClassVar[tuple[str, ...]] = ()
+    length: ClassVar[str] = ""
 
     data: Name | None = Field(
         default=None,
@@ -252,6 +254,8 @@ class StageSettings(Settings):
 class OfflineConfig(StageSettings):
     """What algorithms share that learn from training rows: how many of them, and how often."""
 
+    length: ClassVar[str] = "epochs"
+
     if TYPE_CHECKING:
         rows: int | None
 
@@ -284,6 +288,7 @@ class OnlineConfig(StageSettings):
 
     batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
+    length: ClassVar[str] = "steps"
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
