@@ -257,7 +257,7 @@ class CheckpointConfig(Settings):
     keep_last: bool = Field(
         default=False,
         exclude_if=lambda keeps: keeps is False,
-        description="Keep the last state of finished stages: one whose steps or epochs are raised goes on from "
+        description="Keep the last state of finished stages: one with steps or epochs raised goes on from "
         "there, if its learning rate is constant and has no warm-up.",
     )
 

@@ -127,7 +127,8 @@ def _holds(file: Path, text: str) -> bool:
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     check_base(session, stages)
-    for line in sizes(session.config, None if session.scratch else session.base, stages):
+    base = None if session.scratch else session.base
+    for line in sizes(session.config, base, stages, session.dataset):
         session.console.line(line)
     names = [*session.scratch, *stages]
     for line in what_is_kept(session, names):
