@@ -38,8 +38,8 @@ def test_the_plan_says_what_is_trained_and_what_it_takes(capsys: pytest.CaptureF
 
 def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, at the longest that the settings allow (48 + 40), 32 numbers of 4 bytes a token. Three members
-    read 128 pairs twice; PPO looks at 3 steps of 16 replies of 16 tokens with policy, reference, critic and three
-    judges, and trains two of these in 2 epochs.
+    read 128 pairs twice; PPO looks at 3 steps of 16 replies of 16 tokens with policy, reference, critic and
+    three judges, and trains two of these in 2 epochs.
     """
     words = ["model.trainable=top:1", "stage.rm.members=3", "stage.rm.epochs=2"]
     assert main(["run", "tiny", "--dry-run", *words]) == 0
@@ -47,9 +47,8 @@ def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> 
     pairs, replies = 128 * 2 * 88, 3 * 16 * (48 + 16)
     assert f"rm: at most {pairs:,} tokens through the frozen blocks; their states take 0.0029 GB" in lines[1]
     assert lines[1].endswith(f"; {pairs * 2 * 3:,} through those above")
-    assert lines[2] == (
-        f"ppo: at most {replies:,} tokens through the frozen blocks; {replies * (6 + 2 * 2):,} through those above"
-    )
+    above = f"{replies * (6 + 2 * 2):,} through those above"
+    assert lines[2] == f"ppo: at most {replies:,} tokens through the frozen blocks; {above}"
     assert main(["run", "tiny", "--dry-run", *words, "model.kept_gb=0"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm: at most"))
     assert line.startswith(f"rm: at most {pairs * 2 * 3:,} tokens")

@@ -1,4 +1,4 @@
-"""How long the rows of a run are, before anything is trained. Torch is loaded where a model is looked at only."""
+"""How long the rows of a run are, before anything is trained."""
 
 from dataclasses import dataclass
 from itertools import islice
