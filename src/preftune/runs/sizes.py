@@ -55,8 +55,8 @@ def sizes(
 
 
 def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -> str:
-    """How many tokens go through the frozen blocks of a stage and through those above, sampling apart, and the
-    disk that the states of fixed rows take. Of unknown rows: for each thousand.
+    """Tokens through the frozen blocks of a stage and through those above, sampling apart, and the disk that
+    the states of fixed rows take. Of unknown rows: for each thousand.
     """
     stage, kind = config.stage[name], ALGORITHMS[config.stage[name].algorithm]
     own = None if dataset is None else dataset.of(stage.data)
