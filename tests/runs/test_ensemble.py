@@ -178,7 +178,7 @@ def test_an_audit_looks_at_every_member_and_notices_a_damaged_one(
     names = {check["name"] for check in found["checks"]}
     assert {"loads as an ensemble", "member-0: scores", "member-2: plain sense"} <= names
     file = copy.models / "reward_model" / "member-1" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
     with pytest.raises(DataError, match=r"member-1/model\.safetensors is not what was written"):
         preftune.load_reward_model(copy.models / "reward_model")
     assert audit(copy.models / "reward_model")["verdict"] == "not usable"
