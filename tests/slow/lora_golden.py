@@ -3,9 +3,9 @@
     make lora-golden        (an environment of its own with TRL 1.16.0 and peft; seconds once it is there)
 
 Model and batch are those of preftune's selftest (src/preftune/selftest/data): GPT-2 of two layers, four
-pairs, one step of AdamW at 1e-3, gradient norm clipped to 1. Adapters of rank 2 on all linear layers, A and B
-both random: with B = 0, as peft begins, no A would have a gradient. No code of preftune takes part. Tensors are
-called ALGORITHM/begin|grad|after/PARAMETER (gradients after clipping), losses and norms are metadata.
+pairs, one step of AdamW at 1e-3, gradient norm clipped to 1. Adapters of rank 2 on all linear layers, A and
+B both random: with B = 0, as peft begins, no A would have a gradient. No code of preftune takes part. Tensors
+are called ALGORITHM/begin|grad|after/PARAMETER (gradients after clipping), losses and norms are metadata.
 """
 
 import json
