@@ -33,6 +33,7 @@ ALLOWED |= {name: {*LEAVES, *CHAIN} for name in SIDE_BY_SIDE}
 ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
+ALLOWED["runs"] |= {"judges"}  # the language model that is asked
 for name in ("evaluation", "runs", "measure", "study", "label"):
     ALLOWED[name] |= {"records"}
 for name in ("measure", "study", "label"):

@@ -263,6 +263,7 @@ def study(
     replies: Annotated[int, typer.Option(help="Replies of each policy to a prompt.")] = 4,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
     reports: Annotated[bool, typer.Option(help="Evaluate and report every seed's run, too.")] = True,
+    keep: Annotated[Path | None, typer.Option(help="Read and put numbers of finished seeds here.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
@@ -272,7 +273,7 @@ def study(
     place, settings = _out_of(overrides, out)
     wanted = Wanted(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
     where = Path(place or f"studies/{Path(recipe).stem}")
-    run_study(wanted, where, seeds=seeds, first_seed=first_seed, jobs=jobs, reports=reports)
+    run_study(wanted, where, seeds=seeds, first_seed=first_seed, jobs=jobs, reports=reports, keep=keep)
 
 
 @app.command(hidden=True)

@@ -143,6 +143,10 @@ class RunDir:
         """Replies that a stage has collected so far; they go when it is done."""
         return self.stage_dir(stage) / "replies.jsonl"
 
+    def answers(self, stage: str) -> Path:
+        """What a language model has answered to it so far, by question; they go when it is done."""
+        return self.stage_dir(stage) / "answers.jsonl"
+
     def checkpoints(self, stage: str) -> Path:
         """Directory of step-N directories."""
         return self.stage_dir(stage) / "checkpoints"

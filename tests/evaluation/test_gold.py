@@ -36,13 +36,21 @@ def test_the_first_is_gold_unless_the_world_has_one() -> None:
             ["evaluation.gold=a:f", "stage.ppo.reward_functions=0.5 * a:f"],
             "evaluation.gold = a:f: stage ppo is scored by it, so that training sees it",
         ),
-        (
-            ["evaluation.gold=./rm", "stage.pairs.algorithm=collect", "stage.pairs.judge=./rm"],
-            "evaluation.gold = ./rm: stage pairs is scored by it",
-        ),
     ],
 )
 def test_what_is_no_gold_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("tiny", words)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stage.pairs.algorithm=collect", "stage.pairs.judge=a:f"],
+        ["stage.ppo.reward_model=none", "stage.ppo.reward_functions=2 * a:f"],
+    ],
+    ids=["labels pairs", "ceiling"],
+)
+def test_gold_may_label_pairs_and_train_a_ceiling(words: list[str]) -> None:
+    assert load_recipe("tiny", ["evaluation.gold=a:f", *words]).config.evaluation.gold == "a:f"

@@ -1,5 +1,6 @@
 """The words of the verdict come from intervals, corrected p-values and the judge's own accuracy."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,12 @@ def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
         record["reward_difference_to_sft"] = None
         write_json(run.evaluation(policy), record)
     assert "no policy has been compared with base (gpt2)" in verdict(load_run(run))
+
+
+def test_a_policy_that_was_trained_on_gold_is_called_a_ceiling(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path))
+    stage = {"ppo": {"algorithm": "ppo", "reward_functions": "2 * mine:kind"}, "grpo": {"algorithm": "grpo"}}
+    seen = replace(run, config={**run.config, "stage": stage, "evaluation": {"gold": "mine:kind, ./other"}})
+    found = [caution for caution in cautions(seen) if "ceiling" in caution]
+    assert found == ["ppo was trained on gold itself (mine:kind): it is a ceiling, no contestant."]
+    assert not any("ceiling" in caution for caution in cautions(run))

@@ -108,6 +108,9 @@ def test_a_handle_takes_finished_text_and_messages(base: Path, tmp_path: Path, r
     assert model.raw_score([text, ASKED], ["Ok.", " Ok. "]).tolist() == pytest.approx([want, want], abs=1e-5)
     with pytest.raises(DataError, match="no list of messages"):
         model.score([[{"role": "robot", "content": "Hi"}]], ["Ok."])
+    for form in ("chat", "transcript", "plain"):
+        (tmp_path / "preftune.json").write_text(json.dumps({"form": form}))
+        assert preftune.load_reward_model(tmp_path).encoder.form == form
     (tmp_path / "preftune.json").write_text('{"form": "poem"}')
     with pytest.raises(DataError, match="not as preftune writes it"):
         preftune.load_reward_model(tmp_path)

@@ -21,7 +21,9 @@ from preftune.study import seed as one_seed
 from preftune.study.design import Wanted, load_design, make_design
 from preftune.study.launch import run_study
 from preftune.study.page import study_text
-from preftune.study.pool import COLUMNS, best_at_kl, best_table, collapse, pool, read_seed
+from preftune.study.pool import collapse, pool
+from preftune.study.seed import facts_file
+from preftune.study.values import COLUMNS, best_at_kl, best_table, read_seed
 
 SEEDS = (3, 4)
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
@@ -167,7 +169,7 @@ def test_best_of_n_rises_in_proxy_and_starts_at_sfts_own_distribution(two_seeds:
 
 
 def test_equal_kl_lies_between_the_sizes_of_best_of_n(two_seeds: Path) -> None:
-    found = read_seed(two_seeds, 3)
+    found = read_seed(facts_file(two_seeds, 3), 3)
     gold = found.best["training"]["gold"]
 
     def at(kl: float) -> np.ndarray:
@@ -193,7 +195,7 @@ def test_whatever_a_damaged_file_of_a_seed_holds_is_refused_by_name(two_seeds: P
         whole = file.read_bytes()
         file.write_bytes(damage)
         try:
-            pool(out, design, SEEDS)
+            pool({seed: facts_file(out, seed) for seed in SEEDS}, design)
         except DataError as error:
             refused.append(error.message)
         file.write_bytes(whole)
@@ -232,7 +234,10 @@ def test_a_collapsed_seed_is_shown_and_stays_in_the_mean(two_seeds: Path, tmp_pa
         each["gold"] = [-9.0] * len(each["gold"])
         each["ended"] = [0.0] * len(each["ended"])
     write_json(file, record)
-    study = pool(out, load_design(out), SEEDS) | {"sweep": None, "command": "x"}
+    study = pool({seed: facts_file(out, seed) for seed in SEEDS}, load_design(out)) | {
+        "sweep": None,
+        "command": "x",
+    }
     assert study["policies"]["ppo"]["collapsed_seeds"] == [4]
     own = study["seeds"][1]["policies"]["ppo"]
     assert own["collapsed"]

@@ -30,6 +30,7 @@ from preftune.config.run import (
     ModelConfig,
     RunConfig,
     ScratchConfig,
+    TextForm,
 )
 from preftune.config.show import show_graph, show_plan, show_values
 from preftune.config.toml import dump_toml
@@ -57,6 +58,7 @@ __all__ = [
     "ScratchConfig",
     "StageConfig",
     "StageSettings",
+    "TextForm",
     "algorithm_field",
     "build",
     "config_hash",

@@ -37,6 +37,7 @@ _LIBRARYS = {
     *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
     *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
+TextForm = Literal["transcript", "chat", "plain"]
 TemplateArguments = Annotated[
     dict[FileName, bool | int | float | str], AfterValidator(_are_the_templates_own)
 ]
@@ -156,7 +157,7 @@ class DataConfig(Settings):
         exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
         description="Names of the columns.",
     )
-    form: Literal["transcript", "chat", "plain"] = Field(
+    form: TextForm = Field(
         default="transcript",
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
         "alone with no roles (plain), as rows of text need it.",
@@ -314,16 +315,16 @@ class RunConfig(Settings):
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
     def _check_gold(self) -> None:
-        """A judge that something was trained on is no gold."""
+        """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,
+        where it labels pairs as people would, and one without any other score: a ceiling, and no contestant.
+        """
         for judge in judges_in(self.evaluation.gold):
             for name, stage in self.stage.items():
                 functions = stage.functions()
-                used = {
-                    stage.judge_directory,
-                    stage.scored_by,
-                    *(reward_terms(functions) if functions else ()),
-                }
-                if used & {judge, *(reward_terms(judge) if ":" in judge else ())}:
+                models = {stage.judge_directory, stage.scored_by} - {None}
+                seen = {*models, *(reward_terms(functions) if functions else ())}
+                own = seen & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                if own and stage.makes != "data" and not own == seen:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

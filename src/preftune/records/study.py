@@ -1,7 +1,7 @@
 """study/seed.json and study/<policy>.json of a study's seed: facts about it, and values prompt by prompt."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -64,10 +64,18 @@ class PolicyValues(Record):
     repetition_4: Several[Number]
     win: Several[Number] | None = None
     gold_win: Several[Number] | None = None
+    golds: Mapping[str, Several[Number]] = Field(default_factory=dict)  # of the judges after the first
+    distinct_2: Number | None = None  # of all replies together
+    base_nll: Number | None = None  # of the first reply to each prompt under the base, nats a token
+
+    @property
+    def columns(self) -> dict[str, Several[Number]]:
+        """What there is a value of for every prompt, but for other judges' scores."""
+        return {name: values for name, values in self if isinstance(values, tuple)}
 
     @model_validator(mode="after")
     def _even(self) -> Self:
-        _same_prompts(len(values) for _, values in self if values is not None)
+        _same_prompts(map(len, [*self.columns.values(), *self.golds.values()]))
         return self
 
 
@@ -81,11 +89,18 @@ class BestValues(Record):
     repetition_4: Several[Several[Number]]
     win: Several[Several[Number]]
     gold_win: Several[Several[Number]]
+    golds: Mapping[str, Several[Several[Number]]] = Field(default_factory=dict)
     kl: Several[Number]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The tables and `kl`, but for other judges' scores."""
+        return {name: values for name, values in self if isinstance(values, tuple)}
 
     @model_validator(mode="after")
     def _even(self) -> Self:
-        tables = [values for name, values in self if name != "kl"]
+        tables = [values for name, values in self.columns.items() if name != "kl"]
+        tables += self.golds.values()
         if any(len(row) != len(self.kl) for table in tables for row in table):
             raise ValueError("a prompt has not one value for each n")
         _same_prompts(len(table) for table in tables)

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, cast
 
@@ -27,8 +26,9 @@ from preftune.models.locate import fingerprint
 from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
-from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl
+from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from preftune.runs.feed import row_name
+from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -50,7 +50,7 @@ class _Collector:
     config: CollectConfig
     policy: Policy
     encoder: Encoder
-    scorer: Scorer
+    scorer: Scorer | LLMJudge
     rows: Sequence[Preference]
     prompts: Sequence[Sequence[int]]
 
@@ -77,31 +77,43 @@ class _Collector:
             responses_per_prompt=config.replies,
             say=learner.say_once,
         )
-        of = [number for number in numbers for _ in range(config.replies)]
-        scored, members = self.scorer.scores_and_members(replies, of)
-        scores = scored.tolist()
         texts = [
             self.encoder.decode(ids[own].tolist())
             for ids, own in zip(replies.ids, replies.response, strict=True)
         ]
         plain, found = self.encoder.form == "plain", list[Json]()
         for place, number in enumerate(numbers):
-            mine = slice(place * config.replies, (place + 1) * config.replies)
-            row = self.rows[number]
-            said: Json = {"replies": texts[mine], "scores": _finite(scores[mine], self.name)}
-            if members is not None:
-                said["members"] = members[:, mine].T.tolist()
-            found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
+            row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
+            found.append(
+                {"row": row.row, "prompt": prompt_of(row.prompt, plain), "replies": texts[mine], "scores": []}
+            )
+        for row, scored in zip(found, self._scores(found, replies, numbers), strict=True):
+            row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         return found, self._metrics(found, replies)
+
+    def _scores(self, rows: Sequence[Json], replies: Sequences, numbers: Sequence[int]) -> list[Json]:
+        """Scores of each prompt's replies; of an ensemble those of its members, too."""
+        if isinstance(self.scorer, LLMJudge):
+            return [{"scores": scores} for scores in self.scorer.scores(rows)]
+        size = self.config.replies
+        of = [number for number in numbers for _ in range(size)]
+        scores, members = self.scorer.scores_and_members(replies, of)
+        places = [slice(place, place + size) for place in range(0, len(scores), size)]
+        more = [{} if members is None else {"members": members[:, own].T.tolist()} for own in places]
+        return [{"scores": scores[own].tolist(), **each} for own, each in zip(places, more, strict=True)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequences) -> dict[str, float]:
         spreads = [pstdev(row["scores"]) for row in rows]
+        judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
+        said = [] if judge is None else judge.judgements(rows)
+        lost = {"no_verdict": float(sum(each["verdict"] is None for each in said))} if judge else {}
         return {
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
             "frac_score_zero_std": fmean(spread == 0 for spread in spreads),
             "completions/mean_length": replies.response.sum(1).double().mean().item(),
             "eos_rate": ended(replies, self.encoder.ends).double().mean().item(),
+            **lost,
         }
 
     def pairs(self, row: Json) -> list[Pair | None]:
@@ -188,16 +200,23 @@ def _collector(session: Session, name: str, config: CollectConfig, learner: Lear
         config=config,
         policy=policy,
         encoder=encoder,
-        scorer=_judge(session, config, encoder, learner, rows),
+        scorer=_judge(session, name, config, encoder, learner, rows),
         rows=rows,
         prompts=prompts,
     )
 
 
 def _judge(
-    session: Session, config: CollectConfig, encoder: Encoder, learner: Learner, rows: Sequence[Preference]
-) -> Scorer:
-    """What scores the replies, behind one interface."""
+    session: Session,
+    name: str,
+    config: CollectConfig,
+    encoder: Encoder,
+    learner: Learner,
+    rows: Sequence[Preference],
+) -> Scorer | LLMJudge:
+    """What scores the replies."""
+    if config.asks is not None:
+        return llm_judge(config.judge, config.asks, session.run.answers(name))
     judge, size = config.scored_by or config.judge_directory, config.microbatch_size
     functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
     model = reward_model_of(session, judge, learner) if judge else None
@@ -234,15 +253,15 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
     }
     beside = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
     preferences = [{**_preference(collector, row, pair), **beside} for row, pair in made]
-    _replace(target, stage, rows, preferences, facts)
-    return {"steps": steps, "collected": facts}
-
-
-def _replace(target: Path, stage: Stage, rows: list[Json], preferences: list[Json], facts: Json) -> None:
+    if isinstance(collector.scorer, LLMJudge):
+        facts["llm"] = collector.scorer.summary(rows)
+        write_jsonl(target / "judgements.jsonl", collector.scorer.judgements(rows))
+        write_text(target / "template.txt", collector.scorer.template)
     write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})
     write_jsonl(target / "replies.jsonl", rows)
     write_jsonl(target / "preferences.jsonl", preferences)
     faults.faultpoint("model.rename")
+    return {"steps": steps, "collected": facts}
 
 
 def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
@@ -276,4 +295,8 @@ def _in_words(facts: Json) -> str:
     if found["label_temperature"] is not None:
         text += f"; labels agree with the judge in {found['labels_agree']:.1%}"
         text += f", at best {found['best_reachable']:.1%} can be predicted"
+    if (asked := found.get("llm")) is not None:
+        text += f"; {asked['questions']:,} questions, {asked['no_verdict']:,} without a verdict"
+        text += f"; {asked['tokens_in']:,} tokens in, {asked['tokens_out']:,} out"
+        text += "" if asked["cost"] is None else f", cost {asked['cost']:.4g}"
     return text

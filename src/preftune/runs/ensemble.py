@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from preftune.config import RewardConfig
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json, read_jsonl, sync, write_json, write_jsonl, write_text
@@ -108,7 +107,6 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
 def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     """What makes the members one reward model: how they are combined, and mean and sd of that."""
     target, settings = stage.model_dir(session.run), session.config.stage[stage.name]
-    assert isinstance(settings, RewardConfig)
     first = Source(str(members[0].model_dir(session.run)))
     tokenizer = load_tokenizer(first)
     shutil.copyfile(Path(first.path) / "config.json", target / "config.json")
@@ -118,8 +116,7 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
         "stage": stage.name,
         "key": stage.key,
         "vocabulary_sha256": vocabulary_hash(tokenizer),
-        "combine": settings.combine,
-        "sd_coef": settings.sd_coef,
+        **{key: getattr(settings, key) for key in settings.combining},
         "members": [{"mean": each["mean"], "std": each["std"]} for each in beside],
     }
     write_json(target / SIDE_FILE, side)

@@ -1,14 +1,16 @@
 """What a run reads from outside, looked at before torch is loaded."""
 
 import os
-from collections.abc import Callable
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.config import RunConfig, StageSettings
+from preftune.config import RunConfig
+from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import find_function, judges_in, reward_terms
-from preftune.errors import InputMissing, PreftuneError, UsageError
+from preftune.errors import ConfigError, InputMissing, PreftuneError, UsageError
+from preftune.judges.llm import read_template
 from preftune.rundir import RunDir, read_json
 from preftune.sums import read_sealed
 
@@ -21,9 +23,28 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """
     named = [stage.functions() for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
+    for asked in [stage.asks for stage in config.stage.values()] if stages else []:
+        if asked is not None:
+            read_template(asked.template)
+            key_of(asked)
     for terms in [config.evaluation.reward_functions, *golds, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
+
+
+def key_of(asked: LLMConfig) -> str:
+    """The key of an endpoint, from the environment; "" where none is wanted. The only place that reads it."""
+    if asked.key_variable is None:
+        return ""
+    key = os.environ.get(asked.key_variable, "").strip()
+    if not key:
+        raise InputMissing(
+            f"the LLM judge at {asked.url} wants a key, and the variable {asked.key_variable} is not set",
+            f"export {asked.key_variable}=..., in the shell that runs the command",
+        )
+    if not re.fullmatch(r"[!-~]{8,4096}", key):
+        raise ConfigError(f"what the variable {asked.key_variable} holds cannot be a key")
+    return key
 
 
 def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", "base"]) -> str | None:
@@ -90,15 +111,9 @@ def absolute(config: RunConfig) -> RunConfig:
     )
     special = config.model.base in ("scratch", "smollm2")
     model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
-    stages = {name: _absolute_stage(stage, full) for name, stage in config.stage.items()}
+    stages = {name: stage.located(full) for name, stage in config.stage.items()}
     golds = [judge if ":" in judge else full(judge) for judge in judges_in(config.evaluation.gold)]
     gold = ", ".join(str(judge) for judge in golds) or None
     evaluation = config.evaluation.model_copy(update={"gold": gold})
     update = {"data": data, "model": model, "stage": stages, "evaluation": evaluation}
     return config.model_copy(update=update)
-
-
-def _absolute_stage(stage: StageSettings, full: Callable[[str | None], str | None]) -> StageSettings:
-    """A stage whose paths are in full: its data, and a reward model from elsewhere that judges."""
-    paths = {key: getattr(stage, key) for key in stage.paths()}
-    return stage.model_copy(update={key: full(name) for key, name in paths.items()})

@@ -20,6 +20,7 @@ _OF_A_STAGE = (
     "nonfinite-step-*.json",
     "parts/*.json",
     "replies.jsonl",
+    "answers.jsonl",
 )
 _POLICIES = ("base.json", "policy_*.json", "best_of_*.json")
 _OF_AN_EVALUATION = (*_POLICIES, "reward_model*.json", "comparisons.jsonl")

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from preftune.config import TextForm
 from preftune.data import Encoder, Preference, Sequences, first_usable
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
@@ -182,7 +183,7 @@ def read_side_file(source: Source) -> dict[str, Any]:
             hint="mean and std are numbers and std is not 0; train the model again",
         )
     form, arguments = side.get("form", "chat"), side.get("template_arguments", {})
-    if form not in ("chat", "transcript") or not isinstance(arguments, dict):
+    if form not in get_args(TextForm) or not isinstance(arguments, dict):
         raise DataError(f"{path} is not as preftune writes it", hint="train the model again")
     recorded = side.get("vocabulary_sha256")
     if recorded and recorded != vocabulary_hash(load_tokenizer(source)):

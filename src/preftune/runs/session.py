@@ -1,5 +1,6 @@
 """What all stages of a run share: its config, its directory, its data, and a way to say what is going on."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import names_a_stage
+from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
@@ -16,6 +18,7 @@ from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
 from preftune.errors import InputMissing
 from preftune.evaluation.policy import Gold
+from preftune.judges.llm import read_template
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
@@ -211,6 +214,8 @@ class Session:
             inputs |= self._functions(name, functions)
         if member := name.partition("/")[2]:
             inputs["member"] = member
+        if config.asks is not None:
+            inputs["llm"] = self._asked(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def contents(self, judge: str) -> dict[str, str]:
@@ -266,10 +271,21 @@ class Session:
             found["settings"] = {**settings_of(config), "judge": fingerprint(source)}
         return found
 
-    def _functions(self, stage: str, terms: str) -> dict[str, Any]:
+    def _asked(self, stage: str, asked: LLMConfig) -> Any:
+        """What a language model's verdicts depend on besides its name; where it is asked is no part of it."""
+        if (known := self._recorded_inputs(stage).get("llm")) is not None:
+            return known
+        template = hashlib.sha256(read_template(asked.template).encode()).hexdigest()
+        return {**asked.decides, "template_sha256": template}
+
+    def _recorded_inputs(self, stage: str) -> dict[str, Any]:
+        """Of a finished stage, for a session that trains nothing: it goes by them."""
         recorded = read_sealed(self.run.stage_json(stage)) if not self.trains else {}
         inputs = recorded.get("inputs")
-        if recorded.get("status") == "finished" and isinstance(inputs, dict):
+        return inputs if recorded.get("status") == "finished" and isinstance(inputs, dict) else {}
+
+    def _functions(self, stage: str, terms: str) -> dict[str, Any]:
+        if inputs := self._recorded_inputs(stage):
             return {key: inputs[key] for key in ("reward_functions", "columns") if key in inputs}
         collected = names_a_stage(self.config.stage[stage].data)  # the key of their stage says what they hold
         rows = () if collected else self.data_of(stage).train

@@ -19,7 +19,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 # In the inputs of a stage by themselves, or in those of the stages of later rounds.
-_ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds")
+_ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds", "llm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +257,8 @@ def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> N
             shutil.rmtree(path, ignore_errors=True)
     if not (keep_last and steps):
         shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
-    run.replies(stage.name).unlink(missing_ok=True)
+    for log in (run.replies(stage.name), run.answers(stage.name)):
+        log.unlink(missing_ok=True)
 
 
 def _record(stage: Stage) -> dict[str, Any]:

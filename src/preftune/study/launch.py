@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,20 +28,30 @@ from preftune.study.design import (
     make_design,
     save_design,
 )
-from preftune.study.seed import finished, run_seed, seed_dir
+from preftune.study.kept import keep as put_by
+from preftune.study.kept import kept
+from preftune.study.seed import facts_file, finished, run_seed, seed_dir
 
 _POLL = 0.5  # seconds between looks at the seeds' processes
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_study(
-    wanted: Wanted, out: Path, *, seeds: int, first_seed: int = 0, jobs: int = 1, reports: bool = True
+    wanted: Wanted,
+    out: Path,
+    *,
+    seeds: int,
+    first_seed: int = 0,
+    jobs: int = 1,
+    reports: bool = True,
+    keep: Path | None = None,
 ) -> Path:
     """Run what is missing of every seed, then write study.json, STUDY.md and figures; returns study.json.
 
-    A finished seed is not run again. With `jobs` > 1 seeds run in processes of one thread each; a model of
-    the built-in world gains nothing from a second thread. Raises UsageError or ConfigError for what cannot
-    be studied, and PreftuneError if a seed fails, after the others have ended.
+    A finished seed is not run again, nor one whose numbers lie in `keep`, where those of the others are put.
+    With `jobs` > 1 seeds run in processes of one thread each; a model of the built-in world gains nothing
+    from a second thread. Raises UsageError or ConfigError for what cannot be studied, and PreftuneError if a
+    seed fails, after the others have ended.
     """
     if min(seeds, jobs, wanted.fresh_pairs, wanted.replies) < 1 or first_seed < 0:
         raise UsageError("--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed 0 or more")
@@ -51,12 +61,17 @@ def run_study(
     out.mkdir(parents=True, exist_ok=True)
     with handled(), held(RunDir(out)):
         design = _design(wanted, out)
-        waiting = [seed for seed in numbers if not finished(out, design, seed)]
+        places = {seed: place for seed in numbers if keep and (place := kept(keep, design, seed))}
+        waiting = [seed for seed in numbers if seed not in places and not finished(out, design, seed)]
         for seed in numbers:
             if seed not in waiting:
                 console.line(f"seed {seed} finished before")
         _run(out, waiting, jobs, reports, console)
-        _write(out, design, numbers, _command(wanted, numbers, out))
+        if keep:
+            for seed in (seed for seed in numbers if seed not in places):
+                put_by(out, keep, design, seed)
+        places = {seed: places.get(seed, facts_file(out, seed)) for seed in numbers}
+        _write(out, design, places, _command(wanted, numbers, out, keep))
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
 
@@ -160,30 +175,32 @@ def _start(out: Path, seed: int, reports: bool) -> _Child:
     return _Child(seed=seed, process=process, log=log, file=file, began=time.monotonic())
 
 
-def _write(out: Path, design: Design, seeds: Sequence[int], command: str) -> None:
+def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) -> None:
     """study.json, STUDY.md and figures/ from the finished seeds."""
     from preftune.study.figures import draw
     from preftune.study.page import study_text
     from preftune.study.pool import pool
     from preftune.study.sweep import sweep_record
 
-    study = pool(out, design, seeds)
+    study = pool(places, design)
     study["sweep"] = sweep_record(design, study)
     study["command"] = command
-    study["seeds_wanted"] = list(seeds)
-    data = read_record(RunDir(seed_dir(out, seeds[0])).data, DataRecord)
-    study["world_sha256"] = data.world.get("world_sha256")
+    study["seeds_wanted"] = list(places)
+    data = RunDir(seed_dir(out, next(iter(places)))).data
+    world = read_record(data, DataRecord).world if data.is_file() else {}  # of kept seeds there is no run
+    study["world_sha256"] = world.get("world_sha256")
     for name, text in draw(study).items():
         write_text(out / "figures" / name, text)
     write_text(out / "STUDY.md", study_text(study))
     write_json(out / "study.json", study)
 
 
-def _command(wanted: Wanted, seeds: Sequence[int], out: Path) -> str:
+def _command(wanted: Wanted, seeds: Sequence[int], out: Path, keep: Path | None) -> str:
     """The command that makes this study, whatever earlier calls made parts of it."""
     words = ["preftune study", wanted.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
     words += [] if wanted.tokens is None else [f"--tokens {wanted.tokens}"]
     words += [] if wanted.sweep is None else [f"--sweep {wanted.sweep}"]
     words += [] if wanted.fresh_pairs == FRESH_PAIRS else [f"--pairs {wanted.fresh_pairs}"]
     words += [] if wanted.replies == REPLIES else [f"--replies {wanted.replies}"]
+    words += [] if keep is None else [f"--keep {keep}"]
     return " ".join([*words, *wanted.overrides, f"out={out}"])

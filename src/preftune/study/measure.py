@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.config import judges_of
-from preftune.data import Dialogue, Preference
+from preftune.data import Dialogue, Preference, pad_sequences
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
-from preftune.evaluation.policy import Bench, Row
+from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
 from preftune.measure.evaluate import policies_of
 from preftune.measure.reward_models import examiner
+from preftune.models.roles import Policy
 from preftune.records.base import write_record
 from preftune.records.study import BestFile, PolicyFile
 from preftune.rundir import BASE, read_object
@@ -47,6 +48,12 @@ class Ground:
     replies: int
     bench: Bench
     learner: Learner
+    base: Policy
+
+    @property
+    def others(self) -> list[str]:
+        """Judges besides gold that no training saw."""
+        return list(self.bench.golds)[self.bench.gold is None :]
 
     def means(self, rows: Sequence[Row], measure: str) -> Floats:
         """The mean of each prompt's replies: (prompts,)."""
@@ -108,6 +115,8 @@ def _measure(
                 same = name == reference
                 rows = own if same else bench.rows(frozen_policy(session, learner, name), advance)
                 found[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
+                others = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.others}
+                found[name][ground.name] |= {"golds": others, **_as_text(ground, rows)}
                 if not same:
                     for key, name_of in WINS.items():
                         wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(own, key)).mean(1)
@@ -131,7 +140,10 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
     for name, prompts in sets.items():
         repeated = [prompt for prompt in prompts for _ in range(replies)]
         bench, learner = make_bench(session, reference, repeated, session.gold)
-        made.append(Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner))
+        base = frozen_policy(session, learner, BASE)
+        made.append(
+            Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner, base=base)
+        )
     return made
 
 
@@ -148,7 +160,27 @@ def _column(rows: Sequence[Row], measure: str) -> Floats:
         return np.array([_number(row["score"]) for row in rows])
     if measure == "repetition_4":
         return np.array([stats.repetition_n(row["ids"], 4) for row in rows])
+    if measure.startswith("gold:"):
+        return np.array([_number(row[measure]) for row in rows])
     return np.array([float(row[measure]) for row in rows])
+
+
+def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
+    """How varied replies are, and how likely the base finds the first one to each prompt, nats a token."""
+    bench, first = ground.bench, rows[:: ground.replies]
+    prompts = [bench.encoder.prompt(prompt.prompt) for prompt in ground.prompts]
+    batches = [
+        pad_sequences(
+            prompts[start : start + bench.settings.batch_size],
+            [row["ids"] for row in first[start : start + bench.settings.batch_size]],
+            bench.encoder.pad_id,
+        ).to(bench.device)
+        for start in range(0, len(first), bench.settings.batch_size)
+    ]
+    return {
+        "distinct_2": stats.corpus_distinct_n([row["ids"] for row in rows], 2),
+        "base_nll": response_nll(ground.base, batches)["nll"],
+    }
 
 
 def _number(value: float | None) -> float:
@@ -169,7 +201,8 @@ def _best_of_n(ground: Ground, own: Sequence[Row], advance: Callable[[int], None
     def best(values: Floats) -> list[list[float]]:
         return (np.take_along_axis(values.reshape(-1, size), order, axis=1) @ weights).tolist()
 
-    measures = {m: best(_column(pool, m)) for m in MEASURES if m != "kl"}
+    measures: dict[str, Any] = {m: best(_column(pool, m)) for m in MEASURES if m != "kl"}
+    measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
     for measure, name in WINS.items():
         ours = _column(pool, measure).reshape(-1, size, 1)
         measures[name] = best(_beats(ours, ground.by_prompt(own, measure)[:, None]).mean(2))

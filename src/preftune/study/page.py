@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
+
 Study = Mapping[str, Any]
 GAINS = ("gold_gain", "proxy_gain")
 _SET_WORDS = {
@@ -18,7 +20,14 @@ def study_text(study: Study) -> str:
     parts = [_head(study)]
     for kind in study["prompt_sets"]:
         parts.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
-    parts += [_collapsed(study), _tokens(study), _equal_kl(study), _best_of_n(study), _seeds(study)]
+    parts += [
+        _beside(study),
+        _collapsed(study),
+        _tokens(study),
+        _equal_kl(study),
+        _best_of_n(study),
+        _seeds(study),
+    ]
     parts += [_reward_model(study), _sweep(study), _figures(study)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -74,6 +83,19 @@ def _policies(study: Study, kind: str) -> str:
         )
     heads = ["policy", "gold", "gold gain", "verdict", "seeds for 80 %", "proxy gain", "win rate (proxy)"]
     return _table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
+
+
+def _beside(study: Study) -> str:
+    heads, rows = section(study)
+    if not rows:
+        return ""
+    words = (
+        f"On the {study['main_set']} prompts. No training saw the other judges. A gain counts within limits "
+        f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
+        f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
+        "prompt; means over seeds)."
+    )
+    return f"## Beside gold\n\n{words}\n\n{_table(heads, rows)}"
 
 
 def _collapsed(study: Study) -> str:

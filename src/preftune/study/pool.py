@@ -2,30 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from preftune.errors import DataError
 from preftune.evaluation.pooled import pooled_means, prompts_needed, seeds_needed, verdict
-from preftune.records.base import read_record
-from preftune.records.study import BestFile, BestValues, PolicyFile, PolicyValues, SeedRecord
+from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
+from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, Design
-from preftune.study.seed import facts_file
+from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl, best_table, read_seed
 
-BEST = "best_of_n"
 INTERVAL = (
     "95 %, hierarchical bootstrap: seeds, then prompts within each; deviations between seeds widened for "
     "their small number (Hesterberg 2015, arXiv:1411.5279); within one seed, over its prompts"
-)
-# name in study.json -> column of per-prompt values; gains and wins are against SFT on the same prompt
-COLUMNS = (
-    *("gold", "gold_gain", "proxy", "proxy_gain", "kl", "length", "eos_rate", "repetition_4"),
-    *("win_rate", "gold_win_rate"),
 )
 LEAST = {
     "kl": 0.0,
@@ -36,123 +28,20 @@ LEAST = {
     "gold_win_rate": 0.0,
 }
 MOST = {"eos_rate": 1.0, "repetition_4": 1.0, "win_rate": 1.0, "gold_win_rate": 1.0}
-Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedValues:
-    """What one seed measured: its facts, and per policy and set a table (prompts, COLUMNS)."""
-
-    seed: int
-    facts: SeedRecord
-    tables: Mapping[str, Mapping[str, Floats]]
-    best: Mapping[str, Mapping[str, Floats]]  # per set and measure (prompts, n)
-    best_kl: Sequence[float]
-
-
-def read_seed(out: Path, seed: int) -> SeedValues:
-    """A finished seed's values. Raises as `read_record`, and DataError for files that do not fit together."""
-    file = facts_file(out, seed)
-    facts = read_record(file, SeedRecord)
-    if not {facts.reference, BEST} <= set(facts.policies):
-        raise DataError(f"{file}: policies: lacks {facts.reference} or {BEST}", SeedRecord.remedy)
-    best = read_record(_values_file(out, seed, BEST), BestFile).sets
-    names = [name for name in facts.policies if name != BEST]
-    sets = {name: read_record(_values_file(out, seed, name), PolicyFile).sets for name in names}
-    sizes = {kind: len(values.gold) for kind, values in best.items()}
-    for name, own in sets.items():
-        if not sizes or {kind: len(values.gold) for kind, values in own.items()} != sizes:
-            place = _values_file(out, seed, name)
-            raise DataError(f"{place}: sets: not the prompts of {BEST}.json", PolicyFile.remedy)
-    reference = sets[facts.reference]
-    return SeedValues(
-        seed=seed,
-        facts=facts,
-        tables={
-            name: {kind: _table(values, reference[kind]) for kind, values in own.items()}
-            for name, own in sets.items()
-        },
-        best={kind: _arrays(values) for kind, values in best.items()},
-        best_kl=next(iter(best.values())).kl,
-    )
-
-
-def _values_file(out: Path, seed: int, policy: str) -> Path:
-    return facts_file(out, seed).with_name(f"{policy}.json")
-
-
-def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
-    return {name: np.array(each, dtype=float) for name, each in values if each is not None}
-
-
-def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
-    half = np.full(len(reference.gold), 0.5)  # of the reference against itself
-    own, theirs = _arrays(values), _arrays(reference)
-    columns = {
-        "gold": own["gold"],
-        "gold_gain": own["gold"] - theirs["gold"],
-        "proxy": own["proxy"],
-        "proxy_gain": own["proxy"] - theirs["proxy"],
-        "kl": own["kl"],
-        "length": own["length"],
-        "eos_rate": own["ended"],
-        "repetition_4": own["repetition_4"],
-        "win_rate": own.get("win", half),
-        "gold_win_rate": own.get("gold_win", half),
-    }
-    return np.stack([columns[name] for name in COLUMNS], axis=1)
-
-
-def best_table(values: SeedValues, kind: str, n: int) -> Floats:
-    """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
-    best, sft = values.best[kind], values.tables[values.facts.reference][kind]
-
-    def at(measure: str) -> Floats:
-        return best[measure][:, n - 1]
-
-    reference = {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")}
-    columns = {
-        "gold": at("gold"),
-        "gold_gain": at("gold") - reference["gold"],
-        "proxy": at("proxy"),
-        "proxy_gain": at("proxy") - reference["proxy"],
-        "kl": np.full(len(sft), values.best_kl[n - 1]),
-        "length": at("length"),
-        "eos_rate": at("ended"),
-        "repetition_4": at("repetition_4"),
-        "win_rate": at("win"),
-        "gold_win_rate": at("gold_win"),
-    }
-    return np.stack([columns[name] for name in COLUMNS], axis=1)
-
-
-def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
-    """Gold of best-of-n at a KL, per prompt, between two n linear in √KL; None beyond the largest n.
-
-    The KL of best-of-n is the formula ln n - (n - 1)/n, an upper bound (Beirami et al. 2024,
-    arXiv:2401.01879): at the KL given, best-of-n may really reach a little more.
+def pool(places: Mapping[int, Path], design: Design) -> dict[str, Any]:
+    """The content of study.json but for the sweep, from finished seeds: where the seed.json of each lies. No
+    seed is left out.
     """
-    distances = np.sqrt(np.array(values.best_kl))
-    d, gold = math.sqrt(max(kl, 0.0)), values.best[kind]["gold"]
-    if d > distances[-1]:
-        return None
-    above = min(max(int(np.searchsorted(distances, d)), 1), len(distances) - 1)
-    share = (d - distances[above - 1]) / (distances[above] - distances[above - 1])
-    return (1 - share) * gold[:, above - 1] + share * gold[:, above]
-
-
-def pool(out: Path, design: Design, seeds: Sequence[int]) -> dict[str, Any]:
-    """The content of study.json but for the sweep, from finished seeds. No seed is left out."""
-    found = [read_seed(out, seed) for seed in seeds]
+    found = [read_seed(file, seed) for seed, file in places.items()]
     kinds = list(found[0].best)
     settings = design.config.evaluation
     for values in found:
         measured = list(values.best) == kinds and _parts(values) == _parts(found[0])
         if not measured or len(values.best_kl) < max(settings.pool, settings.best_of):
             first = found[0].seed
-            raise DataError(
-                f"{facts_file(out, values.seed)}: not measured as seed {first} was", SeedRecord.remedy
-            )
+            raise DataError(f"{places[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
     tables = {name: _tables(found, name) for name in _names(found, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(found)]
@@ -166,6 +55,8 @@ def pool(out: Path, design: Design, seeds: Sequence[int]) -> dict[str, Any]:
             "collapsed_seeds": [s["seed"] for s in per_seed if s["policies"][name]["collapsed"]],
             "bon_kl_gain": _gain_at_equal_kl(found, by_kind[kinds[0]], name, kinds[0], settings.resamples),
             "sets": sets,
+            "others": others(found, name, kinds[0], settings.resamples),
+            "text": as_text(found, name, kinds[0], sets[kinds[0]]["kl"]),
         }
     return {
         "schema": 1,

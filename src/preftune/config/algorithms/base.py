@@ -9,12 +9,13 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
 from preftune.config.rewards import RewardTerms
@@ -186,9 +187,18 @@ class StageSettings(Settings):
         """The reward functions that it calls: a setting like `reward_functions`."""
         return None
 
+    @property
+    def asks(self) -> LLMConfig | None:
+        """Settings of a language model that is asked to judge, if that is the judge."""
+        return None
+
     def paths(self) -> tuple[str, ...]:
         """The settings that hold paths."""
         return () if self.data is None or names_a_stage(self.data) or self.data == "world" else ("data",)
+
+    def located(self, full: Callable[[str | None], str | None]) -> Self:
+        """The same stage with its paths in full."""
+        return self.model_copy(update={key: full(getattr(self, key)) for key in self.paths()})
 
     # --- how much it does
 

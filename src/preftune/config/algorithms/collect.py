@@ -1,11 +1,13 @@
 """Replies of a policy, judged: preference data that another stage learns from. Trains nothing."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, StageSettings, algorithm_field, names_a_stage
+from preftune.config.algorithms.llm import LLM, LLMConfig
 from preftune.config.base import Count, Name, NonNegative, Positive
 from preftune.config.rewards import reward_terms
 
@@ -24,7 +26,8 @@ class CollectConfig(StageSettings):
     init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')
     judge: Name = Field(
         description='What scores the replies: "module:function" or a weighted sum of such, a reward stage, '
-        "or the directory of a reward model (with a slash: ./DIR)."
+        "the directory or hub id of a reward model (with a slash: ./DIR), or a language model that is asked "
+        'which of two is better: "llm:MODEL".'
     )
     rows: Count | None = Field(default=None, description="Number of prompts; none uses all.")
     replies: Annotated[int, Field(ge=2)] = Field(default=4, description="Replies to each prompt.")
@@ -54,11 +57,20 @@ class CollectConfig(StageSettings):
     microbatch_size: Count = Field(
         default=8, description="Replies per forward pass of the judge; bounds memory, not results."
     )
+    llm: LLMConfig = Field(
+        default_factory=LLMConfig,
+        exclude_if=lambda llm: llm == LLMConfig(),
+        description="Where and how a language model is asked.",
+    )
 
     @model_validator(mode="after")
     def _judge_is_one(self) -> Self:
         if self.functions() is not None:
             reward_terms(self.judge)
+        if self.asks is not None and (self.asks.url is None or self.judge == LLM):
+            raise ValueError(f"{self.judge} is asked at llm.url, such as http://127.0.0.1:8000/v1")
+        if self.asks is None and self.llm != LLMConfig():
+            raise ValueError(f'llm is set and judge = {self.judge}: it is used with judge = "llm:MODEL"')
         return self
 
     @property
@@ -73,16 +85,24 @@ class CollectConfig(StageSettings):
     def scored_by(self) -> str | None:
         return self.judge if names_a_stage(self.judge) else None
 
+    @property
+    def asks(self) -> LLMConfig | None:
+        return self.llm if self.judge.startswith(LLM) else None
+
     def functions(self) -> str | None:
-        return self.judge if ":" in self.judge else None
+        return self.judge if ":" in self.judge and self.asks is None else None
 
     @property
     def judge_directory(self) -> str | None:
         """The directory of a reward model from elsewhere, if that is the judge."""
-        return None if self.functions() or self.scored_by else self.judge
+        return None if self.functions() or self.scored_by or self.asks else self.judge
 
     def paths(self) -> tuple[str, ...]:
         return (*super().paths(), *(["judge"] if self.judge_directory else []))
+
+    def located(self, full: Callable[[str | None], str | None]) -> Self:
+        llm = self.llm.model_copy(update={"template": full(self.llm.template)})
+        return super().located(full).model_copy(update={"llm": llm})
 
     @property
     def new_tokens(self) -> int:
@@ -94,4 +114,7 @@ class CollectConfig(StageSettings):
     def plan(self, rows: int | None = None) -> str:
         taken = self.rows if rows is None else min(rows, self.rows or rows)
         prompts = "all" if taken is None else f"{'up to ' if rows is not None else ''}{taken:,}"
-        return f"from {self.init}: {self.replies} replies to {prompts} prompts, judged by {self.judge}"
+        asked = self.replies * (self.replies - 1)  # any two, in both orders
+        times = f", at most {asked * (taken or 1):,} questions{' a prompt' * (taken is None)}"
+        judged = f"judged by {self.judge}{'' if self.asks is None else times}"
+        return f"from {self.init}: {self.replies} replies to {prompts} prompts, {judged}"

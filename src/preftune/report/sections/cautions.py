@@ -1,5 +1,6 @@
 """What a careful reader should know before believing the table."""
 
+from preftune.config.rewards import judges_in
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
@@ -29,7 +30,7 @@ REPETITIVE = 0.3  # share of repeated 4-grams
 
 def cautions(run: RunView) -> tuple[str, ...]:
     """What a careful reader should know before believing the table, most damaging first."""
-    found = [*_lost_elsewhere(run), *_judge_warnings(run)]
+    found = [*_lost_elsewhere(run), *_seen_gold(run), *_judge_warnings(run)]
     if short := short_stages(run):
         found.append(
             f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
@@ -54,6 +55,19 @@ def _lost_elsewhere(run: RunView) -> list[str]:
         lost = [c.policy.label for c in made if c.outcome == WORSE and c.policy.policy in gained]
         if lost:
             found.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
+    return found
+
+
+def _seen_gold(run: RunView) -> list[str]:
+    """Policies that were trained on a judge which is called gold: their gold is a ceiling, and no check."""
+    golds = run.config.get("evaluation", {}).get("gold")
+    found = []
+    for name, stage in run.config.get("stage", {}).items():
+        functions = str(stage.get("reward_functions") or "")
+        seen = [judge for judge in judges_in(golds) if ":" in judge and judge in functions]
+        if seen:
+            words = f"was trained on gold itself ({join(seen)})"
+            found.append(f"{clean(name, 40)} {words}: it is a ceiling, no contestant.")
     return found
 
 

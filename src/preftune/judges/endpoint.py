@@ -1,0 +1,236 @@
+"""Questions to a model behind an OpenAI-compatible endpoint: POST URL/chat/completions.
+
+Standard library only. The other side is not trusted. An answer has a time limit as a whole and at most a
+mebibyte; a redirect is not followed, so that neither key nor texts go to a host that nobody named; proxies of
+the environment are not used. What fails for a reason that may pass is asked again, later each time. The key
+is in no message, and it is taken out of whatever comes back.
+"""
+
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from preftune.errors import ConfigError, InputMissing
+from preftune.untrusted import REDACTED, printable
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0  # seconds before a question is asked again
+MAX_BODY = 1 << 20
+_PASSES = frozenset({408, 409, 425, 429})  # and all from 500 on
+_REFUSED = frozenset({400, 413, 422})  # this question: too long for the model, or against a rule of the host
+_QUOTE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the model said, or why the server would not have it asked."""
+
+    text: str = ""
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    refused: str = ""
+
+
+class _FailedError(Exception):
+    """For a reason that may pass; `wait` is how long the server wants to be left alone."""
+
+    def __init__(self, what: str, wait: float | None = None) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+class StoppedError(Exception):
+    """The endpoint was stopped while a question waited."""
+
+
+@dataclass(kw_only=True)
+class Endpoint:
+    """One endpoint, asked from several threads. `retried` counts questions that were asked again."""
+
+    url: str
+    key: str = field(default="", repr=False)
+    key_variable: str = ""
+    timeout: float = 60.0
+    retries: int = 5
+    retried: int = 0
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _open: set[socket.socket] = field(default_factory=set)
+
+    def ask(self, request: Mapping[str, Any]) -> Answer:
+        """One answer. InputMissing where there is none after all tries, ConfigError where trying again is of
+        no use, StoppedError after `stop`.
+        """
+        body = json.dumps(request, ensure_ascii=True).encode("ascii")
+        for tried in range(self.retries + 1):
+            try:
+                return self._once(body)
+            except _FailedError as failure:
+                if self._ended.is_set():
+                    raise StoppedError from None
+                wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) if failure.wait is None else failure.wait
+                if tried == self.retries or wait > LONGEST_WAIT:
+                    raise self._given_up(failure, tried + 1, wait) from None
+            with self._lock:
+                self.retried += 1
+            if self._ended.wait(wait):
+                raise StoppedError
+        raise AssertionError("the last try returns or raises")
+
+    def stop(self) -> None:
+        """End every question that is under way."""
+        self._ended.set()
+        with self._lock:
+            for each in self._open:
+                _cut(each)
+
+    def _given_up(self, failure: _FailedError, times: int, wait: float) -> InputMissing:
+        why = f", and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
+        return InputMissing(
+            f"the LLM judge at {self.url}: {failure}{why} (asked {times} time{'s' * (times > 1)})",
+            "see to it that it runs, then run the same command again: what it has answered is kept",
+        )
+
+    def _once(self, body: bytes) -> Answer:
+        connection = self._connection()
+        late = threading.Event()
+        try:
+            connection.connect()
+            with self._limited(connection.sock, late):
+                place = f"{urlsplit(self.url).path.rstrip('/')}/chat/completions"
+                key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+                headers = {"Content-Type": "application/json", "Accept": "application/json", **key}
+                connection.request("POST", place, body, headers)
+                response = connection.getresponse()
+                content = response.read(MAX_BODY + 1)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            gone = late.is_set() or isinstance(error, TimeoutError)
+            what = f"no whole answer within {self.timeout:g} s" if gone else self._in_words(error)
+            raise _FailedError(what) from None
+        finally:
+            connection.close()
+        if late.is_set():
+            raise _FailedError(f"no whole answer within {self.timeout:g} s")
+        return self._read(response.status, response.headers, content)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=self.timeout)
+
+    @contextmanager
+    def _limited(self, own: socket.socket, late: threading.Event) -> Iterator[None]:
+        """The connection is cut when the time is over, however slowly bytes come, or on `stop`."""
+
+        def end() -> None:
+            late.set()
+            _cut(own)
+
+        timer = threading.Timer(self.timeout, end)
+        timer.daemon = True
+        with self._lock:
+            self._open.add(own)
+            if self._ended.is_set():
+                _cut(own)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._open.discard(own)
+
+    def _read(self, status: int, headers: Message, content: bytes) -> Answer:
+        """The answer in a response. _FailedError where the next one may be better, ConfigError where not."""
+        if status in _PASSES or status >= 500:
+            raise _FailedError(f"it says {status}{self._said(content)}", _wait(headers))
+        if 300 <= status < 400:
+            host = urlsplit(headers.get("Location", "")).netloc or "another place"
+            raise ConfigError(
+                f"the LLM judge at {self.url} sends one on to {self._shown(host)}; that is not followed",
+                "give the address that answers itself as llm.url",
+            )
+        if status in (401, 403):
+            sent = f"the key in ${self.key_variable}" if self.key else "a question without a key"
+            raise ConfigError(
+                f"the LLM judge at {self.url} refuses {sent} ({status}){self._said(content)}",
+                "llm.key_variable names the environment variable that holds its key",
+            )
+        if status in _REFUSED:
+            return Answer(refused=f"{status}{self._said(content)}")
+        if status != 200:
+            raise ConfigError(
+                f"the LLM judge at {self.url} says {status}{self._said(content)}",
+                "llm.url ends where /chat/completions begins, often in /v1; the judge is llm:MODEL, by the "
+                "name that the server knows",
+            )
+        if len(content) > MAX_BODY:
+            raise _FailedError(f"its answer has more than {MAX_BODY:,} bytes")
+        return self._answer(content)
+
+    def _answer(self, content: bytes) -> Answer:
+        try:
+            whole = json.loads(content)
+            message = whole["choices"][0]["message"]
+            text, model, usage = message.get("content"), whole.get("model"), whole.get("usage")
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise _FailedError(f"its answer is no chat completion: {self._shown(content)!r}") from None
+        counts = usage if isinstance(usage, dict) else {}
+        return Answer(
+            text=self._hidden(text) if isinstance(text, str) else "",
+            model=self._shown(model) if isinstance(model, str) else "",
+            tokens_in=_count(counts.get("prompt_tokens")),
+            tokens_out=_count(counts.get("completion_tokens")),
+        )
+
+    def _said(self, content: bytes) -> str:
+        """What the server says of an error, in short."""
+        try:
+            told: Any = json.loads(content)["error"]
+            told = told["message"] if isinstance(told, dict) else told
+        except (ValueError, RecursionError, LookupError, TypeError):
+            told = content
+        text = self._shown(told)
+        return f": {text}" if text else ""
+
+    def _in_words(self, error: Exception) -> str:
+        return self._shown(str(error) or type(error).__name__)
+
+    def _shown(self, text: object) -> str:
+        """A quotation of a line."""
+        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        return printable(" ".join(self._hidden(plain).split()))[:_QUOTE]
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self.key, REDACTED) if self.key else text
+
+
+def _cut(own: socket.socket) -> None:
+    """Whoever reads from it reads its end. Below TLS, which would wait for the other side's farewell."""
+    with suppress(OSError):
+        socket.socket.shutdown(own, socket.SHUT_RDWR)
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 40 else 0
+
+
+def _wait(headers: Message) -> float | None:
+    """Retry-After in seconds: a number, or a date, by the clock that the server sends along."""
+    said = headers.get("Retry-After", "")
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", said):
+        return float(said)
+    try:
+        until, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("Date", ""))
+        return max((until - now).total_seconds(), 0.0)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None

@@ -1,0 +1,113 @@
+"""What stands beside gold: other judges that no training saw, and whether replies are still varied text.
+
+A gain by a judge that looks at words counts only where a policy stayed near SFT, kept its variety and writes
+what the base does not find unlikely. The limits are the ones that the study of real text was planned with.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.evaluation.pooled import pooled_means, verdict
+from preftune.study.values import Floats, SeedValues
+
+MOST_KL = 10.0  # nats a reply
+LEAST_DISTINCT = 0.9  # of SFT's distinct-2
+MOST_PERPLEXITY = 1.5  # of SFT's perplexity under the base
+
+
+def others(found: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
+    """By judge: the policy's mean, and its gain over the reference on the same prompts, pooled, by seed."""
+    result = {}
+    for judge in found[0].own(found[0].facts.reference, kind).golds:
+        tables = [_table(values, name, kind, judge) for values in found]
+        pooled = pooled_means(tables, resamples)
+        low, high = float(pooled.low[1]), float(pooled.high[1])
+        result[judge] = {
+            "mean": float(pooled.mean[0]),
+            "gain": float(pooled.mean[1]),
+            "gain_low": low,
+            "gain_high": high,
+            "verdict": None if low == high == 0 else verdict(low, high),
+            "by_seed": [float(table[:, 1].mean()) for table in tables],
+        }
+    return result
+
+
+def _table(values: SeedValues, name: str, kind: str, judge: str) -> Floats:
+    """(prompts, 2): score, and gain over the reference."""
+    reference = np.array(values.own(values.facts.reference, kind).golds[judge])
+    if name.startswith("best_of_"):
+        n = int(name.removeprefix("best_of_"))
+        own = np.array(values.best_sets[kind].golds[judge])[:, n - 1]
+    else:
+        own = np.array(values.own(name, kind).golds[judge])
+    return np.stack([own, own - reference], axis=1)
+
+
+def as_text(found: Sequence[SeedValues], name: str, kind: str, kl: float) -> dict[str, Any] | None:
+    """Variety and perplexity under the base beside SFT's, means over seeds; None where not measured.
+
+    `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply.
+    """
+    if name.startswith("best_of_"):
+        return None  # a choice among SFT's own replies
+    pairs = [(values.own(name, kind), values.own(values.facts.reference, kind)) for values in found]
+    variety = _mean(_share(own.distinct_2, usual.distinct_2) for own, usual in pairs)
+    perplexity = _mean(_share(_perplexity(own.base_nll), _perplexity(usual.base_nll)) for own, usual in pairs)
+    if variety is None or perplexity is None:
+        return None
+    return {
+        "distinct_2_of_reference": variety,
+        "perplexity_of_reference": perplexity,
+        "counts": kl <= MOST_KL and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else float(np.mean(np.array(known, dtype=float)))
+
+
+def _share(own: float | None, usual: float | None) -> float | None:
+    return None if own is None or not usual else own / usual
+
+
+def _perplexity(nll: float | None) -> float | None:
+    return None if nll is None else math.exp(min(nll, 700.0))
+
+
+def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Heads and rows of the table in STUDY.md; no rows where nothing was measured beside gold."""
+    policies = [policy for policy in study["policies"].values() if policy.get("others") or policy.get("text")]
+    judges = list(policies[0]["others"]) if policies else []
+    heads = ["policy", "gold gain", *(f"gain, {judge}" for judge in judges), "seeds above 0 (gold; others)"]
+    rows = []
+    for name, policy in study["policies"].items():
+        text = policy.get("text")
+        if policy not in policies:
+            continue
+        gains = [_gain(each, "gain") for each in policy["others"].values()]
+        own = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
+        above = [own, *(o["by_seed"] for o in policy["others"].values())]
+        shares = ["-", "-", "-"]
+        if text is not None:
+            shares = [f"{text['distinct_2_of_reference']:.2f}", f"{text['perplexity_of_reference']:.2f}"]
+            shares.append("yes" if text["counts"] else "no")
+        counts = "; ".join(f"{sum(gain > 0 for gain in each)} of {len(each)}" for each in above)
+        rows.append(
+            [policy["label"], _gain(policy, "gold_gain"), *gains, counts, f"{policy['kl']:.2f}", *shares]
+        )
+    return [
+        *heads,
+        "KL, nats",
+        "distinct-2 / SFT's",
+        "perplexity under the base / SFT's",
+        "within limits",
+    ], rows
+
+
+def _gain(numbers: Mapping[str, Any], name: str) -> str:
+    return f"{numbers[name]:+.3f} [{numbers[f'{name}_low']:+.3f}, {numbers[f'{name}_high']:+.3f}]"

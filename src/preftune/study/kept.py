@@ -1,0 +1,69 @@
+"""Finished seeds that outlive the machine which ran them: their numbers alone, without models and texts.
+
+A study of hours is made in pieces, on whatever machine there is. `keep` copies what a seed measured into a
+directory that can be committed; `kept` takes it from there, if it is of the same design and data.
+"""
+
+from pathlib import Path
+
+from preftune.config import config_hash
+from preftune.errors import DataError
+from preftune.rundir import RunDir, read_object, write_json
+from preftune.runs.sources import load_dataset
+from preftune.runs.stages import digest
+from preftune.study.design import VERSION, Design
+from preftune.study.seed import facts_file
+from preftune.sums import check, read_sealed, sums, write_sealed
+
+RECORD = "seed.json"
+_TEXTS = "samples"  # of a policy's file
+
+
+def keep(out: Path, place: Path, design: Design, seed: int) -> None:
+    """Copy a finished seed's numbers to `place`/seed-N; what is there of the same design stays."""
+    key = _key(design, seed)
+    if kept(place, design, seed) is not None:
+        return
+    made = RunDir(place / f"seed-{seed}")
+    made.path.mkdir(parents=True, exist_ok=True)
+    source = facts_file(out, seed)
+    record = read_sealed(source)
+    files = [file for file in source.parent.glob("*.json") if file.name != RECORD]
+    for file in files:
+        values = read_object(file)
+        write_json(made.path / file.name, {k: v for k, v in values.items() if k != _TEXTS})
+    own = sums(made, [made.path / file.name for file in files])
+    write_sealed(made.path / RECORD, {**record, "key": key, "files": own})
+
+
+def kept(place: Path, design: Design, seed: int) -> Path | None:
+    """Where the seed.json of a kept seed lies; None if there is none. DataError if it is of another design or
+    of other data, or if a file is not as it was written.
+    """
+    file = place / f"seed-{seed}" / RECORD
+    record = read_sealed(file)
+    if not record:
+        return None
+    if record.get("key") != _key(design, seed):
+        hint = "keep seeds of this study in another directory, or give the settings and data of those seeds"
+        raise DataError(f"{file} is of another design, or of other data", hint)
+    run = RunDir(file.parent)
+    check(run, record, f"remove {run.path} and run the same command: it makes that seed again")
+    return file
+
+
+def _key(design: Design, seed: int) -> str:
+    """What a kept seed is known by, wherever the data lie: settings, and the content of the data."""
+    config = design.for_seed(seed)
+    content = load_dataset(config.data, seed).report["content_sha256"]
+    data = config.data.model_copy(update={"name": "", "data_dir": None})
+    settings = config_hash(config.model_copy(update={"data": data}))
+    return digest(
+        {
+            "version": VERSION,
+            "pairs": design.fresh_pairs,
+            "replies": design.replies,
+            "settings": settings,
+            "content": content,
+        }
+    )

@@ -1,0 +1,128 @@
+"""What the files of a finished seed hold, as tables: one row a prompt."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.errors import DataError
+from preftune.records.base import read_record
+from preftune.records.study import BestFile, BestValues, PolicyFile, PolicyValues, SeedRecord
+
+BEST = "best_of_n"
+# name in study.json -> column of per-prompt values; gains and wins are against SFT on the same prompt
+COLUMNS = (
+    *("gold", "gold_gain", "proxy", "proxy_gain", "kl", "length", "eos_rate", "repetition_4"),
+    *("win_rate", "gold_win_rate"),
+)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedValues:
+    """What one seed measured: its facts, and per policy and set a table (prompts, COLUMNS)."""
+
+    seed: int
+    facts: SeedRecord
+    tables: Mapping[str, Mapping[str, Floats]]
+    best: Mapping[str, Mapping[str, Floats]]  # per set and measure (prompts, n)
+    best_kl: Sequence[float]
+    sets: Mapping[str, Mapping[str, PolicyValues]]  # as written, by policy and set
+    best_sets: Mapping[str, BestValues]
+
+    def own(self, policy: str, kind: str) -> PolicyValues:
+        """What was measured of a policy on a set."""
+        return self.sets[policy][kind]
+
+
+def read_seed(file: Path, seed: int) -> SeedValues:
+    """A finished seed's values, from its seed.json and what lies beside it. Raises as `read_record`, and
+    DataError for files that do not fit together.
+    """
+    facts = read_record(file, SeedRecord)
+    if not {facts.reference, BEST} <= set(facts.policies):
+        raise DataError(f"{file}: policies: lacks {facts.reference} or {BEST}", SeedRecord.remedy)
+    best = read_record(file.with_name(f"{BEST}.json"), BestFile).sets
+    names = [name for name in facts.policies if name != BEST]
+    sets = {name: read_record(file.with_name(f"{name}.json"), PolicyFile).sets for name in names}
+    sizes = {kind: len(values.gold) for kind, values in best.items()}
+    for name, own in sets.items():
+        if not sizes or {kind: len(values.gold) for kind, values in own.items()} != sizes:
+            place = file.with_name(f"{name}.json")
+            raise DataError(f"{place}: sets: not the prompts of {BEST}.json", PolicyFile.remedy)
+    reference = sets[facts.reference]
+    return SeedValues(
+        seed=seed,
+        facts=facts,
+        tables={
+            name: {kind: _table(values, reference[kind]) for kind, values in own.items()}
+            for name, own in sets.items()
+        },
+        best={kind: _arrays(values) for kind, values in best.items()},
+        best_kl=next(iter(best.values())).kl,
+        sets=sets,
+        best_sets=best,
+    )
+
+
+def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
+    return {name: np.array(each, dtype=float) for name, each in values.columns.items()}
+
+
+def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
+    half = np.full(len(reference.gold), 0.5)  # of the reference against itself
+    own, theirs = _arrays(values), _arrays(reference)
+    columns = {
+        "gold": own["gold"],
+        "gold_gain": own["gold"] - theirs["gold"],
+        "proxy": own["proxy"],
+        "proxy_gain": own["proxy"] - theirs["proxy"],
+        "kl": own["kl"],
+        "length": own["length"],
+        "eos_rate": own["ended"],
+        "repetition_4": own["repetition_4"],
+        "win_rate": own.get("win", half),
+        "gold_win_rate": own.get("gold_win", half),
+    }
+    return np.stack([columns[name] for name in COLUMNS], axis=1)
+
+
+def best_table(values: SeedValues, kind: str, n: int) -> Floats:
+    """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
+    best, sft = values.best[kind], values.tables[values.facts.reference][kind]
+
+    def at(measure: str) -> Floats:
+        return best[measure][:, n - 1]
+
+    reference = {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")}
+    columns = {
+        "gold": at("gold"),
+        "gold_gain": at("gold") - reference["gold"],
+        "proxy": at("proxy"),
+        "proxy_gain": at("proxy") - reference["proxy"],
+        "kl": np.full(len(sft), values.best_kl[n - 1]),
+        "length": at("length"),
+        "eos_rate": at("ended"),
+        "repetition_4": at("repetition_4"),
+        "win_rate": at("win"),
+        "gold_win_rate": at("gold_win"),
+    }
+    return np.stack([columns[name] for name in COLUMNS], axis=1)
+
+
+def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
+    """Gold of best-of-n at a KL, per prompt, between two n linear in √KL; None beyond the largest n.
+
+    The KL of best-of-n is the formula ln n - (n - 1)/n, an upper bound (Beirami et al. 2024,
+    arXiv:2401.01879): at the KL given, best-of-n may really reach a little more.
+    """
+    distances = np.sqrt(np.array(values.best_kl))
+    d, gold = math.sqrt(max(kl, 0.0)), values.best[kind]["gold"]
+    if d > distances[-1]:
+        return None
+    above = min(max(int(np.searchsorted(distances, d)), 1), len(distances) - 1)
+    share = (d - distances[above - 1]) / (distances[above] - distances[above - 1])
+    return (1 - share) * gold[:, above - 1] + share * gold[:, above]

@@ -1,0 +1,111 @@
+"""Numbers of finished seeds that lie in a directory of their own, and what stands beside gold in a study."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study_helpers import wanted
+
+from preftune.errors import DataError
+from preftune.records.study import BestValues, PolicyValues, SeedRecord
+from preftune.rundir import read_json
+from preftune.study import launch
+from preftune.study.beside import as_text, others, section
+from preftune.study.design import load_design
+from preftune.study.kept import keep, kept
+from preftune.study.launch import run_study
+from preftune.study.values import SeedValues
+
+
+@pytest.fixture
+def put_by(two_seeds: Path, tmp_path: Path) -> Path:
+    design = load_design(two_seeds)
+    for seed in (3, 4):
+        keep(two_seeds, tmp_path / "kept", design, seed)
+    return tmp_path / "kept"
+
+
+def test_kept_seeds_make_the_same_study_without_a_run(
+    two_seeds: Path, put_by: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[list[int]] = []
+    monkeypatch.setattr(launch, "_run", lambda out, seeds, *_: runs.append(list(seeds)))
+    run_study(wanted(), tmp_path / "new", seeds=2, first_seed=3, reports=False, keep=put_by)
+    assert runs == [[]]
+    own, theirs = read_json(tmp_path / "new" / "study.json"), read_json(two_seeds / "study.json")
+    apart = {"command": None, "world_sha256": None}  # of kept seeds there is no run to read the world from
+    assert own | apart == theirs | apart
+    assert not list((tmp_path / "new").glob("seed-*/models"))
+
+
+def test_what_is_kept_has_no_text(put_by: Path) -> None:
+    files = sorted(put_by.rglob("*"))
+    assert {file.suffix for file in files if file.is_file()} == {".json"}
+    assert all("response" not in file.read_text() for file in files if file.is_file())
+
+
+def test_a_kept_seed_of_other_settings_or_data_is_refused(two_seeds: Path, put_by: Path) -> None:
+    design = load_design(two_seeds)
+    assert kept(put_by, design, 3) == put_by / "seed-3" / "seed.json"
+    assert kept(put_by, design, 5) is None
+    with pytest.raises(DataError, match="of another design, or of other data"):
+        kept(put_by, replace(design, replies=3), 3)
+    data = design.config.data.model_copy(update={"pairs": 130})
+    with pytest.raises(DataError, match="of another design, or of other data"):
+        kept(put_by, replace(design, config=design.config.model_copy(update={"data": data})), 3)
+
+
+def test_a_kept_file_that_was_changed_is_refused(two_seeds: Path, put_by: Path) -> None:
+    file = put_by / "seed-3" / "ppo.json"
+    file.write_text(file.read_text().replace("0.", "1.", 1))
+    with pytest.raises(DataError, match=r"ppo\.json is not what was written"):
+        kept(put_by, load_design(two_seeds), 3)
+
+
+def _values(golds: list[float], nll: float, distinct: float) -> PolicyValues:
+    flat = dict.fromkeys(("gold", "proxy", "kl", "length", "ended", "repetition_4"), (0.0, 0.0))
+    return PolicyValues(**flat, golds={"j:f": tuple(golds)}, base_nll=nll, distinct_2=distinct)  # pyright: ignore
+
+
+def _seed(ppo: PolicyValues) -> SeedValues:
+    table = ((0.0, 0.0), (0.0, 0.0))
+    tables = dict.fromkeys(("gold", "proxy", "length", "ended", "repetition_4", "win", "gold_win"), table)
+    best = BestValues(**tables, golds={"j:f": ((0.1, 0.4), (0.1, 0.6))}, kl=(0.0, 0.19))  # pyright: ignore
+    facts = SeedRecord(seconds=1.0, policies=("sft", "ppo"), reference="sft", tokens={})
+    sets = {"sft": {"test": _values([0.1, 0.3], 3.0, 0.8)}, "ppo": {"test": ppo}}
+    return SeedValues(
+        seed=0, facts=facts, tables={}, best={}, best_kl=(), sets=sets, best_sets={"test": best}
+    )
+
+
+def test_gains_by_another_judge_are_on_the_same_prompts() -> None:
+    found = [_seed(_values([0.3, 0.6], 3.0, 0.8))]
+    ppo = others(found, "ppo", "test", 200)["j:f"]
+    assert (ppo["mean"], ppo["gain"]) == pytest.approx((0.45, 0.25))
+    assert ppo["by_seed"] == pytest.approx([0.25])
+    assert ppo["gain_low"] <= 0.25 <= ppo["gain_high"]
+    assert others(found, "best_of_2", "test", 200)["j:f"]["gain"] == pytest.approx(0.3)
+    assert others(found, "sft", "test", 200)["j:f"]["verdict"] is None
+
+
+@pytest.mark.parametrize(
+    ("nll", "distinct", "kl", "counts"),
+    [
+        (3.0 + math.log(1.4), 0.8 * 0.95, 9.0, True),
+        (3.0 + math.log(1.6), 0.8 * 0.95, 9.0, False),
+        (3.0 + math.log(1.4), 0.8 * 0.85, 9.0, False),
+        (3.0 + math.log(1.4), 0.8 * 0.95, 11.0, False),
+    ],
+    ids=["within", "unlikely", "monotonous", "far"],
+)
+def test_a_gain_counts_within_limits(nll: float, distinct: float, kl: float, counts: bool) -> None:
+    text = as_text([_seed(_values([0.3, 0.6], nll, distinct))], "ppo", "test", kl)
+    assert text is not None
+    assert text["counts"] is counts
+    assert text["distinct_2_of_reference"] == pytest.approx(distinct / 0.8)
+    assert text["perplexity_of_reference"] == pytest.approx(math.exp(nll - 3.0))
+
+
+def test_without_measures_beside_gold_there_is_no_table() -> None:
+    assert section({"policies": {"ppo": {"others": {}, "text": None}}, "seeds": []})[1] == []
