@@ -150,7 +150,8 @@ def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:
 def member_sources(source: Source) -> list[Source]:
     """The directories of an ensemble's members; [] for one model. As safe to load as any other's."""
     count = len(read_side_file(source).get("members", ()))
-    return [locate(str(Path(source.path) / f"member-{i}")) for i in range(count)]
+    place = Path(source.path).resolve()  # in full: a short name could be that of a model on the hub
+    return [locate(str(place / f"member-{i}")) for i in range(count)]
 
 
 def _unit(side: Mapping[str, Any]) -> tuple[float, float]:

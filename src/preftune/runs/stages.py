@@ -251,12 +251,10 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bo
 
 def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> None:
     """A finished stage needs none, but to become longer; a kill may have left them."""
-    steps = sorted(run.checkpoints(stage.name).glob("step-*"))
-    for path in run.checkpoints(stage.name).glob("*"):
-        if not (keep_last and path == steps[-1]):
-            shutil.rmtree(path, ignore_errors=True)
-    if not (keep_last and steps):
-        shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+    folder = run.checkpoints(stage.name)
+    last = sorted(folder.glob("step-*"))[-1:] if keep_last else []
+    for path in [path for path in folder.glob("*") if path not in last] if last else [folder]:
+        shutil.rmtree(path, ignore_errors=True)
     for log in (run.replies(stage.name), run.answers(stage.name)):
         log.unlink(missing_ok=True)
 
