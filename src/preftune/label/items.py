@@ -148,15 +148,15 @@ def _collected(path: Path) -> Rows:
     for place, row in enumerate(read_records(path, Collected), start=1):
         scores = row.scores or (None,) * len(row.replies)
         members = row.members or ((),) * len(row.replies)
-        for what, found in (("scores", scores), ("members' scores", members)):
-            if len(found) != len(row.replies):
+        for what, given in (("scores", scores), ("members' scores", members)):
+            if len(given) != len(row.replies):
                 raise DataError(
-                    f"{path}:{place}: {len(found)} {what} of {len(row.replies)} replies", row.remedy
+                    f"{path}:{place}: {len(given)} {what} of {len(row.replies)} replies", row.remedy
                 )
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
-        replies = [(reply, name, *of) for reply, *of in zip(row.replies, scores, members, strict=True)]
-        yield prompt, replies, row.row
+        found = zip(row.replies, scores, members, strict=True)
+        yield prompt, [(reply, name, score, own) for reply, score, own in found], row.row
 
 
 def _of_policies(source: Chosen) -> Rows:

@@ -94,7 +94,9 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
         "steps": records[0]["steps"],
         "rejected": records[0]["rejected"],
         "seconds": sum(seconds),
-        "peak_memory_mb": max([peak_memory_mb(), *(record["peak_memory_mb"] or 0 for record in records)]),
+        "peak_memory_mb": max(
+            [peak_memory_mb() or 0, *(record["peak_memory_mb"] or 0 for record in records)]
+        ),
         "state_sha256": states,
     }
     finish(run, stage, facts)
@@ -121,8 +123,9 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     }
     write_json(target / SIDE_FILE, side)
     source = Source(str(target))
-    model, rows = load_reward_model(source), session.training_rows(stage=stage.name)
-    unit = dict(zip(("mean", "std"), normalisation(model, session.encoder(source), rows), strict=True))
+    rows = session.training_rows(stage=stage.name)
+    mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
+    unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
     write_text(target / "README.md", model_card(session, stage))
     for file in target.glob("*"):
