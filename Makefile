@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help sweeps fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
+.PHONY: help doctor-bench sweeps fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,11 @@ bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run p
 gpu-proof: ## prove this installation on the GPU that is here; JSON under benchmarks/results/gpu, page docs/gpu.md
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu/proof.py $(PARTS) \
 		$(if $(REHEARSE),--small --device cpu --out $(REHEARSE),--page docs/gpu.md)
+
+# What is finished is not run again. SEEDS and HEALTHY: fewer; SET=thresholds: the seeds that thresholds are set on.
+doctor-bench: $(VENV)/.installed-test ## plant faults in real small runs and see which the doctor finds (an hour)
+	$(ONE_THREAD) PYTHONPATH=src $(BIN)/python benchmarks/doctor/bench.py --set $(or $(SET),reported) \
+		--seeds $(or $(SEEDS),3) --healthy $(or $(HEALTHY),30)
 
 notebook: $(VENV)/.installed-test ## run the notebook from top to bottom
 	$(BIN)/jupyter-execute --timeout 1800 notebooks/preftune_colab.ipynb

@@ -20,6 +20,9 @@ SIDE_BY_SIDE = [
     "selftest",
     "study",
     "label",
+    "inspection",
+    "chat",
+    "export",
 ]  # they use what the chain offers, never each other
 ALLOWED = {name: set[str]() for name in LEAVES} | {
     "report": {"rundir", "config", "sums", "version", "records"},
@@ -34,12 +37,13 @@ ALLOWED["selftest"] -= {"runs", "measure"}  # it compares what computes
 for name in ("runs", "measure", "study"):
     ALLOWED[name] |= {"world"}
 ALLOWED["runs"] |= {"judges"}  # the language model that is asked
-for name in ("evaluation", "runs", "measure", "study", "label"):
+for name in ("evaluation", "runs", "measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"records"}
-for name in ("measure", "study", "label"):
+for name in ("measure", "study", "label", "inspection"):
     ALLOWED[name] |= {"report"}
-ALLOWED["api"] = {*LEAVES, *CHAIN, "audit"}
-ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records"}
+ALLOWED["watch"] = {*LEAVES, "records", "report", "runs"}
+ALLOWED["api"] = {*LEAVES, *CHAIN, "audit", "watch"}
+ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records", "watch"}
 ALLOWED["exits"] = set()
 ALLOWED["cli"] |= {"exits"}
 OPEN = {"errors", "kinds", "seeding", "untrusted", "faults", "stops", "isolated"}
@@ -47,7 +51,8 @@ TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap
 
 # Third-party packages that may appear in one place only.
-HOMES = {"accelerate": "training/learner.py", "peft": "models/adapter.py", "datasets": "data/"}
+HOMES: dict[str, str | tuple[str, ...]] = {"accelerate": ("training/learner.py", "training/track.py")}
+HOMES |= {"peft": "models/adapter.py", "datasets": "data/"}
 HOMES |= {"starlette": "label/", "uvicorn": "label/"}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 RUNS_CODE = {

@@ -146,13 +146,6 @@ def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:
     assert api.calls == [(("tiny", ("seed=1",)), named)]
 
 
-def test_sample_prints_prompt_and_response(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    api.result = [{"prompt": "Hi", "response": " there"}]
-    assert main(["sample", "r", "--policy", "ppo", "--prompt", "Hi"]) == 0
-    assert api.calls == [(("r", "ppo", ["Hi"]), {"seed": 0})]
-    assert "Hi there" in capsys.readouterr().out
-
-
 def test_dry_run_starts_nothing(api: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tiny", "seed=7", "--dry-run"]) == 0
     assert main(["train", "tiny", "dpo", "--dry-run"]) == 0

@@ -1,4 +1,4 @@
-"""The pipeline as Python functions: a run, its five stages, evaluation and samples of what is finished.
+"""The pipeline as Python functions: a run, its five stages, and the evaluation of what is finished.
 
 Configuration, data and the base model's whereabouts are checked here, before torch is loaded: a mistake is
 reported at once. What reads data is loaded after the look at the lock, which needs none of it.
@@ -17,18 +17,11 @@ from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stag
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import with_children
-from preftune.runs.inputs import (
-    absolute,
-    check_reward_functions,
-    mirrored_commits,
-    other_run,
-    recorded_commit,
-    recorded_commits,
-)
+from preftune.runs.inputs import absolute, check_reward_functions, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
+from preftune.runs.reopen import existing, found_data, reopen
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
-from preftune.sums import check_own
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
@@ -226,10 +219,10 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
     write evaluation/pairs-<name>/ and leave the rest as it is.
     """
     refuse_if_held(RunDir(Path(path)))
-    run = _existing(path)
+    run = existing(path)
     load_recipe(str(run.config))  # what is wrong with it is said before anything is written
     with handled(), held(run):
-        session = _reopen(path)
+        session = reopen(path)
         from preftune.measure.write_up import measure_and_report
         from preftune.runs.plan import check_kind
 
@@ -273,15 +266,6 @@ def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[st
     return result
 
 
-def sample(
-    path: str | Path, policy: str = "sft", prompts: Sequence[str] = (), seed: int = 0, n: int = 5
-) -> Iterator[dict[str, Any]]:
-    """Replies of a run's policy ("base" or a stage) to given prompts, or to `n` held-out ones."""
-    from preftune.measure.samples import replies
-
-    yield from replies(_reopen(path, write=False), policy.removeprefix("policy_"), prompts, seed, n)
-
-
 def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | None, resume: bool) -> Path:
     config = load_recipe(recipe, overrides).config
     name = next((n for n, stage in config.stage.items() if stage.algorithm == algorithm), None)
@@ -298,34 +282,17 @@ def _checked(
 ) -> "tuple[Dataset, Source | None]":
     """The data of a run and its base model, once it is clear that reward functions can be had too."""
     check_reward_functions(config)
-    return _found(config, run, mirror)
-
-
-def _found(
-    config: RunConfig, run: RunDir | None, mirror: str | None = None
-) -> "tuple[Dataset, Source | None]":
-    """The data of a run and its base model (None: from scratch); of the hub the commits that `run`, or else
-    its mirror, has recorded, if it has.
-    """
-    from preftune.models.locate import locate
-    from preftune.runs.sources import load_dataset, with_stage_data
-
-    known, name, base = mirrored_commits(mirror), config.data.name, config.model.base
-    commit = recorded_commit(run, name, "data") or known.get(f"data {name}")
-    dataset = load_dataset(config.data, config.seed, commit)
-    kept = {key.removeprefix("data "): value for key, value in known.items() if key.startswith("data ")}
-    dataset = with_stage_data(config, dataset, kept | recorded_commits(run))
-    if base == "scratch":
-        return dataset, None
-    return dataset, locate(base, recorded_commit(run, base, "base") or known.get(f"base {base}"))
+    return found_data(config, run, mirror)
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
     """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
     from preftune.runs.console import Console
     from preftune.runs.plan import show_plan
+    from preftune.watch.command import panel
 
-    console = Console(log=run.log(run.next_attempt()), quiet=not is_main_process())
+    log, quiet = run.log(run.next_attempt()), not is_main_process()
+    console = Console(log=log, quiet=quiet, panel=panel(run, config, stages))
     show_plan(console, config, dataset, run, stages)
     return console
 
@@ -367,31 +334,3 @@ def _write_result(file: Path, result: dict[str, Any]) -> None:
     if not file.resolve().parent.is_dir():
         raise InputMissing(f"cannot write {file}: there is no directory {file.parent}", hint="make it first")
     write_json(file, result)
-
-
-def _existing(path: str | Path) -> RunDir:
-    run = RunDir(Path(path))
-    if not run.config.is_file():
-        raise InputMissing(
-            f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
-        )
-    return run
-
-
-def _reopen(path: str | Path, *, write: bool = True) -> "Session":
-    """A session on a run that is there. Its reward functions are imported only where they are called: those
-    of stages have done their work. Without `write` nothing is written, and no lock is needed.
-    """
-    run = _existing(path)
-    check_own(run, run.config)
-    config = load_recipe(str(run.config)).config
-    if write:
-        check_reward_functions(config, stages=False)
-    dataset, base = _found(config, run)
-    from preftune.runs import runner
-    from preftune.runs.console import Console
-    from preftune.runs.session import Session
-
-    if write:
-        return runner.open_session(config, dataset, run, Console(), base=base, trains=False)
-    return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False, located=base)

@@ -10,13 +10,18 @@ from typing import Annotated
 
 import typer
 
+from preftune.chat.command import chat, sample
 from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
 from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
+from preftune.export.command import export
+from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted, end_with_parent, handled
-from preftune.untrusted import clean, holds_credential, printable
+from preftune.untrusted import holds_credential, printable
+from preftune.verify.command import verify_resume
+from preftune.watch.command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,6 +97,7 @@ def common(context: typer.Context, debug: Debug = False, version: Version = Fals
 
 
 app.command()(runs)
+app.command()(inspect)
 
 
 @app.command()
@@ -132,9 +138,7 @@ def evaluate(
     run: Run,
     pairs: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Score the models on this preference file (HH or TRL form) instead."
-        ),
+        typer.Option(metavar="FILE", help="Score the models on this preference file instead."),
     ] = None,
 ) -> None:
     """Evaluate the models of a run, on its own held-out rows or on other pairs."""
@@ -177,29 +181,31 @@ def audit(
         raise typer.Exit(DataError.code)
 
 
-@app.command()
-def sample(
-    run: Run,
-    policy: Annotated[str, typer.Option(help='A stage that trains a policy, or "base".')] = "sft",
-    prompt: Annotated[list[str] | None, typer.Option(help="What to reply to; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
-) -> None:
-    """Sample replies from a policy to your prompts, or to held-out ones."""
-    from preftune import api
-
-    for row in api.sample(run, policy, prompt or [], seed=seed):
-        typer.echo(clean(f"{row['prompt']}{row['response']}", None) + "\n")
-
-
+app.command()(sample)
+app.command()(chat)
+app.command()(export)
 app.command()(label)
+app.command()(watch)
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write ANALYSIS.md, figures and report.html from a run's files."""
+def report(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Directory of a run.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="One page over all runs in a folder (RUN; by default runs).")
+    ] = False,
+) -> None:
+    """Write ANALYSIS.md, figures and report.html from a run's files; or one page over all runs."""
     from preftune import report as reports
     from preftune.rundir import RunDir
 
+    if every:
+        from preftune.report.overview import build_all
+
+        typer.echo(build_all(run or "runs"))
+        return
+    if run is None:
+        raise UsageError("no run is named", "preftune report RUN, or preftune report --all")
     reports.build(run)
     typer.echo(RunDir(run).analysis_text)
     typer.echo(RunDir(run).report_page)
@@ -287,29 +293,7 @@ def study_seed(directory: str, seed: int, reports: bool = True, child: bool = Fa
         run_seed(Path(directory), seed, reports)
 
 
-@app.command("verify-resume")
-def verify_resume(
-    recipe: Recipe,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[STAGE] [KEY=VALUE]...", help="A stage (by default all), settings to change."
-        ),
-    ] = None,
-    kills: Annotated[int, typer.Option(min=1, help="How often each stage is killed.")] = 3,
-    seed: Annotated[int, typer.Option(help="Where it is killed follows from this number.")] = 0,
-) -> None:
-    """Train stages in one go and killed at random places; exit with 70 if results differ in one bit."""
-    from preftune.verify import resume
-
-    stages = [word for word in words or () if "=" not in word]
-    if len(stages) > 1:
-        raise UsageError(f"more than one stage: {' '.join(stages)}", hint="give one stage, or none for all")
-    overrides = [word for word in words or () if "=" in word]
-    stage = stages[0] if stages else None
-    verdicts = resume.verify_resume(recipe, stage, overrides, kills=kills, seed=seed, say=typer.echo)
-    typer.echo(resume.table(verdicts))
-    raise typer.Exit(PreftuneError.code if any(verdict.differs for verdict in verdicts) else 0)
+app.command("verify-resume")(verify_resume)
 
 
 @app.command()

@@ -147,6 +147,10 @@ class RunDir:
         """What a language model has answered to it so far, by question; they go when it is done."""
         return self.stage_dir(stage) / "answers.jsonl"
 
+    def live(self, stage: str) -> Path:
+        """What those who look on are told of a stage that is under way; it goes when that is done."""
+        return self.stage_dir(stage) / "live.json"
+
     def checkpoints(self, stage: str) -> Path:
         """Directory of step-N directories."""
         return self.stage_dir(stage) / "checkpoints"
@@ -236,7 +240,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises as `read_text`, and DataError for malformed JSON."""
     try:
-        return _decoded(json.loads(read_text(path)))
+        return decoded(json.loads(read_text(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", _DAMAGED) from None
     except ValueError as error:  # a number of more than 4,300 digits
@@ -276,7 +280,7 @@ def read_jsonl(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = _decoded(json.loads(line))
+            row = decoded(json.loads(line))
             if not isinstance(row, dict):
                 raise ValueError("expected a JSON object")
             rows.append(row)
@@ -347,7 +351,7 @@ def _strict(leaf: Any) -> Any:
     return f"\\{leaf}" if isinstance(leaf, str) and _SPELT_LIKE_ONE.fullmatch(leaf) else leaf
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """What `_encode` was given, from the value that its JSON has."""
 
     def change(leaf: Any) -> Any:

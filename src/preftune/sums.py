@@ -16,7 +16,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
 
 WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
-WRITTEN_FOLDERS += ("labels", "collected", ".aside")
+WRITTEN_FOLDERS += ("labels", "collected", "chats", ".aside")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"

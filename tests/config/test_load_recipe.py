@@ -19,7 +19,11 @@ from preftune.config import (
 from preftune.config.graph import parents
 from preftune.errors import ConfigError, PreftuneError, UsageError
 
-NEEDS_DATA = {"hh-scratch", "hh-smollm2"}
+NEEDS_DATA = {"hh-scratch", "hh-smollm2", "sentiment"}
+MORE_STAGES = {
+    "hh-scratch": {"rm2": "reward"},
+    "sentiment": {"pairs": "collect", "best": "sft", "ceiling": "ppo"},
+}
 
 
 def failure(recipe: str, *overrides: str) -> PreftuneError:
@@ -39,8 +43,8 @@ def test_shipped_recipe_loads_and_has_the_five_stages(name: str) -> None:
     config = load_recipe(name, overrides).config
     assert config.name == name
     found = {stage: settings.algorithm for stage, settings in config.stage.items()}
-    second = {"rm2": "reward"} if name == "hh-scratch" else {}
-    assert found == {"sft": "sft", "rm": "reward", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo"} | second
+    five = {"sft": "sft", "rm": "reward", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo"}
+    assert found == five | MORE_STAGES.get(name, {})
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -54,7 +58,8 @@ def test_every_line_of_a_shipped_recipe_says_what_it_sets(name: str) -> None:
 
 
 def test_six_recipes_are_shipped() -> None:
-    assert set(recipe_names()) == {"quickstart", "tiny", "hh-gpt2", "hh-colab", "hh-scratch", "hh-smollm2"}
+    hh = {"hh-gpt2", "hh-colab", "hh-scratch", "hh-smollm2"}
+    assert set(recipe_names()) == {"quickstart", "tiny", "sentiment"} | hh
 
 
 def test_colab_keeps_the_subset_sizes_of_the_replaced_pipeline() -> None:

@@ -3,17 +3,17 @@
 import pytest
 
 import preftune
-from preftune import api
 from preftune.config import load_recipe
 from preftune.data import prompt_hash
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.reopen import reopen
 from preftune.runs.sources import load_dataset
 
 POLICIES = ["base", "policy_sft", "policy_dpo", "best_of_4"]
 
 
 def test_the_halves_share_no_prompt_and_leave_nothing_out(second_judge_run: RunDir) -> None:
-    session = api._reopen(second_judge_run.path)
+    session = reopen(second_judge_run.path)
     first, second, everything = (session.training_rows(part) for part in ("first", "second", "all"))
     assert len(first) + len(second) == len(everything) == len(session.dataset.train)
     assert not {prompt_hash(row.prompt) for row in first} & {prompt_hash(row.prompt) for row in second}

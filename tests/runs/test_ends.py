@@ -173,9 +173,11 @@ def test_a_run_states_the_end_that_it_trained(base: Path, tmp_path: Path) -> Non
         0, ids.shape[1] :
     ].tolist()
     assert tokenizer.decode(reply) == "Ok.<|im_end|>"
-    (said,) = preftune.load_policy(tmp_path / "run/models/policy_sft").generate(
-        [[{"role": "user", "content": "Hi 3"}]], temperature=0
-    )
-    assert said == "Ok."
+    question = [{"role": "user", "content": "Hi 3"}]
+    # As finished text, too: its markers are tokens, not words.
+    written = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+    handle = preftune.load_policy(tmp_path / "run/models/policy_sft")
+    assert handle.generate([question, written], temperature=0) == ["Ok.", "Ok."]
+    assert handle.encoder.text(written) == ids[0].tolist()
     summary = json.loads((tmp_path / "run/evaluation/policy_sft.json").read_text())
     assert summary["eos_rate"]["value"] > 0.9

@@ -5,13 +5,13 @@ import torch
 
 import preftune
 from made_once import without_figures
-from preftune import api
 from preftune.config import PPOConfig
 from preftune.data import Preference, pad_sequences
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, RewardModel
 from preftune.models.scalar import score_head
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.reopen import reopen
 from preftune.runs.roles import critic_of
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
 
 @pytest.fixture(scope="module")
 def session(run: RunDir) -> Session:
-    return api._reopen(run.path)
+    return reopen(run.path)
 
 
 def scores(session: Session, model: RewardModel, rows: list[Preference]) -> torch.Tensor:

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 import preftune
-from preftune import api
 from preftune.cli import main
 from preftune.errors import DataError
 from preftune.measure.conditions import held_out_prompts, make_bench
 from preftune.rundir import RunDir, read_json
+from preftune.runs.reopen import reopen
 
 
 def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run: RunDir) -> None:
-    session = api._reopen(tiny_run.path)
+    session = reopen(tiny_run.path)
     bench, _ = make_bench(session, "sft", held_out_prompts(session), session.gold)
     own = bench.rows(bench.reference, lambda n: None)
     pool = bench.pool(bench.reference, lambda n: None, 4)

@@ -20,7 +20,7 @@ from preftune.training.loop import Plan, train
 from tiny import EOS, Judge, grouped, online, pairs, prompts, roles, sequences, state, unpaired
 
 STEPS = 5
-TIMES = ("time", "step_seconds")
+TIMES = ("time", "step_seconds", "sampling_seconds")
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
 BATCHES = {"sequences": sequences, "pairs": pairs, "unpaired": unpaired, "prompts": prompts}
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -102,6 +102,15 @@ class Algorithm(Protocol):
     def step(self, batch: Any) -> Metrics:
         """One step: one update of a batch of rows; or sample, score, and several updates."""
         ...
+
+
+@runtime_checkable
+class OnPolicy(Protocol):
+    """One that samples, in two halves: what was sampled, and what is learnt from it (its `advantages`)."""
+
+    def rollout(self, batch: Any) -> Any: ...
+
+    def experience(self, rollout: Any) -> Any: ...
 
 
 def averaged(updates: list[Metrics]) -> Metrics:

@@ -1,5 +1,6 @@
 """What on-policy algorithms share: collecting a rollout, passes of updates over it, numbers about it."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, Self, TypeVar
 
@@ -40,6 +41,7 @@ def sampled(
     """
     if scorer is None:
         raise UsageError(f"nothing scores the responses of {config.algorithm}", "give the algorithm a scorer")
+    began = time.monotonic()
     own = collect(
         batch,
         policy=roles.policy,
@@ -53,6 +55,7 @@ def sampled(
         batch_size=config.microbatch_size,
         say=learner.say_once,
     )
+    learner.note("sampling_seconds", torch.tensor(time.monotonic() - began))
     return of_all(own, learner.gather, config.items_per_row)
 
 

@@ -280,6 +280,11 @@ class RunConfig(Settings):
         default=300.0,
         description="Timeout in seconds of a reward function, per response.",
     )
+    track: Literal["tensorboard", "trackio", "wandb"] | None = Field(
+        default=None,
+        exclude_if=lambda kind: kind is None,  # the settings of runs from before this one stay what they were
+        description="Where the rows of metrics.jsonl go as well (docs/watch.md); changes no number.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")

@@ -1,6 +1,9 @@
 """How far two models are apart on given responses, from one forward pass of each."""
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from preftune.data import Sequences
 from preftune.functional.kl import categorical_kl
@@ -21,17 +24,41 @@ def divergences(
     negative (Rao-Blackwellised; Amini et al., arXiv:2504.10637). In float32, whatever the models are trained
     in: between two models of 135M, 3.85 nats read 3.48 in bfloat16.
     """
-    response = sequences.response
-    targets, rows = sequences.ids[response], response.nonzero()[:, 0]
-    models = [role.model for role in (policy, other)]
+    rows = sequences.response.nonzero()[:, 0]
     k1, exact = (torch.zeros(len(sequences), device=rows.device) for _ in range(2))
+    for part, log_ratio, kl in _by_token(policy, other, sequences, temperature):
+        k1.index_add_(0, rows[part], log_ratio)
+        exact.index_add_(0, rows[part], kl)
+    return k1.tolist(), exact.tolist()
+
+
+@torch.no_grad()
+def token_divergences(
+    policy: Policy | Reference, other: Policy | Reference, sequences: Sequences, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The terms of both sums, each at its token: two (B, T), 0 off the responses."""
+    found = list(_by_token(policy, other, sequences, temperature))
+    response = sequences.response
+
+    def placed(parts: list[Tensor]) -> Tensor:
+        values = torch.cat(parts)
+        return torch.zeros(response.shape).to(values).masked_scatter(response, values)
+
+    return placed([ratio for _, ratio, _ in found]), placed([kl for _, _, kl in found])
+
+
+def _by_token(
+    policy: Policy | Reference, other: Policy | Reference, sequences: Sequences, temperature: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """log π(y_t) - log π_other(y_t) and KL(π || π_other) of response tokens, some at a time: (n,) each."""
+    response = sequences.response
+    targets = sequences.ids[response]
+    models = [role.model for role in (policy, other)]
     states = [predicting_states(model, sequences, response) for model in models]
-    for start in range(0, len(rows), _CHUNK):
+    for start in range(0, len(targets), _CHUNK):
         part = slice(start, start + _CHUNK)
         ours, theirs = (logits_of(m, state[part]) for m, state in zip(models, states, strict=True))
         log_ratio = gather_logprobs(ours, targets[part], temperature) - gather_logprobs(
             theirs, targets[part], temperature
         )
-        k1.index_add_(0, rows[part], log_ratio)
-        exact.index_add_(0, rows[part], categorical_kl(ours, theirs, temperature))
-    return k1.tolist(), exact.tolist()
+        yield part, log_ratio, categorical_kl(ours, theirs, temperature)

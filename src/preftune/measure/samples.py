@@ -1,6 +1,6 @@
 """Replies of a run's policies on demand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.data import Dialogue, Turn
@@ -15,9 +15,11 @@ from preftune.seeding import derive_seed
 
 
 def replies(
-    session: Session, stage: str, prompts: Sequence[str], seed: int, n: int
+    session: Session, stage: str, prompts: Sequence[str], seed: int, n: int, changes: Mapping[str, Any] = {}
 ) -> Iterator[dict[str, Any]]:
-    """One reply to each prompt, or to `n` held-out prompts if none is given."""
+    """One reply to each prompt, or to `n` held-out prompts if none is given. `changes`: to the evaluation's
+    settings.
+    """
     policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
         raise UsageError(
@@ -27,7 +29,7 @@ def replies(
         raise InputMissing(
             f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"
         )
-    source, settings = session.source(stage), session.config.evaluation
+    source, settings = session.source(stage), session.config.evaluation.model_copy(update=changes)
     dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]
     dialogues = dialogues or [row.prompt for row in distinct(session.shuffled(session.dataset.test), n)]
     encoder, policy = session.encoder(source, settings.max_new_tokens), Policy(load_causal_lm(source))

@@ -14,6 +14,7 @@ CAUTIONS = 3  # of the most damaging; the report has all
 def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     """Evaluate, write the report, show the table and say where everything lies."""
     from preftune import report  # here, since matplotlib takes a second and training need not wait for it
+    from preftune.measure.expected import outcome
 
     run, console = session.run, session.console
     evaluate_run(session, stages)
@@ -33,6 +34,8 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     console.line(report.summary(view))
     for caution in report.cautions(view)[:CAUTIONS]:
         console.line(f"caution: {caution}")
+    if expected := outcome(view, session.config):
+        console.line(expected)
     for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
         if path.exists():  # a full disk may have kept the report away
             console.line(f"{what + ':':<10}{path}")

@@ -1,7 +1,8 @@
 """What a run says of itself and what its policies said: run.json, origins.json, data.json, the samples."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -92,3 +93,45 @@ class SampleRow(Record):
     k1: Number | None = None
     length: int | None = None
     ended: bool | None = None
+
+
+TOKENS = "tokens.jsonl"  # in analysis/
+
+
+class TokenRow(Record):
+    """A reply token by token, as `preftune inspect RUN --report` wrote it. Each list has a number a token, or
+    is empty: log π/π_ref, exact KL(π || π_ref) in nats, the advantage, the score if the reply ended there.
+    """
+
+    versioned: ClassVar[bool] = False
+    remedy: ClassVar[str] = "preftune inspect RUN --report makes it anew"
+
+    stage: str
+    key: str = ""  # of the stage that made the policy
+    reference: str = ""
+    row: str = ""  # of the training data
+    prompt: str = ""
+    texts: Several[str] = ()
+    log_ratio: Several[Number] = ()
+    kl: Several[Number] = ()
+    advantage: Several[Number] = ()
+    score: Several[Number] = ()
+    reward: Number | None = None  # the score of the whole reply
+    ended: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_a_token(self) -> Self:
+        for name in MEASURES:
+            if (numbers := getattr(self, name)) and len(numbers) != len(self.texts):
+                raise ValueError(f"{name} has {len(numbers)} numbers for {len(self.texts)} tokens")
+        return self
+
+    def measures(self) -> Mapping[str, Sequence[float]]:
+        """What there is, by name; of the score, what each token did to it."""
+        found = {words: list(getattr(self, name)) for name, words in MEASURES.items() if getattr(self, name)}
+        if scores := found.get(MEASURES["score"]):
+            found[MEASURES["score"]] = [0.0, *(after - before for before, after in pairwise(scores))]
+        return found
+
+
+MEASURES = {"log_ratio": "log-ratio", "kl": "KL", "advantage": "advantage", "score": "change of the score"}

@@ -44,6 +44,22 @@ class StageRecord(Record):
         write_sealed(path, row)
 
 
+class LiveRecord(Record):
+    """live.json, for those who look on: the steps of the stage, tokens that one of them learns from (None:
+    its metrics say), and one reply to a prompt, before the first step and as of a step since then.
+    """
+
+    remedy: ClassVar[str] = StageRecord.remedy
+
+    steps: int = Field(ge=0, le=1 << 53)
+    tokens: Number | None = None
+    start: str = ""  # the stage, or "base", that the policy began as
+    prompt: str = ""
+    before: str = ""
+    now: str = ""
+    step: int = 0
+
+
 class MetricsRow(Record):
     """What one step logged: numbers by name, those that are not finite included."""
 

@@ -11,6 +11,7 @@ from preftune.report.sections.data import data_blocks
 from preftune.report.sections.explorers import mistakes, samples
 from preftune.report.sections.reward_model import reward_model_blocks, tag_table
 from preftune.report.sections.setup import configuration, setup
+from preftune.report.sections.tokens import tokens
 from preftune.report.text import Code, Prose, join, name
 from preftune.report.view import RunView
 
@@ -26,6 +27,7 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
         _training(run, figures),
         _reward_model(run, figures),
         _samples(run),
+        tokens(run),
         _mistakes(run),
         _data(run),
         setup(run),

@@ -20,7 +20,7 @@ from preftune.records.policy import (
     policy_files,
 )
 from preftune.records.reward_model import Mistake, RewardModelRecord
-from preftune.records.run import DataRecord, OriginsRecord, RunRecord, SampleRow
+from preftune.records.run import TOKENS, DataRecord, OriginsRecord, RunRecord, SampleRow, TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
 from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView
@@ -47,7 +47,7 @@ def load_run(run: RunDir) -> RunView:
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
     config = settings_of(run.config, config_text)
-    stages = tuple(_stage(run, name) for name in _stage_names(run, config))
+    stages = tuple(_stage(run, name, config) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     policies = _policies(run.comparisons.parent, PolicyRecord, names)
     samples = {policy: tuple(read_records(path, SampleRow)) for policy, path in run.samples_files().items()}
@@ -69,8 +69,16 @@ def load_run(run: RunDir) -> RunView:
         comparisons=tuple(read_records(run.comparisons, Comparison)) if run.comparisons.exists() else (),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_records(run.mistakes, Mistake)) if run.mistakes.exists() else (),
+        tokens=_tokens(run.analysis_details / TOKENS, stages),
         missing=_missing(run, stages, {policy.policy for policy in policies}),
     )
+
+
+def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
+    """Without those of a policy that was trained again since."""
+    keys = {stage.name: stage.record.key for stage in stages}
+    rows = read_records(path, TokenRow) if path.exists() else []
+    return tuple(row for row in rows if keys.get(row.stage) == row.key)
 
 
 def check_intact(run: RunDir) -> None:
@@ -118,7 +126,7 @@ def _stage_names(run: RunDir, config: Row) -> list[str]:
     )
 
 
-def _stage(run: RunDir, name: str) -> StageView:
+def _stage(run: RunDir, name: str, config: Row) -> StageView:
     file, metrics = run.stage_json(name), run.metrics(name)
     record = read_record(file, StageRecord) if file.exists() else StageRecord()
     started, whole = run.stage_dir(name).is_dir(), record.status == "finished"
@@ -127,6 +135,7 @@ def _stage(run: RunDir, name: str) -> StageView:
         status=record.status or ("unfinished" if started else NOT_STARTED),
         record=record,
         metrics=tuple(read_records(metrics, MetricsRow, whole=whole)) if metrics.exists() else (),
+        settings=config.get("stage", {}).get(name, {}),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from preftune.records.policy import MAX_LABEL, BestOf, Comparison, PairsFile, PairsPolicy, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
-from preftune.records.run import DataRecord, RunRecord, SampleRow
+from preftune.records.run import DataRecord, RunRecord, SampleRow, TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
 from preftune.rundir import BASE
@@ -24,6 +24,7 @@ class StageView:
     status: str
     record: StageRecord
     metrics: tuple[MetricsRow, ...] = ()
+    settings: Row = field(default_factory=dict)
 
     @property
     def algorithm(self) -> str:
@@ -60,6 +61,7 @@ class RunView:
     other_pairs: tuple[OtherPairs, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)  # by dotted key: default, recipe, command line
     recipe: str = ""
+    tokens: tuple[TokenRow, ...] = ()  # replies that were looked up token by token
 
     def policy(self, name: str) -> PolicyRecord | None:
         """The policy of that name, if it was evaluated."""

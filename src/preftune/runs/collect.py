@@ -29,6 +29,7 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from preftune.runs.feed import row_name
 from preftune.runs.llm_judge import LLMJudge, llm_judge
+from preftune.runs.onlookers import tell
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -142,6 +143,8 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     steps = config.steps_on(len(collector.rows))
     done = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
     with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
+        if learner.is_main:
+            tell(session, stage, {"steps": steps, "start": config.init})
         for step in _logged(session, collector, done, steps, learner):
             on_step(*step)
     if learner.is_main:

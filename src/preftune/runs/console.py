@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: the plan, one progress bar a stage, and the table at the end."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,15 +29,19 @@ from preftune.untrusted import printable
 
 _LINE_SECONDS = 30  # between lines where no bar can be shown
 
+Panel = Callable[[RichConsole], RenderableType]
+
 _HEADLINE = {"loss": "loss"}  # of a base model that is pretrained
 
 
 class Console:
     """Plain lines where the output is not a terminal; never interprets markup in data."""
 
-    def __init__(self, log: Path | None = None, quiet: bool = False) -> None:
+    def __init__(self, log: Path | None = None, quiet: bool = False, panel: Panel | None = None) -> None:
+        """`panel`: what is shown on a terminal while a stage goes on, instead of a bar."""
         self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
         self._log = None if quiet else log
+        self._panel = panel
 
     def line(self, text: str) -> None:
         """One line, to the terminal and to the log of this attempt. Nothing in it is trusted."""
@@ -72,9 +79,14 @@ class Console:
     def progress(
         self, stage: str, algorithm: str, steps: int
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """A bar with ETA; the body calls the function it is given with (step, metrics). Where the output is
-        no terminal, a line now and then instead.
+        """The panel, or a bar with ETA; the body calls the function it is given with (step, metrics). Where
+        nothing can be drawn, a line now and then instead.
         """
+        if (panel := self._panel) is not None and is_live(self._out):
+            looks = {"console": self._out, "refresh_per_second": 1, "transient": True}
+            with Live(get_renderable=lambda: panel(self._out), **looks):
+                yield lambda step, metrics: None
+            return
         kind = config_of(algorithm)
         shown = kind.headline if kind else _HEADLINE
         with self._bar() as bar:
@@ -87,7 +99,7 @@ class Console:
                     f"{name} {metrics[key]:.3g}" for key, name in shown.items() if key in metrics
                 )
                 bar.update(task, completed=step, info=info)
-                if not self._out.is_terminal and time.monotonic() - said > _LINE_SECONDS:
+                if not is_live(self._out) and time.monotonic() - said > _LINE_SECONDS:
                     said = time.monotonic()
                     self.line(f"{stage:<12} step {step} of {steps}  {info}")
 
@@ -126,8 +138,16 @@ class Console:
             TextColumn("{task.fields[info]}", markup=False),
             console=self._out,
             transient=True,
-            disable=not self._out.is_terminal,
+            disable=not is_live(self._out),
         )
+
+
+def is_live(out: RichConsole) -> bool:
+    """Whether pictures may be drawn over each other: on a terminal that can move its cursor, and not where
+    NO_COLOR or CI asks for plain lines.
+    """
+    plain = any(os.environ.get(name, "") for name in ("NO_COLOR", "CI"))
+    return out.is_terminal and not out.is_dumb_terminal and not plain
 
 
 def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:

@@ -25,4 +25,5 @@ class Job:
     rows_at: Callable[[int], list[str]]  # names of the data rows of a step
     imitates: bool = False  # its loss on held-out rows says something
     updates: int = 1  # of the weights, in a step
+    tokens: float | None = None  # that a step learns from, on average, where its rows are known before it
     rejected: dict[str, int] = field(default_factory=dict)

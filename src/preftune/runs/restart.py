@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from preftune.records.run import TOKENS
 from preftune.rundir import RunDir
 from preftune.runs.stages import SIDE_FILE
 from preftune.sums import listed, read_sealed, refuse_links
@@ -21,6 +22,7 @@ _OF_A_STAGE = (
     "parts/*.json",
     "replies.jsonl",
     "answers.jsonl",
+    "live.json",
 )
 _POLICIES = ("base.json", "policy_*.json", "best_of_*.json")
 _OF_AN_EVALUATION = (*_POLICIES, "reward_model*.json", "comparisons.jsonl")
@@ -72,7 +74,7 @@ def _written(run: RunDir) -> Iterator[Path]:
     )
     yield from sorted(run.log(1).parent.glob("attempt-[0-9]*.log"))
     files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
-    files += (run.report_record, *run.samples_files().values())
+    files += (run.report_record, run.analysis_details / TOKENS, *run.samples_files().values())
     yield from (file for file in files if file.is_file())
 
 

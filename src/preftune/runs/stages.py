@@ -255,7 +255,7 @@ def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> N
     last = sorted(folder.glob("step-*"))[-1:] if keep_last else []
     for path in [path for path in folder.glob("*") if path not in last] if last else [folder]:
         shutil.rmtree(path, ignore_errors=True)
-    for log in (run.replies(stage.name), run.answers(stage.name)):
+    for log in (run.replies(stage.name), run.answers(stage.name), run.live(stage.name)):
         log.unlink(missing_ok=True)
 
 

@@ -18,6 +18,7 @@ from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
 from preftune.runs.job import Job
+from preftune.runs.onlookers import onlookers
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import keep_rows, make_roles
 from preftune.runs.save import finished_model
@@ -49,8 +50,11 @@ def run_stage(session: Session, stage: Stage) -> bool:
             session.console.line(f"{stage.name:<12} {longer}")
         begin(session.run, stage)
     plan = _plan(session, stage, job)
-    with session.console.progress(stage.name, stage.algorithm, job.steps) as on_step:
-        train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, on_step)
+    with (
+        session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
+        onlookers(session, stage, job, on_step) as looks,
+    ):
+        train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, looks)
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         facts |= {"steps": job.steps, "rejected": job.rejected, **_validation(session, job)}
@@ -121,6 +125,7 @@ def _prepare(session: Session, name: str) -> Job:
         imitates=config.imitates,
         rows_at=feed.names_at,
         updates=config.updates_per_step * len(kind.trains),
+        tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,
         rejected=feed.rejected,
     )
 
@@ -179,6 +184,7 @@ def _pretraining(session: Session) -> Job:
         encoder=encoder,
         model=policy,
         imitates=True,
+        tokens=sum(map(len, documents)) / len(documents) * scratch.batch_size,
         rows_at=lambda step: [f"document {i}" for i in batches[step]],
     )
 

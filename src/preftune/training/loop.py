@@ -70,6 +70,7 @@ def train(
                 raise keeper.stopped(step, stop.number) from None
             skipped = bool(learner.not_finite)
             times = {"lr_factor": factor, "step_seconds": time.monotonic() - began}
+            times["sampling_seconds"] = float(learner.noted.get("sampling_seconds", 0.0))
             row = {**metrics, "skipped": float(skipped), **times}
             record.took(step, row)
             if skipped:

@@ -12,7 +12,7 @@ from typing import Any
 from preftune import faults
 from preftune.rundir import RunDir, read_json, read_jsonl, sha256_file
 
-TIMES = frozenset({"time", "step_seconds"})  # of metrics: what two runs may differ in
+TIMES = frozenset({"time", "step_seconds", "sampling_seconds"})  # of metrics: what two runs may differ in
 
 
 class Lives:

@@ -38,6 +38,17 @@ class Pathology:
             yield Finding(self.kind, where, evidence, self.reason, self.remedy)
 
 
+def in_stages(look: Callable[[StageView], str | None]) -> Callable[[RunView], Iterator[Symptom]]:
+    """A look at one stage, at every stage of a run. It gives the evidence, None where all is well."""
+
+    def looked(run: RunView) -> Iterator[Symptom]:
+        for stage in run.stages:
+            if evidence := look(stage):
+                yield stage.name, evidence
+
+    return looked
+
+
 def course(stage: StageView, *names: str) -> list[float]:
     """The finite values of the first of these metrics that the stage writes, one a step."""
     rows = stage.metrics

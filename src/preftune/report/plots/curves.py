@@ -24,7 +24,9 @@ FIRST = (
     "reward_std", "val/explained_variance", "policy/entropy_avg", "entropy", "rewards/chosen",
     "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
 )  # fmt: skip
-SKIPPED = frozenset({"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "kl_coef"})
+SKIPPED = frozenset(
+    {"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "sampling_seconds", "kl_coef"}
+)
 
 
 def curves(stage: StageView) -> dict[str, Points]:

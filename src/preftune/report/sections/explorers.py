@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from preftune.records.reward_model import Mistake
 from preftune.records.run import SampleRow
 from preftune.report.blocks import Card, Explorer, Passage
+from preftune.report.shades import level, scale_of
 from preftune.report.text import MAX_QUOTE, clean, cut_note, number
 from preftune.report.view import RunView
 
@@ -15,7 +16,6 @@ from preftune.report.view import RunView
 SAMPLE_BYTES = 1_200_000
 MISTAKE_BYTES = 900_000
 CARD_BYTES, PASSAGE_BYTES, SHADE_BYTES = 400, 90, 20  # markup around the text
-LEVELS = 4
 SHADED = 200  # mistakes whose tokens set the scale of the shades
 QUOTED = 5
 MAX_TOKENS = 256  # scores of tokens that the evaluation records for one response
@@ -133,32 +133,35 @@ def _moves(tokens: Tokens) -> list[tuple[str, float]]:
 
 
 def _scale(rows: Iterable[Mistake]) -> float:
-    """The change that gets the darkest shade: 95 % of all changes are smaller."""
-    sizes = sorted(
-        abs(move)
+    """What the darkest shade stands for."""
+    return scale_of(
+        move
         for row in rows
         for tokens in (row.tokens_chosen, row.tokens_rejected)
         for _, move in _moves(tokens)
     )
-    return sizes[int(0.95 * len(sizes))] if sizes else 0.0
 
 
 def _shades(tokens: Tokens, scale: float, length: int) -> Iterator[tuple[str, int]]:
+    """Tokens by what each did to the score, with a note of what is not shown of a text of `length`."""
+    yield from shaded(_moves(tokens), scale)
+    shown = min(sum(len(text) for text, _ in tokens), MAX_QUOTE)
+    unread = shown < MAX_QUOTE and len(tokens) < MAX_TOKENS  # it ends where the reward model stopped reading
+    if length > shown + 1:  # decoding may drop a blank at the start
+        yield (f" … ({length - shown} more characters, not read)" if unread else cut_note(length - shown)), 0
+
+
+def shaded(moves: Iterable[tuple[str, float]], scale: float) -> Iterator[tuple[str, int]]:
     """Neighbours of one level together, cut at MAX_QUOTE characters like any text."""
     pieces: list[tuple[str, int]] = []
     room = MAX_QUOTE
-    for text, move in _moves(tokens):
-        level = round(LEVELS * max(-1.0, min(1.0, move / scale))) if scale > 0 else 0
+    for text, move in moves:
         part, room = text[:room], room - min(len(text), room)
-        if pieces and pieces[-1][1] == level:
-            pieces[-1] = (pieces[-1][0] + part, level)
+        if pieces and pieces[-1][1] == level(move, scale):
+            pieces[-1] = (pieces[-1][0] + part, pieces[-1][1])
         elif part:
-            pieces.append((part, level))
-    shown = sum(len(text) for text, _ in pieces)
-    yield from ((clean(text, None), level) for text, level in pieces)
-    unread = room > 0 and len(tokens) < MAX_TOKENS  # the list ends where the reward model stopped reading
-    if length > shown + 1:  # decoding may drop a blank at the start
-        yield (f" … ({length - shown} more characters, not read)" if unread else cut_note(length - shown)), 0
+            pieces.append((part, level(move, scale)))
+    yield from ((clean(text, None), shade) for text, shade in pieces)
 
 
 def _finite(value: float | None) -> float | None:

@@ -22,11 +22,19 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 
 def page_text(run: RunView, sections: Iterable[Section], pictures: Mapping[str, str]) -> str:
     """The whole page. `pictures` maps figure files to SVG text."""
+    return page_of(name(run.name), summary(run), sections, pictures, beside="ANALYSIS.md")
+
+
+def page_of(
+    title: str, verdict: str, sections: Iterable[Section], pictures: Mapping[str, str], *, beside: str
+) -> str:
+    """A page with a sentence under its title. `beside`: the file that says the same, if there is one."""
     environment = _environment()
     style, script = (environment.get_template(file).render() for file in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
-        title=name(run.name),
-        summary=summary(run),
+        title=title,
+        summary=verdict,
+        beside=beside,
         sections=tuple(sections),
         images={file: data_image(svg) for file, svg in pictures.items()},
         policy=content_policy(script, style),

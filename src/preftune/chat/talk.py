@@ -1,0 +1,137 @@
+"""One conversation with several policies: all reply to the same turns; it goes on with one of the replies.
+
+Replies are sampled and measured as in the evaluation, in the form that the run trained with. A preference is
+kept as TRL's rows in chats/preferences.jsonl of the run, where `stage.NAME.data` finds it.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from preftune.data import Dialogue, Preference, Turn
+from preftune.data.pairing import prompt_of, reply_of
+from preftune.errors import DataError, UsageError
+from preftune.evaluation.policy import Bench, Row
+from preftune.measure.conditions import frozen_policy, make_bench
+from preftune.measure.evaluate import policies_of, reference_stage
+from preftune.models.roles import Policy
+from preftune.rundir import RunDir, append_jsonl
+from preftune.runs.session import Session
+from preftune.seeding import derive_seed
+from preftune.sums import refuse_links
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def preferences_file(run: RunDir) -> Path:
+    """Where what was preferred in conversations is kept."""
+    return run.path / "chats" / "preferences.jsonl"
+
+
+@dataclass(slots=True, kw_only=True)
+class Talk:
+    """The state of a conversation. `prompts` is the one list that the bench reads its prompt from."""
+
+    run: RunDir
+    bench: Bench
+    prompts: list[Preference]
+    policies: Mapping[str, Policy]
+    seed: int
+    turns: list[Turn] = field(default_factory=list)
+    replies: list[Row] = field(default_factory=list)  # to the last turn, one a policy
+    asked: int = 0  # times: each has draws of its own
+
+    def say(self, text: str) -> list[Row]:
+        """What every policy replies. An unanswered turn before it goes on with the first reply."""
+        if self.replies:
+            self.take(0)
+        self.turns.append(Turn("human", f" {text.strip()}"))
+        return self.again()
+
+    def again(self) -> list[Row]:
+        """Other replies to the same turns. UsageError where nothing was said."""
+        if not self.turns:
+            raise UsageError("nothing was said yet", "write something first")
+        dialogue = Dialogue(self.turns)
+        self.prompts[:] = [Preference(prompt=dialogue, chosen="", rejected="", row=0)]
+        bench = replace(
+            self.bench, seed=derive_seed(self.seed, "chat", self.asked), gold=self._gold(dialogue)
+        )
+        self.asked += 1
+        self.replies = [bench.rows(policy, lambda n: None)[0] for policy in self.policies.values()]
+        return self.replies
+
+    def _gold(self, dialogue: Dialogue) -> Any:
+        """The world's score by rule, for a prompt that the world makes."""
+        if self.bench.gold is not None:
+            with suppress(DataError):
+                self.bench.gold(dialogue.transcript(), "", True)
+                return self.bench.gold
+        return None
+
+    def take(self, place: int) -> None:
+        """Go on with one of the replies."""
+        self.turns.append(Turn("assistant", self.replies[place]["response"]))
+        self.replies = []
+
+    def better(self, place: int) -> int:
+        """Keep that one reply is better than each other one, and go on with it; how many pairs that gave:
+        none with a reply of the same text.
+        """
+        plain, names = self.bench.encoder.form == "plain", list(self.policies)
+        chosen, prompt = self.replies[place], prompt_of(Dialogue(self.turns), plain)
+        refuse_links(self.run)
+        kept = 0
+        for other, row in enumerate(self.replies):
+            if row["response"].strip() == chosen["response"].strip():
+                continue
+            append_jsonl(
+                preferences_file(self.run),
+                {
+                    "prompt": prompt,
+                    "chosen": reply_of(chosen["response"], plain),
+                    "rejected": reply_of(row["response"], plain),
+                    "policy_chosen": names[place],
+                    "policy_rejected": names[other],
+                    "judge": "people:chat",
+                },
+            )
+            kept += 1
+        self.take(place)
+        return kept
+
+    def forget(self) -> None:
+        """Begin a new conversation."""
+        self.turns, self.replies = [], []
+
+
+def open_talk(
+    session: Session, names: Sequence[str], seed: int, temperature: float | None, max_new_tokens: int | None
+) -> Talk:
+    """The policies of a run, with all that measures their replies."""
+    if temperature == 0:
+        raise UsageError("greedy replies have no KL", "give a small --temperature such as 0.1, or use sample")
+    trained = [name for name in policies_of(session, list(session.config.stage)) if session.is_trained(name)]
+    prompts = list[Preference]()
+    bench, learner = make_bench(session, reference_stage(session, trained), prompts, session.gold)
+    settings = bench.settings.model_copy(update=changed(temperature, max_new_tokens))
+    encoder = session.encoder(session.source(names[0]), settings.max_new_tokens)
+    return Talk(
+        run=session.run,
+        bench=replace(bench, settings=settings, encoder=encoder),
+        prompts=prompts,
+        policies={name: frozen_policy(session, learner, name) for name in names},
+        seed=seed,
+    )
+
+
+def changed(temperature: float | None, max_new_tokens: int | None) -> dict[str, Any]:
+    """What is asked for instead of the evaluation's settings. UsageError for what cannot be sampled."""
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise UsageError(f"--temperature {temperature} is no temperature", "0 is greedy, 1 as trained")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 is the least", "give a larger number")
+    wanted = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    return {key: value for key, value in wanted.items() if value is not None}

@@ -1,0 +1,55 @@
+"""Tokens as people see them: the text of each, and the part of the dialogue that it belongs to."""
+
+from collections.abc import Sequence
+
+from preftune.data.dialogue import Dialogue
+from preftune.data.encode import Encoder
+
+TEMPLATE, REPLY, END, PADDING = "template", "reply", "end", "padding"  # besides human, assistant and system
+_HALF = "\ufffd"  # what a part of a character decodes to
+_FEW = 4  # characters: a shorter rest of a turn may stand anywhere
+
+
+def pieces(encoder: Encoder, ids: Sequence[int]) -> list[str]:
+    """The text of each token behind those before it; a character of several tokens stands with its last."""
+    found, whole = list[str](), ""
+    for end in range(1, len(ids) + 1):
+        text = encoder.text_of(ids[:end])
+        if text.endswith(_HALF) and end < len(ids):
+            found.append("")
+            continue
+        found.append(text[len(whole) :])
+        whole = text
+    return found
+
+
+def parts_of_prompt(texts: Sequence[str], prompt: Dialogue) -> list[str]:
+    """Who speaks in each token of an encoded prompt: "human", "assistant", "system", or "template" for what
+    stands around the turns. A turn that was cut from the left is known by its rest.
+    """
+    text, owners = "".join(texts), list[str]()
+    owners += [TEMPLATE] * len(text)
+    end = len(text)
+    for turn in reversed(prompt):
+        said = turn.text.strip()
+        size = _longest_rest(said, text[:end])
+        if size < min(_FEW, len(said)) or not said:
+            continue
+        start = text.rfind(said[len(said) - size :], 0, end)
+        owners[start : start + size] = [turn.role] * size
+        end = start
+    found, at = list[str](), 0
+    for piece in texts:
+        own = [owner for owner in owners[at : at + len(piece)] if owner != TEMPLATE]
+        found.append(own[0] if own else TEMPLATE)
+        at += len(piece)
+    return found
+
+
+def _longest_rest(said: str, text: str) -> int:
+    """Characters of the longest end of `said` that stands in `text`: an end of an end stands there, too."""
+    low, high = 0, len(said)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if said[len(said) - middle :] in text else (low, middle - 1)
+    return low

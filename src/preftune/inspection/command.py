@@ -1,0 +1,158 @@
+"""`preftune inspect`: a recipe, a run, or a file of rows, looked at closely. Nothing is trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from preftune.errors import InputMissing, UsageError, meant
+from preftune.rundir import RunDir, json_text, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from preftune.runs.session import Session
+
+
+def inspect(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE or RUN] [ROW] [KEY=VALUE]...",
+            help="What to look at, the number of a training row (by default the first taken), settings.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Look at these rows instead: repeats, contradictions, length bias, overlap, phrases.",
+        ),
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="This stage alone; may be repeated.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Keep a run's replies by token, and put them into its report.")
+    ] = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what is shown to FILE as data; - prints it instead."),
+    ] = None,
+) -> None:
+    """Show what a stage sees of a row, token by token; of a run, what its policies did; or check data."""
+    from rich.console import Console
+
+    place, row, overrides = _parts(words or ())
+    console = Console(highlight=False, soft_wrap=True, quiet=json == "-")
+    if data is not None:
+        if place is not None or report or stage:
+            raise UsageError("--data looks at rows alone", "leave out recipe, --stage and --report")
+        result: Any = _data(console, data, overrides)
+    elif place is None:
+        raise UsageError("nothing to look at", "preftune inspect RECIPE, inspect RUN or inspect --data PATH")
+    else:
+        result = _tokens(console, place, row, overrides, stage or (), report)
+    if json == "-":
+        typer.echo(json_text(result), nl=False)
+    elif json is not None:
+        if not Path(json).resolve().parent.is_dir():
+            raise InputMissing(f"cannot write {json}: there is no such directory", "make it first")
+        write_json(Path(json), result)
+
+
+def _parts(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:
+    """What to look at, the row, and settings."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    rest = [word for word in words if word not in overrides]
+    rows = [word for word in rest[1:] if word.isascii() and word.isdigit()]
+    if len(rest) - len(rows) > 1 or len(rows) > 1:
+        raise UsageError(f"cannot read {' '.join(rest)!r}", "give one recipe or run, and the number of a row")
+    return (rest[0] if rest else None), (int(rows[0]) if rows else None), overrides
+
+
+def _data(console: "Console", path: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    from preftune.config import load_recipe
+    from preftune.inspection.dataset import examine, lines
+    from preftune.inspection.paint import paint_findings
+    from preftune.runs.sources import load_dataset
+
+    config = load_recipe("tiny", overrides).config
+    settings = config.data.model_copy(update={"name": path})
+    dataset = load_dataset(settings, config.seed)
+    found = examine(dataset)
+    paint_findings(console, list(lines(dataset, found)))
+    return [asdict(finding) for finding in found]
+
+
+def _tokens(
+    console: "Console",
+    place: str,
+    row: int | None,
+    overrides: Sequence[str],
+    stages: Sequence[str],
+    report: bool,
+) -> dict[str, Any]:
+    is_run = RunDir(place).config.is_file()
+    if is_run and overrides:
+        raise UsageError("a run has its settings", "leave them out, or give a recipe")
+    if not is_run and report:
+        raise UsageError("a recipe has no report", "give the directory of a run")
+    session = _session(place, is_run, overrides)
+    known = list(session.config.stage)
+    if bad := [name for name in stages if name not in known]:
+        raise UsageError(
+            f"there is no stage {bad[0]!r}", f"{meant(bad[0], known)}the stages are: {', '.join(known)}"
+        )
+    from preftune.inspection.paint import paint_replies, paint_views
+    from preftune.inspection.rows import asked_row, views
+
+    asked = asked_row(session, row)
+    seen = list(views(session, stages or known, asked, only=row is not None))
+    paint_views(console, seen)
+    result: dict[str, Any] = {"rows": [asdict(view) for view in seen], "replies": []}
+    if is_run:
+        from preftune.inspection.replies import note_of, token_rows, trained_policies
+
+        for name in trained_policies(session, stages or known):
+            rows = token_rows(session, name, asked)
+            paint_replies(console, rows, note_of(session, name))
+            result["replies"] += rows
+        if report:
+            _keep(session, result["replies"])
+            console.print(f"\nin the report: {session.run.report_page}")
+    return result
+
+
+def _session(place: str, is_run: bool, overrides: Sequence[str]) -> "Session":
+    from preftune.runs.console import Console
+    from preftune.runs.reopen import found_data, reopen
+
+    if is_run:
+        return reopen(place, write=False)
+    from preftune.config import load_recipe
+    from preftune.runs.inputs import absolute
+
+    if not place.endswith(".toml") and "/" in place:
+        raise InputMissing(
+            f"{place} is not a run directory: no config.toml", "give a run, or a recipe's name"
+        )
+    config = absolute(load_recipe(place, overrides).config)
+    dataset, base = found_data(config, None)
+    from preftune.runs.session import Session
+
+    nowhere = RunDir(Path(".no-run"))  # a recipe is looked at as if nothing were trained
+    return Session(
+        config=config, dataset=dataset, run=nowhere, console=Console(quiet=True), trains=False, located=base
+    )
+
+
+def _keep(session: "Session", rows: list[dict[str, Any]]) -> None:
+    """Into analysis/, and the report anew."""
+    from preftune.records.run import TOKENS
+    from preftune.report.build import build
+    from preftune.runs.lock import held
+
+    with held(session.run):
+        write_jsonl(session.run.analysis_details / TOKENS, rows)
+        build(session.run)

@@ -1,0 +1,252 @@
+"""What is wrong with a file of rows before anything is trained on it: `preftune inspect --data PATH`.
+
+Texts are compared without regard to case and white space. Counts are of all rows; phrases, which take long,
+of the first rows of each split. Nothing is guessed: each finding comes with its count and examples.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from preftune.data import Dataset, Preference
+from preftune.data.dataset import KINDS, SPLIT_NAMES
+from preftune.evaluation.baselines import tokens
+from preftune.evaluation.stats import mcnemar_exact, wilson
+
+EXAMPLES = 3
+READ = 20_000  # rows whose phrases are counted
+WORDS = 300  # of a reply that are read for phrases
+LONGEST = 4  # words of a phrase
+FEW = 10  # pairs in which a phrase must tell the replies apart to be looked at
+PHRASES = 10
+OPENING = 4  # words
+COMMON = 0.05  # share of the replies
+LEAK = 5  # words of a reply that must not stand in two splits: a shorter one says nothing
+ALPHA = 0.01  # chance that a file without any preferred phrase shows one
+
+Home = tuple[str, Preference]  # split and row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: how many of how many, a sentence, and examples."""
+
+    kind: str
+    count: int
+    of: int
+    text: str
+    examples: tuple[str, ...] = ()
+    numbers: dict[str, Any] | None = None
+
+
+def examine(dataset: Dataset) -> list[Finding]:
+    """Every look, also those that found nothing (count 0)."""
+    homes = [(split, row) for split in SPLIT_NAMES for row in getattr(dataset, split)]
+    found = [_duplicates(homes), *_overlaps(homes), _repeated_replies(homes)]
+    if dataset.kind == "pairs":
+        found += [_contradictions(homes), _length(homes), *_preferred(homes)]
+    return [*found, *_openings(homes)]
+
+
+def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, Sequence[str]]]:
+    """For the terminal."""
+    counts = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
+    yield f"{counts}: {KINDS[dataset.kind]}", ()
+    if cut := dataset.report.get("cut_from_train"):
+        yield f"{' and '.join(cut)} cut from train, by prompt", ()
+    yield from ((note, ()) for note in dataset.report.get("notes", []))
+    yield "", ()
+    yield from ((finding.text, finding.examples) for finding in findings)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _prompt(row: Preference) -> str:
+    return _plain(row.prompt.transcript())
+
+
+def _replies(row: Preference) -> list[str]:
+    return [text for text in (row.chosen, row.rejected) if text]
+
+
+def _named(home: Home) -> str:
+    split, row = home
+    return f"{split} {f'{row.source}:' if row.source else ''}{row.row}"
+
+
+def _quoted(text: str) -> str:
+    line = " ".join(text.split())
+    return f"{line[:100]} …" if len(line) > 100 else line
+
+
+def _duplicates(homes: Sequence[Home]) -> Finding:
+    groups = defaultdict[tuple[str, ...], list[Home]](list)
+    for home in homes:
+        row = home[1]
+        groups[_prompt(row), _plain(row.chosen), _plain(row.rejected)].append(home)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    count = sum(len(group) - 1 for group in repeated)
+    examples = [
+        f"{', '.join(map(_named, group[:4]))}: {_quoted(group[0][1].chosen)}" for group in repeated[:EXAMPLES]
+    ]
+    return Finding(
+        kind="duplicates",
+        count=count,
+        of=len(homes),
+        text=f"duplicates: {count:,} of {len(homes):,} rows repeat another one",
+        examples=tuple(examples),
+    )
+
+
+def _contradictions(homes: Sequence[Home]) -> Finding:
+    """Pairs that stand there in both orders: half of such labels are wrong, whatever the truth is."""
+    known = defaultdict[tuple[str, str, str], list[Home]](list)
+    found = list[tuple[Home, Home]]()
+    for home in homes:
+        row = home[1]
+        prompt, better, worse = _prompt(row), _plain(row.chosen), _plain(row.rejected)
+        if others := known.get((prompt, worse, better)):
+            found.append((others[0], home))
+        known[prompt, better, worse].append(home)
+    return Finding(
+        kind="contradictions",
+        count=len(found),
+        of=len(homes),
+        text=f"contradictions: {len(found):,} pairs also stand there the other way round",
+        examples=tuple(f"{_named(a)} and {_named(b)}: {_quoted(b[1].chosen)}" for a, b in found[:EXAMPLES]),
+    )
+
+
+def _overlaps(homes: Sequence[Home]) -> Iterator[Finding]:
+    """Between each two splits: prompts in both, and replies of some length in both."""
+    prompts, replies = (defaultdict[str, dict[str, Home]](dict) for _ in range(2))
+    for home in homes:
+        prompts[home[0]].setdefault(_prompt(home[1]), home)
+        for text in _replies(home[1]):
+            if len(text.split()) >= LEAK:
+                replies[home[0]].setdefault(_plain(text), home)
+    for what, table in (("prompts", prompts), ("replies", replies)):
+        for one, other in combinations(SPLIT_NAMES, 2):
+            both = [text for text in table[other] if text in table[one]]
+            if not table[one] or not table[other]:
+                continue
+            longer = f" of {LEAK} words or more" if what == "replies" else ""
+            examples = [f"{_named(table[one][t])} and {_named(table[other][t])}: {_quoted(t)}" for t in both]
+            yield Finding(
+                kind=f"overlap of {what}",
+                count=len(both),
+                of=len(table[other]),
+                text=f"overlap: {len(both):,} of {len(table[other]):,} {what}{longer} in {other} "
+                f"are in {one}, too",
+                examples=tuple(examples[:EXAMPLES]),
+                numbers={"splits": [one, other]},
+            )
+
+
+def _repeated_replies(homes: Sequence[Home]) -> Finding:
+    """The same words in answer to different prompts."""
+    asked = defaultdict[str, set[str]](set)
+    for _, row in homes:
+        for text in _replies(row):
+            asked[_plain(text)].add(_prompt(row))
+    several = sorted(((len(p), text) for text, p in asked.items() if len(p) > 1), key=lambda x: (-x[0], x[1]))
+    return Finding(
+        kind="repeated replies",
+        count=len(several),
+        of=len(asked),
+        text=f"repeated replies: {len(several):,} of {len(asked):,} replies answer more than one prompt",
+        examples=tuple(f"{n} prompts: {_quoted(text)}" for n, text in several[:EXAMPLES]),
+    )
+
+
+def _length(homes: Sequence[Home]) -> Finding:
+    sizes = [(len(row.chosen.split()), len(row.rejected.split())) for _, row in homes]
+    differ = [(a, b) for a, b in sizes if a != b]
+    longer = sum(a > b for a, b in differ)
+    share = longer / len(differ) if differ else 0.5
+    low, high = wilson(longer, len(differ))
+    means = [sum(size[side] for size in sizes) / max(len(sizes), 1) for side in (0, 1)]
+    biased = not low <= 0.5 <= high
+    best = max(share, 1 - share)
+    told = (
+        f'; "the {"longer" if share > 0.5 else "shorter"} one" is right in {best:.0%} without reading'
+        if biased
+        else ": no bias is seen"
+    )
+    text = (
+        f"length: the chosen reply is the longer one in {share:.1%} [{100 * low:.1f}, {100 * high:.1f}] of "
+        f"{len(differ):,} pairs ({means[0]:.1f} and {means[1]:.1f} words on average){told}"
+    )
+    numbers = {"share": share, "interval": [low, high], "words": means}
+    return Finding(kind="length bias", count=longer, of=len(differ), text=text, numbers=numbers)
+
+
+def _phrases(text: str) -> set[tuple[str, ...]]:
+    words = tokens(text[: WORDS * 20])[:WORDS]
+    return {tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}
+
+
+def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
+    """Phrases that tell chosen from rejected: in how many pairs one reply alone has them (McNemar, exact;
+    Bonferroni over all phrases that were looked at). A longer phrase that says no more than a part of it,
+    and a part that says no more than the whole, are left out.
+    """
+    only = (Counter[tuple[str, ...]](), Counter[tuple[str, ...]]())
+    for _, row in homes[:READ]:
+        better, worse = _phrases(row.chosen), _phrases(row.rejected)
+        only[0].update(better - worse)
+        only[1].update(worse - better)
+    seen = [phrase for phrase in {*only[0], *only[1]} if only[0][phrase] + only[1][phrase] >= FEW]
+    for side, name, other in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
+        ahead = sorted(
+            ((only[side][p] - only[1 - side][p], p) for p in seen if only[side][p] > only[1 - side][p]),
+            key=lambda each: (
+                -(each[0] ** 2) / (only[0][each[1]] + only[1][each[1]]),
+                -len(each[1]),
+                each[1],
+            ),
+        )
+        kept = list[tuple[str, ...]]()
+        for _, phrase in ahead[: 10 * PHRASES]:
+            if len(kept) == PHRASES or mcnemar_exact(only[0][phrase], only[1][phrase]) * len(seen) > ALPHA:
+                break
+            if not any(_within(phrase, known) or _within(known, phrase) for known in kept):
+                kept.append(phrase)
+        yield Finding(
+            kind=f"phrases of {name} replies",
+            count=len(kept),
+            of=len(seen),
+            text=f"phrases: {len(kept) or 'none'} of {len(seen):,} (1 to {LONGEST} words) "
+            f"{'stand' if kept else 'stands'} more in the {name} reply",
+            examples=tuple(
+                f"{' '.join(p)}: in {only[side][p]:,} pairs in the {name} reply alone, in "
+                f"{only[1 - side][p]:,} in the {other}"
+                for p in kept
+            ),
+        )
+
+
+def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+def _openings(homes: Sequence[Home]) -> Iterator[Finding]:
+    """First words that many replies share."""
+    starts: Iterable[list[str]] = (
+        tokens(t[:200])[:OPENING] for _, row in homes[:READ] for t in _replies(row)
+    )
+    counts = Counter(tuple(words) for words in starts if len(words) == OPENING)
+    total = counts.total()
+    common = [(n, words) for words, n in counts.most_common(EXAMPLES) if n >= COMMON * total and n > 1]
+    yield Finding(
+        kind="openings",
+        count=len(common),
+        of=total,
+        text=f"openings: {len(common) or 'none'} of {OPENING} words {'begin' if common else 'begins'} "
+        f"{COMMON:.0%} of the replies or more",
+        examples=tuple(f"{' '.join(words)}: {n / total:.1%} of {total:,} replies" for n, words in common),
+    )

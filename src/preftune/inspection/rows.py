@@ -1,0 +1,209 @@
+"""A row of data as the stages see it: the very columns of the batch that a step consumes, with their parts.
+
+No weights are needed: a base from scratch has its tokenizer before it is trained.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from preftune.config import StageSettings
+from preftune.config.algorithms.base import names_a_stage
+from preftune.data import Encoder, Pairs, Preference, Prompts, RejectedRow, Sequences, Unpaired
+from preftune.data.dataset import row_key
+from preftune.data.encode import UNLIMITED
+from preftune.data.pieces import END, PADDING, REPLY, parts_of_prompt, pieces
+from preftune.errors import UsageError
+from preftune.models.load import context_length, declared_ends, load_tokenizer
+from preftune.rundir import BASE
+from preftune.runs.feed import Feed, make_feed, row_name
+from preftune.runs.session import Session
+from preftune.runs.sources import make_tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One column: its text, whose it is, whether the loss is taken there and the score read."""
+
+    text: str
+    part: str
+    loss: bool = False
+    score: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One row of a batch: `title` says which, `tokens` are its columns from left to right."""
+
+    stage: str
+    title: str
+    tokens: tuple[Token, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def segments(self) -> Iterator[tuple[Token, list[str]]]:
+        """Neighbours that are alike but for their text, with the texts."""
+        alike = groupby(self.tokens, lambda token: (token.part, token.loss, token.score))
+        for _, group in alike:
+            tokens = list(group)
+            yield tokens[0], [token.text for token in tokens]
+
+
+def asked_row(session: Session, row: int | None) -> Preference:
+    """Training row number `row`; by default the first in the order in which stages take them."""
+    if row is None:
+        return session.training_rows()[0]
+    rows = session.dataset.train
+    if not 0 <= row < len(rows):
+        raise UsageError(f"there is no training row {row}", f"they are numbered from 0 to {len(rows) - 1}")
+    return rows[row]
+
+
+def views(session: Session, stages: Sequence[str], row: Preference, *, only: bool) -> Iterator[View]:
+    """What each stage sees of a row of the run's data, in the first step that takes it. A stage that does not
+    take it, or has data of its own, shows the first row of its first step, unless `only` that row is wanted.
+    """
+    for name in stages:
+        config = session.config.stage[name]
+        title, data = f"{name} ({config.algorithm})", config.data
+        if names_a_stage(data) and not session.run.preferences(str(data)).is_file():
+            note = f"it learns from what {data} collects, which is not there yet"
+            yield View(stage=name, title=title, tokens=(), notes=(note,))
+            continue
+        encoder = _encoder(session, config)
+        if config.makes == "data":
+            tokens = tuple(_prompt(encoder.prompts([row.prompt], [0]), 0, encoder, row))
+            title = f"{title}: row {row_name(row)}"
+            yield View(stage=name, title=title, tokens=tokens, notes=_sampling(config, encoder))
+        else:
+            feed = make_feed(session, name, encoder)
+            yield from _views(session, name, encoder, feed, row if data is None else None, only)
+
+
+def _encoder(session: Session, config: StageSettings) -> Encoder:
+    """That of the base, which all stages share."""
+    scratch = session.config.model.scratch
+    if scratch is not None and not session.is_trained(BASE):
+        tokenizer = make_tokenizer(str(session.config.data.name), session.dataset.train, scratch.vocab_size)
+        return session.encoder_of(tokenizer, scratch.positions, config.new_tokens)
+    source = session.source(BASE)
+    ends = declared_ends(source)
+    return session.encoder_of(load_tokenizer(source), context_length(source), config.new_tokens, ends)
+
+
+def _views(
+    session: Session, name: str, encoder: Encoder, feed: Feed, row: Preference | None, only: bool
+) -> Iterator[View]:
+    config = session.config.stage[name]
+    title = f"{name} ({config.algorithm})"
+    place = None if row is None else _first_step(feed, row, config.online)
+    if place is None and only and row is not None:
+        why = "no step takes this row: rows, steps or part, or its length, leave it out"
+        yield View(stage=name, title=title, tokens=(), notes=(why,))
+        return
+    step, at = place or (0, 0)
+    names = feed.names_at(step)
+    taken = next(each for each in feed.rows if row_name(each) == names[at])
+    where = f"row {names[at]}, step {step + 1} of {feed.steps}"
+    notes = tuple(_cuts(encoder, taken))
+    for what, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, taken, config):
+        yield View(stage=name, title=f"{title}: {where}{what}", tokens=tuple(tokens), notes=(*notes, *more))
+
+
+def _first_step(feed: Feed, row: Preference, online: bool) -> tuple[int, int] | None:
+    """The first step that takes a row, and its place there; where one row stands for a prompt, that one."""
+    wanted = {row_name(row)}
+    if online:
+        wanted = {row_name(each) for each in feed.rows if row_key(each) == row_key(row)}
+    for step in range(feed.steps):
+        for at, name in enumerate(feed.names_at(step)):
+            if name in wanted:
+                return step, at
+    return None
+
+
+def _columns(
+    batch: Any, at: int, rows: int, encoder: Encoder, row: Preference, config: StageSettings
+) -> Iterator[tuple[str, list[Token], tuple[str, ...]]]:
+    """Every row of the batch that data row `at` has become: what it is, its columns, what to say of it."""
+    match batch:
+        case Sequences():
+            yield "", _sequence(batch, at, encoder, row, config.scores), ()
+        case Pairs():
+            for what, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
+                yield f", {what}", _sequence(side, at, encoder, row, config.scores), _reading(config)
+        case Unpaired():
+            for place in range(at, len(batch), rows):
+                label = "desirable" if bool(batch.desirable[place]) else "undesirable"
+                yield f", {label}", _sequence(batch.sequences, place, encoder, row, False), ()
+            mismatched = _sequence(batch.mismatched, at, encoder, row, False)
+            yield ", with the reply to another prompt", mismatched, ()
+        case Prompts():
+            yield "", _prompt(batch, at, encoder, row), _sampling(config, encoder)
+
+
+def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, scored: bool) -> list[Token]:
+    """Columns of prompt and reply. The loss is taken at the reply's tokens; where a score is learnt, only
+    through the one number that is read at the last token.
+    """
+    ids, attention, response = (
+        _numbers(x[at]) for x in (sequences.ids, sequences.attention, sequences.response)
+    )
+    real = sum(attention)
+    texts = pieces(encoder, ids[:real])
+    written = [i for i in range(real) if response[i]]
+    start = written[0] if written else real
+    parts = parts_of_prompt(texts[:start], row.prompt) + [REPLY] * (real - start)
+    if written and ids[real - 1] in encoder.ends:
+        parts[-1] = END
+    found = [
+        Token(text=text, part=part, loss=bool(response[i]) and not scored, score=scored and i == real - 1)
+        for i, (text, part) in enumerate(zip(texts, parts, strict=True))
+    ]
+    return found + [Token(text="", part=PADDING)] * (len(ids) - real)
+
+
+def _prompt(prompts: Prompts, at: int, encoder: Encoder, row: Preference) -> list[Token]:
+    ids, attention = _numbers(prompts.ids[at]), _numbers(prompts.attention[at])
+    left = len(ids) - sum(attention)
+    texts = pieces(encoder, ids[left:])
+    own = zip(texts, parts_of_prompt(texts, row.prompt), strict=True)
+    return [Token(text="", part=PADDING)] * left + [Token(text=text, part=part) for text, part in own]
+
+
+def _numbers(row: Tensor) -> list[int]:
+    return [int(x) for x in row.tolist()]
+
+
+def _reading(config: StageSettings) -> tuple[str, ...]:
+    if config.scores:
+        return ()
+    return (f"read as beta times the sum of log(policy / {config.reference_stage}) over the reply's tokens",)
+
+
+def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
+    """What follows a prompt."""
+    ends = ", ".join(repr(encoder.text_of([end])) for end in encoder.ends)
+    judges = (config.scored_by, config.judge_directory, config.functions())
+    judge = " + ".join(part for part in judges if part)
+    each = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
+    return (
+        f"{each} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
+        f"the score of {judge} is read at a reply's last token"
+        + ("" if config.makes == "data" else "; the loss is taken at the reply's tokens"),
+    )
+
+
+def _cuts(encoder: Encoder, row: Preference) -> Iterator[str]:
+    """What truncation took."""
+    whole, kept = len(encoder.prompt(row.prompt, UNLIMITED)), len(encoder.prompt(row.prompt))
+    if whole > kept:
+        yield f"the prompt has {whole} tokens: its oldest {whole - kept} are left out"
+    for what, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+        with suppress(RejectedRow):  # the template refuses a reply that this stage does not read
+            if text and encoder.response(text, prompt=row.prompt)[-1] not in encoder.ends:
+                yield f"the {what} reply is cut at {encoder.max_response_length} tokens and has no end"

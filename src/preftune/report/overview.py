@@ -1,0 +1,137 @@
+"""One page over many runs: what each gained, in which settings they differ, which pairs in one alone."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from preftune.config.toml import flatten
+from preftune.errors import InputMissing, PreftuneError
+from preftune.report.blocks import Block, Grid, Section, Table, say
+from preftune.report.claims import claims
+from preftune.report.doctor.diagnose import diagnose
+from preftune.report.load import load_run
+from preftune.report.tables import kl_text
+from preftune.report.text import Code, Text, name
+from preftune.report.view import RunView
+from preftune.report.writers.page import page_of
+from preftune.rundir import RunDir, write_text
+
+PAGE = "runs.html"
+MOST = 400  # rows of a table
+DASH = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run, its settings by dotted key, and what it is called: its directory."""
+
+    place: str
+    view: RunView
+    settings: dict[str, Any]
+
+
+def build_all(folder: str | os.PathLike[str]) -> Path:
+    """Write runs.html in a folder of runs. InputMissing if there is none; one that is damaged is named."""
+    place = Path(folder)
+    found, unread = list[_Run](), list[tuple[Text, ...]]()
+    for each in sorted(place.glob("*")):
+        if not (each / "config.toml").is_file():
+            continue
+        try:
+            view = load_run(RunDir(each))
+            found.append(_Run(each.name, view, flatten(view.config)))
+        except PreftuneError as error:
+            unread.append((name(each.name), error.message))
+    if not found and not unread:
+        raise InputMissing(
+            f"no run in {place}", "`preftune run quickstart` makes one; or give another folder"
+        )
+    parts = [_gains(found), _differences(found), _single(found)]
+    if unread:
+        table = Table(headers=("Run", "Why"), rows=tuple(unread), left=2)
+        parts.append(Section(key="unread", title="Not read", blocks=(Grid(table=table),)))
+    summary = (
+        f"{len(found)} runs in {name(place.resolve().name)}. Gains are over each run's own reference; one "
+    )
+    summary += "is better or worse only if its interval and Holm's correction say so."
+    page = place / PAGE
+    write_text(page, page_of(f"Runs in {name(place.resolve().name)}", summary, parts, {}, beside=""))
+    return page
+
+
+def _gains(runs: Sequence[_Run]) -> Section:
+    """A row for each policy of each run."""
+    rows = [row for run in runs for row in _policies(run)]
+    headers = (
+        "Run",
+        "Policy",
+        "Reward − reference",
+        "Verdict",
+        "Gold − reference",
+        "KL (nats/response)",
+        "Findings",
+    )
+    table = Table(headers=headers, rows=tuple(rows[:MOST]), left=2)
+    blocks: list[Block] = [Grid(table=table)] if rows else [say("No run has been evaluated yet.")]
+    return Section(key="gains", title="Gains", blocks=tuple(blocks))
+
+
+def _policies(run: _Run) -> Iterator[tuple[Text, ...]]:
+    gold = {claim.policy.policy: claim.difference.text(sign=True) for claim in claims(run.view, "gold")}
+    findings = diagnose(run.view)
+    for claim in claims(run.view):
+        policy = claim.policy
+        stage = policy.policy.removeprefix("policy_")
+        mine = [f.kind for f in findings if f.where in (stage, policy.label)]
+        cells = (policy.label, claim.difference.text(sign=True), claim.outcome, gold.get(policy.policy, DASH))
+        yield (name(run.place), *cells, kl_text(policy), "; ".join(mine) or DASH)
+
+
+def _differences(runs: Sequence[_Run]) -> Section:
+    """Settings that are not the same in all runs."""
+    keys = _differing(runs)
+    rows = tuple((name(key), *(_value(run, key) for run in runs)) for key in keys)
+    table = Table(headers=("Setting", *(name(run.place) for run in runs)), rows=rows[:MOST])
+    blocks: list[Block] = [Grid(table=table)] if rows else [say("All settings are the same.")]
+    return Section(key="settings", title="Settings that differ", short="Settings", blocks=tuple(blocks))
+
+
+def _single(runs: Sequence[_Run]) -> Section:
+    """Pairs of runs that differ in one setting alone, with the gains of the policies that both have."""
+    rows = list[tuple[Text, ...]]()
+    for one, other in combinations(runs, 2):
+        keys = _differing((one, other))
+        if len(keys) != 1 or len(rows) >= MOST:
+            continue
+        theirs = {claim.policy.policy: claim for claim in claims(other.view)}
+        for claim in claims(one.view):
+            if (same := theirs.get(claim.policy.policy)) is not None:
+                gains = (claim.difference.text(sign=True), same.difference.text(sign=True))
+                values = (_value(one, keys[0]), _value(other, keys[0]))
+                rows.append(
+                    (name(keys[0]), name(one.place), name(other.place), *values, claim.policy.label, *gains)
+                )
+    headers = ("Setting", "Run A", "Run B", "A", "B", "Policy", "Gain of A", "Gain of B")
+    intro = say(
+        "Intervals that overlap are no proof of equality, and runs of different seeds differ by luck, too: ",
+        Code("preftune compare RUN_A RUN_B"),
+        " pairs the prompts, ",
+        Code("preftune study"),
+        " pools seeds.",
+    )
+    blocks: list[Block] = [intro, Grid(table=Table(headers=headers, rows=tuple(rows[:MOST]), left=6))]
+    if not rows:
+        blocks = [say("No two evaluated runs differ in one setting alone.")]
+    return Section(key="single", title="One setting changed", blocks=tuple(blocks))
+
+
+def _differing(runs: Sequence[_Run]) -> list[str]:
+    keys = sorted({key for run in runs for key in run.settings if key != "name"})
+    return [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
+
+
+def _value(run: _Run, key: str) -> Text:
+    return name(run.settings[key], 60) if key in run.settings else DASH

@@ -1,0 +1,65 @@
+"""A run that is there, opened again: by commands that look at its models, or measure them.
+
+What reads data is loaded inside the functions, after a look at the directory that needs none of it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.config import RunConfig, load_recipe
+from preftune.errors import InputMissing
+from preftune.rundir import RunDir
+from preftune.runs.inputs import check_reward_functions, mirrored_commits, recorded_commit, recorded_commits
+from preftune.sums import check_own
+
+if TYPE_CHECKING:
+    from preftune.data import Dataset
+    from preftune.models.locate import Source
+    from preftune.runs.session import Session
+
+
+def found_data(
+    config: RunConfig, run: RunDir | None, mirror: str | None = None
+) -> "tuple[Dataset, Source | None]":
+    """The data of a run and its base model (None: from scratch); of the hub the commits that `run`, or else
+    its mirror, has recorded, if it has.
+    """
+    from preftune.models.locate import locate
+    from preftune.runs.sources import load_dataset, with_stage_data
+
+    known, name, base = mirrored_commits(mirror), config.data.name, config.model.base
+    commit = recorded_commit(run, name, "data") or known.get(f"data {name}")
+    dataset = load_dataset(config.data, config.seed, commit)
+    kept = {key.removeprefix("data "): value for key, value in known.items() if key.startswith("data ")}
+    dataset = with_stage_data(config, dataset, kept | recorded_commits(run))
+    if base == "scratch":
+        return dataset, None
+    return dataset, locate(base, recorded_commit(run, base, "base") or known.get(f"base {base}"))
+
+
+def existing(path: str | Path) -> RunDir:
+    run = RunDir(Path(path))
+    if not run.config.is_file():
+        raise InputMissing(
+            f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
+        )
+    return run
+
+
+def reopen(path: str | Path, *, write: bool = True) -> "Session":
+    """A session on a run that is there. Its reward functions are imported only where they are called: those
+    of stages have done their work. Without `write` nothing is written, and no lock is needed.
+    """
+    run = existing(path)
+    check_own(run, run.config)
+    config = load_recipe(str(run.config)).config
+    if write:
+        check_reward_functions(config, stages=False)
+    dataset, base = found_data(config, run)
+    from preftune.runs import runner
+    from preftune.runs.console import Console
+    from preftune.runs.session import Session
+
+    if write:
+        return runner.open_session(config, dataset, run, Console(), base=base, trains=False)
+    return Session(config=config, dataset=dataset, run=run, console=Console(), trains=False, located=base)

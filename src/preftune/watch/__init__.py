@@ -1,0 +1,1 @@
+"""A run while it goes on, read from its files: the panel of `preftune run` and `preftune watch`."""

@@ -1,0 +1,72 @@
+"""`preftune watch RUN`, and the panel that `preftune run` shows on a terminal."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from preftune.errors import InputMissing
+from preftune.rundir import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from preftune.config import RunConfig
+    from preftune.watch.following import Watched
+
+_SECONDS = 1.0  # between two looks
+_WIDEST = 110
+
+
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+) -> None:
+    """Look on while a run goes on, from any terminal that sees its directory; ends with the run."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from preftune.runs.console import is_live
+    from preftune.watch.following import Watched
+
+    place = RunDir(run)
+    if not place.config.is_file():
+        raise InputMissing(
+            f"{run} is not a run directory: no config.toml", "`preftune runs` lists those that lie here"
+        )
+    watched, out = Watched(place), Console(highlight=False)
+    if once or not is_live(out):
+        out.print(_drawn(watched, out))
+        return
+    with Live(_drawn(watched, out), console=out, auto_refresh=False) as live:
+        try:
+            while not watched.look().finished:
+                time.sleep(_SECONDS)
+                live.update(_drawn(watched, out), refresh=True)
+        except KeyboardInterrupt:  # the run goes on
+            return
+
+
+def panel(run: RunDir, config: "RunConfig", stages: Sequence[str]) -> Callable[["Console"], "RenderableType"]:
+    """What `Console.progress` shows of the process's own run."""
+    from rich.text import Text
+
+    from preftune.untrusted import printable
+    from preftune.watch.following import Watched
+
+    watched = Watched(run, config, stages, inside=True)
+
+    def draw(out: "Console") -> "RenderableType":
+        try:
+            return _drawn(watched, out)
+        except Exception as error:  # whatever is wrong with a picture, the run goes on
+            return Text(printable(f"no picture: {type(error).__name__}: {error}")[:200])
+
+    return draw
+
+
+def _drawn(watched: "Watched", out: "Console") -> "RenderableType":
+    from preftune.watch.frame import frame
+
+    return frame(watched.look(), min(out.width, _WIDEST), blocks=out.encoding.startswith("utf"))

@@ -1,0 +1,252 @@
+"""What the files of a run say while it goes on. Reads only what is new, keeps little, and writes nothing.
+
+The training process asks here too, once a second from a thread of its own: what cannot be read is passed over
+until the next time.
+"""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+
+from preftune.config import RunConfig, load_recipe, stage_order
+from preftune.errors import PreftuneError, RunLocked
+from preftune.records.base import read_record
+from preftune.records.run import DataRecord, RunRecord
+from preftune.records.stage import LiveRecord, MetricsRow, StageRecord
+from preftune.report.doctor.base import Finding
+from preftune.report.doctor.diagnose import diagnose
+from preftune.report.load import load_run
+from preftune.report.view import RunView, StageView
+from preftune.rundir import BASE, RunDir, decoded
+from preftune.runs.lock import refuse_if_held
+
+KEPT = 2000  # rows of a stage
+_BYTES = 1 << 22  # of a file, at a time
+RECENT = 10  # steps that a number is the mean of
+_USUAL = 48.0  # tokens of a prompt and of a reply, where only their ratio over stages counts
+
+
+@dataclass(slots=True)
+class Tail:
+    """The last rows of a metrics.jsonl, read as they are appended."""
+
+    path: Path
+    rows: deque[MetricsRow] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _at: int = 0
+    _file: int = 0  # a resumed stage begins with another file
+
+    def read(self) -> None:
+        with suppress(OSError), self.path.open("rb") as file:
+            seen = os.fstat(file.fileno())
+            if seen.st_ino != self._file or seen.st_size < self._at:
+                self.rows.clear()
+                self._at, self._file = 0, seen.st_ino
+            file.seek(self._at)
+            whole, end, _ = file.read(_BYTES).rpartition(b"\n")
+            self._at += len(whole) + len(end)
+            for line in filter(bytes.strip, whole.split(b"\n")):
+                with suppress(ValueError, RecursionError):  # the report says what is wrong with it
+                    self.rows.append(MetricsRow.model_validate(decoded(json.loads(line))))
+
+    def course(self, *names: str) -> list[float]:
+        """The finite values of the first of these metrics that the stage writes."""
+        name = next((n for n in names if any(n in row.numbers for row in self.rows)), None)
+        return [v for row in self.rows if name and math.isfinite(v := row.numbers.get(name, math.nan))]
+
+    def recent(self, *names: str) -> tuple[float, float] | None:
+        """Mean over the last steps and its standard error, from their spread; None without a value."""
+        values = self.course(*names)[-RECENT:]
+        if not values:
+            return None
+        return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One look at a run. `stage` is the one that is under way, or was last; "" before the first."""
+
+    run: RunDir
+    name: str
+    config: RunConfig | None
+    records: dict[str, StageRecord]  # in the order in which they are trained
+    held: bool
+    stage: str
+    tail: Tail
+    live: LiveRecord
+    checkpoint: int  # step of the newest, 0 without one
+    findings: Sequence[Finding]
+    left: float | None  # seconds of training of the whole run, as far as can be told
+
+    @property
+    def step(self) -> int:
+        return self.tail.rows[-1].step if self.tail.rows else 0
+
+    @property
+    def steps(self) -> int:
+        return self.live.steps or self.records.get(self.stage, StageRecord()).steps or self.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done and the report is there."""
+        return self.trained and self.run.report_page.is_file()
+
+    @property
+    def trained(self) -> bool:
+        return all(record.status == "finished" for record in self.records.values())
+
+    @property
+    def stage_left(self) -> float | None:
+        """Seconds of the stage, at the pace of the last steps."""
+        pace = self.tail.recent("step_seconds")
+        return None if pace is None else max(self.steps - self.step, 0) * pace[0]
+
+
+class Watched:
+    """A run directory that is looked at again and again. `inside`: by the process that holds it, which says
+    what stages it trains.
+
+    Raises InputMissing or ConfigError where there is no run, or its settings cannot be read.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: RunConfig | None = None,
+        stages: Sequence[str] = (),
+        *,
+        inside: bool = False,
+    ) -> None:
+        self.run, self._inside = run, inside
+        self.config = config or load_recipe(str(run.config)).config
+        scratch = [BASE] if self.config.model.scratch is not None else []
+        self.names = [*scratch, *(stages or stage_order(self.config.stage))]
+        self._tail = Tail(run.metrics(""))
+        self._data: DataRecord | None = None
+        self._judged: tuple[str, int, bool] = "", -1, False
+        self._findings: Sequence[Finding] = ()
+
+    def look(self) -> Seen:
+        records = {name: self._record(name) for name in self.names}
+        under_way = [n for n in self.names if records[n].status == "running"]
+        done = [n for n in self.names if records[n].status == "finished"]
+        stage = (under_way or done[-1:] or [""])[0]
+        if self._tail.path != self.run.metrics(stage):
+            self._tail = Tail(self.run.metrics(stage))
+        self._tail.read()
+        live = LiveRecord(steps=0)
+        with suppress(PreftuneError):
+            live = read_record(self.run.live(stage), LiveRecord)
+        seen = Seen(
+            run=self.run,
+            name=self.config.name,
+            config=self.config,
+            records=records,
+            held=self._inside or self._is_held(),
+            stage=stage,
+            tail=self._tail,
+            live=live,
+            checkpoint=self._checkpoint(stage),
+            findings=(),
+            left=None,
+        )
+        return _with(seen, findings=self._diagnosed(seen), left=self._left(seen))
+
+    def _record(self, name: str) -> StageRecord:
+        with suppress(PreftuneError):
+            return read_record(self.run.stage_json(name), StageRecord)
+        return StageRecord()
+
+    def _is_held(self) -> bool:
+        try:
+            refuse_if_held(self.run)
+        except RunLocked:
+            return True
+        return False
+
+    def _checkpoint(self, stage: str) -> int:
+        names = (path.name.removeprefix("step-") for path in self.run.checkpoints(stage).glob("step-*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def _diagnosed(self, seen: Seen) -> Sequence[Finding]:
+        """Of the stage under way, where it has new rows; of everything, once the run is finished."""
+        state = seen.stage, seen.step, seen.finished
+        if state != self._judged:
+            self._judged, self._findings = state, ()
+            with suppress(PreftuneError, ValueError, ArithmeticError):
+                self._findings = diagnose(load_run(self.run) if seen.finished else _view(seen))
+        return self._findings
+
+    def _left(self, seen: Seen) -> float | None:
+        """Stages to come at the seconds a token of those that were: each of what it trains, those that sample
+        by their own pace where there is one. None where nothing is known, or nothing is left.
+        """
+        if self._data is None:
+            with suppress(PreftuneError):
+                self._data = read_record(self.run.data, DataRecord)
+        own = {name: self._tokens(name) for name in self.names}
+        paces: dict[bool, float] = {}
+        for name, record in seen.records.items():
+            seconds = record.seconds if record.status == "finished" else None
+            if not seconds and name == seen.stage and seen.stage_left is not None and seen.step:
+                seconds = seen.stage_left * seen.steps / max(seen.steps - seen.step, 1)
+            if seconds and own[name]:
+                paces[self._samples(name)] = seconds / own[name]
+        if not paces or seen.trained:
+            return None
+        left = seen.stage_left or 0.0 if seen.records[seen.stage].status == "running" else 0.0
+        for name in (n for n, record in seen.records.items() if record.status == ""):
+            left += own[name] * paces.get(self._samples(name), max(paces.values()))
+        return left
+
+    def _samples(self, name: str) -> bool:
+        return name != BASE and self.config.stage[name].online
+
+    def _tokens(self, name: str) -> float:
+        """Through the training forward of a stage, by its settings; 0 where they do not say."""
+        scratch, rows = self.config.model.scratch, self._data.splits.get("train", 0) if self._data else 0
+        if name == BASE:
+            return scratch.steps * scratch.batch_size * 2 * _USUAL if scratch is not None else 0.0
+        stage = self.config.stage[name]
+        with suppress(NotImplementedError, ValueError):
+            return stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
+        return 0.0
+
+
+def _with(seen: Seen, *, findings: Sequence[Finding], left: float | None) -> Seen:
+    values = {name: getattr(seen, name) for name in Seen.__dataclass_fields__}
+    return Seen(**{**values, "findings": findings, "left": left})
+
+
+def _view(seen: Seen) -> RunView:
+    """A run of the one stage, as the doctor looks at it."""
+    record = seen.records.get(seen.stage, StageRecord())
+    stage = StageView(name=seen.stage, status=record.status, record=record, metrics=tuple(seen.tail.rows))
+    settings = seen.config.model_dump() if seen.config is not None else {}
+    return RunView(
+        name=seen.name,
+        config=settings,
+        config_text="",
+        record=RunRecord(),
+        data=None,
+        stages=(stage,) if seen.stage else (),
+        policies=(),
+        reward_model=None,
+        comparisons=(),
+        samples={},
+        mistakes=(),
+        missing=(),
+    )
+
+
+def sparkline(values: Sequence[float], width: int) -> Iterator[float]:
+    """Means of `width` parts of a course, or the course itself if it is shorter."""
+    count = min(len(values), width)
+    bounds = [round(i * len(values) / count) for i in range(count + 1)] if count else []
+    yield from (fmean(values[a:b]) for a, b in pairwise(bounds))

@@ -1,0 +1,135 @@
+"""`inspect --data`: what was planted in a file is found, counted by hand, and shown without its hidden
+characters.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.cli import main
+from preftune.data import Dialogue, Preference, Turn
+from preftune.data.dataset import make_dataset
+from preftune.inspection.dataset import Finding, examine
+
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def row(number: int, chosen: str, rejected: str, ask: str = "") -> Preference:
+    return Preference(
+        prompt=Dialogue((Turn("human", f" {ask or f'Question {number}?'}"),)),
+        chosen=chosen,
+        rejected=rejected,
+    )
+
+
+def look(train: list[Preference], test: list[Preference] | None = None) -> dict[str, list[Finding]]:
+    found: dict[str, list[Finding]] = {}
+    for finding in examine(make_dataset({"train": train, "validation": [], "test": test or []}, {})):
+        found.setdefault(finding.kind, []).append(finding)
+    return found
+
+
+def clean_rows(count: int = 40) -> list[Preference]:
+    """Replies of one length, of words that occur once on either side."""
+    return [row(i, f" a{i} b{i} c{i} d{i} e{i}.", f" f{i} g{i} h{i} i{i} j{i}.") for i in range(count)]
+
+
+def test_a_clean_file_shows_nothing() -> None:
+    found = look(clean_rows(), [row(99, " k l m n o.", " p q r s t.")])
+    assert {kind: [f.count for f in each] for kind, each in found.items() if any(f.count for f in each)} == {}
+    (length,) = found["length bias"]
+    assert (length.of, "no bias" in length.text) == (0, True)
+
+
+def test_repeats_and_contradictions_are_counted_without_case_and_blanks() -> None:
+    rows = clean_rows()
+    rows += [row(0, " A0  B0 c0 d0 e0.", " f0 g0 h0 i0 j0.")]  # row 0 again
+    rows += [row(1, rows[1].rejected, rows[1].chosen), row(2, rows[2].rejected, rows[2].chosen)]
+    found = look(rows)
+    (repeats,), (contradictions,) = found["duplicates"], found["contradictions"]
+    assert (repeats.count, repeats.of) == (1, 43)
+    assert "train 0, train 40" in repeats.examples[0]
+    assert contradictions.count == 2
+    assert contradictions.examples[0].startswith("train 1 and train 41")
+
+
+def test_length_bias_comes_with_wilsons_interval() -> None:
+    rows = [row(i, f" a{i} b c" if i < 30 else f" a{i}", f" d{i} e") for i in range(40)]
+    (length,) = look(rows)["length bias"]
+    assert (length.count, length.of) == (30, 40)
+    assert length.numbers is not None
+    # Wilson 1927 for 30 of 40, calculated by hand: centre (0.75 + 0.0480) / 1.0960, half width 0.1284
+    assert length.numbers["interval"] == pytest.approx([0.5981, 0.8581], abs=2e-4)
+    assert '"the longer one" is right in 75%' in length.text
+
+
+def test_overlap_of_splits_is_that_of_prompts_and_of_long_replies() -> None:
+    train = clean_rows()
+    test = [row(3, " u v w x y.", " short."), row(77, train[5].chosen, " short."), row(78, " z1 z2.", " z3.")]
+    found = look(train, test)
+    (prompts,), (replies,) = found["overlap of prompts"], found["overlap of replies"]
+    assert (prompts.count, prompts.of, prompts.numbers) == (1, 3, {"splits": ["train", "test"]})
+    assert (replies.count, replies.of) == (1, 2)  # two of the test's replies have five words
+    assert "train 5 and test 1" in replies.examples[0]
+
+
+def test_phrases_that_tell_the_replies_apart_are_named_once() -> None:
+    rows = clean_rows(60)
+    rows = [row(i, f" I hope this helps{r.chosen}", r.rejected) if i < 30 else r for i, r in enumerate(rows)]
+    found = look(rows)
+    (chosen,), (rejected,) = found["phrases of chosen replies"], found["phrases of rejected replies"]
+    assert chosen.count == 1  # its parts say no more
+    assert "in 30 pairs in the chosen reply alone, in 0 in the rejected" in chosen.examples[0]
+    assert rejected.count == 0
+    (opening,) = found["openings"]
+    assert opening.examples == ("i hope this helps: 25.0% of 120 replies",)
+
+
+def test_a_phrase_that_chance_would_give_is_not_named() -> None:
+    sides = ((f" b{i} c{i}", f" yes f{i}") if i % 2 else (f" yes a{i}", f" d{i} e{i}") for i in range(40))
+    rows = [row(i, *texts) for i, texts in enumerate(sides)]
+    assert look(rows)["phrases of chosen replies"][0].count == 0
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt": f"Q{i}", "chosen": "Say \x1b[31mred\x1b]0;owned\x07 \u202eevil", "rejected": f"No {i}."}
+        for i in range(6)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_hidden_characters_are_written_out(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--data", str(hostile)]) == 0
+    out = capsys.readouterr().out
+    assert not set(out) & {"\x1b", "\x07", "\u202e"}
+    assert "⟨U+001B⟩" in out
+
+
+def test_findings_are_data_too(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--data", str(hostile), "--json", "-"]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    (repeated,) = [r for r in rows if r["kind"] == "repeated replies"]
+    assert (repeated["count"], repeated["of"]) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect"],
+        ["inspect", "tiny", "3", "4"],
+        ["inspect", "tiny", "--data", "x"],
+        ["inspect", "tiny", "--report"],
+    ],
+)
+def test_what_cannot_be_looked_at_is_wrong_usage(words: list[str]) -> None:
+    assert main(["inspect", *words]) == 64
+
+
+def test_a_file_that_is_not_there_is_66(tmp_path: Path) -> None:
+    assert main(["inspect", "--data", str(tmp_path / "none.jsonl")]) == 66

@@ -1,0 +1,82 @@
+"""An own run beside the runs that its recipe was measured with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import make_run
+
+from preftune.config import load_recipe, recipe_names
+from preftune.measure import expected
+from preftune.records.expected import ExpectedRecord
+from preftune.report.load import load_run
+
+
+def record(**numbers: tuple[float, ...]) -> ExpectedRecord:
+    config = load_recipe("tiny").config
+    return ExpectedRecord(
+        recipe="tiny",
+        settings_sha256=expected.settings_sha256(config),
+        made="2026-11-28, commit abc",
+        machine="one",
+        seeds=(0, 1, 2),
+        seconds=(1.0, 1.0, 1.0),
+        numbers=numbers or {"PPO gain": (0.1, 0.2, 0.3), "PPO KL": (1.0, 1.0, 1.0)},
+    )
+
+
+def test_the_band_holds_19_of_20_further_runs() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.normal(3.0, 2.0, (4000, 6))
+    bands = [expected.band(tuple(row[:5])) for row in draws]
+    inside = [
+        ends is not None and ends[0] <= row[5] <= ends[1] for ends, row in zip(bands, draws, strict=True)
+    ]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+    assert expected.band((1.0,)) is None
+
+
+def outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: ExpectedRecord | None, *words: str
+) -> Any:
+    monkeypatch.setattr(expected, "expectation", lambda recipe: known)
+    return expected.outcome(load_run(make_run(tmp_path)), load_recipe("tiny", words).config)
+
+
+def test_a_run_of_the_recipe_is_compared_number_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = expected.numbers_of(load_run(make_run(tmp_path / "own")))
+    near = record(**{name: (value - 0.1, value, value + 0.1) for name, value in own.items()})
+    said = outcome(tmp_path / "a", monkeypatch, near)
+    assert said == f"as expected: {len(own)} of {len(own)} numbers lie where 3 runs of this recipe " + (
+        "(2026-11-28, commit abc) put them"
+    )
+    far = record(**{name: (value + 5, value + 5.1, value + 5.2) for name, value in own.items()})
+    said = outcome(tmp_path / "b", monkeypatch, far)
+    assert said.startswith(f"not as expected: {len(own)} of {len(own)} numbers lie outside")
+    assert "PPO gain" in said or "reward model accuracy" in said
+
+
+@pytest.mark.parametrize("words", [["stage.ppo.steps=4"], ["data.pairs=301"]])
+def test_a_run_of_other_settings_is_not_compared(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outcome(tmp_path, monkeypatch, record(), *words) is None
+
+
+def test_the_seed_and_the_place_of_data_do_not_matter() -> None:
+    own = [
+        load_recipe("sentiment", [f"data.name={name}", f"seed={seed}"]) for name, seed in (("a", 0), ("b", 3))
+    ]
+    assert len({expected.settings_sha256(each.config) for each in own}) == 1
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if expected.expectation(name)])
+def test_what_stands_beside_a_recipe_is_of_its_settings(recipe: str) -> None:
+    known = expected.expectation(recipe)
+    assert known is not None
+    assert known.settings_sha256 == expected.settings_sha256(load_recipe(recipe).config)
+    assert len(known.seeds) >= 5
+    assert all(len(values) == len(known.seeds) for values in known.numbers.values())

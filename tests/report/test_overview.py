@@ -1,0 +1,79 @@
+"""`report --all`: one page over runs says what each gained and which one setting made two of them differ."""
+
+import re
+from pathlib import Path
+
+import pytest
+from synthetic import make_run
+
+from preftune.cli import main
+from preftune.rundir import write_text
+
+
+def cells(page: str, key: str) -> list[list[str]]:
+    """Rows of the table of a section, without markup."""
+    section = page.split(f'<section id="{key}">')[1].split("</section>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", section, re.S)
+    return [
+        [
+            " ".join(re.sub(r"<[^>]+>", " ", cell).split())
+            for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.S)
+        ]
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    runs = tmp_path / "runs"
+    for run, seed, change in (("one", 3, ""), ("two", 3, "kl_coef = 0.5\n"), ("three", 4, "kl_coef = 0.5\n")):
+        made = make_run(runs / run, gold={"policy_ppo": -0.3})
+        text = made.config.read_text().replace("seed = 3", f"seed = {seed}")
+        write_text(made.config, text.replace('algorithm = "ppo"\n', f'algorithm = "ppo"\n{change}'))
+    (runs / "notes").mkdir()
+    return runs
+
+
+def test_every_policy_of_every_run_has_its_gain(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--all", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "runs.html")
+    rows = cells((folder / "runs.html").read_text(), "gains")
+    ppo = [row for row in rows if row[1:2] == ["PPO"]]
+    assert [row[0] for row in ppo] == ["one", "three", "two"]
+    assert all(row[2].startswith("+0.50 [0.30, 0.70]") and row[3] == "better" for row in ppo)
+    assert all(row[4].startswith("-0.30") for row in ppo)
+    assert all("over-optimisation" in row[6] for row in ppo)
+    assert "notes" not in {row[0] for row in rows}
+
+
+def test_settings_that_differ_and_pairs_that_differ_in_one(folder: Path) -> None:
+    assert main(["report", "--all", str(folder)]) == 0
+    page = (folder / "runs.html").read_text()
+    assert cells(page, "settings")[1:] == [["seed", "3", "4", "3"], ["stage.ppo.kl_coef", "–", "0.5", "0.5"]]
+    single = cells(page, "single")[1:]
+    assert {(row[0], row[1], row[2]) for row in single} == {
+        ("stage.ppo.kl_coef", "one", "two"),
+        ("seed", "three", "two"),
+    }
+    (ppo,) = [row for row in single if row[0].startswith("stage") and row[5] == "PPO"]
+    assert ppo[3:5] == ["–", "0.5"]
+    assert ppo[6] == ppo[7] == "+0.50 [0.30, 0.70]"
+
+
+def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(folder: Path) -> None:
+    write_text(folder / "two" / "config.toml", "not toml [")
+    assert main(["report", "--all", str(folder)]) == 0
+    page = (folder / "runs.html").read_text()
+    assert cells(page, "unread")[1][0] == "two"
+    assert {row[0] for row in cells(page, "gains")[1:]} == {"one", "three"}
+
+
+def test_names_of_strangers_are_text(folder: Path) -> None:
+    (folder / "one").rename(folder / "<script>alert(1)<")
+    assert main(["report", "--all", str(folder)]) == 0
+    assert "<script>alert" not in (folder / "runs.html").read_text()
+
+
+def test_without_runs_or_without_a_name_it_says_what_to_do(tmp_path: Path) -> None:
+    assert main(["report", "--all", str(tmp_path)]) == 66
+    assert main(["report"]) == 64
