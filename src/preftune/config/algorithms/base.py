@@ -146,10 +146,6 @@ class StageSettings(Settings):
         """How many models it trains, one after the other; more than one are an ensemble."""
         return 1
 
-    def one_member(self) -> Self:
-        """The settings of each of them."""
-        return self
-
     # --- the graph
 
     @property
@@ -360,10 +356,6 @@ class OnlineConfig(StageSettings):
 
     def paths(self) -> tuple[str, ...]:
         return (*super().paths(), *(("reward_model",) if from_outside(self.reward_model or "") else ()))
-
-    def implicit_beta(self) -> float | None:
-        """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
-        return None
 
     def functions(self) -> str | None:
         return self.reward_functions
