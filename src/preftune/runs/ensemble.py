@@ -59,7 +59,9 @@ def _names(session: Session, name: str) -> list[str]:
 
 def _with_members(session: Session, name: str) -> Session:
     """The session with the members among its stages, which nobody else sees."""
-    members = dict.fromkeys(_names(session, name), session.config.stage[name].one_member())
+    settings = session.config.stage[name]
+    alone = {key: type(settings).model_fields[key].default for key in settings.combining}
+    members = dict.fromkeys(_names(session, name), settings.model_copy(update=alone))
     config = session.config.model_copy(update={"stage": {**session.config.stage, **members}})
     return replace(session, config=config)
 

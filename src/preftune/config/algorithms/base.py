@@ -261,7 +261,6 @@ class OfflineConfig(StageSettings):
     """What algorithms share that learn from training rows: how many of them, and how often."""
 
     length: ClassVar[str] = "epochs"
-
     if TYPE_CHECKING:
         rows: int | None
 

@@ -81,11 +81,6 @@ class RewardConfig(OfflineConfig):
     def models(self) -> int:
         return self.members
 
-    def one_member(self) -> Self:
-        return self.model_copy(
-            update={name: type(self).model_fields[name].default for name in self.combining}
-        )
-
     def plan(self, rows: int | None = None) -> str:
         times = f", {self.members} members ({self.combine})" if self.members > 1 else ""
         return super().plan(rows) + times
