@@ -86,6 +86,15 @@ def test_the_file_is_read_like_any_other(run: RunDir) -> None:
     assert {(pair.chosen.strip(), pair.rejected.strip()) for pair in pairs} <= whole
 
 
+def test_a_reply_that_was_cut_is_learned_from_without_an_end(run: RunDir) -> None:
+    rows, found = read_jsonl(run.preferences("pairs")), read_preferences(run.preferences("pairs"))
+    assert {row["ended_chosen"] for row in rows} | {row["ended_rejected"] for row in rows} == {True, False}
+    encoder = preftune.load_policy(run.model_dir("sft")).encoder
+    for pair in found:
+        ends = tuple(ids[-1] in encoder.ends for ids in encoder.pair(pair)[1:])
+        assert ends == pair.ended
+
+
 def test_another_stage_learns_from_them(run: RunDir) -> None:
     usable = len(read_preferences(run.preferences("pairs")))
     taken = [name for row in read_jsonl(run.ledger("dpo")) for name in row["rows"]]

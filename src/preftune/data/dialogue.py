@@ -45,6 +45,13 @@ class Preference:
     row: int = -1  # position in the split it was read into
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # others, for reward functions
 
+    @property
+    def ended(self) -> tuple[bool, bool]:
+        """Whether chosen and rejected came to their end. People's replies did; a policy's that was cut at its
+        token limit did not, and a stage that collects says so in columns `ended_chosen`, `ended_rejected`.
+        """
+        return self.columns.get("ended_chosen") is not False, self.columns.get("ended_rejected") is not False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpaired:

@@ -147,7 +147,8 @@ class Encoder:
         """
         prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
         chosen, rejected = (
-            self._whole_reply(kept, text) for text in (preference.chosen, preference.rejected)
+            self._whole_reply(kept, text, ended)
+            for text, ended in zip((preference.chosen, preference.rejected), preference.ended, strict=True)
         )
         if chosen == rejected:
             raise RejectedRow("response_too_long_became_equal")

@@ -82,12 +82,12 @@ class _Collector:
             self.encoder.decode(ids[own].tolist())
             for ids, own in zip(replies.ids, replies.response, strict=True)
         ]
+        closed = ended(replies, self.encoder.ends).tolist()
         plain, found = self.encoder.form == "plain", list[Json]()
         for place, number in enumerate(numbers):
             row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
-            found.append(
-                {"row": row.row, "prompt": prompt_of(row.prompt, plain), "replies": texts[mine], "scores": []}
-            )
+            said = {"replies": texts[mine], "ended": closed[mine], "scores": []}
+            found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
         for row, scored in zip(found, self._scores(found, replies, numbers), strict=True):
             row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         return found, self._metrics(found, replies)
@@ -274,6 +274,8 @@ def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
         "prompt": row["prompt"],
         "chosen": reply_of(texts[pair.chosen], plain),
         "rejected": reply_of(texts[pair.rejected], plain),
+        "ended_chosen": row["ended"][pair.chosen],
+        "ended_rejected": row["ended"][pair.rejected],
         "score_chosen": scores[pair.chosen],
         "score_rejected": scores[pair.rejected],
         "row": row["row"],

@@ -224,8 +224,9 @@ def _scores(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) ->
 
 
 def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> list[Sequences]:
-    items = [(row.prompt, row.chosen) for row in rows]
-    return [encoder.sequences(items[i : i + size]) for i in range(0, len(items), size)]
+    items, ended = [(row.prompt, row.chosen) for row in rows], [row.ended[0] for row in rows]
+    parts = [slice(i, i + size) for i in range(0, len(rows), size)]
+    return [encoder.sequences(items[part], ended[part]) for part in parts]
 
 
 def _prove_reload(session: Session, stage: Stage, job: Job, directory: Path) -> None:
