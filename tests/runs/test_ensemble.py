@@ -13,7 +13,8 @@ from made_once import small_world, without_figures
 from preftune.algorithms.reward import Reward
 from preftune.api import audit, run_recipe
 from preftune.config import load_recipe
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, UsageError
+from preftune.export.model import find
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.verify.attempts import different, outcome
 
@@ -182,6 +183,12 @@ def test_an_audit_looks_at_every_member_and_notices_a_damaged_one(
     with pytest.raises(DataError, match=r"member-1/model\.safetensors is not what was written"):
         preftune.load_reward_model(copy.models / "reward_model")
     assert audit(copy.models / "reward_model")["verdict"] == "not usable"
+
+
+def test_for_others_a_member_is_a_model_and_the_ensemble_is_none(run: RunDir) -> None:
+    with pytest.raises(UsageError, match="only preftune reads"):
+        find(str(run.path), "rm")
+    assert find(str(run.path), "rm/member-1").directory == run.models / "reward_model" / "member-1"
 
 
 def test_one_model_has_nothing_to_combine() -> None:
