@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from hub_server import Hub, serving
 from preftune.api import run_recipe
@@ -19,6 +21,7 @@ from preftune.data.corpus import train_tokenizer
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import load_causal_lm, load_tokenizer, scratch_gpt2
 from preftune.models.locate import fingerprint, locate
+from preftune.rundir import RunDir, read_json
 from sweeps import ALL
 
 SOURCE = str(Path(__file__).resolve().parent.parent / "src")
@@ -160,6 +163,41 @@ def test_a_new_machine_goes_on_with_the_commits_in_the_mirror(
     (tmp_path / "drive/commits.json").write_text('{"base gpt2": "ab')  # as none: what the hub has now differs
     with pytest.raises(ConfigError, match=r"in the mirror .* was made with other settings"):
         run_recipe("tiny", words, out=str(third), until="sft", mirror=drive)
+
+
+def test_a_judge_of_the_hub_scores_by_its_commit_and_a_new_machine_takes_that_from_the_mirror(
+    client: Hub, tmp_path: Path
+) -> None:
+    """It scores PPO's replies and those that are collected; then the hub has another one of that name."""
+    tokenizer = train_tokenizer([], 300)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "num_labels": 1, "vocab_size": len(tokenizer)}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = GPT2Config(**sizes, **ends, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3)
+        GPT2ForSequenceClassification(config).save_pretrained(tmp_path / f"judge-{seed}")
+        tokenizer.save_pretrained(tmp_path / f"judge-{seed}")
+    client.put("models/org/judge", tmp_path / "judge-0")
+    commits = client.repositories["models/org/judge"]
+    pairs = ["stage.pairs.algorithm=collect", "stage.pairs.judge=org/judge", "stage.pairs.rows=4"]
+    words = [*SMALL, "model.scratch.steps=6", "data.pairs=40", *pairs, "stage.pairs.replies=2"]
+    words += ["stage.ppo.reward_model=org/judge", "stage.ppo.data=pairs"]
+    drive, first, second = str(tmp_path / "drive"), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    run_recipe("tiny", words, out=str(first.path), until="ppo", mirror=drive)
+    for stage, key in (("pairs", "judge"), ("ppo", "reward_model")):
+        found = read_json(first.stage_json(stage))["inputs"]["settings"][key]
+        assert (found["name"], found["commit"]) == ("org/judge", commits[0][0])
+    assert read_json(tmp_path / "drive" / "commits.json")["judge org/judge"] == commits[0][0]
+    client.put("models/org/judge", tmp_path / "judge-1")
+    assert commits[1][0] != commits[0][0]
+    run_recipe("tiny", words, out=str(second.path), until="ppo", mirror=drive)
+    for stage in ("pairs", "ppo"):
+        assert read_json(second.stage_json(stage))["key"] == read_json(first.stage_json(stage))["key"]
+    third = RunDir(tmp_path / "third")  # without the mirror: what the hub has now
+    run_recipe("tiny", words, out=str(third.path), until="pairs")
+    assert read_json(third.stage_json("pairs"))["inputs"]["settings"]["judge"]["commit"] == commits[1][0]
+    run_recipe("tiny", words, out=str(first.path), until="ppo")  # and here: what it was begun with
 
 
 def test_a_model_is_loaded_from_one_commit(client: Hub, model: Path) -> None:

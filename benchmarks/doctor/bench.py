@@ -34,7 +34,9 @@ from preftune.rundir import RunDir, read_jsonl, write_json, write_jsonl
 from preftune.version import __version__
 from preftune.world.dataset import make_world
 
-RESULTS = Path(__file__).parent.parent / "results" / "doctor"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "doctor", ROOT / "docs" / "doctor.md"
+BEGIN, END = "<!-- made by benchmarks/doctor/bench.py -->", "<!-- end -->"
 FIRST = {"reported": 0, "thresholds": 100}
 COMMON = (
     "model.scratch.steps=160", "data.pairs=1200", "stage.sft.rows=960", "stage.rm.rows=1200",
@@ -239,11 +241,14 @@ def findings(out: Path) -> tuple[Finding, ...]:
 
 
 def outcome(out: Path, faults: tuple[Fault, ...]) -> dict[str, object]:
-    """Which planted faults are found where they are, and what else is found."""
+    """Which planted faults are found where they are, and what else is found. A stage that has not run yet
+    counts for nothing.
+    """
     found = findings(out)
+    ran = [f for f in faults if f.stage == "reward model" or RunDir(out).metrics(f.stage).is_file()]
     planted = {
         f.kind: [each.evidence for each in found if each.kind == f.kind and f.stage in each.where]
-        for f in faults
+        for f in ran
     }
     others = [[e.kind, e.where, e.evidence] for e in found if e.kind not in planted]
     return {"planted": planted, "others": others}
@@ -262,6 +267,28 @@ def summary(runs: dict[str, dict]) -> dict[str, object]:
 
     recall = {kind: share(hits) for kind, hits in sorted(kinds.items())}
     return {"recall": recall, "false_alarms": share(healthy), "kinds": len(PATHOLOGIES)}
+
+
+def table(found: dict[str, object]) -> str:
+    """The summary as docs/doctor.md shows it."""
+
+    def cells(share: dict) -> str:
+        low, high = (100 * end for end in share["interval"])
+        return f"{share['found']} of {share['n']} | {low:.0f} to {high:.0f} %"
+
+    lines = ["| planted | found | Wilson 95 % |", "|---|---|---|"]
+    lines += [f"| {kind} | {cells(share)} |" for kind, share in found["recall"].items()]  # type: ignore[attr-defined]
+    alarms = found["false_alarms"]
+    if alarms["n"]:  # type: ignore[index]
+        lines.append(f"| nothing (healthy runs): any alarm | {cells(alarms)} |")  # type: ignore[arg-type]
+    return "\n".join(lines)
+
+
+def write_page(found: dict[str, object]) -> None:
+    """Into docs/doctor.md, between its two marks."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    PAGE.write_text(f"{before}{begin}\n{table(found)}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -292,6 +319,8 @@ def main() -> None:
             print(f"== {name}: {json.dumps(runs[name])}", flush=True)
             write_jsonl(file, [{"name": key, "run": run} for key, run in runs.items()])
             write_json(target, {"version": __version__, "set": given.set, **summary(runs), "runs": runs})
+    if given.set == "reported":
+        write_page(summary(runs))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ reported at once. What reads data is loaded after the look at the lock, which ne
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,7 @@ def run_recipe(
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
+    _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
     check_kind(config, dataset, stages, whole=until is None)
     if until is None:
@@ -123,6 +125,8 @@ def run_recipe(
         if removed:
             names = ", ".join(str(path.relative_to(run.path)) for path in removed)
             console.line(f"removed of an earlier run: {names}")
+        if "torch" not in sys.modules:
+            _say_slow("loading torch")
         from preftune.measure.write_up import measure_and_report
         from preftune.runs import provenance, runner
         from preftune.runs.mirror import forget
@@ -283,6 +287,31 @@ def _checked(
     """The data of a run and its base model, once it is clear that reward functions can be had too."""
     check_reward_functions(config)
     return found_data(config, run, mirror)
+
+
+def _say_slow(what: str) -> None:
+    """What takes a while before the log is there, for whoever sits at the terminal."""
+    from preftune.untrusted import printable
+
+    if is_main_process() and sys.stderr.isatty():
+        print(printable(f"{what} ..."), file=sys.stderr)
+
+
+def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
+    """What a run would take, in lines: rows that are really used, steps, time, memory, disk, from two steps
+    of every stage in a directory that is thrown away; and what its evaluation could find.
+    """
+    config = absolute(load_recipe(recipe, overrides).config)
+    from preftune.runs.plan import check_kind
+
+    _say_slow(f"reading {config.data.name}")
+    dataset, base = _checked(config, None)
+    check_kind(config, dataset, stage_order(config.stage), whole=True)
+    _say_slow("loading torch, then two steps of every stage")
+    from preftune.runs.probe import planned
+
+    with handled():
+        return list(planned(config, dataset, base))
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":

@@ -134,6 +134,15 @@ def train(
 
 
 @app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say what a run would take: rows, steps, time, memory, disk; takes two steps of every stage."""
+    from preftune import api
+
+    for line in api.plan(recipe, _out_of(overrides, None)[1]):
+        typer.echo(printable(line))
+
+
+@app.command()
 def evaluate(
     run: Run,
     pairs: Annotated[
@@ -256,7 +265,7 @@ def study(
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
     first_seed: Annotated[int, typer.Option(help="The first; the others follow it.")] = 0,
     sweep: Annotated[
-        str | None, typer.Option(metavar="KEY=A,B,C", help="Also run a stage at these values of a setting.")
+        str | None, typer.Option(metavar="KEY=A,B;KEY=C", help="Also run stages at these values of settings.")
     ] = None,
     tokens: Annotated[
         int | None,

@@ -3,6 +3,7 @@ characters.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def test_hidden_characters_are_written_out(hostile: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert not set(out) & {"\x1b", "\x07", "\u202e"}
     assert "⟨U+001B⟩" in out
+
+
+def test_too_few_prompts_to_compare_on_are_said_first(
+    hostile: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "--data", str(hostile), "data.held_out=0.3"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    sizes = [int(n) for n in re.findall(r"(\d+) (?:train|validation|test)", first)]
+    assert sum(sizes) == 6
+    assert [int(n) for n in re.findall(r"\((\d+) prompts\)", first)] == sizes  # each row has its own
+    assert second.startswith("fewer than 10 prompts")
 
 
 def test_findings_are_data_too(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:

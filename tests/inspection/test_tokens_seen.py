@@ -1,10 +1,13 @@
 """`inspect RECIPE` shows the columns that a step gets; `inspect RUN` numbers that the models give."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import preftune
@@ -12,7 +15,7 @@ from preftune.cli import main
 from preftune.data import Dialogue, Turn
 from preftune.data.pieces import parts_of_prompt
 from preftune.inspection.command import _session
-from preftune.inspection.paint import shown
+from preftune.inspection.paint import paint_replies, shown
 from preftune.inspection.replies import token_rows
 from preftune.inspection.rows import View, asked_row, views
 from preftune.report.load import load_run
@@ -113,6 +116,47 @@ def test_a_token_takes_one_line_and_no_escape() -> None:
     assert len(shown("x" * 10_000)) < 300
 
 
+REPLY = {
+    "stage": "ppo",
+    "reference": "sft",
+    "row": "7",
+    "texts": [" The", " [bold]fox", "\x1b[31m"],
+    "log_ratio": [0.5, -1.0, 0.0],
+    "kl": [0.1, 0.4, 0.0],
+    "advantage": [],
+    "score": [0.0, 2.0, 1.0],
+    "reward": 1.0,
+    "ended": True,
+}
+
+
+def painted(**how: Any) -> str:
+    out = io.StringIO()
+    paint_replies(Console(file=out, width=120, soft_wrap=True, highlight=False, **how), [REPLY], "a note")
+    return out.getvalue()
+
+
+def test_in_colour_a_reply_is_painted_once_for_each_measure() -> None:
+    text = painted(force_terminal=True, color_system="256", no_color=False)
+    assert [text.count(word) for word in ("log-ratio", "KL ", "change of the score", "advantage")] == [
+        1,
+        2,
+        1,
+        0,
+    ]
+    down = "\x1b[4;30;48;5;209m"  # underlined, black on the darkest orange: the largest fall of each measure
+    assert f"{down} [bold]fox" in text  # of the log-ratio
+    assert "\x1b[31m" not in text
+    assert "⟨U+001B⟩[31m" in text
+
+
+@pytest.mark.parametrize("how", [{}, {"force_terminal": True, "color_system": "256", "no_color": True}])
+def test_piped_or_without_colour_it_is_a_line_a_token(how: dict[str, Any]) -> None:
+    lines = [line.split() for line in painted(**how).splitlines() if "fox" in line]
+    assert lines == [["-1.0000", "+0.4000", "+2.0000", "[bold]fox"]]
+    assert "score +1.00, log(policy / sft) -0.50, KL 0.50 nats, 3 tokens, ends" in painted(**how)
+
+
 def test_numbers_by_token_are_those_of_the_models(tiny_run: RunDir) -> None:
     """Log-ratio and KL from the logits of two saved models by transformers, the score from the judge."""
     session = reopen(tiny_run.path, write=False)
@@ -148,6 +192,7 @@ def test_ppo_has_an_advantage_for_each_token_and_dpo_none(tiny_run: RunDir) -> N
     assert dpo["advantage"] == []
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_replies_go_into_the_report_until_their_policy_changes(
     tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +202,7 @@ def test_replies_go_into_the_report_until_their_policy_changes(
     before = run.report_page.read_text()
     words = ["inspect", str(run.path), "--stage", "dpo"]
     assert main(words) == 0
-    assert run.report_page.read_text() == before
+    assert run.report_page.read_text() == before  # nothing is written unasked
     assert main([*words, "--report", "--json", str(tmp_path / "seen.json")]) == 0
     assert "\x1b" not in capsys.readouterr().out
     rows = load_run(run).tokens

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import preftune
-from preftune import api, load_reward_model
+from preftune import api, load_policy, load_reward_model
 from preftune.config import load_recipe
 from preftune.data import prompt_hash, read_preferences
 from preftune.errors import ConfigError, DataError
+from preftune.models.load import load_causal_lm
+from preftune.models.locate import locate
+from preftune.models.roles import Policy
+from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs import collect
 
@@ -77,6 +82,11 @@ def test_a_row_says_who_wrote_and_who_judged_it(run: RunDir) -> None:
     facts = read_json(run.stage_json("pairs"))["collected"]
     assert facts["prompts"], facts["replies"] == (20, 60)
     assert facts["labels_agree"] == facts["best_reachable"] == 1.0
+    assert facts["longer_wins"]["value"] == 1.0  # the judge counts words
+    assert facts["longer_wins"]["n"] == facts["pairs"]
+    card = (run.collected("pairs") / "README.md").read_text(encoding="utf-8")
+    assert f"judged by `{__name__}:words`; {facts['pairs']:,} pairs" in card
+    assert f"the longer reply is chosen in 100.0% [{facts['longer_wins']['low']:.1%}, 100.0%]" in card
 
 
 def test_the_file_is_read_like_any_other(run: RunDir) -> None:
@@ -175,6 +185,41 @@ def test_a_reward_stage_and_its_directory_judge_alike(begun: RunDir) -> None:
     assert [row["scores"] for row in again] == [pytest.approx(row["scores"], abs=1e-5) for row in made]
 
 
+def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """β (log π - log π_ref) of the sampled tokens under the two saved models, up to mean and unit."""
+    seen: list[Any] = []
+    scores = Scorer.scores
+
+    def heard(self: Scorer, sequences: Any, rows: Any = ()) -> Any:
+        seen.append((sequences, scores(self, sequences, rows)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(Scorer, "scores", heard)
+    judge = ("stage.judge.algorithm=dpo", "stage.judge.rows=32", "stage.judge.learning_rate=1e-2")
+    train(begun.path, *judge, "stage.pairs.judge=judge", until="pairs")
+    policy, reference = (Policy(load_causal_lm(locate(str(begun.model_dir(n))))) for n in ("judge", "sft"))
+    with torch.no_grad():
+        ratios = torch.cat([(policy.logprobs(s) - reference.logprobs(s)).sum(1) for s, _ in seen])
+    given = torch.cat([found for _, found in seen])
+    assert ratios.std() > 0.1
+    assert torch.corrcoef(torch.stack([ratios, given]))[0, 1].item() == pytest.approx(1, abs=1e-5)
+    written = [x for row in read_jsonl(begun.collected("pairs") / "replies.jsonl") for x in row["scores"]]
+    assert written == pytest.approx(given.tolist())
+
+
+def test_best_of_n_distillation_makes_the_best_replies_likelier(begun: RunDir) -> None:
+    distilled = ("stage.best.algorithm=sft", "stage.best.init=sft", "stage.best.data=pairs")
+    train(begun.path, *distilled, "stage.best.epochs=4", "stage.best.learning_rate=5e-3", until="best")
+    rows = read_preferences(begun.preferences("pairs"))
+    means = []
+    for handle in (load_policy(begun.model_dir(name)) for name in ("sft", "best")):
+        batch = handle.encoder.sequences([(row.prompt, row.chosen) for row in rows])
+        means.append(handle.logprobs(batch).sum().item() / batch.response.sum().item())
+    assert means[1] > means[0] + 0.1
+    ledger = [name for row in read_jsonl(begun.ledger("best")) for name in row["rows"]]
+    assert set(ledger) == {str(i) for i in range(len(rows))}
+
+
 # --- data of a stage ----------------------------------------------------------------------------------------
 
 
@@ -246,7 +291,11 @@ def test_the_whole_run_is_measured_and_gold_stands_beside_the_score(run: RunDir)
         assert record["reward"]["mean"] != record["golds"][name]["mean"]
     measures = {row["measure"] for row in read_jsonl(made.comparisons)}
     assert {"score", "gold", f"gold:{name}"} <= measures
-    assert f"Gold, {name}" in made.analysis_text.read_text(encoding="utf-8")
+    text = made.analysis_text.read_text(encoding="utf-8")
+    assert f"Gold, {name}" in text
+    facts = read_json(made.stage_json("pairs"))["collected"]
+    (row,) = [line for line in text.splitlines() if line.startswith("| `pairs` | `sft` |")]
+    assert f"| 20 | 60 | {facts['pairs']} | {facts['left_out_pairs']} |" in row
 
 
 def test_its_metrics_are_documented(run: RunDir) -> None:

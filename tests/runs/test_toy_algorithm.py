@@ -175,7 +175,7 @@ def test_it_takes_part_in_a_study() -> None:
     wanted = Wanted("tiny", TOY, sweep="stage.toy.pull=0.1,0.5", tokens=15 * 48)
     design = make_design(wanted, config, dataset, lengths)
     assert design.config.stage["toy"].rows == 48  # type: ignore[attr-defined]
-    assert design.sweep == {"0.1": "toy-pull-0_1", "0.5": "toy"}
+    assert design.sweeps == {"stage.toy.pull": {"0.1": "toy-pull-0_1", "0.5": "toy"}}
 
 
 def test_the_class_is_found_by_its_name() -> None:

@@ -23,6 +23,7 @@ from preftune.study.launch import run_study
 from preftune.study.page import study_text
 from preftune.study.pool import collapse, pool
 from preftune.study.seed import facts_file
+from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, best_at_kl, best_table, read_seed
 
 SEEDS = (3, 4)
@@ -78,6 +79,22 @@ def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
         own = next(s for s in study["seeds"] if s["seed"] == seed)["policies"]["grpo"]
         assert own["tokens_trained"] == sum(row["tokens/trained"] for row in rows)
         assert own["tokens_sampled"] == sum(row["tokens/sampled"] for row in rows) > 0
+
+
+@pytest.mark.parametrize(("pairing", "rows", "epochs"), [("best_worst", None, 2), ("all", 32, 1)])
+def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, epochs: int) -> None:
+    """96 rows in all: 32 a round, of the 16 prompts that are collected each time, with one pair or six."""
+    from preftune.runs.sources import load_dataset
+
+    made = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.pairs.rows=16")
+    words = (*made, f"stage.pairs.pairing={pairing}", "stage.dpo.data=pairs", "stage.dpo.rounds=3")
+    words = (*words, "stage.ppo=none", "stage.grpo=none", "data.pairs=40")
+    config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
+    wanted = Wanted("tiny", words, tokens=96 * (2 * 10 + 5 + 7))
+    stages = make_design(wanted, config, load_dataset(config.data, 0), lengths).config.stage
+    rounds = [stages[name] for name in ("dpo", "dpo-2", "dpo-3")]
+    assert [(each.rows, each.epochs) for each in rounds] == [(rows, epochs)] * 3  # type: ignore[union-attr]
+    assert stages["pairs-3"] == config.stage["pairs-3"]
 
 
 def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,10 +393,9 @@ def test_what_cannot_be_swept_is_refused(tmp_path: Path, text: str) -> None:
 # --- text without gold, and the command ---------------------------------------------------------------------
 
 
-def test_without_gold_a_second_reward_model_stands_in(
-    tmp_path: Path, study_of: Callable[..., dict[str, Any]]
-) -> None:
-    """The world's own pairs as a file: then nobody knows their gold score."""
+@pytest.fixture
+def of_a_file(tmp_path: Path) -> tuple[str, ...]:
+    """Settings on the world's own pairs as a file: then nobody knows their gold score."""
     from preftune.world.dataset import make_world
 
     world = make_world(0, 160, 1, 1)
@@ -389,8 +405,35 @@ def test_without_gold_a_second_reward_model_stands_in(
         for pair in world.train
     ]
     file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    settings = (*SMALL, f"data.name={file}", "data.held_out=0.2", "model.scratch.vocab_size=300",
-                "data.max_prompt_length=60", "data.max_response_length=28")  # fmt: skip
+    return (*SMALL, f"data.name={file}", "data.held_out=0.2", "model.scratch.vocab_size=300",
+            "data.max_prompt_length=60", "data.max_response_length=28")  # fmt: skip
+
+
+def characters(prompt: str, response: str) -> float:
+    """A judge that no training sees."""
+    return float(len(response))
+
+
+def test_on_a_file_the_named_judge_is_gold_and_no_second_reward_model_is_trained(
+    tmp_path: Path, of_a_file: tuple[str, ...]
+) -> None:
+    kept = [word for word in of_a_file if not word.startswith(("stage.ppo.", "stage.grpo."))]
+    gold = f"{__name__}:characters"
+    settings = (*kept, f"evaluation.gold={gold}", "stage.ppo=none", "stage.grpo=none")
+    asked = Wanted("tiny", settings, replies=2)
+    study = read_json(run_study(asked, tmp_path / "out", seeds=1, reports=False))
+    assert study["gold"] == gold
+    assert "gold_rm" not in load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
+    own, sft = (read_json(tmp_path / f"out/seed-0/study/{name}.json") for name in ("dpo", "sft"))
+    lengths = np.array([len(sample["response"]) for sample in own["samples"]["test"]]).reshape(-1, 2).mean(1)
+    assert own["sets"]["test"]["gold"][: len(lengths)] == pytest.approx(lengths.tolist())
+    gains = np.array(own["sets"]["test"]["gold"]) - np.array(sft["sets"]["test"]["gold"])
+    assert study["policies"]["dpo"]["gold_gain"] == pytest.approx(gains.mean(), abs=1e-6)
+    assert gold in (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8")
+
+
+def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file: tuple[str, ...]) -> None:
+    settings = of_a_file
     study = read_json(run_study(Wanted("tiny", settings), tmp_path / "out", seeds=1, reports=False))
     assert study["gold"] == "second reward model"
     assert study["prompt_sets"] == ["test"]

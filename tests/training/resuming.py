@@ -34,7 +34,7 @@ def rule(batch: Sequences) -> Tensor:
 
 
 def prepare(
-    algorithm: str, top: int | None = None, rank: int | None = None
+    algorithm: str, top: int | None = None, rank: int | None = None, **own: Any
 ) -> tuple[Algorithm, Learner, dict[str, Any]]:
     """Everything from nothing, as a new process would."""
     kind, models = ALGORITHMS[algorithm], roles(algorithm)
@@ -42,7 +42,7 @@ def prepare(
     if online(algorithm):
         settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
         settings |= {"group_size": 2} if grouped(algorithm) else {}
-    config = kind.Config(**settings)
+    config = kind.Config(**settings, **own)
     learner = Learner(microbatch_size=3)
     for name, role in models.items():
         if top is not None:
@@ -80,9 +80,10 @@ def run(
     say: Callable[[str], None] = print,
     top: int | None = None,
     rank: int | None = None,
+    **own: Any,
 ) -> dict[str, dict[str, Tensor]]:
-    """Train, or die in the on_step call of `kill_at`; the weights of the trained roles."""
-    made, learner, models = prepare(algorithm, top, rank)
+    """Train with settings of its own, or die in the on_step call of `kill_at`; the trained roles' weights."""
+    made, learner, models = prepare(algorithm, top, rank, **own)
 
     def on_step(step: int, metrics: Any) -> None:
         if step == kill_at:

@@ -57,6 +57,8 @@ class Roles:
 class Learner(Protocol):
     """The part of training/learner.py that algorithms use. They receive it; they never import it."""
 
+    kept: dict[str, float]  # numbers that an algorithm goes on with: part of the state of training
+
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step of `role` on all rows of `batch`, this process's share of a global one.
 

@@ -10,9 +10,10 @@ arXiv:1909.08593).
 
 Choices: the score sits on the last written token (no pad position is trained); critic and policy are separate
 networks with an optimizer each, so there is no value coefficient; advantages are whitened over the rollout,
-not a minibatch.
+not a minibatch. With `kl_target` the coefficient is steered after each step (Ziegler et al., section 2.2).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +27,7 @@ from preftune.config import PPOConfig, StageSettings
 from preftune.data.batch import Prompts, Sequences
 from preftune.errors import UsageError
 from preftune.functional import (
+    AdaptiveKL,
     gae,
     kl_estimate,
     masked_whiten,
@@ -69,6 +71,11 @@ class PPO:
         self.roles = Roles(models)
         self.policy, self.critic = self.roles.policy, self.roles.critic
 
+    @property
+    def kl_coef(self) -> float:
+        """As set, or where `steer` has brought it: the learner keeps it with the state of training."""
+        return self.learner.kept.get("kl_coef", self.config.kl_coef)
+
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample responses, score them, look them up under policy, reference and critic
         rollout = self.rollout(batch)
@@ -84,7 +91,16 @@ class PPO:
         experience = self.experience(rollout)
         updates = passes(experience, self.config, seed, self.learner, self.update)
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
-        return {**averaged(updates), **first, **self.report(rollout, experience)}
+        metrics = {**averaged(updates), **first, **self.report(rollout, experience)}
+        self.steer(metrics["objective/kl"], len(rollout))
+        return metrics
+
+    def steer(self, kl: float, responses: int) -> None:
+        """Bring the coefficient nearer to where the KL is `kl_target`, for the next step."""
+        config = self.config
+        if config.kl_target is not None and math.isfinite(kl):
+            controller = AdaptiveKL(self.kl_coef, config.kl_target, config.kl_horizon)
+            self.learner.kept["kl_coef"] = controller.observe(kl, responses)
 
     def experience(self, rollout: Rollout) -> Experience:
         config, sequences = self.config, rollout.learnable
@@ -93,7 +109,7 @@ class PPO:
             raise UsageError("the rollout has no values", "collect it with the critic")
         written = rollout.sequences.response
         rewards = shaped_rewards(
-            rollout.scores, rollout.logprobs, rollout.reference_logprobs, written, config.kl_coef
+            rollout.scores, rollout.logprobs, rollout.reference_logprobs, written, self.kl_coef
         )
         advantages, returns = gae(rewards, rollout.values, response, config.gamma, config.lam)
         learnt = advantages[response]
@@ -156,10 +172,10 @@ class PPO:
             "objective/kl": kl.mean().item(),
             "objective/scores": scores.mean().item(),
             "objective/scores_std": scores.std().item() if len(scores) > 1 else 0.0,
-            "objective/non_score_reward": -self.config.kl_coef * kl.mean().item(),
-            "objective/rlhf_reward": (scores.mean() - self.config.kl_coef * kl.mean()).item(),
+            "objective/non_score_reward": -self.kl_coef * kl.mean().item(),
+            "objective/rlhf_reward": (scores.mean() - self.kl_coef * kl.mean()).item(),
             "val/explained_variance": (1 - errors.var() / returns.var().clamp(min=1e-8)).item()
             if len(returns) > 1  # of one token there is no variance
             else 0.0,
-            "kl_coef": self.config.kl_coef,
+            "kl_coef": self.kl_coef,
         }

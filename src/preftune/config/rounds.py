@@ -31,7 +31,7 @@ def unrolled(stages: Stages) -> dict[str, Any]:
         for number in range(2, rounds + 1):
             for name in chain:
                 copied = _of_round(stages, name, chain, last, number)
-                found.setdefault(_named(name, number), copied)
+                found.setdefault(round_name(name, number), copied)
     return found
 
 
@@ -40,13 +40,14 @@ def _of_round(stages: Stages, name: str, chain: list[str], last: str, number: in
     settings = {key: value for key, value in stages[name].items() if key != "rounds"}
     for key, other in _links(stages, name).items():
         if other in chain:
-            settings[key] = _named(other, number)
+            settings[key] = round_name(other, number)
     if name == last or _makes_data(stages, name):
-        settings["init"] = _named(last, number - 1)
+        settings["init"] = round_name(last, number - 1)
     return settings
 
 
-def _named(name: str, number: int) -> str:
+def round_name(name: str, number: int) -> str:
+    """What the copy of a stage for a round, from 1 on, is called."""
     return name if number == 1 else f"{name}-{number}"
 
 

@@ -261,6 +261,12 @@ class CheckpointConfig(Settings):
         description="Keep the last state of finished stages: one with steps or epochs raised goes on from "
         "there, if its learning rate is constant and has no warm-up.",
     )
+    best: bool = Field(
+        default=False,
+        exclude_if=lambda best: not best,  # the settings of runs from before this one stay what they were
+        description="End each stage with its best checkpoint, by held-out loss, or by the mean score less "
+        "kl_coef · KL of the steps before it where it samples, instead of the last (docs/reliability.md).",
+    )
 
 
 class RunConfig(Settings):

@@ -1,10 +1,9 @@
 """The plan of a run as text: its graph of stages, and every value with its origin."""
 
-from itertools import groupby
-
 from preftune.config.graph import BASE, stage_order, stages_until
 from preftune.config.load import Resolved
 from preftune.config.run import ModelConfig
+from preftune.config.schema import settings
 from preftune.config.toml import flatten, toml_value
 
 
@@ -31,12 +30,22 @@ def show_graph(resolved: Resolved, until: str | None = None) -> str:
 
 
 def show_values(resolved: Resolved) -> str:
-    """All settings by section, each with its origin."""
-    values = flatten(resolved.config.model_dump())
+    """All settings by section, each with its origin; those too that config.toml leaves out at their defaults,
+    so that the keys of older runs stay what they were.
+    """
+    values, origins = flatten(resolved.config.model_dump()), dict(resolved.origins)
+    for key, setting in settings({n: s.algorithm for n, s in resolved.config.stage.items()}).items():
+        path = key.split(".")
+        absent = any(values.get(".".join(path[:i]), ...) is None for i in range(1, len(path)))
+        if key not in values and not absent and setting.default not in (..., {}):
+            values[key], origins[key] = setting.default, "default"
+    sections: dict[str, list[str]] = {}
+    for key in values:
+        sections.setdefault(key.rpartition(".")[0], []).append(key)
     lines = []
-    for section, keys in groupby(values, key=lambda key: key.rpartition(".")[0]):
+    for section, keys in sections.items():
         lines.append(f"[{section or 'run'}]")
-        rows = [(key.rpartition(".")[2], toml_value(values[key]), resolved.origins[key]) for key in keys]
+        rows = [(key.rpartition(".")[2], toml_value(values[key]), origins[key]) for key in keys]
         left = max(len(name) for name, _, _ in rows)
         right = max(len(value) for _, value, _ in rows)
         lines += [f"  {name:<{left}} = {value:<{right}}  {origin}" for name, value, origin in rows]

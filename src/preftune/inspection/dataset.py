@@ -14,6 +14,7 @@ from preftune.data import Dataset, Preference
 from preftune.data.dataset import KINDS, SPLIT_NAMES
 from preftune.evaluation.baselines import tokens
 from preftune.evaluation.stats import mcnemar_exact, wilson
+from preftune.records.verdict import MIN_PROMPTS
 
 EXAMPLES = 3
 READ = 20_000  # rows whose phrases are counted
@@ -52,8 +53,14 @@ def examine(dataset: Dataset) -> list[Finding]:
 
 def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, Sequence[str]]]:
     """For the terminal."""
-    counts = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
-    yield f"{counts}: {KINDS[dataset.kind]}", ()
+    prompts = dataset.report["distinct_prompts"]
+    counts = [f"{len(getattr(dataset, name)):,} {name} ({prompts[name]:,} prompts)" for name in SPLIT_NAMES]
+    yield f"{', '.join(counts)}: {KINDS[dataset.kind]}", ()
+    if prompts["test"] < MIN_PROMPTS:
+        yield (
+            f"fewer than {MIN_PROMPTS} prompts to compare policies on: no claim is made; raise data.held_out",
+            (),
+        )
     if cut := dataset.report.get("cut_from_train"):
         yield f"{' and '.join(cut)} cut from train, by prompt", ()
     yield from ((note, ()) for note in dataset.report.get("notes", []))

@@ -7,7 +7,7 @@ from preftune.records.base import Number, Record, Several
 
 
 class ExpectedRecord(Record):
-    """Numbers of runs of one recipe that differ in their seed alone. Seconds and MiB are of whole runs."""
+    """Numbers of runs of one recipe that differ in their seed alone; processor seconds of whole runs."""
 
     remedy: ClassVar[str] = "python benchmarks/expected.py RECIPE measures it again"
 

@@ -4,11 +4,11 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from preftune.records.base import Number, Record, Several
+from preftune.records.base import Estimates, Measured, Number, Record, Several
 from preftune.sums import write_sealed
 
 
@@ -17,6 +17,60 @@ def _as_float(value: Any) -> Any:
 
 
 Logged = Annotated[Number, BeforeValidator(_as_float)]  # JSON's integers have no end
+
+
+class NotTheLast(Record):
+    """Why a model is that after step `kept`: at `step` the KL was `value`, beyond the budget; or that
+    checkpoint was the best of those up to `step`, with this worth.
+    """
+
+    step: int
+    value: Number
+    kept: int
+    why: Literal["kl_budget", "best"] = "kl_budget"
+
+    def words(self, stage: str) -> str:
+        if self.why == "best":
+            return (
+                f"{stage}: the best checkpoint up to step {self.step} is that after step {self.kept}, "
+                f"which is its model (checkpoint.best, {self.value:.4g})"
+            )
+        return (
+            f"{stage} stopped at step {self.step}: its KL of {self.value:.3g} nats a response is beyond "
+            f"kl_budget; its model is that after step {self.kept}"
+        )
+
+
+class AskedRecord(Record):
+    """What a language model that judged has said."""
+
+    questions: int = 0
+    no_verdict: int = 0
+    refused: int = 0
+    ties: int = 0
+    both_orders: Measured = None  # share of comparisons with the same outcome in both orders
+    first_wins: Measured = None  # share of decided answers for the reply that stands first
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: Number | None = None
+    answered_by: Several[str] = ()
+
+
+class CollectedRecord(Record):
+    """Of a stage that collects: who judged what, how often, and how well the labels agree."""
+
+    judge: str = ""
+    prompts: int = 0
+    replies: int = 0
+    pairs: int = 0
+    left_out_pairs: int = 0
+    score_mean: Number | None = None
+    label_temperature: Number | None = None
+    labels_agree: Number | None = None
+    best_reachable: Number | None = None
+    longer_wins: Measured = None  # share of pairs of unequal length
+    beats: Estimates = Field(default_factory=dict)  # win rate over what another stage collected
+    llm: AskedRecord | None = None
 
 
 class StageRecord(Record):
@@ -33,6 +87,10 @@ class StageRecord(Record):
     peak_memory_mb: Number | None = None
     steps: int | None = None
     parents: Several[str] = ()
+    kl_budget: NotTheLast | None = None
+    best: NotTheLast | None = None
+
+    collected: CollectedRecord | None = None  # of one that makes data
     taken_from: str = ""  # the run that trained it, of a stage that was taken over
     # Rows that could not be encoded, by reason.
     left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")

@@ -6,6 +6,7 @@ from preftune.report.blocks import Block, Bullets, Grid, Section, Table, say
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.plots.curves import MAX_POINTS
 from preftune.report.sections.cautions import cautions
+from preftune.report.sections.collected import collected_blocks
 from preftune.report.sections.comparison import comparison, pictures, quality, significance
 from preftune.report.sections.data import data_blocks
 from preftune.report.sections.explorers import mistakes, samples
@@ -26,6 +27,7 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
         _doctor(run),
         _training(run, figures),
         _reward_model(run, figures),
+        _collected(run),
         _samples(run),
         tokens(run),
         _mistakes(run),
@@ -82,6 +84,12 @@ def _data(run: RunView) -> Section:
 def _reward_model(run: RunView, figures: Mapping[str, str]) -> Section:
     blocks = reward_model_blocks(run, pictures(figures, "reward_model"))
     return Section(key="reward-model", title="Reward model", blocks=tuple(blocks))
+
+
+def _collected(run: RunView) -> Section | None:
+    """What stages made as data for others; left out where none did."""
+    blocks = collected_blocks(run)
+    return Section(key="collected", title="Collected replies", blocks=tuple(blocks)) if blocks else None
 
 
 def _training(run: RunView, figures: Mapping[str, str]) -> Section:

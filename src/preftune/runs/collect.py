@@ -4,6 +4,7 @@
                                         of an ensemble each member's score of each reply
     collected/STAGE/preferences.jsonl   TRL's preference rows, with scores, judge, policy, seed and row
     collected/STAGE/preftune.json       who judged what, and how often
+    collected/STAGE/README.md           the same for people: a data card
 
 A reply depends on (run seed, stage, data row, which of its replies) alone, so that a stage that was stopped
 goes on after the last prompt that is written down, and ends with the same files.
@@ -19,7 +20,7 @@ from typing import Any, cast
 from preftune import faults
 from preftune.config.algorithms.collect import CollectConfig
 from preftune.data import Encoder, Preference, Sequences, distinct_prompts, pad_prompts
-from preftune.data.pairing import Pair, Rule, best_reachable, pairs_of, prompt_of, reply_of
+from preftune.data.pairing import Pair, Rule, pairs_of, prompt_of, reply_of
 from preftune.errors import DataError
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import fingerprint
@@ -27,6 +28,7 @@ from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
+from preftune.runs.collected import data_card, earlier, in_words, labels
 from preftune.runs.feed import row_name
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.runs.onlookers import tell
@@ -36,6 +38,7 @@ from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
 from preftune.runs.train import reward_functions, scorer_for
 from preftune.seeding import derive_seed
+from preftune.sums import CARD
 from preftune.training.learner import Learner
 from preftune.training.metrics import Ledger, MetricsLog
 
@@ -154,7 +157,7 @@ def collect_stage(session: Session, stage: Stage) -> bool:
         if session.mirror is not None:
             session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
-        session.console.line(f"{stage.name:<12} {_in_words(facts)}")
+        session.console.line(f"{stage.name:<12} {in_words(facts['collected'])}")
     learner.wait()
     return True
 
@@ -252,8 +255,10 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
         "pairs": len(made),
         "left_out_pairs": len(tried) - len(made),
         "score_mean": fmean(score for row in rows for score in row["scores"]),
-        **_labels(made, config),
+        **labels(made, config.label_temperature),
     }
+    if beats := earlier(collector.session, stage.name, rows):
+        facts["beats"] = beats
     beside = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
     preferences = [{**_preference(collector, row, pair), **beside} for row, pair in made]
     if isinstance(collector.scorer, LLMJudge):
@@ -263,6 +268,7 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
     write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})
     write_jsonl(target / "replies.jsonl", rows)
     write_jsonl(target / "preferences.jsonl", preferences)
+    write_text(target / CARD, data_card(collector.session, stage.name, facts))
     faults.faultpoint("model.rename")
     return {"steps": steps, "collected": facts}
 
@@ -281,27 +287,3 @@ def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
         "row": row["row"],
         "seed": collector.seed(row),
     }
-
-
-def _labels(made: Sequence[tuple[Json, Pair]], config: CollectConfig) -> Json:
-    """How the labels agree with the judge's scores, and how well anybody could do where they are drawn."""
-    scores = [(row["scores"][pair.chosen], row["scores"][pair.rejected]) for row, pair in made]
-    agree = fmean(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in scores)
-    noise = config.label_temperature
-    reachable = best_reachable([pair for _, pair in made])
-    return {"label_temperature": noise, "labels_agree": agree, "best_reachable": reachable}
-
-
-def _in_words(facts: Json) -> str:
-    found = facts["collected"]
-    text = f"{found['replies']:,} replies to {found['prompts']:,} prompts, {found['pairs']:,} pairs"
-    if found["left_out_pairs"]:
-        text += f" ({found['left_out_pairs']:,} ties left out)"
-    if found["label_temperature"] is not None:
-        text += f"; labels agree with the judge in {found['labels_agree']:.1%}"
-        text += f", at best {found['best_reachable']:.1%} can be predicted"
-    if (asked := found.get("llm")) is not None:
-        text += f"; {asked['questions']:,} questions, {asked['no_verdict']:,} without a verdict"
-        text += f"; {asked['tokens_in']:,} tokens in, {asked['tokens_out']:,} out"
-        text += "" if asked["cost"] is None else f", cost {asked['cost']:.4g}"
-    return text

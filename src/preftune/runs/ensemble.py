@@ -138,13 +138,13 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
 def _logs(run: RunDir, stage: Stage, members: Sequence[Stage]) -> None:
     """One row a step for all members together."""
     metrics = [read_jsonl(run.metrics(member.name)) for member in members]
-    write_jsonl(run.metrics(stage.name), [_mean(rows) for rows in zip(*metrics, strict=True)])
+    write_jsonl(run.metrics(stage.name), [_mean(rows) for rows in zip(*metrics, strict=False)])
     ledgers = [read_jsonl(run.ledger(member.name)) for member in members]
     write_jsonl(
         run.ledger(stage.name),
         [
             {"step": rows[0]["step"], "rows": [row for each in rows for row in each["rows"]]}
-            for rows in zip(*ledgers, strict=True)
+            for rows in zip(*ledgers, strict=False)
         ],
     )
 

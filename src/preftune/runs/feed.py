@@ -24,17 +24,22 @@ from preftune.data.select import remarks
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
+MANY = 2000  # rows that take a while to encode
+HELD_OUT = 256  # rows that checkpoints are compared on
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `rejected` counts those that cannot be used, `tokens` those of all fixed rows.
+    order of their own; `held_out()` makes a batch of rows that are not trained on; `rejected` counts those
+    that cannot be used, `tokens` those of all fixed rows.
     """
 
     rows: Sequence[Preference]
     steps: int
     batch_at: Callable[[int], Any]
     names_at: Callable[[int], list[str]]
+    held_out: Callable[[], Any]
     rejected: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
 
@@ -45,6 +50,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
     part = session.training_rows(config.training_part(), name)
+    if (count := min(len(part), config.rows or len(part))) >= MANY:
+        session.console.line(f"{name}: encoding {count:,} rows")
     rows, encoded, rejected = first_encoded(encoder, part, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
@@ -61,17 +68,26 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     def numbers_at(step: int) -> list[int]:
         return rows_at(step, config.rows_per_step * items, len(rows), session.config.seed, name)
 
+    def batch_of(rows: Sequence[Preference], encoded: Sequence[PairIds]) -> Any:
+        if alone and config.batch == "unpaired":
+            return _labelled(list(zip(rows, encoded, strict=True)), encoder)
+        return made[config.batch](encoded)
+
     def batch_at(step: int) -> Any:
         numbers = numbers_at(step)
-        if alone and config.batch == "unpaired":
-            return _labelled([(rows[i], encoded[i]) for i in numbers], encoder)
-        return made[config.batch]([encoded[i] for i in numbers])
+        return batch_of([rows[i] for i in numbers], [encoded[i] for i in numbers])
+
+    def held_out() -> Any:
+        found = session.shuffled(session.data_of(name).validation or session.dataset.validation)
+        kept, ids, _ = first_encoded(encoder, found, HELD_OUT)
+        return batch_of(kept, ids)
 
     return Feed(
         rows=rows,
         steps=config.steps_on(len(rows) / items),
         batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
+        held_out=held_out,
         rejected=rejected,
         tokens=sum(_tokens(pair, config.batch) for pair in encoded),
     )
@@ -104,6 +120,7 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
         steps=config.steps_on(len(rows)),
         batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
+        held_out=lambda: batch_at(0),
     )
 
 

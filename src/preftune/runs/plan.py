@@ -1,5 +1,6 @@
 """What is about to happen, in a few lines, before anything slow starts."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,10 +8,12 @@ from preftune.config import RunConfig, StageSettings
 from preftune.data import Dataset
 from preftune.data.dataset import KINDS, SPLIT_NAMES
 from preftune.errors import ConfigError, DataError
+from preftune.records.verdict import MIN_PROMPTS, smallest_gain
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 
 FILES = 20  # that are listed
+SPREAD = math.sqrt(2)  # sd of the difference of two independent scores of sd 1
 
 
 def show_plan(
@@ -20,7 +23,7 @@ def show_plan(
     counts = (f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
     what = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
     console.line(f"data: {', '.join(counts)} {what}")
-    for line in _data_lines(dataset.report):
+    for line in data_lines(dataset.report):
         console.line(f"data: {line}")
     trained = [(name, config.stage[name]) for name in stages]
     rows = [(name, stage.algorithm, _with_data(stage, dataset)) for name, stage in trained]
@@ -30,6 +33,23 @@ def show_plan(
             0, (BASE, "pretraining", f"{size}: {scratch.steps} steps of {scratch.batch_size} documents")
         )
     console.plan(config.name, str(run.path), rows)
+    if len(trained) == len(config.stage):
+        console.line(f"evaluation: {power(config)}")
+
+
+def power(config: RunConfig) -> str:
+    """What the evaluation can find, before anything is known but that scores of replies have sd 1."""
+    prompts = config.evaluation.prompts
+    policies = sum(stage.tunes and stage.makes == "model" for stage in config.stage.values())
+    if prompts < MIN_PROMPTS:
+        return f"{prompts} prompts are too few for any claim; evaluation.prompts={MIN_PROMPTS} or more"
+    gain = smallest_gain(prompts, SPREAD, max(policies, 1))
+    several = f", {policies} policies compared" if policies > 1 else ""
+    return (
+        f"with {prompts} prompts and this spread a gain of {gain:.2f} sd of the score is found 4 times in 5 "
+        f"(replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); half of "
+        f"that needs evaluation.prompts={4 * prompts}"
+    )
 
 
 def _with_data(stage: StageSettings, dataset: Dataset) -> str:
@@ -41,7 +61,7 @@ def _with_data(stage: StageSettings, dataset: Dataset) -> str:
     return f"{stage.plan(len(own.train))}{told}"
 
 
-def _data_lines(report: Mapping[str, Any]) -> Iterator[str]:
+def data_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """The split and rows of every file, and what was read in a way that may surprise, or not at all."""
     files = report.get("files", [])
     for file in files[:FILES]:

@@ -32,6 +32,8 @@ from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
 
+_JUDGES = ("reward_model", "judge")  # settings that may name a reward model from elsewhere
+
 
 def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
     """A hash of the data's further columns, where functions may read them: {} where there is nothing."""
@@ -206,6 +208,8 @@ class Session:
             inputs["trainable"] = trainable
             if not config.online and self.config.model.kept_dtype != "float32" and self.config.model.kept_gb:
                 inputs["kept"] = self.config.model.kept_dtype
+        if self.config.checkpoint.best and config.makes == "model":
+            inputs["best"] = {"every": self.config.checkpoint.every}
         if trainable == LORA:
             inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
@@ -242,13 +246,10 @@ class Session:
         for name in self.config.stage:
             inputs = read_sealed(self.run.stage_json(name)).get("inputs")
             settings = inputs.get("settings") if isinstance(inputs, dict) else None
-            found = settings.get("reward_model") if isinstance(settings, dict) else None
-            if (
-                isinstance(found, dict)
-                and found.get("name") == judge
-                and isinstance(found.get("commit"), str)
-            ):
-                return found["commit"]
+            for found in map(settings.get, _JUDGES) if isinstance(settings, dict) else ():
+                if isinstance(found, dict) and found.get("name") == judge:
+                    commit = found.get("commit")
+                    return commit if isinstance(commit, str) else None
         return None
 
     def new_tokens(self, stage: str) -> int:
@@ -266,9 +267,10 @@ class Session:
         if (data := config.data) is not None:
             rows = {"stage": data} if names_a_stage(data) else self.dataset.others[data].report
             found["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
-        if directory := config.judge_directory:
-            source = locate(directory)
-            found["settings"] = {**settings_of(config), "judge": fingerprint(source)}
+        if judge := config.judge_directory:
+            source = self.source(judge)
+            of = self.contents(judge) if source.commit else fingerprint(source)
+            found["settings"] = {**settings_of(config), "judge": of}
         return found
 
     def _asked(self, stage: str, asked: LLMConfig) -> Any:

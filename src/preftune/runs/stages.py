@@ -137,6 +137,8 @@ def why_not_longer(
     optimizer = OptimizerConfig.model_validate(now["optimizer"])
     if "members" in now:
         return "an ensemble is trained anew"
+    if "kl_budget" in recorded or "best" in recorded:
+        return "its model is not that after its last step (kl_budget, checkpoint.best)"
     if not optimizer.same_rates(steps, math.ceil(steps * asked / was)):
         return (
             f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "

@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from preftune.algorithms import ALGORITHMS
+from preftune.algorithms.base import Algorithm
 from preftune.algorithms.sft import SFT
-from preftune.config import OnlineConfig, SFTConfig
+from preftune.config import OnlineConfig, SFTConfig, StageSettings
 from preftune.data import Encoder, Preference, Sequences, first_usable, pad_sequences
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
+from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
@@ -29,7 +31,7 @@ from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, goes_on
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
-from preftune.training.loop import Plan, train
+from preftune.training.loop import Budget, Plan, Worth, train
 
 _VALIDATION_ROWS = 256
 
@@ -54,17 +56,22 @@ def run_stage(session: Session, stage: Stage) -> bool:
         session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
         onlookers(session, stage, job, on_step) as looks,
     ):
-        train(job.algorithm, job.learner, lambda step: job.learner.place(job.batch_at(step)), plan, looks)
+        place = job.learner.place
+        ended = train(job.algorithm, job.learner, lambda step: place(job.batch_at(step)), plan, looks)
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
-        facts |= {"steps": job.steps, "rejected": job.rejected, **_validation(session, job)}
+        steps = job.steps if ended is None else ended.kept
+        facts |= {"steps": steps, "rejected": job.rejected, **_validation(session, job)}
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
-        last = checkpoint_at(plan.checkpoints, job.steps)
+        facts |= {ended.why: asdict(ended)} if ended is not None else {}
+        last = checkpoint_at(plan.checkpoints, steps)
         facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
         finish(session.run, stage, facts, keep_last=keeps)
         if session.mirror is not None:
             session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
+        if ended is not None:
+            session.console.line(NotTheLast(**asdict(ended)).words(stage.name))
     job.learner.wait()
     return True
 
@@ -78,6 +85,8 @@ def _plan(session: Session, stage: Stage, job: Job) -> Plan:
         checkpoint_every=session.config.checkpoint.every,
         keep=session.config.checkpoint.keep,
         updates=job.updates,
+        budget=job.budget,
+        worth=job.worth,
         ledger=run.ledger(stage.name),
         rows_at=job.rows_at,
         on_saved=(lambda path: None) if mirror is None else lambda path: mirror.put_checkpoint(stage, path),
@@ -115,8 +124,9 @@ def _prepare(session: Session, name: str) -> Job:
     scorer = (
         [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed, learner)] if config.online else []
     )
+    algorithm = kind(config, models, learner, *scorer)
     return Job(
-        algorithm=kind(config, models, learner, *scorer),
+        algorithm=algorithm,
         learner=learner,
         batch_at=feed.batch_at,
         steps=feed.steps,
@@ -125,9 +135,26 @@ def _prepare(session: Session, name: str) -> Job:
         imitates=config.imitates,
         rows_at=feed.names_at,
         updates=config.updates_per_step * len(kind.trains),
+        budget=None if config.budget is None else Budget(*config.budget),
+        worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
         tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,
         rejected=feed.rejected,
     )
+
+
+def _worth(config: StageSettings, algorithm: Algorithm, learner: Learner, feed: Feed) -> Worth:
+    """How checkpoints are compared: by the mean loss on held-out rows; where a stage samples, by what its
+    steps measure anyway, on training prompts. DataError where no row is held out for it.
+    """
+    if config.online:
+        return Worth(of_step=cast(OnlineConfig, config).worth)
+    held_out = learner.share(feed.held_out()).to(learner.device)
+
+    def now() -> float:
+        with learner.measuring():
+            return -algorithm.step(held_out)["loss"]
+
+    return Worth(now=now)
 
 
 def _scorer(

@@ -23,6 +23,7 @@ from preftune.config import (
     load_recipe,
 )
 from preftune.config.rewards import judges_in
+from preftune.config.rounds import round_name
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
@@ -41,15 +42,16 @@ _GOLD_ROWS = 256  # chosen replies from which gold's sd is taken, as many as nor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """A study but for its seeds. `own` are the recipe's stages; `sweep` maps values, as given, to stages."""
+    """A study but for its seeds. `own` are the recipe's stages; `sweeps` maps values, as given, to
+    stages, by swept setting.
+    """
 
     config: RunConfig
     recipe: str
     overrides: tuple[str, ...]
     own: tuple[str, ...]
     tokens: int | None
-    sweep_key: str | None
-    sweep: Mapping[str, str]
+    sweeps: Mapping[str, Mapping[str, str]]
     fresh_pairs: int
     replies: int
 
@@ -78,7 +80,7 @@ class Wanted:
     recipe: str
     overrides: tuple[str, ...] = ()
     tokens: int | None = None  # None: as the first online stage; 0: the recipe as it is
-    sweep: str | None = None
+    sweep: str | None = None  # KEY=A,B; several with semicolons
     fresh_pairs: int = FRESH_PAIRS
     replies: int = REPLIES
 
@@ -100,15 +102,14 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     own = tuple(stages)
     budget = _budget(wanted.tokens, stages, lengths)
     if budget is not None:
-        rows, judges = len(dataset.train), judges_of(stages)  # what scores the others is not a contestant
-        stages = {n: s if n in judges else with_tokens(s, budget, lengths, rows) for n, s in stages.items()}
+        stages = _with_budget(stages, budget, lengths, dataset)
     if config.data.name == "world":
         stages |= _ceiling(stages, dataset)
     elif not config.evaluation.gold:
         stages |= _second_judge(stages)
-    sweep: dict[str, str] = {}
-    if wanted.sweep is not None:
-        stages, sweep = _with_sweep(wanted, stages)
+    sweeps: dict[str, dict[str, str]] = {}
+    for text in wanted.sweep.split(";") if wanted.sweep is not None else ():
+        stages, sweeps[text.partition("=")[0].strip()] = _with_sweep(wanted, text.strip(), stages)
     values = {**config.model_dump(), "stage": {n: s.model_dump() for n, s in stages.items()}}
     return Design(
         config=build(RunConfig, values),
@@ -116,8 +117,7 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
         overrides=wanted.overrides,
         own=own,
         tokens=budget,
-        sweep_key=wanted.sweep.partition("=")[0] if wanted.sweep else None,
-        sweep=sweep,
+        sweeps=sweeps,
         fresh_pairs=wanted.fresh_pairs,
         replies=wanted.replies,
     )
@@ -128,7 +128,30 @@ def _budget(asked: int | None, stages: Mapping[str, StageConfig], lengths: Lengt
     if asked is not None:
         return asked or None
     online = [stage for stage in stages.values() if stage.online]
-    return round(planned_tokens(online[0], lengths)) if online else None
+    return round(planned_tokens(online[0], lengths) * online[0].rounds) if online else None
+
+
+def _with_budget(
+    stages: Mapping[str, StageConfig], budget: int, lengths: Lengths, dataset: Dataset
+) -> dict[str, StageConfig]:
+    """All contestants at equal tokens: the rounds of a stage share them, so that its last policy has seen as
+    many as the others. What scores the others is no contestant.
+    """
+    shares = {
+        round_name(name, number + 1): stage.rounds
+        for name, stage in stages.items()
+        if stage.rounds > 1
+        for number in range(stage.rounds)
+    }
+
+    def changed(name: str, stage: StageConfig) -> StageConfig:
+        own = dataset.of(stage.data)
+        train = len(dataset.train)
+        rows = len(own.train) if own is not None else stages[str(stage.data)].rows_made(train)
+        return with_tokens(stage, round(budget / shares.get(name, 1)), lengths, rows)
+
+    judges = judges_of(stages)
+    return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}
 
 
 def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, StageConfig]:
@@ -167,16 +190,15 @@ def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
 
 
 def _with_sweep(
-    wanted: Wanted, stages: Mapping[str, StageConfig]
+    wanted: Wanted, asked: str, stages: Mapping[str, StageConfig]
 ) -> tuple[dict[str, StageConfig], dict[str, str]]:
     """One stage more for each value; a value that the stage has already needs none."""
-    assert wanted.sweep is not None
-    key, _, text = wanted.sweep.partition("=")
+    key, _, text = asked.partition("=")
     match = re.fullmatch(r"stage\.([A-Za-z0-9_-]+)\.(\w+)", key)
     values = [value.strip() for value in text.split(",") if value.strip()]
     if match is None or match[1] not in stages or not values:
         raise UsageError(
-            f"cannot sweep {wanted.sweep!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
+            f"cannot sweep {asked!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
         )
     name, field = match.groups()
     own = stages[name]
@@ -211,8 +233,7 @@ def load_design(out: Path) -> Design:
             overrides=tuple(record["overrides"]),
             own=tuple(record["own"]),
             tokens=record["tokens"],
-            sweep_key=record["sweep_key"],
-            sweep=dict(record["sweep"]),
+            sweeps={key: dict(values) for key, values in _sweeps(record).items()},
             fresh_pairs=int(record["fresh_pairs"]),
             replies=int(record["replies"]),
         )
@@ -227,14 +248,20 @@ def _record(design: Design) -> dict[str, Any]:
         "overrides": list(design.overrides),
         "own": list(design.own),
         "tokens": design.tokens,
-        "sweep_key": design.sweep_key,
-        "sweep": dict(design.sweep),
+        "sweeps": {key: dict(values) for key, values in design.sweeps.items()},
         "fresh_pairs": design.fresh_pairs,
         "replies": design.replies,
         "version": VERSION,
     }
 
 
+def _sweeps(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
+    """Of a design before there could be several, too."""
+    key = record.get("sweep_key")
+    return record["sweeps"] if "sweeps" in record else {key: record["sweep"]} if key else {}
+
+
 def swept(design: Design) -> Sequence[str]:
-    """Stages that exist for the sweep alone."""
-    return [name for name in dict.fromkeys(design.sweep.values()) if name not in design.own]
+    """Stages that exist for sweeps alone."""
+    stages = dict.fromkeys(name for values in design.sweeps.values() for name in values.values())
+    return [name for name in stages if name not in design.own]

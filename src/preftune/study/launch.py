@@ -1,6 +1,7 @@
 """`preftune study`: design, seeds side by side, then the numbers of all of them."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -180,10 +181,11 @@ def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) 
     from preftune.study.figures import draw
     from preftune.study.page import study_text
     from preftune.study.pool import pool
-    from preftune.study.sweep import sweep_record
+    from preftune.study.sweep import sweep_records
 
     study = pool(places, design)
-    study["sweep"] = sweep_record(design, study)
+    sweeps = sweep_records(design, study)
+    study["sweep"], study["more_sweeps"] = (sweeps[0], sweeps[1:]) if sweeps else (None, [])
     study["command"] = command
     study["seeds_wanted"] = list(places)
     data = RunDir(seed_dir(out, next(iter(places)))).data
@@ -199,7 +201,7 @@ def _command(wanted: Wanted, seeds: Sequence[int], out: Path, keep: Path | None)
     """The command that makes this study, whatever earlier calls made parts of it."""
     words = ["preftune study", wanted.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
     words += [] if wanted.tokens is None else [f"--tokens {wanted.tokens}"]
-    words += [] if wanted.sweep is None else [f"--sweep {wanted.sweep}"]
+    words += [] if wanted.sweep is None else [f"--sweep {shlex.quote(wanted.sweep)}"]
     words += [] if wanted.fresh_pairs == FRESH_PAIRS else [f"--pairs {wanted.fresh_pairs}"]
     words += [] if wanted.replies == REPLIES else [f"--replies {wanted.replies}"]
     words += [] if keep is None else [f"--keep {keep}"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 
 Study = Mapping[str, Any]
@@ -28,7 +29,8 @@ def study_text(study: Study) -> str:
         _best_of_n(study),
         _seeds(study),
     ]
-    parts += [_reward_model(study), _sweep(study), _figures(study)]
+    sweeps = [study["sweep"], *study.get("more_sweeps", [])] if study["sweep"] else []
+    parts += [_reward_model(study), *map(_sweep, sweeps), _frontier(study), _figures(study)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -210,10 +212,19 @@ def _reward_model(study: Study) -> str:
     return f"## Reward model on fresh pairs\n\n{_table(heads, rows)}\n\n{words}\n\n{_table(gaps, parts)}"
 
 
-def _sweep(study: Study) -> str:
-    sweep = study["sweep"]
-    if sweep is None:
+def _frontier(study: Study) -> str:
+    heads, rows = frontier.section(study)
+    if not rows:
         return ""
+    words = (
+        "Gold at equal KL, linear in √KL between SFT and the values that a method was trained at, seed by "
+        "seed, paired by prompt; a dash where some seed was not swept so far. The KL of best-of-n is its "
+        "formula."
+    )
+    return f"## Frontier\n\n{words}\n\n{_table(heads, rows)}"
+
+
+def _sweep(sweep: Study) -> str:
     rows = [
         [
             each["value"],

@@ -13,6 +13,7 @@ from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, Design
+from preftune.study.frontier import frontier
 from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl, best_table, read_seed
 
 INTERVAL = (
@@ -79,6 +80,7 @@ def pool(places: Mapping[int, Path], design: Design) -> dict[str, Any]:
         ],
         "seeds": per_seed,
         "reward_model": _reward_model(found),
+        "frontier": frontier(found, design, kinds[0], settings.resamples),
     }
 
 
@@ -198,10 +200,10 @@ def _label(design: Design, name: str) -> str:
     stage = design.config.stage[name]
     if name == CEILING:
         return f"{stage.label} on gold (ceiling)"
-    swept = {stage_name: value for value, stage_name in design.sweep.items() if stage_name not in design.own}
-    if name in swept:
-        key = str(design.sweep_key).rpartition(".")[2]
-        return f"{stage.label}, {key} {swept[name]}"
+    for key, values in design.sweeps.items():
+        for value, stage_name in values.items():
+            if stage_name == name and name not in design.own:
+                return f"{stage.label}, {key.rpartition('.')[2]} {value}"
     kinds = [s.label for n, s in design.config.stage.items() if n in design.own]
     return f"{stage.label} ({name}{stage.variant()})" if kinds.count(stage.label) > 1 else stage.label
 

@@ -11,22 +11,23 @@ from preftune.evaluation.laws import FORMULAS, Kind, Law, fit_law
 from preftune.study.design import Design
 
 
-def sweep_record(design: Design, study: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The part of study.json about the sweep; None without one. `study` is what `pool` returned."""
-    if not design.sweep:
-        return None
+def sweep_records(design: Design, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The part of study.json about sweeps, one after the other. `study` is what `pool` returned."""
+    return [_record(key, values, study) for key, values in design.sweeps.items()]
+
+
+def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> dict[str, Any]:
     points = [
         {"value": value, "stage": stage, "seed": seed["seed"], **_point(seed["policies"][stage])}
-        for value, stage in design.sweep.items()
+        for value, stage in stages.items()
         for seed in study["seeds"]
     ]
     means = [
-        {"value": value, "stage": stage, **_mean(study["policies"][stage])}
-        for value, stage in design.sweep.items()
+        {"value": value, "stage": stage, **_mean(study["policies"][stage])} for value, stage in stages.items()
     ]
     best = [{"n": each["n"], **_mean(each)} for each in study["best_of_n"]]
     return {
-        "key": design.sweep_key,
+        "key": key,
         "points": points,
         "means": means,
         "best_of_n": best,

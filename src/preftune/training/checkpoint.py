@@ -7,6 +7,7 @@ here: all of them are a function of (run seed, stage, step, purpose, row).
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,8 @@ _MANIFEST, _STATE = "manifest.json", "state.json"
 Say = Callable[[str], None]
 
 
-def save(directory: Path, step: int, state: TrainState, keep: int) -> Path:
-    """Write step-`step` and remove all but the newest `keep`.
+def save(directory: Path, step: int, state: TrainState, keep: int, spare: int | None = None) -> Path:
+    """Write step-`step` and remove all but the newest `keep`, and that of the step `spare`.
 
     StorageError if the disk refuses; what was there before is then still there.
     """
@@ -52,6 +53,8 @@ def save(directory: Path, step: int, state: TrainState, keep: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"cannot write a checkpoint to {directory}: {error}") from error
     for old in list(_newest_first(directory))[keep:]:
+        if step_of(old) == spare:
+            continue
         faultpoint("checkpoint.purge")
         _remove(old)
     return target
@@ -70,6 +73,7 @@ def _write(directory: Path, step: int, state: TrainState) -> None:
         "bad_steps": state.bad_steps,
         "scaler": dict(state.scaler),
         "made_with": _made_with(),
+        **({"kept": dict(state.kept)} if state.kept else {}),
         **({"trunks": dict(state.trunks)} if state.trunks else {}),
     }
     (directory / _STATE).write_text(json.dumps(record), encoding="utf-8")
@@ -98,7 +102,7 @@ def restore(directory: Path, learner: Learner, say: Say = print) -> int:
             learner.wait()  # every process has looked before anything is moved
             if learner.is_main:
                 _set_aside(damaged, directory / "corrupt", say)
-            return _load(checkpoint, learner, say)
+            return load(checkpoint, learner, say)
         damaged[checkpoint] = fault
     if damaged:
         tried = "; ".join(f"{path.name}: {fault}" for path, fault in list(damaged.items())[:3])
@@ -124,10 +128,10 @@ def check_space(directory: Path, learner: Learner) -> None:
         )
 
 
-def newest_step(directory: Path) -> int:
-    """The step of the newest valid checkpoint, 0 without one."""
-    valid = (step_of(path) for path in _newest_first(directory) if fault_of(path) is None)
-    return next(valid, 0)
+def newest_step(directory: Path, below: float = math.inf) -> int:
+    """The step of the newest valid checkpoint of a step below another, 0 without one."""
+    steps = ((step_of(path), path) for path in _newest_first(directory))
+    return next((step for step, path in steps if step < below and fault_of(path) is None), 0)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -172,7 +176,8 @@ def _set_aside(damaged: Mapping[Path, str], aside: Path, say: Say) -> None:
         say(f"checkpoint {checkpoint} is damaged ({fault}); set aside in {aside}")
 
 
-def _load(checkpoint: Path, learner: Learner, say: Say) -> int:
+def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
+    """Give the learner the state of a valid checkpoint; returns its step."""
     record = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     if record["schema"] != _SCHEMA:
         raise DataError(
@@ -190,6 +195,7 @@ def _load(checkpoint: Path, learner: Learner, say: Say) -> int:
         skipped=record["skipped"],
         bad_steps=record.get("bad_steps", 0),  # absent before 0.2
         scaler=record["scaler"],
+        kept=record.get("kept", {}),
         trunks=trunks,
     )
     put(state, learner)

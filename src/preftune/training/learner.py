@@ -6,9 +6,10 @@ gradient beyond rounding. Processes meet once an update, when each has its own g
 gradients up during the backward pass would not let one of them begin again where memory runs out.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -78,6 +79,8 @@ class Learner:
         self.bad_steps = 0  # in a row, with a number that is not finite
         self.updates = 0  # of the weights, in this step
         self.not_finite: list[str] = []  # what went wrong in this step
+        self.kept: dict[str, float] = {}  # what an algorithm goes on with, besides the weights
+        self.measures = False  # `update` only looks: see `measuring`
         self.noted: dict[str, Tensor] = {}  # what an algorithm saw in this step (see `note`)
 
     @property
@@ -208,12 +211,25 @@ class Learner:
         rows = [part[:n] for part, n in zip(parts, shapes[:, 0].tolist(), strict=True)]
         return torch.cat(rows).to(values.dtype)
 
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within `with`, an update computes its metrics and changes nothing."""
+        self.measures = True
+        try:
+            yield
+        finally:
+            self.measures = False
+
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
         stopping_point("update")
         if not self.is_alone and (number := self.asked_to_stop()):
             raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
         trained = self.trained[role]
+        if self.measures:
+            with torch.no_grad():
+                sums = self._backward(trained, batch, weights, loss)
+            return self._reduced(sums, self._rows_of_all(trained, sums))
         sums = self._fitting(trained, batch, weights, loss)
         rows = self._rows_of_all(trained, sums)
         self._add_up(trained)
@@ -253,7 +269,8 @@ class Learner:
             out = loss(batch[rows])
             share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
             scalar = faultpoint("loss", weighted_sum(out.terms, share))
-            self.accelerator.backward(scalar)
+            if not self.measures:
+                self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
 

@@ -5,11 +5,12 @@ is taken whole or not at all: one that meets a number that is not finite, or a s
 state in which it began is what is kept.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
@@ -22,6 +23,36 @@ from preftune.training.metrics import Ledger, MetricsLog, Say
 from preftune.training.state import TrainState, capture, put
 
 MAX_BAD_STEPS = 3  # in a row, with numbers that are not finite, before the run stops
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a metric, measured before the updates of a step, is too much."""
+
+    metric: str
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """By what checkpoints are compared, more being better: a measurement of the models as they are, or the
+    mean over the steps since the checkpoint before of what each of them measured.
+    """
+
+    now: Callable[[], float] | None = None
+    of_step: Callable[[Metrics], float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The state is not that of the last step, but that after step `kept`. Beyond the budget: the metric had
+    this `value` at `step`, the last that was taken. The best of the checkpoints up to `step`: its worth.
+    """
+
+    step: int
+    value: float
+    kept: int
+    why: Literal["kl_budget", "best"] = "kl_budget"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +69,8 @@ class Plan:
     checkpoint_every: int
     keep: int
     updates: int = 1
+    budget: Budget | None = None
+    worth: Worth | None = None
     ledger: Path | None = None
     rows_at: Callable[[int], Sequence[str]] | None = None
     on_saved: Callable[[Path], None] = lambda path: None
@@ -50,8 +83,9 @@ def train(
     batch_at: Callable[[int], Any],
     plan: Plan,
     on_step: Callable[[int, Metrics], None],
-) -> None:
-    """Run the remaining steps; the last state is left in the learner's models and in the last checkpoint.
+) -> Ended | None:
+    """Run the remaining steps; the last state is left in the learner's models and in the last checkpoint. A
+    step that is beyond the budget is the last, and the state that of a checkpoint from before.
 
     Raises Interrupted, with the state saved, when a signal asks for it.
     """
@@ -79,7 +113,10 @@ def train(
             else:
                 learner.bad_steps = 0
             on_step(step + 1, row)
-            keeper.end_step(step + 1)
+            if (ended := keeper.beyond(step + 1, row)) is not None:
+                return ended
+            keeper.end_step(step + 1, row)
+    return keeper.best()
 
 
 @dataclass(slots=True)
@@ -90,21 +127,72 @@ class _Keeper:
     plan: Plan
     saved: int  # the step of the newest checkpoint
     before: TrainState | None = None  # the state in which this step began, if it makes several updates
+    kept: Mapping[str, float] = field(default_factory=dict)  # as this step began
+
+    def __post_init__(self) -> None:
+        if self.plan.budget is not None and self.saved == 0:
+            self.saved = -1  # that nothing is saved of step 0 is no reason to have nothing to go back to
+            self._save(0, capture(self.learner))
 
     def begin_step(self) -> None:
         self.learner.begin_step()
+        self.kept = dict(self.learner.kept)
         if self.plan.updates > 1:
             self.before = capture(self.learner).copied(self.before)
 
+    def _weigh(self, step: int, row: Metrics, worth: Worth, due: bool) -> None:
+        """Note the checkpoint that is best so far. Sums and the best are part of the state: a resumed stage
+        comes to the same.
+        """
+        kept = self.learner.kept
+        if worth.of_step is not None and not row["skipped"]:
+            kept["worth_sum"] = kept.get("worth_sum", 0.0) + worth.of_step(row)
+            kept["worth_steps"] = kept.get("worth_steps", 0.0) + 1
+        if not due:
+            return
+        total, steps = kept.pop("worth_sum", 0.0), kept.pop("worth_steps", 0.0)
+        value = worth.now() if worth.now is not None else total / steps if steps else -math.inf
+        if value > kept.get("best", -math.inf):
+            kept["best"], kept["best_step"] = value, float(step)
+
+    def best(self) -> Ended | None:
+        """Go back to the best checkpoint; None if that is the last one, or nothing is compared."""
+        kept, steps = self.learner.kept, self.plan.steps
+        step = int(kept.get("best_step", steps))
+        where = checkpoint.checkpoint_at(self.plan.checkpoints, step)
+        if self.plan.worth is None or step == steps or checkpoint.fault_of(where) is not None:
+            return None
+        value = kept["best"]
+        self.learner.wait()
+        checkpoint.load(where, self.learner, self.plan.say)
+        return Ended(steps, value, step, "best")
+
     def undo_step(self) -> None:
         """Back to where the step began; a single update that was skipped has changed nothing."""
+        self.learner.kept = dict(self.kept)
         if self.learner.updates and self.before is not None:
             put(self.before, self.learner)
 
-    def end_step(self, step: int) -> None:
+    def beyond(self, step: int, row: Metrics) -> Ended | None:
+        """Whether what a step measured, before its updates, is beyond the budget. The step before has led
+        there, so the state becomes that of the newest checkpoint before that one's.
+        """
+        budget = self.plan.budget
+        value = row.get(budget.metric, 0.0) if budget is not None and not row["skipped"] else 0.0
+        if budget is None or value <= budget.most:
+            return None
+        self.learner.wait()
+        kept = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
+        checkpoint.load(checkpoint.checkpoint_at(self.plan.checkpoints, kept), self.learner, self.plan.say)
+        return Ended(step, value, kept)
+
+    def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
         number = self.learner.asked_to_stop()
-        if number or step % self.plan.checkpoint_every == 0 or step == self.plan.steps:
+        due = step % self.plan.checkpoint_every == 0 or step == self.plan.steps
+        if self.plan.worth is not None:
+            self._weigh(step, row, self.plan.worth, due)
+        if number or due:
             self._save(step, capture(self.learner))
         if number:
             raise self._reason(step, number)
@@ -118,6 +206,16 @@ class _Keeper:
             self._save(step, self.before)
         return self._reason(step, number)
 
+    @property
+    def spare(self) -> int | None:
+        """The best checkpoint so far."""
+        return int(self.learner.kept["best_step"]) if "best_step" in self.learner.kept else None
+
+    @property
+    def keep(self) -> int:
+        """With a budget one more than the newest, which may be beyond it already."""
+        return self.plan.keep if self.plan.budget is None else max(self.plan.keep, 2)
+
     def _reason(self, step: int, number: int) -> Interrupted:
         lost = f", work since step {self.saved} will be done again" if self.saved != step else ""
         return Interrupted(number, f" after step {step} of {self.plan.steps}{lost}")
@@ -126,7 +224,7 @@ class _Keeper:
         """A checkpoint, unless there is one or nothing to save. A full disk costs a warning."""
         if self.learner.is_main and step != self.saved:
             try:
-                self.plan.on_saved(checkpoint.save(self.plan.checkpoints, step, state, self.plan.keep))
+                self.plan.on_saved(checkpoint.save(self.plan.checkpoints, step, state, self.keep, self.spare))
             except StorageError as error:
                 self.plan.say(f"warning: {error.message}; the newest one is of step {self.saved}")
                 step = self.saved

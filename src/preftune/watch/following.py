@@ -7,11 +7,12 @@ until the next time.
 import json
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -29,6 +30,7 @@ from preftune.runs.lock import refuse_if_held
 
 KEPT = 2000  # rows of a stage
 _BYTES = 1 << 22  # of a file, at a time
+DOCTOR = 10.0  # seconds between two looks of the doctor, who reads all rows
 RECENT = 10  # steps that a number is the mean of
 _USUAL = 48.0  # tokens of a prompt and of a reply, where only their ratio over stages counts
 
@@ -55,14 +57,15 @@ class Tail:
                 with suppress(ValueError, RecursionError):  # the report says what is wrong with it
                     self.rows.append(MetricsRow.model_validate(decoded(json.loads(line))))
 
-    def course(self, *names: str) -> list[float]:
-        """The finite values of the first of these metrics that the stage writes."""
-        name = next((n for n in names if any(n in row.numbers for row in self.rows)), None)
-        return [v for row in self.rows if name and math.isfinite(v := row.numbers.get(name, math.nan))]
+    def course(self, *names: str, last: int = KEPT) -> list[float]:
+        """The finite values of the first of these metrics that the last row has, in the last rows."""
+        name = next((n for n in names if self.rows and n in self.rows[-1].numbers), "")
+        rows = islice(self.rows, max(len(self.rows) - last, 0), None) if name else ()
+        return [v for row in rows if math.isfinite(v := row.numbers.get(name, math.nan))]
 
     def recent(self, *names: str) -> tuple[float, float] | None:
         """Mean over the last steps and its standard error, from their spread; None without a value."""
-        values = self.course(*names)[-RECENT:]
+        values = self.course(*names, last=RECENT)
         if not values:
             return None
         return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -129,7 +132,7 @@ class Watched:
         self.names = [*scratch, *(stages or stage_order(self.config.stage))]
         self._tail = Tail(run.metrics(""))
         self._data: DataRecord | None = None
-        self._judged: tuple[str, int, bool] = "", -1, False
+        self._judged, self._due = ("", False), -math.inf
         self._findings: Sequence[Finding] = ()
 
     def look(self) -> Seen:
@@ -175,10 +178,10 @@ class Watched:
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _diagnosed(self, seen: Seen) -> Sequence[Finding]:
-        """Of the stage under way, where it has new rows; of everything, once the run is finished."""
-        state = seen.stage, seen.step, seen.finished
-        if state != self._judged:
-            self._judged, self._findings = state, ()
+        """Of the stage under way, now and then; of everything, once the run is finished."""
+        state, now = (seen.stage, seen.finished), time.monotonic()
+        if state != self._judged or now >= self._due:
+            self._judged, self._due, self._findings = state, now + DOCTOR, ()
             with suppress(PreftuneError, ValueError, ArithmeticError):
                 self._findings = diagnose(load_run(self.run) if seen.finished else _view(seen))
         return self._findings

@@ -165,8 +165,9 @@ def _saved(seen: Seen) -> str:
         return f"the model of {seen.stage}"
     if not seen.checkpoint:
         return "no checkpoint of this stage yet"
-    at = {row.step: row.numbers.get("time", math.nan) for row in seen.tail.rows}
-    ago = at[seen.step] - at[seen.checkpoint] if seen.checkpoint in at else math.nan
+    wanted = (seen.checkpoint, seen.step)
+    at = {row.step: row.numbers.get("time", math.nan) for row in seen.tail.rows if row.step in wanted}
+    ago = at.get(seen.step, math.nan) - at.get(seen.checkpoint, math.nan)
     when = f", {duration(ago)} of training ago" if math.isfinite(ago) else ""
     return f"checkpoint of step {seen.checkpoint}{when}"
 

@@ -222,6 +222,11 @@ class StageSettings(Settings):
         """Updates of each trained role in a step."""
         return 1
 
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """A metric, and how much of it ends the stage early."""
+        return None
+
     def rate_of(self, role: str) -> float:
         """Peak learning rate of a trained role."""
         return self.learning_rate
@@ -237,6 +242,10 @@ class StageSettings(Settings):
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
         """Tokens through the policy's training forward for each row in each step, at such mean lengths."""
         raise NotImplementedError
+
+    def rows_made(self, prompts: int) -> int:
+        """Data rows that it makes of so many prompts, if it makes data and leaves none out."""
+        return 0
 
     def rows_planned(self, rows: int) -> float:
         """Rows, or prompts, that the stage consumes of `rows` (0: as many as it asks for); repeats count."""
@@ -294,6 +303,8 @@ class OnlineConfig(StageSettings):
     batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
     length: ClassVar[str] = "steps"
+    kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
+    score_metric: ClassVar[str] = "reward"
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
@@ -321,10 +332,17 @@ class OnlineConfig(StageSettings):
     temperature: Positive = Field(
         default=1.0, description="Sampling temperature; log-probabilities use it too."
     )
+    kl_budget: Positive | None = Field(
+        default=None,
+        exclude_if=lambda budget: budget is None,
+        description="Stop the stage when a step measures more KL to the reference, in nats per response, and "
+        "keep the last checkpoint from before that; none does not stop.",
+    )
 
     if TYPE_CHECKING:
         steps: int
         minibatches: int
+        kl_coef: float
 
     @model_validator(mode="before")
     @classmethod
@@ -366,6 +384,14 @@ class OnlineConfig(StageSettings):
     @property
     def updates_per_step(self) -> int:
         return self.epochs * self.minibatches
+
+    def worth(self, metrics: Mapping[str, float]) -> float:
+        """What a step measured, by which its policy is compared with those of other steps."""
+        return metrics[self.score_metric] - self.kl_coef * metrics[self.kl_metric]
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        return None if self.kl_budget is None else (self.kl_metric, self.kl_budget)
 
     def steps_on(self, rows: float) -> int:
         return self.steps

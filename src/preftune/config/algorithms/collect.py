@@ -111,6 +111,10 @@ class CollectConfig(StageSettings):
     def steps_on(self, rows: float) -> int:
         return math.ceil(rows / self.batch_size)
 
+    def rows_made(self, prompts: int) -> int:
+        each = math.comb(self.replies, 2) if self.pairing == "all" else 1
+        return min(prompts, self.rows or prompts) * each
+
     def plan(self, rows: int | None = None) -> str:
         taken = self.rows if rows is None else min(rows, self.rows or rows)
         prompts = "all" if taken is None else f"{'up to ' if rows is not None else ''}{taken:,}"

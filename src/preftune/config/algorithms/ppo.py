@@ -1,7 +1,7 @@
 """Proximal policy optimisation."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ class PPOConfig(OnlineConfig):
 
     label: ClassVar[str] = "PPO"
     implementation: ClassVar[str] = "preftune.algorithms.ppo:PPO"
+    kl_metric: ClassVar[str] = "objective/kl"
+    score_metric: ClassVar[str] = "objective/scores"
     headline: ClassVar[Mapping[str, str]] = {
         "objective/scores": "score",
         "objective/kl": "KL",
@@ -43,6 +45,16 @@ class PPOConfig(OnlineConfig):
     learning_rate: Positive = Field(default=5e-6, description="Peak learning rate of the policy.")
     critic_learning_rate: Positive = Field(default=1e-5, description="Peak learning rate of the critic.")
     kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
+    kl_target: Positive | None = Field(
+        default=None,
+        exclude_if=lambda target: target is None,  # keys of stages from before this setting stay valid
+        description="KL to the reference, in nats per response, that kl_coef is steered to; none keeps it.",
+    )
+    kl_horizon: Count = Field(
+        default=10_000,
+        exclude_if=lambda horizon: horizon == 10_000,
+        description="Responses over which kl_target may change kl_coef by a factor of at most about e^0.2.",
+    )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="PPO clip range of the probability ratio."
     )
@@ -62,6 +74,12 @@ class PPOConfig(OnlineConfig):
         if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
             return {**values, "optimizer": {"eps": 1e-5, **values["optimizer"]}}
         return values
+
+    @model_validator(mode="after")
+    def _something_to_steer(self) -> Self:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_target = {self.kl_target:g} cannot steer kl_coef = 0: it is multiplied")
+        return self
 
     def rate_of(self, role: str) -> float:
         return self.critic_learning_rate if role == "critic" else self.learning_rate

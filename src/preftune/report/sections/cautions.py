@@ -36,6 +36,8 @@ def cautions(run: RunView) -> tuple[str, ...]:
             f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
         )
     found += _policy_warnings(run)
+    early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
+    found += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
     if 0 < prompts < MIN_PROMPTS:
         found.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")

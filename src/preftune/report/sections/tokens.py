@@ -8,7 +8,7 @@ from preftune.report.sections.explorers import shaded
 from preftune.report.shades import scale_of
 from preftune.report.text import Code, clean, name, number
 from preftune.report.view import RunView
-from preftune.rundir import policy_name
+from preftune.rundir import BASE, policy_name
 
 MOST = 24  # replies
 
@@ -32,9 +32,9 @@ def tokens(run: RunView) -> Section | None:
 
 
 def _fold(run: RunView, place: int, row: TokenRow) -> Fold:
-    label, reference = run.label(policy_name(row.stage)), run.label(policy_name(row.reference))
+    named = run.label(BASE if row.reference == BASE else policy_name(row.reference))
     score = "" if row.reward is None else f", score {number(row.reward)}"
-    title = f"{place}. {label}{score}, KL to {reference} {number(sum(row.kl))}"
+    title = f"{place}. {run.label(policy_name(row.stage))}{score}, KL to {named} {number(sum(row.kl))}"
     card = Card(title=title, lead="", note="", passages=tuple(_passages(row)))
     return Fold(title=title, blocks=(say("Training row ", name(row.row)), Example(card=card)))
 

@@ -1,0 +1,80 @@
+"""Gold at the same distance from SFT, method by method: the frontier of Rafailov et al. (arXiv:2305.18290,
+figure 2), with exact KL and intervals over seeds and prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from preftune.evaluation.pooled import pooled_means, verdict
+from preftune.study.design import Design
+from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl
+
+LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
+LEAST_POINTS = 2  # that a method was trained at, besides SFT itself
+
+
+def frontier(found: Sequence[SeedValues], design: Design, kind: str, resamples: int) -> list[dict[str, Any]]:
+    """One row for each swept setting and one for best-of-n: the gain in gold at each level of KL, or None
+    where a seed was not swept that far. Empty without a sweep.
+    """
+    rows = []
+    for key, stages in design.sweeps.items():
+        names = list(dict.fromkeys(stages.values()))
+        if len(names) >= LEAST_POINTS:
+            own = [[_at(_points(values, names, kind), kl) for values in found] for kl in LEVELS]
+            label = design.config.stage[names[0]].label
+            rows.append({"method": label, "setting": key, "at": [_pooled(each, resamples) for each in own]})
+    if rows:
+        best = [[_best(values, kind, kl) for values in found] for kl in LEVELS]
+        rows.append(
+            {"method": "best-of-n", "setting": "n", "at": [_pooled(each, resamples) for each in best]}
+        )
+    return rows
+
+
+def _points(values: SeedValues, names: Sequence[str], kind: str) -> list[tuple[float, Floats]]:
+    """(√KL, gain in gold by prompt) of SFT and of every value, nearest first."""
+    tables = [values.tables[name][kind] for name in (values.facts.reference, *names)]
+    kl, gain = COLUMNS.index("kl"), COLUMNS.index("gold_gain")
+    points = [(max(float(table[:, kl].mean()), 0.0) ** 0.5, table[:, gain]) for table in tables]
+    return sorted(points, key=lambda point: point[0])
+
+
+def _at(points: Sequence[tuple[float, Floats]], kl: float) -> Floats | None:
+    """Between two points, linear in √KL; None beyond the farthest."""
+    d = kl**0.5
+    for (near, low), (far, high) in pairwise(points):
+        if near <= d <= far and far > near:
+            share = (d - near) / (far - near)
+            return (1 - share) * low + share * high
+    return None
+
+
+def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:
+    gold = best_at_kl(values, kind, kl)
+    table = values.tables[values.facts.reference][kind]
+    return None if gold is None else gold - table[:, COLUMNS.index("gold")]
+
+
+def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
+    known = [np.asarray(each)[:, None] for each in gains if each is not None]
+    if len(known) < len(gains):
+        return None
+    pooled = pooled_means(known, resamples)
+    low, high = float(pooled.low[0]), float(pooled.high[0])
+    return {"gain": float(pooled.mean[0]), "low": low, "high": high, "verdict": verdict(low, high)}
+
+
+def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table in STUDY.md."""
+    heads = ["method", "swept", *(f"gold gain at {kl:g} nats" for kl in LEVELS)]
+    return heads, [
+        [row["method"], row["setting"], *map(_cell, row["at"])] for row in study.get("frontier", [])
+    ]
+
+
+def _cell(at: Mapping[str, Any] | None) -> str:
+    return "-" if at is None else f"{at['gain']:+.2f} [{at['low']:+.2f}, {at['high']:+.2f}]"

@@ -1,0 +1,97 @@
+"""What a run would take and could find, said before it begins."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from preftune.cli import main
+from preftune.config import load_recipe
+from preftune.config.schema import settings
+from preftune.config.show import show_values
+from preftune.evaluation.stats import bootstrap_mean
+from preftune.records.verdict import BETTER, outcome, smallest_gain
+from preftune.runs import probe
+from preftune.runs.plan import power
+from preftune.runs.probe import Cost, fits, shortened
+
+
+def test_a_gain_of_that_size_is_called_better_four_times_in_five() -> None:
+    """The report's own verdict, on 400 made-up evaluations of 100 prompts: 0.8 within 3.5 standard errors."""
+    random, gain = np.random.default_rng(0), smallest_gain(100, math.sqrt(2))
+    assert gain == pytest.approx(0.396, abs=5e-4)  # 2.8016 · sqrt(2) / 10
+    found = 0
+    for _ in range(400):
+        low, high = bootstrap_mean(random.normal(gain, math.sqrt(2), 100), resamples=400)[:2]
+        found += outcome(low, high, 100) == BETTER
+    assert found / 400 == pytest.approx(0.8, abs=3.5 * math.sqrt(0.8 * 0.2 / 400))
+
+
+def test_several_policies_need_more() -> None:
+    """Against scipy's t-test at a third of 5 %."""
+    random, gain = np.random.default_rng(1), smallest_gain(100, 1.0, comparisons=3)
+    rows = random.normal(gain, 1.0, (4000, 100))
+    p = scipy_stats.ttest_1samp(rows, 0.0, axis=1).pvalue
+    assert float(np.mean(p < 0.05 / 3)) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_plan_says_what_can_be_found() -> None:
+    said = power(load_recipe("tiny", ["evaluation.prompts=100"]).config)
+    assert (
+        f"a gain of {smallest_gain(100, math.sqrt(2), 3):.2f} sd of the score is found 4 times in 5" in said
+    )
+    assert "evaluation.prompts=400" in said
+    assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config)
+
+
+def test_a_dry_run_shows_every_setting_with_its_origin() -> None:
+    resolved = load_recipe("tiny", ["stage.ppo.kl_budget=9"])
+    shown, section = {}, ""
+    for line in show_values(resolved).splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+            continue
+        name, _, rest = line.strip().partition(" ")
+        shown[name if section == "run" else f"{section}.{name}"] = rest.rpartition("  ")[2]
+    known = settings({name: stage.algorithm for name, stage in resolved.config.stage.items()})
+    assert known.keys() - shown.keys() == {"data.template_arguments"}  # a table of the user's own
+    assert (shown["stage.ppo.kl_budget"], shown["checkpoint.best"]) == ("command line", "default")
+
+
+def test_two_steps_of_every_stage_of_the_same_size() -> None:
+    config = load_recipe("tiny").config
+    short = shortened(config)
+    assert short.model.scratch is not None
+    assert short.model.scratch.steps == 2
+    for name, stage in short.stage.items():
+        assert stage.steps_on(stage.rows_planned(10_000)) == 2
+        assert stage.batch_size == config.stage[name].batch_size
+
+
+def test_the_plan_is_that_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
+) -> None:
+    costs: list[Cost] = []
+    measured = probe.probe
+    monkeypatch.setattr(probe, "probe", lambda *args: costs.extend(measured(*args)) or costs)
+    left_out = [f"stage.{name}=none" for name in ("rm", "grpo", "dpo")]
+    own = ["stage.ppo.reward_model=none", "stage.ppo.reward_functions=preftune.judges.style:length_band"]
+    assert main(["plan", "tiny", "stage.sft.rows=100", "stage.sft.epochs=3", *left_out, *own]) == 0
+    assert [(cost.name, cost.steps) for cost in costs] == [("base", 60), ("sft", 10), ("ppo", 3)]
+    assert costs[1].rows == 100
+    assert all(cost.seconds > 0 and cost.disk > 0 for cost in costs)
+    said = capsys.readouterr().out
+    assert "data: 300 train rows" in said
+    assert "100 rows, 10 steps" in said
+    assert "too few" not in said
+
+
+def test_what_does_not_fit_says_which_setting_to_turn() -> None:
+    config = load_recipe("tiny").config
+    needs = {"sft": 10.0, "ppo": 50.0}
+    costs = [Cost(name=n, steps=1, seconds=1.0, memory_mb=m, disk=2.0**30) for n, m in needs.items()]
+    memory, disk = fits(costs, config, memory=49.0, disk=2.0**31 - 1)
+    assert "ppo needs 50 MiB of memory and 49 are free; lower stage.ppo.microbatch_size" in memory
+    assert "checkpoint.keep=1 (now 2)" in disk
+    assert not [line for line in fits(costs, config, memory=51.0, disk=2.0**32) if "does not fit" in line]

@@ -1,0 +1,83 @@
+"""Gold at equal KL, between the values that a method was trained at and not beyond."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_helpers import wanted
+
+from preftune.config import load_recipe
+from preftune.records.study import SeedRecord
+from preftune.runs.sources import load_dataset
+from preftune.study.design import Design, load_design, make_design, save_design
+from preftune.study.frontier import LEVELS, frontier, section
+from preftune.study.tokens import Lengths
+from preftune.study.values import COLUMNS, SeedValues
+
+SWEEPS = {"stage.ppo.kl_coef": {"0.1": "ppo", "0.02": "ppo-low"}, "stage.dpo.beta": {"0.1": "dpo"}}
+
+
+def table(kl: float, gain: float) -> np.ndarray:
+    values = np.zeros((40, len(COLUMNS)))
+    values[:, COLUMNS.index("kl")] = kl
+    values[:, COLUMNS.index("gold_gain")] = gain
+    return values
+
+
+def seed(far: float = 4.0) -> SeedValues:
+    policies = {
+        "sft": table(0, 0),
+        "ppo": table(1.0, 0.5),
+        "ppo-low": table(far, 0.9),
+        "dpo": table(2.0, 0.3),
+    }
+    best = {"gold": np.tile([0.0, 0.2], (40, 1))}
+    return SeedValues(
+        seed=0,
+        facts=SeedRecord(seconds=1.0, policies=tuple(policies), reference="sft", tokens={}),
+        tables={name: {"test": own} for name, own in policies.items()},
+        best={"test": best},
+        best_kl=(0.0, 1.0),
+        sets={},
+        best_sets={},
+    )
+
+
+@pytest.fixture
+def design(two_seeds: Path) -> Design:
+    return replace(load_design(two_seeds), sweeps=SWEEPS)
+
+
+def test_it_lies_between_the_points_in_root_kl(design: Design) -> None:
+    ppo, best = frontier([seed()], design, "test", 100)
+    assert (ppo["method"], ppo["setting"]) == ("PPO", "stage.ppo.kl_coef")
+    at = dict(zip(LEVELS, ppo["at"], strict=True))
+    assert at[1.0]["gain"] == pytest.approx(0.5)
+    assert at[2.5]["gain"] == pytest.approx(0.5 + (2.5**0.5 - 1) * 0.4)
+    assert at[5.0] is at[10.0] is None  # nothing was trained beyond 4 nats
+    assert best["method"] == "best-of-n"
+    assert best["at"][0]["gain"] == pytest.approx(0.2)
+    assert best["at"][1] is None
+
+
+def test_a_level_that_one_seed_did_not_reach_is_left_out(design: Design) -> None:
+    ppo = frontier([seed(), seed(far=2.0)], design, "test", 100)[0]
+    assert ppo["at"][0] is not None
+    assert ppo["at"][1] is None
+
+
+def test_one_trained_value_is_no_frontier(design: Design) -> None:
+    assert frontier([seed()], replace(design, sweeps={"stage.dpo.beta": {"0.1": "dpo"}}), "test", 100) == []
+    assert section({})[1] == []
+
+
+def test_several_settings_are_swept_together(tmp_path: Path) -> None:
+    asked = wanted(sweep="stage.ppo.kl_coef=0.02,0.1; stage.dpo.beta=0.1,0.4")
+    config = load_recipe("tiny", asked.overrides).config
+    made = make_design(asked, config, load_dataset(config.data, 0), Lengths(prompt=10, chosen=8, rejected=8))
+    assert set(made.sweeps) == {"stage.ppo.kl_coef", "stage.dpo.beta"}
+    assert "dpo-beta-0_4" in made.config.stage
+    assert made.config.stage["ppo-kl_coef-0_02"].kl_coef == 0.02  # type: ignore[union-attr]
+    save_design(made, tmp_path)
+    assert load_design(tmp_path).sweeps == made.sweeps

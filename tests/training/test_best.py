@@ -1,0 +1,98 @@
+"""checkpoint.best: the checkpoint of most worth is what a stage ends with, however often it was killed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resuming import BATCHES, Killed, prepare
+
+from preftune.algorithms import ALGORITHMS
+from preftune.config import GRPOConfig, OptimizerConfig, PPOConfig
+from preftune.models.roles import Policy
+from preftune.training.learner import Learner
+from preftune.training.loop import Ended, Plan, Worth, train
+from tiny import causal_lm, online, same_weights, state
+
+COURSE = [0.0, 1.0, 5.0, 3.0, 4.0, 4.5, 2.0, 1.0, 0.0]  # of what steps 1 ... 9 measure
+
+
+class Counting:
+    """Each step adds 1 to a weight of its policy."""
+
+    def __init__(self, policy: Policy, learner: Learner) -> None:
+        self.weight, self.learner = next(policy.model.parameters()), learner
+        self.start = self.weight.detach().clone()
+
+    def step(self, batch: int) -> dict[str, float]:
+        with torch.no_grad():
+            self.weight += 1
+        self.learner.updates += 1
+        return {"score": COURSE[batch]}
+
+    @property
+    def steps(self) -> int:
+        return round((self.weight.detach() - self.start).mean().item())
+
+
+def trained(out: Path, every: int, by_steps: bool, kill_at: int = 0) -> tuple[Ended | None, int]:
+    learner, policy = Learner(), Policy(causal_lm(1))
+    learner.train("policy", policy, OptimizerConfig(), 1e-3)
+    algorithm: Any = Counting(policy, learner)
+
+    def on_step(step: int, metrics: Any) -> None:
+        if step == kill_at:
+            raise Killed
+
+    of_step, now = (lambda row: row["score"]), (lambda: COURSE[algorithm.steps - 1])
+    plan = Plan(
+        steps=9,
+        metrics=out / "metrics.jsonl",
+        checkpoints=out / "checkpoints",
+        checkpoint_every=every,
+        keep=1,
+        worth=Worth(of_step=of_step) if by_steps else Worth(now=now),
+    )
+    ended = train(algorithm, learner, lambda step: step, plan, on_step)
+    return ended, algorithm.steps
+
+
+BY_STEPS = Ended(9, 4.25, 6, "best")  # steps 5 and 6; those before have 0.5 and 4, those after 1.5 and 0
+NOW = Ended(9, 4.5, 6, "best")  # checkpoints of 2, 4, 6, 8, 9 measure 1, 3, 4.5, 1, 0
+
+
+@pytest.mark.parametrize(("by_steps", "best"), [(True, BY_STEPS), (False, NOW)])
+@pytest.mark.parametrize("kills", [(), (5, 8), (7, 9)])
+def test_the_best_checkpoint_is_kept(
+    tmp_path: Path, by_steps: bool, best: Ended, kills: tuple[int, ...]
+) -> None:
+    for kill_at in kills:
+        with pytest.raises(Killed):
+            trained(tmp_path, 2, by_steps, kill_at)
+    assert trained(tmp_path, 2, by_steps) == (best, 6)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-000006", "step-000009"]
+
+
+def test_where_the_last_is_the_best_nothing_is_said(tmp_path: Path) -> None:
+    assert trained(tmp_path, 9, by_steps=False) == (None, 9)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not online(name)])
+def test_a_held_out_loss_is_that_of_an_update_and_changes_nothing(algorithm: str) -> None:
+    made, learner, models = prepare(algorithm)
+    batch = BATCHES[ALGORITHMS[algorithm].Config.batch](3, 8)
+    before = {name: state(models[name].model) for name in learner.trained}
+    learner.begin_step()
+    with learner.measuring():
+        measured = made.step(batch)["loss"]
+    assert learner.updates == 0
+    assert all(same_weights(state(models[name].model), before[name]) for name in before)
+    assert all(p.grad is None for name in before for p in models[name].model.parameters())
+    assert measured == pytest.approx(made.step(batch)["loss"], abs=1e-6)
+    assert not all(same_weights(state(models[name].model), before[name]) for name in before)
+
+
+def test_the_worth_of_a_step_is_its_score_less_the_penalty() -> None:
+    assert PPOConfig(kl_coef=0.1).worth({"objective/scores": 2.0, "objective/kl": 3.0}) == pytest.approx(1.7)
+    assert GRPOConfig(kl_coef=0.1).worth({"reward": 2.0, "kl_per_sequence": 3.0}) == pytest.approx(1.7)

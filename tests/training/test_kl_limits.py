@@ -1,0 +1,151 @@
+"""The KL coefficient that is steered, and the budget that ends a stage: docs/algorithms/ppo.md."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resuming import STEPS, Killed, rows, run
+
+from preftune.algorithms.ppo import PPO
+from preftune.config import OptimizerConfig, PPOConfig
+from preftune.config.load import build
+from preftune.errors import ConfigError
+from preftune.models.roles import Policy
+from preftune.records.run import RunRecord
+from preftune.records.stage import StageRecord
+from preftune.report.sections.cautions import cautions
+from preftune.report.view import RunView, StageView
+from preftune.rundir import read_json
+from preftune.runs.stages import settings_of
+from preftune.training import checkpoint
+from preftune.training.learner import Learner
+from preftune.training.loop import Budget, Ended, Plan, train
+from tiny import causal_lm, roles, same_weights
+
+# Twice the target and more counts as 1.2 times it; 10 % below as that. 64 of 10,000 responses a step.
+STEERED = [
+    (12.0, 0.1 * 1.00128),
+    (5.4, 0.1 * 1.00128 * (1 - 0.00064)),
+    (math.nan, 0.1 * 1.00128 * (1 - 0.00064)),
+]
+
+
+def test_the_coefficient_moves_as_in_ziegler_et_al() -> None:
+    learner = Learner()
+    ppo = PPO(PPOConfig(kl_coef=0.1, kl_target=6.0), roles("ppo"), learner)
+    for kl, expected in STEERED:
+        ppo.steer(kl, 64)
+        assert ppo.kl_coef == pytest.approx(expected, rel=1e-12)
+    fixed = PPO(PPOConfig(kl_coef=0.1), roles("ppo"), Learner())
+    fixed.steer(12.0, 64)
+    assert fixed.kl_coef == 0.1
+
+
+def test_a_coefficient_of_nothing_cannot_be_steered() -> None:
+    with pytest.raises(ConfigError, match="cannot steer kl_coef = 0"):
+        build(PPOConfig, {"kl_coef": 0.0, "kl_target": 6.0})
+
+
+def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
+    steered = {"kl_target": 0.5, "kl_horizon": 16}
+    whole = run("ppo", tmp_path / "whole", **steered)
+    with pytest.raises(Killed):
+        run("ppo", tmp_path / "pieces", kill_at=4, **steered)
+    pieces = run("ppo", tmp_path / "pieces", **steered)
+    assert all(same_weights(pieces[name], whole[name]) for name in whole)
+    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    used = [row["kl_coef"] for row in rows(tmp_path / "whole")]
+    assert len(set(used)) == STEPS  # each step had another one: what is compared moves
+    last = checkpoint.checkpoint_at(tmp_path / "whole" / "checkpoints", STEPS)
+    assert read_json(last / "state.json")["kept"]["kl_coef"] != used[-1]  # that of the step to come
+
+
+class Drifting:
+    """Each step adds 1 to a weight of its policy, and measured before that how often it did."""
+
+    def __init__(self, policy: Policy, learner: Learner) -> None:
+        self.weight = next(policy.model.parameters())
+        self.start, self.learner = self.weight.detach().clone(), learner
+
+    @property
+    def moved(self) -> float:
+        return (self.weight.detach() - self.start).mean().item()
+
+    def step(self, batch: Any) -> dict[str, float]:
+        kl = round(self.moved)
+        with torch.no_grad():
+            self.weight += 1
+        self.learner.updates += 1
+        return {"kl": float(kl)}
+
+
+def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended | None, float]:
+    learner, policy = Learner(), Policy(causal_lm(1))
+    learner.train("policy", policy, OptimizerConfig(), 1e-3)
+    algorithm: Any = Drifting(policy, learner)
+
+    def on_step(step: int, metrics: Any) -> None:
+        if step == kill_at:
+            raise Killed
+
+    plan = Plan(
+        steps=9,
+        metrics=out / "metrics.jsonl",
+        checkpoints=out / "checkpoints",
+        checkpoint_every=every,
+        keep=1,
+        budget=Budget("kl", most),
+    )
+    ended = train(algorithm, learner, lambda step: None, plan, on_step)
+    return ended, algorithm.moved
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [
+        (1, 3),  # step 5 measures the KL after step 4, which is too much; that after step 3 was not
+        (2, 2),
+        (4, 0),  # a checkpoint of step 4 is there, and is the one that is beyond the budget
+        (50, 0),
+    ],
+)
+def test_beyond_the_budget_the_last_healthy_checkpoint_is_kept(tmp_path: Path, every: int, kept: int) -> None:
+    assert drift(tmp_path, every, 3.5) == (Ended(5, 4.0, kept), pytest.approx(kept, abs=1e-3))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_killed_after_it_was_beyond_it_ends_at_the_same_place(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        drift(tmp_path, 2, 3.5, kill_at=5)
+    assert drift(tmp_path, 2, 3.5) == (Ended(5, 4.0, 2), pytest.approx(2, abs=1e-3))
+
+
+def test_within_the_budget_nothing_ends(tmp_path: Path) -> None:
+    assert drift(tmp_path, 3, 100.0) == (None, pytest.approx(9, abs=1e-3))
+
+
+def test_record_and_report_say_that_it_ended_early() -> None:
+    record = StageRecord.model_validate({"kl_budget": {"step": 5, "value": 12.34, "kept": 3}})
+    stage = StageView(name="ppo", status="finished", record=record)
+    none = dict.fromkeys(("policies", "comparisons", "mistakes", "missing"), ())
+    run = RunView(
+        name="run",
+        config={},
+        config_text="",
+        record=RunRecord(),
+        data=None,
+        stages=(stage,),
+        reward_model=None,
+        samples={},
+        **none,
+    )
+    words = "ppo stopped at step 5: its KL of 12.3 nats a response is beyond kl_budget; "
+    words += "its model is that after step 3."
+    assert words in cautions(run)
+
+
+def test_what_is_off_is_in_no_key() -> None:
+    off, on = PPOConfig(), PPOConfig(kl_target=6.0, kl_horizon=500, kl_budget=10.0)
+    assert settings_of(on).keys() - settings_of(off).keys() == {"kl_target", "kl_horizon", "kl_budget"}
