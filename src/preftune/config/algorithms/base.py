@@ -10,11 +10,11 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from preftune.config.algorithms.healthy import Healthy
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
@@ -23,26 +23,6 @@ from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Healthy:
-    """A range of a metric and the words of docs/algorithms/ that it comes from. An end of None is open.
-
-    alone: words in the place of the page's, where those need their sentence · only: settings of the stage
-    under which it holds · on_hh: holds on HH-RLHF only; means nothing on other data.
-    """
-
-    words: str
-    alone: str | None = None
-    low: float | None = None
-    high: float | None = None
-    only: Mapping[str, object] = field(default_factory=dict)
-    on_hh: bool = False
-
-    @property
-    def meaning(self) -> str:
-        return self.words if self.alone is None else self.alone
 
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
