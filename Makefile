@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help doctor-bench sweeps fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
+.PHONY: help doctor-bench sweeps fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -133,6 +133,12 @@ trl-check: ## a saved reward model as TRL's reward_funcs (fetches TRL; minutes)
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-trl/bin/python -m pip install --quiet -c constraints.txt -e . trl==1.16.0 pytest
 	$(ONE_THREAD) .venv-trl/bin/python -m pytest -q tests/slow/test_trl.py tests/test_from_trl.py
+
+lora-golden: ## first steps of TRL's trainers with peft, for tests/models/test_lora_golden.py (fetches TRL; minutes)
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-trl/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 peft
+	$(ONE_THREAD) .venv-trl/bin/python tests/slow/lora_golden.py
 
 clean: ## remove the environment and caches, never runs/
 	rm -rf $(VENV) .venv-trl build mutants .pytest_cache .ruff_cache .hypothesis src/*.egg-info

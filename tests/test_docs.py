@@ -137,7 +137,12 @@ def bench() -> Bench:
     encoder = SimpleNamespace(
         ends=(tiny.EOS,), decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
     )
-    scorer = SimpleNamespace(scores=lambda sequences, rows=(): torch.arange(len(sequences)).float())
+    scorer = SimpleNamespace(
+        scores_and_members=lambda sequences, rows=(): (
+            torch.arange(len(sequences)).float(),
+            torch.ones(3, len(sequences)),
+        )
+    )
     return Bench(
         prompts=[preference(0), preference(1)],
         encoder=encoder,  # type: ignore[arg-type]
@@ -170,6 +175,8 @@ def test_numbers_about_the_reward_model_are_documented() -> None:
             "rejected": 0.2,
             "chosen_length": 3 + i,
             "rejected_length": 4,
+            "chosen_members": [0.1, 0.2],
+            "rejected_members": [0.2, 0.1 * i],
         }
         for i in range(5)
     ]

@@ -290,6 +290,9 @@ class Judge:
     def scores(self, batch: Sequences, rows: Any = ()) -> Tensor:
         return self.rule(batch)
 
+    def scores_and_members(self, batch: Sequences, rows: Any = ()) -> tuple[Tensor, None]:
+        return self.rule(batch), None
+
     def shaped(self, batch: Sequences, missing_eos_score: float | None, rows: Any = ()) -> Tensor:
         return self.rule(batch)
 

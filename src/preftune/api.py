@@ -7,6 +7,7 @@ reported at once. What reads data is loaded after the look at the lock, which ne
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,7 @@ def run_recipe(
     if until is None:
         _can_be_measured(dataset)
     faults.arm()
+    began = time.monotonic()
     with handled(), held(run):
         removed = remove_run(run) if not resume and is_main_process() else []
         console = _console(config, dataset, run, stages)
@@ -141,7 +143,18 @@ def run_recipe(
         runner.train_stages(session, stages)
         if until is None and is_main_process():
             measure_and_report(session, stages)
+        _say_what_would_help(console, time.monotonic() - began)
     return run
+
+
+def _say_what_would_help(console: "Console", seconds: float) -> None:
+    """At the end of a run: one line, if the sampling kernel is missing and would have been worth it."""
+    from preftune.rollout.sample import without_kernel
+    from preftune.runs.installation import kernel_hint
+
+    if hint := kernel_hint(sum(without_kernel), seconds):
+        console.line(hint)
+    without_kernel.clear()
 
 
 def kept_stages(

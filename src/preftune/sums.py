@@ -59,7 +59,8 @@ def read_sealed(file: Path, stage: str | None = None) -> dict[str, Any]:
     record = read_object(file)
     own = record.pop(_OWN, None)
     place = (stage or file.parent.name) if file.name == "stage.json" else None
-    if place is not None and record.get("stage", place) != place:
+    member = f"{file.parent.parent.name}/{place}"  # of an ensemble
+    if place is not None and record.get("stage", place) not in (place, member):
         raise DataError(f"{file} is the record of another stage, {str(record['stage'])[:60]}", _REMEDY)
     if own is not None and own != sum_of(record):
         raise DataError(

@@ -63,7 +63,16 @@ def test_plan_shows_graph_and_origins() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["steps", "=", "9", "command", "line"] in rows
     assert ["gamma", "=", "1.0", "default"] in rows
-    assert sum(" = " in line for line in text.splitlines()) == len(resolved.origins)
+    shown = [
+        key
+        for section, *lines in (part.splitlines() for part in text.split("\n[")[1:])
+        for key in (
+            f"{section.rstrip(']')}.{line.split()[0]}".removeprefix("run.") for line in lines if " = " in line
+        )
+    ]
+    assert len(shown) == len(set(shown))
+    assert set(shown) > set(resolved.origins)  # those too that config.toml leaves out at their defaults
+    assert {"evaluation.gold", "stage.ppo.kl_target", "stage.rm.members"} <= set(shown)
     assert "  ppo" not in show_plan(resolved, until="dpo").split("[")[0]
 
 

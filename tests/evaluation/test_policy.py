@@ -17,4 +17,4 @@ def test_a_score_that_is_no_number_stops_the_evaluation(score: float) -> None:
     scores = torch.tensor([0.5, 1.0, score, 2.0])
     with pytest.raises(PreftuneError, match="NaN or infinite"):
         _finite(Judge(lambda rows: scores, EOS), batch)
-    assert _finite(Judge(lambda rows: scores[:2], EOS), batch[slice(0, 2)]) == [0.5, 1.0]
+    assert _finite(Judge(lambda rows: scores[:2], EOS), batch[slice(0, 2)]) == ([0.5, 1.0], None)

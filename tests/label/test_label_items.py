@@ -47,11 +47,25 @@ def test_the_smallest_margin_comes_first_on_request(tmp_path: Path) -> None:
     items = read_items(find_source(run, None), 0, informative=True)
     assert [item.row for item in items] == [5, 4, 3, 2, 1, 0]
     assert all(
-        item.margin == pytest.approx(0.1 * (6 - (item.row or 0))) for item in items
+        item.certainty == pytest.approx(0.1 * (6 - (item.row or 0))) for item in items
     )  # the closest pair
     slots = queue(Design(source="pairs", informative=True, repeats=0.0), items, "me")
     assert [slot.item.row for slot in slots] == [5, 4, 3, 2, 1, 0]
     assert len(read_items(find_source(run, None), 0, all_pairs=True)) == 18
+
+
+def test_of_an_ensemble_the_largest_disagreement_comes_first(tmp_path: Path) -> None:
+    """Whatever the margins: prompt i's members differ by ±i about which reply is better; sd of (-i, 0, i)."""
+    run = collected(tmp_path, n=4)
+    path = tmp_path / "collected/pairs/replies.jsonl"
+    rows = [row | {"members": [[-row["row"], 0.0, row["row"]], [0.0, 0.0, 0.0]]} for row in read_jsonl(path)]
+    write_jsonl(path, rows)
+    items = read_items(find_source(run, None), 0, informative=True)
+    assert [item.row for item in items] == [3, 2, 1, 0]
+    assert items[0].disagreement == pytest.approx(3 * (2 / 3) ** 0.5)
+    write_jsonl(path, [{**rows[0], "members": [[1.0]]}])
+    with pytest.raises(DataError, match="1 members' scores of 2 replies"):
+        read_items(find_source(run, None), 0)
 
 
 def test_without_scores_nothing_is_more_informative(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The decoding kernel against torch; compiled here, into a directory of the tests, if there is a compiler."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.head import next_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.roles import Policy
-from preftune.rollout.sample import sample
+from preftune.rollout.sample import sample, without_kernel
+from preftune.runs.installation import kernel_hint
 from preftune.runs.provenance import describe
 from tiny import EOS, prompts
 
@@ -197,3 +200,30 @@ def test_a_run_records_which_kernel_there_was(monkeypatch: pytest.MonkeyPatch, t
     assert describe(seed=0)["kernel"] is None
     (tmp_path / "native-x.so").touch()
     assert describe(seed=0)["kernel"] == "native-x.so"
+
+
+def test_sampling_without_the_kernel_is_counted_where_there_is_one_to_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_built", lambda: None)
+    policy = Policy(made(MODELS["gpt2"]()))
+    for capability, counted in (("AVX2", 1), ("NO AVX", 0)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        without_kernel.clear()
+        sample(policy, prompts(3, 2), max_new_tokens=2, temperature=1.0, eos_id=EOS)
+        assert len(without_kernel) == counted
+    without_kernel.clear()
+
+
+def test_a_command_that_sampled_for_long_without_it_says_so() -> None:
+    said = kernel_hint(31, 100)
+    assert said is not None
+    assert said.startswith("31% of this command's time")
+    assert "python -m preftune.models.fast.native" in said
+    assert kernel_hint(30, 100) is None
+
+
+def test_a_package_is_built_with_it_without_torch() -> None:
+    code = "import sys, preftune.models.fast.compiled as c; print('torch' in sys.modules, c.library('AVX2'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(native.kernel_file("AVX2"))]

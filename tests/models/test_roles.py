@@ -6,7 +6,16 @@ from torch import Tensor
 
 from preftune.data import Sequences, pad_sequences
 from preftune.models.fast.support import plain_layout
-from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, casting
+from preftune.models.roles import (
+    Combine,
+    Critic,
+    Ensemble,
+    ImplicitReward,
+    Policy,
+    Reference,
+    RewardModel,
+    casting,
+)
 from preftune.rollout.collect import by_batches
 from tiny import EOS, causal_lm, classifier, sequences, widened
 
@@ -204,6 +213,35 @@ def test_values_read_the_state_before_the_token() -> None:
             expected = (float(critic.model.score.weight[0] @ hidden) - 0.5) / 4
             assert got[i, t].item() == pytest.approx(expected, abs=1e-5)
     assert (got[~batch.response] == 0).all()
+
+
+@pytest.mark.parametrize("combine", ["mean", "min", "mean-sd"])
+@torch.no_grad()
+def test_an_ensemble_combines_normalised_scores(combine: Combine) -> None:
+    """By hand, row by row, from each member's own score at the last real token."""
+    models, units, batch = (
+        [classifier(seed) for seed in (1, 2, 3)],
+        [(0.1, 2.0), (-0.2, 0.5), (0.0, 1.0)],
+        sequences(4),
+    )
+    ensemble = Ensemble(models, units, combine, 0.7, mean=0.3, std=4.0)
+    raw, members = ensemble.raw_and_members(batch)
+    assert members is not None
+    assert members.shape == (3, len(batch))
+    for i, (row, start) in enumerate(unpadded(batch)):
+        ids = torch.tensor([row])
+        alone = [
+            (float(m.score.weight[0] @ m.base_model(ids).last_hidden_state[0, -1]) - mean) / std
+            for m, (mean, std) in zip(models, units, strict=True)
+        ]
+        middle = sum(alone) / 3
+        sd = (sum((x - middle) ** 2 for x in alone) / 3) ** 0.5
+        expected = {"mean": middle, "min": min(alone), "mean-sd": middle - 0.7 * sd}[combine]
+        assert raw[i].item() == pytest.approx(expected, abs=1e-5)
+        assert ensemble.scores(batch)[i].item() == pytest.approx((expected - 0.3) / 4, abs=1e-5)
+        by_token = ensemble.per_position(batch, batch.response)[i]
+        assert by_token[len(row) - 1].item() == pytest.approx(expected, abs=1e-5)
+        assert (by_token[:start] == 0).all()
 
 
 @pytest.mark.parametrize("name", LOOKUPS)

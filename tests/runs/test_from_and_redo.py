@@ -13,8 +13,9 @@ from preftune.config import load_recipe
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import RunDir, read_json
 from preftune.runs.aside import half_moved, put_aside, with_children
-from preftune.runs.stages import Stage, is_finished, made_of_what_is_here
+from preftune.runs.stages import Stage, is_finished, made_of_what_is_here, why_not_longer
 from preftune.sums import write_sealed
+from preftune.verify.attempts import different, outcome
 
 SLOW = ("stage.dpo.learning_rate=3e-4",)
 
@@ -190,3 +191,47 @@ def test_nonsense_is_refused(copy: RunDir, tmp_path: Path, capsys: pytest.Captur
     os.symlink(tmp_path, copy.path / ".aside")
     assert main(["run", "tiny", "--redo", "dpo", f"out={copy.path}"]) == 78
     assert preftune.run.__doc__ is not None
+
+
+FLAT = ("stage.sft.optimizer.schedule=constant", "stage.sft.optimizer.warmup=0", "model.scratch.steps=4")
+LONGER = (*FLAT, "checkpoint.keep_last=true")
+
+
+def test_a_stage_that_becomes_longer_goes_on_and_makes_the_same_bits(tmp_path: Path) -> None:
+    run, fresh = RunDir(tmp_path / "run"), RunDir(tmp_path / "fresh")
+    train(run, "sft", *LONGER)
+    assert [path.name for path in run.checkpoints("sft").iterdir()] == ["step-000004"]
+    said = train(run, "sft", *LONGER, "stage.sft.epochs=2")
+    assert "sft          goes on after step 4: settings.epochs: 1 -> 2" in said
+    train(fresh, "sft", *FLAT, "stage.sft.epochs=2")
+    assert different(outcome(fresh, "sft"), outcome(run, "sft")) == []
+    assert not fresh.checkpoints("sft").exists()
+    assert "sft          finished before" in train(run, "sft", *FLAT, "stage.sft.epochs=2")
+    assert not run.checkpoints("sft").exists()  # nobody wants it any longer
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["stage.sft.epochs=2"], "its learning rate depends on the number of steps (schedule linear"),
+        ([*FLAT[:2], "stage.sft.epochs=2"], None),
+    ],
+)
+def test_what_cannot_go_on_says_why(copy: RunDir, words: list[str], why: str | None) -> None:
+    """Another schedule is another stage: nothing is said about going on."""
+    with pytest.raises(ConfigError) as caught:
+        train(copy, "sft", *words)
+    assert ("cannot go on from where it ended" in caught.value.message) == (why is not None)
+    assert why is None or why in caught.value.message
+
+
+def test_a_state_that_was_not_kept_is_missed() -> None:
+    optimizer = {"schedule": "constant", "warmup": 0}
+    settings = {"optimizer": optimizer, "epochs": 2}
+    stage = Stage(name="sft", algorithm="sft", parents=(), inputs={"settings": settings})
+    before = {"status": "finished", "steps": 4, "inputs": {"settings": {**settings, "epochs": 1}}}
+    changed = ["settings.epochs: 1 -> 2"]
+    assert "keep_last=true" in str(why_not_longer(RunDir("nowhere"), stage, before, changed))
+    assert why_not_longer(RunDir("nowhere"), stage, before, [*changed, "seed: 0 -> 1"]) is None
+    shorter = {**before, "inputs": {"settings": {**settings, "epochs": 3}}}
+    assert why_not_longer(RunDir("nowhere"), stage, shorter, ["settings.epochs: 3 -> 2"]) is None

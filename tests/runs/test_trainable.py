@@ -36,6 +36,25 @@ def test_the_plan_says_what_is_trained_and_what_it_takes(capsys: pytest.CaptureF
     assert "of weights for 4 models" in lines[0]
 
 
+def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, at the longest that the settings allow (48 + 40), 32 numbers of 4 bytes a token. Three members
+    read 128 pairs twice; PPO looks at 3 steps of 16 replies of 16 tokens with policy, reference, critic and
+    three judges, and trains two of these in 2 epochs.
+    """
+    words = ["model.trainable=top:1", "stage.rm.members=3", "stage.rm.epochs=2"]
+    assert main(["run", "tiny", "--dry-run", *words]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "tokens through" in line]
+    pairs, replies = 128 * 2 * 88, 3 * 16 * (48 + 16)
+    assert f"rm: at most {pairs:,} tokens through the frozen blocks; their states take 0.0029 GB" in lines[1]
+    assert lines[1].endswith(f"; {pairs * 2 * 3:,} through those above")
+    above = f"{replies * (6 + 2 * 2):,} through those above"
+    assert lines[2] == f"ppo: at most {replies:,} tokens through the frozen blocks; {above}"
+    assert main(["run", "tiny", "--dry-run", *words, "model.kept_gb=0"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm: at most"))
+    assert line.startswith(f"rm: at most {pairs * 2 * 3:,} tokens")
+    assert "more than model.kept_gb: none are kept" in line
+
+
 def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     """r · (in + out) of four matrices in each of two blocks, 32 wide: 8 · 2 · (128 + 64 + 160 + 160)."""
     assert main(["run", "tiny", "--dry-run", "stage.dpo.trainable=lora", "model.lora.rank=8"]) == 0

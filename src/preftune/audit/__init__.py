@@ -4,15 +4,18 @@ Loads, probes and reports; trains nothing. A check that cannot even run is a fau
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.audit.checks import FAULT, WARNING, Check
+from preftune.audit.checks import FAULT, OK, WARNING, Check
 from preftune.audit.files import Directory, check_files, open_directory
 from preftune.audit.policy import check_policy
 from preftune.audit.reward import check_reward_model
 from preftune.errors import InputMissing, PreftuneError
+from preftune.models.locate import locate
+from preftune.models.roles import models_of
+from preftune.runs.save import check_sums, load_reward_model
 
 if TYPE_CHECKING:
     from preftune.runs.console import Console
@@ -28,21 +31,13 @@ def audit_directory(path: Path) -> dict[str, Any]:
         raise InputMissing(
             f"there is no model directory at {path}", hint="give a directory with a config.json"
         )
-    kind = "unknown"
-    try:
-        directory = open_directory(path)
-        kind = directory.kind
-        checks = [*check_files(directory), *_probed(directory)]
-    except PreftuneError as error:
-        checks = [
-            Check(
-                name="loads",
-                status=FAULT,
-                found=error.message,
-                consequence="nothing else can be checked",
-                remedy=error.hint,
-            )
-        ]
+    members = [] if any(path.glob("*.safetensors")) else sorted(path.glob("member-*"))
+    kinds, checks = set[str](), _combined(path) if members else list[Check]()
+    for place in members or [path]:  # an ensemble is as good as each of its members
+        kind, found = _checked(place)
+        kinds.add(kind)
+        checks += [replace(each, name=f"{place.name}: {each.name}") for each in found] if members else found
+    kind = kinds.pop() if len(kinds) == 1 else "unknown"
     return {
         "directory": str(path),
         "kind": kind,
@@ -51,6 +46,33 @@ def audit_directory(path: Path) -> dict[str, Any]:
         "warnings": sum(check.status == WARNING for check in checks),
         "checks": [asdict(check) for check in checks],
     }
+
+
+def _checked(path: Path) -> tuple[str, list[Check]]:
+    """The kind of one model, and all checks of it."""
+    kind = "unknown"
+    try:
+        directory = open_directory(path)
+        kind = directory.kind
+        return kind, [*check_files(directory), *_probed(directory)]
+    except PreftuneError as error:
+        return kind, [_broken("loads", error)]
+
+
+def _combined(path: Path) -> list[Check]:
+    """Whether the members of an ensemble can be loaded as one."""
+    try:
+        check_sums(path)
+        model = load_reward_model(locate(str(path)))
+    except PreftuneError as error:
+        return [_broken("loads as an ensemble", error)]
+    found = f"{len(models_of(model))} members"
+    return [Check(name="loads as an ensemble", status=OK, found=found)]
+
+
+def _broken(name: str, error: PreftuneError) -> Check:
+    more = {"consequence": "nothing else can be checked", "remedy": error.hint}
+    return Check(name=name, status=FAULT, found=error.message, **more)
 
 
 def verdict(checks: Iterable[Check]) -> str:

@@ -255,6 +255,12 @@ class CheckpointConfig(Settings):
 
     every: Count = Field(default=50, description="Steps between checkpoints.")
     keep: Count = Field(default=2, description="Number of checkpoints to keep.")
+    keep_last: bool = Field(
+        default=False,
+        exclude_if=lambda keeps: keeps is False,
+        description="Keep the last state of finished stages: one with steps or epochs raised goes on from "
+        "there, if its learning rate is constant and has no warm-up.",
+    )
     best: bool = Field(
         default=False,
         exclude_if=lambda best: not best,  # the settings of runs from before this one stay what they were

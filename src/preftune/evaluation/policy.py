@@ -109,9 +109,9 @@ class Bench:
         """Texts, lengths and scores of sampled rows; the first belongs to prompt number `start`."""
         none = [None] * len(sequences)
         numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
-        scores = _finite(self.scorer, sequences, numbers) if self.scorer else none
-        second = _finite(self.held_out, sequences, numbers) if self.held_out else none
-        golds = {name: _finite(scorer, sequences, numbers) for name, scorer in self.golds.items()}
+        scores, members = _finite(self.scorer, sequences, numbers) if self.scorer else (none, None)
+        second = _finite(self.held_out, sequences, numbers)[0] if self.held_out else none
+        golds = {name: _finite(scorer, sequences, numbers)[0] for name, scorer in self.golds.items()}
         sequences = sequences.to("cpu")  # once, not row by row
         closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
@@ -128,6 +128,8 @@ class Bench:
                 "length": len(ids),
                 "ids": ids,
             }
+            if members is not None:
+                row["members"] = members[i]
             if self.gold is not None:
                 row["gold"] = self.gold(prompt.transcript(), text, closed[i])
             given = {name: values[i] for name, values in golds.items()}
@@ -153,12 +155,16 @@ def response_nll(policy: Policy, batches: Sequence[Sequences]) -> Summary:
     return {"nll": total / tokens, "perplexity": math.exp(min(total / tokens, 700)), "tokens": tokens}
 
 
-def _finite(scorer: Scorer, sequences: Sequences, rows: Sequence[int] = ()) -> list[float]:
-    """Scores of all rows. PreftuneError if the reward model gives one of them no finite number."""
-    scores = scorer.scores(sequences, rows)
+def _finite(
+    scorer: Scorer, sequences: Sequences, rows: Sequence[int] = ()
+) -> tuple[list[float], list[list[float]] | None]:
+    """Scores of all rows, and of an ensemble its members' for each. PreftuneError if the reward model gives
+    one of them no finite number.
+    """
+    scores, members = scorer.scores_and_members(sequences, rows)
     if not bool(scores.isfinite().all()):
         raise PreftuneError(
             "the reward model's score of a response is NaN or infinite",
             hint="train it again with a lower learning rate, or in float32",
         )
-    return scores.tolist()
+    return scores.tolist(), None if members is None else members.T.tolist()

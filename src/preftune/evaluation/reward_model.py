@@ -30,7 +30,9 @@ def score_pairs(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Raw scores of both responses of every pair, with their lengths in tokens (EOS counted)."""
+    """Raw scores of both responses of every pair, with their lengths in tokens (EOS counted); of an ensemble
+    those of its members, too.
+    """
     scored = []
     for start in range(0, len(pairs), batch_size):
         part = pairs[start : start + batch_size]
@@ -38,7 +40,10 @@ def score_pairs(
         columns: dict[str, list[Any]] = {}
         for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
             last = side.ids.gather(1, side.attention.sum(1, keepdim=True) - 1).squeeze(1)
-            columns[name] = model.raw_scores(side.to(device)).tolist()
+            scores, members = model.raw_and_members(side.to(device))
+            columns[name] = scores.tolist()
+            if members is not None:
+                columns[f"{name}_members"] = members.T.tolist()
             columns[f"{name}_length"] = side.response.sum(1).tolist()
             columns[f"{name}_truncated"] = (~is_end(last, encoder.ends)).tolist()
         for i, pair in enumerate(part):
@@ -82,9 +87,25 @@ def audit(
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score": _scores(scored),
         "n_mistakes": int((margins <= 0).sum()),
+        **_members(scored, resamples, seed),
         "mistake_tags": tag_counts(scored),
         "best_reachable": None,
         "gold_component_gaps": None,
+    }
+
+
+def _members(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+    """Of an ensemble: each member's accuracy, that of all together where they agree, and the sd of the margin
+    among them, in sd of scores; {} for one model.
+    """
+    if "chosen_members" not in scored[0]:
+        return {}
+    margins = np.array([np.subtract(s["chosen_members"], s["rejected_members"]) for s in scored])  # (n, M)
+    agreed = np.abs(np.sign(margins).sum(1)) == margins.shape[1]
+    return {
+        "members": {f"member-{i}": _accuracy(own) for i, own in enumerate(margins.T)},
+        "unanimous": _accuracy(margins[agreed, 0]),
+        "disagreement": _mean(margins.std(1), resamples, seed),
     }
 
 

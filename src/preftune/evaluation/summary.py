@@ -47,8 +47,16 @@ def summarise(
         **_texts(rows, settings, seed),
         "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold or bench.golds else None,
         **_golds(rows, bench),
+        **_disagreement(rows, settings, seed),
         "prompts": _prompts(rows, reverse, human),
     }
+
+
+def _disagreement(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summary:
+    """How far apart an ensemble's members are about a response: the mean of the sd of their scores."""
+    if "members" not in rows[0]:
+        return {}
+    return {"disagreement": _mean([float(np.std(row["members"])) for row in rows], settings, seed)}
 
 
 def _golds(rows: Sequence[Row], bench: Bench) -> Summary:

@@ -36,8 +36,8 @@ class Model:
 
 
 def find(path: str, wanted: str) -> Model:
-    """A stage's model by the stage's name or the directory's. UsageError for none, InputMissing if it is not
-    finished, DataError if it is not what was written.
+    """A stage's model by the stage's name or the directory's, a member of an ensemble by "STAGE/member-0".
+    UsageError for none, InputMissing if it is not finished, DataError if it is not what was written.
     """
     run = existing(path)
     check_own(run, run.config)
@@ -47,13 +47,20 @@ def find(path: str, wanted: str) -> Model:
     places |= {BASE: run.model_dir(BASE)} if config.model.scratch is not None else {}
     names = {place.name: name for name, place in places.items()}
     name = names.get(wanted, wanted)
+    for several in [each for each, settings in stages.items() if settings.models > 1]:
+        count, place = stages[several].models, places[several]
+        members = {f"{several}/member-{i}": place / f"member-{i}" for i in range(count)}
+        places |= members
+        if name == several:
+            hint = f"one of: {', '.join(members)}"
+            raise UsageError(f"{several} is an ensemble, which only preftune reads", hint)
     if name not in places:
         raise UsageError(f"no model {wanted!r}", f"{meant(wanted, places)}one of: {', '.join(places)}")
     if not places[name].is_dir():
         raise InputMissing(
             f"{name} is not trained yet in {run.path}", "preftune train RECIPE STAGE trains it"
         )
-    stage, reference = stages.get(name), None
+    stage, reference = stages.get(name.partition("/")[0]), None
     if stage is not None and stage.implicit_beta() is not None:
         reference = places.get(stage.reference_stage, Path(config.model.base))
     return Model(

@@ -38,7 +38,11 @@ def label(
         list[str] | None, typer.Option(help="A reason that raters may tick; may be repeated.")
     ] = None,
     informative: Annotated[
-        bool | None, typer.Option("--informative", help="The reward model's smallest margins first.")
+        bool | None,
+        typer.Option(
+            "--informative",
+            help="The reward model's smallest margins first; of an ensemble, where it disagrees.",
+        ),
     ] = None,
     all_pairs: Annotated[
         bool | None, typer.Option("--all-pairs", help="Every pair of a prompt's replies instead of one.")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import pstdev
 from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -41,10 +42,15 @@ class Item(Record):
     replies: Two
     names: Two
     scores: Annotated[tuple[Number, Number], Field(strict=False)] | None = None
+    disagreement: Number | None = None  # sd among an ensemble's members of the difference of these scores
 
     @property
-    def margin(self) -> float:
-        """How far apart the reward model sees the replies; infinite where it saw none."""
+    def certainty(self) -> float:
+        """What an order by information goes by, the least first: minus the disagreement of an ensemble, else
+        how far apart the reward model sees the replies; infinite where it saw none.
+        """
+        if self.disagreement is not None:
+            return -self.disagreement
         return float("inf") if self.scores is None else abs(self.scores[0] - self.scores[1])
 
 
@@ -58,6 +64,7 @@ class Collected(Record):
     prompt: str | Several[Message]
     replies: Several[str]
     scores: Several[Number | None] = ()
+    members: Several[Several[Number]] = ()
 
 
 class Chosen(NamedTuple):
@@ -109,8 +116,8 @@ def read_items(
     source: Chosen, seed: int, *, informative: bool = False, all_pairs: bool = False
 ) -> list[Item]:
     """Each pair of different replies once, in the order in which they are to be judged: drawn from the seed,
-    or the smallest margin first. Of several replies to a prompt one pair is drawn, or the closest, or all are
-    taken.
+    or the least certain first: the smallest margin or, of an ensemble, the largest disagreement. Of several
+    replies to a prompt one pair is drawn, or the least certain, or all are taken.
     """
     rows = _of_policies(source) if source.policies else _collected(source.files[0])
     items: dict[str, Item] = {}
@@ -121,32 +128,35 @@ def read_items(
                 f"{source.files[0]} holds no scores, so that nothing is more informative",
                 "leave --informative out, or collect with a reward model as judge",
             )
-        pairs.sort(key=lambda item: (item.margin if informative else 0.0, derive_seed(seed, "pair", item.id)))
+        pairs.sort(
+            key=lambda item: (item.certainty if informative else 0.0, derive_seed(seed, "pair", item.id))
+        )
         items |= {item.id: item for item in (pairs if all_pairs else pairs[:1])}
     if not items:
         raise DataError(
             f"{source.files[0]} holds no two different replies to a prompt", "collect more replies"
         )
     found = sorted(items.values(), key=lambda item: derive_seed(seed, "order", item.id))
-    return sorted(found, key=lambda item: item.margin) if informative else found
+    return sorted(found, key=lambda item: item.certainty) if informative else found
 
 
-Reply = tuple[str, str, float | None]  # text, whose, score
+Reply = tuple[str, str, float | None, Sequence[float]]  # text, whose, score, an ensemble's members' scores
 Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
 
 
 def _collected(path: Path) -> Rows:
     for place, row in enumerate(read_records(path, Collected), start=1):
         scores = row.scores or (None,) * len(row.replies)
-        if len(scores) != len(row.replies):
-            raise DataError(f"{path}:{place}: {len(scores)} scores of {len(row.replies)} replies", row.remedy)
+        members = row.members or ((),) * len(row.replies)
+        for what, given in (("scores", scores), ("members' scores", members)):
+            if len(given) != len(row.replies):
+                raise DataError(
+                    f"{path}:{place}: {len(given)} {what} of {len(row.replies)} replies", row.remedy
+                )
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
-        yield (
-            prompt,
-            [(reply, name, score) for reply, score in zip(row.replies, scores, strict=True)],
-            row.row,
-        )
+        found = zip(row.replies, scores, members, strict=True)
+        yield prompt, [(reply, name, score, own) for reply, score, own in found], row.row
 
 
 def _of_policies(source: Chosen) -> Rows:
@@ -156,7 +166,7 @@ def _of_policies(source: Chosen) -> Rows:
     for key in first:
         if key in second:
             replies = [
-                (row.response, name, row.score)
+                (row.response, name, row.score, row.members)
                 for row, name in zip((first[key], second[key]), source.policies, strict=True)
             ]
             yield _messages(key[1]), replies, key[0]
@@ -170,7 +180,7 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
     """None where both replies are the same text, which nobody can prefer."""
-    (first, whose, score), (second, other, rival) = two
+    (first, whose, score, members), (second, other, rival, rivals) = two
     if first.strip() == second.strip():
         return None
     named = json.dumps(
@@ -183,4 +193,7 @@ def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) ->
         replies=(first.strip(), second.strip()),
         names=(whose, other),
         scores=None if score is None or rival is None else (score, rival),
+        disagreement=pstdev(a - b for a, b in zip(members, rivals, strict=False))
+        if members and rivals
+        else None,
     )

@@ -98,14 +98,17 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
 
 def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     """Whether both runs hold the same weights, and normalise them in the same way."""
-    sides = [[run.models / name / file for file in ("model.safetensors", "preftune.json")] for run in (a, b)]
-    if not all(file.is_file() for side in sides for file in side):
+    places = [run.models / name for run in (a, b)]
+    weights = [sorted(place.rglob("model.safetensors")) for place in places]  # several of an ensemble
+    if not all(weights) or not all((place / "preftune.json").is_file() for place in places):
         return False
-    notes = [read_object(side[1]) for side in sides]
-    for run, side, note in zip((a, b), sides, notes, strict=True):
-        check_model(run, str(note.get("stage", name)), side[1].parent)
-    constants = [[note.get(key) for key in ("mean", "std")] for note in notes]
-    return constants[0] == constants[1] and sha256_file(sides[0][0]) == sha256_file(sides[1][0])
+    notes = [read_object(place / "preftune.json") for place in places]
+    for run, place, note in zip((a, b), places, notes, strict=True):
+        check_model(run, str(note.get("stage", name)), place)
+    keys = ("mean", "std", "members", "combine", "sd_coef")
+    constants = [[note.get(key) for key in keys] for note in notes]
+    hashes = [[sha256_file(file) for file in files] for files in weights]
+    return constants[0] == constants[1] and hashes[0] == hashes[1]
 
 
 def _values(

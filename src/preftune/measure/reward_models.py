@@ -11,7 +11,7 @@ from preftune.evaluation.mistakes import DETAILED, add_token_scores, mistakes
 from preftune.evaluation.reward_model import audit, gap, score_pairs
 from preftune.evaluation.sanity import invariance, sanity_rows
 from preftune.measure.conditions import second_judge
-from preftune.models.roles import RewardModel
+from preftune.models.roles import Ensemble, RewardModel
 from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -68,6 +68,8 @@ def audit_pairs(
     scored = by.scored("pairs", usable)
     result: dict[str, Any] = audit(by.stage, scored, seed, bag, settings.resamples)
     result["left_out"] = rejected
+    if isinstance(by.model, Ensemble):
+        result["combine"] = by.model.in_words
     if rejected:
         session.console.line(f"{by.stage:<12} {sum(rejected.values())} pairs left out: {rejected}")
     device, sample = by.learner.device, session.shuffled(usable)  # of all sources, not of the first file

@@ -97,8 +97,10 @@ def locate(base: str, commit: str | None = None) -> Source:
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 of a model directory's config and weights; of the hub, of those that are loaded."""
-    return _hashed(source, ("config.json",), ("*.safetensors",))
+    """SHA-256 of a model directory's config and weights, an ensemble's members' too; of the hub, of those
+    that are loaded.
+    """
+    return _hashed(source, ("config.json",), ("*.safetensors", "member-*/*.safetensors"))
 
 
 def surroundings(source: Source) -> str:
@@ -163,7 +165,7 @@ def _refuse_unsafe(path: Path) -> None:
             f"{path} holds no config.json", hint="model.base takes a Hugging Face model directory"
         )
     _refuse_code(path, scripts=True)
-    if not any(file.is_file() for file in path.glob("*.safetensors")):
+    if not any(file.is_file() for at in ("", "member-0/") for file in path.glob(f"{at}*.safetensors")):
         raise InputMissing(
             f"{path} holds no .safetensors weights",
             hint=_NO_PICKLE,

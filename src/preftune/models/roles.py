@@ -7,8 +7,9 @@ DPO).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -131,11 +132,36 @@ class LogRatioPerPosition(nn.Module):
         return torch.where(response, self.beta * (policy - reference).cumsum(1), 0.0)
 
 
+class MembersPerPosition(nn.Module):
+    """Several scalar heads at once, each normalised by its (mean, sd): (ids, attention, read) -> (M, B, T),
+    0 where none is read.
+    """
+
+    def __init__(self, models: Sequence[PreTrainedModel], units: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(ScalarPerPosition(model) for model in models)
+        self.units = units
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        return tuple(member.model for member in self.members if isinstance(member, ScalarPerPosition))
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The first one."""
+        return self.models[0]
+
+    def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+        raw = [member(ids, attention, read) for member in self.members]
+        normal = [(each - mean) / std for each, (mean, std) in zip(raw, self.units, strict=True)]
+        return torch.where(read, torch.stack(normal), 0.0)
+
+
 @dataclass(slots=True)
 class _Scalar:
     """A backbone with one number per position, and the mean and sd by which that is normalised."""
 
-    module: ScalarPerPosition | LogRatioPerPosition
+    module: ScalarPerPosition | LogRatioPerPosition | MembersPerPosition
     mean: float
     std: float
     dtype: torch.dtype
@@ -165,6 +191,10 @@ class RewardModel(_Scalar):
         """Normalised scores (raw - mean) / std: (B,)."""
         return (self.raw_scores(sequences) - self.mean) / self.std
 
+    def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        """Raw scores (B,), and those of an ensemble's members, (M, B); None where there is one model."""
+        return self.raw_scores(sequences), None
+
 
 class ImplicitReward(RewardModel):
     """A policy trained by DPO, read as a reward model: r(x, y) = β log π(y|x)/π_ref(y|x), which is the reward
@@ -190,6 +220,51 @@ class ImplicitReward(RewardModel):
         return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
 
 
+Combine = Literal["mean", "min", "mean-sd"]
+
+
+class Ensemble(RewardModel):
+    """Reward models that differ in heads and row orders; one score of their normalised ones r_i: their mean,
+    min r_i, or mean - sd_coef · sd (Coste et al., arXiv:2310.02743, who subtract the variance: an sd is in
+    the unit of the scores). That score is what they call the ensemble's raw one.
+    """
+
+    combine: Combine
+    sd_coef: float
+
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        units: Sequence[tuple[float, float]],
+        combine: Combine = "mean",
+        sd_coef: float = 0.5,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        members = MembersPerPosition([_ready(model) for model in models], units)
+        self.module, self.mean, self.std = members.requires_grad_(False), mean, std
+        self.dtype, self.combine, self.sd_coef = torch.float32, combine, sd_coef
+
+    @property
+    def in_words(self) -> str:
+        """How the members' scores are combined: "mean - 0.5 sd"."""
+        return f"mean - {self.sd_coef:g} sd" if self.combine == "mean-sd" else self.combine
+
+    def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
+        return self._combined(super().per_position(sequences, read))
+
+    def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        members = super().per_position(sequences, _at_end(sequences)).sum(2)
+        return self._combined(members), members
+
+    def _combined(self, members: Tensor) -> Tensor:
+        """(M, ...) -> (...)"""
+        if self.combine == "min":
+            return members.amin(0)
+        spread = self.sd_coef * members.std(0, correction=0) if self.combine == "mean-sd" else 0.0
+        return members.mean(0) - spread
+
+
 class Critic(_Scalar):
     """Predicts the return from each state, with a reward model's backbone and head, in normalised scores."""
 
@@ -205,7 +280,9 @@ Role = Policy | Reference | RewardModel | Critic
 
 
 def models_of(role: Role) -> tuple[PreTrainedModel, ...]:
-    """The models inside of a role: one, or the two of an implicit reward."""
+    """The models inside of a role: one, the two of an implicit reward, an ensemble's members."""
+    if isinstance(role.module, MembersPerPosition):
+        return role.module.models
     if isinstance(role.module, LogRatioPerPosition):
         return role.module.policy.model, role.module.reference.model
     return (role.model,)

@@ -170,6 +170,10 @@ class RewardModelRecord(Record):
         default=None, validation_alias="expected_band"
     )
     power: Power | None = None
+    members: Estimates = Field(default_factory=dict)  # of an ensemble: each one's accuracy
+    unanimous: Measured = None  # accuracy on the pairs on which all of them agree
+    disagreement: Measured = None  # sd of the margin among them
+    combine: str = ""
     tags: Mapping[str, TagCount] = Field(default_factory=dict, validation_alias="mistake_tags")
 
     @model_validator(mode="before")

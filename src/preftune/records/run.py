@@ -88,6 +88,7 @@ class SampleRow(Record):
     score: Number | None = None
     gold: Number | None = None
     held_out: Number | None = None  # score by a reward model that trained no policy
+    members: Several[Number] = ()  # the scores of an ensemble's members
     kl: Number | None = None
     k1: Number | None = None
     length: int | None = None

@@ -6,6 +6,7 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from preftune.functional.masked import is_end
 from preftune.models.adapter import merged
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, for_sampling, next_logits
+from preftune.models.fast.native import lacking
 from preftune.models.memory import give_back_memory
 from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
@@ -27,6 +29,7 @@ _BLOCK = 256  # tokens
 _ASK_EVERY = {"cpu": 1}
 _ASK_EVERY_ELSEWHERE = 16
 _WIDE = ("cpu", "cuda")  # devices with float64
+without_kernel: list[float] = []  # seconds of each call of this process that a kernel would have made shorter
 
 
 @torch.no_grad()
@@ -47,11 +50,15 @@ def sample(
     Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
     know its neighbours.
     """
+    began = time.monotonic()
     try:
         return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise
+    finally:
+        if prompts.ids.device.type == "cpu" and lacking():
+            without_kernel.append(time.monotonic() - began)
     # Out here, where the error no longer holds on to the frames and tensors that it passed.
     give_back_memory()
     half = len(prompts) // 2

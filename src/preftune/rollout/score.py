@@ -44,19 +44,30 @@ class Scorer:
         Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
         function failed and that stops the run.
         """
-        scores = torch.zeros(len(sequences), device=sequences.ids.device)
+        return self.scores_and_members(sequences, rows)[0]
+
+    @torch.no_grad()
+    def scores_and_members(
+        self, sequences: Sequences, rows: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `scores`; with what each member of an ensemble makes of them, (M, B), if that is the judge."""
+        scores, members = torch.zeros(len(sequences), device=sequences.ids.device), None
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
             parts = [slice(i, i + size) for i in range(0, len(sequences), size)]
-            scores = torch.cat([self._scores(model, sequences[part], rows[part]) for part in parts])
+            found = [model.raw_and_members(self._read(sequences[part], rows[part])) for part in parts]
+            scores = torch.cat([(raw - model.mean) / model.std for raw, _ in found])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        if self.functions is None:
-            return scores
-        return scores + self.functions.scores(sequences, rows, alone=self.reward_model is None)
+            each = [own for _, own in found if own is not None]
+            members = torch.cat(each, 1) if each else None
+        if self.functions is not None:
+            scores = scores + self.functions.scores(sequences, rows, alone=self.reward_model is None)
+        return scores, members
 
-    def _scores(self, model: RewardModel, sequences: Sequences, rows: Sequence[int]) -> Tensor:
+    def _read(self, sequences: Sequences, rows: Sequence[int]) -> Sequences:
+        """The rows as the reward model reads them."""
         if self.translate is None:
-            return model.scores(sequences)
+            return sequences
         device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         numbers, texts = list(rows), []
         for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
@@ -67,8 +78,7 @@ class Scorer:
             row = self.rows[numbers[i]] if numbers and self.rows else None
             texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
         prompts, responses = zip(*texts, strict=True)
-        batch = pad_sequences(prompts, responses, self.translate.pad_id)
-        return model.scores(batch.to(device))
+        return pad_sequences(prompts, responses, self.translate.pad_id).to(device)
 
     def _translated(
         self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool

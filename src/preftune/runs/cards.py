@@ -43,7 +43,7 @@ def model_card(session: "Session", stage: Stage) -> str:
         f"This is {kind.card if kind else _PRETRAINED}. Made with preftune {__version__}.",
         "## Data\n\n" + "\n".join(_data(session)),
         "## Recipe\n\n" + _recipe(session, stage),
-        "## Measured\n\n" + _measured(numbers),
+        "## Measured\n\n" + _measured(stage, numbers),
         "## Limits\n\n" + "\n".join([*_LIMITS, *(kind.card_limits if kind else ())]),
         "## How to load\n\n" + _loading(stage),
     ]
@@ -117,7 +117,9 @@ def _recipe(session: "Session", stage: Stage) -> str:
     return f"{facts}; {base}. Settings of the stage:\n\n```json\n{settings.replace('```', '')}\n```"
 
 
-def _measured(numbers: Sequence[tuple[str, str, Estimate]]) -> str:
+def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str:
+    if "/" in stage.name:
+        return "A member of an ensemble: the card of the directory above says what was measured."
     if not numbers:
         return "Not evaluated yet: `preftune evaluate RUN` measures it and completes this card."
     rows = [f"| {words} | {_in_digits(x)} | {'' if x.n is None else x.n} |" for _, words, x in numbers]
@@ -160,9 +162,15 @@ def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estim
         (f"baseline_{name}", f"the same for the rule {code(name)}", rule)
         for name, rule in record.baselines.items()
     ]
+    of = f" of the members together ({record.combine})" if record.members else ""
+    members = [
+        (f"accuracy_{name}", f"the same of {code(name)}", share) for name, share in record.members.items()
+    ]
     yield from _known(
         [
-            ("accuracy", "accuracy on held-out pairs, ties wrong", record.accuracy),
+            ("accuracy", f"accuracy{of} on held-out pairs, ties wrong", record.accuracy),
+            *members,
+            ("accuracy_unanimous", "the same on pairs on which all members agree", record.unanimous),
             *rules,
             ("brier", "Brier score (a coin: 0.25)", record.brier),
             ("ece", f"expected calibration error{words}", ece),
@@ -194,7 +202,15 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
 
 
 def _loading(stage: Stage) -> str:
-    if not stage.trains_policy:
+    if "members" in stage.inputs.get("settings", {}):
+        code_lines = (
+            "from preftune import load_reward_model  # member-0 and so on load as plain Hugging Face models",
+            "",
+            'ensemble = load_reward_model("THIS_DIRECTORY")',
+            "normalised = ensemble.score([prompt], [response], ended=True)",
+            "disagreement = ensemble.member_scores([prompt], [response]).std(0, correction=0)",
+        )
+    elif not stage.trains_policy:
         code_lines = (
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY")',

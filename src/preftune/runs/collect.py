@@ -1,6 +1,7 @@
 """A stage that makes data: replies of a policy are sampled, judged, paired and written.
 
-    collected/STAGE/replies.jsonl       {"row", "prompt", "replies", "scores"}, one prompt a line
+    collected/STAGE/replies.jsonl       {"row", "prompt", "replies", "scores"}, one prompt a line; "members":
+                                        of an ensemble each member's score of each reply
     collected/STAGE/preferences.jsonl   TRL's preference rows, with scores, judge, policy, seed and row
     collected/STAGE/preftune.json       who judged what, and how often
     collected/STAGE/README.md           the same for people: a data card
@@ -90,16 +91,20 @@ class _Collector:
             row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
             said = {"replies": texts[mine], "ended": closed[mine], "scores": []}
             found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
-        for row, scores in zip(found, self._scores(found, replies, numbers), strict=True):
-            row["scores"] = _finite(scores, self.name)
+        for row, scored in zip(found, self._scores(found, replies, numbers), strict=True):
+            row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         return found, self._metrics(found, replies)
 
-    def _scores(self, rows: Sequence[Json], replies: Sequences, numbers: Sequence[int]) -> list[list[float]]:
+    def _scores(self, rows: Sequence[Json], replies: Sequences, numbers: Sequence[int]) -> list[Json]:
+        """Scores of each prompt's replies; of an ensemble those of its members, too."""
         if isinstance(self.scorer, LLMJudge):
-            return self.scorer.scores(rows)
+            return [{"scores": scores} for scores in self.scorer.scores(rows)]
         size = self.config.replies
-        scores = self.scorer.scores(replies, [number for number in numbers for _ in range(size)]).tolist()
-        return [scores[place : place + size] for place in range(0, len(scores), size)]
+        of = [number for number in numbers for _ in range(size)]
+        scores, members = self.scorer.scores_and_members(replies, of)
+        places = [slice(place, place + size) for place in range(0, len(scores), size)]
+        more = [{} if members is None else {"members": members[:, own].T.tolist()} for own in places]
+        return [{"scores": scores[own].tolist(), **each} for own, each in zip(places, more, strict=True)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequences) -> dict[str, float]:
         spreads = [pstdev(row["scores"]) for row in rows]

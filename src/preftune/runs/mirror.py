@@ -144,10 +144,10 @@ class Mirror:
 
 
 def forget(directory: Path, stages: Iterable[str]) -> None:
-    """Remove what a mirror holds of these stages, and its commits."""
+    """Remove what a mirror holds of these stages and their members, and its commits."""
     (directory / COMMITS).unlink(missing_ok=True)
     for stage in stages:
-        for unit in (directory / stage).glob("*"):
+        for unit in [*(directory / stage).glob("*"), *(directory / stage).glob("member-*/*")]:
             if unit.name == "finished" or unit.name.startswith("step-"):
                 _discard(unit)
 

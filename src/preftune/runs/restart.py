@@ -53,7 +53,8 @@ def remove_run(run: RunDir) -> list[Path]:
 def _written(run: RunDir) -> Iterator[Path]:
     """Files of a run that are there, and models and checkpoints as directories."""
     names = _recorded(run)
-    for place in sorted(run.stage_dir("x").parent.glob("*")):
+    stages = run.stage_dir("x").parent
+    for place in sorted([*stages.glob("*"), *stages.glob("*/member-*")]):
         for kind in ("step-*", ".tmp-*", "corrupt"):
             yield from sorted(place.glob(f"checkpoints/{kind}"))
         for pattern in _OF_A_STAGE:

@@ -10,8 +10,9 @@ from preftune.errors import PreftuneError
 from preftune.models.adapter import adapt, hold_once
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
-from preftune.models.scalar import init_scalar_model, load_scalar_model, score_head
+from preftune.models.scalar import init_scalar_model, score_head
 from preftune.models.trunk import keep_on_disk, keep_states, share_trunk
+from preftune.runs.save import load_first_scalar
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -81,14 +82,13 @@ def keep_rows(session: Session, roles: Iterable[Role], tokens: int) -> None:
 
 
 def critic_of(session: Session, config: StageSettings, reward_model: RewardModel | None) -> Critic:
-    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325). Without a scalar head, or
-    with a judge from elsewhere, which may read other tokens: the policy's backbone and a head of zeros, so
-    that the first values are 0 and say nothing wrong.
+    """Backbone and head of the reward model (Stiennon et al., arXiv:2009.01325), of an ensemble those of its
+    first member. Without a scalar head, or with a judge from elsewhere, which may read other tokens: the
+    policy's backbone and a head of zeros, so that the first values are 0 and say nothing wrong.
     """
     scalar = None if isinstance(reward_model, ImplicitReward) else reward_model
     if scalar is not None and config.scored_by is not None and not from_outside(config.scored_by):
-        model = load_scalar_model(session.source(config.scored_by))
-        return Critic(model, scalar.mean, scalar.std)
+        return Critic(*load_first_scalar(session.source(config.scored_by)))
     source = session.source(config.init)
     critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
     score_head(critic.model).weight.data.zero_()

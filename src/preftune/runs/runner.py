@@ -16,16 +16,17 @@ from preftune.models.memory import give_back_memory
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
-from preftune.rundir import RunDir, json_text, write_text
+from preftune.rundir import BASE, RunDir, json_text, write_text
 from preftune.runs.aside import half_moved, put_aside, put_back, settle, with_children
 from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
+from preftune.runs.ensemble import make_ensemble
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror, forget
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
-from preftune.runs.stages import Stage, is_finished, unverified
+from preftune.runs.stages import Stage, goes_on, is_finished, unverified
 from preftune.runs.takeover import take, what_is_kept
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
@@ -62,7 +63,11 @@ def open_session(
         _make_way(session, redo)
     _meet(config)
     for stage in map(session.stage, [*session.scratch, *stage_order(config.stage)]):
-        if not is_finished(run, stage) and session.mirror is not None:
+        if is_finished(run, stage) or session.mirror is None:
+            continue
+        if goes_on(run, stage):  # what was mirrored is the shorter one
+            forget(session.mirror.directory, [stage.name] if is_main_process() else [])
+        else:
             session.mirror.check(stage)
     if is_main_process():
         _record(session)
@@ -122,7 +127,8 @@ def _holds(file: Path, text: str) -> bool:
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """The base model from scratch if there is one, then the stages, each unless it is finished."""
     check_base(session, stages)
-    for line in sizes(session.config, None if session.scratch else session.base, stages):
+    base = None if session.scratch else session.base
+    for line in sizes(session.config, base, stages, session.dataset):
         session.console.line(line)
     names = [*session.scratch, *stages]
     for line in what_is_kept(session, names):
@@ -132,10 +138,19 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
             _fetch(session, stage)
         _meet(session.config)
         with answering(session.config.process_timeout):
-            (run_stage if stage.makes_model else collect_stage)(session, stage)
+            _make(session, stage)
         give_back_memory()
         if is_main_process():
             settle(session.run, stage)
+
+
+def _make(session: Session, stage: Stage) -> None:
+    if not stage.makes_model:
+        collect_stage(session, stage)
+    elif stage.name != BASE and session.config.stage[stage.name].models > 1:
+        make_ensemble(session, stage, _fetch)
+    else:
+        run_stage(session, stage)
 
 
 def _fetch(session: Session, stage: Stage) -> None:

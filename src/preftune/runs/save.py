@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -19,8 +19,8 @@ from preftune.faults import faultpoint
 from preftune.models.adapter import fold, save_adapter
 from preftune.models.check import divergence
 from preftune.models.load import load_tokenizer, vocabulary_hash
-from preftune.models.locate import Source
-from preftune.models.roles import RewardModel
+from preftune.models.locate import Source, locate
+from preftune.models.roles import Combine, Ensemble, RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.models.trunk import alone
 from preftune.rundir import BASE, RunDir, read_object, sync, write_json, write_text
@@ -92,7 +92,8 @@ def _base_of(session: Session, stage: Stage) -> str:
     init = session.config.stage[stage.name].init
     if init == BASE and session.config.model.scratch is None:
         return session.base.name or str(Path(session.base.path).resolve())
-    return f"../../{Path(session.source(init).path).name}"
+    up = "../" * (2 + stage.name.count("/"))
+    return f"{up}{Path(session.source(init).path).name}"
 
 
 def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
@@ -129,9 +130,32 @@ def _write_head(model: RewardModel, directory: Path) -> None:
 
 
 def load_reward_model(source: Source) -> RewardModel:
-    """A saved reward model with its normalisation constants."""
+    """A saved reward model, or an ensemble of them, with normalisation constants."""
     side = read_side_file(source)
-    return RewardModel(load_scalar_model(source), float(side.get("mean", 0.0)), float(side.get("std", 1.0)))
+    mean, std = _unit(side)
+    if not (members := side.get("members")):
+        return RewardModel(load_scalar_model(source), mean, std)
+    models = [load_scalar_model(member) for member in member_sources(source)]
+    return Ensemble(models, [_unit(each) for each in members], side["combine"], side["sd_coef"], mean, std)
+
+
+def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:
+    """The weights of a saved reward model with mean and sd: of an ensemble those of its first member."""
+    side = read_side_file(source)
+    if members := side.get("members"):
+        return load_scalar_model(member_sources(source)[0]), *_unit(members[0])
+    return load_scalar_model(source), *_unit(side)
+
+
+def member_sources(source: Source) -> list[Source]:
+    """The directories of an ensemble's members; [] for one model. As safe to load as any other's."""
+    count = len(read_side_file(source).get("members", ()))
+    place = Path(source.path).resolve()  # in full: a short name could be that of a model on the hub
+    return [locate(str(place / f"member-{i}")) for i in range(count)]
+
+
+def _unit(side: Mapping[str, Any]) -> tuple[float, float]:
+    return float(side.get("mean", 0.0)), float(side.get("std", 1.0))
 
 
 def check_sums(directory: Path) -> None:
@@ -152,8 +176,9 @@ def read_side_file(source: Source) -> dict[str, Any]:
     if not path.is_file():
         return {}
     side = read_object(path)
-    numbers = [side.get(key, 1.0) for key in ("mean", "std")]
-    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers) or numbers[-1] == 0:
+    members = side.get("members", [])
+    units = [side, *members] if isinstance(members, list) else [None]
+    if not all(map(_is_unit, units)) or (members and not _combines(side)):
         raise DataError(
             f"{path} is not as preftune writes it",
             hint="mean and std are numbers and std is not 0; train the model again",
@@ -168,6 +193,16 @@ def read_side_file(source: Source) -> dict[str, Any]:
             hint="restore tokenizer.json, or train the model again",
         )
     return side
+
+
+def _is_unit(side: Any) -> bool:
+    numbers = [side.get(key, 1.0) for key in ("mean", "std")] if isinstance(side, dict) else [math.nan]
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers) and numbers[-1] != 0
+
+
+def _combines(side: Mapping[str, Any]) -> bool:
+    coef = side.get("sd_coef")
+    return side.get("combine") in get_args(Combine) and type(coef) is float and 0 <= coef < math.inf
 
 
 @torch.no_grad()

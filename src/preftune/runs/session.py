@@ -216,6 +216,8 @@ class Session:
             inputs["max_new_tokens"] = self.new_tokens(name)
         if (functions := config.functions()) is not None:
             inputs |= self._functions(name, functions)
+        if member := name.partition("/")[2]:
+            inputs["member"] = member
         if config.asks is not None:
             inputs["llm"] = self._asked(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)

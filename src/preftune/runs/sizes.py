@@ -1,5 +1,6 @@
 """How large the stages of a run are that train a part of their model: counted without weights."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,16 +10,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTraine
 from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig
 from preftune.config.trainable import ALL, LORA, top_blocks
+from preftune.data import Dataset
 from preftune.models.adapter import linear_layers
 from preftune.models.locate import Source
 from preftune.models.parts import blocks_of, token_embedding
+from preftune.runs.lengths import longest, mean_lengths
 
 _BYTES = 4  # of a float32
 _STATES = 3  # gradient and Adam's two moments of a trained weight
 
 
-def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iterator[str]:
-    """A line for each stage that freezes a part: parameters trained, and memory for weights and Adam."""
+def sizes(
+    config: RunConfig, base: Source | None, stages: Sequence[str], dataset: Dataset | None = None
+) -> Iterator[str]:
+    """For each stage that freezes a part: parameters trained, and memory for weights and Adam; tokens through
+    what is frozen and what is not, at the lengths of `dataset`, or the longest that the settings allow.
+    """
     parts = {name: config.trainable_of(name) for name in stages if config.stage[name].makes == "model"}
     if {*parts.values()} <= {ALL}:
         return
@@ -32,9 +39,10 @@ def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iter
             yield f"{name}: {_adapters(model, config, name)}"
         if (top := top_blocks(part)) is None:
             continue
-        kind, judged = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by is not None
+        kind, judge = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by
+        judges = config.stage[judge].models if judge in config.stage else int(judge is not None)
         below = _below(model, top)
-        roles, trained = len({*kind.needs, *(["judge"] if judged else [])}), len(kind.trains)
+        roles, trained = len(kind.needs) + judges, len(kind.trains)
         weights, states = below + roles * (whole - below), trained * _STATES * (whole - below)
         yield (
             f"{name}: trains the upper {top} of {len(blocks)} blocks, {_millions(whole - below)} of "
@@ -43,6 +51,40 @@ def sizes(config: RunConfig, base: Source | None, stages: Sequence[str]) -> Iter
             f"{_mb(states)} for gradients and Adam (all: {_mb(roles * whole)} and "
             f"{_mb(trained * _STATES * whole)})"
         )
+        yield f"{name}: {_tokens(config, name, model.config.get_text_config().hidden_size, dataset)}"
+
+
+def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -> str:
+    """Tokens through the frozen blocks of a stage and through those above, sampling apart, and the disk that
+    the states of fixed rows take. Of unknown rows: for each thousand.
+    """
+    stage, kind = config.stage[name], ALGORITHMS[config.stage[name].algorithm]
+    own = None if dataset is None else dataset.of(stage.data)
+    known = own is not None and own.kind == "pairs" and _reads_at_once(config)
+    lengths = mean_lengths(config, own) if own is not None and known else longest(config)
+    planned = stage.rows_planned(0 if own is None else len(own.rows_for(stage.batch)))
+    rows = planned if planned < math.inf else 1000.0 * stage.epochs
+    trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
+    once, kept = trained / stage.epochs, ""
+    if stage.online:
+        judge = stage.scored_by or ""
+        judges = config.stage[judge].models if judge in config.stage else int(bool(judge))
+        above = once * (len(kind.needs) + judges) + trained * len(kind.trains)
+    else:
+        above = trained * len(kind.needs) * stage.models
+        disk = once * width * (4 if config.model.kept_dtype == "float32" else 2) / 1e9
+        kept = f"; their states take {disk:.2g} GB on disk"
+        if disk > config.model.kept_gb:
+            once, kept = trained * stage.models, f"{kept}, more than model.kept_gb: none are kept"
+    return (
+        f"{'about' if known else 'at most'} {once:,.0f} tokens through the frozen blocks{kept}; {above:,.0f} "
+        f"through those above{'' if planned < math.inf else ' (for 1,000 rows)'}"
+    )
+
+
+def _reads_at_once(config: RunConfig) -> bool:
+    """Whether there is a tokenizer: to learn one takes a while."""
+    return config.model.scratch is None or config.data.name == "world"
 
 
 def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:

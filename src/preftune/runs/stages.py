@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config import config_of
+from preftune.config import OptimizerConfig, config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError
 from preftune.records.stage import StageRecord
@@ -47,10 +48,11 @@ class Stage:
         return kind is None or kind.makes == "model"
 
     def model_dir(self, run: RunDir) -> Path:
-        """Where what it makes lies: a model, or data."""
+        """Where what it makes lies: a model, or data; a member of an ensemble in that one's directory."""
         if not self.makes_model:
             return run.collected(self.name)
-        return run.model_dir(self.name, trains_policy=self.trains_policy)
+        name, _, member = self.name.partition("/")
+        return run.model_dir(name, trains_policy=self.trains_policy) / member
 
 
 class OtherSettings(ConfigError):
@@ -77,7 +79,8 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     """True if the stage is done and its files are what it wrote; False if its model is gone altogether.
 
     ConfigError if it was started with other inputs, or made from a parent that has become another: nothing is
-    overwritten. DataError if a file of it is damaged.
+    overwritten. False for one that has only become longer and can go on, and for an ensemble that only
+    combines its members otherwise. DataError if a file of it is damaged.
     """
     recorded = read_sealed(run.stage_json(stage.name))
     if not recorded:
@@ -86,10 +89,16 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
         inputs = recorded.get("inputs")
+        changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
+        why_not = why_not_longer(run, stage, recorded, changed)
+        if why_not == "" or _is_combined_otherwise(run, stage, changed):
+            return False
+        more = f"\n  it cannot go on from where it ended: {why_not}" if why_not else ""
         raise OtherSettings(
             stage.name,
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
-            + "\n  ".join(differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))[:6]),
+            + "\n  ".join(changed[:6])
+            + more,
             hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
             "another run, --restart begins from nothing",
         )
@@ -100,7 +109,66 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
 
 
 def _has_begun(run: RunDir, name: str) -> bool:
-    return run.replies(name).exists() or any(run.checkpoints(name).glob("step-*"))
+    return (
+        run.replies(name).exists()
+        or any(run.checkpoints(name).glob("step-*"))
+        or any(members_begun(run, name))
+    )
+
+
+def why_not_longer(
+    run: RunDir, stage: Stage, recorded: Mapping[str, Any], changed: Sequence[str]
+) -> str | None:
+    """Why a finished stage whose steps or epochs were raised cannot go on from its last state; "" if it can,
+    None where something else has changed, or nothing was raised.
+    """
+    kind, before, now = config_of(stage.algorithm), recorded.get("inputs"), stage.inputs.get("settings", {})
+    before = before.get("settings", {}) if isinstance(before, dict) else {}
+    name = kind.length if kind else ""
+    if (
+        not name
+        or recorded.get("status") != "finished"
+        or [c.split(":")[0] for c in changed] != [f"settings.{name}"]
+    ):
+        return None
+    was, asked, steps = before.get(name), now.get(name), recorded.get("steps")
+    if type(was) is not int or type(steps) is not int or asked <= was:
+        return None
+    optimizer = OptimizerConfig.model_validate(now["optimizer"])
+    if "members" in now:
+        return "an ensemble is trained anew"
+    if "kl_budget" in recorded or "best" in recorded:
+        return "its model is not that after its last step (kl_budget, checkpoint.best)"
+    if not optimizer.same_rates(steps, math.ceil(steps * asked / was)):
+        return (
+            f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "
+            f"{optimizer.warmup:g}); optimizer.schedule=constant optimizer.warmup=0 would not"
+        )
+    if not any(path.name == f"step-{steps:06d}" for path in run.checkpoints(stage.name).glob("step-*")):
+        return "its last state was not kept (checkpoint.keep_last=true keeps it)"
+    return ""
+
+
+def goes_on(run: RunDir, stage: Stage) -> str:
+    """The steps and settings from which a finished stage goes on, for people; "" for any other."""
+    recorded = read_sealed(run.stage_json(stage.name))
+    if recorded.get("status") != "finished" or recorded.get("key") == stage.key:
+        return ""
+    changed = differences(recorded.get("inputs", {}), dict(stage.inputs))
+    return f"goes on after step {recorded.get('steps')}: {'; '.join(changed)}"
+
+
+def members_begun(run: RunDir, name: str) -> list[Path]:
+    """The directories of the members of an ensemble that have a record."""
+    return sorted(file.parent for file in run.stage_dir(name).glob("member-*/stage.json"))
+
+
+def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) -> bool:
+    """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
+    kind = config_of(stage.algorithm)
+    free = tuple(f"settings.{name}: " for name in kind.combining) if kind else ()
+    is_one = "members" in stage.inputs.get("settings", {}) and bool(members_begun(run, stage.name))
+    return is_one and all(line.startswith(free) for line in changed)
 
 
 def check_model(run: RunDir, name: str, model: Path) -> bool:
@@ -170,20 +238,25 @@ def begin(run: RunDir, stage: Stage) -> None:
     StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 
-def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any]) -> None:
-    """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete."""
+def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bool = False) -> None:
+    """Mark a stage finished, with the sums of its files, and drop its checkpoints: its model is complete.
+    `keep_last`: but for the last one.
+    """
     model = stage.model_dir(run)
     files = [file for file in model.rglob("*") if file.is_file() and file.name != CARD]
     files += [file for file in (run.metrics(stage.name), run.ledger(stage.name)) if file.is_file()]
     made_from = {parent: model_sum(run, parent) for parent in stage.parents}
     record = {**_record(stage), **facts, "made_from": made_from, "files": sums(run, files)}
     StageRecord.write(run.stage_json(stage.name), {**record, "status": "finished"})
-    drop_checkpoints(run, stage)
+    drop_checkpoints(run, stage, keep_last=keep_last)
 
 
-def drop_checkpoints(run: RunDir, stage: Stage) -> None:
-    """A finished stage needs none; a kill may have left them."""
-    shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
+def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> None:
+    """A finished stage needs none, but to become longer; a kill may have left them."""
+    folder = run.checkpoints(stage.name)
+    last = sorted(folder.glob("step-*"))[-1:] if keep_last else []
+    for path in [path for path in folder.glob("*") if path not in last] if last else [folder]:
+        shutil.rmtree(path, ignore_errors=True)
     for log in (run.replies(stage.name), run.answers(stage.name), run.live(stage.name)):
         log.unlink(missing_ok=True)
 

@@ -42,9 +42,25 @@ class RewardModelHandle:
         """Normalised scores (B,): mean 0 and sd 1 over the chosen training responses. `ended`: append EOS."""
         return (self.raw_score(prompts, responses, ended) - self.role.mean) / self.role.std
 
-    @torch.no_grad()
     def raw_score(self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True) -> Tensor:
-        """What the weights give: (B,). Independent of batch and padding."""
+        """What the weights give: (B,). Independent of batch and padding. Of an ensemble: its members' scores
+        combined.
+        """
+        return self._raw_and_members(prompts, responses, ended)[0]
+
+    def member_scores(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True
+    ) -> Tensor:
+        """Normalised scores of each member of an ensemble, (M, B); of one model, (1, B). Their sd over M says
+        how far they disagree.
+        """
+        raw, members = self._raw_and_members(prompts, responses, ended)
+        return ((raw - self.role.mean) / self.role.std).unsqueeze(0) if members is None else members
+
+    @torch.no_grad()
+    def _raw_and_members(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool
+    ) -> tuple[Tensor, Tensor | None]:
         rows = [
             (
                 _prompt(self.encoder, prompt),
@@ -56,11 +72,15 @@ class RewardModelHandle:
         ]
         for i, (prompt_ids, response_ids) in enumerate(rows):
             _room(i, len(prompt_ids) + len(response_ids), self.encoder)
-        scores = [torch.zeros(0)]
+        found: list[tuple[Tensor, Tensor | None]] = []
         for start in range(0, len(rows), _BATCH):
             prompt_ids, response_ids = zip(*rows[start : start + _BATCH], strict=True)
-            scores.append(self.role.raw_scores(pad_sequences(prompt_ids, response_ids, self.encoder.pad_id)))
-        return torch.cat(scores)
+            batch = pad_sequences(prompt_ids, response_ids, self.encoder.pad_id)
+            found.append(self.role.raw_and_members(batch))
+        members = [own for _, own in found if own is not None]
+        return torch.cat([torch.zeros(0), *(raw for raw, _ in found)]), torch.cat(
+            members, 1
+        ) if members else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from preftune.runs.save import finished_model
 from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
-from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, is_finished
+from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, goes_on, is_finished
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
@@ -38,8 +38,9 @@ _VALIDATION_ROWS = 256
 
 def run_stage(session: Session, stage: Stage) -> bool:
     """Train a stage unless it is finished; returns whether anything was done."""
+    keeps = session.config.checkpoint.keep_last
     if is_finished(session.run, stage):
-        drop_checkpoints(session.run, stage)
+        drop_checkpoints(session.run, stage, keep_last=keeps)
         session.console.skipped(stage.name)
         return False
     reset_peak_memory()
@@ -47,6 +48,8 @@ def run_stage(session: Session, stage: Stage) -> bool:
     job = _prepare(session, stage.name)
     check_space(session.run.checkpoints(stage.name), job.learner)
     if job.learner.is_main:
+        if longer := goes_on(session.run, stage):
+            session.console.line(f"{stage.name:<12} {longer}")
         begin(session.run, stage)
     plan = _plan(session, stage, job)
     with (
@@ -63,7 +66,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
         facts |= {ended.why: asdict(ended)} if ended is not None else {}
         last = checkpoint_at(plan.checkpoints, steps)
         facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
-        finish(session.run, stage, facts)
+        finish(session.run, stage, facts, keep_last=keeps)
         if session.mirror is not None:
             session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)

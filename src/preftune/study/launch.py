@@ -92,7 +92,7 @@ def _design(wanted: Wanted, out: Path) -> Design:
         return load_design(out)
     check_reward_functions(config)
     dataset = load_dataset(config.data, config.seed)
-    from preftune.study.tokens import mean_lengths
+    from preftune.runs.lengths import mean_lengths
 
     design = make_design(wanted, config, dataset, mean_lengths(config, dataset))
     save_design(design, out)

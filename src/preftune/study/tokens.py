@@ -6,58 +6,15 @@ beside. The plan takes mean lengths of training rows for those of samples, so th
 during training, differ from it somewhat; both are reported.
 """
 
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from preftune.config import RunConfig, StageConfig
-from preftune.data import Dataset, Encoder
+from preftune.config import StageConfig
 from preftune.records.base import read_records
 from preftune.records.stage import MetricsRow
 from preftune.rundir import RunDir
+from preftune.runs.lengths import Lengths
 
-_ROWS = 256
 _CLOSE = 0.02  # a stage whose plan is so near the budget stays as the recipe has it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Mean tokens of prompts and replies, end token counted."""
-
-    prompt: float
-    chosen: float
-    rejected: float
-
-
-def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
-    """Over the first training rows, in the tokens of the base model (or of the one to be made)."""
-    from preftune.models.load import load_tokenizer
-    from preftune.models.locate import locate
-    from preftune.runs.sources import make_tokenizer
-
-    data, scratch = config.data, config.model.scratch
-    if scratch is not None:
-        tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
-    else:
-        tokenizer = load_tokenizer(locate(config.model.base))
-    encoder = Encoder(
-        tokenizer,
-        data.form,
-        data.max_prompt_length,
-        data.max_response_length,
-        template_arguments=data.template_arguments,
-    )
-    step = max(len(dataset.train) // _ROWS, 1)
-    rows = list(islice(dataset.train, 0, None, step))[:_ROWS]
-
-    def mean(sizes: list[int]) -> float:
-        return sum(sizes) / len(sizes)
-
-    return Lengths(
-        prompt=mean([len(encoder.prompt(row.prompt)) for row in rows]),
-        chosen=mean([len(encoder.response(row.chosen)) for row in rows]),
-        rejected=mean([len(encoder.response(row.rejected)) for row in rows]),
-    )
 
 
 def planned_tokens(stage: StageConfig, lengths: Lengths, rows: int = 0) -> float:

@@ -401,7 +401,7 @@ def decayed_groups(model: torch.nn.Module, settings: OptimizerConfig) -> list[di
 
 def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:
     """Linear warm-up over `warmup` of the steps, then constant, linear or cosine down to `final`."""
-    warm = round(settings.warmup * steps)
+    warm = settings.warm_steps(steps)
     if step < warm:
         return (step + 1) / (warm + 1)
     progress = (step - warm) / max(steps - warm, 1)

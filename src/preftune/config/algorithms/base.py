@@ -10,11 +10,11 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from preftune.config.algorithms.healthy import Healthy
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
 from preftune.config.base import Count, Name, Positive, Settings
@@ -23,26 +23,6 @@ from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Healthy:
-    """A range of a metric and the words of docs/algorithms/ that it comes from. An end of None is open.
-
-    alone: words in the place of the page's, where those need their sentence · only: settings of the stage
-    under which it holds · on_hh: holds on HH-RLHF only; means nothing on other data.
-    """
-
-    words: str
-    alone: str | None = None
-    low: float | None = None
-    high: float | None = None
-    only: Mapping[str, object] = field(default_factory=dict)
-    on_hh: bool = False
-
-    @property
-    def meaning(self) -> str:
-        return self.words if self.alone is None else self.alone
 
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -72,6 +52,8 @@ class StageSettings(Settings):
     headline · metrics worth watching live, with short names
     healthy · ranges that the page in docs/algorithms/ gives
     not_drawn · metrics that mean nothing as a curve
+    length · the setting that says how long it trains, and nothing else
+    combining · settings of how its models are combined, which none of them depends on
     card, card_limits · what the model card says: "This is ...", and limits besides those of every model
     """
 
@@ -88,6 +70,8 @@ class StageSettings(Settings):
     healthy: ClassVar[Mapping[str, Healthy]] = {}
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
+    combining: ClassVar[tuple[str, ...]] = ()
+    length: ClassVar[str] = ""
 
     data: Name | None = Field(
         default=None,
@@ -136,6 +120,11 @@ class StageSettings(Settings):
     def tunes(self) -> bool:
         """Whether its policy is a contestant: neither a judge nor what contestants are compared with."""
         return self.trains_policy and not self.imitates
+
+    @property
+    def models(self) -> int:
+        """How many models it trains, one after the other; more than one are an ensemble."""
+        return 1
 
     # --- the graph
 
@@ -260,6 +249,7 @@ class StageSettings(Settings):
 class OfflineConfig(StageSettings):
     """What algorithms share that learn from training rows: how many of them, and how often."""
 
+    length: ClassVar[str] = "epochs"
     if TYPE_CHECKING:
         rows: int | None
 
@@ -292,6 +282,7 @@ class OnlineConfig(StageSettings):
 
     batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
+    length: ClassVar[str] = "steps"
     kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
     score_metric: ClassVar[str] = "reward"
 
@@ -362,10 +353,6 @@ class OnlineConfig(StageSettings):
 
     def paths(self) -> tuple[str, ...]:
         return (*super().paths(), *(("reward_model",) if from_outside(self.reward_model or "") else ()))
-
-    def implicit_beta(self) -> float | None:
-        """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
-        return None
 
     def functions(self) -> str | None:
         return self.reward_functions

@@ -28,6 +28,15 @@ class OptimizerConfig(Settings):
     final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
     max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
 
+    def warm_steps(self, steps: int) -> int:
+        """Steps of the warm-up, of so many in all."""
+        return round(self.warmup * steps)
+
+    def same_rates(self, steps: int, more: int) -> bool:
+        """Whether the first `steps` have the rates that they have if there are `more` in all."""
+        flat = self.schedule == "constant" or self.final == 1
+        return flat and self.warm_steps(steps) == self.warm_steps(more)
+
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, values: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
 from preftune.config.base import Count, Name, NonNegative, Positive
@@ -23,6 +23,7 @@ class RewardConfig(OfflineConfig):
         "accuracy": Healthy(words="0.60 to 0.75 on HH", low=0.60, high=0.75, on_hh=True),
         "margin": Healthy(words="positive", low=0.0),
     }
+    combining: ClassVar[tuple[str, ...]] = ("members", "combine", "sd_coef")
     card: ClassVar[str] = "a reward model (Bradley-Terry): it scores a response to a prompt"
     card_limits: ClassVar[tuple[str, ...]] = (
         "- Its score means something for comparing two responses to one prompt, not across prompts.",
@@ -52,6 +53,37 @@ class RewardConfig(OfflineConfig):
         default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+    members: Count = Field(
+        default=1,
+        exclude_if=lambda members: members == 1,
+        description="Reward models with heads and row orders of their own, whose scores are combined: an "
+        "ensemble.",
+    )
+    combine: Literal["mean", "min", "mean-sd"] = Field(
+        default="mean",
+        exclude_if=lambda combine: combine == "mean",
+        description="Score of an ensemble: the mean or the minimum of its members' normalised scores, or the "
+        "mean minus sd_coef times their sd (Coste et al., arXiv:2310.02743).",
+    )
+    sd_coef: NonNegative = Field(
+        default=0.5,
+        exclude_if=lambda coef: coef == 0.5,
+        description='What combine = "mean-sd" multiplies the sd among members by.',
+    )
+
+    @model_validator(mode="after")
+    def _one_has_nothing_to_combine(self) -> Self:
+        if self.members == 1 and (self.combine != "mean" or self.sd_coef != 0.5):
+            raise ValueError("combine and sd_coef are for members = 2 or more")
+        return self
+
+    @property
+    def models(self) -> int:
+        return self.members
+
+    def plan(self, rows: int | None = None) -> str:
+        times = f", {self.members} members ({self.combine})" if self.members > 1 else ""
+        return super().plan(rows) + times
 
     def training_part(self) -> str:
         return self.part

@@ -11,9 +11,6 @@ depend on the rows beside it, bit by bit.
 import contextlib
 import ctypes
 import functools
-import hashlib
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,55 +20,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from preftune.errors import BackendMissing, PermissionMissing, StorageError
+from preftune.errors import PreftuneError
+from preftune.models.fast.compiled import compile_kernel, library, made_for
 
-SOURCE = Path(__file__).with_name("native.cpp")
 MOST_ROWS = 64  # above, a library's product is as fast
-_FLAGS = {
-    "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma", "-DWIDTH=16"],
-    "AVX2": ["-mavx2", "-mfma", "-DWIDTH=8"],
-}
 _Product = Callable[[Tensor], Tensor]
 _off = False
 
 
 def kernel_file(capability: str | None = None) -> Path:
     """Where the kernel lies if it is built for `capability`, that of this processor by default."""
-    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    capability = capability or torch.backends.cpu.get_cpu_capability()
-    return SOURCE.with_name(f"native-{capability.lower().replace(' ', '-')}-{version}.so")
+    return library(capability or torch.backends.cpu.get_cpu_capability())
 
 
 def build(capability: str | None = None, to: Path | None = None) -> Path:
-    """Compile the kernel for `capability` into `to`; returns where it is.
+    """`compile_kernel` for this processor by default."""
+    return compile_kernel(capability or torch.backends.cpu.get_cpu_capability(), to)
 
-    Raises BackendMissing without a compiler or for a processor it is not made for, PermissionMissing where
-    the directory cannot be written, StorageError where the compiler fails.
-    """
-    capability = capability or torch.backends.cpu.get_cpu_capability()
-    target, compiler = to or kernel_file(capability), shutil.which("c++") or shutil.which("g++")
-    if capability not in _FLAGS:
-        raise BackendMissing(
-            f"no kernel for a processor with {capability}", "nothing to do: torch does the work"
-        )
-    if compiler is None:
-        raise BackendMissing("no C++ compiler (c++, g++) found", "install one, or go on without the kernel")
-    draft = target.with_suffix(".part")
-    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[capability]]
-    try:
-        draft.touch()
-        done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
-        if done.returncode:
-            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "go on without the kernel")
-        draft.replace(target)
-    except OSError as error:
-        raise PermissionMissing(
-            f"{target}: {error.strerror}", "build where preftune may be written"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target
+
+def lacking() -> bool:
+    """Whether a kernel that is made for this processor is not built."""
+    return made_for(torch.backends.cpu.get_cpu_capability()) and _built() is None
 
 
 class Kernel:
@@ -144,7 +113,10 @@ class Kernel:
 @functools.cache
 def _built() -> Kernel | None:
     path = kernel_file()
-    return Kernel(path) if path.is_file() else None
+    try:
+        return Kernel(path) if path.is_file() else None
+    except OSError:  # a package's, on a system that lacks a library of the compiler's
+        return None
 
 
 def kernel() -> Kernel | None:
@@ -208,6 +180,6 @@ class FewRows:
 if __name__ == "__main__":
     try:
         print(build())
-    except (BackendMissing, PermissionMissing, StorageError) as error:
+    except PreftuneError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)

@@ -128,6 +128,7 @@ def _facts(model: RewardModelRecord) -> Iterator[Prose]:
     if model.mean_margin is not None:
         margin = model.mean_margin.text(sign=True)
         yield (f"Mean margin (score of chosen minus score of rejected): {margin}.",)
+    yield from _members(model)
     yield from _calibration(model)
     yield from _temperature(model)
     if model.correlation_score_length is not None:
@@ -137,6 +138,21 @@ def _facts(model: RewardModelRecord) -> Iterator[Prose]:
     if model.score:
         spread = ", ".join(f"{key} {number(value)}" for key, value in model.score.items())
         yield (f"Scores: {spread}.",)
+
+
+def _members(model: RewardModelRecord) -> Iterator[Prose]:
+    """Of an ensemble: what its members reach alone, and what their agreement is worth."""
+    if not model.members:
+        return
+    shares = ", ".join(f"{100 * share.value:.1f}" for share in model.members.values())
+    how = clean(model.combine, 40)
+    text = f"An ensemble of {len(model.members)} (score: {how}); its members reach {shares} % each"
+    if model.unanimous is not None and model.unanimous.n is not None:
+        pairs = f"{model.unanimous.n:,} pairs on which all agree"
+        text += f", and together {model.unanimous.percent()} on the {pairs}"
+    if model.disagreement is not None:
+        text += f". The sd of a margin among them is {model.disagreement.text()} on average"
+    yield (f"{text}.",)
 
 
 def _calibration(model: RewardModelRecord) -> Iterator[Prose]:

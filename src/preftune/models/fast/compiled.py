@@ -1,0 +1,70 @@
+"""The decoding kernel's library: where it lies and how it is compiled. No torch: a package is built with it.
+
+python -m preftune.models.fast.compiled AVX2 AVX512        puts both beside native.cpp
+"""
+
+import contextlib
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from preftune.errors import BackendMissing, PermissionMissing, PreftuneError, StorageError
+
+SOURCE = Path(__file__).with_name("native.cpp")
+_FLAGS = {
+    "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma", "-DWIDTH=16"],
+    "AVX2": ["-mavx2", "-mfma", "-DWIDTH=8"],
+}
+
+
+def library(capability: str) -> Path:
+    """Where the kernel for a processor's `capability`, in torch's words, lies if it is built."""
+    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    return SOURCE.with_name(f"native-{capability.lower().replace(' ', '-')}-{version}.so")
+
+
+def made_for(capability: str) -> bool:
+    """Whether there is a kernel for such processors."""
+    return capability in _FLAGS
+
+
+def compile_kernel(capability: str, to: Path | None = None) -> Path:
+    """Compile the kernel for `capability` into `to`; returns where it is.
+
+    Raises BackendMissing without a compiler or for a processor it is not made for, PermissionMissing where
+    the directory cannot be written, StorageError where the compiler fails.
+    """
+    target, compiler = to or library(capability), shutil.which("c++") or shutil.which("g++")
+    if capability not in _FLAGS:
+        raise BackendMissing(
+            f"no kernel for a processor with {capability}", "nothing to do: torch does the work"
+        )
+    if compiler is None:
+        raise BackendMissing("no C++ compiler (c++, g++) found", "install one, or go on without the kernel")
+    draft = target.with_suffix(".part")
+    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[capability]]
+    try:
+        draft.touch()
+        done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
+        if done.returncode:
+            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "go on without the kernel")
+        draft.replace(target)
+    except OSError as error:
+        raise PermissionMissing(
+            f"{target}: {error.strerror}", "build where preftune may be written"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[1:]:
+            print(compile_kernel(name))
+    except PreftuneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)

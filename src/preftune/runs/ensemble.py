@@ -1,0 +1,155 @@
+"""A reward stage with several members: each is a stage of its own, "rm/member-0", and they are combined.
+
+    stages/rm/member-0/...                as of any stage
+    models/reward_model/member-0/...      a plain Hugging Face directory
+    models/reward_model/                  tokenizer, config, and how the scores are combined (preftune.json)
+    stages/rm/metrics.jsonl, ledger       the mean of the members' metrics by step, the rows of all of them
+
+So a kill loses what it loses of a stage, and to add a member, or to combine them otherwise, trains no other.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from preftune.models.load import load_tokenizer, vocabulary_hash
+from preftune.models.locate import Source
+from preftune.rundir import RunDir, read_json, read_jsonl, sync, write_json, write_jsonl, write_text
+from preftune.runs.cards import model_card
+from preftune.runs.mirror import forget
+from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.save import load_reward_model, normalisation
+from preftune.runs.session import Session
+from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
+from preftune.runs.train import run_stage
+
+Json = dict[str, Any]
+
+
+def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stage], None]) -> bool:
+    """Train the members that are missing (`fetch` looks for them elsewhere first) and combine them, unless
+    that is done; returns whether anything was.
+    """
+    learner, done = session.learner(1), is_finished(session.run, stage)
+    learner.wait()  # every process has looked
+    if done:
+        session.console.skipped(stage.name)
+        return False
+    if learner.is_main:
+        _begin(session.run, stage)
+    inner = _with_members(session, stage.name)
+    members = [inner.stage(name) for name in _names(session, stage.name)]
+    for member in members:
+        if learner.is_main:
+            fetch(inner, member)
+        learner.wait()
+        run_stage(inner, member)
+    if learner.is_main:
+        _finish(session, stage, members)
+    learner.wait()
+    return True
+
+
+def _names(session: Session, name: str) -> list[str]:
+    return [f"{name}/member-{i}" for i in range(session.config.stage[name].models)]
+
+
+def _with_members(session: Session, name: str) -> Session:
+    """The session with the members among its stages, which nobody else sees."""
+    settings = session.config.stage[name]
+    alone = {key: type(settings).model_fields[key].default for key in settings.combining}
+    members = dict.fromkeys(_names(session, name), settings.model_copy(update=alone))
+    config = session.config.model_copy(update={"stage": {**session.config.stage, **members}})
+    return replace(session, config=config)
+
+
+def _begin(run: RunDir, stage: Stage) -> None:
+    begin(run, stage)
+    target = stage.model_dir(run)
+    for file in target.glob("*"):  # of one model, or of an ensemble that was combined otherwise
+        if file.is_file() and file.name != SIDE_FILE:
+            file.unlink()
+    write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key})  # says that it is ours
+
+
+def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
+    """The directory's own files, and the stage's record of all of them."""
+    run, target = session.run, stage.model_dir(session.run)
+    reset_peak_memory()
+    for place in (target, run.stage_dir(stage.name)):
+        for old in sorted(place.glob("member-*")):
+            if old.name not in {member.name.partition("/")[2] for member in members}:
+                shutil.rmtree(old)
+    facts = _combine(session, stage, members)
+    records = [read_json(run.stage_json(member.name)) for member in members]
+    _logs(run, stage, members)
+    seconds = [float(record["seconds"]) for record in records]
+    states = {
+        f"{member.name.partition('/')[2]}/{file}": digest
+        for member, record in zip(members, records, strict=True)
+        for file, digest in record.get("state_sha256", {}).items()
+    }
+    facts |= {
+        "steps": records[0]["steps"],
+        "rejected": records[0]["rejected"],
+        "seconds": sum(seconds),
+        "peak_memory_mb": max(
+            [peak_memory_mb() or 0, *(record["peak_memory_mb"] or 0 for record in records)]
+        ),
+        "state_sha256": states,
+    }
+    finish(run, stage, facts)
+    if session.mirror is not None:
+        session.mirror.put_stage(stage)
+        forget(session.mirror.directory, [member.name for member in members])
+    session.console.line(f"{stage.name:<12} {len(members)} members of {records[0]['steps']} steps combined")
+
+
+def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
+    """What makes the members one reward model: how they are combined, and mean and sd of that."""
+    target, settings = stage.model_dir(session.run), session.config.stage[stage.name]
+    first = Source(str(members[0].model_dir(session.run)))
+    tokenizer = load_tokenizer(first)
+    shutil.copyfile(Path(first.path) / "config.json", target / "config.json")
+    tokenizer.save_pretrained(target)
+    beside = [read_json(member.model_dir(session.run) / SIDE_FILE) for member in members]
+    side = {key: value for key, value in beside[0].items() if key in ("form", "template_arguments")} | {
+        "stage": stage.name,
+        "key": stage.key,
+        "vocabulary_sha256": vocabulary_hash(tokenizer),
+        **{key: getattr(settings, key) for key in settings.combining},
+        "members": [{"mean": each["mean"], "std": each["std"]} for each in beside],
+    }
+    write_json(target / SIDE_FILE, side)
+    source = Source(str(target))
+    rows = session.training_rows(stage=stage.name)
+    mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
+    unit: Json = {"mean": mean, "std": std}
+    write_json(target / SIDE_FILE, side | unit)
+    write_text(target / "README.md", model_card(session, stage))
+    for file in target.glob("*"):
+        sync(file)
+    return unit
+
+
+def _logs(run: RunDir, stage: Stage, members: Sequence[Stage]) -> None:
+    """One row a step for all members together."""
+    metrics = [read_jsonl(run.metrics(member.name)) for member in members]
+    write_jsonl(run.metrics(stage.name), [_mean(rows) for rows in zip(*metrics, strict=False)])
+    ledgers = [read_jsonl(run.ledger(member.name)) for member in members]
+    write_jsonl(
+        run.ledger(stage.name),
+        [
+            {"step": rows[0]["step"], "rows": [row for each in rows for row in each["rows"]]}
+            for rows in zip(*ledgers, strict=False)
+        ],
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> Json:
+    return {"step": rows[0]["step"]} | {
+        name: fmean(float(row[name]) for row in rows if name in row) for name in rows[0] if name != "step"
+    }

@@ -1,0 +1,55 @@
+"""How long the rows of a run are, before anything is trained."""
+
+from dataclasses import dataclass
+from itertools import islice
+
+from preftune.config import RunConfig
+from preftune.data import Dataset, Encoder
+
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Mean tokens of prompts and replies, end token counted."""
+
+    prompt: float
+    chosen: float
+    rejected: float
+
+
+def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
+    """Over the first training rows, in the tokens of the base model (or of the one to be made)."""
+    from preftune.models.load import load_tokenizer
+    from preftune.models.locate import locate
+    from preftune.runs.sources import make_tokenizer
+
+    data, scratch = config.data, config.model.scratch
+    if scratch is not None:
+        tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
+    else:
+        tokenizer = load_tokenizer(locate(config.model.base))
+    encoder = Encoder(
+        tokenizer,
+        data.form,
+        data.max_prompt_length,
+        data.max_response_length,
+        template_arguments=data.template_arguments,
+    )
+    step = max(len(dataset.train) // _ROWS, 1)
+    rows = list(islice(dataset.train, 0, None, step))[:_ROWS]
+
+    def mean(sizes: list[int]) -> float:
+        return sum(sizes) / len(sizes)
+
+    return Lengths(
+        prompt=mean([len(encoder.prompt(row.prompt)) for row in rows]),
+        chosen=mean([len(encoder.response(row.chosen)) for row in rows]),
+        rejected=mean([len(encoder.response(row.rejected)) for row in rows]),
+    )
+
+
+def longest(config: RunConfig) -> Lengths:
+    """What the settings allow: for a plan without data."""
+    reply = float(config.data.max_response_length)
+    return Lengths(prompt=float(config.data.max_prompt_length), chosen=reply, rejected=reply)
