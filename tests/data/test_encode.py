@@ -417,3 +417,11 @@ def test_limits_on_real_rows(hh_directory: Path, gpt2_tokenizer: Any) -> None:
     assert set(rejected) == {"longer_than_context", "response_too_long_became_equal"}
     batch = encoder.pairs(kept[:64])
     assert batch.chosen.ids.shape[1] <= 70
+
+
+def test_a_prompt_is_shown_as_it_is_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = parse_prompt("the sky")
+    plain = Encoder(tokenizer, "plain", 256, 256)
+    assert plain.shown(prompt) == "the sky"
+    assert plain.prompt(prompt) == plain.text("the sky")
+    assert Encoder(tokenizer, "transcript", 256, 256).shown(prompt) == prompt.transcript()

@@ -191,6 +191,12 @@ class Encoder:
         """A left-padded batch for the sampler, (B, P), with the seed of each prompt's sampling."""
         return pad_prompts([self.prompt(prompt) for prompt in prompts], seeds, self.pad_id)
 
+    def shown(self, prompt: Dialogue) -> str:
+        """A prompt as people and reward functions read it: texts in plain form, else the transcript."""
+        if self.form != "plain":
+            return prompt.transcript()
+        return "\n\n".join(turn.text.strip() for turn in prompt)
+
     def prompt_text(self, ids: Sequence[int]) -> str:
         """The text of prompt ids, without the token that begins every text."""
         ids, begin = list(ids), self._begin
@@ -242,8 +248,7 @@ class Encoder:
         if self._chat is not None:
             ids = self._written(self._chat.prompt(prompt))
         else:
-            plain = "\n\n".join(turn.text.strip() for turn in prompt)
-            ids = self._begin + self._plain(plain if self.form == "plain" else prompt.transcript())
+            ids = self._begin + self._plain(self.shown(prompt))
         return ids or [self._eos_id]  # a model needs one token to start from
 
     def _shortened(self, prompt: Dialogue, limit: int) -> tuple[list[int], Dialogue]:

@@ -132,7 +132,7 @@ class Bench:
             prompt, text = self.prompts[number].prompt, self.encoder.decode(ids)
             row = {
                 "row": number,
-                "prompt": prompt.transcript(),
+                "prompt": self.encoder.shown(prompt),
                 "response": text,
                 "score": scores[i],
                 "held_out": second[i],

@@ -69,7 +69,7 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     by_token: dict[str, Tensor | None] = {"log_ratio": log_ratio, "kl": kl, "advantage": done.advantages}
     by_token["score"] = _score_so_far(judge, scorer, done.sequences)
     known = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
-    known |= {"row": row_name(row), "prompt": row.prompt.transcript()}
+    known |= {"row": row_name(row), "prompt": encoder.shown(row.prompt)}
     return [known | each for each in _described(done, by_token, encoder)]
 
 

@@ -100,7 +100,7 @@ class RewardFunctions:
             "chosen": row.chosen if row else None,
             "rejected": row.rejected if row else None,
         }
-        prompt = row.prompt.transcript() if row else self.encoder.prompt_text(prompt_ids)
+        prompt = self.encoder.shown(row.prompt) if row else self.encoder.prompt_text(prompt_ids)
         return Case(prompt, self.encoder.decode(response_ids, prompt_ids), columns)
 
 

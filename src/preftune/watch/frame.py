@@ -41,9 +41,9 @@ def frame(seen: Seen, width: int = 100, *, blocks: bool = True) -> RenderableTyp
     grid.add_row("stages", _stages(seen))
     if seen.stage:
         grid.add_row("step", _progress(seen, min(room, 40)))
-        grid.add_row("time", _line(_times(seen), room))
+        grid.add_row("time", _line(_times(seen), room * 2))
         grid.add_row("numbers", _numbers(seen.tail, room, blocks))
-        grid.add_row("speed", _line(_speed(seen), room))
+        grid.add_row("speed", _line(_speed(seen), room * 2))
         grid.add_row("saved", _line(_saved(seen), room))
         for label, said in _replies(seen):
             grid.add_row(Text(_flat(label, 12)), _line(said, room * _LINES))
