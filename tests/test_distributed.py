@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 import preftune
 from patience import PATIENCE
@@ -18,19 +20,34 @@ def metrics(run: Path, stage: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
 
 
-def train_two(out: Path) -> None:
+def train_two(out: Path, *words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    words = ("-m", "preftune", "train", "tiny", "ppo", *OVERRIDES, "--out", str(out))
-    command = [sys.executable, *launcher, *words]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=4 * PATIENCE)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "preftune",
+        "train",
+        "tiny",
+        *words,
+        *OVERRIDES,
+        "--out",
+        str(out),
+    ]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PREFTUNE_FAULT": fault,
+    }
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=4 * PATIENCE)
 
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     preftune.ppo_train("tiny", *OVERRIDES, out=str(tmp_path / "one"))
-    train_two(tmp_path / "two")
+    done = train_two(tmp_path / "two", "ppo")
+    assert done.returncode == 0, done.stderr[-2000:]
     for stage in ("base", "sft", "rm", "ppo"):
         one, two = metrics(tmp_path / "one", stage), metrics(tmp_path / "two", stage)
         assert [row["step"] for row in one] == [row["step"] for row in two]
@@ -42,3 +59,23 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     times = {"time", "step_seconds", "sampling_seconds"}
     for name in one.keys() - times:  # several minibatches, lowest, highest, sd, sums
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), name
+    in_parts(tmp_path / "one", tmp_path / "two")
+
+
+def in_parts(one: Path, two: Path) -> None:
+    """GRPO by two that keep every model in parts, killed in its third step; one goes on, and leaves a plain
+    model.
+    """
+    words = ("parallel.shard=true", "checkpoint.every=1")
+    assert train_two(two, "grpo", *words, fault="step@step=3:kill").returncode != 0
+    assert {file.name for file in (two / "stages/grpo/checkpoints/step-000002").iterdir()} == {
+        *(f"policy{kind}-0000{i}-of-00002.safetensors" for kind in ("", "-optimizer") for i in (1, 2)),
+        *("state.json", "manifest.json"),
+    }
+    for run in (two, one):
+        preftune.grpo_train("tiny", *OVERRIDES, *words, out=str(run))
+    for mine, other in zip(metrics(one, "grpo"), metrics(two, "grpo"), strict=True):
+        for name in ("reward", "tokens/sampled", "kl_per_sequence", "loss"):
+            assert other[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-4), name
+    saved = AutoModelForCausalLM.from_pretrained(two / "models/policy_grpo")
+    assert not any(isinstance(parameter, DTensor) for parameter in saved.parameters())

@@ -141,7 +141,7 @@ def run_recipe(
             provenance.record_origins(run, resolved)
         _check_judges(session, stages)
         runner.train_stages(session, stages)
-        if until is None and is_main_process():
+        if until is None:
             measure_and_report(session, stages)
         _say_what_would_help(console, time.monotonic() - began)
     return run
@@ -236,7 +236,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
         if pairs is None:
             check_kind(session.config, session.dataset, finished, whole=True)
             measure_and_report(session, finished)
-        else:
+        elif is_main_process():
             from preftune.measure.pairs import evaluate_on_pairs
 
             directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 import preftune
+from gloo import join, two
+from patience import PATIENCE
 from preftune import api, load_policy, load_reward_model
 from preftune.config import load_recipe
 from preftune.data import prompt_hash, read_preferences
@@ -29,6 +33,12 @@ PAIRS = (
     "stage.pairs.batch_size=8",
     "stage.pairs.replies=3",
     "stage.dpo.data=pairs",
+)
+MEASURED = (
+    "evaluation.prompts=12",
+    "evaluation.batch_size=5",
+    "evaluation.pool=4",
+    f"evaluation.reward_functions={__name__}:words",
 )
 
 
@@ -54,6 +64,36 @@ def begun(run: RunDir, tmp_path: Path) -> RunDir:
         shutil.rmtree(gone)
     shutil.rmtree(copy.model_dir("dpo"))
     return copy
+
+
+def collect_and_evaluate(rank: int, port: int, out: Path, told: Connection) -> None:
+    """One of two processes of a run and of its evaluation."""
+    join(rank, port)
+    try:
+        train(out, *MEASURED, until="pairs")
+        api.evaluate(out)
+        told.send("")
+    except BaseException:
+        told.send(traceback.format_exc())
+
+
+@pytest.mark.xdist_group("distributed")
+def test_two_processes_collect_and_measure_what_one_does(
+    begun: RunDir, run: RunDir, no_figures: None
+) -> None:
+    """Prompts of a step and batches of an evaluation are shared: the same files to the last bit."""
+    with two(collect_and_evaluate, begun.path) as ears:
+        assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == ["", ""]
+    for file in ("replies.jsonl", "preferences.jsonl"):
+        assert (begun.collected("pairs") / file).read_bytes() == (run.collected("pairs") / file).read_bytes()
+    assert read_json(begun.stage_json("pairs"))["world_size"] == 2
+    folders = ("evaluation", "samples")
+    found = {file: file.read_bytes() for each in folders for file in (begun.path / each).iterdir()}
+    assert len(found) > 4
+    for each in (*folders, "stages/evaluation"):
+        shutil.rmtree(begun.path / each)
+    api.evaluate(begun.path)
+    assert {file: file.read_bytes() for each in folders for file in (begun.path / each).iterdir()} == found
 
 
 def test_replies_are_scored_by_the_judge_and_paired_by_their_scores(run: RunDir) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from patience import PATIENCE
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Algorithm
 from preftune.config import OptimizerConfig
 from preftune.data import Sequences
 from preftune.models.adapter import adapt, hold_once
+from preftune.models.shards import whole
 from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
@@ -34,7 +36,12 @@ def rule(batch: Sequences) -> Tensor:
 
 
 def prepare(
-    algorithm: str, top: int | None = None, rank: int | None = None, **own: Any
+    algorithm: str,
+    top: int | None = None,
+    rank: int | None = None,
+    shard: bool = False,
+    adamw: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
+    **own: Any,
 ) -> tuple[Algorithm, Learner, dict[str, Any]]:
     """Everything from nothing, as a new process would."""
     kind, models = ALGORITHMS[algorithm], roles(algorithm)
@@ -43,16 +50,17 @@ def prepare(
         settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
         settings |= {"group_size": 2} if grouped(algorithm) else {}
     config = kind.Config(**settings, **own)
-    learner = Learner(microbatch_size=3)
+    learner = Learner(microbatch_size=3, process_timeout=PATIENCE, shard=shard)
     for name, role in models.items():
         if top is not None:
             share_trunk(role.model, top)
         if rank is not None and name in kind.trains:
             adapt(role.model, rank, 8, seed=3)
         if name in kind.trains:
-            learner.train(name, role, OptimizerConfig(), 1e-2)
+            learner.train(name, role, adamw, 1e-2)
         else:
             learner.freeze(role)
+    learner.shard_frozen()
     if rank is not None:
         hold_once([role.model for role in models.values()])
     extra = {"scorer": Judge(rule, EOS)} if online(algorithm) else {}
@@ -80,6 +88,7 @@ def run(
     say: Callable[[str], None] = print,
     top: int | None = None,
     rank: int | None = None,
+    size: int = 8,
     **own: Any,
 ) -> dict[str, dict[str, Tensor]]:
     """Train with settings of its own, or die in the on_step call of `kill_at`; the trained roles' weights."""
@@ -89,10 +98,14 @@ def run(
         if step == kill_at:
             raise Killed
 
-    size, make = 4 if grouped(algorithm) else 8, BATCHES[ALGORITHMS[algorithm].Config.batch]
+    size, make = min(size, 4) if grouped(algorithm) else size, BATCHES[ALGORITHMS[algorithm].Config.batch]
     plan = plan_for(algorithm, out, say=say)
-    train(made, learner, lambda step: make(step, size), plan, on_step)
-    return {name: state(models[name].model) for name in learner.trained}
+    train(made, learner, lambda step: learner.place(make(step, size)), plan, on_step)
+    found = {}
+    for name in learner.trained:
+        with whole(models[name]):
+            found[name] = state(models[name].model)
+    return found
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from preftune.data import Sequences
 from preftune.errors import ConfigError
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
-from preftune.training.learner import Learner, effective_precision, schedule_factor
+from preftune.training.adamw import schedule_factor
+from preftune.training.learner import Learner, effective_precision
 from tiny import NO_CLIPPING, Recorder, causal_lm, flat, roles, rollout, same_weights, sequences, state
 
 
@@ -158,18 +159,16 @@ def test_weight_decay_spares_norms_and_biases(decay_all: bool) -> None:
         assert torch.allclose(weight, factor * before[name], rtol=1e-6, atol=0), name
 
 
-def test_rows_that_processes_cannot_share_are_refused() -> None:
+def test_rows_are_shared_as_evenly_as_they_come() -> None:
+    """The second of three processes: two of six rows, two of seven, none of one."""
     learner = Learner()
-    batch = sequences(5)
-    assert learner.place(batch) is not None
 
     class Three:
         num_processes, process_index, device = 3, 1, torch.device("cpu")
 
     learner.accelerator = Three()
-    assert torch.equal(learner.place(sequences(5, 6)).attention.sum(1), sequences(5, 6)[2:4].attention.sum(1))
-    with pytest.raises(ConfigError, match="7 rows"):
-        learner.place(sequences(5, 7))
+    for count, own in ((6, slice(2, 4)), (7, slice(2, 4)), (1, slice(0, 0))):
+        assert torch.equal(learner.place(sequences(5, count)).ids, sequences(5, count)[own].ids)
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process() -> None:

@@ -1,12 +1,9 @@
 """Two gloo processes: one notices the loss of the other, shares its trouble, waits for its files."""
 
-import multiprocessing
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from gloo import join, two
 from patience import PATIENCE
 from preftune import faults
 from preftune.algorithms.base import Loss, Metrics
@@ -25,6 +23,7 @@ from preftune.functional import token_mean
 from preftune.models.roles import Policy
 from preftune.rundir import BASE
 from preftune.runs import runner
+from preftune.training import processes
 from preftune.training.learner import Learner
 from preftune.training.processes import answering
 from tiny import NO_CLIPPING, causal_lm, flat, sequences, state
@@ -32,41 +31,12 @@ from tiny import NO_CLIPPING, causal_lm, flat, sequences, state
 SECONDS = 10.0  # that one process waits for the other: more than a busy machine keeps a process from running
 
 
-def join(rank: int, port: int) -> None:
-    """Make this process one of two, by what torchrun would set."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-
-
-@contextmanager
-def two(work: Callable[..., None], *more: Any) -> Iterator[list[Connection]]:
-    """`work(rank, port, *more, told)` in two processes; gives what they tell."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preftune.training.learner"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pipes = [context.Pipe(duplex=False) for _ in range(2)]
-    both = [context.Process(target=work, args=(i, port, *more, pipes[i][1])) for i in range(2)]
-    for process in both:
-        process.start()
-    try:
-        yield [pipe[0] for pipe in pipes]
-    finally:
-        for process in both:
-            process.kill()
-            process.join()
-
-
 def add_twice(rank: int, port: int, number: int, told: Connection) -> None:
     """Two sums over both processes; in between, process 1 gets the signal `number`."""
     join(rank, port)
     learner = Learner(process_timeout=SECONDS)
+    at_exit: list[Any] = []
+    processes.atexit = SimpleNamespace(register=lambda *what: at_exit.append(what))  # type: ignore[assignment]
     told.send(learner.total(torch.tensor(1.0)).item())
     if rank == 1:
         os.kill(os.getpid(), number)
@@ -76,6 +46,8 @@ def add_twice(rank: int, port: int, number: int, told: Connection) -> None:
             told.send("answered")
     except ProcessLost as error:
         told.send((error.message, error.code))
+        for end, *arguments in at_exit:
+            end(*arguments)
     os._exit(0)  # the process group cannot be taken down in order
 
 
@@ -92,6 +64,9 @@ def test_a_process_that_hangs_or_dies_is_noticed_by_the_other(number: int, messa
         assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == [2.0, 2.0]
         assert ears[0].poll(PATIENCE)
         assert ears[0].recv() == (message, 75)
+        assert ears[1].poll(PATIENCE)
+        with pytest.raises(EOFError):  # the other is gone, too, if it was stopped before
+            ears[1].recv()
 
 
 def taught() -> tuple[Learner, Callable[[], Metrics], Callable[[], torch.Tensor], list[str]]:

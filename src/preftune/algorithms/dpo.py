@@ -16,6 +16,7 @@ from preftune.config import DPOConfig, StageSettings
 from preftune.data.batch import Pairs, Sequences, concatenate, content_keys
 from preftune.functional import preference_loss
 from preftune.models.roles import Role
+from preftune.models.shards import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,16 @@ class DPO:
     def with_reference(self, batch: Pairs) -> ScoredPairs:
         again = self.config.epochs > 1  # pairs come back
         size = 1 if again else self.config.microbatch_size
-        parts = [batch[slice(i, i + size)] for i in range(0, len(batch), size)]
-        summed = [self.remembered(part) if again else self.reference_sums(part) for part in parts]
+        parts = [batch[slice(i, i + size)] for i in range(0, max(len(batch), 1), size)]
+        with whole(self.reference):
+            summed = [self.remembered(part) if again else self.reference_sums(part) for part in parts]
         chosen, rejected = torch.cat(summed, 1)
         return ScoredPairs(batch, chosen, rejected)
 
     def reference_sums(self, pairs: Pairs) -> Tensor:
         """Log-probabilities of whole responses, chosen and rejected: (2, B)."""
         both = concatenate(pairs.chosen, pairs.rejected)
-        return self.reference.logprobs(both).sum(1).view(2, -1)
+        return torch.stack(self.reference.logprobs(both).sum(1).chunk(2))
 
     def remembered(self, pair: Pairs) -> Tensor:
         """The same for one pair, (2, 1), computed once in a run; alone, so that its last digits are the same

@@ -61,7 +61,7 @@ def sampled(
 
 def order_seed(batch: Prompts, learner: Learner) -> int:
     """What the order of minibatches is drawn from: the seeds of all prompts of the step."""
-    seeds = learner.gather(torch.tensor(batch.seeds, device=batch.ids.device))
+    seeds = learner.gather(torch.tensor(batch.seeds, dtype=torch.long, device=batch.ids.device))
     return derive_seed("minibatches", *seeds.tolist())
 
 

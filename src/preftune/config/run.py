@@ -269,6 +269,15 @@ class CheckpointConfig(Settings):
     )
 
 
+class ParallelConfig(Settings):
+    """How several processes share a run. No number depends on it but by rounding: it is in no stage's key."""
+
+    shard: bool = Field(
+        default=False,
+        description="Keep in each process a part of every weight, gradient and moment only (FSDP2).",
+    )
+
+
 class RunConfig(Settings):
     """Everything that determines a run."""
 
@@ -294,6 +303,11 @@ class RunConfig(Settings):
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig,
+        exclude_if=lambda parallel: parallel == ParallelConfig(),
+        description="Several processes.",
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The comparison.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
 
@@ -309,6 +323,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_graph(self.stage)
+        self._check_parallel()
         self._check_gold()
         self._check_positions()
         return self
@@ -324,6 +339,20 @@ class RunConfig(Settings):
     def shared_blocks(self) -> int | None:
         """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
+
+    def _check_parallel(self) -> None:
+        """What is not sharded is refused by name."""
+        if not self.parallel.shard:
+            return
+        if self.precision == "fp16":
+            raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
+        for name in self.stage:
+            if top_blocks(self.trainable_of(name)) is not None:
+                raise ConfigError(
+                    f"parallel.shard is not supported with trainable = {self.trainable_of(name)} "
+                    f"(stage {name}): its models share what is frozen",
+                    hint='set trainable to "all" or "lora", or parallel.shard=false',
+                )
 
     def _check_gold(self) -> None:
         """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,10 +15,12 @@ from preftune.models.roles import Policy, Reference
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed
+from preftune.training.learner import Learner
 
 Gold = Callable[[str, str, bool], float]  # (prompt, response, ended) -> score by rule
 Summary = dict[str, Any]
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +38,27 @@ class Bench:
     golds: Mapping[str, Scorer] = field(default_factory=dict)  # judges that no training saw, by name
     held_out: Scorer | None = None  # a second reward model, which trained no policy
     say: Callable[[str], None] | None = None  # what to tell whoever runs this
+    learner: Learner | None = None  # where batches are shared by its processes, all of which come by
 
     def rows(
         self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1
     ) -> list[Row]:
         """Sample and measure `responses` to every prompt; rows of one prompt follow each other."""
-        rows: list[Row] = []
+        found: list[tuple[int, list[Row]]] = []
         for start, sequences in self._sampled(policy, advance, responses, "evaluation"):
             k1, exact = divergences(policy, self.reference, sequences, self.settings.temperature)
-            for i, row in enumerate(self._described(sequences, start, responses)):
-                rows.append(row | {"kl": exact[i], "k1": k1[i]})
-        return rows
+            rows = self._described(sequences, start, responses)
+            found.append((start, [row | {"kl": exact[i], "k1": k1[i]} for i, row in enumerate(rows)]))
+        return self._of_all(found)
 
     def pool(self, policy: Policy | Reference, advance: Callable[[int], None], size: int) -> list[Row]:
         """`size` other responses to every prompt, those to one prompt in succession, without KL.
 
         Other ones, because best-of-n must not choose from the very sample it is compared with.
         """
-        rows: list[Row] = []
-        for start, sequences in self._sampled(policy, advance, size, f"best of {self.settings.best_of}"):
-            rows += self._described(sequences, start, size)
-        return rows
+        purpose = f"best of {self.settings.best_of}"
+        sampled = self._sampled(policy, advance, size, purpose)
+        return self._of_all([(start, self._described(batch, start, size)) for start, batch in sampled])
 
     def human(self, texts: Sequence[str]) -> list[Row]:
         """A given response to every prompt, measured like a policy's; score None where it does not fit."""
@@ -73,14 +75,24 @@ class Bench:
 
     def reverse_kl(self, policy: Policy, rows: Sequence[Row]) -> list[float]:
         """KL(reference || policy) on each of the reference's own `rows`, summed over each, in nats."""
-        values: list[float] = []
+        found: list[tuple[int, list[float]]] = []
         size = self.settings.batch_size
-        for start in range(0, len(rows), size):
+        for start in self._mine(range(0, len(rows), size)):
             part = rows[start : start + size]
             prompts = [self.encoder.prompt(self.prompts[row["row"]].prompt) for row in part]
             batch = pad_sequences(prompts, [row["ids"] for row in part], self.encoder.pad_id).to(self.device)
-            values += divergences(self.reference, policy, batch, self.settings.temperature)[1]
-        return values
+            exact = divergences(self.reference, policy, batch, self.settings.temperature)[1]
+            found.append((start, exact))
+        return self._of_all(found)
+
+    def _mine(self, starts: range) -> range:
+        """Which batches are this process's: whole ones, in turns, so that each is what one process has."""
+        return starts if self.learner is None else starts[self.learner.rank :: self.learner.world]
+
+    def _of_all(self, found: list[tuple[int, list[T]]]) -> list[T]:
+        """What all processes have found, in the order of rows."""
+        parts = found if self.learner is None else self.learner.together(found)
+        return [value for _, values in sorted(parts, key=lambda part: part[0]) for value in values]
 
     def _sampled(
         self, policy: Policy | Reference, advance: Callable[[int], None], responses: int, purpose: str
@@ -88,7 +100,7 @@ class Bench:
         """(number of the first prompt, responses to it and the next ones), batch by batch."""
         settings = self.settings
         per_batch = max(settings.batch_size // responses, 1)
-        for start in range(0, len(self.prompts), per_batch):
+        for start in self._mine(range(0, len(self.prompts), per_batch)):
             part = self.prompts[start : start + per_batch]
             seeds = [derive_seed(self.seed, purpose, start + i) for i in range(len(part))]
             yield (
@@ -103,7 +115,7 @@ class Bench:
                     say=self.say,
                 ),
             )
-            advance(len(part))
+            advance(len(part) * (1 if self.learner is None else self.learner.world))
 
     def _described(self, sequences: Sequences, start: int, responses: int) -> list[Row]:
         """Texts, lengths and scores of sampled rows; the first belongs to prompt number `start`."""

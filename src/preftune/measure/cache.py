@@ -17,6 +17,7 @@ from preftune.faults import faultpoint
 from preftune.models.trunk import forget_states
 from preftune.rundir import plain, read_json, write_jsonl
 from preftune.runs.stages import digest
+from preftune.training.learner import Learner
 
 Say = Callable[[str], None]
 
@@ -28,6 +29,9 @@ class Parts:
     directory: Path
     inputs: Mapping[str, Any]
     say: Say = field(default=print)
+    learner: Learner | None = (
+        None  # of the processes that take each part together; the main one has the files
+    )
 
     def take(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """The value of `make`, from disk if it was made before with the same inputs.
@@ -37,7 +41,10 @@ class Parts:
         """
         file = self.directory / f"{name}.json"
         key = digest({**self.inputs, "part": name, "of": dict(inputs)})
-        kept = self._kept(file, key)
+        main = self.learner is None or self.learner.is_main
+        kept = self._kept(file, key) if main else None
+        if self.learner is not None:
+            kept = self.learner.together([kept])[0]
         if kept is not None:
             self.say(f"evaluation of {name}: measured before")
             return kept["value"]
@@ -45,7 +52,8 @@ class Parts:
         value = json.loads(json.dumps(plain(make())))
         faultpoint("evaluation.part")
         # One line: indented, every token id would stand on a line of its own.
-        write_jsonl(file, [{"key": key, "sha256": digest({"value": value}), "value": value}])
+        if main:
+            write_jsonl(file, [{"key": key, "sha256": digest({"value": value}), "value": value}])
         return value
 
     def remove(self) -> None:

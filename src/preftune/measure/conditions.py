@@ -48,9 +48,15 @@ def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
 
 
 def make_bench(
-    session: Session, reference_name: str, prompts: Sequence[Preference], gold: Gold | None
+    session: Session,
+    reference_name: str,
+    prompts: Sequence[Preference],
+    gold: Gold | None,
+    shared_by: Learner | None = None,
 ) -> tuple[Bench, Learner]:
-    """Everything held equal while policies are measured on `prompts`, and the learner that places models."""
+    """Everything held equal while policies are measured on `prompts`, and the learner that places models.
+    `shared_by`: of the processes that measure together.
+    """
     config, settings = session.config, session.config.evaluation
     source = session.source(reference_name)
     reference = Reference(load_causal_lm(source))
@@ -86,6 +92,7 @@ def make_bench(
         gold=gold,
         golds={name: made for name in judges_in(settings.gold) if (made := judge(name))},
         held_out=scorer(second.stage, None) if second else None,
+        learner=shared_by,
     )
     return bench, learner
 

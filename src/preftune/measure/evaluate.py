@@ -4,7 +4,7 @@ import functools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,28 @@ class Measured:
 
 
 def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
-    """Measure everything that `stages` trained; False if that was done before with the same inputs."""
-    key = digest(_inputs(session, stages))
-    models = {name: model_sum(session.run, name) for name in stages}
-    if _is_done(session, stages, key, models):
+    """Measure everything that `stages` trained; False if that was done before with the same inputs. All
+    processes of a run come here: they share the policies' responses, and the main one writes.
+    """
+    learner = session.learner(session.config.evaluation.batch_size)
+    key, main = digest(_inputs(session, stages)), learner.is_main
+    models = {name: model_sum(session.run, name) for name in stages} if main else {}
+    if learner.together([main and _is_done(session, stages, key, models)])[0]:
         session.console.skipped(EVALUATION)
         return False
     reset_peak_memory()
     began = time.monotonic()
     judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
-    parts = parts_of(session, policies, prompts, session.gold)
+    parts = replace(parts_of(session, policies, prompts, session.gold), learner=learner)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
-    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
-    _evaluate_reward_models(session, judges, parts)
-    _write_policies(session, measure_policies(session, policies, prompts, session.gold, parts))
+    if main:
+        StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
+    _evaluate_reward_models(session, judges, parts, write=main)
+    measured = measure_policies(session, policies, prompts, session.gold, parts)
+    if not main:
+        return True
+    _write_policies(session, measured)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
     _finish(session, stages, record)
@@ -165,11 +172,13 @@ def _written(run: RunDir) -> list[Path]:
     return [file for file in files if not file.name.startswith(".")]
 
 
-def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts) -> None:
+def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts, *, write: bool) -> None:
     """On held-out pairs, where the data are pairs; the report says where they are not."""
     if session.dataset.kind != "pairs":
         return
     for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
+        if not write:
+            continue
         if name != session.judge:
             write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)
             continue
@@ -209,7 +218,7 @@ def measure_policies(
     for these prompts.
     """
     reference = reference_stage(session, stages)
-    bench, learner = make_bench(session, reference, prompts, gold)
+    bench, learner = make_bench(session, reference, prompts, gold, parts.learner)
     names = [BASE, *stages]
     own = policy_name_of(reference)
     rows, reverse = _measured(session, bench, learner, reference, names, parts)

@@ -6,18 +6,25 @@ from preftune.errors import StorageError
 from preftune.measure.evaluate import evaluate_run
 from preftune.records.base import read_record
 from preftune.records.reward_model import RewardModelRecord
+from preftune.runs.lock import is_main_process
 from preftune.runs.session import Session
+from preftune.training.processes import answering
 
 CAUTIONS = 3  # of the most damaging; the report has all
 
 
 def measure_and_report(session: Session, stages: Sequence[str]) -> None:
-    """Evaluate, write the report, show the table and say where everything lies."""
+    """Evaluate, write the report, show the table and say where everything lies. All processes of a run
+    evaluate together, the rest is the main one's.
+    """
     from preftune import report  # here, since matplotlib takes a second and training need not wait for it
     from preftune.measure.expected import outcome
 
     run, console = session.run, session.console
-    evaluate_run(session, stages)
+    with answering(session.config.process_timeout):
+        evaluate_run(session, stages)
+    if not is_main_process():
+        return
     if not report.is_current(run):
         try:
             report.build(run)

@@ -87,6 +87,12 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return _adapters.get(model)
 
 
+def same_adapter(model: nn.Module, copied: nn.Module) -> None:
+    """A copy of a model with an adapter is one, too."""
+    if (adapter := adapter_of(model)) is not None:
+        _adapters[copied] = adapter
+
+
 def below_adapter(model: nn.Module) -> list[nn.Parameter]:
     """The weights that an adapter leaves as they are; [] for a model without one."""
     return [p for name, p in model.named_parameters() if not _is_own(name)] if model in _adapters else []

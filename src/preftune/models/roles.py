@@ -20,7 +20,7 @@ from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_lo
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.support import hidden_at, place, takes_trees, under
 from preftune.models.parts import language_head
-from preftune.models.scalar import ScalarPerPosition
+from preftune.models.scalar import ScalarPerPosition, one_token
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
@@ -53,6 +53,9 @@ class TokenLogprobs(nn.Module):
     def forward(
         self, ids: Tensor, attention: Tensor, response: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
+        if not len(ids):
+            logprobs, entropy = self.forward(*one_token(ids), temperature)
+            return logprobs[:0].clone(), entropy[:0].clone()  # no views, which sharded modules may not return
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
         targets = under(response, ids, len(states))
@@ -281,11 +284,18 @@ Role = Policy | Reference | RewardModel | Critic
 
 def models_of(role: Role) -> tuple[PreTrainedModel, ...]:
     """The models inside of a role: one, the two of an implicit reward, an ensemble's members."""
-    if isinstance(role.module, MembersPerPosition):
-        return role.module.models
-    if isinstance(role.module, LogRatioPerPosition):
-        return role.module.policy.model, role.module.reference.model
-    return (role.model,)
+    return models_in(role.module)
+
+
+def models_in(
+    module: TokenLogprobs | ScalarPerPosition | LogRatioPerPosition | MembersPerPosition,
+) -> tuple[PreTrainedModel, ...]:
+    """The models inside of a role's module."""
+    if isinstance(module, MembersPerPosition):
+        return module.models
+    if isinstance(module, LogRatioPerPosition):
+        return module.policy.model, module.reference.model
+    return (module.model,)
 
 
 def by_tree(role: Role) -> bool:

@@ -80,6 +80,14 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
+def one_token(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What goes through the network in the place of no rows (0, T): a token of which nothing is read, (1, T)
+    ids, attention and mask. A process that has no rows must not miss a pass in which weights are gathered.
+    """
+    one = ids.new_zeros(1, ids.shape[1])
+    return one, torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) == 0, one.bool()
+
+
 class ScalarPerPosition(nn.Module):
     """Hidden state to one float32 number where one is read: (ids, attention, read) -> (B, T), 0 elsewhere."""
 
@@ -88,6 +96,8 @@ class ScalarPerPosition(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+        if not len(ids):
+            return self.forward(*one_token(ids))[:0].clone()  # no view, which a sharded module may not return
         hidden = hidden_at(self.model, ids, attention, read)
         head = score_head(self.model)
         with uncast(hidden.device):  # half would round a score by 0.7 % of the sd of scores

@@ -22,6 +22,7 @@ class RunRecord(Record):
     processor: str = ""
     cores: int | None = None
     threads: int | None = None
+    world_size: int | None = None  # processes that began it
     kernel: str = ""
     devices: Several[str] = ()
     versions: Mapping[str, str | None] = Field(default_factory=dict)

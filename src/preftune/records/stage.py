@@ -86,6 +86,7 @@ class StageRecord(Record):
     seconds: Number | None = None
     peak_memory_mb: Number | None = None
     steps: int | None = None
+    world_size: int | None = None  # processes that finished it
     parents: Several[str] = ()
     kl_budget: NotTheLast | None = None
     best: NotTheLast | None = None

@@ -64,6 +64,8 @@ class RewardFunction:
         """The unweighted reward of each case; with `stop` the first failure is raised. What the calls do to
         the process is put back.
         """
+        if not cases:  # a process may have no rows
+            return []
         with isolated():
             return self._batch(cases, stop) if self.batched else self._each(cases, stop)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from preftune.data.batch import Prompts, Sequences
 from preftune.faults import faultpoint
-from preftune.models.roles import Critic, Policy, Reference
+from preftune.models.roles import Critic, Policy, Reference, Role
+from preftune.models.shards import whole
 from preftune.rollout.functions import masked
 from preftune.rollout.rollout import Rollout
 from preftune.rollout.sample import ended, sample
@@ -34,27 +35,29 @@ def collect(
     Old log-probs come from a pass of their own through the training forward, not from the sampler's logits,
     so that the first ratio is 1 to rounding.
     """
-    sequences = sample(
-        policy,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        eos_id=scorer.encoder.ends,
-        responses_per_prompt=responses_per_prompt,
-        say=say,
-    )
+    with whole(policy):
+        sequences = sample(
+            policy,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=scorer.encoder.ends,
+            responses_per_prompt=responses_per_prompt,
+            say=say,
+        )
     rows = [row for row in prompts.rows for _ in range(responses_per_prompt)]
     scores, valid = masked(scorer.shaped(sequences, missing_eos_score, rows))
     scores = faultpoint("rewards", scores)
 
-    def in_batches(function: Callable[[Sequences], Tensor]) -> Tensor:
-        return by_batches(function, sequences, batch_size)
+    def in_batches(role: Role, function: Callable[[Sequences], Tensor]) -> Tensor:
+        with whole(role):
+            return by_batches(function, sequences, batch_size)
 
     return Rollout(
         sequences=sequences,
-        logprobs=in_batches(lambda s: policy.logprobs(s, temperature)),
-        reference_logprobs=in_batches(lambda s: reference.logprobs(s, temperature)),
-        values=None if critic is None else in_batches(critic.values),
+        logprobs=in_batches(policy, lambda s: policy.logprobs(s, temperature)),
+        reference_logprobs=in_batches(reference, lambda s: reference.logprobs(s, temperature)),
+        values=None if critic is None else in_batches(critic, critic.values),
         scores=scores,
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.ends),
@@ -65,7 +68,7 @@ def collect(
 def by_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, batch_size: int) -> Tensor:
     """A per-token function (B, T) evaluated `batch_size` rows at a time, each batch cut to its own width."""
     batches = []
-    for start in range(0, len(sequences), batch_size):
+    for start in range(0, max(len(sequences), 1), batch_size):
         values = function(sequences[slice(start, start + batch_size)])
         batches.append(torch.nn.functional.pad(values, (0, sequences.ids.shape[1] - values.shape[1])))
     return torch.cat(batches)

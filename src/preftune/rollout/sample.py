@@ -50,6 +50,8 @@ def sample(
     Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
     know its neighbours.
     """
+    if not len(prompts):
+        return Sequences(prompts.ids[:, :1], prompts.attention[:, :1], prompts.attention[:, :1])
     began = time.monotonic()
     try:
         return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)

@@ -15,6 +15,7 @@ from preftune.functional import missing_eos_scores
 from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import PAD_TOKEN
+from preftune.models.shards import whole
 from preftune.rollout.functions import RewardFunctions
 from preftune.rollout.sample import ended
 
@@ -54,8 +55,9 @@ class Scorer:
         scores, members = torch.zeros(len(sequences), device=sequences.ids.device), None
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
-            parts = [slice(i, i + size) for i in range(0, len(sequences), size)]
-            found = [model.raw_and_members(self._read(sequences[part], rows[part])) for part in parts]
+            parts = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
+            with whole(model):
+                found = [model.raw_and_members(self._read(sequences[part], rows[part])) for part in parts]
             scores = torch.cat([(raw - model.mean) / model.std for raw, _ in found])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
             each = [own for _, own in found if own is not None]
@@ -66,7 +68,7 @@ class Scorer:
 
     def _read(self, sequences: Sequences, rows: Sequence[int]) -> Sequences:
         """The rows as the reward model reads them."""
-        if self.translate is None:
+        if self.translate is None or not len(sequences):
             return sequences
         device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         numbers, texts = list(rows), []

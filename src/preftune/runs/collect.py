@@ -68,13 +68,15 @@ class _Collector:
         return range(step * size, min((step + 1) * size, len(self.rows)))
 
     def step(self, step: int, learner: Learner) -> tuple[list[Json], dict[str, float]]:
-        """Replies to the prompts of a step with their scores, one row a prompt, and what to log of them."""
-        config, numbers = self.config, list(self.numbers(step))
+        """Replies to the prompts of a step with their scores, one row a prompt, and what to log of them:
+        those of all processes, each of which samples for its share.
+        """
+        config, numbers = self.config, learner.share(list(self.numbers(step)))
         seeds = [self.seed(self.rows[i]) for i in numbers]
         prompts = pad_prompts([self.prompts[i] for i in numbers], seeds, self.encoder.pad_id, numbers)
         replies = sample(
             self.policy,
-            learner.place(prompts),
+            prompts.to(learner.device),
             max_new_tokens=self.session.new_tokens(self.name),
             temperature=config.temperature,
             eos_id=self.encoder.ends,
@@ -91,22 +93,29 @@ class _Collector:
             row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
             said = {"replies": texts[mine], "ended": closed[mine], "scores": []}
             found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
-        for row, scored in zip(found, self._scores(found, replies, numbers), strict=True):
-            row |= {**scored, "scores": _finite(scored["scores"], self.name)}
-        return found, self._metrics(found, replies)
+        if isinstance(self.scorer, Scorer):
+            for row, scored in zip(found, self._scores(self.scorer, replies, numbers), strict=True):
+                row |= {**scored, "scores": _finite(scored["scores"], self.name)}
+        lengths = replies.response.sum(1).tolist(), closed
+        rows, sizes = learner.together(found), learner.together(list(zip(*lengths, strict=True)))
+        if not learner.is_main:
+            return rows, {}
+        if isinstance(self.scorer, LLMJudge):  # which keeps its answers in one file
+            for row, scores in zip(rows, self.scorer.scores(rows), strict=True):
+                row["scores"] = _finite(scores, self.name)
+        return rows, self._metrics(rows, sizes)
 
-    def _scores(self, rows: Sequence[Json], replies: Sequences, numbers: Sequence[int]) -> list[Json]:
+    def _scores(self, scorer: Scorer, replies: Sequences, numbers: Sequence[int]) -> list[Json]:
         """Scores of each prompt's replies; of an ensemble those of its members, too."""
-        if isinstance(self.scorer, LLMJudge):
-            return [{"scores": scores} for scores in self.scorer.scores(rows)]
         size = self.config.replies
         of = [number for number in numbers for _ in range(size)]
-        scores, members = self.scorer.scores_and_members(replies, of)
+        scores, members = scorer.scores_and_members(replies, of)
         places = [slice(place, place + size) for place in range(0, len(scores), size)]
         more = [{} if members is None else {"members": members[:, own].T.tolist()} for own in places]
         return [{"scores": scores[own].tolist(), **each} for own, each in zip(places, more, strict=True)]
 
-    def _metrics(self, rows: Sequence[Json], replies: Sequences) -> dict[str, float]:
+    def _metrics(self, rows: Sequence[Json], replies: Sequence[tuple[int, bool]]) -> dict[str, float]:
+        """Of rows, and of the length of each reply and whether it has ended."""
         spreads = [pstdev(row["scores"]) for row in rows]
         judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
         said = [] if judge is None else judge.judgements(rows)
@@ -115,8 +124,8 @@ class _Collector:
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
             "frac_score_zero_std": fmean(spread == 0 for spread in spreads),
-            "completions/mean_length": replies.response.sum(1).double().mean().item(),
-            "eos_rate": ended(replies, self.encoder.ends).double().mean().item(),
+            "completions/mean_length": fmean(length for length, _ in replies),
+            "eos_rate": fmean(closed for _, closed in replies),
             **lost,
         }
 
@@ -132,7 +141,7 @@ class _Collector:
 
 
 def collect_stage(session: Session, stage: Stage) -> bool:
-    """Collect unless it is finished; returns whether anything was done. The main process does the work."""
+    """Collect unless it is finished; returns whether anything was done. The main process writes."""
     run, config = session.run, cast(CollectConfig, session.config.stage[stage.name])
     if is_finished(run, stage):
         drop_checkpoints(run, stage)
@@ -144,7 +153,8 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     if learner.is_main:
         begin(run, stage)
     steps = config.steps_on(len(collector.rows))
-    done = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
+    kept = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
+    done = learner.together([kept])[0]
     with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
         if learner.is_main:
             tell(session, stage, {"steps": steps, "start": config.init})
@@ -153,6 +163,7 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     if learner.is_main:
         facts = _write(collector, stage, steps)
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
+        facts |= {"world_size": learner.world}
         finish(run, stage, facts)
         if session.mirror is not None:
             session.mirror.put_stage(stage)
@@ -165,23 +176,20 @@ def collect_stage(session: Session, stage: Stage) -> bool:
 def _logged(
     session: Session, collector: _Collector, done: int, steps: int, learner: Learner
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """The steps that are left, each written down. The other processes wait for each of them."""
+    """The steps that are left, each written down before any process goes on."""
     run, name = session.run, collector.name
-    if not learner.is_main:
-        for _ in range(done, steps):
-            learner.wait()
-        return
-    metrics, ledger = MetricsLog(run.metrics(name), done), Ledger(run.ledger(name), done)
+    logs = (MetricsLog(run.metrics(name), done), Ledger(run.ledger(name), done)) if learner.is_main else None
     for step in range(done, steps):
         began = time.monotonic()
         faults.begin_step(step + 1)
         faults.faultpoint("step")
         rows, numbers = collector.step(step, learner)
-        for row in rows:
-            append_jsonl(run.replies(name), row)
         numbers["step_seconds"] = time.monotonic() - began
-        metrics.add(step + 1, numbers)
-        ledger.add(step + 1, [row_name(collector.rows[i]) for i in collector.numbers(step)])
+        if logs is not None:
+            for row in rows:
+                append_jsonl(run.replies(name), row)
+            logs[0].add(step + 1, numbers)
+            logs[1].add(step + 1, [row_name(collector.rows[i]) for i in collector.numbers(step)])
         learner.wait()
         yield step + 1, numbers
 

@@ -13,6 +13,7 @@ from preftune import faults
 from preftune.data import distinct_prompts, pad_prompts
 from preftune.errors import PreftuneError
 from preftune.models.roles import Policy
+from preftune.models.shards import is_sharded
 from preftune.records.base import write_record
 from preftune.records.stage import LiveRecord
 from preftune.rollout.sample import sample
@@ -87,7 +88,7 @@ def _replies(session: Session, job: Job) -> Callable[[str], dict[str, str]] | No
     """
     policy, encoder, settings = job.model, job.encoder, session.config.evaluation
     rows = session.dataset.validation or session.dataset.train
-    if not isinstance(policy, Policy) or not rows:
+    if not isinstance(policy, Policy) or not rows or is_sharded(policy):  # which all would have to gather
         return None
     try:
         _, (ids, *_) = distinct_prompts(encoder, rows[:_ROWS], 1)

@@ -16,6 +16,7 @@ from preftune.records.base import write_record
 from preftune.records.run import OriginsRecord
 from preftune.rundir import RunDir, json_text
 from preftune.sums import note
+from preftune.training.processes import world_size
 from preftune.untrusted import redact
 from preftune.version import __version__
 
@@ -40,6 +41,7 @@ def describe(seed: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "world_size": world_size(),
         "kernel": native.kernel_file().name if native.kernel_file().is_file() else None,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
         "versions": {"preftune": __version__} | {name: _version(name) for name in _PACKAGES},

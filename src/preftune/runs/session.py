@@ -190,7 +190,8 @@ class Session:
 
     def learner(self, microbatch_size: int) -> Learner:
         patience = self.config.process_timeout
-        return Learner(self.config.precision, microbatch_size, patience, self.console.line)
+        shard = self.config.parallel.shard
+        return Learner(self.config.precision, microbatch_size, patience, self.console.line, shard)
 
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""

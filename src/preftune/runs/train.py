@@ -14,6 +14,7 @@ from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
+from preftune.models.shards import whole
 from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.score import Scorer, read_alike
@@ -31,7 +32,7 @@ from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, goes_on
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Plan, Worth, train
+from preftune.training.loop import Budget, Ended, Plan, Worth, train
 
 _VALIDATION_ROWS = 256
 
@@ -58,22 +59,29 @@ def run_stage(session: Session, stage: Stage) -> bool:
     ):
         place = job.learner.place
         ended = train(job.algorithm, job.learner, lambda step: place(job.batch_at(step)), plan, looks)
+    with whole(job.model):
+        _finish(session, stage, job, plan, began, ended)
+    job.learner.wait()
+    return True
+
+
+def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, ended: Ended | None) -> None:
+    """The main process writes the model and what is known of the stage."""
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         steps = job.steps if ended is None else ended.kept
         facts |= {"steps": steps, "rejected": job.rejected, **_validation(session, job)}
+        facts |= {"world_size": job.learner.world}
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
         facts |= {ended.why: asdict(ended)} if ended is not None else {}
         last = checkpoint_at(plan.checkpoints, steps)
         facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
-        finish(session.run, stage, facts, keep_last=keeps)
+        finish(session.run, stage, facts, keep_last=session.config.checkpoint.keep_last)
         if session.mirror is not None:
             session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
         if ended is not None:
             session.console.line(NotTheLast(**asdict(ended)).words(stage.name))
-    job.learner.wait()
-    return True
 
 
 def _plan(session: Session, stage: Stage, job: Job) -> Plan:
@@ -118,6 +126,7 @@ def _prepare(session: Session, name: str) -> Job:
             learner.train(role, model, config.optimizer, config.rate_of(role))
         elif model is not judge:  # that is frozen where it was made
             learner.freeze(model)
+    learner.shard_frozen()
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
     keep_rows(session, models.values(), feed.tokens)

@@ -6,23 +6,33 @@ last. Neither safetensors nor JSON detects a flipped bit, so the manifest does. 
 here: all of them are a function of (run seed, stage, step, purpose, row).
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.rundir import sha256_file, sync
 from preftune.training.learner import Learner
-from preftune.training.state import TrainState, put, state_bytes, trunks_of
+from preftune.training.processes import world_size
+from preftune.training.state import (
+    TrainState,
+    put,
+    rows_by_moment,
+    rows_by_name,
+    state_bytes,
+    trunks_of,
+)
 from preftune.version import __version__
 
 _SCHEMA = 1
@@ -31,41 +41,79 @@ _MANIFEST, _STATE = "manifest.json", "state.json"
 Say = Callable[[str], None]
 
 
-def save(directory: Path, step: int, state: TrainState, keep: int, spare: int | None = None) -> Path:
-    """Write step-`step` and remove all but the newest `keep`, and that of the step `spare`.
+def save(
+    directory: Path,
+    step: int,
+    state: TrainState,
+    keep: int,
+    spare: int | None = None,
+    learner: Learner | None = None,
+) -> Path:
+    """Write step-`step` and remove all but the newest `keep`, and that of the step `spare`. Of a `learner`
+    that shards, all processes come here, and each writes its parts; the main one opens and closes the
+    checkpoint.
 
-    StorageError if the disk refuses; what was there before is then still there.
+    StorageError, in all of them, if the disk refuses; what was there before is then still there.
     """
-    target = checkpoint_at(directory, step)
-    partial = directory / f".tmp-{step:06d}-{os.getpid()}"
+    parts = learner if learner is not None and learner.shard else None
+    main = parts is None or parts.is_main
+    partial = directory / f".tmp-{step:06d}-{os.getpid() if parts is None else 'parts'}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        faultpoint("checkpoint.open")
-        _write(partial, step, state)
-        faultpoint("checkpoint.rename")
-        if target.exists():
-            _remove(target)
-        os.rename(partial, target)
-        sync(directory)
-        faultpoint("checkpoint.renamed")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(f"cannot write a checkpoint to {directory}: {error}") from error
-    for old in list(_newest_first(directory))[keep:]:
+        _each(parts, directory, lambda: _open(partial) if main else None)
+        _each(parts, directory, lambda: _write_tensors(partial, state, "" if parts is None else parts.part))
+        _each(parts, directory, lambda: _close(partial, step, state) if main else None)
+    except StorageError:
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in list(_newest_first(directory))[keep:] if main else ():
         if step_of(old) == spare:
             continue
         faultpoint("checkpoint.purge")
         _remove(old)
-    return target
+    return checkpoint_at(directory, step)
 
 
-def _write(directory: Path, step: int, state: TrainState) -> None:
+def _each(parts: Learner | None, directory: Path, work: Callable[[], None]) -> None:
+    """A piece of work that has succeeded once it has in every process; StorageError in all otherwise."""
+    cause = None
+    try:
+        work()
+    except (OSError, SafetensorError) as error:
+        cause = error
+    said = "" if cause is None else str(cause)
+    failed = [each for each in ([said] if parts is None else parts.together([said])) if each]
+    if failed:
+        raise StorageError(f"cannot write a checkpoint to {directory}: {failed[0]}") from cause
+
+
+def _open(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    faultpoint("checkpoint.open")
+
+
+def _write_tensors(directory: Path, state: TrainState, part: str) -> None:
     for name in state.weights:
         for file, tensors in ((name, state.weights[name]), (f"{name}-optimizer", state.moments[name])):
-            path = directory / f"{file}.safetensors"
+            path = directory / f"{file}{part}.safetensors"
             save_file({key: tensor.cpu() for key, tensor in tensors.items()}, path)
             faultpoint("checkpoint.file", path)
+
+
+def _close(partial: Path, step: int, state: TrainState) -> None:
+    """What is not a tensor, the manifest, and the name that says that all is there."""
+    _describe(partial, step, state)
+    target = checkpoint_at(partial.parent, step)
+    faultpoint("checkpoint.rename")
+    if target.exists():
+        _remove(target)
+    os.rename(partial, target)
+    sync(target.parent)
+    faultpoint("checkpoint.renamed")
+
+
+def _describe(directory: Path, step: int, state: TrainState) -> None:
     record = {
         "schema": _SCHEMA,
         "step": step,
@@ -189,9 +237,11 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
             f"{checkpoint} holds the trained weights of other models: what is frozen in them differs",
             hint="resume from the base model with which the stage was begun, or remove its checkpoints",
         )
+    weights = {name: rows_by_name(trained.role.model) for name, trained in learner.trained.items()}
+    moments = {name: rows_by_moment(trained.optimizer) for name, trained in learner.trained.items()}
     state = TrainState(
-        weights={name: load_file(checkpoint / f"{name}.safetensors") for name in learner.trained},
-        moments={name: load_file(checkpoint / f"{name}-optimizer.safetensors") for name in learner.trained},
+        weights={name: _read(checkpoint, name, weights[name]) for name in weights},
+        moments={name: _read(checkpoint, f"{name}-optimizer", moments[name]) for name in moments},
         skipped=record["skipped"],
         bad_steps=record.get("bad_steps", 0),  # absent before 0.2
         scaler=record["scaler"],
@@ -206,13 +256,37 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
     return int(record["step"])
 
 
+def _read(checkpoint: Path, name: str, rows: Mapping[str, slice]) -> dict[str, Tensor]:
+    """Of each tensor the rows that this process has, out of one file or of the parts that were written by as
+    many processes as there were then.
+    """
+    files = sorted(checkpoint.glob(f"{name}-[0-9]*-of-[0-9]*.safetensors"))
+    with contextlib.ExitStack() as stack:
+        opened: list[Any] = [
+            stack.enter_context(safe_open(file, "pt"))
+            for file in files or [checkpoint / f"{name}.safetensors"]
+        ]
+        return {key: _rows(opened, key, rows[key]) for key in opened[0].keys() if key in rows}  # noqa: SIM118
+
+
+def _rows(opened: Sequence[Any], key: str, wanted: slice) -> Tensor:
+    """Rows of a tensor whose parts lie in files one after the other; a scalar is in each of them."""
+    found, start = [], 0
+    for file in opened:
+        part = file.get_slice(key)
+        if not (shape := part.get_shape()):
+            return file.get_tensor(key)
+        low, high = max(wanted.start - start, 0), min(wanted.stop - start, shape[0])
+        found += [part[low:high]] if low < high else []
+        start += shape[0]
+    return torch.cat(found) if found else opened[0].get_tensor(key)[:0]
+
+
 def _made_with() -> dict[str, Any]:
     """What the bits of a result depend on, besides the machine."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if several else 1
     versions = {"preftune": __version__, "torch": torch.__version__}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {**versions, "threads": torch.get_num_threads(), "processes": processes, "device": device}
+    return {**versions, "threads": torch.get_num_threads(), "processes": world_size(), "device": device}
 
 
 def _newest_first(directory: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -28,9 +28,14 @@ from preftune.functional import weighted_sum
 from preftune.models.adapter import tie_alike
 from preftune.models.memory import give_back_memory
 from preftune.models.roles import Role, by_tree, models_of
+from preftune.models.shards import is_sharded, number, shard
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
+from preftune.training.adamw import decayed_groups, schedule_factor
+from preftune.training.processes import introduce
+from preftune.training.tally import Tally
 
+T = TypeVar("T")
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,8 +63,10 @@ class Learner:
         microbatch_size: int | None = None,
         process_timeout: float = 600.0,
         say: Callable[[str], None] = print,
+        shard: bool = False,
     ) -> None:
-        """`process_timeout`: seconds that a process waits for the others; the first learner's holds.
+        """`process_timeout`: seconds that a process waits for the others; the first learner's holds. `shard`:
+        each process keeps its part of every weight (see `models.shards`); one that is alone keeps all.
 
         ConfigError if accelerate is asked to shard models, which on CPUs it silently does not do.
         """
@@ -71,8 +78,12 @@ class Learner:
         self.accelerator: Any = Accelerator(
             mixed_precision=_MIXED[self.precision], kwargs_handlers=[patience]
         )
+        if not self.is_alone:
+            introduce(self.together)
         refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
+        self.shard = shard and not self.is_alone
+        self._frozen: list[Role] = []  # to be sharded once all that is copied from them has been made
         self.say = say
         self._said: set[str] = set()
         self.trained: dict[str, Trained] = {}
@@ -95,7 +106,26 @@ class Learner:
     @property
     def is_alone(self) -> bool:
         """Whether this is the only process."""
-        return self.accelerator.num_processes == 1
+        return self.world == 1
+
+    @property
+    def part(self) -> str:
+        """What a file of this process's parts is called after its name: -00001-of-00002."""
+        return f"-{self.rank + 1:05}-of-{self.world:05}"
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return self.accelerator.num_processes
+
+    def together(self, items: list[T]) -> list[T]:
+        """The items of all processes, in the order of these."""
+        return items if self.is_alone else gather_object(items)
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -123,28 +153,33 @@ class Learner:
         return int(self.accelerator.gather(torch.tensor([requested()], device=self.device)).max())
 
     def place(self, batch: Any) -> Any:
-        """This process's share of a global batch, on its device. The rows must divide evenly."""
-        world = self.accelerator.num_processes
-        if len(batch) % world:
-            raise ConfigError(
-                f"{len(batch)} rows a step cannot be shared by {world} processes",
-                hint="make batch_size a multiple of the number of processes",
-            )
+        """This process's share of a global batch, on its device: as even as rows come; it may be empty."""
         return self.share(batch).to(self.device)
 
     def share(self, batch: Any) -> Any:
         if self.is_alone:
             return batch
-        rows, world, rank = len(batch), self.accelerator.num_processes, self.accelerator.process_index
+        rows, world, rank = len(batch), self.world, self.rank
         return batch[slice(rank * rows // world, (rank + 1) * rows // world)]
 
     def freeze(self, role: Role) -> None:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
         self._take(role)
+        self._frozen.append(role)
+
+    def shard_frozen(self) -> None:
+        """Leave this process its part of what is only looked up, once all that begins with it is made."""
+        for role in self._frozen if self.shard else ():
+            shard(role)
+        self._frozen.clear()
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
+        if self.shard:
+            trained_parameters(role.model)
+            self._take(role)
+            shard(role)
         optimizer = torch.optim.AdamW(
             decayed_groups(role.model, settings),
             lr=learning_rate,
@@ -159,7 +194,8 @@ class Learner:
         self, name: str, role: Role, optimizer: torch.optim.Optimizer, settings: OptimizerConfig
     ) -> None:
         """Register a role with an optimizer made elsewhere."""
-        self._take(role)
+        if not is_sharded(role):
+            self._take(role)
         role.module.eval()
         rates = [group["lr"] for group in optimizer.param_groups]
         self.trained[name] = Trained(role, self.accelerator.prepare_optimizer(optimizer), settings, rates)
@@ -173,7 +209,7 @@ class Learner:
         role.dtype = _DTYPES[self.precision]
         role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
-        for model in models_of(role):
+        for model in models_of(role) if not self.shard else ():
             tie(model)
             tie_alike(model)
         if not by_tree(role):
@@ -238,7 +274,7 @@ class Learner:
         faultpoint("updated")
         return metrics
 
-    def _fitting(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> "_Sums":
+    def _fitting(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Tally:
         """`_backward`, again in microbatches of half the size whenever memory runs out.
 
         Nothing has changed by then but this process's gradients, and the size is not in the mathematics: each
@@ -249,7 +285,7 @@ class Learner:
                 return self._backward(trained, batch, weights, loss)
             except torch.OutOfMemoryError:
                 size = min(self.microbatch_size or len(batch), len(batch))
-                if size == 1:
+                if size == 1 or self.shard:  # the others wait in the middle of a pass
                     raise
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
             self.microbatch_size = size // 2
@@ -257,14 +293,12 @@ class Learner:
             give_back_memory()
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
-    def _backward(
-        self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]
-    ) -> "_Sums":
+    def _backward(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Tally:
         """This process's gradients of the whole minibatch, one microbatch after the other."""
         trained.optimizer.zero_grad(set_to_none=True)
-        sums = _Sums(len(batch))
+        sums = Tally(len(batch))
         size = self.microbatch_size or max(len(batch), 1)
-        slices = [slice(i, i + size) for i in range(0, len(batch), size)]
+        slices = [slice(i, i + size) for i in range(0, size * self._passes(-(-len(batch) // size)), size)]
         for rows in slices:
             out = loss(batch[rows])
             share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
@@ -274,17 +308,21 @@ class Learner:
             sums.add(scalar.detach(), out, share)
         return sums
 
-    def _rows_of_all(self, trained: Trained, sums: "_Sums") -> float:
+    def _passes(self, own: int) -> int:
+        """Passes of a process with rows for `own`; as many as any makes, where each gathers weights."""
+        return int(self.gather(torch.tensor([own], device=self.device)).max()) if self.shard else own
+
+    def _rows_of_all(self, trained: Trained, sums: Tally) -> float:
         """Rows over all processes. One that has none gets zeros for what the others have: all must add up the
         same gradients and metrics.
         """
         if self.is_alone:
             return float(sums.rows)
         rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))
-        if rows.min() > 0:
+        if self.shard or rows.min() > 0:
             return rows.sum().item()
         parameters = list(trained.role.model.parameters())
-        had = gather_object([(sums.kinds, [each.grad is not None for each in parameters])])
+        had = self.together([(sums.kinds, [each.grad is not None for each in parameters])])
         kinds, given = next(each for each in had if each[0])
         if not sums.kinds:
             sums.fill(kinds)
@@ -295,8 +333,8 @@ class Learner:
         return rows.sum().item()
 
     def _add_up(self, trained: Trained) -> None:
-        """Gradients summed over all processes."""
-        if not self.is_alone:
+        """Gradients summed over all processes. Those of parts have been, on the way back."""
+        if not self.is_alone and not self.shard:
             for parameter in trained.role.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.total(parameter.grad)
@@ -309,7 +347,7 @@ class Learner:
         norm = self.accelerator.clip_grad_norm_(
             trained.role.model.parameters(), trained.settings.max_grad_norm
         )
-        numbers = {**metrics, "grad_norm": math.nan if norm is None else float(norm)}
+        numbers = {**metrics, "grad_norm": math.nan if norm is None else number(norm)}
         wrong = {name: number for name, number in numbers.items() if not math.isfinite(number)}
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if scaling or not wrong:
@@ -321,7 +359,7 @@ class Learner:
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 
-    def _reduced(self, sums: "_Sums", rows: float) -> Metrics:
+    def _reduced(self, sums: Tally, rows: float) -> Metrics:
         mine = [
             sums.weight.to(self.device),
             *(value.float().to(self.device) for value in sums.values.values()),
@@ -331,46 +369,18 @@ class Learner:
         return {n: v / scale[sums.kinds[n]] for n, v in zip(sums.values, values, strict=True)}
 
 
-class _Sums:
-    """Running sums of the loss and of metrics over microbatches."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.weight = torch.tensor(0.0)
-        self.values: dict[str, Tensor] = {}
-        self.kinds: dict[str, str] = {}
-
-    def add(self, loss: Tensor, out: Loss, weights: Tensor) -> None:
-        self.weight = self.weight + weights.sum().detach().float()
-        self._add("loss", loss, "loss")
-        for name, metric in out.metrics.items():
-            if metric.shape == out.terms.shape:
-                self._add(name, weighted_sum(metric.detach(), weights), "weight")
-            else:
-                self._add(name, metric.detach().sum(), "rows")
-
-    def fill(self, kinds: dict[str, str]) -> None:
-        """Zeros under the names that another process has."""
-        for name, kind in kinds.items():
-            self._add(name, torch.tensor(0.0), kind)
-
-    def _add(self, name: str, value: Tensor, kind: str) -> None:
-        self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
-        self.kinds[name] = kind
-
-
 def _between_forwards(*_: Any) -> None:
     """Before every forward pass of a role, training or not, a run may stop."""
     stopping_point("forward")
 
 
 def _refuse_sharding() -> None:
-    """The sampler and the checkpoints read whole weights."""
+    """On CPUs accelerate ignores it without a word; parts are made and gathered by `models.shards`."""
     for name in _SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ConfigError(
-                f"ACCELERATE_USE_{name} is set, and preftune keeps every model whole on every process",
-                hint="use torchrun, or `accelerate launch --multi_gpu` without FSDP, DeepSpeed or the like",
+                f"ACCELERATE_USE_{name} is set, and preftune does not shard models by accelerate",
+                hint="unset it, and set parallel.shard=true (FSDP2), with torchrun as the launcher",
             )
 
 
@@ -386,29 +396,3 @@ def refuse_emulation(device: torch.device, precision: Precision) -> None:
 def effective_precision(precision: Precision) -> Precision:
     """fp16 needs a GPU: on a CPU it falls back to float32 (the pipeline says so)."""
     return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision
-
-
-def decayed_groups(model: torch.nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Parameters of a model as AdamW takes them: those of one dimension, norms and biases, in a group without
-    weight decay, as in transformers' Trainer and in nanoGPT.
-    """
-    parameters = trained_parameters(model)
-    if settings.weight_decay == 0 or settings.decay_all:
-        return [{"params": parameters}]
-    matrices, rest = ([p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False))
-    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-
-
-def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup` of the steps, then constant, linear or cosine down to `final`."""
-    warm = settings.warm_steps(steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    progress = (step - warm) / max(steps - warm, 1)
-    match settings.schedule:
-        case "constant":
-            return 1.0
-        case "cosine":
-            return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * progress))
-        case _:
-            return settings.final + (1 - settings.final) * (1 - progress)

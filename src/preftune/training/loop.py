@@ -222,9 +222,12 @@ class _Keeper:
 
     def _save(self, step: int, state: TrainState) -> None:
         """A checkpoint, unless there is one or nothing to save. A full disk costs a warning."""
-        if self.learner.is_main and step != self.saved:
+        if (self.learner.is_main or self.learner.shard) and step != self.saved:
             try:
-                self.plan.on_saved(checkpoint.save(self.plan.checkpoints, step, state, self.keep, self.spare))
+                where, keep = self.plan.checkpoints, self.keep
+                path = checkpoint.save(where, step, state, keep, self.spare, self.learner)
+                if self.learner.is_main:
+                    self.plan.on_saved(path)
             except StorageError as error:
                 self.plan.say(f"warning: {error.message}; the newest one is of step {self.saved}")
                 step = self.saved

@@ -1,7 +1,12 @@
 """The other processes of a run: what it means when one of them does not answer."""
 
+import atexit
+import contextlib
+import os
+import platform
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -13,7 +18,14 @@ from preftune.errors import ProcessLost
 _SILENT = ("Timed out waiting", "timed out", "Timeout")  # gloo, the store, the NCCL watchdog
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _GRACE = 3.0  # seconds in which those that wait, too, say so
+_met: list[str] = []  # machine, number and parent of each process
 _RESUMES = "the same command resumes from the last checkpoint"
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if several else 1
 
 
 @contextmanager
@@ -36,12 +48,31 @@ def answering(seconds: float) -> Iterator[None]:
             hint = f"if its own error is not shown above, it was stopped from outside; {_RESUMES}"
             raise ProcessLost("another process of this run has ended", hint) from error
         if any(words in said for words in _SILENT):
-            names = ", ".join(f"process {rank}" for rank in _silent()) or "another process"
+            silent = _silent()
+            atexit.register(_end, silent)  # once the error has been shown
+            names = ", ".join(f"process {rank}" for rank in silent) or "another process"
             world = torch.distributed.get_world_size()
             who = f"{names} of {world} (counted from 0) has not answered for {seconds:g} s"
             hint = f"see whether it was stopped or its machine hangs; {_RESUMES}"
             raise ProcessLost(who, f"{hint}; process_timeout=SECONDS waits longer") from error
         raise
+
+
+def introduce(together: Callable[[list[str]], list[str]]) -> None:
+    """Let the processes know each other's numbers, once: `together` gives what all of them say."""
+    if not _met:
+        _met.extend(together([f"{platform.node()} {os.getpid()} {os.getppid()}"]))
+
+
+def _end(ranks: Sequence[int]) -> None:
+    """End silent processes that the same launcher has started on this machine: it would give them half a
+    minute to answer, and one that is stopped cannot.
+    """
+    for said in (_met[rank] for rank in ranks if rank < len(_met)):
+        node, number, parent = said.rsplit(" ", 2)
+        if (node, int(parent)) == (platform.node(), os.getppid()):
+            with contextlib.suppress(OSError):
+                os.kill(int(number), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _silent() -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preftune.models.shards import as_part, local, rows_of
 from preftune.models.trunk import trunk_digest
 from preftune.training.learner import Learner
 
@@ -21,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
     """Weights and moments by role; `moments` are called "<number of the parameter>.<kind>". Tensors lie where
-    the learner's do; a copy lies on the CPU.
+    the learner's do; a copy lies on the CPU. Of sharded roles they are the parts of this process.
     """
 
     weights: Mapping[str, Tensors]
@@ -64,12 +65,13 @@ def put(state: TrainState, learner: Learner) -> None:
     for name, trained in learner.trained.items():
         with torch.no_grad():
             for key, parameter in _trained(trained.role.model):
-                parameter.copy_(state.weights[name][key])
+                local(parameter).copy_(state.weights[name][key])
         restored = trained.optimizer.state_dict()
         restored["state"] = {}
+        weights = _parameters(trained.optimizer)
         for key, value in state.moments[name].items():
             index, kind = key.split(".", 1)
-            restored["state"].setdefault(int(index), {})[kind] = value.clone()
+            restored["state"].setdefault(int(index), {})[kind] = as_part(value.clone(), weights[int(index)])
         trained.optimizer.load_state_dict(restored)
         trained.skipped = state.skipped[name]
     learner.bad_steps = state.bad_steps
@@ -84,8 +86,24 @@ def trunks_of(learner: Learner) -> dict[str, str]:
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Trained parameters by name, tied ones once, where they lie."""
-    return {name: p.detach().contiguous() for name, p in _trained(model)}
+    """Trained parameters by name, tied ones once, where they lie; this process's part of sharded ones."""
+    return {name: local(p.detach()).contiguous() for name, p in _trained(model)}
+
+
+def rows_by_name(model: torch.nn.Module) -> dict[str, slice]:
+    """Which rows of its trained parameters this process has."""
+    return {name: rows_of(p) for name, p in _trained(model)}
+
+
+def rows_by_moment(optimizer: torch.optim.Optimizer) -> dict[str, slice]:
+    """The same for what an optimizer of AdamW's kind keeps of them."""
+    weights = enumerate(_parameters(optimizer))
+    return {f"{i}.{kind}": rows_of(p) for i, p in weights for kind in ("exp_avg", "exp_avg_sq", "step")}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer changes, in the order in which its state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -100,7 +118,9 @@ def state_bytes(learner: Learner) -> int:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v.detach().contiguous() for i, state in states.items() for k, v in state.items()}
+    return {
+        f"{i}.{k}": local(v.detach()).contiguous() for i, state in states.items() for k, v in state.items()
+    }
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -117,6 +117,11 @@ def takes_trees(model: PreTrainedModel) -> bool:
     return _allowed[model]
 
 
+def same_layout(model: PreTrainedModel, copied: PreTrainedModel) -> None:
+    """A copy of a model goes by tree if the model does: it has no weights yet to try it out."""
+    _allowed[copied] = takes_trees(model)
+
+
 def _full_attention(model: PreTrainedModel) -> bool:
     """Whether no layer has a window: short rows would not show it."""
     config = model.config.to_dict()

@@ -16,6 +16,7 @@ FACTS = (
     "processor",
     "cores",
     "threads",
+    "world_size",
     "kernel",
     "devices",
 )

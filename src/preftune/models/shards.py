@@ -1,0 +1,127 @@
+"""Models of which every process holds a part of each weight: FSDP2, torch's `fully_shard`.
+
+Where a model is trained, its weights are gathered a block at a time, and its gradients are summed into parts;
+weights, gradients and moments lie in parts between. Where it is only read (sampling, scoring, the reference,
+the finished model) all of it is gathered, one model at a time, into a plain copy that is empty otherwise:
+what is made for plain models, kernel, decoder and merged adapters, works as ever. All processes gather
+together, so each has to come by the same `whole` and the same forward passes.
+
+Zhao et al., arXiv:2304.11277; Rajbhandari et al., arXiv:1910.02054 (stage 3).
+"""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from preftune.errors import ConfigError
+from preftune.models.adapter import same_adapter
+from preftune.models.fast.support import same_layout
+from preftune.models.parts import blocks_of
+from preftune.models.roles import Role, models_in, models_of
+
+_plain: "weakref.WeakKeyDictionary[nn.Module, nn.Module]" = weakref.WeakKeyDictionary()
+
+
+def shard(role: Role) -> None:
+    """Leave each process its part of a role's weights: rows of dimension 0, as even as they come.
+
+    All processes call it, before the optimizer is made. ConfigError for a model that cannot be cut so.
+    """
+    blocks = [block for model in models_of(role) for block in blocks_of(model)]
+    _refuse(role, blocks)
+    plain = _empty_copy(role)
+    mesh = _mesh(next(role.module.parameters()).device)
+    for module in [*blocks, role.module]:
+        sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)  # gradients are summed: weights of losses are global
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
+    _plain[role.module] = plain
+
+
+def is_sharded(role: Role) -> bool:
+    return isinstance(role.module, FSDPModule)
+
+
+@contextlib.contextmanager
+def whole(role: Role) -> Iterator[None]:
+    """Within `with`, a sharded role is a plain one that has all weights, for reading. Any other stays."""
+    held: Any = role  # a role's class says which module it has, and the copy is of that class
+    own = held.module
+    if (plain := _plain.get(own)) is None:
+        yield
+        return
+    for parameter, part in zip(plain.parameters(), own.parameters(), strict=True):
+        parameter.data = cast(DTensor, part.detach()).full_tensor()
+    held.module = plain
+    try:
+        yield
+    finally:
+        held.module = own
+        for parameter in plain.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, where it lies; a plain tensor is its own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(tensor: Tensor) -> slice:
+    """Which rows of the whole `local` gives; all of a plain tensor."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, len(tensor) if tensor.dim() else 1)
+    rows, mesh = len(tensor), tensor.device_mesh
+    size = -(-rows // mesh.size())
+    start = min(mesh.get_local_rank() * size, rows)
+    return slice(start, min(start + size, rows))
+
+
+def as_part(part: Tensor, of: Tensor) -> Tensor:
+    """A part as the tensor it belongs to has it: one of a moment, like the weight."""
+    if not isinstance(of, DTensor) or not part.dim():
+        return part
+    return DTensor.from_local(
+        part, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
+    )
+
+
+def number(tensor: Tensor) -> float:
+    """A scalar that each process may know its part of."""
+    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+def _mesh(device: torch.device) -> DeviceMesh:
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+
+
+def _refuse(role: Role, blocks: list[nn.Module]) -> None:
+    """What FSDP2 would fail at later, with a message for nobody."""
+    kind, hint = type(role.model).__name__, "set parallel.shard=false"
+    if not all(parameter.is_floating_point() for parameter in role.module.parameters()):
+        raise ConfigError(f"{kind} has quantised weights, which cannot be sharded", hint)
+    inside = {module for block in blocks for module in block.modules()}
+    outside = [module for module in role.module.modules() if module not in inside]
+    groups = [set(block.parameters()) for block in blocks]
+    groups.append({parameter for module in outside for parameter in module.parameters(recurse=False)})
+    if len(set().union(*groups)) < sum(map(len, groups)):
+        raise ConfigError(f"{kind} uses one weight in several blocks, and cannot be sharded", hint)
+
+
+def _empty_copy(role: Role) -> nn.Module:
+    """The same module with weights of no size, tied where they were."""
+    weights = {
+        id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in role.module.parameters()
+    }
+    made = cast(nn.Module, copy.deepcopy(role.module, cast(Any, weights)))
+    for model, new in zip(models_of(role), models_in(cast(Any, made)), strict=True):
+        same_layout(model, new)
+        same_adapter(model, new)
+    return made

@@ -1,0 +1,42 @@
+"""Two processes of one run on one machine, over gloo, as torchrun would start them."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def join(rank: int, port: int) -> None:
+    """Make this process one of two, by what torchrun would set."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+
+
+@contextmanager
+def two(work: Callable[..., None], *more: Any) -> Iterator[list[Connection]]:
+    """`work(rank, port, *more, told)` in two processes; gives what they tell."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preftune.training.learner"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    both = [context.Process(target=work, args=(i, port, *more, pipes[i][1])) for i in range(2)]
+    for process in both:
+        process.start()
+    for _, own in pipes:
+        own.close()  # a process that has ended is heard
+    try:
+        yield [pipe[0] for pipe in pipes]
+    finally:
+        for process in both:
+            process.kill()
+            process.join()
