@@ -135,7 +135,10 @@ def preference(row: int) -> Preference:
 def bench() -> Bench:
     """Two prompts and a policy of a few thousand weights; texts are not looked at."""
     encoder = SimpleNamespace(
-        ends=(tiny.EOS,), decode=str, prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues))
+        ends=(tiny.EOS,),
+        decode=str,
+        shown=str,
+        prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues)),
     )
     scorer = SimpleNamespace(
         scores_and_members=lambda sequences, rows=(): (

@@ -53,3 +53,23 @@ def test_at_equal_kl_none_is_told_apart_from_best_of_n(study: dict[str, Any]) ->
 
 def test_it_is_of_the_world_that_ships(study: dict[str, Any]) -> None:
     assert study["world_sha256"] == world_hash()
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "best", "ceiling", "best_of_16"])
+def test_the_table_of_sentiment_is_the_studys(name: str) -> None:
+    place = ROOT / "docs" / "studies"
+    policy = json.loads((place / "sentiment" / "study.json").read_text(encoding="utf-8"))["policies"][name]
+    (other,) = policy["others"].values()
+    confirmed = f"{other['gain']:+.3f} [{other['gain_low']:+.3f}, {other['gain_high']:+.3f}]"
+    cells = [interval(policy), confirmed, f"{policy['kl']:.2f}"]
+    if policy["text"] is not None:
+        distinct, counts = policy["text"]["distinct_2_of_reference"], policy["text"]["counts"]
+        cells += [f"{distinct:.2f}", "yes" if counts else "no"]
+    rows = (place / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(row.startswith("|") and " | ".join(cells) in row for row in rows)
+
+
+def test_kept_seeds_of_sentiment_hold_no_text() -> None:
+    files = list((ROOT / "docs" / "studies" / "sentiment" / "seeds").rglob("*.json"))
+    assert files
+    assert not any("response" in file.read_text(encoding="utf-8") for file in files)
