@@ -165,6 +165,7 @@ def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
         config=load_recipe("tiny").config,
         mirror=SimpleNamespace(fetch=fetch),
         origin=None,
+        dataset=None,
         run=None,
         scratch=[BASE],
         stage=lambda name: SimpleNamespace(name=name, makes_model=True),

@@ -166,11 +166,12 @@ class Learner:
         """Move a role that is only looked up to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
         self._take(role)
-        self._frozen.append(role)
+        if self.shard:  # who keeps it would keep every policy that is measured
+            self._frozen.append(role)
 
     def shard_frozen(self) -> None:
         """Leave this process its part of what is only looked up, once all that begins with it is made."""
-        for role in self._frozen if self.shard else ():
+        for role in self._frozen:
             shard(role)
         self._frozen.clear()
 
