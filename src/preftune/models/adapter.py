@@ -44,7 +44,8 @@ class Adapter:
 
 
 _adapters: "weakref.WeakKeyDictionary[nn.Module, Adapter]" = weakref.WeakKeyDictionary()
-_alike: "weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[PreTrainedModel]]" = weakref.WeakKeyDictionary()
+_Group = tuple[weakref.ref[PreTrainedModel], ...]
+_alike: "weakref.WeakKeyDictionary[nn.Module, _Group]" = weakref.WeakKeyDictionary()
 
 
 def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
@@ -102,7 +103,7 @@ def hold_once(models: Sequence[PreTrainedModel]) -> None:
     """Weights that are frozen and equal in several of the models lie in memory once, here and wherever they
     are moved (see `tie_alike`).
     """
-    group = weakref.WeakSet(models)
+    group = tuple(weakref.ref(model) for model in models)
     for model in models:
         _alike[model] = group
     for model in models:
@@ -110,15 +111,18 @@ def hold_once(models: Sequence[PreTrainedModel]) -> None:
 
 
 def tie_alike(model: nn.Module) -> None:
-    """Put a model's frozen weights in the place of equal ones of its group on the same device."""
+    """Put a model's frozen weights in the place of equal ones of its group on the same device: each in that
+    of the first which has it, since models that followed any one would change places with each other.
+    """
     own = _frozen(model) if model in _alike else {}
-    for other in _alike.get(model, ()):
-        for name, theirs in _frozen(other).items() if other is not model else ():
+    for other in (each() for each in _alike.get(model, ())):
+        for name, theirs in _frozen(other).items() if other is not None and other is not model else ():
             mine = own.get(name)
             if mine is None or mine.shape != theirs.shape or mine.device != theirs.device:
                 continue
-            if mine.data_ptr() != theirs.data_ptr() and torch.equal(mine, theirs):
+            if mine.data_ptr() == theirs.data_ptr() or torch.equal(mine, theirs):
                 mine.data = theirs.data
+                own.pop(name)
 
 
 @contextlib.contextmanager
