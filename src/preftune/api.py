@@ -270,6 +270,15 @@ def audit(directory: str | Path, json_file: str | Path | None = None) -> dict[st
     return result
 
 
+def sample(
+    path: str | Path, policy: str = "sft", prompts: Sequence[str] = (), seed: int = 0, n: int = 5
+) -> Iterator[dict[str, Any]]:
+    """Replies of a run's policy ("base" or a stage) to given prompts, or to `n` held-out ones."""
+    from preftune.measure.samples import replies
+
+    yield from replies(reopen(path, write=False), policy.removeprefix("policy_"), prompts, seed, n)
+
+
 def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | None, resume: bool) -> Path:
     config = load_recipe(recipe, overrides).config
     name = next((n for n, stage in config.stage.items() if stage.algorithm == algorithm), None)
