@@ -328,6 +328,11 @@ class RunConfig(Settings):
         self._check_positions()
         return self
 
+    def wherever(self) -> Self:
+        """The same settings without the place where the data lie, which differs between machines."""
+        data = self.data.model_copy(update={"name": "", "data_dir": None})
+        return self.model_copy(update={"data": data})
+
     def trainable_of(self, stage: str) -> str:
         """Which weights a stage trains: its own setting, or the model's."""
         return self.stage[stage].trainable or self.model.trainable

@@ -73,14 +73,17 @@ class Bench:
             rows += self._described(batch, i, 1)
         return rows
 
+    def batch(self, rows: Sequence[Row]) -> Sequences:
+        """Measured `rows` as models read them: prompts and the ids of their responses."""
+        prompts = [self.encoder.prompt(self.prompts[row["row"]].prompt) for row in rows]
+        return pad_sequences(prompts, [row["ids"] for row in rows], self.encoder.pad_id).to(self.device)
+
     def reverse_kl(self, policy: Policy, rows: Sequence[Row]) -> list[float]:
         """KL(reference || policy) on each of the reference's own `rows`, summed over each, in nats."""
         found: list[tuple[int, list[float]]] = []
         size = self.settings.batch_size
         for start in self._mine(range(0, len(rows), size)):
-            part = rows[start : start + size]
-            prompts = [self.encoder.prompt(self.prompts[row["row"]].prompt) for row in part]
-            batch = pad_sequences(prompts, [row["ids"] for row in part], self.encoder.pad_id).to(self.device)
+            batch = self.batch(rows[start : start + size])
             exact = divergences(self.reference, policy, batch, self.settings.temperature)[1]
             found.append((start, exact))
         return self._of_all(found)

@@ -63,6 +63,24 @@ def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) 
     return Pooled(centre, np.minimum(low, centre), np.maximum(high, centre))
 
 
+class Gain(NamedTuple):
+    """A pooled difference: its mean and the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.low, self.high)
+
+
+def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> Gain:
+    """`pooled_means` of one column, (prompts,) a seed."""
+    pooled = pooled_means([each[:, None] for each in seeds], resamples)
+    return Gain(float(pooled.mean[0]), float(pooled.low[0]), float(pooled.high[0]))
+
+
 def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
     """Bootstrap means over prompts minus the mean itself: (draws, columns)."""
     n = len(values)

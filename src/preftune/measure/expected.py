@@ -35,8 +35,7 @@ def numbers_of(run: RunView) -> dict[str, float]:
 
 def settings_sha256(config: RunConfig) -> str:
     """Of all that numbers depend on but the seed; not of the place where the data lie, nor of the name."""
-    data = config.data.model_copy(update={"name": "", "data_dir": None})
-    return config_hash(config.model_copy(update={"seed": 0, "name": "run", "data": data}))
+    return config_hash(config.wherever().model_copy(update={"seed": 0, "name": "run"}))
 
 
 def expectation(recipe: str) -> ExpectedRecord | None:

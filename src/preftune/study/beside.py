@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from preftune.evaluation.pooled import pooled_means, verdict
+from preftune.study.cells import interval
 from preftune.study.values import Floats, SeedValues
 
 MOST_KL = 10.0  # nats a reply
@@ -89,7 +90,7 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         text = policy.get("text")
         if policy not in policies:
             continue
-        gains = [_gain(each, "gain") for each in policy["others"].values()]
+        gains = [interval(each, "gain", sign=True, digits=3) for each in policy["others"].values()]
         own = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
         above = [own, *(o["by_seed"] for o in policy["others"].values())]
         shares = ["-", "-", "-"]
@@ -97,9 +98,8 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
             shares = [f"{text['distinct_2_of_reference']:.2f}", f"{text['perplexity_of_reference']:.2f}"]
             shares.append("yes" if text["counts"] else "no")
         counts = "; ".join(f"{sum(gain > 0 for gain in each)} of {len(each)}" for each in above)
-        rows.append(
-            [policy["label"], _gain(policy, "gold_gain"), *gains, counts, f"{policy['kl']:.2f}", *shares]
-        )
+        gold = interval(policy, "gold_gain", sign=True, digits=3)
+        rows.append([policy["label"], gold, *gains, counts, f"{policy['kl']:.2f}", *shares])
     return [
         *heads,
         "KL, nats",
@@ -107,7 +107,3 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         "perplexity under the base / SFT's",
         "within limits",
     ], rows
-
-
-def _gain(numbers: Mapping[str, Any], name: str) -> str:
-    return f"{numbers[name]:+.3f} [{numbers[f'{name}_low']:+.3f}, {numbers[f'{name}_high']:+.3f}]"

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from preftune.evaluation.pooled import pooled_means, verdict
+from preftune.evaluation.pooled import pooled_gain
+from preftune.study.cells import interval
 from preftune.study.design import Design
 from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl
 
@@ -60,21 +59,16 @@ def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:
 
 
 def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
-    known = [np.asarray(each)[:, None] for each in gains if each is not None]
+    known = [each for each in gains if each is not None]
     if len(known) < len(gains):
         return None
-    pooled = pooled_means(known, resamples)
-    low, high = float(pooled.low[0]), float(pooled.high[0])
-    return {"gain": float(pooled.mean[0]), "low": low, "high": high, "verdict": verdict(low, high)}
+    gain = pooled_gain(known, resamples)
+    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "verdict": gain.verdict}
 
 
 def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table in STUDY.md."""
     heads = ["method", "swept", *(f"gold gain at {kl:g} nats" for kl in LEVELS)]
-    return heads, [
-        [row["method"], row["setting"], *map(_cell, row["at"])] for row in study.get("frontier", [])
-    ]
-
-
-def _cell(at: Mapping[str, Any] | None) -> str:
-    return "-" if at is None else f"{at['gain']:+.2f} [{at['low']:+.2f}, {at['high']:+.2f}]"
+    rows = study.get("frontier", [])
+    gains = [[interval(at, "gain", sign=True) for at in row["at"]] for row in rows]
+    return heads, [[row["method"], row["setting"], *own] for row, own in zip(rows, gains, strict=True)]

@@ -55,15 +55,12 @@ def kept(place: Path, design: Design, seed: int) -> Path | None:
 def _key(design: Design, seed: int) -> str:
     """What a kept seed is known by, wherever the data lie: settings, and the content of the data."""
     config = design.for_seed(seed)
-    content = load_dataset(config.data, seed).report["content_sha256"]
-    data = config.data.model_copy(update={"name": "", "data_dir": None})
-    settings = config_hash(config.model_copy(update={"data": data}))
     return digest(
         {
             "version": VERSION,
             "pairs": design.fresh_pairs,
             "replies": design.replies,
-            "settings": settings,
-            "content": content,
+            "settings": config_hash(config.wherever()),
+            "content": load_dataset(config.data, seed).report["content_sha256"],
         }
     )

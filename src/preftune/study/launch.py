@@ -72,7 +72,7 @@ def run_study(
             for seed in (seed for seed in numbers if seed not in places):
                 put_by(out, keep, design, seed)
         places = {seed: places.get(seed, facts_file(out, seed)) for seed in numbers}
-        _write(out, design, places, _command(wanted, numbers, out, keep))
+        _write(out, design, places, _command(wanted, numbers, out, reports, keep))
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
 
@@ -197,12 +197,13 @@ def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) 
     write_json(out / "study.json", study)
 
 
-def _command(wanted: Wanted, seeds: Sequence[int], out: Path, keep: Path | None) -> str:
+def _command(wanted: Wanted, seeds: Sequence[int], out: Path, reports: bool, keep: Path | None) -> str:
     """The command that makes this study, whatever earlier calls made parts of it."""
     words = ["preftune study", wanted.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
     words += [] if wanted.tokens is None else [f"--tokens {wanted.tokens}"]
     words += [] if wanted.sweep is None else [f"--sweep {shlex.quote(wanted.sweep)}"]
     words += [] if wanted.fresh_pairs == FRESH_PAIRS else [f"--pairs {wanted.fresh_pairs}"]
     words += [] if wanted.replies == REPLIES else [f"--replies {wanted.replies}"]
+    words += [] if reports else ["--no-reports"]
     words += [] if keep is None else [f"--keep {keep}"]
     return " ".join([*words, *wanted.overrides, f"out={out}"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.config import judges_of
-from preftune.data import Dialogue, Preference, pad_sequences
+from preftune.data import Dialogue, Preference
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
 from preftune.evaluation.policy import Bench, Row, response_nll
@@ -136,11 +136,11 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
         for kind in KINDS:
             if kind != TRAINING:
                 sets[kind] = [_bare(prompt, row) for row, prompt in enumerate(world.prompts(kind, n))]
-    made = []
+    made, base = list[Ground](), None
     for name, prompts in sets.items():
         repeated = [prompt for prompt in prompts for _ in range(replies)]
         bench, learner = make_bench(session, reference, repeated, session.gold)
-        base = frozen_policy(session, learner, BASE)
+        base = base or frozen_policy(session, learner, BASE)
         made.append(
             Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner, base=base)
         )
@@ -167,16 +167,8 @@ def _column(rows: Sequence[Row], measure: str) -> Floats:
 
 def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
     """How varied replies are, and how likely the base finds the first one to each prompt, nats a token."""
-    bench, first = ground.bench, rows[:: ground.replies]
-    prompts = [bench.encoder.prompt(prompt.prompt) for prompt in ground.prompts]
-    batches = [
-        pad_sequences(
-            prompts[start : start + bench.settings.batch_size],
-            [row["ids"] for row in first[start : start + bench.settings.batch_size]],
-            bench.encoder.pad_id,
-        ).to(bench.device)
-        for start in range(0, len(first), bench.settings.batch_size)
-    ]
+    first, size = rows[:: ground.replies], ground.bench.settings.batch_size
+    batches = [ground.bench.batch(first[start : start + size]) for start in range(0, len(first), size)]
     return {
         "distinct_2": stats.corpus_distinct_n([row["ids"] for row in rows], 2),
         "base_nll": response_nll(ground.base, batches)["nll"],

@@ -1,10 +1,11 @@
 """STUDY.md: the tables of a study in words that a reader can check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
+from preftune.study.cells import interval, table
 
 Study = Mapping[str, Any]
 GAINS = ("gold_gain", "proxy_gain")
@@ -72,19 +73,19 @@ def _policies(study: Study, kind: str) -> str:
             [
                 policy["label"],
                 f"{n['gold']:.2f}",
-                _interval(n, "gold_gain", sign=True),
+                interval(n, "gold_gain", sign=True),
                 n["gold_verdict"],
                 n["seeds_needed"],
-                _interval(n, "proxy_gain", sign=True),
-                _interval(n, "win_rate"),
-                _interval(n, "kl"),
+                interval(n, "proxy_gain", sign=True),
+                interval(n, "win_rate"),
+                interval(n, "kl"),
                 f"{n['length']:.1f}",
                 f"{n['eos_rate']:.3f}",
                 f"{n['repetition_4']:.3f}",
             ]
         )
     heads = ["policy", "gold", "gold gain", "verdict", "seeds for 80 %", "proxy gain", "win rate (proxy)"]
-    return _table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
+    return table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
 
 
 def _beside(study: Study) -> str:
@@ -97,7 +98,7 @@ def _beside(study: Study) -> str:
         f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds)."
     )
-    return f"## Beside gold\n\n{words}\n\n{_table(heads, rows)}"
+    return f"## Beside gold\n\n{words}\n\n{table(heads, rows)}"
 
 
 def _collapsed(study: Study) -> str:
@@ -129,8 +130,8 @@ def _tokens(study: Study) -> str:
         "included, counted while training; sampled: response tokens, which cost a forward each besides. "
         "Means over seeds."
     )
-    table = _table(["policy", "tokens trained", "tokens sampled", "steps"], rows)
-    return f"## Tokens\n\n{words}\n\n{table}"
+    heads = ["policy", "tokens trained", "tokens sampled", "steps"]
+    return f"## Tokens\n\n{words}\n\n{table(heads, rows)}"
 
 
 def _equal_kl(study: Study) -> str:
@@ -138,8 +139,9 @@ def _equal_kl(study: Study) -> str:
     for policy in study["policies"].values():
         at = policy["bon_kl_gain"]
         if at is not None:
-            shown = f"{at['value']:+.2f} [{at['low']:+.2f}, {at['high']:+.2f}]"
-            rows.append([policy["label"], _interval(policy, "kl"), shown, at["verdict"]])
+            gain = {"gain": at["value"], "gain_low": at["low"], "gain_high": at["high"]}
+            against = interval(gain, "gain", sign=True)
+            rows.append([policy["label"], interval(policy, "kl"), against, at["verdict"]])
     if not rows:
         return ""
     largest = study["best_of_n"][-1]
@@ -150,17 +152,17 @@ def _equal_kl(study: Study) -> str:
         f"{largest['kl']:.2f} nats (n = {largest['n']}) at any seed cannot be compared so and are left out."
     )
     heads = ["policy", "KL, nats", "gold against best-of-n at that KL", "verdict"]
-    return f"## At equal KL\n\n{words}\n\n{_table(heads, rows)}"
+    return f"## At equal KL\n\n{words}\n\n{table(heads, rows)}"
 
 
 def _best_of_n(study: Study) -> str:
     rows = [
-        [each["n"], f"{each['kl']:.2f}", *(_interval(each, gain, sign=True) for gain in GAINS)]
+        [each["n"], f"{each['kl']:.2f}", *(interval(each, gain, sign=True) for gain in GAINS)]
         for each in study["best_of_n"]
         if each["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
     ]
     heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
-    return f"## Best-of-n of SFT\n\n{_table(heads, rows)}"
+    return f"## Best-of-n of SFT\n\n{table(heads, rows)}"
 
 
 def _seeds(study: Study) -> str:
@@ -171,11 +173,11 @@ def _seeds(study: Study) -> str:
         for name in names:
             own = seed["policies"][name]
             mark = " (collapsed)" if own["collapsed"] else ""
-            cells.append(f"{_interval(own, 'gold_gain', sign=True)}{mark}")
+            cells.append(f"{interval(own, 'gold_gain', sign=True)}{mark}")
         rows.append([seed["seed"], *cells])
     labels = [study["policies"][name]["label"] for name in names]
     words = f"Gold gain over SFT on the {study['main_set']} prompts; intervals over the seed's prompts."
-    return f"## Seed by seed\n\n{words}\n\n{_table(['seed', *labels], rows)}"
+    return f"## Seed by seed\n\n{words}\n\n{table(['seed', *labels], rows)}"
 
 
 def _reward_model(study: Study) -> str:
@@ -209,7 +211,7 @@ def _reward_model(study: Study) -> str:
         'worse. "stacked courtesies" is the blind spot that the world leaves on purpose.'
     )
     gaps = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
-    return f"## Reward model on fresh pairs\n\n{_table(heads, rows)}\n\n{words}\n\n{_table(gaps, parts)}"
+    return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(gaps, parts)}"
 
 
 def _frontier(study: Study) -> str:
@@ -221,15 +223,15 @@ def _frontier(study: Study) -> str:
         "seed, paired by prompt; a dash where some seed was not swept so far. The KL of best-of-n is its "
         "formula."
     )
-    return f"## Frontier\n\n{words}\n\n{_table(heads, rows)}"
+    return f"## Frontier\n\n{words}\n\n{table(heads, rows)}"
 
 
 def _sweep(sweep: Study) -> str:
     rows = [
         [
             each["value"],
-            _interval(each, "kl"),
-            *(_interval(each, gain, sign=True) for gain in GAINS),
+            interval(each, "kl"),
+            *(interval(each, gain, sign=True) for gain in GAINS),
             f"{each['eos_rate']:.3f}",
             f"{each['length']:.1f}",
         ]
@@ -261,8 +263,8 @@ def _sweep(sweep: Study) -> str:
         "more optimisation loses gold, by the law; outside the range of the points it is extrapolation."
     )
     heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
-    fits = _table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
-    return f"## Sweep of {sweep['key']}\n\n{_table(heads, rows)}\n\n{words}\n\n{fits}"
+    fits = table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
+    return f"## Sweep of {sweep['key']}\n\n{table(heads, rows)}\n\n{words}\n\n{fits}"
 
 
 def _figures(study: Study) -> str:
@@ -274,26 +276,9 @@ def _plus_minus(law: Mapping[str, Any], name: str) -> str:
     return f"{law[name]:.3f} ± {float(law[f'{name}_se']):.3f}"
 
 
-def _interval(numbers: Mapping[str, Any], name: str, sign: bool = False) -> str:
-    value = numbers[name]
-    if value is None:
-        return "-"
-    form = "+.2f" if sign else ".2f"
-    if numbers.get(f"{name}_low") is None:
-        return f"{value:{form}}"
-    return f"{value:{form}} [{numbers[f'{name}_low']:{form}}, {numbers[f'{name}_high']:{form}}]"
-
-
 def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
 def _listed(values: Any) -> str:
     return ", ".join(str(value) for value in values)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
-
-    return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])

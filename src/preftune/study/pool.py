@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from preftune.errors import DataError
-from preftune.evaluation.pooled import pooled_means, prompts_needed, seeds_needed, verdict
+from preftune.evaluation.pooled import pooled_gain, pooled_means, prompts_needed, seeds_needed, verdict
 from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
@@ -180,10 +180,9 @@ def _gain_at_equal_kl(
         best = best_at_kl(values, kind, float(table[:, kl].mean()))
         if best is None:
             return None
-        gaps.append((table[:, gold] - best)[:, None])
-    pooled = pooled_means(gaps, resamples)
-    low, high = float(pooled.low[0]), float(pooled.high[0])
-    result = {"value": float(pooled.mean[0]), "low": low, "high": high, "verdict": verdict(low, high)}
+        gaps.append(table[:, gold] - best)
+    gain = pooled_gain(gaps, resamples)
+    result = {"value": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
     return {**result, "n_seeds": len(gaps)}
 
 

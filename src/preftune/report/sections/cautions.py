@@ -1,6 +1,6 @@
 """What a careful reader should know before believing the table."""
 
-from preftune.config.rewards import judges_in
+from preftune.config.rewards import judges_in, reward_terms
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
@@ -65,8 +65,9 @@ def _seen_gold(run: RunView) -> list[str]:
     golds = run.config.get("evaluation", {}).get("gold")
     found = []
     for name, stage in run.config.get("stage", {}).items():
-        functions = str(stage.get("reward_functions") or "")
-        seen = [judge for judge in judges_in(golds) if ":" in judge and judge in functions]
+        functions = stage.get("reward_functions")
+        names = reward_terms(functions) if functions else {}
+        seen = [judge for judge in judges_in(golds) if ":" in judge and reward_terms(judge).keys() & names]
         if seen:
             words = f"was trained on gold itself ({join(seen)})"
             found.append(f"{clean(name, 40)} {words}: it is a ceiling, no contestant.")
