@@ -3,9 +3,9 @@
     python benchmarks/sentiment.py accuracy DATA       the confirming classifier on DATA's test reviews
     python benchmarks/sentiment.py blind DATA RUN OUT  40 pairs of replies of a finished seed, shuffled
 
-DATA is a directory with train.jsonl.gz and test.jsonl.gz (text, label). `blind` takes a reply of SFT and one of
-PPO to each prompt and writes OUT/pairs.txt to read and OUT/key.json, which says which side is PPO's; write your
-choices down before you open it.
+DATA is a directory with train.jsonl.gz and test.jsonl.gz (text, label). `blind` takes a reply of SFT and one
+of PPO to each prompt and writes OUT/pairs.txt to read and OUT/key.json, which says which side is PPO's: write
+your choices down before you open it.
 """
 
 import argparse
