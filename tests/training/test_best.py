@@ -1,59 +1,24 @@
 """checkpoint.best: the checkpoint of most worth is what a stage ends with, however often it was killed."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from counting import Counting, play
 from resuming import BATCHES, Killed, prepare
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import GRPOConfig, OptimizerConfig, PPOConfig
-from preftune.models.roles import Policy
-from preftune.training.learner import Learner
-from preftune.training.loop import Ended, Plan, Worth, train
-from tiny import causal_lm, online, same_weights, state
+from preftune.config import GRPOConfig, PPOConfig
+from preftune.training.loop import Ended, Worth
+from tiny import online, same_weights, state
 
 COURSE = [0.0, 1.0, 5.0, 3.0, 4.0, 4.5, 2.0, 1.0, 0.0]  # of what steps 1 ... 9 measure
 
 
-class Counting:
-    """Each step adds 1 to a weight of its policy."""
-
-    def __init__(self, policy: Policy, learner: Learner) -> None:
-        self.weight, self.learner = next(policy.model.parameters()), learner
-        self.start = self.weight.detach().clone()
-
-    def step(self, batch: int) -> dict[str, float]:
-        with torch.no_grad():
-            self.weight += 1
-        self.learner.updates += 1
-        return {"score": COURSE[batch]}
-
-    @property
-    def steps(self) -> int:
-        return round((self.weight.detach() - self.start).mean().item())
-
-
 def trained(out: Path, every: int, by_steps: bool, kill_at: int = 0) -> tuple[Ended | None, int]:
-    learner, policy = Learner(), Policy(causal_lm(1))
-    learner.train("policy", policy, OptimizerConfig(), 1e-3)
-    algorithm: Any = Counting(policy, learner)
-
-    def on_step(step: int, metrics: Any) -> None:
-        if step == kill_at:
-            raise Killed
-
-    of_step, now = (lambda row: row["score"]), (lambda: COURSE[algorithm.steps - 1])
-    plan = Plan(
-        steps=9,
-        metrics=out / "metrics.jsonl",
-        checkpoints=out / "checkpoints",
-        checkpoint_every=every,
-        keep=1,
-        worth=Worth(of_step=of_step) if by_steps else Worth(now=now),
-    )
-    ended = train(algorithm, learner, lambda step: step, plan, on_step)
+    algorithm = Counting(lambda before: {"score": COURSE[before]})
+    by_step = Worth(of_step=lambda row: row["score"])
+    worth = by_step if by_steps else Worth(now=lambda: COURSE[algorithm.steps - 1])
+    ended = play(algorithm, out, every, kill_at, worth=worth)
     return ended, algorithm.steps
 
 

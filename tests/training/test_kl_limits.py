@@ -2,17 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from counting import Counting, play
 from resuming import STEPS, Killed, rows, run
 
 from preftune.algorithms.ppo import PPO
-from preftune.config import OptimizerConfig, PPOConfig
+from preftune.config import PPOConfig
 from preftune.config.load import build
 from preftune.errors import ConfigError
-from preftune.models.roles import Policy
 from preftune.records.run import RunRecord
 from preftune.records.stage import StageRecord
 from preftune.report.sections.cautions import cautions
@@ -21,8 +19,8 @@ from preftune.rundir import read_json
 from preftune.runs.stages import settings_of
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Ended, Plan, train
-from tiny import causal_lm, roles, same_weights
+from preftune.training.loop import Budget, Ended
+from tiny import roles, same_weights
 
 # Twice the target and more counts as 1.2 times it; 10 % below as that. 64 of 10,000 responses a step.
 STEERED = [
@@ -62,43 +60,10 @@ def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert read_json(last / "state.json")["kept"]["kl_coef"] != used[-1]  # that of the step to come
 
 
-class Drifting:
-    """Each step adds 1 to a weight of its policy, and measured before that how often it did."""
-
-    def __init__(self, policy: Policy, learner: Learner) -> None:
-        self.weight = next(policy.model.parameters())
-        self.start, self.learner = self.weight.detach().clone(), learner
-
-    @property
-    def moved(self) -> float:
-        return (self.weight.detach() - self.start).mean().item()
-
-    def step(self, batch: Any) -> dict[str, float]:
-        kl = round(self.moved)
-        with torch.no_grad():
-            self.weight += 1
-        self.learner.updates += 1
-        return {"kl": float(kl)}
-
-
 def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended | None, float]:
-    learner, policy = Learner(), Policy(causal_lm(1))
-    learner.train("policy", policy, OptimizerConfig(), 1e-3)
-    algorithm: Any = Drifting(policy, learner)
-
-    def on_step(step: int, metrics: Any) -> None:
-        if step == kill_at:
-            raise Killed
-
-    plan = Plan(
-        steps=9,
-        metrics=out / "metrics.jsonl",
-        checkpoints=out / "checkpoints",
-        checkpoint_every=every,
-        keep=1,
-        budget=Budget("kl", most),
-    )
-    ended = train(algorithm, learner, lambda step: None, plan, on_step)
+    """Each step measures as its KL how many there were before it."""
+    algorithm = Counting(lambda before: {"kl": float(before)})
+    ended = play(algorithm, out, every, kill_at, budget=Budget("kl", most))
     return ended, algorithm.moved
 
 
