@@ -1,9 +1,15 @@
 """The smallest study there is: settings on top of the recipe `tiny`."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from preftune.rundir import read_json
 from preftune.study.design import Wanted
 
+SEEDS = (3, 4)  # of the study that tests share
+POLICIES = {"base", "sft", "ppo", "grpo", "dpo", "ceiling", "best_of_4"}
 SMALL = (
     "model.scratch.steps=6",
     "data.pairs=120",
@@ -21,3 +27,14 @@ SMALL = (
 
 def wanted(**changes: Any) -> Wanted:
     return Wanted(recipe="tiny", overrides=SMALL, **{"fresh_pairs": 20, "replies": 2, **changes})
+
+
+def study_json(out: Path) -> dict[str, Any]:
+    return read_json(out / "study.json")
+
+
+def values(out: Path, seed: int, policy: str, kind: str, measure: str) -> np.ndarray:
+    """A policy's per-prompt values, from its own file."""
+    return np.array(
+        read_json(out / f"seed-{seed}" / "study" / f"{policy}.json")["sets"][kind][measure], float
+    )

@@ -1,0 +1,243 @@
+"""A study that goes on: nothing twice, sweeps, files without gold, the command."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted
+
+from preftune import cli
+from preftune.config import RewardConfig, load_recipe
+from preftune.errors import ConfigError, PreftuneError, UsageError
+from preftune.rundir import read_json
+from preftune.study import seed as one_seed
+from preftune.study.design import Wanted, make_design
+from preftune.study.launch import run_study
+
+pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
+
+
+# --- not twice ----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_seed_is_not_run_again(
+    two_seeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study_of: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(two_seeds, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()}
+
+    def not_again(*_: Any) -> None:
+        raise AssertionError("a finished seed was run again")
+
+    monkeypatch.setattr(one_seed, "load_dataset", not_again)
+    again = study_of(out, seeds=2, first_seed=3)
+    assert again["policies"] == study_json(two_seeds)["policies"]
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()} == before
+    assert "seed 3 finished before" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="run again"):  # one seed more is work
+        study_of(out, seeds=3, first_seed=3)
+
+
+def test_an_interrupted_study_resumes(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    """Killed in seed 4, after SFT and before the measurement of GRPO: only what is missing is made."""
+    out = tmp_path / "resumed"
+    shutil.copytree(two_seeds, out)
+    (out / "study.json").unlink()
+    for name in ("seed", "grpo"):
+        (out / "seed-4" / "study" / f"{name}.json").unlink()
+    shutil.rmtree(out / "seed-4" / "models" / "policy_grpo")
+    (out / "seed-4" / "stages" / "grpo" / "stage.json").unlink()
+    (out / "seed-4" / "stages" / "grpo" / "metrics.jsonl").unlink()
+    kept = [out / "seed-4/models/policy_sft/model.safetensors", out / "seed-4/study/ppo.json"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    resumed = study_of(out, seeds=2, first_seed=3)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert resumed["policies"] == study_json(two_seeds)["policies"]
+
+
+def test_a_study_of_other_settings_is_refused(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / "other"
+    shutil.copytree(two_seeds, out)
+    with pytest.raises(ConfigError, match="made with other settings"):
+        run_study(
+            Wanted("tiny", (*SMALL, "stage.sft.learning_rate=0.01"), fresh_pairs=20, replies=2),
+            out,
+            seeds=1,
+            first_seed=3,
+            reports=False,
+        )
+
+
+def test_seeds_of_a_study_are_not_set_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sets the seeds itself"):
+        run_study(Wanted("tiny", ("seed=5",)), tmp_path, seeds=1)
+    with pytest.raises(UsageError, match="1 or more"):
+        run_study(Wanted("tiny"), tmp_path, seeds=0)
+    with pytest.raises(ConfigError, match="has no sft stage"):
+        run_study(
+            Wanted(
+                "tiny",
+                (
+                    "stage.sft=none",
+                    *(f"stage.{n}=none" for n in ("rm", "ppo", "grpo", "dpo")),
+                    "stage.x.algorithm=reward",
+                    "stage.x.init=base",
+                ),
+            ),
+            tmp_path,
+            seeds=1,
+        )
+
+
+# --- sweep --------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_its_own_stages_only(
+    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / "sweep"
+    shutil.copytree(two_seeds, out)
+    ppo = out / "seed-3" / "models" / "policy_ppo" / "model.safetensors"
+    measured = out / "seed-3" / "study" / "ppo.json"
+    before = [path.stat().st_mtime_ns for path in (ppo, measured)]
+    study = study_of(out, seeds=1, first_seed=3, sweep="stage.ppo.kl_coef=0.0,0.05,1.0")
+    assert [path.stat().st_mtime_ns for path in (ppo, measured)] == before
+    sweep = study["sweep"]
+    assert [(p["value"], p["stage"]) for p in sweep["points"]] == [
+        ("0.0", "ppo-kl_coef-0_0"), ("0.05", "ppo"), ("1.0", "ppo-kl_coef-1_0"),
+    ]  # fmt: skip
+    config = load_recipe(str(out / "study.toml")).config
+    assert config.stage["ppo-kl_coef-1_0"].kl_coef == 1.0  # type: ignore[union-attr]
+    for point in sweep["points"]:
+        assert point["sqrt_kl"] == pytest.approx(math.sqrt(point["kl"]))
+    assert set(sweep["laws"]) == {"rl_gold", "rl_proxy", "bon_gold", "bon_proxy"}
+    assert sweep["laws"]["bon_proxy"]["law"] == "d (alpha - beta d)"
+    assert "## Sweep of stage.ppo.kl_coef" in (out / "STUDY.md").read_text(encoding="utf-8")
+    assert (out / "figures" / "sweep.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["kl_coef=1", "stage.nobody.kl_coef=1", "stage.ppo.kl_coef=", "stage.rm.rows=5"]
+)
+def test_what_cannot_be_swept_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        run_study(Wanted("tiny", sweep=text), tmp_path, seeds=1)
+
+
+# --- text without gold, and the command ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_a_file(tmp_path: Path) -> tuple[str, ...]:
+    """Settings on the world's own pairs as a file: then nobody knows their gold score."""
+    from preftune.world.dataset import make_world
+
+    world = make_world(0, 160, 1, 1)
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {s: pair.prompt.transcript() + getattr(pair, s) for s in ("chosen", "rejected")}
+        for pair in world.train
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return (*SMALL, f"data.name={file}", "data.held_out=0.2", "model.scratch.vocab_size=300",
+            "data.max_prompt_length=60", "data.max_response_length=28")  # fmt: skip
+
+
+def characters(prompt: str, response: str) -> float:
+    """A judge that no training sees."""
+    return float(len(response))
+
+
+def test_on_a_file_the_named_judge_is_gold_and_no_second_reward_model_is_trained(
+    tmp_path: Path, of_a_file: tuple[str, ...]
+) -> None:
+    kept = [word for word in of_a_file if not word.startswith(("stage.ppo.", "stage.grpo."))]
+    gold = f"{__name__}:characters"
+    settings = (*kept, f"evaluation.gold={gold}", "stage.ppo=none", "stage.grpo=none")
+    asked = Wanted("tiny", settings, replies=2)
+    study = read_json(run_study(asked, tmp_path / "out", seeds=1, reports=False))
+    assert study["gold"] == gold
+    assert "gold_rm" not in load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
+    own, sft = (read_json(tmp_path / f"out/seed-0/study/{name}.json") for name in ("dpo", "sft"))
+    lengths = np.array([len(sample["response"]) for sample in own["samples"]["test"]]).reshape(-1, 2).mean(1)
+    assert own["sets"]["test"]["gold"][: len(lengths)] == pytest.approx(lengths.tolist())
+    gains = np.array(own["sets"]["test"]["gold"]) - np.array(sft["sets"]["test"]["gold"])
+    assert study["policies"]["dpo"]["gold_gain"] == pytest.approx(gains.mean(), abs=1e-6)
+    assert gold in (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8")
+
+
+def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file: tuple[str, ...]) -> None:
+    settings = of_a_file
+    study = read_json(run_study(Wanted("tiny", settings), tmp_path / "out", seeds=1, reports=False))
+    assert study["gold"] == "second reward model"
+    assert study["prompt_sets"] == ["test"]
+    assert study["reward_model"] is None
+    assert isinstance(study["policies"]["ppo"]["gold_gain"], float)
+    assert "ceiling" not in study["policies"]
+    stages = load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
+    judges = {name: stage.part for name, stage in stages.items() if isinstance(stage, RewardConfig)}
+    assert judges == {"rm": "first", "gold_rm": "second"}
+    assert "second reward model, trained on the pairs of the other half" in " ".join(
+        (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8").split()
+    )
+    own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
+    assert own["gold"] != own["proxy"]
+
+
+def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
+    config = load_recipe("hh-scratch", ["data.name=x"]).config
+    nothing: Any = None  # neither rows nor lengths are looked at
+    design = make_design(Wanted("hh-scratch", tokens=0), config, nothing, nothing)
+    assert design.config == config
+    assert design.gold == "second reward model"
+
+
+def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cli"
+    shutil.copytree(two_seeds, out)
+    (out / "study.json").unlink()
+    words = [
+        "study",
+        "tiny",
+        "--seeds",
+        "2",
+        "--first-seed",
+        "3",
+        "--pairs",
+        "20",
+        "--replies",
+        "2",
+        "--no-reports",
+    ]
+    assert cli.main([*words, *SMALL, f"out={out}"]) == 0
+    assert set(study_json(out)["policies"]) == POLICIES
+    assert cli.main(["study", "tiny", "--sweep", "nonsense", f"out={tmp_path / 'x'}"]) == 64
+    assert "cannot sweep" in capsys.readouterr().err
+
+
+def test_a_failing_seed_is_reported(two_seeds: Path, tmp_path: Path) -> None:
+    """In processes of their own: one seed's directory holds something else, the other one is fine."""
+    out = tmp_path / "failing"
+    shutil.copytree(two_seeds, out)
+    for seed in SEEDS:
+        (out / f"seed-{seed}" / "study" / "seed.json").unlink()
+    (out / "seed-4" / "stages" / "sft" / "stage.json").write_text('{"key": "other", "inputs": {}}')
+    with pytest.raises(PreftuneError, match="1 of 2 seeds failed; seed 4") as caught:
+        run_study(wanted(), out, seeds=2, first_seed=3, jobs=2, reports=False)
+    assert "made with other settings" in str(caught.value)
+    assert caught.value.code == ConfigError.code
+    assert (out / "seed-3" / "study" / "seed.json").is_file()
