@@ -45,8 +45,17 @@ def seed(far: float = 4.0) -> SeedValues:
 
 
 @pytest.fixture
-def design(two_seeds: Path) -> Design:
-    return replace(load_design(two_seeds), sweeps=SWEEPS)
+def design() -> Design:
+    return Design(
+        config=load_recipe("tiny").config,
+        recipe="tiny",
+        overrides=(),
+        own=("sft", "ppo", "dpo"),
+        tokens=None,
+        sweeps=SWEEPS,
+        fresh_pairs=20,
+        replies=2,
+    )
 
 
 def test_it_lies_between_the_points_in_root_kl(design: Design) -> None:

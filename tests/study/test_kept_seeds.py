@@ -17,6 +17,8 @@ from preftune.study.kept import keep, kept
 from preftune.study.launch import run_study
 from preftune.study.values import SeedValues
 
+pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study
+
 
 @pytest.fixture
 def put_by(two_seeds: Path, tmp_path: Path) -> Path:
