@@ -28,7 +28,7 @@ class Ray:
         self._ray, before = ray, signal.getsignal(signal.SIGTERM)
         if not ray.is_initialized():
             try:
-                ray.init(log_to_driver=False)
+                ray.init(log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError) as error:
                 hint = "see RAY_ADDRESS, and `ray status` on this machine"
                 raise BackendMissing(f"no Ray can be reached: {error}"[:600], hint) from error
