@@ -89,7 +89,7 @@ def test_a_stage_learns_from_them_and_measures_the_distance(
     algorithm: str, server: VLLMServer, tmp_path: Path
 ) -> None:
     made, _, _ = prepare(algorithm)
-    made.scorer.sampler = sampler(server, tmp_path)  # type: ignore[attr-defined]
+    made.scorer = replace(made.scorer, sampler=sampler(server, tmp_path))  # type: ignore[attr-defined]
     metrics = made.step(prompts(1, 4))
     assert 0 <= metrics["sampling/kl_k3"] < 1e-8
     assert abs(metrics["sampling/kl"]) < 1e-5
@@ -113,7 +113,7 @@ def trained(server: VLLMServer, out: Path, **more: Any) -> Any:
     source = sampler(server, out / "weights", **more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resuming, "Judge", partial(Judge, sampler=source))
-        return resuming.run("grpo", out / "out")
+        return resuming.run("grpo", out / "out", size=2)
 
 
 # --- importance weights -------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_stale_weights_are_refused_before_anything_is_learnt(server: VLLMServer,
     assert caught.value.code == 65
     learnt = newest_step(tmp_path / "out" / "checkpoints")
     assert learnt == len(rows(tmp_path / "out")) >= 1
-    server.reloads = True
+    server.spoil, server.reloads = (lambda answer: None), True
     trained(server, tmp_path, max_kl=0.001)  # the same command, with a server that loads what it is given
     assert len(rows(tmp_path / "out")) == STEPS
 
@@ -187,7 +187,7 @@ def test_another_model_is_refused(server: VLLMServer, tmp_path: Path) -> None:
     server.holds, server.reloads = causal_lm(9).eval(), False
     made, _, models = prepare("grpo")
     before = {name: p.detach().clone() for name, p in models["policy"].model.named_parameters()}
-    made.scorer.sampler = sampler(server, tmp_path)  # type: ignore[attr-defined]
+    made.scorer = replace(made.scorer, sampler=sampler(server, tmp_path))  # type: ignore[attr-defined]
     with pytest.raises(SamplerDisagrees, match="nothing was learnt"):
         made.step(prompts(1, 4))
     assert same_weights(dict(models["policy"].model.named_parameters()), before)

@@ -28,7 +28,7 @@ from preftune.config.sampler import SamplerConfig
 from preftune.data.batch import Prompts, Sequences, pad_sequences
 from preftune.errors import ConfigError, SamplerDisagrees
 from preftune.judges.endpoint import Endpoint, FailedError
-from preftune.models.adapter import merged
+from preftune.models.adapter import merged, plain_weights
 from preftune.models.roles import Policy
 from preftune.runs.inputs import key_of
 from preftune.runs.save import in_place, writing
@@ -137,7 +137,7 @@ class VLLM:
             target = target / f"{self.name}-{os.getpid()}-{self.calls:06}"
             partial = target.with_name(f".tmp-{target.name}")
             with writing(target, partial), merged(policy.model):
-                policy.model.save_pretrained(partial)
+                policy.model.save_pretrained(partial, state_dict=plain_weights(policy.model))
                 self.tokenizer.save_pretrained(partial)
                 in_place(partial, target)
             order = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
