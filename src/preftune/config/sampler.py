@@ -15,8 +15,8 @@ class SamplerConfig(AddressConfig):
 
     url: Name | None = Field(
         default=None,
-        description="Address of a vLLM server that samples for PPO, GRPO and RLOO: http://127.0.0.1:8000; "
-        "none samples here.",
+        description="Address of a vLLM server that draws the replies of stages that sample: "
+        "http://127.0.0.1:8000; none draws them here.",
     )
     model: Name | None = Field(
         default=None, description="Name under which it serves the model; none takes the only one it serves."
