@@ -70,7 +70,7 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
     bound = f" (at most: {', '.join(sampled)} sample from an untrained base here)"
     whole = sum(cost.seconds for cost in costs)
     yield f"training: {_time(whole)}{bound if config.model.scratch and sampled else ''}, then the evaluation"
-    yield f"evaluation: {power(config)}"
+    yield f"evaluation: {power(config, dataset)}"
     yield from fits(costs, config, memory=_memory(), disk=shutil.disk_usage(Path.cwd()).free)
 
 
