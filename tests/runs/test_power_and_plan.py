@@ -95,6 +95,10 @@ def test_the_plan_is_that_of_the_run(
     assert [(cost.name, cost.steps) for cost in costs] == [("base", 60), ("sft", 10), ("ppo", 3)]
     assert costs[1].rows == 100
     assert all(cost.seconds > 0 and cost.disk > 0 for cost in costs)
+    # 4 bytes of each of 2 blocks of 12 d² + 13 d, the last norm's 2 d, and vectors of tokens and positions
+    weights = 4 * (2 * (12 * 32**2 + 13 * 32) + 2 * 32 + (139 + 88) * 32)
+    assert [cost.trained / weights for cost in costs] == pytest.approx([4, 4, 8], rel=0.1)
+    assert [cost.read / weights for cost in costs] == pytest.approx([0, 0, 1], rel=0.1)  # PPO's reference
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said
