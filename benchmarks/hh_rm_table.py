@@ -11,7 +11,7 @@ import numpy as np
 
 from preftune.evaluation import stats
 from preftune.evaluation.calibration import calibration
-from preftune.evaluation.pooled import pooled_means, seed_widening
+from preftune.evaluation.pooled import seed_widening
 from preftune.records.verdict import Z80, Z95
 
 FAR = 160_000  # pairs of the public HH-RLHF, about
@@ -73,16 +73,34 @@ def group(cell: Mapping[str, Any], about: Mapping[str, Any], source: str | None)
 
 def share(seeds: Sequence[np.ndarray]) -> str:
     """Accuracy with its interval: over pairs (Wilson) for one seed, over seeds and pairs for more."""
-    if len(seeds) == 1:
-        low, high = stats.wilson(float(seeds[0].sum()), len(seeds[0]))
-        return f"{seeds[0].mean():.3f} [{low:.3f}, {high:.3f}]"
-    found = pooled_means([each[:, None] for each in seeds], RESAMPLES)
-    return f"{found.mean[0]:.3f} [{found.low[0]:.3f}, {found.high[0]:.3f}]"
+    if len(seeds) > 1:
+        return interval(seeds, ".3f")
+    low, high = stats.wilson(float(seeds[0].sum()), len(seeds[0]))
+    return f"{seeds[0].mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def gain(seeds: Sequence[np.ndarray]) -> str:
-    found = pooled_means([each[:, None] for each in seeds], RESAMPLES)
-    return f"{found.mean[0]:+.3f} [{found.low[0]:+.3f}, {found.high[0]:+.3f}]"
+def interval(seeds: Sequence[np.ndarray], form: str = "+.3f") -> str:
+    """The mean over seeds and pairs, with its bootstrap interval."""
+    mean = float(np.mean(seeds))
+    low, high = np.quantile(redrawn([seeds])[:, 0], [0.025, 0.975])
+    return f"{mean:{form}} [{min(low, mean):{form}}, {max(high, mean):{form}}]"
+
+
+def redrawn(whole: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Means of several sets of seeds in each resample: (R, sets). The same pairs are redrawn for all seeds
+    and sets, which share them (`pooled_means` would draw anew for each seed), then seeds within each set,
+    whose deviations are widened for their number.
+    """
+    draw, n = np.random.default_rng(0), len(whole[0][0])
+    weights = draw.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    points = np.empty((RESAMPLES, len(whole)))
+    for i, seeds in enumerate(whole):
+        means = weights @ np.stack(seeds, axis=1)  # (R, seeds)
+        chosen = draw.integers(len(seeds), size=means.shape)
+        centre = means.mean(1)
+        deviation = np.take_along_axis(means, chosen, axis=1).mean(1) - centre
+        points[:, i] = centre + seed_widening(len(seeds)) * deviation
+    return points
 
 
 def against(cells: Sequence[dict[str, Any]], rule: dict[str, Any]) -> list[np.ndarray]:
@@ -127,7 +145,7 @@ def differences(about: Mapping[str, Any], cells: Cells) -> list[str]:
                 continue
             parts = against(made, cell)
             for source in (None, "harmless-base", "helpful"):
-                found.append(gain([p[_kind(c, about, source)] for p, c in zip(parts, made, strict=True)]))
+                found.append(interval([p[_kind(c, about, source)] for p, c in zip(parts, made, strict=True)]))
         rows.append([LABELS[row], *found])
     kinds = ("all", "harmless", "helpful")
     names = [f"− {LABELS[rule].split(' (')[0]}, {kind}" for rule in rules for kind in kinds]
@@ -160,7 +178,7 @@ def lengthless(about: Mapping[str, Any], cells: Cells) -> list[str]:
         for what, margins in (("", np.array(cell["margins"])), (", residual", residual(cell, about))):
             hits = (margins > 0) + 0.5 * (margins == 0)
             longer, shorter = hits[gaps > 0], hits[gaps < 0]
-            change = "" if not what else gain([hits - right(cell)])
+            change = "" if not what else interval([hits - right(cell)])
             correlation = float(np.corrcoef(margins, gaps)[0, 1]) if margins.std() > 1e-9 else 0.0
             shown = [f"{correlation:+.2f}", f"{longer.mean():.3f}", f"{shorter.mean():.3f}"]
             rows.append([LABELS[row] + what, *shown, share([hits]), change])
@@ -206,21 +224,6 @@ def fits(cells: Cells) -> list[str]:
 def _far(value: float, drawn: np.ndarray) -> str:
     low, high = np.quantile(drawn, [0.025, 0.975])
     return f"{value:.3f} [{min(low, value):.3f}, {max(high, value):.3f}]"
-
-
-def redrawn(whole: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Points of the curve in each resample: the same pairs for all of them, and seeds anew, their deviations
-    widened for their number: (R, points).
-    """
-    draw, n = np.random.default_rng(0), len(whole[0][0])
-    points = np.empty((RESAMPLES, len(whole)))
-    for r in range(RESAMPLES):
-        weights = np.bincount(draw.integers(n, size=n), minlength=n) / n
-        for i, seeds in enumerate(whole):
-            chosen = draw.integers(len(seeds), size=len(seeds))
-            means = np.array([seed @ weights for seed in seeds])
-            points[r, i] = means.mean() + seed_widening(len(seeds)) * (means[chosen].mean() - means.mean())
-    return points
 
 
 def by_log(counts: np.ndarray, points: np.ndarray) -> tuple[float, float, float, float]:

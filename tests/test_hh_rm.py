@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -112,6 +113,16 @@ def test_the_fits_of_a_curve_find_the_curve_that_made_it() -> None:
 
 def test_the_page_is_what_the_cells_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == hh_rm_table.study(hh_rm.RESULTS)
+
+
+def test_what_the_studies_page_shows_is_on_the_page_of_tables() -> None:
+    """Every row of accuracies, and every interval of the section hh-rm."""
+    page = PAGE.read_text(encoding="utf-8")
+    text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.partition("\n## hh-rm")[2].partition("\n## ")[0]
+    shown = re.findall(r"[-+]?\d\.\d{3} \[[-+]?\d\.\d{3}, [-+]?\d\.\d{3}\]", section)
+    assert len(shown) > 20
+    assert not [each for each in shown if each not in page]
 
 
 def test_cells_hold_no_text() -> None:
