@@ -4,6 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,18 @@ def interval(seeds: Sequence[np.ndarray], form: str = "+.3f") -> str:
     return f"{mean:{form}} [{min(low, mean):{form}}, {max(high, mean):{form}}]"
 
 
+@cache
+def resampling(n: int) -> np.ndarray:
+    """The weight of each of n pairs in each resample: (R, n)."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+
+
 def redrawn(whole: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Means of several sets of seeds in each resample: (R, sets). The same pairs are redrawn for all seeds
     and sets, which share them (`pooled_means` would draw anew for each seed), then seeds within each set,
     whose deviations are widened for their number.
     """
-    draw, n = np.random.default_rng(0), len(whole[0][0])
-    weights = draw.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    draw, weights = np.random.default_rng(1), resampling(len(whole[0][0]))
     points = np.empty((RESAMPLES, len(whole)))
     for i, seeds in enumerate(whole):
         means = weights @ np.stack(seeds, axis=1)  # (R, seeds)
@@ -205,9 +211,8 @@ def fits(cells: Cells) -> list[str]:
         whole = [[right(c) for c in made] for made in by_count.values()]
         points = np.array([np.mean([each.mean() for each in seeds]) for seeds in whole])
         drawn = redrawn(whole)
-        line, power = by_log(counts, points), by_power(counts, points)
-        lines = np.array([by_log(counts, each)[2] for each in drawn])
-        powers = np.array([by_power(counts, each)[2] for each in drawn])
+        line, power = (fit(counts, points[None])[:, 0] for fit in (by_log, by_power))
+        lines, powers = (fit(counts, drawn)[2] for fit in (by_log, by_power))
         rows.append(
             [
                 LABELS[row],
@@ -226,30 +231,37 @@ def _far(value: float, drawn: np.ndarray) -> str:
     return f"{value:.3f} [{min(low, value):.3f}, {max(high, value):.3f}]"
 
 
-def by_log(counts: np.ndarray, points: np.ndarray) -> tuple[float, float, float, float]:
-    """Least squares of accuracy = a + b ln n: a, b, accuracy at FAR, root mean square of the residuals."""
-    b, a = np.polyfit(np.log(counts), points, 1)
-    rest = points - a - b * np.log(counts)
-    return float(a), float(b), float(a + b * math.log(FAR)), float(np.sqrt((rest**2).mean()))
-
-
-def by_power(counts: np.ndarray, points: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Least squares of error = e + c n^-α, e and c at least 0, α of a grid (Hestness et al.,
-    arXiv:1712.00409): e, c, accuracy at FAR, root mean square of the residuals, α.
+def by_log(counts: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Least squares of accuracy = a + b ln n for each row of points (R, counts): a, b, accuracy at FAR, root
+    mean square of the residuals: (4, R).
     """
-    errors, best = 1 - points, None
+    a, b = _line(np.log(counts), points)
+    rest = points - a[:, None] - b[:, None] * np.log(counts)
+    return np.stack([a, b, a + b * math.log(FAR), np.sqrt((rest**2).mean(1))])
+
+
+def by_power(counts: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Least squares of error = e + c n^-α, e and c at least 0, α of a grid (Hestness et al.,
+    arXiv:1712.00409): e, c, accuracy at FAR, root mean square of the residuals, α: (5, R).
+    """
+    errors, tried = 1 - points, []
     for alpha in ALPHAS:
         x = counts**-alpha
-        c, e = np.polyfit(x, errors, 1)
-        if c < 0:
-            c, e = 0.0, errors.mean()
-        elif e < 0:
-            c, e = float(x @ errors / (x @ x)), 0.0
-        miss = float(((errors - e - c * x) ** 2).mean())
-        if best is None or miss < best[3]:
-            best = (float(e), float(c), float(1 - e - c * FAR**-alpha), miss, float(alpha))
-    assert best is not None
-    return (*best[:3], math.sqrt(best[3]), best[4])
+        e, c = _line(x, errors)
+        e, c = np.where(c < 0, errors.mean(1), e), np.maximum(c, 0)
+        e, c = np.maximum(e, 0), np.where(e < 0, errors @ x / (x @ x), c)
+        rest = errors - e[:, None] - c[:, None] * x
+        miss = np.sqrt((rest**2).mean(1))
+        tried.append(np.stack([e, c, 1 - e - c * FAR**-alpha, miss, np.full_like(e, alpha)]))
+    every = np.stack(tried)  # (α, 5, R)
+    return np.take_along_axis(every, every[:, 3].argmin(0)[None, None], axis=0)[0]
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intercepts and slopes of the rows of y (R, n) over x (n,)."""
+    centred = x - x.mean()
+    slope = y @ centred / (centred @ centred)
+    return y.mean(1) - slope * x.mean(), slope
 
 
 def detectable(about: Mapping[str, Any], cells: Cells) -> list[str]:

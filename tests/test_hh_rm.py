@@ -105,14 +105,19 @@ def test_the_slope_on_length_is_that_of_least_squares_through_the_origin() -> No
 
 def test_the_fits_of_a_curve_find_the_curve_that_made_it() -> None:
     counts = np.array([1000.0, 2000.0, 4000.0, 8000.0])
-    a, b, far, miss = hh_rm_table.by_log(counts, 0.2 + 0.05 * np.log(counts))
+    a, b, far, miss = hh_rm_table.by_log(counts, 0.2 + 0.05 * np.log(counts)[None])[:, 0]
     assert (a, b, far, miss) == pytest.approx((0.2, 0.05, 0.2 + 0.05 * np.log(160_000), 0), abs=1e-9)
-    e, c, far, miss, alpha = hh_rm_table.by_power(counts, 1 - 0.3 - 2 * counts**-0.5)
+    e, c, far, miss, alpha = hh_rm_table.by_power(counts, 1 - 0.3 - 2 * counts[None] ** -0.5)[:, 0]
     assert (e, c, far, miss, alpha) == pytest.approx((0.3, 2.0, 0.695, 0, 0.5), abs=1e-6)
 
 
 def test_the_page_is_what_the_cells_say() -> None:
-    assert PAGE.read_text(encoding="utf-8") == hh_rm_table.study(hh_rm.RESULTS)
+    """But for the last digits of bootstrap intervals, since numpy may change its streams."""
+    number = re.compile(r"[-+]?\d+\.\d+")
+    there, made = PAGE.read_text(encoding="utf-8"), hh_rm_table.study(hh_rm.RESULTS)
+    assert number.sub("x", there) == number.sub("x", made)
+    found, expected = (np.array(number.findall(text), dtype=float) for text in (there, made))
+    np.testing.assert_allclose(found, expected, atol=0.005)
 
 
 def test_what_the_studies_page_shows_is_on_the_page_of_tables() -> None:
