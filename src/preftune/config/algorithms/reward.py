@@ -55,8 +55,9 @@ class RewardConfig(OfflineConfig):
     head_scale: NonNegative = Field(
         default=1.0,
         exclude_if=lambda scale: scale == 1.0,  # stages from before this setting stay valid
-        description="Spread of the new scalar head, in 1/sqrt(width + 1); 0 starts every score at 0. Pretrained "
-        "models with large last states need less than 1: their first scores differ more than pairs teach.",
+        description="Spread of the new scalar head, in 1/sqrt(width + 1); 0 starts every score at 0. "
+        "Pretrained models with large last states need less than 1: their first scores differ more than "
+        "pairs teach.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     members: Count = Field(
