@@ -16,6 +16,7 @@ from preftune.runs.console import Console
 from preftune.runs.runner import open_session
 from preftune.runs.sources import load_dataset
 from preftune.study import launch, tasks
+from preftune.study import seed as one_seed
 from preftune.study.command import resources
 from preftune.study.design import load_design, save_design
 from preftune.study.launch import Where, run_study
@@ -127,21 +128,21 @@ def test_points_of_a_sweep_are_tasks_on_a_cluster_alone(swept: Path) -> None:
 
 
 def test_a_point_trained_apart_is_the_one_that_the_seed_trains(
-    swept: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = tmp_path / "local"
+    monkeypatch.setattr(one_seed, "_measure", lambda *_: None)
+    local, needs, file = tmp_path / "local", ("sft", "rm", POINT), "model.safetensors"
     shutil.copytree(swept, local)
-    sweep = "stage.ppo.kl_coef=0.05,1.0"
-    theirs = study_of(local, seeds=1, first_seed=3, sweep=sweep)
-    run_seed(swept, 3, False, stages=("sft", "rm", POINT), point=POINT)
-    apart = RunDir(point_dir(swept, 3, POINT))
-    assert (apart.models / "policy_sft").is_dir()  # taken from the seed, which has them
-    assert read_json(apart.stage_json("sft"))["taken_from"] == str(seed_dir(swept, 3).resolve())
+    run_seed(local, 3, False, stages=needs)
+    run_seed(swept, 3, False, stages=needs, point=POINT)
+    apart, own = RunDir(point_dir(swept, 3, POINT)), RunDir(seed_dir(swept, 3))
+    assert read_json(apart.stage_json("sft"))["taken_from"] == str(own.path.resolve())
+    assert not own.stage_json(POINT).exists()
     run_seed(swept, 3, False)
-    own = read_json(RunDir(seed_dir(swept, 3)).stage_json(POINT))
-    assert own["taken_from"] == str(apart.path.resolve())
+    assert read_json(own.stage_json(POINT))["taken_from"] == str(apart.path.resolve())
     assert not apart.path.exists()
-    assert nothing_of_time(study_of(swept, seeds=1, first_seed=3, sweep=sweep)) == nothing_of_time(theirs)
+    theirs = RunDir(seed_dir(local, 3)).models / f"policy_{POINT}" / file
+    assert (own.models / f"policy_{POINT}" / file).read_bytes() == theirs.read_bytes()
 
 
 def test_a_machine_without_common_storage_goes_by_the_mirror(
