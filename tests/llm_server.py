@@ -48,6 +48,12 @@ class Model:
     def questions(self) -> list[str]:
         return [each["messages"][0]["content"] for each in self.asked]
 
+    def answer(self, path: str, body: dict[str, Any]) -> bytes:
+        return self.completion(body["messages"][0]["content"])
+
+    def next_fault(self, path: str) -> Fault:
+        return self.faults.pop(0) if self.faults else None
+
     def completion(self, question: str) -> bytes:
         text = self.judge(question)
         message = {"role": "assistant", "content": text}
@@ -81,21 +87,24 @@ class _Handler(BaseHTTPRequestHandler):
     of: Model
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        model, length = self.of, int(self.headers["Content-Length"])
-        body = json.loads(self.rfile.read(length))
+        model, length = self.of, int(self.headers.get("Content-Length", 0))
+        body = json.loads(self.rfile.read(length) or b"{}")
         with model.lock:
             model.asked.append(body)
             model.headers.append(dict(self.headers))
             model.paths.append(self.path)
-            fault = model.faults.pop(0) if model.faults else None
+            fault = model.next_fault(self.path)
             number = len(model.asked)
         if model.hold is not None and number > model.hold_after:
             model.held.set()
             model.hold.wait(300)
         if isinstance(fault, tuple):
             return self._say(*fault)
-        answer = model.completion(body["messages"][0]["content"])
+        answer = model.answer(self.path, body)
         if fault is None:
             return self._say(200, {}, answer)
         return getattr(self, f"_{fault}")(answer)

@@ -18,7 +18,7 @@ import preftune
 from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
-from preftune.rundir import RunDir, read_json
+from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.stops import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,7 +255,13 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert f"{tmp_path}/c: cannot be read" in said
     assert said.count("differs: seed=") == 2
     gain = read_json(tiny_run.evaluation("policy_dpo"))["reward_difference_to_sft"]
-    assert said.count(f"dpo: score over SFT {gain['mean']:+.2f} [") == 2
+    found = re.findall(r"dpo: score over SFT (\S+) \[.*?\], (.*?); gold (\S+) \[.*?\], (.*?)\n", said)
+    rows = read_jsonl(tiny_run.comparisons)
+    verdicts = [
+        row["verdict"] for row in rows if (row["policy"], row["reference"]) == ("policy_dpo", "policy_sft")
+    ]
+    assert [row[0] for row in found] == 2 * [f"{gain['mean']:+.2f}"]
+    assert [row[1::2] for row in found] == 2 * [tuple(verdicts)]  # an interval alone is no verdict
     assert main(["runs", str(tmp_path / "none")]) == 66
 
 

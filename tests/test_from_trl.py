@@ -67,7 +67,7 @@ def test_every_setting_of_ours_is_there_and_none_is_made_up(trainer: str) -> Non
     _, algorithm, stage = TRAINERS[trainer]
     known = set(settings({stage: algorithm}))
     shared = {key.replace("NAME", stage) for key in column(EVERY, 1)}
-    ours = (f"stage.{stage}.", "data.", "model.")
+    ours = (f"stage.{stage}.", "data.", "model.", "sampler.")
     named = {name for name in names(section(trainer)) if name.startswith(ours)}
     own = {key for key in known if key.startswith(f"stage.{stage}.")} - {f"stage.{stage}.algorithm"}
     assert column(trainer, 1) <= named <= known

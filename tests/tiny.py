@@ -282,6 +282,7 @@ class Judge:
 
     rule: Callable[[Sequences], Tensor]
     eos_id: int = EOS
+    sampler: Any = None
 
     @property
     def encoder(self) -> Any:

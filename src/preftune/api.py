@@ -143,6 +143,8 @@ def run_recipe(
         runner.train_stages(session, stages)
         if until is None:
             measure_and_report(session, stages)
+        else:
+            console.line(f"models:   {run.models}")
         _say_what_would_help(console, time.monotonic() - began)
     return run
 

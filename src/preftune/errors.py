@@ -34,6 +34,10 @@ class DataError(PreftuneError):
     code = 65
 
 
+class SamplerDisagrees(DataError):
+    """Another sampler writes replies that the policy would not write, or none that can be read."""
+
+
 class InputMissing(PreftuneError):
     """A file, directory, model or data set cannot be found or reached."""
 

@@ -252,16 +252,17 @@ def _write(kind: str, path: Path) -> Path:
     elif kind == "save_to_disk":
         rows.save_to_disk(path)
         (path / "cache-1.arrow").write_bytes(b"another")
-    elif kind in ("csv", "tsv"):
+    elif kind in (between := {"csv": ",", "tsv": "\t", "semicolons.csv": ";"}):
         with open(path / f"a.{kind}", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            writer = csv.writer(file, delimiter=between[kind])
             writer.writerow(["prompt", "chosen", "rejected"])
             writer.writerows([f"Q{i}", "good", "bad"] for i in range(12))
     return path
 
 
 @pytest.mark.parametrize(
-    "kind", ["array", "lines in .json", "row groups", "feather", "save_to_disk", "csv", "tsv"]
+    "kind",
+    ["array", "lines in .json", "row groups", "feather", "save_to_disk", "csv", "tsv", "semicolons.csv"],
 )
 def test_kinds_of_files(tmp_path: Path, kind: str) -> None:
     pairs = read_preferences(_write(kind, tmp_path))

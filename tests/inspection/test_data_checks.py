@@ -145,3 +145,31 @@ def test_what_cannot_be_looked_at_is_wrong_usage(words: list[str]) -> None:
 
 def test_a_file_that_is_not_there_is_66(tmp_path: Path) -> None:
     assert main(["inspect", "--data", str(tmp_path / "none.jsonl")]) == 66
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """As a spreadsheet writes it: a byte order mark, an empty row, columns with names of its own."""
+    rows = [f"{i},Question {i}?,Good {i}.,Bad {i}.\n" for i in range(12)]
+    file = tmp_path / "rows.csv"
+    file.write_text("id,question,good,bad\n" + "".join(rows) + ",,,\n" + rows[3], encoding="utf-8-sig")
+    return file
+
+
+def test_columns_can_be_named_for_a_file_that_is_looked_at(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ["data.columns.chosen=good", "data.columns.rejected=bad"]
+    assert main(["inspect", "--data", str(table), *columns]) == 0
+    out = capsys.readouterr().out
+    assert "preference pairs" in out.splitlines()[0]
+    assert "left out: 1 " in out
+    assert "duplicates: 1 of 13 rows" in out
+
+
+def test_columns_that_may_be_replies_are_asked_for(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--data", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert "columns not read: 'bad', 'good', 'id'" in out
+    assert "data.columns.chosen=NAME data.columns.rejected=NAME" in out
+    assert ": human: question 3?" in out  # what is repeated, where there is no reply to show

@@ -1,5 +1,6 @@
 """`preftune compare`: two runs by prompt, and nothing compared that has no common unit."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ def test_a_run_does_not_differ_from_its_copy(tiny_run: RunDir, tmp_path: Path) -
     assert result["settings_that_differ"] == []
 
 
-def test_a_shift_of_one_policy_is_found_with_its_sign(tiny_run: RunDir, tmp_path: Path) -> None:
+def test_a_shift_of_one_policy_is_found_with_its_sign(
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = without_sums(RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy")))
     record = read_json(copy.evaluation("policy_ppo"))
     for row in record["prompts"]:
@@ -44,6 +47,14 @@ def test_a_shift_of_one_policy_is_found_with_its_sign(tiny_run: RunDir, tmp_path
     assert found["policy_ppo", "gain"]["mean"] == pytest.approx(1.0)
     assert found["policy_ppo", "length"]["verdict"] == "higher"
     assert found["policy_dpo", "score"]["mean"] == 0
+    assert main(["compare", str(tiny_run.path), str(copy.path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search("^the same in both runs on every prompt: base, .*, DPO, GRPO, SFT$", said, re.MULTILINE)
+    rows = [line for line in said.splitlines() if line.startswith("PPO, gold")]
+    assert "the same on every prompt" in rows[0]  # an interval of [-inf, inf] says nothing to a reader
+    assert rows[-1].endswith(
+        "no detectable difference"
+    )  # a part of the table that stands alone names the measure
 
 
 def test_rewards_of_different_reward_models_are_not_compared(

@@ -42,6 +42,10 @@ def test_a_new_head_follows_its_seed_and_its_scale(tmp_path: Path) -> None:
     assert first.score.bias is None  # a bias would be lost on the way through a saved directory
     # n = 256 draws of N(0, 1/257): the sample sd is within 4.5 of its standard errors 1/sqrt(2n)
     assert first.score.weight.std().item() * 257**0.5 == pytest.approx(1.0, abs=4.5 / (2 * 256) ** 0.5)
+    halved = init_scalar_model(source, train_tokenizer([], 257), 0, scale=0.5)
+    assert torch.equal(halved.score.weight, first.score.weight / 2)
+    silent = RewardModel(init_scalar_model(source, train_tokenizer([], 257), 0, scale=0.0))
+    assert silent.raw_scores(sequences(0)).tolist() == [0.0] * len(sequences(0).ids)
     assert first.config.pad_token_id == len(tokenizer)  # a row of its own after the last token
     assert first.config.pad_token_id != tokenizer.eos_token_id
     assert torch.equal(first.transformer.wte.weight[:-1], backbone.transformer.wte.weight)

@@ -62,6 +62,7 @@ def test_a_healthy_stage_shows_nothing(tmp_path: Path, rows: dict[str, Any]) -> 
     [
         ("numbers that are not finite", {"skipped": [0.0] * 29 + [1.0]}),
         ("first ratio not 1", {"first/val/ratio": [1.0] * 29 + [1.01]}),
+        ("first ratio not 1", {"sampling/kl_k3": rises(0.001, 0.02)}),
         ("learning rate too high", {"policy/approxkl_avg": rises(0.01, 0.4)}),
         ("learning rate too high", {"policy/clipfrac_avg": rises(0.1, 0.6)}),
         ("learning rate without effect", {"policy/approxkl_avg": 1e-9}),

@@ -42,7 +42,8 @@ def test_every_policy_of_every_run_has_its_gain(folder: Path, capsys: pytest.Cap
     assert [row[0] for row in ppo] == ["one", "three", "two"]
     assert all(row[2].startswith("+0.50 [0.30, 0.70]") and row[3] == "better" for row in ppo)
     assert all(row[4].startswith("-0.30") for row in ppo)
-    assert all("over-optimisation" in row[6] for row in ppo)
+    assert {row[5] for row in ppo} == {"worse"}  # better by score, worse by gold: both verdicts stand there
+    assert all("over-optimisation" in row[7] for row in ppo)
     assert "notes" not in {row[0] for row in rows}
 
 

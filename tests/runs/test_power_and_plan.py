@@ -10,6 +10,8 @@ from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.config.schema import settings
 from preftune.config.show import show_values
+from preftune.data import Dialogue, Preference, Turn
+from preftune.data.dataset import make_dataset
 from preftune.evaluation.stats import bootstrap_mean
 from preftune.records.verdict import BETTER, outcome, smallest_gain
 from preftune.runs import probe
@@ -37,12 +39,24 @@ def test_several_policies_need_more() -> None:
 
 
 def test_the_plan_says_what_can_be_found() -> None:
-    said = power(load_recipe("tiny", ["evaluation.prompts=100"]).config)
+    config = load_recipe("tiny", ["evaluation.prompts=100"]).config
+    rows = [
+        Preference(prompt=Dialogue((Turn("human", f" {i}"),)), chosen=" a", rejected=" b") for i in range(100)
+    ]
+    many, few, fewer = (
+        make_dataset({"train": [], "validation": [], "test": rows[:n]}, {}) for n in (100, 40, 9)
+    )
+    said = power(config, many)
     assert (
         f"a gain of {smallest_gain(100, math.sqrt(2), 3):.2f} sd of the score is found 4 times in 5" in said
     )
     assert "evaluation.prompts=400" in said
-    assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config)
+    assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config, many)
+    limited = power(config, few)  # no more prompts are found by asking for more
+    assert "with 40 prompts (all test prompts; evaluation.prompts=100 asks for more) and this" in limited
+    assert f"gain of {smallest_gain(40, math.sqrt(2), 3):.2f} sd" in limited
+    assert limited.endswith("half of that needs test prompts: 160")
+    assert power(config, fewer) == "9 prompts are too few for any claim; test prompts: 10 or more"
 
 
 def test_a_dry_run_shows_every_setting_with_its_origin() -> None:
@@ -81,6 +95,10 @@ def test_the_plan_is_that_of_the_run(
     assert [(cost.name, cost.steps) for cost in costs] == [("base", 60), ("sft", 10), ("ppo", 3)]
     assert costs[1].rows == 100
     assert all(cost.seconds > 0 and cost.disk > 0 for cost in costs)
+    # 4 bytes of each of 2 blocks of 12 d² + 13 d, the last norm's 2 d, and vectors of tokens and positions
+    weights = 4 * (2 * (12 * 32**2 + 13 * 32) + 2 * 32 + (139 + 88) * 32)
+    assert [cost.trained / weights for cost in costs] == pytest.approx([4, 4, 8], rel=0.1)
+    assert [cost.read / weights for cost in costs] == pytest.approx([0, 0, 1], rel=0.1)  # PPO's reference
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said

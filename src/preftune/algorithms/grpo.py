@@ -22,6 +22,7 @@ from torch import Tensor
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
 from preftune.algorithms.on_policy import (
     clip_metrics,
+    corrected,
     group_metrics,
     order_seed,
     passes,
@@ -46,7 +47,9 @@ from preftune.rollout.score import Scorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
-    """A rollout with the advantage of each response: log-probs (B, T), advantages (B,)."""
+    """A rollout with the advantage of each response: log-probs (B, T), advantages (B,), or (B, T) where
+    another sampler's tokens are weighted.
+    """
 
     sequences: Sequences
     logprobs: Tensor
@@ -94,7 +97,7 @@ class GRPO:
             sequences=rollout.learnable,
             logprobs=rollout.logprobs,
             reference_logprobs=rollout.reference_logprobs,
-            advantages=advantages,
+            advantages=corrected(advantages, rollout),
         )
 
     def update(self, batch: Experience) -> Metrics:

@@ -11,11 +11,12 @@ from preftune.algorithms.base import Learner, Metrics, Roles
 from preftune.config import OnlineConfig
 from preftune.data.batch import Prompts
 from preftune.errors import UsageError
-from preftune.functional.advantages import centred_groups
+from preftune.functional.advantages import centred_groups, importance_weights
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Critic
 from preftune.rollout.collect import collect
 from preftune.rollout.rollout import Rollout, of_all
+from preftune.rollout.sampler import check_agreement, sampler_metrics
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed
 
@@ -56,7 +57,26 @@ def sampled(
         say=learner.say_once,
     )
     learner.note("sampling_seconds", torch.tensor(time.monotonic() - began))
-    return of_all(own, learner.gather, config.items_per_row)
+    rollout = of_all(own, learner.gather, config.items_per_row)
+    if scorer.sampler is not None:
+        check_agreement(rollout, scorer.sampler.max_kl)
+    return rollout
+
+
+def corrected(advantages: Tensor, rollout: Rollout, level: str = "token") -> Tensor:
+    """Advantages (B,) or (B, T) times the importance weights of what another sampler drew, a token or (level
+    "sequence_sum") a response at a time; as they are where the sampler here did.
+    """
+    if rollout.sampler_logprobs is None or rollout.cap is None:
+        return advantages
+    weights = importance_weights(
+        rollout.logprobs,
+        rollout.sampler_logprobs,
+        rollout.cap,
+        level=level,
+        mask=rollout.sequences.response,
+    )
+    return weights * (advantages if advantages.dim() == 2 else advantages.unsqueeze(1))
 
 
 def order_seed(batch: Prompts, learner: Learner) -> int:
@@ -104,6 +124,7 @@ def response_metrics(rollout: Rollout, config: OnlineConfig) -> Metrics:
         "tokens/sampled": lengths.sum().item(),
         "tokens/trained": config.epochs * whole,
         "frac_reward_masked": 1 - len(rollout.valid_scores) / len(rollout),
+        **sampler_metrics(rollout),
     }
 
 
@@ -137,8 +158,10 @@ def scored_rows(rollout: Rollout, size: int) -> Tensor:
 def clip_metrics(
     ratio: Tensor, advantages: Tensor, low: float, high: float, response: Tensor
 ) -> dict[str, Tensor]:
-    """Where the clipped objective is flat, by side; ratio (B, T) or (B, 1), advantages (B,) -> (B, T)."""
-    sign = advantages.sign().unsqueeze(1)
+    """Where the clipped objective is flat, by side: ratio (B, T) or (B, 1), advantages (B,), (B, 1) or (B, T)
+    -> (B, T).
+    """
+    sign = advantages.sign() if advantages.dim() == 2 else advantages.sign().unsqueeze(1)
     below = (ratio < 1 - low) & (sign < 0) & response
     above = (ratio > 1 + high) & (sign > 0) & response
     return {

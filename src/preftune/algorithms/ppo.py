@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
-from preftune.algorithms.on_policy import kl_per_sequence, order_seed, passes, response_metrics, sampled
+from preftune.algorithms.on_policy import (
+    corrected,
+    kl_per_sequence,
+    order_seed,
+    passes,
+    response_metrics,
+    sampled,
+)
 from preftune.config import PPOConfig, StageSettings
 from preftune.data.batch import Prompts, Sequences
 from preftune.errors import UsageError
@@ -118,7 +125,7 @@ class PPO:
             sequences=sequences,
             logprobs=rollout.logprobs,
             values=rollout.values,
-            advantages=torch.zeros_like(advantages).masked_scatter(response, white),
+            advantages=corrected(torch.zeros_like(advantages).masked_scatter(response, white), rollout),
             returns=returns,
         )
 

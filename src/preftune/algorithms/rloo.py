@@ -18,6 +18,7 @@ from torch import Tensor
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
 from preftune.algorithms.on_policy import (
     clip_metrics,
+    corrected,
     group_metrics,
     kl_per_sequence,
     order_seed,
@@ -38,7 +39,7 @@ from preftune.rollout.score import Scorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
-    """A rollout with the advantage of each response: log-probs (B, T), advantages (B,)."""
+    """A rollout with the advantage of each response: log-probs (B, T), advantages (B,) or (B, 1)."""
 
     sequences: Sequences
     logprobs: Tensor
@@ -81,7 +82,7 @@ class RLOO:
         return Experience(
             sequences=rollout.learnable,
             logprobs=rollout.logprobs,
-            advantages=leave_one_out_advantages(rewards, size, valid),
+            advantages=corrected(leave_one_out_advantages(rewards, size, valid), rollout, "sequence_sum"),
         )
 
     def update(self, batch: Experience) -> Metrics:

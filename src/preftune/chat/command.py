@@ -106,7 +106,8 @@ def chat(
             typer.echo(printable(str(error)))
     if kept:
         file = preferences_file(session.run)
-        typer.echo(f"{kept} pairs kept in {file}: stage.NAME.data={file} learns from them")
+        pairs = "pair" if kept == 1 else "pairs"
+        typer.echo(f"{kept} {pairs} kept in {file}: stage.NAME.data={file} learns from them")
 
 
 def _lines() -> Iterator[str]:

@@ -237,7 +237,7 @@ def _require_data(config: RunConfig, source: str) -> None:
     if config.data.name is None:
         raise ConfigError(
             f"{source} needs preference data: data.name=PATH is required",
-            "PATH is a file (.jsonl, .jsonl.gz, .parquet) or a directory of preference pairs, or a hub id",
+            "PATH is a file (.jsonl, .csv, .parquet, ...) or a directory of preference pairs, or a hub id",
         )
 
 

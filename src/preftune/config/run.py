@@ -11,6 +11,7 @@ from preftune.config.base import Count, Name, NonNegative, Positive, Settings
 from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
 from preftune.config.rounds import unrolled
+from preftune.config.sampler import SamplerConfig
 from preftune.config.trainable import ALL, LoraConfig, Trainable, top_blocks
 from preftune.errors import ConfigError
 
@@ -307,6 +308,11 @@ class RunConfig(Settings):
         default_factory=ParallelConfig,
         exclude_if=lambda parallel: parallel == ParallelConfig(),
         description="Several processes.",
+    )
+    sampler: SamplerConfig = Field(
+        default_factory=SamplerConfig,
+        exclude_if=lambda sampler: sampler.url is None,
+        description="Another sampler.",
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The comparison.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")

@@ -7,6 +7,7 @@ from typing import Any
 from preftune.data.hh import REASONS
 from preftune.data.rows import Tally
 
+NAMED = "data.columns.chosen=NAME data.columns.rejected=NAME"
 HOW = {
     "split": "rows belong to the split that their column split names",
     "system": "rows have a system column, which is read as the system message",
@@ -68,3 +69,5 @@ def _notes(tallies: Sequence[Tally]) -> Iterator[str]:
     if ignored := sorted(set().union(*(tally.ignored_columns for tally in tallies))):
         more = f" and {len(ignored) - 12} more" if len(ignored) > 12 else ""
         yield f"columns not read: {', '.join(map(ascii, ignored[:12]))}{more}"
+    if len(ignored) > 1 and set(forms) == {"prompts"}:
+        yield f"if two of them are replies, say which: {NAMED}"

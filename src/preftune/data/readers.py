@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,15 +79,19 @@ def _after_blank(text: str, at: int) -> int:
 
 
 def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
-    """CSV and TSV with a header line; every value is text."""
+    """CSV and TSV with a header line; every value is text. A CSV whose header holds semicolons and no comma
+    is separated by those, as spreadsheets write it where the comma is the decimal point.
+    """
     text = (_decoded(line, path, n) for n, line in lines(file, path, tally.size or 0, blanks=True))
     suffix = next(s for s in reversed(path.suffixes) if s.lower() != ".gz").lower()
+    first = next(text, None)
+    if first is None:
+        return
+    between = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
     old = csv.field_size_limit(MAX_LINE)
     try:
-        reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
+        reader = csv.reader(chain([first], text), delimiter=between, strict=True)
+        header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataError(f"{path}:1: a column name appears twice in {str(header)[:200]}", FORMS)
         for values in reader:
@@ -94,7 +99,7 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
             if values and len(values) != len(header):
                 raise DataError(
                     f"{where}: {len(values)} values for the {len(header)} columns of the header",
-                    "mend the row: values with commas, quotes or line ends stand in quotes",
+                    f"mend the row: values with {between!r}, quotes or line ends stand in quotes",
                 )
             if values:
                 yield where, dict(zip(header, values, strict=True))

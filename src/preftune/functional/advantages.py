@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_range, check_shapes
+from .checks import check_positive, check_range, check_shapes
 from .kl import kl_estimate
 from .masked import as_mask, last_response_index, masked_mean, masked_var, promote, zero_off
 
@@ -141,3 +141,33 @@ def leave_one_out_advantages(scores: Tensor, group_size: int, valid: Tensor | No
     active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
     count = active.view_as(centred).sum(1, keepdim=True, dtype=centred.dtype)
     return (centred * (count / (count - 1).clamp(min=1))).flatten()
+
+
+def importance_weights(
+    logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    cap: float,
+    *,
+    level: str = "token",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """min(π / π_sampler, cap): what makes a mean over another sampler's tokens one over the policy's, cut off
+    where it would be all variance. π is the policy that the step began with; detached.
+
+    Truncated importance sampling (Ionides 2008, J. Comput. Graph. Stat. 17:295; between samplers and learners
+    Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; `level` "token"
+    is TRL's token_truncate). With "sequence_sum" a response is one action: min(exp(Σ_t log ratio), cap).
+    Since weights are >= 0, an advantage times its weight gives the clipped objective times that weight.
+    logprobs, sampler_logprobs, mask (B, T) -> (B, T), 1 off the mask; (B, 1) by sequence.
+    ValueError: cap not above 0, shapes differ, "sequence_sum" without a mask.
+    """
+    check_positive(cap=cap)
+    check_shapes(logprobs=logprobs, sampler_logprobs=sampler_logprobs, mask=mask)
+    logprobs, sampler_logprobs = promote(logprobs, sampler_logprobs)
+    log_ratio = (logprobs - sampler_logprobs).detach()
+    log_ratio = log_ratio if mask is None else zero_off(log_ratio, as_mask(mask))
+    if level == "sequence_sum":
+        if mask is None:
+            raise ValueError("level 'sequence_sum' needs the mask: it sums over the response")
+        log_ratio = log_ratio.sum(1, keepdim=True)
+    return log_ratio.clamp(max=math.log(cap)).exp()

@@ -77,9 +77,8 @@ def _data(console: "Console", path: str, overrides: Sequence[str]) -> list[dict[
     from preftune.inspection.paint import paint_findings
     from preftune.runs.sources import load_dataset
 
-    config = load_recipe("tiny", overrides).config
-    settings = config.data.model_copy(update={"name": path})
-    dataset = load_dataset(settings, config.seed)
+    config = load_recipe("tiny", [*overrides, f"data.name={path}"]).config
+    dataset = load_dataset(config.data, config.seed)
     found = examine(dataset)
     paint_findings(console, list(lines(dataset, found)))
     return [asdict(finding) for finding in found]

@@ -45,10 +45,12 @@ class Finding:
 def examine(dataset: Dataset) -> list[Finding]:
     """Every look, also those that found nothing (count 0)."""
     homes = [(split, row) for split in SPLIT_NAMES for row in getattr(dataset, split)]
-    found = [_duplicates(homes), *_overlaps(homes), _repeated_replies(homes)]
+    found = [_duplicates(homes), *_overlaps(homes)]
+    if dataset.kind == "prompts":
+        return found
     if dataset.kind == "pairs":
         found += [_contradictions(homes), _length(homes), *_preferred(homes)]
-    return [*found, *_openings(homes)]
+    return [*found, _repeated_replies(homes), *_openings(homes)]
 
 
 def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -98,7 +100,8 @@ def _duplicates(homes: Sequence[Home]) -> Finding:
     repeated = [group for group in groups.values() if len(group) > 1]
     count = sum(len(group) - 1 for group in repeated)
     examples = [
-        f"{', '.join(map(_named, group[:4]))}: {_quoted(group[0][1].chosen)}" for group in repeated[:EXAMPLES]
+        f"{', '.join(map(_named, group[:4]))}: {_quoted(group[0][1].chosen or _prompt(group[0][1]))}"
+        for group in repeated[:EXAMPLES]
     ]
     return Finding(
         kind="duplicates",

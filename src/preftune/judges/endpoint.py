@@ -1,9 +1,9 @@
-"""Questions to a model behind an OpenAI-compatible endpoint: POST URL/chat/completions.
+"""Questions to a model behind an OpenAI-compatible endpoint: POST URL/chat/completions, or any other `call`.
 
 Standard library only. The other side is not trusted. An answer has a time limit as a whole and at most a
-mebibyte; a redirect is not followed, so that neither key nor texts go to a host that nobody named; proxies of
-the environment are not used. What fails for a reason that may pass is asked again, later each time. The key
-is in no message, and it is taken out of whatever comes back.
+mebibyte (`max_body`); a redirect is not followed, so that neither key nor texts go to a host that nobody
+named; proxies of the environment are not used. What fails for a reason that may pass is asked again, later
+each time. The key is in no message, and it is taken out of whatever comes back.
 """
 
 import http.client
@@ -11,12 +11,12 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from preftune.errors import ConfigError, InputMissing
@@ -27,6 +27,7 @@ MAX_BODY = 1 << 20
 _PASSES = frozenset({408, 409, 425, 429})  # and all from 500 on
 _REFUSED = frozenset({400, 413, 422})  # this question: too long for the model, or against a rule of the host
 _QUOTE = 200
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,20 @@ class Answer:
     refused: str = ""
 
 
-class _FailedError(Exception):
+class FailedError(Exception):
     """For a reason that may pass; `wait` is how long the server wants to be left alone."""
 
     def __init__(self, what: str, wait: float | None = None) -> None:
         super().__init__(what)
         self.wait = wait
+
+
+class RefusedError(ConfigError):
+    """The server will not have this one request."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class StoppedError(Exception):
@@ -54,7 +63,11 @@ class StoppedError(Exception):
 
 @dataclass(kw_only=True)
 class Endpoint:
-    """One endpoint, asked from several threads. `retried` counts questions that were asked again."""
+    """One endpoint, asked from several threads. `retried` counts questions that were asked again.
+
+    `who`, `table`, `again` and `wrong_place` are its words in messages: what it is called, where its settings
+    stand, what the same command finds again, and what may be wrong where there is no such place.
+    """
 
     url: str
     key: str = field(default="", repr=False)
@@ -62,19 +75,38 @@ class Endpoint:
     timeout: float = 60.0
     retries: int = 5
     retried: int = 0
+    max_body: int = MAX_BODY
+    who: str = "the LLM judge"
+    table: str = "llm"
+    again: str = "what it has answered is kept"
+    wrong_place: str = (
+        "llm.url ends where /chat/completions begins, often in /v1; the judge is llm:MODEL, by the "
+        "name that the server knows"
+    )
     _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _open: set[socket.socket] = field(default_factory=set)
 
     def ask(self, request: Mapping[str, Any]) -> Answer:
-        """One answer. InputMissing where there is none after all tries, ConfigError where trying again is of
-        no use, StoppedError after `stop`.
+        """One answer, or why the server will not have the question. Errors as in `call`."""
+        try:
+            return self.call("POST", "/chat/completions", request, self._answer)
+        except RefusedError as refused:
+            return Answer(refused=refused.why)
+
+    def call(
+        self, method: str, place: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T]
+    ) -> T:
+        """What `read` makes of the answer to a request; a FailedError of its own has it asked again.
+
+        InputMissing where there is no answer after all tries, ConfigError where trying again is of no use
+        (RefusedError: this request), StoppedError after `stop`.
         """
-        body = json.dumps(request, ensure_ascii=True).encode("ascii")
+        body = None if request is None else json.dumps(request, ensure_ascii=True).encode("ascii")
         for tried in range(self.retries + 1):
             try:
-                return self._once(body)
-            except _FailedError as failure:
+                return read(self._read(place, *self._once(method, place, body)))
+            except FailedError as failure:
                 if self._ended.is_set():
                     raise StoppedError from None
                 wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) if failure.wait is None else failure.wait
@@ -93,34 +125,34 @@ class Endpoint:
             for each in self._open:
                 _cut(each)
 
-    def _given_up(self, failure: _FailedError, times: int, wait: float) -> InputMissing:
+    def _given_up(self, failure: FailedError, times: int, wait: float) -> InputMissing:
         why = f", and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
         return InputMissing(
-            f"the LLM judge at {self.url}: {failure}{why} (asked {times} time{'s' * (times > 1)})",
-            "see to it that it runs, then run the same command again: what it has answered is kept",
+            f"{self.who} at {self.url}: {failure}{why} (asked {times} time{'s' * (times > 1)})",
+            f"see to it that it runs, then run the same command again: {self.again}",
         )
 
-    def _once(self, body: bytes) -> Answer:
+    def _once(self, method: str, place: str, body: bytes | None) -> tuple[int, Message, bytes]:
         connection = self._connection()
         late = threading.Event()
         try:
             connection.connect()
             with self._limited(connection.sock, late):
-                place = f"{urlsplit(self.url).path.rstrip('/')}/chat/completions"
+                path = urlsplit(self.url).path.rstrip("/") + place
                 key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
                 headers = {"Content-Type": "application/json", "Accept": "application/json", **key}
-                connection.request("POST", place, body, headers)
+                connection.request(method, path, body, headers)
                 response = connection.getresponse()
-                content = response.read(MAX_BODY + 1)
+                content = response.read(self.max_body + 1)
         except (OSError, http.client.HTTPException, ValueError) as error:
             gone = late.is_set() or isinstance(error, TimeoutError)
             what = f"no whole answer within {self.timeout:g} s" if gone else self._in_words(error)
-            raise _FailedError(what) from None
+            raise FailedError(what) from None
         finally:
             connection.close()
         if late.is_set():
-            raise _FailedError(f"no whole answer within {self.timeout:g} s")
-        return self._read(response.status, response.headers, content)
+            raise FailedError(f"no whole answer within {self.timeout:g} s")
+        return response.status, response.headers, content
 
     def _connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -149,33 +181,31 @@ class Endpoint:
             with self._lock:
                 self._open.discard(own)
 
-    def _read(self, status: int, headers: Message, content: bytes) -> Answer:
-        """The answer in a response. _FailedError where the next one may be better, ConfigError where not."""
+    def _read(self, place: str, status: int, headers: Message, content: bytes) -> bytes:
+        """The body of a response. FailedError where the next one may be better, ConfigError where not."""
         if status in _PASSES or status >= 500:
-            raise _FailedError(f"it says {status}{self._said(content)}", _wait(headers))
+            raise FailedError(f"it says {status}{self._said(content)}", _wait(headers))
         if 300 <= status < 400:
             host = urlsplit(headers.get("Location", "")).netloc or "another place"
             raise ConfigError(
-                f"the LLM judge at {self.url} sends one on to {self._shown(host)}; that is not followed",
-                "give the address that answers itself as llm.url",
+                f"{self.who} at {self.url} sends one on to {self.shown(host)}; that is not followed",
+                f"give the address that answers itself as {self.table}.url",
             )
         if status in (401, 403):
             sent = f"the key in ${self.key_variable}" if self.key else "a question without a key"
             raise ConfigError(
-                f"the LLM judge at {self.url} refuses {sent} ({status}){self._said(content)}",
-                "llm.key_variable names the environment variable that holds its key",
+                f"{self.who} at {self.url} refuses {sent} ({status}){self._said(content)}",
+                f"{self.table}.key_variable names the environment variable that holds its key",
             )
         if status in _REFUSED:
-            return Answer(refused=f"{status}{self._said(content)}")
+            why = f"{status}{self._said(content)}"
+            raise RefusedError(why, f"{self.who} at {self.url} refuses {place}: {why}")
         if status != 200:
-            raise ConfigError(
-                f"the LLM judge at {self.url} says {status}{self._said(content)}",
-                "llm.url ends where /chat/completions begins, often in /v1; the judge is llm:MODEL, by the "
-                "name that the server knows",
-            )
-        if len(content) > MAX_BODY:
-            raise _FailedError(f"its answer has more than {MAX_BODY:,} bytes")
-        return self._answer(content)
+            said = f"{self.who} at {self.url} says {status}{self._said(content)}"
+            raise ConfigError(said, self.wrong_place)
+        if len(content) > self.max_body:
+            raise FailedError(f"its answer has more than {self.max_body:,} bytes")
+        return content
 
     def _answer(self, content: bytes) -> Answer:
         try:
@@ -183,11 +213,11 @@ class Endpoint:
             message = whole["choices"][0]["message"]
             text, model, usage = message.get("content"), whole.get("model"), whole.get("usage")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise _FailedError(f"its answer is no chat completion: {self._shown(content)!r}") from None
+            raise FailedError(f"its answer is no chat completion: {self.shown(content)!r}") from None
         counts = usage if isinstance(usage, dict) else {}
         return Answer(
             text=self._hidden(text) if isinstance(text, str) else "",
-            model=self._shown(model) if isinstance(model, str) else "",
+            model=self.shown(model) if isinstance(model, str) else "",
             tokens_in=_count(counts.get("prompt_tokens")),
             tokens_out=_count(counts.get("completion_tokens")),
         )
@@ -199,13 +229,13 @@ class Endpoint:
             told = told["message"] if isinstance(told, dict) else told
         except (ValueError, RecursionError, LookupError, TypeError):
             told = content
-        text = self._shown(told)
+        text = self.shown(told)
         return f": {text}" if text else ""
 
     def _in_words(self, error: Exception) -> str:
-        return self._shown(str(error) or type(error).__name__)
+        return self.shown(str(error) or type(error).__name__)
 
-    def _shown(self, text: object) -> str:
+    def shown(self, text: object) -> str:
         """A quotation of a line."""
         plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
         return printable(" ".join(self._hidden(plain).split()))[:_QUOTE]

@@ -3,6 +3,7 @@
 Reads evaluations only, so it needs no torch, no models but their hashes, and no data.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -223,9 +224,13 @@ def _validation(run: RunDir) -> str | None:
 
 def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     """The comparison as a table, and what makes it less than a fair one."""
-    headers = ("Policy", "Measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
+    headers = ("Policy, measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
     console.line(f"a: {result['a']}\nb: {result['b']}\n{result['common_prompts']} common prompts")
-    console.table(headers, list(comparison_table(result)))
+    differ = {each["label"] for each in result["policies"] if not _same(each)}
+    if same := dict.fromkeys(e["label"] for e in result["policies"] if e["label"] not in differ):
+        console.line(f"the same in both runs on every prompt: {', '.join(same)}")
+    if shown := [each for each in result["policies"] if each["label"] in differ]:
+        console.table(headers, list(comparison_table(shown)))
     if not result["same_reward_model"]:
         console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")
     for line in result["settings_that_differ"]:
@@ -244,16 +249,21 @@ def _share_in_words(share: Mapping[str, Any] | None) -> str:
     return f"{share['value']:.3f}" + ("" if share["n"] is None else f" on {share['n']:,}")
 
 
-def comparison_table(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Rows of text: policy, measure, a, b, b - a with interval, corrected p-value, verdict."""
-    for record in result["policies"]:
+def comparison_table(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Rows of text: policy and measure, a, b, b - a with interval, corrected p-value, verdict."""
+    for record in records:
         low, high = record["interval"]
+        known = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
         yield (
-            record["label"],
-            WORDS[record["measure"]],
+            f"{record['label']}, {WORDS[record['measure']]}",
             f"{record['a']['mean']:.3f}",
             f"{record['b']['mean']:.3f}",
-            f"{record['mean']:+.3f} [{low:.3f}, {high:.3f}]",
+            "the same on every prompt" if _same(record) else known,
             f"{record['p_holm']:.3f}",
             record["verdict"],
         )
+
+
+def _same(record: Mapping[str, Any]) -> bool:
+    """Whether no prompt differs: the interval of differences that are all 0 has no ends."""
+    return record["mean"] == 0 and math.isinf(record["interval"][0])

@@ -140,6 +140,12 @@ def merged(model: nn.Module) -> Iterator[None]:
                 layer.base_layer.weight.data = weight
 
 
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by their names in a model without an adapter; within `merged`, with the adapter's added."""
+    named = model.state_dict().items()
+    return {name.replace(".base_layer.", "."): weight for name, weight in named if ".lora_" not in name}
+
+
 def fold(model: PreTrainedModel) -> tuple[Adapter, dict[str, Tensor]] | None:
     """Take a model's adapter out and add it to the weights, for good: it is a plain model then. Returns the
     adapter with its weights (and the scalar head) by the names in its file; None where there is none.

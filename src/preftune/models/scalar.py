@@ -22,9 +22,11 @@ from preftune.models.parts import token_embedding
 PAD_TOKEN = "<|pad|>"
 
 
-def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Backbone of a causal LM plus a fresh head w ~ N(0, 1/(d+1)), no bias (Stiennon et al.,
-    arXiv:2009.01325).
+def init_scalar_model(
+    source: Source, tokenizer: PreTrainedTokenizerBase, seed: int, scale: float = 1.0
+) -> PreTrainedModel:
+    """Backbone of a causal LM plus a fresh head w ~ scale * N(0, 1/(d+1)), no bias (Stiennon et al.,
+    arXiv:2009.01325, whose scale is 1).
 
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
@@ -44,7 +46,7 @@ def init_scalar_model(source: Source, tokenizer: PreTrainedTokenizerBase, seed: 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         noise = torch.randn(head.weight.shape, generator=generator)
-        head.weight.copy_(noise / math.sqrt(head.in_features + 1))
+        head.weight.copy_(scale * noise / math.sqrt(head.in_features + 1) + 0.0)  # no -0.0 of a scale 0
         if added:  # never read under a mask; zero makes the saved file a function of the seed
             token_embedding(model).weight[pad].zero_()
     return aligned(model.eval())

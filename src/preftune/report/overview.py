@@ -71,6 +71,7 @@ def _gains(runs: Sequence[_Run]) -> Section:
         "Reward − reference",
         "Verdict",
         "Gold − reference",
+        "Verdict by gold",
         "KL (nats/response)",
         "Findings",
     )
@@ -80,14 +81,15 @@ def _gains(runs: Sequence[_Run]) -> Section:
 
 
 def _policies(run: _Run) -> Iterator[tuple[Text, ...]]:
-    gold = {claim.policy.policy: claim.difference.text(sign=True) for claim in claims(run.view, "gold")}
+    gold = {c.policy.policy: (c.difference.text(sign=True), c.outcome) for c in claims(run.view, "gold")}
     findings = diagnose(run.view)
     for claim in claims(run.view):
         policy = claim.policy
         stage = policy.policy.removeprefix("policy_")
         mine = [f.kind for f in findings if f.where in (stage, policy.label)]
-        cells = (policy.label, claim.difference.text(sign=True), claim.outcome, gold.get(policy.policy, DASH))
-        yield (name(run.place), *cells, kl_text(policy), "; ".join(mine) or DASH)
+        cells = (policy.label, claim.difference.text(sign=True), claim.outcome)
+        by_gold = gold.get(policy.policy, (DASH, DASH))
+        yield (name(run.place), *cells, *by_gold, kl_text(policy), "; ".join(mine) or DASH)
 
 
 def _differences(runs: Sequence[_Run]) -> Section:

@@ -1,6 +1,7 @@
 """From prompts to a `Rollout`: sample, score, look the responses up under policy, reference, critic."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ def collect(
     Old log-probs come from a pass of their own through the training forward, not from the sampler's logits,
     so that the first ratio is 1 to rounding.
     """
+    draw = scorer.sampler or _here
     with whole(policy):
-        sequences = sample(
+        sequences, theirs = draw(
             policy,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -62,7 +64,14 @@ def collect(
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.ends),
         valid=valid,
+        sampler_logprobs=theirs,
+        cap=None if scorer.sampler is None else scorer.sampler.cap,
     )
+
+
+def _here(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
+    """The sampler of this process, which draws from the policy itself."""
+    return sample(policy, prompts, **how), None
 
 
 def by_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, batch_size: int) -> Tensor:

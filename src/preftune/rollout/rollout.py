@@ -34,7 +34,9 @@ class Rollout:
     sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference,
     from the training forward · values (B, T) or None without a critic · scores (B,) after the missing-EOS
     rule · group (B,) which rows answer the same prompt · ended (B,) bool, whether EOS was written ·
-    valid (B,) bool, which rows have a score, or None if all have: nothing may be learnt from the others.
+    valid (B,) bool, which rows have a score, or None if all have: nothing may be learnt from the others ·
+    sampler_logprobs (B, T) by another sampler's own account, None where the one here drew them; cap, where
+    importance weights against it are cut off.
 
     Two prompts, two responses each: group = [0, 0, 1, 1].
     """
@@ -47,6 +49,8 @@ class Rollout:
     group: Tensor | None = None
     ended: Tensor | None = None
     valid: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    cap: float | None = None
 
     @property
     def learnable(self) -> Sequences:
@@ -70,7 +74,7 @@ class Rollout:
 
 def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:
     """The rollout of all processes, out of each one's own: `gather` brings their rows together."""
-    own, values = rollout.sequences, rollout.values
+    own, values, theirs = rollout.sequences, rollout.values, rollout.sampler_logprobs
     valid = gather(
         torch.ones_like(own.ids[:, 0], dtype=torch.bool) if rollout.valid is None else rollout.valid
     )
@@ -84,4 +88,6 @@ def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_p
         group=torch.arange(len(valid), device=valid.device) // responses_per_prompt,
         ended=None if ended is None else gather(ended),
         valid=None if bool(valid.all()) else valid,
+        sampler_logprobs=None if theirs is None else gather(theirs),
+        cap=rollout.cap,
     )

@@ -18,6 +18,7 @@ from preftune.models.scalar import PAD_TOKEN
 from preftune.models.shards import whole
 from preftune.rollout.functions import RewardFunctions
 from preftune.rollout.sample import ended
+from preftune.rollout.sampler import Sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Scorer:
     rows: Sequence[Preference] = ()
     say: Callable[[str], None] | None = None  # whom to warn
     said: set[str] = field(default_factory=set)
+    sampler: Sampler | None = None  # what draws the responses, if not the sampler here
 
     @torch.no_grad()
     def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:

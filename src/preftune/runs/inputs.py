@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preftune.config import RunConfig
-from preftune.config.algorithms.llm import LLMConfig
+from preftune.config.address import AddressConfig
 from preftune.config.rewards import find_function, judges_in, reward_terms
 from preftune.errors import ConfigError, InputMissing, PreftuneError, UsageError
 from preftune.judges.llm import read_template
@@ -32,14 +32,14 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
             find_function(name)
 
 
-def key_of(asked: LLMConfig) -> str:
+def key_of(asked: AddressConfig, who: str = "the LLM judge") -> str:
     """The key of an endpoint, from the environment; "" where none is wanted. The only place that reads it."""
     if asked.key_variable is None:
         return ""
     key = os.environ.get(asked.key_variable, "").strip()
     if not key:
         raise InputMissing(
-            f"the LLM judge at {asked.url} wants a key, and the variable {asked.key_variable} is not set",
+            f"{who} at {asked.url} wants a key, and the variable {asked.key_variable} is not set",
             f"export {asked.key_variable}=..., in the shell that runs the command",
         )
     if not re.fullmatch(r"[!-~]{8,4096}", key):

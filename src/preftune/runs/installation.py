@@ -67,7 +67,7 @@ def kernel_hint(sampling: float, whole: float) -> str | None:
 
 
 def _machine() -> Iterator[str]:
-    yield f"ok    {torch.get_num_threads()} threads (OMP_NUM_THREADS changes it)"
+    yield f"ok    threads: {torch.get_num_threads()} (OMP_NUM_THREADS changes it)"
     if torch.cuda.is_available():
         yield f"ok    GPU: {torch.cuda.get_device_name(0)}"
     else:

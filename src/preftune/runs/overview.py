@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune.errors import InputMissing, PreftuneError, RunLocked
-from preftune.rundir import BASE, RunDir, policy_name, read_json
+from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl
 from preftune.runs.lock import refuse_if_held
 from preftune.untrusted import printable
 from preftune.version import __version__
@@ -125,13 +125,17 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
 
 
 def _headline(run: RunDir, stage: str) -> str:
-    """The gain of a policy over SFT, if it was measured."""
-    record = _object(run.evaluation(policy_name(stage)))
-    gain: Any = record.get("reward_difference_to_sft")
-    with suppress(KeyError, TypeError, ValueError):
-        low, high = gain["interval"]
-        return f"{stage}: score over SFT {gain['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return ""
+    """The gains of a policy over SFT (or base) by each judge, as far as they were measured, with verdicts."""
+    rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
+    parts = []
+    for row in rows:
+        over = {policy_name("sft"): "SFT", BASE: "base"}.get(row.get("reference", ""))
+        with suppress(KeyError, TypeError, ValueError):
+            if row["policy"] == policy_name(stage) and over is not None:
+                low, high = row["interval"]
+                gain = f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}], {row['verdict']}"
+                parts.append(f"{row['measure']} {gain}" if parts else f"{row['measure']} over {over} {gain}")
+    return f"{stage}: {'; '.join(parts)}" if parts else ""
 
 
 def _again(run: RunDir) -> str:

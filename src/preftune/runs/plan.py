@@ -34,21 +34,25 @@ def show_plan(
         )
     console.plan(config.name, str(run.path), rows)
     if len(trained) == len(config.stage):
-        console.line(f"evaluation: {power(config)}")
+        console.line(f"evaluation: {power(config, dataset)}")
 
 
-def power(config: RunConfig) -> str:
-    """What the evaluation can find, before anything is known but that scores of replies have sd 1."""
-    prompts = config.evaluation.prompts
+def power(config: RunConfig, dataset: Dataset) -> str:
+    """What the evaluation can find on the test prompts that there are, before anything is known but that
+    scores of replies have sd 1.
+    """
+    asked, held = config.evaluation.prompts, dataset.report.get("distinct_prompts", {}).get("test", math.inf)
+    prompts, knob = (asked, "evaluation.prompts=") if asked <= held else (int(held), "test prompts: ")
     policies = sum(stage.tunes and stage.makes == "model" for stage in config.stage.values())
     if prompts < MIN_PROMPTS:
-        return f"{prompts} prompts are too few for any claim; evaluation.prompts={MIN_PROMPTS} or more"
+        return f"{prompts} prompts are too few for any claim; {knob}{MIN_PROMPTS} or more"
     gain = smallest_gain(prompts, SPREAD, max(policies, 1))
     several = f", {policies} policies compared" if policies > 1 else ""
+    few = "" if asked <= held else f" (all test prompts; evaluation.prompts={asked} asks for more)"
     return (
-        f"with {prompts} prompts and this spread a gain of {gain:.2f} sd of the score is found 4 times in 5 "
-        f"(replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); half of "
-        f"that needs evaluation.prompts={4 * prompts}"
+        f"with {prompts} prompts{few} and this spread a gain of {gain:.2f} sd of the score is found 4 times "
+        f"in 5 (replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); half "
+        f"of that needs {knob}{4 * prompts}"
     )
 
 

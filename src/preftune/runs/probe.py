@@ -19,6 +19,7 @@ import torch
 
 from preftune.algorithms import ALGORITHMS
 from preftune.config import RunConfig, stage_order
+from preftune.config.trainable import ALL
 from preftune.data import Dataset
 from preftune.data.dataset import SPLIT_NAMES
 from preftune.models.load import context_length, declared_ends, load_tokenizer
@@ -33,7 +34,7 @@ from preftune.runs.session import Session
 
 STEPS = 2  # of every stage
 _NEVER = 10**9  # steps between checkpoints
-_STATES = 3  # a trained weight and Adam's two moments of it, in a checkpoint
+_STATES = 3  # a trained weight and Adam's two moments of it, in a checkpoint; in memory a gradient, too
 _MIB = 2**20
 
 
@@ -46,6 +47,8 @@ class Cost:
     seconds: float
     memory_mb: float | None  # at most, of the process up to its end
     disk: float  # bytes, of its model and its checkpoints at their most
+    trained: float = 0.0  # bytes of the peak: weights that are trained, their gradients and Adam's moments
+    read: float = 0.0  # bytes of the peak: weights that are only read
     rows: int | None = None
     tokens: float | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -62,7 +65,7 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
     for cost in costs:
         rows = f"{cost.rows:,} rows, " if cost.rows is not None else ""
         tokens = f", {cost.tokens:,.0f} tokens" if cost.tokens else ""
-        memory = f", peak memory {cost.memory_mb:,.0f} MiB" if cost.memory_mb else ""
+        memory = f", peak memory {cost.memory_mb:,.0f} MiB{_by_part(cost)}" if cost.memory_mb else ""
         size = f", disk {cost.disk / _MIB:,.1f} MiB"
         yield f"{cost.name:<{names}}  {rows}{cost.steps:,} steps{tokens}: {_time(cost.seconds)}{memory}{size}"
         yield from (f"{'':<{names}}  {n:,} rows left out: {why}" for why, n in cost.left_out.items())
@@ -70,7 +73,7 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
     bound = f" (at most: {', '.join(sampled)} sample from an untrained base here)"
     whole = sum(cost.seconds for cost in costs)
     yield f"training: {_time(whole)}{bound if config.model.scratch and sampled else ''}, then the evaluation"
-    yield f"evaluation: {power(config)}"
+    yield f"evaluation: {power(config, dataset)}"
     yield from fits(costs, config, memory=_memory(), disk=shutil.disk_usage(Path.cwd()).free)
 
 
@@ -110,9 +113,8 @@ def _cost(full: Session, name: str) -> Cost:
     record, rows = read_object(run.stage_json(name)), read_jsonl(run.metrics(name))
     pace = float(rows[-1]["step_seconds"])
     around = max(float(record["seconds"]) - sum(float(row["step_seconds"]) for row in rows), 0.0)
-    memory, files = record.get("peak_memory_mb"), full.stage(name).model_dir(run).rglob("*")
-    model = sum(file.stat().st_size for file in files if file.is_file())
-    found: dict[str, Any] = {"name": name, "memory_mb": memory}
+    model = _size(full.stage(name).model_dir(run), "*")
+    found: dict[str, Any] = {"name": name, "memory_mb": record.get("peak_memory_mb"), **_parts(full, name)}
     if name == BASE:
         scratch = full.config.model.scratch
         steps = scratch.steps if scratch is not None else 0
@@ -136,6 +138,36 @@ def _cost(full: Session, name: str) -> Cost:
         seconds=around + encoding + pace * feed.steps,
         disk=_disk(full, model, len(ALGORITHMS[config.algorithm].trains)),
         **found,
+    )
+
+
+def _size(place: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in place.rglob(pattern) if file.is_file())
+
+
+def _parts(full: Session, name: str) -> dict[str, int]:
+    """Bytes of weights that a stage holds, where it trains all of one model: its own with gradients and
+    moments, and those of the roles and judges that are only read.
+    """
+    weights = _size(full.stage(name).model_dir(full.run), "*.safetensors")
+    if name == BASE:
+        return {"trained": (_STATES + 1) * weights}
+    config = full.config.stage[name]
+    if config.makes == "data" or config.models > 1 or full.config.trainable_of(name) != ALL:
+        return {}
+    roles, judge = ALGORITHMS[config.algorithm], full.config.stage.get(config.scored_by or "")
+    judges = judge.models if judge else int(config.scored_by is not None)
+    others = len(roles.needs) - len(roles.trains) + judges
+    return {"trained": (_STATES + 1) * len(roles.trains) * weights, "read": others * weights}
+
+
+def _by_part(cost: Cost) -> str:
+    """Of the peak, where all of a model is trained: the rest is activations, copies and libraries."""
+    parts = [size / _MIB for size in (cost.trained, cost.read)]
+    if not cost.trained or cost.memory_mb is None:
+        return ""
+    return (
+        f" ({parts[0]:,.1f} trained, {parts[1]:,.1f} read, {max(cost.memory_mb - sum(parts), 0):,.0f} else)"
     )
 
 

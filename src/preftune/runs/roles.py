@@ -10,7 +10,7 @@ from preftune.errors import PreftuneError
 from preftune.models.adapter import adapt, hold_once
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
-from preftune.models.scalar import init_scalar_model, score_head
+from preftune.models.scalar import init_scalar_model
 from preftune.models.trunk import keep_on_disk, keep_states, share_trunk
 from preftune.runs.save import load_first_scalar
 from preftune.runs.session import Session
@@ -29,9 +29,9 @@ def make_roles(
 
     def reward_model() -> RewardModel:
         if "reward_model" in kind.trains:
-            return RewardModel(
-                init_scalar_model(source, tokenizer, derive_seed(session.config.seed, name, "head"))
-            )
+            seed = derive_seed(session.config.seed, name, "head")
+            scale = getattr(config, "head_scale", 1.0)
+            return RewardModel(init_scalar_model(source, tokenizer, seed, scale))
         if judge is None:
             raise PreftuneError(f"{config.algorithm} asks a reward model, and stage {name} names none")
         return judge
@@ -90,6 +90,4 @@ def critic_of(session: Session, config: StageSettings, reward_model: RewardModel
     if scalar is not None and config.scored_by is not None and not from_outside(config.scored_by):
         return Critic(*load_first_scalar(session.source(config.scored_by)))
     source = session.source(config.init)
-    critic = Critic(init_scalar_model(source, load_tokenizer(source), seed=0))
-    score_head(critic.model).weight.data.zero_()
-    return critic
+    return Critic(init_scalar_model(source, load_tokenizer(source), seed=0, scale=0.0))

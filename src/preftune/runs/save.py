@@ -61,7 +61,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
             f"stage {stage.name}: the trained model {diverged}",
             hint=f"lower stage.{stage.name}'s learning_rate, in another out=DIR or with --restart",
         )
-    with _writing(target, partial):
+    with writing(target, partial):
         job.model.model.save_pretrained(partial)
         faultpoint("model.weights")
         job.encoder.tokenizer.save_pretrained(partial)
@@ -72,16 +72,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
         if isinstance(job.model, RewardModel):
             _write_head(job.model, partial)
             _prove_reload(session, stage, job, partial)
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)  # what the umask allows: libraries differ
-            sync(file)
-    faultpoint("model.rename")
-    if target.exists():  # ours: `begin` made sure of it
-        shutil.rmtree(target)
-    os.rename(partial, target)
-    sync(target.parent)
-    faultpoint("model.renamed")
+        in_place(partial, target)
     return {k: side[k] for k in ("mean", "std") if k in side}
 
 
@@ -107,8 +98,24 @@ def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
             config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
 
 
+def in_place(partial: Path, target: Path) -> None:
+    """Give a directory that is written its name, with all of it on the disk and as open as the umask allows.
+    What has that name is replaced: `begin` made sure that it is ours.
+    """
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(partial.stat().st_mode & 0o666)  # libraries differ
+        sync(file)
+    faultpoint("model.rename")
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(partial, target)
+    sync(target.parent)
+    faultpoint("model.renamed")
+
+
 @contextmanager
-def _writing(target: Path, partial: Path) -> Iterator[None]:
+def writing(target: Path, partial: Path) -> Iterator[None]:
     """A failed write is a StorageError, and leaves the directory as it was."""
     try:
         yield

@@ -219,6 +219,8 @@ class Session:
             inputs |= self._functions(name, functions)
         if member := name.partition("/")[2]:
             inputs["member"] = member
+        if config.online and config.makes == "model" and self.config.sampler.url is not None:
+            inputs["sampler"] = self.config.sampler.decides
         if config.asks is not None:
             inputs["llm"] = self._asked(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)

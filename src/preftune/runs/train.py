@@ -17,6 +17,7 @@ from preftune.models.roles import Policy, RewardModel
 from preftune.models.shards import whole
 from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
+from preftune.rollout.sampler import Sampler
 from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
@@ -29,6 +30,7 @@ from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
 from preftune.runs.stages import Stage, begin, drop_checkpoints, finish, goes_on, is_finished
+from preftune.runs.vllm import server_of
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
@@ -117,9 +119,9 @@ def _prepare(session: Session, name: str) -> Job:
         return _pretraining(session)
     config = session.config.stage[name]
     kind, learner = ALGORITHMS[config.algorithm], session.learner(config.microbatch_size)
+    tokenizer = load_tokenizer(source := session.source(config.init))
+    server = server_of(session, name, tokenizer, learner) if config.online else None
     judge = None if config.scored_by is None else reward_model_of(session, config.scored_by, learner)
-    source = session.source(config.init)
-    tokenizer = load_tokenizer(source)
     models = make_roles(session, name, kind, tokenizer, judge)
     for role, model in models.items():
         if role in kind.trains:
@@ -130,9 +132,7 @@ def _prepare(session: Session, name: str) -> Job:
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
     keep_rows(session, models.values(), feed.tokens)
-    scorer = (
-        [_scorer(session, cast(OnlineConfig, config), encoder, judge, feed, learner)] if config.online else []
-    )
+    scorer = [_scorer(session, config, encoder, judge, feed, learner, server)] if config.online else []
     algorithm = kind(config, models, learner, *scorer)
     return Job(
         algorithm=algorithm,
@@ -168,19 +168,24 @@ def _worth(config: StageSettings, algorithm: Algorithm, learner: Learner, feed: 
 
 def _scorer(
     session: Session,
-    config: OnlineConfig,
+    settings: StageSettings,
     encoder: Encoder,
     judge: RewardModel | None,
     feed: Feed,
     learner: Learner,
+    server: Sampler | None,
 ) -> Scorer:
-    """What scores the responses of a stage that samples: its judge, its reward functions, or both."""
+    """What scores the responses of a stage that samples: its judge, its reward functions, or both; and the
+    server that draws them, if one does.
+    """
+    config = cast(OnlineConfig, settings)
     seconds, rule = session.config.reward_timeout, config.on_reward_error
     functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
     if functions is not None:
         functions = replace(functions, total=learner.total)
     size, rows = config.microbatch_size, feed.rows
-    return scorer_for(session, encoder, judge, config.scored_by, size, functions, rows)
+    scorer = scorer_for(session, encoder, judge, config.scored_by, size, functions, rows)
+    return replace(scorer, sampler=server)
 
 
 def _pretraining(session: Session) -> Job:

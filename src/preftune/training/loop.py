@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
-from preftune.errors import PreftuneError, StorageError
+from preftune.errors import InputMissing, PreftuneError, SamplerDisagrees, StorageError
 from preftune.rundir import write_json
 from preftune.stops import Interrupted, deferred
 from preftune.training import checkpoint
@@ -102,6 +102,9 @@ def train(
                 metrics = algorithm.step(batch_at(step))
             except Interrupted as stop:
                 raise keeper.stopped(step, stop.number) from None
+            except (InputMissing, SamplerDisagrees):  # of a server that samples
+                keeper.keep_begun(step)
+                raise
             skipped = bool(learner.not_finite)
             times = {"lr_factor": factor, "step_seconds": time.monotonic() - began}
             times["sampling_seconds"] = float(learner.noted.get("sampling_seconds", 0.0))
@@ -196,6 +199,13 @@ class _Keeper:
             self._save(step, capture(self.learner))
         if number:
             raise self._reason(step, number)
+
+    def keep_begun(self, step: int) -> None:
+        """Save the state in which a step began that failed before it changed anything. A process cannot tell
+        the others.
+        """
+        if self.learner.is_alone and not self.learner.updates:
+            self._save(step, capture(self.learner))
 
     def stopped(self, step: int, number: int) -> Interrupted:
         """Save the state in which the step that was abandoned began; gives what to raise."""

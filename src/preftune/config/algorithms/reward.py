@@ -52,6 +52,13 @@ class RewardConfig(OfflineConfig):
     center_coef: NonNegative = Field(
         default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
     )
+    head_scale: NonNegative = Field(
+        default=1.0,
+        exclude_if=lambda scale: scale == 1.0,  # stages from before this setting stay valid
+        description="Spread of the new scalar head, in 1/sqrt(width + 1); 0 starts every score at 0. "
+        "Pretrained models with large last states need less than 1: their first scores differ more than "
+        "pairs teach.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     members: Count = Field(
         default=1,

@@ -6,6 +6,7 @@ from preftune.report.doctor.base import FEW_ROWS, Pathology, course, in_stages, 
 from preftune.report.view import StageView
 
 RATIO = 1e-3  # the first update's ratio is 1 but for rounding; half precision moves it by about this
+SERVED = 0.01  # nats a token between a server that samples and the policy: half precision is far below
 CUT, CUT_MORE = 0.8, 0.2  # share of replies without an end, and by how much it rose
 ENTROPY_LEFT = 0.5  # share of the entropy at the start
 ZERO_STD = 0.5
@@ -23,6 +24,9 @@ def _ratio(stage: StageView) -> str | None:
     first = course(stage, "first/val/ratio", "first/ratio")
     if first and (worst := peak([abs(v - 1) for v in first])) > RATIO:
         return f"the first update of a step has a mean ratio {worst:.2g} away from 1"
+    served = course(stage, "sampling/kl_k3")
+    if served and (worst := peak(served)) > SERVED:
+        return f"the server that samples is {worst:.2g} nats a token away from the policy"
     return None
 
 
@@ -132,7 +136,8 @@ TRAINING = (
     Pathology(
         "first ratio not 1",
         "the sampler and the learner disagree on the log-probabilities of the same tokens",
-        "train in float32, or report it: in float32 this is a fault of preftune",
+        "train in float32, or report it: in float32 this is a fault of preftune; where a server "
+        "samples: docs/vllm.md",
         in_stages(_ratio),
     ),
     Pathology(

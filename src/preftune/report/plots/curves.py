@@ -19,10 +19,10 @@ MAX_PANELS = 9
 # What to look at first; metrics that a stage does not log are passed over.
 FIRST = (
     "loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "objective/scores", "reward",
-    "objective/rlhf_reward", "objective/kl", "kl_per_sequence", "kl", "completions/mean_length",
-    "completions/clipped_ratio", "policy/approxkl_avg", "policy/clipfrac_avg", "frac_reward_zero_std",
-    "reward_std", "val/explained_variance", "policy/entropy_avg", "entropy", "rewards/chosen",
-    "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
+    "objective/rlhf_reward", "objective/kl", "kl_per_sequence", "kl", "sampling/kl_k3",
+    "completions/mean_length", "completions/clipped_ratio", "policy/approxkl_avg", "policy/clipfrac_avg",
+    "frac_reward_zero_std", "reward_std", "val/explained_variance", "policy/entropy_avg", "entropy",
+    "rewards/chosen", "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
 )  # fmt: skip
 SKIPPED = frozenset(
     {"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "sampling_seconds", "kl_coef"}

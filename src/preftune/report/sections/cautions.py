@@ -110,11 +110,18 @@ def _judge_warnings(run: RunView) -> list[str]:
     return found + _sanity_warnings(model)
 
 
+_IN_A_SENTENCE = {  # labels of evaluation.sanity
+    "rejected by people": "those that people rejected",
+    "chosen, its words shuffled": "the same with their words shuffled",
+    "its first word, over and over": "the same length of their first word, over and over",
+}
+
+
 def _sanity_warnings(model: RewardModelRecord) -> list[str]:
     """Responses that nobody would prefer, yet which the reward model does not put below the chosen one."""
     found = []
     for row in model.sanity:
-        below, what = row.below_chosen, clean(row.label, 60)
+        below, what = row.below_chosen, _IN_A_SENTENCE.get(row.label, clean(row.label, 60))
         if below is None or below.low is None or below.high is None or below.low > 0.5:
             continue
         relation = "prefers" if below.high < 0.5 else "is not shown to prefer the chosen responses to"
