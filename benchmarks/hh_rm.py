@@ -1,0 +1,329 @@
+"""The reward-model lab on HH: what words, length and reward models make of the same judgements.
+
+    python benchmarks/hh_rm.py run --data PATH [--rows length bag ...] [--fractions 1/16 1 ...] [--seeds 3]
+    python benchmarks/hh_rm.py table        docs/studies/hh-rm/STUDY.md from the cells that are there
+
+PATH holds HH-RLHF, a directory per source with train and validation files. A cell is a row of the table at
+one share of the training pairs and one seed, which draws that share: what it makes of every validation pair.
+It is written to benchmarks/results/hh_rm as soon as it is there, and not made again: a killed command goes on
+where it stood. Settings are chosen on a tenth of train, cut by prompt. Cells hold numbers, no text.
+"""
+
+import argparse
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preftune import api
+from preftune.config import load_recipe
+from preftune.data import Preference, prompt_hash
+from preftune.data.dataset import read_dataset
+from preftune.data.loader import order
+from preftune.evaluation.baselines import fit_bag_of_words, tokens
+from preftune.evaluation.calibration import nll
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "hh_rm"
+FRACTIONS = ("1/16", "1/8", "1/4", "1/2", "1")
+CHOOSE = 0.1  # of the training prompts
+# The recipe holds a tenth of train out for choosing; what is published learns from all but one prompt of it.
+WHOLE = "data.held_out=1e-9"
+SLOPE_PAIRS = 512  # training pairs that the slope of a reward model on length is fitted to
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A row that preftune trains: recipe, stage that scores, overrides, and pairs where not by fraction."""
+
+    recipe: str
+    stage: str
+    overrides: tuple[str, ...] = ()
+    pairs: int | None = None
+
+
+MODELS = {
+    "hh-scratch": Model("hh-scratch", "rm", (), 4000),
+    "smollm2-top6": Model("hh-rm", "rm"),
+    "smollm2-top6-two-epochs": Model("hh-rm", "rm", ("stage.rm.epochs=2",)),
+    "smollm2-top12": Model("hh-rm", "rm", ("model.trainable=top:12",)),
+    "smollm2-top12-two-epochs": Model("hh-rm", "rm", ("model.trainable=top:12", "stage.rm.epochs=2")),
+    "smollm2-top6-of-five": Model("hh-rm", "rm", ("stage.rm.members=5",)),
+    "smollm2-lora": Model("hh-rm", "rm", ("model.trainable=lora",), 3000),
+    "smollm2-dpo": Model(
+        "hh-rm",
+        "rm",
+        ("stage.rm.algorithm=dpo", "stage.rm.beta=0.1", "stage.rm.learning_rate=2e-4"),
+        3000,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Both splits as the recipe reads them, and what was left out of train."""
+
+    data: str
+    train: Sequence[Preference]
+    validation: Sequence[Preference]
+    left_out: Mapping[str, int]
+
+    def drawn(self, count: int, seed: int) -> list[Preference]:
+        """The training pairs that a run of this seed with so many rows learns from: `Session.shuffled`."""
+        return [self.train[i] for i in order(len(self.train), seed, "rows", 0)][:count]
+
+
+def read(data: str) -> Pairs:
+    found = read_dataset(load_recipe("hh-rm", [f"data.name={data}", WHOLE]).config.data)
+    files = [file for file in found.report["files"] if file["split"] == "train"]
+    left_out = sum((Counter(file["rejected"]) for file in files), Counter[str]())
+    held = len(found.test)
+    return Pairs(data, found.train, found.validation, {**left_out, "held_out_by_the_reader": held})
+
+
+def held_for_choice(pair: Preference) -> bool:
+    return int(prompt_hash(pair.prompt)[-8:], 16) < CHOOSE * 16**8
+
+
+def log_lengths(pairs: Sequence[Preference]) -> np.ndarray:
+    """ln of the words of chosen minus that of rejected: (n,)."""
+    words = [[len(tokens(text)) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+    return np.log(words) @ np.array([1.0, -1.0])
+
+
+def slope_on_length(margins: np.ndarray, lengths: np.ndarray) -> float:
+    """What a pair's margin gains with the log ratio of lengths: least squares through 0, since the two sides
+    of a pair are alike. Margin minus slope times ratio is the residual (Huang et al., arXiv:2409.17407,
+    whose curve is a local regression; here a line).
+    """
+    return float(margins @ lengths / (lengths @ lengths))
+
+
+Scores = Callable[[Sequence[Preference]], np.ndarray]  # margins of pairs, chosen minus rejected
+
+
+def logistic(x: Any, c: float) -> Any:
+    """Weights of σ(x · w), every pair the right way round; turned about in every other row for scikit-learn,
+    which wants both labels. No intercept: the two sides are alike.
+    """
+    from scipy.sparse import diags
+    from sklearn.linear_model import LogisticRegression
+
+    sign = np.where(np.arange(x.shape[0]) % 2, -1.0, 1.0)
+    model = LogisticRegression(C=c, fit_intercept=False, max_iter=1000, tol=1e-5)
+    return model.fit(diags(sign) @ x, sign).coef_[0]
+
+
+def length(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
+    """Two weights: of the difference in words, and in their logarithms."""
+
+    def features(of: Sequence[Preference]) -> np.ndarray:
+        words = np.array([[len(tokens(text)) for text in (p.chosen, p.rejected)] for p in of], dtype=float)
+        difference = np.array([1.0, -1.0])
+        return np.stack([words @ difference / 100, np.log(words) @ difference], axis=1)
+
+    weights = logistic(features(pairs), 1.0)
+    return lambda of: features(of) @ weights, {"weights": weights.tolist()}
+
+
+def bag(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
+    """The bag of words that every audit of preftune shows beside a reward model."""
+    fitted = fit_bag_of_words(pairs, seed)
+    assert fitted is not None
+    return fitted.advantages, {"l2": fitted.l2, "words": len(fitted.words)}
+
+
+def terms(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
+    """Words, and pairs of words, with the weighting and the penalty that are best on the tenth."""
+    held = [pair for pair in pairs if held_for_choice(pair)]
+    rest = [pair for pair in pairs if not held_for_choice(pair)]
+    losses = {}
+    for weighting in WEIGHTINGS:
+        x, of = vectors(rest, weighting)
+        y = of(held)
+        cs = [c * (100 if weighting[0] == "tf-idf" else 1) for c in PENALTIES]  # whose rows have length 1
+        losses |= {(*weighting, c): float(nll(y @ logistic(x, c)).mean()) for c in cs}
+    *weighting, c = best = min(losses, key=lambda key: losses[key])
+    x, of = vectors(pairs, tuple(weighting))
+    weights = logistic(x, c)
+    chosen = {"weighting": best[0], "ngrams": best[1], "C": c, "loss": losses[best], "held": len(held)}
+    return lambda those: of(those) @ weights, chosen
+
+
+def terms_by_kind(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
+    """`terms` twice: of harmless pairs and of helpful ones, whose labels contradict each other. It is told
+    which kind a pair is, as no reward model is.
+    """
+    made = {kind: terms([p for p in pairs if harmless(p) == kind], seed) for kind in (True, False)}
+
+    def score(of: Sequence[Preference]) -> np.ndarray:
+        both = np.stack([made[kind][0](of) for kind in (True, False)])
+        return np.where([harmless(p) for p in of], *both)
+
+    return score, {"harmless": made[True][1], "helpful": made[False][1]}
+
+
+def harmless(pair: Preference) -> bool:
+    return pair.source.startswith("harmless")
+
+
+WEIGHTINGS = (("counts", 1), ("presence", 1), ("presence", 2), ("tf-idf", 1), ("tf-idf", 2))
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def vectors(pairs: Sequence[Preference], weighting: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Features of chosen minus those of rejected of `pairs`, and the function that makes them of others."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+
+    kind, ngrams = weighting
+    shared: dict[str, Any] = {"tokenizer": tokens, "token_pattern": None, "lowercase": False, "min_df": 3}
+    shared["ngram_range"] = (1, ngrams)
+    maker = (
+        TfidfVectorizer(sublinear_tf=True, **shared)
+        if kind == "tf-idf"
+        else CountVectorizer(binary=kind == "presence", dtype=np.float64, **shared)
+    )
+    maker.fit([text for pair in pairs for text in (pair.chosen, pair.rejected)])
+
+    def of(those: Sequence[Preference]) -> Any:
+        return maker.transform([p.chosen for p in those]) - maker.transform([p.rejected for p in those])
+
+    return of(pairs), of
+
+
+FITTED = {"length": length, "bag": bag, "terms": terms, "terms-by-kind": terms_by_kind}
+
+
+def trained(
+    row: Model, pairs: Pairs, count: int, seed: int, work: Path, validation: Sequence[Preference]
+) -> dict[str, Any]:
+    """Margins of a model that `preftune train` makes; states below the trained blocks stay in the cache."""
+    from preftune.measure.reward_models import examiner
+    from preftune.runs.reopen import reopen
+    from preftune.runs.roles import keep_rows
+
+    overrides = [f"data.name={pairs.data}", WHOLE, f"seed={seed}", *row.overrides]
+    overrides += [f"stage.{row.stage}.rows={count}"]
+    api.run_recipe(row.recipe, overrides, out=str(work), until=row.stage)
+    session = reopen(work, write=False)
+    by = examiner(session, row.stage)
+    learnt = by.encoder.usable(pairs.drawn(count, seed)[:SLOPE_PAIRS])[0]
+    usable = by.encoder.usable(validation)[0]
+    if len(usable) < len(validation):
+        raise SystemExit(f"{len(validation) - len(usable)} validation pairs cannot be encoded")
+    ids = [by.encoder.pair(pair) for pair in usable]
+    keep_rows(session, [by.model], sum(2 * len(p) + len(c) + len(r) for p, c, r in ids))
+    found = {}
+    for what, part in (("train", learnt), ("validation", usable)):
+        found[what] = np.array([each["chosen"] - each["rejected"] for each in by.scored(what, part)])
+    return {
+        "margins": found["validation"],
+        "slope": slope_on_length(found["train"], log_lengths(learnt)),
+        "settings": {"overrides": [o for o in overrides if not o.startswith("data.name")]},
+    }
+
+
+def fitted(row: str, pairs: Pairs, count: int, seed: int, validation: Sequence[Preference]) -> dict[str, Any]:
+    rows = pairs.drawn(count, seed)
+    score, settings = FITTED[row](rows, seed)
+    slope = slope_on_length(score(rows), log_lengths(rows))
+    return {"margins": score(validation), "slope": slope, "settings": settings}
+
+
+def cell_of(row: str, pairs: Pairs, fraction: str, seed: int, many: int, work: Path) -> dict[str, Any]:
+    model = MODELS.get(row)
+    count = math.floor(Fraction(fraction) * len(pairs.train))
+    if model is not None and model.pairs is not None:
+        count = model.pairs
+    which = order(len(pairs.validation), 0, "validation", 0)[:many]  # the same for all rows
+    validation = [pairs.validation[i] for i in which]
+    if model is None:
+        made = fitted(row, pairs, count, seed, validation)
+    else:
+        name = f"{row}-{count}-{seed}"
+        made = trained(model, pairs, count, seed, work / name, validation)
+    margins = [float(f"{margin:.5g}") for margin in made.pop("margins")]
+    return {
+        "row": row,
+        "pairs": count,
+        "seed": seed,
+        "of": len(pairs.train),
+        **made,
+        "validation": [int(i) for i in which],
+        "margins": margins,
+    }
+
+
+def wanted_cells(rows: Sequence[str], fractions: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:
+    for row in rows:
+        if row in MODELS and MODELS[row].pairs is not None:
+            yield row, "1", 0
+            continue
+        for fraction in fractions:
+            # all pairs are the same pairs whatever the seed; what has no random start is then the same
+            for seed in range(1 if row in FITTED and fraction == "1" else seeds):
+                yield row, fraction, seed
+
+
+def run(asked: argparse.Namespace) -> None:
+    pairs = read(asked.data)
+    asked.results.mkdir(parents=True, exist_ok=True)
+    about = {
+        "train": len(pairs.train),
+        "left_out": dict(pairs.left_out),
+        "train_sources": dict(Counter(pair.source for pair in pairs.train)),
+        "sources": [pair.source for pair in pairs.validation],
+        "log_lengths": [float(f"{x:.5g}") for x in log_lengths(pairs.validation)],
+    }
+    write(asked.results / "pairs.json", about)
+    for row, fraction, seed in wanted_cells(asked.rows, asked.fractions, asked.seeds):
+        many = min(asked.validation or len(pairs.validation), len(pairs.validation))
+        file = asked.results / f"{row}-{fraction.replace('/', 'of')}-{seed}.json"
+        if file.is_file() and len(json.loads(file.read_text())["margins"]) >= many:
+            continue
+        cell = cell_of(row, pairs, fraction, seed, many, asked.work)
+        write(file, {**cell, "fraction": fraction})
+        right = np.mean(np.array(cell["margins"]) > 0)
+        print(f"{row:24s} {fraction:5s} seed {seed}: {right:.3f} of {many}, {cell['settings']}", flush=True)
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def main() -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--data", help="directory of HH-RLHF")
+    parser.add_argument("--rows", nargs="+", choices=[*FITTED, *MODELS], default=[*FITTED])
+    parser.add_argument("--fractions", nargs="+", choices=FRACTIONS, default=[*FRACTIONS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--validation", type=int, help="the first so many validation pairs, shuffled; all")
+    parser.add_argument("--work", type=Path, default=Path("runs/hh-rm-lab"), help="directory of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if asked.what == "run":
+        if not asked.data:
+            parser.error("run needs --data PATH")
+        run(asked)
+    else:
+        from hh_rm_table import study
+
+        page = ROOT / "docs" / "studies" / "hh-rm" / "STUDY.md"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(study(asked.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
