@@ -23,8 +23,8 @@ from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "plan.json"
 # hh-scratch with a budget that a busy core can bear; lengths, models and batches are its own.
-SMALLER = ("model.scratch.steps=60", "stage.sft.rows=320", "stage.rm.rows=320", "stage.rm2.rows=320")
-SMALLER += ("stage.ppo.steps=6", "stage.grpo.steps=6", "stage.dpo.rows=320", "evaluation.prompts=20")
+SMALLER = ("model.scratch.steps=30", "stage.sft.rows=160", "stage.rm.rows=160", "stage.rm2=none")
+SMALLER += ("stage.ppo.steps=4", "stage.grpo.steps=4", "stage.dpo.rows=160", "evaluation.prompts=10")
 CASES = {
     "tiny": ("tiny",),
     "quickstart": ("quickstart",),
@@ -70,9 +70,40 @@ def child(part: str, words: list[str]) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
+def known() -> dict[str, Any]:
+    """What is in the result file."""
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+
+
+def table() -> str:
+    """The results as the table of docs/commands.md: stages in the order of their length."""
+    lines = [
+        "| recipe, stage | time: planned | measured | memory: planned | measured |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in known().items():
+        both = [(stage, sides) for stage, sides in result["stages"].items() if sides["planned"]]
+        rows = [(stage, sides["planned"], sides["measured"]) for stage, sides in both]
+        for stage, said, was in sorted(rows, key=lambda row: -row[2]["seconds"]):
+            times = f"{said['seconds']:.1f} s | {was['seconds']:.1f} s"
+            lines.append(f"| {name}, {stage} | {times} | {said['mib']:,.0f} MiB | {was['mib']:,.0f} MiB |")
+        sums = [sum(row[side]["seconds"] for row in rows) for side in (1, 2)]
+        peaks = [max(row[side]["mib"] for row in rows) for side in (1, 2)]
+        off = [f"{planned / was - 1:+.0%}".replace("-", "−") for planned, was in (sums, peaks)]
+        lines.append(
+            f"| **{name}, all stages** | {sums[0]:.1f} s ({off[0]}) | {sums[1]:.1f} s | "
+            f"{peaks[0]:,.0f} MiB ({off[1]}) | {peaks[1]:,.0f} MiB |"
+        )
+        rest = result["stages"]["evaluation"]["measured"]
+        lines.append(
+            f"| {name}, evaluation | not planned | {rest['seconds']:.1f} s | | {rest['mib']:,.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="+")
+    parser.add_argument("words", nargs="*", help="by default the table of what is known is printed")
     parser.add_argument("--shared", default=os.environ.get("PREFTUNE_SHARED", "../shared"))
     parser.add_argument("--part", choices=["plan", "run"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -83,19 +114,21 @@ def main() -> None:
         found = planned(asked.words) if asked.part == "plan" else measured(asked.words)
         asked.out.write_text(json.dumps(found), encoding="utf-8")
         return
-    results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    if not asked.words:
+        print(table())
     for name in asked.words:
-        if name in results:
+        if name in known():
             continue
         words = [word.format(shared=asked.shared) for word in CASES[name]]
         sides = {"planned": child("plan", words), "measured": child("run", words)}
-        results[name] = {
+        result = {
             "settings": list(CASES[name][1:]),
             "made": datetime.now(UTC).strftime("%Y-%m-%d"),
             "stages": {
                 stage: {side: sides[side].get(stage) for side in sides} for stage in sides["measured"]
             },
         }
+        results = known() | {name: result}
         RESULT.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -54,6 +54,7 @@ FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know ho
 HOMES: dict[str, str | tuple[str, ...]] = {"accelerate": ("training/learner.py", "training/track.py")}
 HOMES |= {"peft": "models/adapter.py", "datasets": "data/"}
 HOMES |= {"starlette": "label/", "uvicorn": "label/"}
+HOMES |= {"submitit": "study/on_slurm.py", "ray": "study/on_ray.py"}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 RUNS_CODE = {
     *("eval", "exec", "compile", "__import__", "torch.load", "torch.hub.load", "torch.jit.load"),
@@ -274,6 +275,7 @@ def test_every_part_has_a_place() -> None:
         ("selftest/x.py", "from preftune.cli import main"),
         ("report/x.py", "import torch"),
         ("study/x.py", "import uvicorn"),
+        ("study/launch.py", "import ray"),
         ("label/x.py", "from preftune.study.design import Wanted"),
         ("report/x.py", "from preftune.evaluation import stats"),
         ("runs/x.py", "from preftune.report import build"),

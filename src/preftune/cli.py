@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,8 @@ from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
-from preftune.stops import Interrupted, end_with_parent, handled
+from preftune.stops import Interrupted
+from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
 from preftune.untrusted import holds_credential, printable
 from preftune.verify.command import verify_resume
 from preftune.watch.command import watch
@@ -30,13 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
 )
 
-Recipe = Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a .toml file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings to change, such as stage.ppo.learning_rate=1e-6."
-    ),
-]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")]
 Out = Annotated[str | None, typer.Option(help="Run directory; by default runs/<name>.")]
 DryRun = Annotated[
@@ -138,7 +131,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     """Say what a run would take: rows, steps, time, memory, disk; takes two steps of every stage."""
     from preftune import api
 
-    for line in api.plan(recipe, _out_of(overrides, None)[1]):
+    for line in api.plan(recipe, out_of(overrides, None)[1]):
         typer.echo(printable(line))
 
 
@@ -258,50 +251,8 @@ def doctor(
     typer.echo(printable(examine(run, json)))
 
 
-@app.command()
-def study(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first; the others follow it.")] = 0,
-    sweep: Annotated[
-        str | None, typer.Option(metavar="KEY=A,B;KEY=C", help="Also run stages at these values of settings.")
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens through each policy's training forward; by default those of the first online stage. "
-            "0 keeps the recipe's own sizes."
-        ),
-    ] = None,
-    pairs: Annotated[int, typer.Option(help="Fresh pairs that test the reward model, each set.")] = 2000,
-    replies: Annotated[int, typer.Option(help="Replies of each policy to a prompt.")] = 4,
-    jobs: Annotated[int, typer.Option(help="Seeds at a time, one thread each.")] = 1,
-    reports: Annotated[bool, typer.Option(help="Evaluate and report every seed's run, too.")] = True,
-    keep: Annotated[Path | None, typer.Option(help="Read and put numbers of finished seeds here.")] = None,
-    out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
-) -> None:
-    """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
-    from preftune.study.design import Wanted
-    from preftune.study.launch import run_study
-
-    place, settings = _out_of(overrides, out)
-    wanted = Wanted(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
-    where = Path(place or f"studies/{Path(recipe).stem}")
-    run_study(wanted, where, seeds=seeds, first_seed=first_seed, jobs=jobs, reports=reports, keep=keep)
-
-
-@app.command(hidden=True)
-def study_seed(directory: str, seed: int, reports: bool = True, child: bool = False) -> None:
-    """Run one seed of a study that `study` has designed; `study` starts it as its child."""
-    from preftune.study.seed import run_seed
-
-    with handled():
-        if child:
-            end_with_parent()
-        run_seed(Path(directory), seed, reports)
-
-
+app.command()(study)
+app.command("study-seed", hidden=True)(study_seed)
 app.command("verify-resume")(verify_resume)
 
 
@@ -328,7 +279,7 @@ def _run(
     until: str | None = None,
 ) -> None:
     """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
-    out, overrides = _out_of(overrides, out)
+    out, overrides = out_of(overrides, out)
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
@@ -352,13 +303,6 @@ def _run(
         recipe, overrides, out=out, until=until, resume=not kept.restart, mirror=kept.mirror,
         from_run=kept.from_run, redo=kept.redo,
     )  # fmt: skip
-
-
-def _out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The last `out=DIR` among the words, or the option; and the words without it."""
-    places = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
-    settings = tuple(text for text in overrides or () if not text.startswith("out="))
-    return (places[-1] if places else out), settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ class InputMissing(PreftuneError):
 
 
 class BackendMissing(PreftuneError):
-    """An optional package is needed and not installed."""
+    """An optional package, or the service behind it, is needed and not there."""
 
     code = 69
 

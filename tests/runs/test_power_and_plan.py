@@ -1,6 +1,8 @@
 """What a run would take and could find, said before it begins."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +115,31 @@ def test_what_does_not_fit_says_which_setting_to_turn() -> None:
     assert "ppo needs 50 MiB of memory and 49 are free; lower stage.ppo.microbatch_size" in memory
     assert "checkpoint.keep=1 (now 2)" in disk
     assert not [line for line in fits(costs, config, memory=51.0, disk=2.0**32) if "does not fit" in line]
+
+
+def test_the_table_of_what_was_measured_is_that_of_the_results() -> None:
+    """docs/commands.md beside benchmarks/results/plan.json, and the sums within what the page promises."""
+    root, sides = Path(__file__).parents[2], ("planned", "measured")
+    results = json.loads((root / "benchmarks" / "results" / "plan.json").read_text(encoding="utf-8"))
+    page = (
+        (root / "docs" / "commands.md").read_text(encoding="utf-8").partition("### Planned and measured")[2]
+    )
+    rows = [
+        [cell.strip(" *") for cell in line.split("|")[1:-1]] for line in page.splitlines() if "MiB" in line
+    ]
+    shown = {
+        name: [float(cell.split()[0].replace(",", "")) for cell in cells if cell[:1].isdigit()]
+        for name, *cells in rows
+    }
+    for recipe, result in results.items():
+        stages = {
+            name: [each[side] for side in sides] for name, each in result["stages"].items() if each["planned"]
+        }
+        for name, both in stages.items():
+            expected = [each[unit] for unit in ("seconds", "mib") for each in both]
+            assert shown[f"{recipe}, {name}"] == pytest.approx(expected, abs=0.51)
+        time = [sum(both[side]["seconds"] for both in stages.values()) for side in (0, 1)]
+        memory = [max(both[side]["mib"] for both in stages.values()) for side in (0, 1)]
+        assert shown[f"{recipe}, all stages"] == pytest.approx([*time, *memory], abs=0.51)
+        assert time[0] == pytest.approx(time[1], rel=0.25)
+        assert memory[0] == pytest.approx(memory[1], rel=0.15)

@@ -1,5 +1,6 @@
 """The smallest study there is: settings on top of the recipe `tiny`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from preftune.rundir import read_json
 from preftune.study.design import Wanted
+from preftune.study.places import seed_dir
 
 SEEDS = (3, 4)  # of the study that tests share
 POLICIES = {"base", "sft", "ppo", "grpo", "dpo", "ceiling", "best_of_4"}
@@ -38,3 +40,14 @@ def values(out: Path, seed: int, policy: str, kind: str, measure: str) -> np.nda
     return np.array(
         read_json(out / f"seed-{seed}" / "study" / f"{policy}.json")["sets"][kind][measure], float
     )
+
+
+def without_grpo(out: Path, seed: int) -> None:
+    """Make of a finished seed one that was killed after all other stages, before GRPO was measured."""
+    place = seed_dir(out, seed)
+    (out / "study.json").unlink()
+    for name in ("seed", "grpo"):
+        (place / "study" / f"{name}.json").unlink()
+    shutil.rmtree(place / "models" / "policy_grpo")
+    (place / "stages" / "grpo" / "stage.json").unlink()
+    (place / "stages" / "grpo" / "metrics.jsonl").unlink()

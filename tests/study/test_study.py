@@ -16,8 +16,8 @@ from preftune.rundir import read_json, read_jsonl, write_json
 from preftune.study.design import Wanted, load_design, make_design
 from preftune.study.launch import run_study
 from preftune.study.page import study_text
+from preftune.study.places import facts_file
 from preftune.study.pool import collapse, pool
-from preftune.study.seed import facts_file
 from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, best_at_kl, best_table, read_seed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted
+from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted, without_grpo
 
 from preftune import cli
 from preftune.config import RewardConfig, load_recipe
@@ -54,12 +54,7 @@ def test_an_interrupted_study_resumes(
     """Killed in seed 4, after SFT and before the measurement of GRPO: only what is missing is made."""
     out = tmp_path / "resumed"
     shutil.copytree(two_seeds, out)
-    (out / "study.json").unlink()
-    for name in ("seed", "grpo"):
-        (out / "seed-4" / "study" / f"{name}.json").unlink()
-    shutil.rmtree(out / "seed-4" / "models" / "policy_grpo")
-    (out / "seed-4" / "stages" / "grpo" / "stage.json").unlink()
-    (out / "seed-4" / "stages" / "grpo" / "metrics.jsonl").unlink()
+    without_grpo(out, 4)
     kept = [out / "seed-4/models/policy_sft/model.safetensors", out / "seed-4/study/ppo.json"]
     before = [path.stat().st_mtime_ns for path in kept]
     resumed = study_of(out, seeds=2, first_seed=3)

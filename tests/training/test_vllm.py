@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from resuming import STEPS, prepare, rows
 from torch import Tensor
 
+from gloo import join, two
 from llm_server import serving
+from patience import PATIENCE
 from preftune.config.sampler import SamplerConfig
 from preftune.errors import ConfigError, InputMissing, SamplerDisagrees
 from preftune.functional.advantages import importance_weights
@@ -43,10 +46,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
 
 
-def sampler(server: VLLMServer, where: Path, **more: Any) -> VLLM:
+def sampler(server: VLLMServer, where: Path, learner: Learner | None = None, **more: Any) -> VLLM:
     config = SamplerConfig(**{"url": server.url, "weights_dir": str(where), "retries": 2, **more})
     session: Any = SimpleNamespace(config=SimpleNamespace(sampler=config, name="run"))
-    found = server_of(session, "grpo", TOKENIZER, Learner())
+    found = server_of(session, "grpo", TOKENIZER, learner or Learner())
     assert found is not None
     return found
 
@@ -114,6 +117,31 @@ def trained(server: VLLMServer, out: Path, **more: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resuming, "Judge", partial(Judge, sampler=source))
         return resuming.run("grpo", out / "out", size=2)
+
+
+def one_of_two(rank: int, port: int, server: int, where: Path, told: Connection) -> None:
+    join(rank, port)
+    told.send(stepped(VLLMServer(port=server), where, shard=True))
+
+
+def stepped(server: VLLMServer, where: Path, shard: bool = False) -> dict[str, float]:
+    """A step on three prompts, of which one of two processes has two."""
+    made, learner, _ = prepare("grpo", shard=shard)
+    made.scorer = replace(made.scorer, sampler=sampler(server, where, learner))  # type: ignore[attr-defined]
+    return made.step(learner.place(prompts(1, 3)))
+
+
+@pytest.mark.xdist_group("distributed")
+def test_two_processes_with_parts_hand_over_once_and_ask_for_what_one_asks(
+    server: VLLMServer, tmp_path: Path
+) -> None:
+    alone = stepped(server, tmp_path)
+    with two(one_of_two, server.port, tmp_path) as both:
+        for each in both:
+            assert each.poll(PATIENCE)
+            assert each.recv() == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert len(server.loaded) == 2
+    assert server.paths.count(COMPLETIONS) == 6
 
 
 # --- importance weights -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 from preftune.config import RunConfig, StageSettings
 from preftune.data import Dataset
 from preftune.data.dataset import KINDS, SPLIT_NAMES
+from preftune.data.formats.table import FORMS
 from preftune.errors import ConfigError, DataError
 from preftune.records.verdict import MIN_PROMPTS, smallest_gain
 from preftune.rundir import BASE, RunDir
@@ -106,8 +107,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
                 f"{stage.data or config.data.name}: its rows are {KINDS[own.kind]}, and the stage {name} "
                 f"({stage.algorithm}) needs "
                 + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
-                "docs/data.md shows the forms of rows; "
-                f"row 1 has the columns {own.report.get('columns', 'of pairs')}",
+                f"{FORMS}; row 1 has the columns {own.report.get('columns', 'of pairs')}",
             )
         if own is not None and own.kind == stage.batch == "unpaired" and not own.undesirable:
             raise DataError(

@@ -12,7 +12,7 @@ from preftune.rundir import RunDir, read_object, write_json
 from preftune.runs.sources import load_dataset
 from preftune.runs.stages import digest
 from preftune.study.design import VERSION, Design
-from preftune.study.seed import facts_file
+from preftune.study.places import facts_file
 from preftune.sums import check, read_sealed, sums, write_sealed
 
 RECORD = "seed.json"

@@ -2,16 +2,13 @@
 
 import os
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
-from preftune.config import load_recipe
-from preftune.errors import PreftuneError, UsageError
+from preftune.config import load_recipe, stage_order
+from preftune.config.graph import stages_until
+from preftune.errors import InputMissing, UsageError, meant
 from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
@@ -19,7 +16,7 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import absolute, check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.sources import load_dataset
-from preftune.stops import PATIENCE, handled
+from preftune.stops import handled
 from preftune.study.design import (
     FRESH_PAIRS,
     REPLIES,
@@ -28,13 +25,39 @@ from preftune.study.design import (
     load_design,
     make_design,
     save_design,
+    swept,
 )
+from preftune.study.here import Here
 from preftune.study.kept import keep as put_by
 from preftune.study.kept import kept
-from preftune.study.seed import facts_file, finished, run_seed, seed_dir
+from preftune.study.on_ray import Ray
+from preftune.study.on_slurm import Slurm
+from preftune.study.places import facts_file, numbers_in, seed_dir
+from preftune.study.seed import finished, run_seed
+from preftune.study.tasks import Crew, Task, carry_out
+from preftune.world.dataset import world_hash
 
-_POLL = 0.5  # seconds between looks at the seeds' processes
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+HERE = "here"
+ON = (HERE, "slurm", "submitit-local", "ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Who runs the seeds, and how.
+
+    `resources`: what a cluster gives each task, in submitit's or Ray's words. `retries`: how often a task is
+    begun again that was lost or stopped. `mirror`: where machines without common storage hand results over.
+    """
+
+    on: str = HERE
+    resources: Mapping[str, int | float | str] = field(default_factory=dict)
+    retries: int = 3
+    mirror: Path | None = None
+
+    @property
+    def threads(self) -> int:
+        """Of a task's process: one for each processor that was asked for; numbers may hang on it."""
+        return int(self.resources.get("cpus_per_task", self.resources.get("num_cpus", 1))) or 1
 
 
 def run_study(
@@ -43,9 +66,10 @@ def run_study(
     *,
     seeds: int,
     first_seed: int = 0,
-    jobs: int = 1,
+    jobs: int | None = 1,
     reports: bool = True,
     keep: Path | None = None,
+    where: Where = Where(),
 ) -> Path:
     """Run what is missing of every seed, then write study.json, STUDY.md and figures; returns study.json.
 
@@ -54,27 +78,57 @@ def run_study(
     from a second thread. Raises UsageError or ConfigError for what cannot be studied, and PreftuneError if a
     seed fails, after the others have ended.
     """
-    if min(seeds, jobs, wanted.fresh_pairs, wanted.replies) < 1 or first_seed < 0:
-        raise UsageError("--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed 0 or more")
-    if any(text.partition("=")[0].strip() == "seed" for text in wanted.overrides):
-        raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
+    _refuse(wanted, seeds, jobs, first_seed, keep, where)
     console, numbers = Console(), [first_seed + i for i in range(seeds)]
+    keep = numbers_in(where.mirror) if where.mirror else keep
     out.mkdir(parents=True, exist_ok=True)
     with handled(), held(RunDir(out)):
         design = _design(wanted, out)
+        if where.mirror:
+            save_design(design, where.mirror)
         places = {seed: place for seed in numbers if keep and (place := kept(keep, design, seed))}
         waiting = [seed for seed in numbers if seed not in places and not finished(out, design, seed)]
         for seed in numbers:
             if seed not in waiting:
                 console.line(f"seed {seed} finished before")
-        _run(out, waiting, jobs, reports, console)
-        if keep:
-            for seed in (seed for seed in numbers if seed not in places):
-                put_by(out, keep, design, seed)
-        places = {seed: places.get(seed, facts_file(out, seed)) for seed in numbers}
+        _run(out, waiting, design, jobs, reports, where, console)
+        places = {seed: places.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
         _write(out, design, places, _command(wanted, numbers, out, reports, keep))
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
+
+
+def _refuse(
+    wanted: Wanted, seeds: int, jobs: int | None, first_seed: int, keep: Path | None, where: Where
+) -> None:
+    """UsageError for what contradicts itself."""
+    counts = (seeds, 1 if jobs is None else jobs, wanted.fresh_pairs, wanted.replies)
+    if min(counts) < 1 or min(first_seed, where.retries) < 0:
+        raise UsageError(
+            "--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed and --retries 0 or more"
+        )
+    if any(text.partition("=")[0].strip() == "seed" for text in wanted.overrides):
+        raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
+    if where.on not in ON:
+        raise UsageError(
+            f"--on {where.on}: no such place", f"{meant(where.on, ON)}choose one of {', '.join(ON)}"
+        )
+    if where.resources and where.on == HERE:
+        raise UsageError("--resource is for a cluster", "say which one with --on slurm or --on ray")
+    if keep and where.mirror:
+        raise UsageError("--mirror keeps numbers in DIR/numbers by itself", "leave --keep out")
+
+
+def _numbers(out: Path, keep: Path | None, design: Design, seed: int) -> Path:
+    """The seed.json of a seed that has just been made; without common storage it lies in the mirror alone."""
+    if finished(out, design, seed):
+        if keep:
+            put_by(out, keep, design, seed)
+        return facts_file(out, seed)
+    if keep and (place := kept(keep, design, seed)):
+        return place
+    hint = "is it the same directory on every machine? Where it is not, give one that is with --mirror"
+    raise InputMissing(f"seed {seed} has ended, and its numbers are not in {keep or out}", hint)
 
 
 def _design(wanted: Wanted, out: Path) -> Design:
@@ -100,80 +154,63 @@ def _design(wanted: Wanted, out: Path) -> Design:
     return design
 
 
-@dataclass(slots=True, kw_only=True)
-class _Child:
-    seed: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    file: IO[bytes]
-    began: float
-
-
-def _run(out: Path, seeds: Sequence[int], jobs: int, reports: bool, console: Console) -> None:
-    if jobs == 1 or len(seeds) == 1:
+def _run(
+    out: Path,
+    seeds: Sequence[int],
+    design: Design,
+    jobs: int | None,
+    reports: bool,
+    where: Where,
+    console: Console,
+) -> None:
+    """Have these seeds made, here or elsewhere."""
+    at_once = jobs or (1 if where.on == HERE else len(seeds) * (1 + len(swept(design))))
+    if where.on == HERE and (at_once == 1 or len(seeds) <= 1):
         for seed in seeds:
             console.line(f"seed {seed}")
-            run_seed(out, seed, reports)
+            run_seed(out, seed, reports, mirror=where.mirror)
         return
-    waiting, running, failed = list(seeds), list[_Child](), list[_Child]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(out, waiting.pop(0), reports))
-                console.line(f"seed {running[-1].seed} started, log {running[-1].log}")
-            time.sleep(_POLL)
-            for child in [c for c in running if c.process.poll() is not None]:
-                running.remove(child)
-                child.file.close()
-                took = time.monotonic() - child.began
-                if child.process.returncode == 0:
-                    console.line(f"seed {child.seed} finished in {took:.0f} s")
-                else:
-                    failed.append(child)
-                    console.line(f"seed {child.seed} FAILED with code {child.process.returncode}")
-    finally:
-        for child in running:  # an interrupt: the seeds resume with the next call
-            child.process.terminate()
-        for child in running:
-            try:
-                child.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
-            child.file.close()
-    if failed:
-        raise _failure(failed[0], len(failed), len(seeds))
+    tasks = _tasks(out, seeds, design, reports, where)
+    if tasks:
+        carry_out(tasks, _crew(out, where), at_once=at_once, retries=where.retries, console=console)
 
 
-def _failure(child: _Child, failed: int, seeds: int) -> PreftuneError:
-    """What the first failing seed complained of, with its exit code."""
-    lines = child.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    said = lines[starts[-1] :][:3] if starts else lines[-1:]
-    error = PreftuneError(
-        f"{failed} of {seeds} seeds failed; seed {child.seed}: " + "\n".join(said).removeprefix("error: "),
-        hint=f"see {child.log}; the same command runs the failed seeds again",
+def _tasks(out: Path, seeds: Sequence[int], design: Design, reports: bool, where: Where) -> list[Task]:
+    """One task a seed. On a cluster with a sweep first the stages that are not of it, then each of its
+    points, then what is left: the measurement.
+    """
+    away, stages, made = where.on != HERE, design.config.stage, list[Task]()
+    common = Task(
+        out=out.absolute() if away else out,
+        seed=0,
+        reports=reports,
+        mirror=where.mirror and where.mirror.absolute(),
+        threads=where.threads,
+        folder=os.getcwd() if away else "",
     )
-    error.code = child.process.returncode if child.process.returncode > 0 else error.code
-    return error
+    points = {point: tuple(stages_until(stages, point)) for point in (swept(design) if away else ())}
+    own = tuple(name for name in stage_order(stages) if name not in points)
+    for seed in seeds:
+        before = list[Task]()
+        if points:
+            first = replace(common, seed=seed, stages=own)
+            before = [
+                replace(common, seed=seed, stages=needs, point=point, after=(first,))
+                for point, needs in points.items()
+            ]
+            made += [first, *before]
+        made.append(replace(common, seed=seed, after=tuple(before)))
+    return made
 
 
-def _start(out: Path, seed: int, reports: bool) -> _Child:
-    log = seed_dir(out, seed) / "study" / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = log.open("ab")
-    command = [sys.executable, "-m", "preftune", "study-seed", str(out), str(seed), "--child"]
-    command += [] if reports else ["--no-reports"]
-    environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
-    process = subprocess.Popen(  # noqa: S603
-        # It reads its input until that ends, which the system sees to when this process does.
-        command,
-        stdin=subprocess.PIPE,
-        stdout=file,
-        stderr=subprocess.STDOUT,
-        env=environment,
-    )
-    return _Child(seed=seed, process=process, log=log, file=file, began=time.monotonic())
+def _crew(out: Path, where: Where) -> Crew:
+    """Who carries the tasks out. BackendMissing where that is not installed."""
+    if where.on == HERE:
+        return Here()
+    if where.on == "ray":
+        return Ray(where.resources)
+    cluster = "slurm" if where.on == "slurm" else "local"
+    return Slurm((where.mirror or out).absolute() / "jobs", where.resources, cluster)
 
 
 def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) -> None:
@@ -189,8 +226,10 @@ def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) 
     study["command"] = command
     study["seeds_wanted"] = list(places)
     data = RunDir(seed_dir(out, next(iter(places)))).data
-    world = read_record(data, DataRecord).world if data.is_file() else {}  # of kept seeds there is no run
-    study["world_sha256"] = world.get("world_sha256")
+    world = read_record(data, DataRecord).world if data.is_file() else {}
+    # Of kept seeds there is no run here; their key says that their world is the one of this code.
+    now = world_hash() if design.is_world and not data.is_file() else None
+    study["world_sha256"] = world.get("world_sha256", now)
     for name, text in draw(study).items():
         write_text(out / "figures" / name, text)
     write_text(out / "STUDY.md", study_text(study))

@@ -1,8 +1,10 @@
 """One seed of a study: a full run directory, and what was measured beside it."""
 
+import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.config import stage_order
 from preftune.records.study import SeedRecord
@@ -11,18 +13,14 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.sources import load_dataset
-from preftune.study.design import Design, load_design
+from preftune.study.design import Design, load_design, save_design, swept
+from preftune.study.kept import keep
+from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.tokens import spent_tokens
 from preftune.sums import check, read_sealed, sums, write_sealed
 
-
-def seed_dir(out: Path, seed: int) -> Path:
-    return out / f"seed-{seed}"
-
-
-def facts_file(out: Path, seed: int) -> Path:
-    """Written last: a seed that has it is finished."""
-    return seed_dir(out, seed) / "study" / "seed.json"
+if TYPE_CHECKING:
+    from preftune.runs.session import Session
 
 
 def finished(out: Path, design: Design, seed: int) -> bool:
@@ -36,35 +34,76 @@ def finished(out: Path, design: Design, seed: int) -> bool:
     return True
 
 
-def run_seed(out: Path, seed: int, reports: bool = True) -> None:
-    """Train, evaluate and measure one seed; what exists is not made again."""
+def run_seed(
+    out: Path,
+    seed: int,
+    reports: bool = True,
+    *,
+    mirror: Path | None = None,
+    stages: Sequence[str] = (),
+    point: str | None = None,
+) -> None:
+    """Train, evaluate and measure one seed; what exists is not made again. With `stages` only these are
+    trained: a part of a seed that is spread over machines. `point`, the last of them, has a run directory of
+    its own beside the seed's, so that several can be trained at a time; the seed takes it over.
+
+    `mirror` is the study's, for machines without common storage: the design comes from there, checkpoints and
+    models go to its seed-N, a finished seed's numbers to its `numbers`.
+    """
+    if mirror is not None and (mirror / "design.json").is_file():
+        save_design(load_design(mirror), out)
     design = load_design(out)
-    if finished(out, design, seed):
+    if not stages and finished(out, design, seed):
         return
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
     dataset = load_dataset(config.data, seed)
-    run = RunDir(seed_dir(out, seed))
+    own = RunDir(seed_dir(out, seed))
+    run = own if point is None else RunDir(point_dir(out, seed, point))
     with held(run):
         console = Console(log=run.log(run.next_attempt()))
-        from preftune.measure.write_up import measure_and_report
         from preftune.runs import runner
-        from preftune.study.measure import measure_seed
+        from preftune.runs.takeover import take
 
-        session = runner.open_session(config, dataset, run, console)
+        session = runner.open_session(
+            config,
+            dataset,
+            run,
+            console,
+            None if mirror is None else str(seed_dir(mirror, seed)),
+            origin=None if point is None else own,
+        )
+        if stages:
+            runner.train_stages(session, stages)
+            return
+        for name in swept(design):
+            take(session, RunDir(point_dir(out, seed, name)), session.stage(name))
         order = stage_order(config.stage)
         runner.train_stages(session, order)
-        if reports:
-            measure_and_report(session, [name for name in order if name in design.own])
-        facts = measure_seed(session, design)
-        tuned = [n for n, s in config.stage.items() if s.tunes]
-        record: dict[str, Any] = {
-            "seed": seed,
-            "key": design.key(seed),
-            "seconds": time.monotonic() - began,  # of the last attempt
-            **facts,
-            "tokens": {name: spent_tokens(run, name) for name in tuned},
-        }
-        SeedRecord.model_validate(record)
-        numbers = [file for file in facts_file(out, seed).parent.glob("*.json") if file.name != "seed.json"]
-        write_sealed(facts_file(out, seed), {**record, "files": sums(run, numbers)})
+        _measure(session, design, out, reports, began)
+    for name in swept(design):
+        shutil.rmtree(point_dir(out, seed, name), ignore_errors=True)
+    if mirror is not None:
+        keep(out, numbers_in(mirror), design, seed)
+
+
+def _measure(session: "Session", design: Design, out: Path, reports: bool, began: float) -> None:
+    """Evaluate and measure a trained seed; its facts are written last."""
+    from preftune.measure.write_up import measure_and_report
+    from preftune.study.measure import measure_seed
+
+    config, run, place = session.config, session.run, facts_file(out, session.config.seed)
+    if reports:
+        measure_and_report(session, [name for name in stage_order(config.stage) if name in design.own])
+    facts = measure_seed(session, design)
+    tuned = [n for n, s in config.stage.items() if s.tunes]
+    record: dict[str, Any] = {
+        "seed": config.seed,
+        "key": design.key(config.seed),
+        "seconds": time.monotonic() - began,  # of the last attempt
+        **facts,
+        "tokens": {name: spent_tokens(run, name) for name in tuned},
+    }
+    SeedRecord.model_validate(record)
+    numbers = [file for file in place.parent.glob("*.json") if file.name != place.name]
+    write_sealed(place, {**record, "files": sums(run, numbers)})
