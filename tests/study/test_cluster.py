@@ -20,7 +20,7 @@ from preftune.study import seed as one_seed
 from preftune.study.command import resources
 from preftune.study.design import load_design, save_design
 from preftune.study.launch import Where, run_study
-from preftune.study.places import facts_file, point_dir, seed_dir
+from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.seed import run_seed
 from preftune.study.tasks import Ended, Task, carry_out
 
@@ -157,6 +157,8 @@ def test_a_machine_without_common_storage_goes_by_the_mirror(
     for name in (BASE, *config.stage):
         session.mirror.put_stage(session.stage(name))
     save_design(design, mirror)
+    run_seed(tmp_path / "worker", 3, False, mirror=mirror)
+    shutil.rmtree(numbers_in(mirror))  # it was stopped before they went there
     run_seed(tmp_path / "worker", 3, False, mirror=mirror)
     assert not facts_file(tmp_path / "head", 3).exists()
     asked = Where(on="slurm", mirror=mirror)  # all is there: no cluster is asked

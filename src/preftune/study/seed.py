@@ -53,8 +53,22 @@ def run_seed(
     if mirror is not None and (mirror / "design.json").is_file():
         save_design(load_design(mirror), out)
     design = load_design(out)
-    if not stages and finished(out, design, seed):
-        return
+    if stages or not finished(out, design, seed):
+        _make(out, design, seed, reports, mirror, stages, point)
+    if mirror is not None and not stages:  # of a seed too that was stopped just before
+        keep(out, numbers_in(mirror), design, seed)
+
+
+def _make(
+    out: Path,
+    design: Design,
+    seed: int,
+    reports: bool,
+    mirror: Path | None,
+    stages: Sequence[str],
+    point: str | None,
+) -> None:
+    """What is missing of a seed, or of its `stages`."""
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
     dataset = load_dataset(config.data, seed)
@@ -83,8 +97,6 @@ def run_seed(
         _measure(session, design, out, reports, began)
     for name in swept(design):
         shutil.rmtree(point_dir(out, seed, name), ignore_errors=True)
-    if mirror is not None:
-        keep(out, numbers_in(mirror), design, seed)
 
 
 def _measure(session: "Session", design: Design, out: Path, reports: bool, began: float) -> None:
