@@ -17,13 +17,24 @@ from preftune.rundir import RunDir  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What tests of one file share is made once: one worker has them all. Those of no group fill the gaps."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """What tests of one file share is made once: one worker has them all. Those of no group fill the gaps.
+
+    pytest-xdist 3.8 tells its scheduler the group of a test by writing it behind the node id. pytest 9.2
+    keeps the id elsewhere, so that every group fell apart without a word (pytest-xdist, issue 1386).
+    """
     for item in items:
         asked = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - pytest shows it nowhere else
         if not item.get_closest_marker("xdist_group") and any(each[-1].scope == "module" for each in asked):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    yield
+    for item in items:
+        with_group: str = getattr(item, "_nodeid", item.nodeid)
+        if with_group != item.nodeid:
+            setattr(item, "_id", type(getattr(item, "_id")).parse(with_group))  # noqa: B009, B010 - as above
+        if with_group != item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: this pytest does not take its group from pytest-xdist")
 
 
 @pytest.fixture(scope="session")

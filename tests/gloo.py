@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
+PRELOAD = [
+    *("preftune.cli", "preftune.runs.runner", "preftune.training.learner", "preftune.measure.write_up"),
+    *("transformers.models.gpt2.modeling_gpt2", "transformers.models.auto.modeling_auto"),
+]
+
 
 def join(rank: int, port: int) -> None:
     """Make this process one of two, by what torchrun would set."""
@@ -24,7 +29,7 @@ def join(rank: int, port: int) -> None:
 def two(work: Callable[..., None], *more: Any) -> Iterator[list[Connection]]:
     """`work(rank, port, *more, told)` in two processes; gives what they tell."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preftune.training.learner"])
+    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+import gloo
 import preftune
+from gloo import join
 from patience import PATIENCE
+from preftune import cli
 
 OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=4", "stage.ppo.epochs=1"]
 
@@ -20,33 +24,33 @@ def metrics(run: Path, stage: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
 
 
-def train_two(out: Path, *words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "preftune",
-        "train",
-        "tiny",
-        *words,
-        *OVERRIDES,
-        "--out",
-        str(out),
-    ]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PREFTUNE_FAULT": fault,
-    }
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=4 * PATIENCE)
+def command(out: Path, *words: str) -> list[str]:
+    return ["train", "tiny", *words, *OVERRIDES, "--out", str(out)]
+
+
+def by_torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "preftune")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launcher, *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=4 * PATIENCE,
+    )
+
+
+def with_a_fault(rank: int, port: int, fault: str, words: list[str], told: Connection) -> None:
+    """One of two processes of a command, as torchrun would start it but without the imports."""
+    join(rank, port)
+    os.environ["PREFTUNE_FAULT"] = fault
+    told.send(cli.main(words))
 
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     preftune.ppo_train("tiny", *OVERRIDES, out=str(tmp_path / "one"))
-    done = train_two(tmp_path / "two", "ppo")
+    done = by_torchrun(*command(tmp_path / "two", "ppo"))
     assert done.returncode == 0, done.stderr[-2000:]
     for stage in ("base", "sft", "rm", "ppo"):
         one, two = metrics(tmp_path / "one", stage), metrics(tmp_path / "two", stage)
@@ -62,12 +66,24 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     in_parts(tmp_path / "one", tmp_path / "two")
 
 
+def ending(ear: Connection) -> int | None:
+    """The exit code of a command; None for one that was killed before it could say so."""
+    assert ear.poll(PATIENCE)
+    try:
+        return ear.recv()
+    except EOFError:
+        return None
+
+
 def in_parts(one: Path, two: Path) -> None:
     """GRPO by two that keep every model in parts, killed in its third step; one goes on, and leaves a plain
     model.
     """
     words = ("parallel.shard=true", "checkpoint.every=1")
-    assert train_two(two, "grpo", *words, fault="step@step=3:kill").returncode != 0
+    with gloo.two(with_a_fault, "step@step=3:kill", command(two, "grpo", *words)) as ears:
+        ends = [ending(ear) for ear in ears]
+    assert None in ends
+    assert 0 not in ends
     assert {file.name for file in (two / "stages/grpo/checkpoints/step-000002").iterdir()} == {
         *(f"policy{kind}-0000{i}-of-00002.safetensors" for kind in ("", "-optimizer") for i in (1, 2)),
         *("state.json", "manifest.json"),

@@ -107,7 +107,7 @@ def changes(words: list[str]) -> list[str]:
 
 def shrunk(words: list[str], model: str) -> list[str]:
     """The command line without preftune's name, with settings and options behind it that make it small."""
-    if words[0] not in (*TRAINING, "study", "verify-resume"):
+    if words[0] not in (*TRAINING, "plan", "study", "verify-resume"):
         return words
     less = small(
         words[1], changes(words), "named.jsonl" if "question" in " ".join(words) else "pairs.jsonl", model

@@ -24,8 +24,9 @@ FLAGS = (
 FLAGS += ("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker keeps the browser to itself where tests run side by side."""
+    """One worker keeps the browser to itself where tests run side by side; no second group by file."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("browser"))

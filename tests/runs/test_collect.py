@@ -24,6 +24,8 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs import collect
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker starts what takes two processes
+
 SMALL = ("model.scratch.steps=20", "stage.sft.rows=32", "stage.rm.rows=32", "stage.dpo.batch_size=8")
 PAIRS = (
     "stage.pairs.algorithm=collect",
@@ -77,7 +79,6 @@ def collect_and_evaluate(rank: int, port: int, out: Path, told: Connection) -> N
         told.send(traceback.format_exc())
 
 
-@pytest.mark.xdist_group("distributed")
 def test_two_processes_collect_and_measure_what_one_does(
     begun: RunDir, run: RunDir, no_figures: None
 ) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
 from preftune.data import Preference
@@ -71,6 +70,8 @@ def differences(pairs: Sequence[Preference], words: Mapping[str, int]) -> csr_ma
 
 def _fit(x: Any, l2: float) -> np.ndarray:
     """Least mean of -log σ(x · w) + l2 / (2 n) · |w|². No intercept: the two sides are alike."""
+    from scipy.optimize import minimize  # slow to import; only an evaluation fits anything
+
     n = x.shape[0]
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:

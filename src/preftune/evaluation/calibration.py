@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from preftune.evaluation import stats
 from preftune.seeding import derive_seed
@@ -111,6 +110,7 @@ def nll(margins: np.ndarray) -> np.ndarray:
 
 def _best_scale(margins: np.ndarray) -> float:
     """The 1 / T >= 0 that minimises the mean loss of σ(margin / T), a convex problem of one number."""
+    from scipy.optimize import brentq  # slow to import; only an evaluation fits anything
 
     def slope(scale: float) -> float:
         return float(-(margins * sigmoid(-scale * margins)).mean())

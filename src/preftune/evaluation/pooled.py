@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from preftune.records.verdict import Z80, Z95, outcome
 
@@ -33,7 +33,7 @@ def seed_widening(seeds: int) -> float:
     """How far deviations between so few seeds are stretched: t_{S-1} / z · √(S / (S - 1)); 1 for one."""
     if seeds < 2:
         return 1.0
-    return float(student.ppf(0.975, seeds - 1)) / Z95 * math.sqrt(seeds / (seeds - 1))
+    return float(stdtrit(seeds - 1, 0.975)) / Z95 * math.sqrt(seeds / (seeds - 1))
 
 
 def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) -> Pooled:

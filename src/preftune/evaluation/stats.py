@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from preftune.records.verdict import Z80, Z95
 
@@ -166,7 +166,7 @@ def _resampled(x: Floats, resamples: int, rng: np.random.Generator) -> tuple[Flo
 def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> tuple[Floats, Floats]:
     n, centre, shares = len(x), x.mean(0), [(1 - level) / 2, (1 + level) / 2]
     z = NormalDist().inv_cdf(shares[1])
-    wider = float(student.ppf(shares[1], n - 1)) / z * math.sqrt(n / (n - 1))
+    wider = float(stdtrit(n - 1, shares[1])) / z * math.sqrt(n / (n - 1))
     low, high = centre + wider * (np.quantile(means, shares, axis=0) - centre)
     usable = errors > 1e-9 * np.abs(x).max(0)  # a resample of one value alone has no t
     t = np.where(usable, (means - centre) / np.where(usable, errors, 1.0), np.nan)

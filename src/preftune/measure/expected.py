@@ -4,8 +4,7 @@ import json
 from importlib import resources
 
 import numpy as np
-from scipy.stats import binom
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from preftune.config import RunConfig, config_hash
 from preftune.records.expected import ExpectedRecord
@@ -54,12 +53,14 @@ def band(values: tuple[float, ...]) -> tuple[float, float] | None:
     if n < 2:
         return None
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(student.ppf(0.975, n - 1)) * sd * (1 + 1 / n) ** 0.5
+    reach = float(stdtrit(n - 1, 0.975)) * sd * (1 + 1 / n) ** 0.5
     return mean - reach, mean + reach
 
 
 def outcome(run: RunView, config: RunConfig) -> str | None:
     """One sentence for the end of a run; None where its settings are not those of a measured recipe."""
+    from scipy.stats import binom  # slow to import, for one number
+
     known = expectation(config.name)
     if known is None or known.settings_sha256 != settings_sha256(config):
         return None
