@@ -244,6 +244,9 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
         shutil.copytree(tiny_run.path, tmp_path / name)
         file = tmp_path / name / "config.toml"
         file.write_text(file.read_text().replace("seed = 0\n", f"seed = {seed}\n"))
+    (tmp_path / "d").mkdir()
+    settings = (tmp_path / "a" / "config.toml").read_text().replace("prompts = 16\n", "prompts = 17\n")
+    (tmp_path / "d" / "config.toml").write_text(settings)
     record = {**read_json(RunDir(tmp_path / "b").stage_json("ppo")), "status": "running"}
     RunDir(tmp_path / "b").stage_json("ppo").write_text(json.dumps(record))
     (tmp_path / "c").mkdir()
@@ -253,7 +256,8 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert f"{tmp_path}/a: 6 of 6 stages finished, reported" in said
     assert f"{tmp_path}/b: 5 of 6 stages finished, stopped in ppo" in said
     assert f"{tmp_path}/c: cannot be read" in said
-    assert said.count("differs: seed=") == 2
+    settings = re.findall(r"differs: (\S+),", said)
+    assert sorted(settings) == ["evaluation.prompts=16", "evaluation.prompts=17", "seed=7"]  # its own first
     gain = read_json(tiny_run.evaluation("policy_dpo"))["reward_difference_to_sft"]
     found = re.findall(r"dpo: score over SFT (\S+) \[.*?\], (.*?); gold (\S+) \[.*?\], (.*?)\n", said)
     rows = read_jsonl(tiny_run.comparisons)

@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,10 +81,13 @@ def show_runs(folder: str | Path = RUNS) -> str:
         )
     keys = {key for each in found for key in each.settings if key != "name"}
     known = [each.settings for each in found if each.settings]
-    differ = sorted(k for k in keys if len({repr(settings.get(k)) for settings in known}) > 1)
+    shared = {key: Counter(repr(settings.get(key)) for settings in known) for key in sorted(keys)}
+    differ = [key for key, values in shared.items() if len(values) > 1]
     lines = []
     for each in found:
-        own = [f"{key}={each.settings[key]}" for key in differ if key in each.settings]
+        mine = [key for key in differ if key in each.settings]
+        mine.sort(key=lambda key, run=each: shared[key][repr(run.settings[key])])  # its own values first
+        own = [f"{key}={each.settings[key]}" for key in mine]
         more = f" and {len(own) - _SETTINGS} more" if len(own) > _SETTINGS else ""
         lines.append(f"{each.run.path}: {each.state}")
         lines += [f"    {number}" for number in each.numbers]
