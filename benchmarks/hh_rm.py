@@ -161,11 +161,32 @@ def terms_by_kind(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[
     """`terms` twice: of harmless pairs and of helpful ones, whose labels contradict each other. It is told
     which kind a pair is, as no reward model is.
     """
+    return of_kinds(pairs, seed, lambda of: [harmless(pair) for pair in of])
+
+
+def terms_by_prompt(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
+    """The same, with the kind guessed from the words of the prompt: it sees what a reward model sees."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(
+        tokenizer=tokens, token_pattern=None, lowercase=False, sublinear_tf=True, min_df=2
+    )
+    guess = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    guess.fit([pair.prompt.transcript() for pair in pairs], [harmless(pair) for pair in pairs])
+    return of_kinds(pairs, seed, lambda of: guess.predict([pair.prompt.transcript() for pair in of]))
+
+
+def of_kinds(
+    pairs: Sequence[Preference], seed: int, kind_of: Callable[[Sequence[Preference]], Any]
+) -> tuple[Scores, dict[str, Any]]:
+    """`terms` of harmless and of helpful pairs, asked for those of which `kind_of` says that they are so."""
     made = {kind: terms([p for p in pairs if harmless(p) == kind], seed) for kind in (True, False)}
 
     def score(of: Sequence[Preference]) -> np.ndarray:
         both = np.stack([made[kind][0](of) for kind in (True, False)])
-        return np.where([harmless(p) for p in of], *both)
+        return np.where(kind_of(of), *both)
 
     return score, {"harmless": made[True][1], "helpful": made[False][1]}
 
@@ -198,7 +219,13 @@ def vectors(pairs: Sequence[Preference], weighting: tuple[Any, ...]) -> tuple[An
     return of(pairs), of
 
 
-FITTED = {"length": length, "bag": bag, "terms": terms, "terms-by-kind": terms_by_kind}
+FITTED = {
+    "length": length,
+    "bag": bag,
+    "terms": terms,
+    "terms-by-kind": terms_by_kind,
+    "terms-by-prompt": terms_by_prompt,
+}
 
 
 def trained(

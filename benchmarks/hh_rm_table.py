@@ -28,6 +28,7 @@ LABELS = {
     "bag": "bag of words (the audit's)",
     "terms": "words and pairs of words",
     "terms-by-kind": "the same, told the kind of pair",
+    "terms-by-prompt": "the same, guessing the kind from the prompt",
     "hh-scratch": "`hh-scratch`'s reward model",
     "smollm2-top6": "SmolLM2 top:6",
     "smollm2-top6-two-epochs": "SmolLM2 top:6, two epochs",

@@ -4,8 +4,10 @@ Hierarchical bootstrap: draw seeds with replacement, then prompts of each drawn 
 percentile interval is too narrow, by √((S - 1)/S) and by the normal quantile in place of Student's
 (Hesterberg 2015, arXiv:1411.5279, section 3.1); the deviations between seeds are widened by just that factor,
 so that S seeds without prompt noise give Student's t interval of their means. The prompts are drawn on top,
-since seeds may share them (real data); where they do not, this makes intervals a little too wide, not too
-narrow. One seed: over prompts only, which says nothing about other seeds.
+each seed's anew: a seed shuffles the test rows by itself, so that its prompts are its own draw. That makes
+intervals a little too wide; where a test set is so small that all seeds ask nearly the same prompts, what
+these share is averaged over seeds, which makes them too narrow (prompts alone: by up to √S). One seed: over
+prompts only, which says nothing about other seeds.
 """
 
 import math

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
-from preftune.errors import InputMissing, PreftuneError, SamplerDisagrees, StorageError
+from preftune.errors import ConfigError, InputMissing, PreftuneError, SamplerDisagrees, StorageError
 from preftune.rundir import write_json
 from preftune.stops import Interrupted, deferred
 from preftune.training import checkpoint
@@ -102,7 +102,7 @@ def train(
                 metrics = algorithm.step(batch_at(step))
             except Interrupted as stop:
                 raise keeper.stopped(step, stop.number) from None
-            except (InputMissing, SamplerDisagrees):  # of a server that samples
+            except (ConfigError, InputMissing, SamplerDisagrees, StorageError):  # of a server that samples
                 keeper.keep_begun(step)
                 raise
             skipped = bool(learner.not_finite)
