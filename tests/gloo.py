@@ -1,5 +1,6 @@
 """Two processes of one run on one machine, over gloo, as torchrun would start them."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -16,6 +17,7 @@ PRELOAD = [
 
 def join(rank: int, port: int) -> None:
     """Make this process one of two, by what torchrun would set."""
+    gc.freeze()  # what was imported before the fork is not looked at again
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

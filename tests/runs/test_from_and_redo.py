@@ -197,6 +197,7 @@ FLAT = ("stage.sft.optimizer.schedule=constant", "stage.sft.optimizer.warmup=0",
 LONGER = (*FLAT, "checkpoint.keep_last=true")
 
 
+@pytest.mark.usefixtures("small_data")
 def test_a_stage_that_becomes_longer_goes_on_and_makes_the_same_bits(tmp_path: Path) -> None:
     run, fresh = RunDir(tmp_path / "run"), RunDir(tmp_path / "fresh")
     train(run, "sft", *LONGER)

@@ -45,6 +45,7 @@ def test_a_reward_model_is_no_policy(tiny_run: RunDir, capsys: pytest.CaptureFix
     assert "no policy 'rm'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small_data")
 def test_a_model_of_somebody_else_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

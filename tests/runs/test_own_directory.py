@@ -77,6 +77,7 @@ def test_a_directory_of_somebody_else_is_left_alone(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.usefixtures("small_data")
 def test_a_project_without_such_files_may_be_used_and_restart_removes_only_what_a_run_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +112,7 @@ def test_sampling_writes_nothing(copy: RunDir) -> None:
     assert contents(copy.path) == before
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "small_data")
 def test_sample_and_evaluate_do_not_import_what_stages_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_what_a_late_kill_left_is_swept(copy: RunDir) -> None:
     assert after <= before | {str(log.relative_to(copy.path))}
 
 
+@pytest.mark.usefixtures("small_data")
 def test_files_of_a_model_are_as_open_as_each_other(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -8,7 +8,6 @@ import pytest
 from safetensors.torch import load_file
 
 import preftune
-from made_once import small_world
 from preftune import api
 from preftune.errors import ConfigError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
@@ -68,20 +67,23 @@ def test_killed_in_every_kind_of_stage_and_resumed_gives_the_same_weights(
     assert not (out.models / "policy_dpo").exists()
 
 
+@pytest.mark.usefixtures("small_data")
 def test_the_reward_model_can_come_first(tmp_path: Path) -> None:
     """As in the replaced pipeline: from the base model, without an SFT stage having run."""
-    path = preftune.train_reward_model("tiny", "stage.rm.init=base", out=str(tmp_path))
+    words = ("stage.rm.init=base", "model.scratch.steps=4")
+    path = preftune.train_reward_model("tiny", *words, out=str(tmp_path))
     run = RunDir(tmp_path)
     assert path == run.models / "reward_model"
     assert sorted(p.name for p in run.models.iterdir()) == ["base", "reward_model"]
     assert read_json(run.stage_json("rm"))["parents"] == ["base"]
     scores = preftune.load_reward_model(path).score(["\n\nHuman: Hi\n\nAssistant:"], [" It is red ."])
     assert scores.isfinite().all()
-    policy = preftune.supervised_finetune("tiny", "stage.rm.init=base", out=str(tmp_path))
+    policy = preftune.supervised_finetune("tiny", *words, out=str(tmp_path))
     assert policy.is_dir()
 
 
-def test_a_run_can_be_made_again_from_nothing(tiny_run: RunDir, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_data")
+def test_a_run_can_be_made_again_from_nothing(tmp_path: Path) -> None:
     """resume=False removes what preftune wrote there, and nothing else."""
     preftune.supervised_finetune("tiny", "model.scratch.steps=2", out=str(tmp_path))
     (tmp_path / "mine.txt").write_text("keep")
@@ -107,18 +109,18 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
             call()
 
 
+@pytest.mark.usefixtures("small_data")
 def test_a_stage_of_one_call_runs_its_parents_only(tmp_path: Path) -> None:
     preftune.dpo_train("tiny", "model.scratch.steps=2", out=str(tmp_path))
     assert sorted(p.name for p in RunDir(tmp_path).models.iterdir()) == ["base", "policy_dpo", "policy_sft"]
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "small_data")
 def test_bf16_runs_every_kind_of_stage(tmp_path: Path) -> None:
     """On a CPU too, and after float32 runs in the same process."""
     rows = (f"stage.{name}.rows=32" for name in ("sft", "rm", "dpo"))
     steps = (f"stage.{name}.steps=1" for name in ("ppo", "grpo"))
     few = ("model.scratch.steps=4", "evaluation.prompts=4", *rows, *steps)
-    with small_world():
-        run = preftune.run("tiny", "precision=bf16", *few, out=str(tmp_path))
+    run = preftune.run("tiny", "precision=bf16", *few, out=str(tmp_path))
     assert run.analysis_text.is_file()
     assert read_json(run.evaluation("policy_sft"))["kl"]["k1_per_sequence"]["mean"] == 0.0

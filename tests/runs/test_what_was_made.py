@@ -121,6 +121,7 @@ def test_a_run_on_a_directory_from_before_keeps_its_key(tiny_run: RunDir, tmp_pa
     assert main(words) == 0
 
 
+@pytest.mark.usefixtures("small_data")
 def test_after_a_function_is_mended_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_after_a_function_is_mended_the_same_command_goes_on(
     assert f"reward function mended:f: {mine} has changed since" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small_data")
 def test_without_a_reward_model_being_cut_off_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from preftune.runs.save import check_sums, read_side_file
 _SHORT_CONTEXT = 256  # tokens; dialogues of HH-RLHF have 175 in the mean
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Directory:
-    """A loaded model, in eval mode and float32, with what its loader had to say."""
+    """A loaded model, in eval mode and float32, with what its loader had to say. What its chat template does
+    is asked once: each encoder starts a process that fills it in.
+    """
 
     path: Path
     source: Source
@@ -45,11 +48,18 @@ class Directory:
         end: Any = self.tokenizer.eos_token_id
         return end
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """Ids at which replies end: the one that training appends, the tokenizer's and all declared ones."""
         own = [] if self.end is None else [_trained_end(self)[0], self.end]
         return tuple(dict.fromkeys([*own, *declared_ends(self.source)]))
+
+    @cached_property
+    def chat(self) -> Encoder | None:
+        """How whole dialogues are encoded as its chat template writes them; None if it reads joined text."""
+        if not _in_chat_form(self):
+            return None
+        return Encoder(self.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=self.ends)
 
     @property
     def embeddings(self) -> int:
@@ -69,8 +79,7 @@ def probe_ids(
     """Token ids of a probe's transcript and of its reply (None: none), with the end token if `ended`. For a
     chat model what its template writes; else as the model's own tokenizer encodes the joined text.
     """
-    if _in_chat_form(directory):
-        encoder = Encoder(directory.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=directory.ends)
+    if (encoder := directory.chat) is not None:
         asked = parse_prompt(prompt)
         return encoder.prompt(asked), [] if reply is None else encoder.response(reply, ended, asked)
     ids: Any = directory.tokenizer(prompt + (reply or ""), add_special_tokens=False).input_ids

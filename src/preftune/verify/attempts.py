@@ -1,5 +1,6 @@
 """Commands that may be killed, each in a process forked from one that has imported torch already."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -38,6 +39,7 @@ class Lives:
 
 
 def _command(words: list[str], log: str, fault: str) -> None:
+    gc.freeze()  # what was imported before the fork is not looked at, and stays shared
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
