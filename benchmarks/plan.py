@@ -28,7 +28,7 @@ SMALLER += ("stage.ppo.steps=4", "stage.grpo.steps=4", "stage.dpo.rows=160", "ev
 CASES = {
     "tiny": ("tiny",),
     "quickstart": ("quickstart",),
-    "hh-scratch": ("hh-scratch", "data.name={shared}/data/hh-rlhf", *SMALLER),
+    "hh-scratch": ("hh-scratch", "data.name={shared}/data/hh-rlhf/helpful-base", *SMALLER),
 }
 
 
