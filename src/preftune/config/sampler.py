@@ -30,7 +30,7 @@ class SamplerConfig(AddressConfig):
         description="Steps between two hand-overs of weights; with 1 every step samples from its own policy.",
     )
     max_kl: Positive = Field(
-        default=0.05,
+        default=0.02,
         description="Most KL from server to policy, in nats per token (k3), that a step may have: more stops "
         "the run, since stale weights or another model are sampled from.",
     )
