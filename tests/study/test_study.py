@@ -254,3 +254,5 @@ def test_what_counts_as_a_collapse() -> None:
     assert collapse(fine, usual) == []
     for bad in ({"gold_gain_high": -0.01}, {"eos_rate": 0.39}, {"repetition_4": 0.16}):
         assert len(collapse({**fine, **bad}, usual)) == 1
+    hardly = {**usual, "eos_rate": 0.05}
+    assert collapse({**fine, "eos_rate": 0.0}, hardly) == []  # chance, where the reference itself hardly ends

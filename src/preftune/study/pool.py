@@ -161,7 +161,8 @@ def collapse(numbers: Mapping[str, Any], reference: Mapping[str, Any]) -> list[s
     why = []
     if numbers["gold_gain_high"] is not None and numbers["gold_gain_high"] < 0:
         why.append(f"gold below SFT ({numbers['gold_gain']:+.2f})")
-    if numbers["eos_rate"] < reference["eos_rate"] / 2:
+    # A reference that hardly ends says nothing by it: 1 reply of 192 against none is chance.
+    if numbers["eos_rate"] < reference["eos_rate"] / 2 and reference["eos_rate"] >= 0.1:
         why.append(f"ends only {numbers['eos_rate']:.0%} of its replies")
     if numbers["repetition_4"] > reference["repetition_4"] + 0.1:
         why.append(f"repeats {numbers['repetition_4']:.0%} of its 4-grams")
