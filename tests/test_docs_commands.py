@@ -2,6 +2,7 @@
 `make docs-check` runs them all, made small (`documented.small`).
 """
 
+import itertools
 import json
 import os
 import re
@@ -101,8 +102,12 @@ def test_the_target_is_in_the_makefile(command: Command) -> None:
 
 
 def changes(words: list[str]) -> list[str]:
-    """The settings in a command line; not where it goes, and not the values of a sweep."""
-    return [word for word in words[2:] if "=" in word and not word.startswith("out=") and "," not in word]
+    """The settings in a command line; not where it goes, the values of a sweep, or what a task is given."""
+    return [
+        word
+        for before, word in itertools.pairwise(words[1:])
+        if "=" in word and not word.startswith("out=") and "," not in word and before != "--resource"
+    ]
 
 
 def shrunk(words: list[str], model: str) -> list[str]:

@@ -83,6 +83,7 @@ def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest
     from preftune.study import launch
 
     monkeypatch.setattr(launch, "_run", lambda *a: None)
+    monkeypatch.setattr(launch, "_numbers", lambda *a: None)
     monkeypatch.setattr(launch, "_write", lambda *a: None)
     run_study(Wanted("tiny", tokens=60_000), tmp_path / "a", seeds=1)
     run_study(Wanted("tiny", tokens=0), tmp_path / "b", seeds=1)

@@ -110,8 +110,8 @@ def _collapsed(study: Study) -> str:
     ]
     rule = (
         "A policy counts as collapsed at a seed if its gold interval (over that seed's prompts) lies below "
-        "SFT, if it ends fewer than half as many of its replies as SFT (where SFT ends a tenth or more), or if "
-        "it repeats 0.1 more of its 4-grams. Collapsed seeds stay in every mean."
+        "SFT, if it ends fewer than half as many of its replies as SFT (where SFT ends a tenth or more), or "
+        "if it repeats 0.1 more of its 4-grams. Collapsed seeds stay in every mean."
     )
     return "\n".join(["## Collapsed seeds", "", rule, "", *(lines or ["None."])])
 
