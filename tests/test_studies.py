@@ -73,3 +73,11 @@ def test_kept_seeds_of_sentiment_hold_no_text() -> None:
     files = list((ROOT / "docs" / "studies" / "sentiment" / "seeds").rglob("*.json"))
     assert files
     assert not any("response" in file.read_text(encoding="utf-8") for file in files)
+
+
+def test_readme_says_of_sentiment_what_the_study_does() -> None:
+    policies = json.loads((ROOT / "docs/studies/sentiment/study.json").read_text(encoding="utf-8"))[
+        "policies"
+    ]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(interval(policies[name]) in text for name in ("ppo", "dpo"))
