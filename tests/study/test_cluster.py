@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from study_helpers import SMALL, study_json, wanted, without_grpo
 
 from preftune import cli
@@ -190,7 +191,9 @@ def test_a_task_killed_in_the_middle_is_begun_again_and_the_numbers_are_the_same
     shutil.copytree(two_seeds, out)
     without_grpo(out, 4)
     monkeypatch.setenv("PREFTUNE_FAULT", "checkpoint.renamed@step=2:kill")
-    run_study(wanted(), out, seeds=2, first_seed=3, reports=False, where=Where(on=on))
+    processors = "num_cpus" if on == "ray" else "cpus_per_task"
+    where = Where(on=on, resources={processors: torch.get_num_threads()})  # bits hang on it
+    run_study(wanted(), out, seeds=2, first_seed=3, reports=False, where=where)
     shown = capfd.readouterr().out
     assert "seed 4 ended with code -9 after" in shown
     assert "seed 4 finished in" in shown
