@@ -34,12 +34,17 @@ class Cut:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
         caught: list[Tensor] = []
 
-        def stop(*args: Any, **named: Any) -> None:
+        def stop(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             caught.append(_states(args, named))
             raise _Reached
 
-        with torch.no_grad(), instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
-            forward()
+        # Before the block's other hooks: one of a sharded block would gather its weights, and wait for that.
+        hook = self.blocks[self.at].register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+        try:
+            with torch.no_grad(), contextlib.suppress(_Reached):
+                forward()
+        finally:
+            hook.remove()
         return caught[0]
 
     def given(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
