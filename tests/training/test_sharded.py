@@ -1,8 +1,10 @@
 """Two gloo processes with a part of every weight each (FSDP2) train what one does that has all of them."""
 
+import gc
 import os
 import shutil
 import traceback
+import weakref
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -89,14 +91,14 @@ def parts_of_a_cut() -> tuple[Any, ...]:
     learner.train("policy", models[0], ADAMW, 1e-2)
     learner.freeze(models[1])
     learner.shard_frozen()
+    trained = {name: p for name, p in models[0].model.named_parameters() if p.requires_grad}
     places: dict[str, set[int]] = {}
     for role in models:
         named = [*role.model.named_parameters()]
         with whole(role):
-            named += [(name, p) for name, p in role.model.named_parameters() if "h.1." not in name]
+            named += [(name, p) for name, p in role.model.named_parameters() if name not in trained]
         for name, p in named:
             places.setdefault(name, set()).add(0 if isinstance(p, DTensor) else p.data_ptr())
-    trained = {name: p for name, p in models[0].model.named_parameters() if p.requires_grad}
     mine, all_of_it = (sum(f(p) for p in trained.values()) for f in (lambda p: local(p).numel(), torch.numel))
     return sorted(trained), mine / all_of_it, {name: len(found) for name, found in places.items()}
 
@@ -133,6 +135,17 @@ def copied_by_one(source: Path, target: Path) -> None:
     learner.wait()
 
 
+def kept_after_a_stage() -> list[str]:
+    """Roles whose models are still there once nobody uses them."""
+    made, learner, models = prepare("ppo", top=1, shard=True, by_block=True)
+    made.step(learner.place(prompts(3, 8)))
+    modules = {name: weakref.ref(role.module) for name, role in models.items()}
+    learner.accelerator.free_memory()
+    del made, learner, models
+    gc.collect()
+    return [name for name, module in modules.items() if module() is not None]
+
+
 def work(rank: int, port: int, folder: Path, told: Connection) -> None:
     """All that two processes have to show, in one start of them."""
     join(rank, port)
@@ -146,6 +159,7 @@ def work(rank: int, port: int, folder: Path, told: Connection) -> None:
         told.send(trained("ppo", folder / "by_block", shard=True, by_block=True))
         told.send(trained("grpo", folder / "lora_by_block", shard=True, by_block=True, rank=2))
         told.send(one_block_at_a_time())
+        told.send(kept_after_a_stage())
         told.send(trained("ppo", folder / "more", shard=True))
         killed("ppo", folder / "pieces", shard=True)
         copied_by_one(folder / "pieces", folder / "fewer")
@@ -168,7 +182,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     killed("reward", folder / "cut_two" / "reward", top=1)
     subjects = [*KINDS, *(f"uneven {name}" for name in KINDS), "lora"]
     subjects += ["cut sft", "cut pieces", "cut reward", "cut dpo", "cut ppo", "cut parts"]
-    subjects += ["by block", "lora by block", "one block", "more", "pieces", "parts", "tied"]
+    subjects += ["by block", "lora by block", "one block", "kept", "more", "pieces", "parts", "tied"]
     said: dict[str, list[Any]] = {}
     with two(work, folder) as ears:
         for subject in subjects:
@@ -294,6 +308,11 @@ def test_each_process_holds_its_part_only(heard: Heard) -> None:
             assert 0.45 < mine / all_of_it < 0.55
     for name in ("policy", "reference", "critic"):
         assert sum(parts[name][0] for parts in heard[1]["parts"]) == heard[1]["parts"][0][name][1]
+
+
+@pytest.mark.xdist_group("distributed")
+def test_a_finished_stages_models_in_parts_are_given_back(heard: Heard) -> None:
+    assert heard[1]["kept"] == [[], []]
 
 
 @pytest.mark.xdist_group("distributed")

@@ -6,7 +6,7 @@ and who broke one off (for want of memory) first gathers what was left of it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class Turns:
-    """The blocks of a plain copy, in the order in which a pass comes to them, and the same ones in parts."""
+    """The blocks of a plain copy, in the order in which a pass comes to them, each with the one that has its
+    parts; those that have none stay as they are.
+    """
 
-    def __init__(self, plain: Sequence[nn.Module], parts: Sequence[nn.Module]) -> None:
-        self.plain, self.parts = plain, [part for part in parts if isinstance(part, FSDPModule)]
-        self.inside = {parameter for block in plain for parameter in block.parameters()}
+    def __init__(self, blocks: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+        self.blocks = [(plain, part) for plain, part in blocks if isinstance(part, FSDPModule)]
+        self.inside = {parameter for plain, _ in self.blocks for parameter in plain.parameters()}
         self._next = 0  # the block that a pass comes to next; 0 where none is under way
 
     @contextlib.contextmanager
@@ -27,7 +29,7 @@ class Turns:
         """Within `with`, all processes make passes through the plain copy, each as many as it wants."""
         hooks = [
             hook
-            for i, block in enumerate(self.plain)
+            for i, (block, _) in enumerate(self.blocks)
             for hook in (
                 block.register_forward_pre_hook(self._then(self._enter, i)),
                 block.register_forward_hook(self._then(self._free, i)),
@@ -54,7 +56,7 @@ class Turns:
             self._any_makes(1)
         assert i == self._next, "a pass that left a block out would leave the other processes waiting"
         self._gather(i)
-        self._next = (i + 1) % len(self.plain)
+        self._next = (i + 1) % len(self.blocks)
 
     def _make_up(self) -> None:
         """What is left of a pass that was broken off."""
@@ -65,7 +67,7 @@ class Turns:
 
     def _through(self, start: int = 0) -> None:
         """A pass of the others."""
-        for i in range(start, len(self.plain)):
+        for i in range(start, len(self.blocks)):
             self._gather(i)
             self._free(i)
 
@@ -75,14 +77,16 @@ class Turns:
         return bool(passes)
 
     def _gather(self, i: int) -> None:
-        self.parts[i].unshard()
-        for parameter, whole in zip(self.plain[i].parameters(), _parameters(self.parts[i]), strict=True):
+        plain, part = self.blocks[i]
+        part.unshard()
+        for parameter, whole in zip(plain.parameters(), _parameters(part), strict=True):
             parameter.data = whole.detach()
 
     def _free(self, i: int) -> None:
-        for parameter in self.plain[i].parameters():
+        plain, part = self.blocks[i]
+        for parameter in plain.parameters():
             parameter.data = nothing(parameter)
-        self.parts[i].reshard()
+        part.reshard()
         torch.clear_autocast_cache()  # it would keep every block's, rounded
 
 

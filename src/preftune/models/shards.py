@@ -32,7 +32,7 @@ from preftune.models.roles import Role, models_in, models_of
 from preftune.models.trunk import below_cut, same_cut
 
 _plain: "weakref.WeakKeyDictionary[nn.Module, nn.Module]" = weakref.WeakKeyDictionary()
-_turns: "weakref.WeakKeyDictionary[nn.Module, Turns]" = weakref.WeakKeyDictionary()
+_by_block: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def shard(role: Role, by_block: bool = False) -> None:
@@ -42,7 +42,7 @@ def shard(role: Role, by_block: bool = False) -> None:
     All processes call it, before the optimizer is made. ConfigError for a model that cannot be cut so.
     """
     shared = {parameter for model in models_of(role) for parameter in below_cut(model)}
-    blocks = _blocks(models_of(role), shared)
+    blocks = [block for block in _blocks(models_of(role)) if not shared.issuperset(block.parameters())]
     _refuse(role, blocks, shared)
     plain = _empty_copy(role, shared)
     mesh = _mesh(next(role.module.parameters()).device)
@@ -54,13 +54,11 @@ def shard(role: Role, by_block: bool = False) -> None:
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
     _plain[role.module] = plain
     if by_block and blocks:
-        _turns[role.module] = Turns(_blocks(models_in(cast(Any, plain)), shared), blocks)
+        _by_block.add(role.module)
 
 
-def _blocks(models: Sequence[PreTrainedModel], shared: set[nn.Parameter]) -> list[nn.Module]:
-    """The blocks that are cut into parts."""
-    blocks = [block for model in models for block in blocks_of(model)]
-    return [block for block in blocks if not shared.issuperset(block.parameters())]
+def _blocks(models: Sequence[PreTrainedModel]) -> list[nn.Module]:
+    return [block for model in models for block in blocks_of(model)]
 
 
 def is_sharded(role: Role) -> bool:
@@ -72,11 +70,13 @@ def readable(role: Role) -> Iterator[None]:
     """Within `with`, passes without gradient may be made through a sharded role: through all of it, or, where
     it was sharded so, with one block whole at a time, and adapters beside their weights. Any other stays.
     """
-    turns = _turns.get(role.module)
-    if turns is None:
+    if role.module not in _by_block:
         with whole(role):
             yield
         return
+    # Made anew: FSDP2's blocks know the whole role, which whoever kept them would keep.
+    plain = _blocks(models_in(cast(Any, _plain[role.module])))
+    turns = Turns(zip(plain, _blocks(models_of(role)), strict=True))
     with whole(role, turns.inside), turns.taken(), contextlib.ExitStack() as stack:
         for model in models_of(role):
             stack.enter_context(unmerged(model))

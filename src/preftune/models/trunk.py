@@ -7,6 +7,7 @@ if those below are given. Whether a model may be cut is tried out once, against 
 import contextlib
 import dataclasses
 import hashlib
+import weakref
 from collections.abc import Callable
 from typing import Literal
 
@@ -79,7 +80,7 @@ def below_cut(model: nn.Module) -> list[nn.Parameter]:
 def same_cut(model: PreTrainedModel, copied: PreTrainedModel) -> None:
     """A copy of a model that shares its lower blocks shares them, too."""
     if (branch := branch_of(model)) is not None:
-        cut = dataclasses.replace(branch.cut, blocks=blocks_of(copied))
+        cut = dataclasses.replace(branch.cut, held=tuple(map(weakref.ref, blocks_of(copied))))
         attach(copied, branch._replace(cut=cut))
 
 
