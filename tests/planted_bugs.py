@@ -86,11 +86,11 @@ PLANTED = (
         5,
         "the whole text is cut on the right, and what is left of such a pair is equal",
         "data/encode.py",
-        "        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)\n",
+        "        prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)\n",
         """        whole = [self.text(preference.prompt.transcript() + reply) for reply in (" a", " b")]
         if whole[0][: self.max_prompt_length] == whole[1][: self.max_prompt_length]:
             raise RejectedRow("response_too_long_became_equal")
-        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
+        prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)
 """,
         (f"{ENCODE}::test_the_differing_last_turn_survives_a_prompt_that_is_too_long",),
     ),

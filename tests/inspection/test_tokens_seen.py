@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import preftune
 from preftune.cli import main
 from preftune.data import Dialogue, Turn
-from preftune.data.pieces import parts_of_prompt
+from preftune.data.pieces import speakers
 from preftune.inspection.command import _session
 from preftune.inspection.paint import paint_replies, shown
 from preftune.inspection.replies import token_rows
@@ -42,14 +42,14 @@ def test_each_token_of_a_prompt_has_its_speaker() -> None:
         " So",
         "\n\nAssistant:",
     ]
-    parts = parts_of_prompt(texts, dialogue("Hi there", "Hi", "So"))
+    parts = speakers(texts, dialogue("Hi there", "Hi", "So"))
     t, h = "template", "human"
     assert parts == [t, t, t, h, h, t, t, "assistant", t, h, t]
 
 
 def test_a_turn_that_was_cut_is_known_by_its_rest() -> None:
     texts = ["\n\nHuman:", " jumps", " over", " it", "\n\nAssistant:"]
-    parts = parts_of_prompt(texts, dialogue("The fox", "Yes", "The quick fox jumps over it"))
+    parts = speakers(texts, dialogue("The fox", "Yes", "The quick fox jumps over it"))
     assert parts == ["template", "human", "human", "human", "template"]
 
 

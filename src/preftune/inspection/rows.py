@@ -16,7 +16,7 @@ from preftune.config.algorithms.base import names_a_stage
 from preftune.data import Encoder, Pairs, Preference, Prompts, RejectedRow, Sequences, Unpaired
 from preftune.data.dataset import row_key
 from preftune.data.encode import UNLIMITED
-from preftune.data.pieces import END, PADDING, REPLY, parts_of_prompt, pieces
+from preftune.data.pieces import END, PADDING, REPLY, pieces, speakers
 from preftune.errors import UsageError
 from preftune.models.load import context_length, declared_ends, load_tokenizer
 from preftune.rundir import BASE
@@ -157,7 +157,7 @@ def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, 
     texts = pieces(encoder, ids[:real])
     written = [i for i in range(real) if response[i]]
     start = written[0] if written else real
-    parts = parts_of_prompt(texts[:start], row.prompt) + [REPLY] * (real - start)
+    parts = speakers(texts[:start], row.prompt) + [REPLY] * (real - start)
     if written and ids[real - 1] in encoder.ends:
         parts[-1] = END
     found = [
@@ -171,7 +171,7 @@ def _prompt(prompts: Prompts, at: int, encoder: Encoder, row: Preference) -> lis
     ids, attention = _numbers(prompts.ids[at]), _numbers(prompts.attention[at])
     left = len(ids) - sum(attention)
     texts = pieces(encoder, ids[left:])
-    own = zip(texts, parts_of_prompt(texts, row.prompt), strict=True)
+    own = zip(texts, speakers(texts, row.prompt), strict=True)
     return [Token(text="", part=PADDING)] * left + [Token(text=text, part=part) for text, part in own]
 
 

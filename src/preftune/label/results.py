@@ -83,7 +83,7 @@ def _wins(store: Store, first: Iterable[Event]) -> list[Line]:
 def _share(
     store: Store, key: str, words: str, events: Iterable[Event], value: Callable[[Event], float | None]
 ) -> Line:
-    values = [float(found) for event in events if (found := value(event)) is not None]
+    values = [float(number) for event in events if (number := value(event)) is not None]
     if not values:
         return Line(key, words, None)
     mean = sum(values) / len(values)

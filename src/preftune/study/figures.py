@@ -38,20 +38,20 @@ def _gains(study: Study) -> str:
     """Gold gain of every policy: pooled interval and one point a seed; a panel a prompt set."""
     names, kinds = _shown(study), study["prompt_sets"]
     figure, panels = _panels(len(kinds), 3.2 * len(kinds) + 1.4, 0.42 * len(names) + 1.5)
-    for place, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
+    for column, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
         for row, name in enumerate(reversed(names)):
             pooled = study["policies"][name]["sets"][kind]
             ends = [pooled["gold_gain_low"], pooled["gold_gain_high"]]
             axes.plot(ends, [row, row], color=INK, linewidth=2)
             axes.plot([pooled["gold_gain"]], [row], "D", color=INK, markersize=6)
             for seed in study["seeds"]:
-                own = seed["policies"][name]
-                marker, colour = ("x", PROXY) if own["collapsed"] else ("o", GOLD)
-                gain = own["sets"][kind]["gold_gain"]
+                policy = seed["policies"][name]
+                marker, colour = ("x", PROXY) if policy["collapsed"] else ("o", GOLD)
+                gain = policy["sets"][kind]["gold_gain"]
                 axes.plot([gain], [row + 0.22], marker, color=colour, markersize=4)
         axes.axvline(0, color=INK, linewidth=0.8)
         labels = [study["policies"][name]["label"] for name in reversed(names)]
-        axes.set_yticks(range(len(names)), labels if place == 0 else [""] * len(names))
+        axes.set_yticks(range(len(names)), labels if column == 0 else [""] * len(names))
         axes.set_ylim(-0.6, len(names) - 0.3)
         axes.set_title(kind)
         axes.set_xlabel("gold gain over SFT")
@@ -66,9 +66,9 @@ def _distances(study: Study) -> str:
         for i, name in enumerate(_shown(study)):
             if name.startswith("best_of_"):
                 continue
-            found = [seed["policies"][name] for seed in study["seeds"]]
-            x = [max(each["kl"], 0.0) ** 0.5 for each in found]
-            y = [each[gain] for each in found]
+            policies = [seed["policies"][name] for seed in study["seeds"]]
+            x = [max(each["kl"], 0.0) ** 0.5 for each in policies]
+            y = [each[gain] for each in policies]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             label_of = study["policies"][name]["label"]
             axes.plot(x, y, marker, color=colour, markersize=5, label=label_of)
