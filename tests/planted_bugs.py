@@ -323,7 +323,7 @@ class Reference:""",
         22,
         "the KL is a mean of log-ratios, of either sign",
         "evaluation/divergence.py",
-        "exact.index_add_(0, rows[part], kl)",
+        "exact.index_add_(0, rows[chunk], kl)",
         "exact.index_add_(0, rows[part], log_ratio / 9)",
         (
             f"{SEED}::test_kl_is_summed_over_responses_and_never_negative",

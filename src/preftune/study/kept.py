@@ -1,7 +1,7 @@
 """Finished seeds that outlive the machine which ran them: their numbers alone, without models and texts.
 
 A study of hours is made in pieces, on whatever machine there is. `keep` copies what a seed measured into a
-directory that can be committed; `kept` takes it from there, if it is of the same design and data.
+directory that can be committed; `kept_file` takes it from there, if it is of the same design and data.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _TEXTS = "samples"  # of a policy's file
 
 
 def keep(out: Path, directory: Path, design: Design, seed: int) -> None:
-    """Copy a finished seed's numbers to `place`/seed-N; what is there of the same design stays."""
+    """Copy a finished seed's numbers to `directory`/seed-N; what is there of the same design stays."""
     key = _key(design, seed)
     if kept_file(directory, design, seed) is not None:
         return
