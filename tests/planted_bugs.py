@@ -324,7 +324,7 @@ class Reference:""",
         "the KL is a mean of log-ratios, of either sign",
         "evaluation/divergence.py",
         "exact.index_add_(0, rows[chunk], kl)",
-        "exact.index_add_(0, rows[part], log_ratio / 9)",
+        "exact.index_add_(0, rows[chunk], log_ratio / 9)",
         (
             f"{SEED}::test_kl_is_summed_over_responses_and_never_negative",
             "tests/evaluation/test_divergence.py::test_exact_kl_equals_the_sum_over_the_vocabulary",
