@@ -41,7 +41,7 @@ class Talk:
     seed: int
     turns: list[Turn] = field(default_factory=list)
     replies: list[Row] = field(default_factory=list)  # to the last turn, one a policy
-    asked: int = 0  # times: each has draws of its own
+    draws: int = 0  # so far: each has a seed of its own
 
     def say(self, text: str) -> list[Row]:
         """What every policy replies. An unanswered turn before it goes on with the first reply."""
@@ -57,9 +57,9 @@ class Talk:
         dialogue = Dialogue(self.turns)
         self.prompts[:] = [Preference(prompt=dialogue, chosen="", rejected="", row=0)]
         bench = replace(
-            self.bench, seed=derive_seed(self.seed, "chat", self.asked), gold=self._gold(dialogue)
+            self.bench, seed=derive_seed(self.seed, "chat", self.draws), gold=self._gold(dialogue)
         )
-        self.asked += 1
+        self.draws += 1
         self.replies = [bench.rows(policy, lambda n: None)[0] for policy in self.policies.values()]
         return self.replies
 

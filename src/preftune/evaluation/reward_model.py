@@ -74,7 +74,7 @@ def audit(
         "mean_margin": float(margins.mean()),
         "mean_margin_interval": list(stats.bootstrap_mean(margins, resamples, seed)),
         **calibration(margins, seed, resamples),
-        "by_source": _by_source(scored, margins),
+        "by_source": _grouped([s["pair"].source or "all" for s in scored], margins),
         "by_length": {
             "chosen_longer": _accuracy(margins[lengths > 0]),
             "rejected_longer": _accuracy(margins[lengths < 0]),
@@ -170,10 +170,6 @@ def _accuracy(margins: np.ndarray) -> dict[str, Any]:
     """Share of pairs in the right order; a tie counts as wrong."""
     n, right = len(margins), int((margins > 0).sum())
     return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
-
-
-def _by_source(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
-    return _grouped([s["pair"].source or "all" for s in scored], margins)
 
 
 def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:

@@ -89,17 +89,17 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
     if listed(record) is None:  # from before sums were kept: names only
         names = record.get("files")
         return isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
-    found = faults(run, record)
+    stale = faults(run, record)
     if record.get("made_from") != models:
-        found.append("it was made of other models")
-    for fault in found:
+        stale.append("it was made of other models")
+    for fault in stale:
         session.console.line(f"{EVALUATION}: {fault}; it is made again")
-    if any(fault.startswith(str(run.models)) for fault in found) and all(CARD in fault for fault in found):
+    if any(fault.startswith(str(run.models)) for fault in stale) and all(CARD in fault for fault in stale):
         _finish(session, stages, record)
-        found = []
-    if not found:  # what a kill after the last line of an evaluation left
+        stale = []
+    if not stale:  # what a kill after the last line of an evaluation left
         shutil.rmtree(run.stage_dir(EVALUATION) / "parts", ignore_errors=True)
-    return not found
+    return not stale
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:

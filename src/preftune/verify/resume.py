@@ -55,7 +55,7 @@ def verify_resume(
             verdicts.append(trial.stage(name, kills))
             say(f"{name}: {len(verdicts[-1].kills)} kills, {_words(verdicts[-1])}")
         else:
-            trial.train(name, trial.whole)
+            trial.train(name, trial.unbroken)
     if any(verdict.differs for verdict in verdicts):
         say(f"both runs are in {directory}")
     else:
@@ -93,31 +93,31 @@ class _Trial:
     recipe: str
     overrides: list[str]
     config: RunConfig
-    place: Path
+    directory: Path
     lives: Lives
     rng: random.Random
 
     @property
-    def whole(self) -> RunDir:
-        return RunDir(self.place / "whole")
+    def unbroken(self) -> RunDir:
+        return RunDir(self.directory / "whole")
 
     def stage(self, name: str, kills: int) -> Verdict:
         """Both ways from the same parents."""
-        pieces = RunDir(self.place / f"killed-{name}")
-        if self.whole.path.exists():
-            shutil.copytree(self.whole.path, pieces.path)
-        self.train(name, self.whole)
-        steps = int(read_json(self.whole.stage_json(name))["steps"])
+        pieces = RunDir(self.directory / f"killed-{name}")
+        if self.unbroken.path.exists():
+            shutil.copytree(self.unbroken.path, pieces.path)
+        self.train(name, self.unbroken)
+        steps = int(read_json(self.unbroken.stage_json(name))["steps"])
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]
         self.train(name, pieces)
         policy = self.config.stage[name].trains_policy
-        unbroken, killed = (outcome(run, name, trains_policy=policy) for run in (self.whole, pieces))
+        unbroken, killed = (outcome(run, name, trains_policy=policy) for run in (self.unbroken, pieces))
         differs = different(unbroken, killed)
         return Verdict(stage=name, steps=steps, kills=died, differs=differs)
 
     def train(self, name: str, run: RunDir, fault: str = "") -> int:
         """One life. PreftuneError if it ends in another way than it should."""
-        log = self.place / "log.txt"
+        log = self.directory / "log.txt"
         words = ["train", self.recipe, name, *self.overrides, "--out", str(run.path)]
         code = self.lives.run(words, log, fault)
         if code != 0 and not (fault and code == -9):

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -159,7 +159,7 @@ class Watched:
             findings=(),
             seconds_left=None,
         )
-        return _with(look, findings=self._diagnosed(look), seconds_left=self._left(look))
+        return replace(look, findings=self._diagnosed(look), seconds_left=self._left(look))
 
     def _record(self, name: str) -> StageRecord:
         with suppress(PreftuneError):
@@ -220,11 +220,6 @@ class Watched:
         with suppress(NotImplementedError, ValueError):
             return stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
         return 0.0
-
-
-def _with(look: Look, *, findings: Sequence[Finding], seconds_left: float | None) -> Look:
-    values = {name: getattr(look, name) for name in Look.__dataclass_fields__}
-    return Look(**{**values, "findings": findings, "seconds_left": seconds_left})
 
 
 def _view(look: Look) -> RunView:
