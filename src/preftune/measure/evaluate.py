@@ -61,7 +61,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     began = time.monotonic()
     judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
-    cache = replace(parts_of(session, policies, prompts, session.gold), learner=learner)
+    cache = replace(cache_of(session, policies, prompts, session.gold), learner=learner)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
     if main:
         StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
@@ -140,7 +140,7 @@ def _functions(session: Session) -> dict[str, Any]:
     return facts | ({"golds": judge_hashes(judges)} if judges else {})
 
 
-def parts_of(
+def cache_of(
     session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
 ) -> Cache:
     """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""

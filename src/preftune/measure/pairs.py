@@ -13,8 +13,8 @@ from preftune.measure.conditions import distinct
 from preftune.measure.evaluate import (
     Measured,
     audits,
+    cache_of,
     measure_policies,
-    parts_of,
     policies_of,
     policy_name_of,
     reference_stage,
@@ -54,7 +54,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
     policies = policies_of(session, stages)
     prompts = distinct(pairs, session.config.evaluation.prompts)
-    cache = parts_of(session, policies, prompts, None)
+    cache = cache_of(session, policies, prompts, None)
     judges = [s for s in judges_of(session.config.stage) if s in stages]
     for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
