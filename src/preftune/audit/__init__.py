@@ -34,9 +34,9 @@ def audit_directory(path: Path) -> dict[str, Any]:
     members = [] if any(path.glob("*.safetensors")) else sorted(path.glob("member-*"))
     kinds, checks = set[str](), _combined(path) if members else list[Check]()
     for member in members or [path]:  # an ensemble is as good as each of its members
-        kind, judged = _checked(member)
+        kind, results = _checked(member)
         kinds.add(kind)
-        checks += [replace(c, name=f"{member.name}: {c.name}") for c in judged] if members else judged
+        checks += [replace(c, name=f"{member.name}: {c.name}") for c in results] if members else results
     kind = kinds.pop() if len(kinds) == 1 else "unknown"
     return {
         "directory": str(path),

@@ -38,12 +38,12 @@ def speakers(texts: Sequence[str], prompt: Dialogue) -> list[str]:
         start = text.rfind(words[len(words) - size :], 0, end)
         owners[start : start + size] = [turn.role] * size
         end = start
-    spoken, at = list[str](), 0
+    names, at = list[str](), 0
     for piece in texts:
-        named = [owner for owner in owners[at : at + len(piece)] if owner != TEMPLATE]
-        spoken.append(named[0] if named else TEMPLATE)
+        inside = [owner for owner in owners[at : at + len(piece)] if owner != TEMPLATE]
+        names.append(inside[0] if inside else TEMPLATE)
         at += len(piece)
-    return spoken
+    return names
 
 
 def _longest_rest(words: str, text: str) -> int:

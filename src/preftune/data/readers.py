@@ -172,11 +172,11 @@ def _arrow_rows(batches: Batches, file: BinaryIO, path: Path, tally: Tally) -> R
     import pyarrow  # heavy, and not needed for JSON
 
     def readable(names: list[str]) -> list[str]:
-        named = KNOWN | {name.split(".")[0] for name in tally.columns.values()} | set(tally.columns.values())
+        usable = KNOWN | {name.split(".")[0] for name in tally.columns.values()} | set(tally.columns.values())
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two columns of the same name: {', '.join(names)[:200]}", FORMS)
-        tally.ignored_columns.update(set(names) - named)
-        columns = [name for name in names if name in named]
+        tally.ignored_columns.update(set(names) - usable)
+        columns = [name for name in names if name in usable]
         if not columns:
             raise DataError(f'{path}: no column "chosen" (it has: {", ".join(names)[:200]})', FORMS)
         return columns

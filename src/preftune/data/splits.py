@@ -81,19 +81,19 @@ def choose(
         looks = "read as train, though the name looks like a split: it is none of the names in docs/data.md"
         chosen.notes += _named([inside[path] for path in odd], looks)
         splits |= dict.fromkeys(unnamed, "train")
-    read = {path: split for path, split in splits.items() if split is not None}
-    for path in (extra := _other_purposes(read, inside)):
-        del read[path]
+    files = {path: split for path, split in splits.items() if split is not None}
+    for path in (extra := _other_purposes(files, inside)):
+        del files[path]
     chosen.notes += _named([inside[path] for path in extra], "not read: the same rows for another purpose")
-    chosen.files = list(read.items())
+    chosen.files = list(files.items())
     return chosen
 
 
-def _other_purposes(read: dict[Path, str], inside: dict[Path, Path]) -> list[Path]:
+def _other_purposes(files: dict[Path, str], inside: dict[Path, Path]) -> list[Path]:
     """Files marked sft or gen in a split that also has unmarked ones or such for pairs."""
-    marks = {path: _purpose(inside[path]) for path in read}
-    best = {split: min(marks[path] for path in read if read[path] == split) for split in set(read.values())}
-    return [path for path, split in read.items() if marks[path] > best[split]]
+    marks = {path: _purpose(inside[path]) for path in files}
+    best = {split: min(marks[p] for p in files if files[p] == split) for split in set(files.values())}
+    return [path for path, split in files.items() if marks[path] > best[split]]
 
 
 def _purpose(relative: Path) -> int:

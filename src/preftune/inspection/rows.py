@@ -171,8 +171,8 @@ def _prompt(prompts: Prompts, at: int, encoder: Encoder, row: Preference) -> lis
     ids, attention = _numbers(prompts.ids[at]), _numbers(prompts.attention[at])
     padding = len(ids) - sum(attention)
     texts = pieces(encoder, ids[padding:])
-    owned = zip(texts, speakers(texts, row.prompt), strict=True)
-    return [Token(text="", part=PADDING)] * padding + [Token(text=text, part=owner) for text, owner in owned]
+    pairs = zip(texts, speakers(texts, row.prompt), strict=True)
+    return [Token(text="", part=PADDING)] * padding + [Token(text=text, part=owner) for text, owner in pairs]
 
 
 def _numbers(row: Tensor) -> list[int]:

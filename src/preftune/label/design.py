@@ -58,17 +58,17 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
     everybody, number = shared(design, items), design.raters.index(rater)
     others = [item.id for item in items if item.id not in everybody]
     dealt = everybody | set(others[number :: len(design.raters)])
-    mine = [item for item in items if item.id in dealt]
+    hand = [item for item in items if item.id in dealt]
     if not design.informative:  # each rater in an order of her own
-        mine.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))
-    slots = [(float(i), Slot(item, False, _side(design, rater, item))) for i, item in enumerate(mine)]
-    gap = min(GAP, len(mine) // 2)
+        hand.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))
+    slots = [(float(i), Slot(item, False, _side(design, rater, item))) for i, item in enumerate(hand)]
+    gap = min(GAP, len(hand) // 2)
     early = sorted(
-        range(len(mine) - gap), key=lambda i: derive_seed(design.seed, "repeat", rater, mine[i].id)
+        range(len(hand) - gap), key=lambda i: derive_seed(design.seed, "repeat", rater, hand[i].id)
     )
-    for i in early[: round(design.repeats * len(mine))]:
+    for i in early[: round(design.repeats * len(hand))]:
         first = slots[i][1]
-        later = i + gap + derive_seed(design.seed, "when", rater, first.item.id) % (len(mine) - gap - i)
+        later = i + gap + derive_seed(design.seed, "when", rater, first.item.id) % (len(hand) - gap - i)
         slots.append((later + 0.5, Slot(first.item, True, 1 - first.a)))
     return [slot for _, slot in sorted(slots, key=lambda pair: (pair[0], pair[1].key))]
 

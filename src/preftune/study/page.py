@@ -209,8 +209,8 @@ def _reward_model(study: Study) -> str:
         "in sd of the scores. 0 means that the reward model does not see that part; below 0 it prefers the "
         'worse. "stacked courtesies" is the blind spot that the world leaves on purpose.'
     )
-    more = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
-    return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(more, gaps)}"
+    columns = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
+    return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(columns, gaps)}"
 
 
 def _frontier(study: Study) -> str:
