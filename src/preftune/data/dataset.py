@@ -271,20 +271,20 @@ def make_dataset(
 def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:
     """Counts, repeats and hashes of what the splits hold."""
     prompts = {name: {row_key(pair) for pair in pairs} for name, pairs in splits.items()}
-    pairs = Counter((p.prompt, p.chosen, p.rejected) for each in splits.values() for p in each)
+    pairs = Counter((p.prompt, p.chosen, p.rejected) for rows in splits.values() for p in rows)
     swapped = sum((prompt, b, a) in pairs for prompt, a, b in pairs) // 2
     combinations = (("train", "validation"), ("train", "test"), ("validation", "test"))
     return {
-        "splits": {name: len(each) for name, each in splits.items()},
+        "splits": {name: len(rows) for name, rows in splits.items()},
         "sources": {
-            name: dict(sorted(Counter(p.source for p in each).items())) for name, each in splits.items()
+            name: dict(sorted(Counter(p.source for p in rows).items())) for name, rows in splits.items()
         },
-        "distinct_prompts": {name: len(each) for name, each in prompts.items()},
+        "distinct_prompts": {name: len(keys) for name, keys in prompts.items()},
         "prompt_overlap": {f"{a}/{b}": len(prompts[a] & prompts[b]) for a, b in combinations},
         "duplicates": sum(pairs.values()) - len(pairs),
         "swapped": swapped,
-        "words": {name: _words(each) for name, each in splits.items()},
-        "content_sha256": {name: _content_hash(each) for name, each in splits.items()},
+        "words": {name: _words(rows) for name, rows in splits.items()},
+        "content_sha256": {name: _content_hash(rows) for name, rows in splits.items()},
     }
 
 
@@ -295,7 +295,7 @@ def _words(pairs: Sequence[Preference]) -> dict[str, list[int]]:
         "chosen": [pair.chosen for pair in pairs],
         "rejected": [pair.rejected for pair in pairs],
     }
-    sizes = {kind: sorted(len(text.split()) for text in each) for kind, each in texts.items()}
+    sizes = {kind: sorted(len(text.split()) for text in rows) for kind, rows in texts.items()}
     return {kind: [n[len(n) // 2], n[len(n) * 19 // 20], n[-1]] for kind, n in sizes.items() if n}
 
 

@@ -62,7 +62,7 @@ def layout(text: str, config: str | None = None) -> Layout | None:
         return None
     names = ", ".join(quote(name) for name in [*configs][:20])
     if config is None:
-        marked = [n for n, each in configs.items() if n == "default" or each.get("default") is True]
+        marked = [n for n, entry in configs.items() if n == "default" or entry.get("default") is True]
         names_left = list(configs) if len(configs) == 1 else marked
         if len(names_left) != 1:
             raise ConfigError(
@@ -90,10 +90,10 @@ def _configs(text: str) -> dict[str, dict[str, Any]]:
     if not isinstance(configs, list):
         raise DataError(f"README.md: configs is {kind(configs)}, not a list", SHAPE)
     by_name = {}
-    for each in configs:
-        if not isinstance(each, dict) or not isinstance(each.get("config_name"), str):
+    for entry in configs:
+        if not isinstance(entry, dict) or not isinstance(entry.get("config_name"), str):
             raise DataError("README.md: one of its configs has no config_name", SHAPE)
-        by_name[each["config_name"]] = each
+        by_name[entry["config_name"]] = entry
     return by_name
 
 

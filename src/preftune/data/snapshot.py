@@ -102,7 +102,7 @@ def _looked_up(name: str, kind: Kind, commit: str | None) -> Snapshot:
         return HfApi().repo_info(name, repo_type=kind, revision=commit or "main", timeout=ASK_SECONDS)
 
     info = _answer(ask, f"{kind} {name!r}", name, ASK_SECONDS)
-    sha, files = info.sha, [each.rfilename for each in info.siblings or ()]
+    sha, files = info.sha, [file.rfilename for file in info.siblings or ()]
     if not isinstance(sha, str) or not _COMMIT.fullmatch(sha) or any(map(_outside, files)):
         raise DataError(f"{kind} {name!r}: the hub's answer names no commit, or files outside of it")
     snapshot = Snapshot(name=name, kind=kind, commit=sha, files=tuple(sorted(files)))
@@ -256,7 +256,7 @@ def safetensors_fault(file: Path) -> str:
             return "its header is cut off or is none"
         try:
             header = json.loads(stream.read(length))
-            ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "its header cannot be read"
     expected = 8 + length + max(ends, default=0)

@@ -213,10 +213,10 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
     for side, name, opposite in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
         ahead = sorted(
             ((only[side][p] - only[1 - side][p], p) for p in common if only[side][p] > only[1 - side][p]),
-            key=lambda each: (
-                -(each[0] ** 2) / (only[0][each[1]] + only[1][each[1]]),
-                -len(each[1]),
-                each[1],
+            key=lambda item: (
+                -(item[0] ** 2) / (only[0][item[1]] + only[1][item[1]]),
+                -len(item[1]),
+                item[1],
             ),
         )
         best = list[tuple[str, ...]]()

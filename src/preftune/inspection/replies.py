@@ -70,7 +70,7 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     by_token["score"] = _score_so_far(judge, scorer, done.sequences)
     common = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
     common |= {"row": row_name(row), "prompt": encoder.shown(row.prompt)}
-    return [common | each for each in _described(done, by_token, encoder)]
+    return [common | reply for reply in _described(done, by_token, encoder)]
 
 
 def _prompts(session: Session, stage: str, encoder: Encoder, row: Preference) -> Prompts:

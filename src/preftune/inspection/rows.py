@@ -107,7 +107,7 @@ def _views(
         return
     step, at = position or (0, 0)
     names = feed.names_at(step)
-    data_row = next(each for each in feed.rows if row_name(each) == names[at])
+    data_row = next(r for r in feed.rows if row_name(r) == names[at])
     where = f"row {names[at]}, step {step + 1} of {feed.steps}"
     notes = tuple(_cuts(encoder, data_row))
     for what, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, data_row, config):
@@ -118,7 +118,7 @@ def _first_step(feed: Feed, row: Preference, online: bool) -> tuple[int, int] | 
     """The first step that takes a row, and its place there; where one row stands for a prompt, that one."""
     names = {row_name(row)}
     if online:
-        names = {row_name(each) for each in feed.rows if row_key(each) == row_key(row)}
+        names = {row_name(r) for r in feed.rows if row_key(r) == row_key(row)}
     for step in range(feed.steps):
         for at, name in enumerate(feed.names_at(step)):
             if name in names:
@@ -190,9 +190,9 @@ def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
     ends = ", ".join(repr(encoder.text_of([end])) for end in encoder.ends)
     judges = (config.scored_by, config.judge_directory, config.functions())
     judge = " + ".join(name for name in judges if name)
-    each = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
+    replies = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
     return (
-        f"{each} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
+        f"{replies} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
         f"the score of {judge} is read at a reply's last token"
         + ("" if config.makes == "data" else "; the loss is taken at the reply's tokens"),
     )

@@ -86,7 +86,7 @@ def _policies(run: RunDir) -> dict[str, PolicyRecord]:
 
 def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, PolicyRecord]) -> list[str]:
     """Prompts that every policy of both runs answered, in the order of the first run."""
-    sets = [{row.prompt for row in each.prompts} for each in (*ours.values(), *theirs.values())]
+    sets = [{row.prompt for row in policy.prompts} for policy in (*ours.values(), *theirs.values())]
     everywhere = set.intersection(*sets)
     prompts = [row.prompt for row in next(iter(ours.values())).prompts if row.prompt in everywhere]
     if not prompts:
@@ -226,10 +226,10 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     """The comparison as a table, and what makes it less than a fair one."""
     headers = ("Policy, measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
     console.line(f"a: {result['a']}\nb: {result['b']}\n{result['common_prompts']} common prompts")
-    differ = {each["label"] for each in result["policies"] if not _same(each)}
+    differ = {record["label"] for record in result["policies"] if not _same(record)}
     if same := dict.fromkeys(e["label"] for e in result["policies"] if e["label"] not in differ):
         console.line(f"the same in both runs on every prompt: {', '.join(same)}")
-    if shown := [each for each in result["policies"] if each["label"] in differ]:
+    if shown := [record for record in result["policies"] if record["label"] in differ]:
         console.table(headers, list(comparison_table(shown)))
     if not result["same_reward_model"]:
         console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")

@@ -92,14 +92,14 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         text = policy.get("text")
         if policy not in policies:
             continue
-        gains = [interval(each, "gain", sign=True, digits=3) for each in policy["others"].values()]
+        gains = [interval(judge, "gain", sign=True, digits=3) for judge in policy["others"].values()]
         gold_gains = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
         above = [gold_gains, *(o["by_seed"] for o in policy["others"].values())]
         shares = ["-", "-", "-"]
         if text is not None:
             shares = [f"{text['distinct_2_of_reference']:.2f}", f"{text['perplexity_of_reference']:.2f}"]
             shares.append("yes" if text["counts"] else "no")
-        counts = "; ".join(f"{sum(gain > 0 for gain in each)} of {len(each)}" for each in above)
+        counts = "; ".join(f"{sum(gain > 0 for gain in by_seed)} of {len(by_seed)}" for by_seed in above)
         gold = interval(policy, "gold_gain", sign=True, digits=3)
         rows.append([policy["label"], gold, *gains, counts, f"{policy['kl']:.2f}", *shares])
     return [

@@ -67,8 +67,8 @@ def _distances(study: Study) -> str:
             if name.startswith("best_of_"):
                 continue
             policies = [seed["policies"][name] for seed in study["seeds"]]
-            x = [max(each["kl"], 0.0) ** 0.5 for each in policies]
-            y = [each[gain] for each in policies]
+            x = [max(p["kl"], 0.0) ** 0.5 for p in policies]
+            y = [p[gain] for p in policies]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             label_of = study["policies"][name]["label"]
             axes.plot(x, y, marker, color=colour, markersize=5, label=label_of)
@@ -80,9 +80,9 @@ def _distances(study: Study) -> str:
 
 
 def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour: str) -> None:
-    d = [each["kl"] ** 0.5 for each in curve]
-    axes.plot(d, [each[gain] for each in curve], color=colour, linewidth=1.2, label="best-of-n")
-    low, high = ([each[f"{gain}_{end}"] for each in curve] for end in ("low", "high"))
+    d = [point["kl"] ** 0.5 for point in curve]
+    axes.plot(d, [point[gain] for point in curve], color=colour, linewidth=1.2, label="best-of-n")
+    low, high = ([point[f"{gain}_{end}"] for point in curve] for end in ("low", "high"))
     axes.fill_between(d, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
@@ -100,8 +100,8 @@ def _sweep(study: Study) -> str:
         left.plot(x, y, marker, color=colour, markersize=5, label=word)
         _law(left, sweep["laws"][law], max(x), colour)
         best = sweep["best_of_n"]
-        d = [each["sqrt_kl"] for each in best]
-        right.plot(d, [each[gain] for each in best], marker, color=colour, markersize=4, label=word)
+        d = [point["sqrt_kl"] for point in best]
+        right.plot(d, [point[gain] for point in best], marker, color=colour, markersize=4, label=word)
         _law(right, sweep["laws"][law.replace("rl", "bon")], max(d), colour)
     for axes, title in ((left, f"RL: {sweep['key']}"), (right, "best-of-n")):
         axes.axhline(0, color=INK, linewidth=0.8)

@@ -25,12 +25,10 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
         if len(names) >= LEAST_POINTS:
             gains = [[_at(_points(values, names, kind), kl) for values in seeds] for kl in LEVELS]
             label = design.config.stage[names[0]].label
-            rows.append({"method": label, "setting": key, "at": [_pooled(each, resamples) for each in gains]})
+            rows.append({"method": label, "setting": key, "at": [_pooled(g, resamples) for g in gains]})
     if rows:
         best = [[_best(values, kind, kl) for values in seeds] for kl in LEVELS]
-        rows.append(
-            {"method": "best-of-n", "setting": "n", "at": [_pooled(each, resamples) for each in best]}
-        )
+        rows.append({"method": "best-of-n", "setting": "n", "at": [_pooled(g, resamples) for g in best]})
     return rows
 
 
@@ -59,7 +57,7 @@ def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:
 
 
 def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
-    reached = [each for each in gains if each is not None]
+    reached = [gain for gain in gains if gain is not None]
     if len(reached) < len(gains):
         return None
     gain = pooled_gain(reached, resamples)

@@ -156,9 +156,9 @@ def _equal_kl(study: Study) -> str:
 
 def _best_of_n(study: Study) -> str:
     rows = [
-        [each["n"], f"{each['kl']:.2f}", *(interval(each, gain, sign=True) for gain in GAINS)]
-        for each in study["best_of_n"]
-        if each["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
+        [point["n"], f"{point['kl']:.2f}", *(interval(point, gain, sign=True) for gain in GAINS)]
+        for point in study["best_of_n"]
+        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
     ]
     heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
     return f"## Best-of-n of SFT\n\n{table(heads, rows)}"
@@ -228,13 +228,13 @@ def _frontier(study: Study) -> str:
 def _sweep(sweep: Study) -> str:
     rows = [
         [
-            each["value"],
-            interval(each, "kl"),
-            *(interval(each, gain, sign=True) for gain in GAINS),
-            f"{each['eos_rate']:.3f}",
-            f"{each['length']:.1f}",
+            point["value"],
+            interval(point, "kl"),
+            *(interval(point, gain, sign=True) for gain in GAINS),
+            f"{point['eos_rate']:.3f}",
+            f"{point['length']:.1f}",
         ]
-        for each in sweep["means"]
+        for point in sweep["means"]
     ]
     names = {
         "rl_gold": "RL, gold",

@@ -138,7 +138,7 @@ def _seed_record(
     reference = values.facts.reference
     usual = _seed_numbers(values.tables[reference][main], 1)
     for name, by_kind in tables.items():
-        sets = {kind: _seed_numbers(each[i], settings.resamples) for kind, each in by_kind.items()}
+        sets = {kind: _seed_numbers(by_seed[i], settings.resamples) for kind, by_seed in by_kind.items()}
         why = [] if name in (reference, BASE) else collapse(sets[main], usual)
         policies[name] = {
             **sets[main],
@@ -191,7 +191,7 @@ def _mean_tokens(seeds: Sequence[SeedValues], name: str) -> dict[str, Any]:
     spent = [values.facts.tokens[name] for values in seeds if name in values.facts.tokens]
     if not spent:
         return {"tokens_trained": None, "tokens_sampled": None, "steps": None}
-    return {key: float(np.mean([each[key] for each in spent])) for key in spent[0]}
+    return {key: float(np.mean([numbers[key] for numbers in spent])) for key in spent[0]}
 
 
 def _label(design: Design, name: str) -> str:
@@ -215,23 +215,23 @@ def _reward_model(seeds: Sequence[SeedValues]) -> dict[str, Any] | None:
         return None
     pooled = {}
     for kind in audits[0]:
-        each = [audit[kind] for audit in audits]
-        values = [a.accuracy.value for a in each]
+        on_kind = [audit[kind] for audit in audits]
+        values = [a.accuracy.value for a in on_kind]
         pooled[kind] = {
             "accuracy": float(np.mean(values)),
-            "n_pairs": each[0].accuracy.n,
+            "n_pairs": on_kind[0].accuracy.n,
             "by_seed": [
-                {"seed": v.seed, **a.accuracy.model_dump()} for v, a in zip(seeds, each, strict=True)
+                {"seed": v.seed, **a.accuracy.model_dump()} for v, a in zip(seeds, on_kind, strict=True)
             ],
-            "best_reachable": float(np.mean([a.best_reachable for a in each])),
+            "best_reachable": float(np.mean([a.best_reachable for a in on_kind])),
             "gaps": {
                 component: {
-                    "gap_sd": float(np.mean([a.gaps[component].gap_sd for a in each])),
-                    "by_seed": [a.gaps[component].gap_sd for a in each],
-                    "accuracy": float(np.mean([a.gaps[component].value for a in each])),
-                    "n": each[0].gaps[component].n,
+                    "gap_sd": float(np.mean([a.gaps[component].gap_sd for a in on_kind])),
+                    "by_seed": [a.gaps[component].gap_sd for a in on_kind],
+                    "accuracy": float(np.mean([a.gaps[component].value for a in on_kind])),
+                    "n": on_kind[0].gaps[component].n,
                 }
-                for component in each[0].gaps
+                for component in on_kind[0].gaps
             },
         }
     return pooled

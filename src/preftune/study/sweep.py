@@ -25,7 +25,7 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
     means = [
         {"value": value, "stage": stage, **_mean(study["policies"][stage])} for value, stage in stages.items()
     ]
-    best = [{"n": each["n"], **_mean(each)} for each in study["best_of_n"]]
+    best = [{"n": point["n"], **_mean(point)} for point in study["best_of_n"]]
     return {
         "key": key,
         "points": points,

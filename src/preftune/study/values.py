@@ -69,7 +69,7 @@ def read_seed(file: Path, seed: int) -> SeedValues:
 
 
 def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
-    return {name: np.array(each, dtype=float) for name, each in values.columns.items()}
+    return {name: np.array(column, dtype=float) for name, column in values.columns.items()}
 
 
 def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
