@@ -42,13 +42,11 @@ def _limits(run: RunView) -> Section:
     standing: list[Prose] = [
         (
             "The reward model is both what PPO and GRPO were trained on and what all policies are scored by: "
-            "a gain in "
-            "its score is a gain by its taste, not proof of better answers.",
+            "a gain in its score is a gain by its taste, not proof of better answers.",
         ),
         (
             "One seed. The intervals cover the choice of prompts, not the luck of training; another seed can "
-            "reorder "
-            "policies that are close.",
+            "reorder policies that are close.",
         ),
     ]
     of_this_run: list[Prose] = [(text,) for text in cautions(run)]

@@ -182,6 +182,5 @@ def _length_warning(policy: PolicyRecord, reference: PolicyRecord) -> list[str]:
         return []
     return [
         f"{policy.label} writes {change} responses than {reference.label} ({length.text()} against "
-        f"{usual.text()} tokens): "
-        "part of any change in reward may be length."
+        f"{usual.text()} tokens): part of any change in reward may be length."
     ]
