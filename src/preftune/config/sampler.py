@@ -33,7 +33,7 @@ class SamplerConfig(AddressConfig):
     max_kl: Positive = Field(
         default=0.02,
         description="Maximum KL from server to policy in a step, in nats per token (k3); more stops the run, "
-        "since the server has stale weights or another model.",
+        "since the server may have stale weights or another model.",
     )
     importance_sampling_cap: Positive | None = Field(
         default=2.0,

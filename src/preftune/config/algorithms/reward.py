@@ -57,7 +57,7 @@ class RewardConfig(OfflineConfig):
         exclude_if=lambda scale: scale == 1.0,  # stages from before this setting stay valid
         description="Standard deviation of the new scalar head, in units of 1/sqrt(width + 1); 0 starts "
         "every score at 0. Pretrained models with large last hidden states need less than "
-        "1, since their initial scores differ more than training can correct.",
+        "1, since their initial scores differ by more than the pairs teach.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     members: Count = Field(
