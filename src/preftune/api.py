@@ -174,7 +174,7 @@ def kept_stages(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     anew = with_children(config.stage, redo)
-    lines = [f"made anew: {', '.join(anew)}"] if anew else []
+    lines = [f"training again: {', '.join(anew)}"] if anew else []
     if from_run is None:
         return lines
     origin = other_run(from_run, run)

@@ -46,7 +46,7 @@ Redo = Annotated[
 ]
 Mirror = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
+    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
 ]
 JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -223,7 +223,7 @@ def _in_chat_form(directory: Directory) -> bool:
 def _pad_token(directory: Directory) -> Iterator[Check]:
     tokenizer, stated = directory.tokenizer, directory.model.config.get_text_config().pad_token_id
     pad, judge = tokenizer.pad_token_id, directory.kind == "reward model"
-    name = "has a pad token of its own"
+    name = "has its own pad token"
     if pad is None:
         yield Check(
             name=name,
@@ -245,9 +245,7 @@ def _pad_token(directory: Directory) -> Iterator[Check]:
             "response ends makes no difference to it"
             if judge
             else "a mask by `ids != pad` drops EOS from the loss: it unlearns to stop",
-            remedy="train it again with a pad token of its own"
-            if judge
-            else "mask by length, as preftune does",
+            remedy="train it again with its own pad token" if judge else "mask by length, as preftune does",
         )
     elif judge and stated != pad:
         yield Check(

@@ -81,7 +81,7 @@ def other_run(path: str | Path, run: RunDir) -> RunDir:
     if other.path.resolve() == run.path.resolve():
         raise UsageError(
             f"--from {path} is the run directory itself",
-            "give the new run a place of its own with --out DIR; --redo STAGE makes a stage anew here",
+            "give the new run its own directory with --out DIR, or train a stage again with --redo STAGE",
         )
     return other
 

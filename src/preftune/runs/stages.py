@@ -155,7 +155,7 @@ def goes_on(run: RunDir, stage: Stage) -> str:
     if recorded.get("status") != "finished" or recorded.get("key") == stage.key:
         return ""
     changed = differences(recorded.get("inputs", {}), dict(stage.inputs))
-    return f"goes on after step {recorded.get('steps')}: {'; '.join(changed)}"
+    return f"continues after step {recorded.get('steps')}: {'; '.join(changed)}"
 
 
 def members_begun(run: RunDir, name: str) -> list[Path]:
