@@ -28,8 +28,8 @@ FileName = Annotated[str, AfterValidator(_fits_a_path)]
 
 def _are_the_templates_own(values: dict[str, Any]) -> dict[str, Any]:
     """The library takes the rest of its arguments by the same way."""
-    if taken := sorted(_LIBRARYS & values.keys()):
-        raise ValueError(f"{', '.join(taken)} is not the template's own")
+    if reserved := sorted(_LIBRARYS & values.keys()):
+        raise ValueError(f"{', '.join(reserved)} is not the template's own")
     return values
 
 
@@ -135,7 +135,7 @@ class ColumnsConfig(Settings):
 
     def named(self) -> dict[str, str]:
         """Known name to the data set's; a dotted name leads inside of an object."""
-        return {known: name for known, name in self.model_dump().items() if name is not None}
+        return {ours: name for ours, name in self.model_dump().items() if name is not None}
 
 
 class DataConfig(Settings):
@@ -277,6 +277,12 @@ class ParallelConfig(Settings):
         default=False,
         description="Keep in each process a part of every weight, gradient and moment only (FSDP2).",
     )
+    gather: Literal["model", "block"] = Field(
+        default="model",
+        exclude_if=lambda gather: gather == "model",
+        description="What of a model in parts is whole at once while it samples or is looked up: all of it, "
+        "or a block (less memory; every block is gathered at every token).",
+    )
 
 
 class RunConfig(Settings):
@@ -353,17 +359,8 @@ class RunConfig(Settings):
 
     def _check_parallel(self) -> None:
         """What is not sharded is refused by name."""
-        if not self.parallel.shard:
-            return
-        if self.precision == "fp16":
+        if self.parallel.shard and self.precision == "fp16":
             raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
-        for name in self.stage:
-            if top_blocks(self.trainable_of(name)) is not None:
-                raise ConfigError(
-                    f"parallel.shard is not supported with trainable = {self.trainable_of(name)} "
-                    f"(stage {name}): its models share what is frozen",
-                    hint='set trainable to "all" or "lora", or parallel.shard=false',
-                )
 
     def _check_gold(self) -> None:
         """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,
@@ -373,9 +370,9 @@ class RunConfig(Settings):
             for name, stage in self.stage.items():
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
-                seen = {*models, *(reward_terms(functions) if functions else ())}
-                own = seen & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                if own and stage.makes != "data" and not own == seen:
+                judges = {*models, *(reward_terms(functions) if functions else ())}
+                shared = judges & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                if shared and stage.makes != "data" and not shared == judges:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",
