@@ -77,7 +77,7 @@ def gradients(words: list[str]) -> dict[str, Any]:
 
 
 def speed(words: list[str]) -> dict[str, Any]:
-    """Tokens/s of sampling, with and without its graph, beside `generate`, seconds of an update, peak memory, in two precisions."""
+    """Tokens/s of sampling (with its graph and without) beside `generate`, seconds of an update, peak memory."""
     shape, found = words[0], dict[str, Any]()
     small = shape == "small"
     rows, prompt, new = (4, 8, 8) if small else (64, 128, 128)

@@ -123,7 +123,7 @@ def test_replies_that_have_ended_are_seen_at_the_next_look(monkeypatch: pytest.M
     assert len(steps) == module._ASK_EVERY_ELSEWHERE - 1 - WARM_UP
 
 
-def test_elsewhere_the_plain_decoders_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_the_plain_decoders_go_on() -> None:
     model = made(TREES["gpt2"]()).eval()
     cuda = torch.device("cuda")
     assert recorder(model, CPU) is None
@@ -131,6 +131,10 @@ def test_elsewhere_the_plain_decoders_go_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert recorder(made(PLAIN["bloom"]()).eval(), cuda) is None
     with without_graphs():
         assert recorder(model, cuda) is None
+    hook = model.base_model.register_forward_pre_hook(lambda *_: None)  # as where blocks are gathered
+    assert recorder(model, cuda) is None
+    hook.remove()
+    assert recorder(model, cuda) is static.recorded
 
 
 def refuses(step: Any) -> Any:

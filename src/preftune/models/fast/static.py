@@ -76,10 +76,13 @@ _off = False
 
 def recorder(model: PreTrainedModel, device: torch.device) -> Callable[[Step], Step] | None:
     """What records this model's steps there; None where the plain decoder does them: on other devices, for
-    models that may not be laid out as trees, and for those of which `refuse` was told.
+    models that may not be laid out as trees, those of which `refuse` was told, and those that are gathered a
+    block at a time: what is done before a block is no work of the device, and would not be repeated.
     """
     record = None if _off or model in _refused else RECORDERS.get(device.type)
-    return record if record is not None and lays_out_trees(model) else None
+    if record is None or any(module._forward_pre_hooks for module in model.modules()):
+        return None
+    return record if lays_out_trees(model) else None
 
 
 def refuse(model: PreTrainedModel) -> None:
