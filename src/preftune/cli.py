@@ -38,11 +38,11 @@ DryRun = Annotated[
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
 FromRun = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Take over the stages that RUN has finished alike."),
+    typer.Option("--from", metavar="RUN", help="Take over the finished stages of RUN that are unchanged."),
 ]
 Redo = Annotated[
     list[str] | None,
-    typer.Option(metavar="STAGE", help="Make a stage, and what hangs on it, anew; may be repeated."),
+    typer.Option(metavar="STAGE", help="Train a stage, and those that depend on it, again; may be repeated."),
 ]
 Mirror = Annotated[
     str | None,

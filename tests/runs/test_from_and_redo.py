@@ -222,7 +222,7 @@ def test_what_cannot_go_on_says_why(copy: RunDir, words: list[str], why: str | N
     """Another schedule is another stage: nothing is said about going on."""
     with pytest.raises(ConfigError) as caught:
         train(copy, "sft", *words)
-    assert ("cannot go on from where it ended" in caught.value.message) == (why is not None)
+    assert ("cannot continue from where it ended" in caught.value.message) == (why is not None)
     assert why is None or why in caught.value.message
 
 
