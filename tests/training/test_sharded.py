@@ -23,9 +23,12 @@ from preftune.models.shards import local, readable, shard, whole
 from preftune.models.trunk import share_trunk
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
+from sweeps import ALL
 from tiny import EOS, causal_lm, flat, prompts
 
 KINDS = ("sft", "dpo", "reward", "kto", "ppo", "grpo", "rloo")
+SOME = KINDS if ALL else ("sft", "reward", "dpo", "kto", "ppo", "grpo")  # RLOO's step is GRPO's
+UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over the batch, two roles, groups
 # The bias of a key has no gradient: with its usual eps AdamW would make steps of what rounding leaves there.
 ADAMW = OptimizerConfig(eps=1e-3)
 
@@ -150,9 +153,9 @@ def work(rank: int, port: int, folder: Path, told: Connection) -> None:
     """All that two processes have to show, in one start of them."""
     join(rank, port)
     try:
-        for name in KINDS:
+        for name in SOME:
             told.send(trained(name, folder / "two" / name, shard=True))
-        for name in KINDS:
+        for name in UNEVEN:
             told.send(trained(name, folder / "uneven_two" / name, shard=name in ("dpo", "ppo"), size=3))
         told.send(trained("sft", folder / "lora_two", shard=True, rank=2))
         cut_in_two(folder, told)
@@ -180,7 +183,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     folder = tmp_path_factory.mktemp("sharded")
     killed("ppo", folder / "more")
     killed("reward", folder / "cut_two" / "reward", top=1)
-    subjects = [*KINDS, *(f"uneven {name}" for name in KINDS), "lora"]
+    subjects = [*SOME, *(f"uneven {name}" for name in UNEVEN), "lora"]
     subjects += ["cut sft", "cut pieces", "cut reward", "cut dpo", "cut ppo", "cut parts"]
     subjects += ["by block", "lora by block", "one block", "kept", "more", "pieces", "parts", "tied"]
     said: dict[str, list[Any]] = {}
@@ -198,7 +201,7 @@ def close(found: Weights, expected: Weights, within: float = 2e-6) -> None:
 
 
 @pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", SOME)
 def test_two_processes_with_parts_train_what_one_with_all_does(heard: Heard, name: str) -> None:
     """Rollouts, metrics of every step, and weights after five steps with moments."""
     folder, said = heard
@@ -212,7 +215,7 @@ def test_two_processes_with_parts_train_what_one_with_all_does(heard: Heard, nam
 
 
 @pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", UNEVEN)
 def test_three_rows_are_shared_by_two_processes(heard: Heard, name: str) -> None:
     """One has two of them; of a minibatch with one row, the other has none."""
     folder, said = heard
