@@ -28,8 +28,8 @@ FileName = Annotated[str, AfterValidator(_fits_a_path)]
 
 def _are_the_templates_own(values: dict[str, Any]) -> dict[str, Any]:
     """The library takes the rest of its arguments by the same way."""
-    if taken := sorted(_LIBRARYS & values.keys()):
-        raise ValueError(f"{', '.join(taken)} is not the template's own")
+    if reserved := sorted(_LIBRARYS & values.keys()):
+        raise ValueError(f"{', '.join(reserved)} is not the template's own")
     return values
 
 
@@ -135,7 +135,7 @@ class ColumnsConfig(Settings):
 
     def named(self) -> dict[str, str]:
         """Known name to the data set's; a dotted name leads inside of an object."""
-        return {known: name for known, name in self.model_dump().items() if name is not None}
+        return {ours: name for ours, name in self.model_dump().items() if name is not None}
 
 
 class DataConfig(Settings):
@@ -370,9 +370,9 @@ class RunConfig(Settings):
             for name, stage in self.stage.items():
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
-                seen = {*models, *(reward_terms(functions) if functions else ())}
-                own = seen & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                if own and stage.makes != "data" and not own == seen:
+                judges = {*models, *(reward_terms(functions) if functions else ())}
+                shared = judges & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                if shared and stage.makes != "data" and not shared == judges:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

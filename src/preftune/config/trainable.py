@@ -18,8 +18,8 @@ def _is_trainable(text: str) -> str:
 
 def top_blocks(trainable: str) -> int | None:
     """The K of "top:K"; None for any other."""
-    found = re.fullmatch(r"top:([1-9][0-9]{0,3})", trainable)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"top:([1-9][0-9]{0,3})", trainable)
+    return int(match[1]) if match else None
 
 
 Trainable = Annotated[str, AfterValidator(_is_trainable)]

@@ -231,8 +231,8 @@ class StageSettings(Settings):
         """Rows, or prompts, that the stage consumes of `rows` (0: as many as it asks for); repeats count."""
         raise NotImplementedError
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        """The same stage made longer or shorter, so that it consumes about `wanted` of `rows` rows."""
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        """The same stage made longer or shorter, so that it consumes about `rows_wanted` of `rows` rows."""
         raise NotImplementedError
 
     # --- in words
@@ -262,19 +262,19 @@ class OfflineConfig(StageSettings):
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
         return prompt + chosen if self.batch == "sequences" else 2 * prompt + chosen + rejected
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        whole = max(round(wanted / self.rows_per_step), 1) * self.rows_per_step
-        if whole <= rows:
-            return self.model_copy(update={"rows": whole, "epochs": 1})
-        return self.model_copy(update={"rows": None, "epochs": max(round(whole / rows), 1)})
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        rounded = max(round(rows_wanted / self.rows_per_step), 1) * self.rows_per_step
+        if rounded <= rows:
+            return self.model_copy(update={"rows": rounded, "epochs": 1})
+        return self.model_copy(update={"rows": None, "epochs": max(round(rounded / rows), 1)})
 
     def plan(self, rows: int | None = None) -> str:
         if rows is not None:
-            taken = min(rows, self.rows or rows)
-            return f"from {self.init}: {taken:,} rows, {self.steps_on(taken)} steps of {self.batch_size}"
-        taken = "all rows" if self.rows is None else f"{self.rows} rows"
+            amount = min(rows, self.rows or rows)
+            return f"from {self.init}: {amount:,} rows, {self.steps_on(amount)} steps of {self.batch_size}"
+        amount = "all rows" if self.rows is None else f"{self.rows} rows"
         times = "" if self.epochs == 1 else f", {self.epochs} times"
-        return f"from {self.init}: {taken}{times} in batches of {self.batch_size}"
+        return f"from {self.init}: {amount}{times} in batches of {self.batch_size}"
 
 
 class OnlineConfig(StageSettings):
@@ -382,11 +382,11 @@ class OnlineConfig(StageSettings):
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
         return self.items_per_row * self.epochs * (prompt + min(chosen, self.max_new_tokens))
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        return self.model_copy(update={"steps": max(round(wanted / self.rows_per_step), 1)})
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        return self.model_copy(update={"steps": max(round(rows_wanted / self.rows_per_step), 1)})
 
     def plan(self, rows: int | None = None) -> str:
-        scored = " + ".join(part for part in (self.reward_model, self.reward_functions) if part)
+        scored = " + ".join(judge for judge in (self.reward_model, self.reward_functions) if judge)
         return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
 
 
@@ -395,10 +395,10 @@ def from_outside(judge: str) -> bool:
     return "/" in judge or judge.startswith((".", "~"))
 
 
-def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    """ValueError unless `part` goes into `whole`."""
-    if whole % part:
-        raise ValueError(f"{whole_name} = {whole} is not a multiple of {part_name} = {part}")
+def must_divide(total_name: str, total: int, divisor_name: str, divisor: int) -> None:
+    """ValueError unless `divisor` goes into `total`."""
+    if total % divisor:
+        raise ValueError(f"{total_name} = {total} is not a multiple of {divisor_name} = {divisor}")
 
 
 def algorithm_field(name: str) -> Any:
