@@ -99,8 +99,8 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
             + "\n  ".join(changed[:6])
             + more,
-            hint="--redo trains it and the stages that depend on it again, --from takes over unchanged stages "
-            "into another run, --restart begins from scratch",
+            hint="--redo trains it and the stages that depend on it again, --from takes over unchanged "
+            "stages into another run, --restart begins from scratch",
         )
     if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False
