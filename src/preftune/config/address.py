@@ -20,8 +20,8 @@ class AddressConfig(Settings):
     )
     key_variable: Name | None = Field(
         default=None,
-        description="Environment variable that holds the endpoint's key, such as OPENAI_API_KEY; none sends "
-        "no key. The key itself is written nowhere.",
+        description="Environment variable with the API key, such as OPENAI_API_KEY; none sends no key. "
+        "The key itself is never stored.",
     )
 
     @model_validator(mode="after")

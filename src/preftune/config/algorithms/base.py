@@ -76,20 +76,20 @@ class StageSettings(Settings):
     data: Name | None = Field(
         default=None,
         exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
-        description="What it learns from instead of the run's data: a stage that collects, a file, a "
-        'directory (with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
+        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory "
+        '(with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
     )
     trainable: Trainable | None = Field(
         default=None,
         exclude_if=lambda trainable: trainable is None,
-        description="Weights that this stage trains, where that is not model.trainable.",
+        description="Weights that this stage trains, if not model.trainable.",
     )
 
     rounds: Count = Field(
         default=1,
         exclude_if=lambda rounds: rounds == 1,
-        description="How often to go through the chain from the stage that collects its data to this one: "
-        "each round's policy is the next one's start (docs/collect.md).",
+        description="Number of times to run the chain from the stage that collects its data to this "
+        "one; each round starts from the previous round's policy (docs/collect.md).",
     )
 
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
@@ -290,8 +290,8 @@ class OnlineConfig(StageSettings):
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     reward_model: Name | None = Field(
         default="rm",
-        description="Reward stage that scores responses, or one such as DPO for its implicit reward; a "
-        "directory or hub id of a reward model (with a slash in it); none: functions only.",
+        description="Reward stage that scores responses, a stage such as DPO for its implicit reward, or the "
+        "directory or hub id of a reward model (with a slash); none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
@@ -305,8 +305,9 @@ class OnlineConfig(StageSettings):
     )
     missing_eos_score: float | None = Field(
         default=-1.0,
-        description="Score of a response without end; none keeps it, and is the default without a reward "
-        "model, whose scores alone have mean 0 and standard deviation 1.",
+        description="Score of a response that does not end; none keeps its own score, and is the "
+        "default without a reward model (whose scores have mean 0 and standard deviation "
+        "1).",
     )
     max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
     temperature: Positive = Field(
@@ -315,8 +316,8 @@ class OnlineConfig(StageSettings):
     kl_budget: Positive | None = Field(
         default=None,
         exclude_if=lambda budget: budget is None,
-        description="Stop the stage when a step measures more KL to the reference, in nats per response, and "
-        "keep the last checkpoint from before that; none does not stop.",
+        description="Stop the stage when a step measures more KL to the reference, in nats per "
+        "response, and keep the last checkpoint before that; none does not stop.",
     )
 
     if TYPE_CHECKING:
