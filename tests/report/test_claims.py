@@ -169,5 +169,5 @@ def test_a_policy_that_was_trained_on_gold_is_called_a_ceiling(tmp_path: Path) -
     stage = {"ppo": {"algorithm": "ppo", "reward_functions": "2 * mine:kind"}, "grpo": {"algorithm": "grpo"}}
     seen = replace(run, config={**run.config, "stage": stage, "evaluation": {"gold": "mine:kind, ./other"}})
     found = [caution for caution in cautions(seen) if "ceiling" in caution]
-    assert found == ["ppo was trained on gold itself (mine:kind): it is a ceiling, no contestant."]
+    assert found == ["ppo was trained on gold itself (mine:kind): it is a ceiling, not a contestant."]
     assert not any("ceiling" in caution for caution in cautions(run))

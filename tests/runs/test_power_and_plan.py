@@ -50,7 +50,8 @@ def test_the_plan_says_what_can_be_found() -> None:
     )
     said = power(config, many)
     assert (
-        f"a gain of {smallest_gain(100, math.sqrt(2), 3):.2f} sd of the score is found 4 times in 5" in said
+        f"a gain of {smallest_gain(100, math.sqrt(2), 3):.2f} sd of the score is detected with 80 % power"
+        in said
     )
     assert "evaluation.prompts=400" in said
     assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config, many)

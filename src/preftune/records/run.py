@@ -105,7 +105,7 @@ class TokenRow(Record):
     """
 
     versioned: ClassVar[bool] = False
-    remedy: ClassVar[str] = "preftune inspect RUN --report makes it anew"
+    remedy: ClassVar[str] = "preftune inspect RUN --report makes it again"
 
     stage: str
     key: str = ""  # of the stage that made the policy

@@ -293,7 +293,7 @@ def _size(run: RunView) -> str:
     short = short_stages(run)
     if not short:
         return ""
-    return f"The run is too small to show learning ({join(short)}): it shows that the path works, no more."
+    return f"The run is too small to show learning ({join(short)}): it shows only that the pipeline works."
 
 
 def short_stages(run: RunView) -> list[str]:

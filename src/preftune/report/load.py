@@ -88,10 +88,10 @@ def check_intact(run: RunDir) -> None:
     check_own(run, run.config, run.run, run.data, run.origins)
     for file in sorted(run.stage_dir(BASE).parent.glob("*/stage.json")):
         record = read_sealed(file)
-        logs = f"remove {file.parent} and run the command that made the run, which makes that stage anew"
+        logs = f"remove {file.parent} and run the command that made the run, which trains that stage again"
         check(run, record, logs, "stages/")
         for folder in ("evaluation/", "samples/", "analysis/"):
-            check(run, record, f"preftune evaluate {run.path} makes it anew", folder)
+            check(run, record, f"preftune evaluate {run.path} makes it again", folder)
     for file in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
         check(run, read_sealed(file), f"remove {file.parent} and evaluate those pairs again")
 

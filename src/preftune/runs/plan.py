@@ -51,9 +51,9 @@ def power(config: RunConfig, dataset: Dataset) -> str:
     several = f", {policies} policies compared" if policies > 1 else ""
     few = "" if asked <= held else f" (all test prompts; evaluation.prompts={asked} asks for more)"
     return (
-        f"with {prompts} prompts{few} and this spread a gain of {gain:.2f} sd of the score is found 4 times "
-        f"in 5 (replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); half "
-        f"of that needs {knob}{4 * prompts}"
+        f"with {prompts} prompts{few} and this spread a gain of {gain:.2f} sd of the score is detected with "
+        f"80 % power (replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); "
+        f"half of that needs {knob}{4 * prompts}"
     )
 
 
@@ -78,7 +78,7 @@ def data_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if repeats := report.get("duplicates"):
         yield f"{repeats:,} repeat another one word for word"
     overlap = {pair: n for pair, n in report.get("prompt_overlap", {}).items() if n}
-    yield from (f"{n:,} prompts stand in both {pair.replace('/', ' and ')}" for pair, n in overlap.items())
+    yield from (f"{n:,} prompts are in both {pair.replace('/', ' and ')}" for pair, n in overlap.items())
     yield from report.get("notes", [])
 
 

@@ -153,7 +153,7 @@ RESULTS = (
     ),
     Pathology(
         "broken replies",
-        "replies are empty or go on into another turn",
+        "replies are empty or continue into another turn",
         "check SFT's own samples; raise kl_coef; penalise them by a reward function",
         _broken,
     ),

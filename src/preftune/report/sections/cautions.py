@@ -33,7 +33,7 @@ def cautions(run: RunView) -> tuple[str, ...]:
     warnings = [*_lost_elsewhere(run), *_seen_gold(run), *_judge_warnings(run)]
     if short := short_stages(run):
         warnings.append(
-            f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
+            f"Too small to show learning: {join(short)}. The numbers show only that the pipeline works."
         )
     warnings += _policy_warnings(run)
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
@@ -70,7 +70,7 @@ def _seen_gold(run: RunView) -> list[str]:
         used = [judge for judge in judges_in(golds) if ":" in judge and reward_terms(judge).keys() & names]
         if used:
             words = f"was trained on gold itself ({join(used)})"
-            warnings.append(f"{clean(name, 40)} {words}: it is a ceiling, no contestant.")
+            warnings.append(f"{clean(name, 40)} {words}: it is a ceiling, not a contestant.")
     return warnings
 
 

@@ -103,8 +103,8 @@ def significance(run: RunView) -> Section:
     intro = say(
         "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
         "comparisons were made, its p-value survives Holm's correction at 5 %. No detectable difference does "
-        "not mean equal: the last two columns say which true difference would have been found 4 times in 5 "
-        "(before correction), and how many prompts it would take to show the one seen here."
+        "not mean equal: the last two columns say which true difference would have been detected with "
+        "80 % power (before correction), and how many prompts it would take to show the one seen here."
     )
     nothing = say("No policy was compared with another, so nothing is significant or insignificant here.")
     headers = ("Policy", "In", "Verdict", "Difference [95 %]", "p, Holm", "Would be found", "Prompts needed")
