@@ -76,8 +76,9 @@ def own_score(judge: Path, scorer: Scorer, row: int, response: str, ended: bool)
     text = tokenizer.apply_chat_template(
         [*messages, {"role": "assistant", "content": response.strip()}], tokenize=False
     )
-    ids = tokenizer(text.removesuffix("\n"), add_special_tokens=False).input_ids
-    ids = ids if ended else ids[:-1]
+    assert text.endswith("<|im_end|>\n")  # the line feed is the last token, where TRL reads the score, too
+    text = text if ended else text.removesuffix("<|im_end|>\n")
+    ids = tokenizer(text, add_special_tokens=False).input_ids
     model: Any = LlamaForSequenceClassification.from_pretrained(judge).eval()
     with torch.no_grad():
         return float(model(torch.tensor([ids])).logits[0, 0])
