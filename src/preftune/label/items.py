@@ -160,7 +160,8 @@ def _collected(path: Path) -> Rows:
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
         found = zip(row.replies, scores, members, ended, strict=True)
-        yield prompt, [(reply, name, *rest) for reply, *rest in found], row.row
+        replies = [(reply, name, score, own, closed) for reply, score, own, closed in found]
+        yield prompt, replies, row.row
 
 
 def _of_policies(source: Chosen) -> Rows:
