@@ -21,13 +21,13 @@ def exact(prompt: str, response: str, answer: Any = None) -> float | None:
     """
     if answer is None:
         return None
-    wanted = _plain(_marked(str(answer)) or str(answer))
+    target = _plain(_marked(str(answer)) or str(answer))
     if (marked := _marked(response)) is not None:
-        return float(_plain(marked) == wanted)
-    if _NUMBER.fullmatch(wanted):
+        return float(_plain(marked) == target)
+    if _NUMBER.fullmatch(target):
         numbers = _NUMBER.findall(response)
-        return float(bool(numbers) and _plain(numbers[-1]) == wanted)
-    return float(_plain(response) == wanted)
+        return float(bool(numbers) and _plain(numbers[-1]) == target)
+    return float(_plain(response) == target)
 
 
 def tagged(prompt: str, response: str) -> float:
