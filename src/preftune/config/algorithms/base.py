@@ -76,8 +76,8 @@ class StageSettings(Settings):
     data: Name | None = Field(
         default=None,
         exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
-        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory (with a "
-        'slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
+        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory "
+        '(with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
     )
     trainable: Trainable | None = Field(
         default=None,
