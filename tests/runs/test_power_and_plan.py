@@ -97,25 +97,37 @@ def test_the_plan_is_that_of_the_run(
         return short
 
     monkeypatch.setattr(probe, "_cut", seen)
-    left_out = [f"stage.{name}=none" for name in ("rm", "grpo", "dpo")]
+    left_out = [f"stage.{name}=none" for name in ("grpo", "dpo")]
     own = ["stage.ppo.reward_model=none", "stage.ppo.reward_functions=preftune.judges.style:length_band"]
     assert main(["plan", "tiny", "stage.sft.rows=100", "stage.sft.epochs=3", *left_out, *own]) == 0
-    assert [(cost.name, cost.steps) for cost in costs[:-1]] == [("base", 60), ("sft", 10), ("ppo", 3)]
-    assert [(name, steps) for name, steps, _ in trained] == [("base", 3), ("sft", 3), ("ppo", 3)]
-    assert [short for name, _, short in trained if name != "ppo"] == [0, 0]  # the largest is among them
+    assert [(cost.name, cost.steps) for cost in costs[:-1]] == [
+        ("base", 60),
+        ("sft", 10),
+        ("rm", 4),
+        ("ppo", 3),
+    ]
+    assert [(name, steps) for name, steps, _ in trained] == [("base", 3), ("sft", 3), ("rm", 3), ("ppo", 3)]
+    assert [short for name, _, short in trained if name != "ppo"] == [0, 0, 0]  # the largest is among them
     assert costs[1].rows == 100
     assert all(cost.seconds > 0 for cost in costs)
     assert all(cost.disk > 0 for cost in costs[:-1])
     # 4 bytes of each of 2 blocks of 12 d² + 13 d, the last norm's 2 d, and vectors of tokens and positions
     weights = 4 * (2 * (12 * 32**2 + 13 * 32) + 2 * 32 + (139 + 88) * 32)
-    assert [cost.trained / weights for cost in costs[:-1]] == pytest.approx([4, 4, 8], rel=0.1)
-    assert [cost.read / weights for cost in costs[:-1]] == pytest.approx(
-        [0, 0, 1], rel=0.1
-    )  # PPO's reference
+    assert [cost.trained / weights for cost in costs[:-1]] == pytest.approx([4, 4, 4, 8], rel=0.1)
+    read = [cost.read / weights for cost in costs[:-1]]
+    assert read == pytest.approx([0, 0, 0, 1], rel=0.1)  # PPO's reference
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said
-    assert "evaluation  16 prompts, 3 replies to each: " in said  # nothing scores them, so there is no pool
+    assert "evaluation  16 prompts, 3 replies and 16 of best-of-n to each, " in said
+    assert costs[-1].evaluated is not None
+    assert min(costs[-1].evaluated.parts.values()) > 0
+    assert {*costs[-1].evaluated.parts} == {
+        "3 policies",
+        "pool of 16",
+        "audit of the reward model",
+        "numbers",
+    }
     assert "too few" not in said
 
 
