@@ -3,7 +3,7 @@
 The stages are made ready as for the run itself, all rows read and encoded, in a directory that is thrown
 away. Of their steps a few are taken: the largest of those looked at, which warms up and shows the memory, and
 some of average size, which are the pace. Models have hardly learnt anything by then, and a base that is
-trained from scratch would not end its replies: there, replies are as long as chosen ones are on average.
+trained from scratch would not end its replies: there, their length is that of the chosen ones.
 """
 
 import math
@@ -142,11 +142,14 @@ def shortened(config: RunConfig) -> RunConfig:
 
 
 def _replying(config: RunConfig, lengths: Sequence[int]) -> RunConfig:
-    """The same run where replies that are sampled are as long as ones of these `lengths` are on average."""
+    """The same run where all replies that are sampled are equally long: halfway between the mean of these
+    `lengths` and the longest, since rows are padded to it, and sampling goes on until it has ended.
+    """
 
     def within(settings: Any, most: int) -> Any:
-        mean = sum(min(length, most) for length in lengths) / max(len(lengths), 1)
-        return settings.model_copy(update={"max_new_tokens": round(mean)}) if round(mean) else settings
+        cut = [min(length, most) for length in lengths]
+        tokens = round((sum(cut) / len(cut) + max(cut)) / 2) if cut and most else 0
+        return settings.model_copy(update={"max_new_tokens": tokens}) if tokens else settings
 
     stages = {name: within(stage, stage.new_tokens) for name, stage in config.stage.items()}
     evaluation = within(config.evaluation, config.evaluation.max_new_tokens)
