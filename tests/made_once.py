@@ -1,4 +1,8 @@
-"""Trained runs that many tests look at are made once for all workers of a test session, not once for each."""
+"""Trained runs that many tests look at are made once for all workers of a test session, not once for each.
+
+conftest.py imports this file, and so does the process that only hands out tests, for which the workers wait:
+torch is imported where it is used.
+"""
 
 import fcntl
 import importlib
@@ -6,13 +10,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
-
-from preftune.measure import reward_models
-from preftune.world import dataset
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -38,8 +41,24 @@ def without_figures() -> Iterator[None]:
 
 
 @contextmanager
+def drawn_once() -> Iterator[None]:
+    """The world of a seed and size is made once; whoever gets it has a report of his own."""
+    from preftune.world import dataset
+
+    make = cache(dataset.make_world)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            dataset, "make_world", lambda *asked: replace(made := make(*asked), report=deepcopy(made.report))
+        )
+        yield
+
+
+@contextmanager
 def small_world() -> Iterator[None]:
     """The built-in world with 100 validation pairs, not 1,000, which takes a quarter of a small run."""
+    from preftune.measure import reward_models
+    from preftune.world import dataset
+
     make = dataset.make_world
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "make_world", lambda seed, pairs, *_: make(seed, pairs, 100, 100))

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,13 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def test_there_is_no_circle_anywhere() -> None:
-    trees = {module(path): (path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES}
+    trees = {module(path): (path, parsed(path)) for path in FILES}
     assert circle(arrows(trees)) == []
 
 
@@ -206,14 +212,9 @@ def dangerous_calls(path: Path, tree: ast.AST) -> Iterator[str]:
             yield f"{where(path)}:{node.lineno}: a template environment without autoescape=True"
 
 
-@pytest.mark.parametrize("path", FILES, ids=where)
-def test_file_keeps_its_place(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = [
-        *forbidden_imports(path, tree),
-        *light_parts_stay_light(path, tree),
-        *dangerous_calls(path, tree),
-    ]
+def test_file_keeps_its_place() -> None:
+    rules = (forbidden_imports, light_parts_stay_light, dangerous_calls)
+    found = [line for path in FILES for rule in rules for line in rule(path, parsed(path))]
     assert not found, "\n".join(found)
 
 
@@ -225,12 +226,12 @@ def clocks(tree: ast.AST) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=where)
-def test_nothing_hangs_on_the_time_of_day(path: Path) -> None:
+def test_nothing_hangs_on_the_time_of_day() -> None:
     """The console's log lines carry it, for people; the list of runs begins with the one written last."""
-    allowed = ["datetime.now"] if where(path) == "runs/console.py" else []
-    assert clocks(ast.parse(path.read_text(encoding="utf-8"))) == allowed
-    assert where(path) == "runs/overview.py" or "st_mtime" not in path.read_text(encoding="utf-8")
+    found = {where(path): calls for path in FILES if (calls := clocks(parsed(path)))}
+    assert found == {"runs/console.py": ["datetime.now"]}
+    dated = {where(path) for path in FILES if "st_mtime" in path.read_text(encoding="utf-8")}
+    assert dated <= {"runs/overview.py"}
 
 
 def unescaped(text: str) -> list[str]:
@@ -250,9 +251,9 @@ def test_the_rule_for_templates_can_fail(text: str) -> None:
     assert unescaped(text)
 
 
-@pytest.mark.parametrize("path", FILES, ids=where)
-def test_file_is_about_one_thing(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+def test_file_is_about_one_thing() -> None:
+    lines = {where(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {file: count for file, count in lines.items() if count > 420} == {}
 
 
 def test_every_part_has_a_place() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,10 +12,12 @@ from transformers import AutoModelForCausalLM
 import gloo
 import preftune
 from gloo import join
+from made_once import small_world
 from patience import PATIENCE
 from preftune import cli
 
-OVERRIDES = ["model.scratch.steps=4", "stage.ppo.minibatches=4", "stage.ppo.epochs=1"]
+OVERRIDES = ["model.scratch.steps=4", "stage.sft.rows=64", "stage.rm.rows=64", "stage.ppo.minibatches=4"]
+OVERRIDES += ["stage.ppo.epochs=1"]
 
 
 def metrics(run: Path, stage: str) -> list[dict[str, float]]:
@@ -28,30 +28,22 @@ def command(out: Path, *words: str) -> list[str]:
     return ["train", "tiny", *words, *OVERRIDES, "--out", str(out)]
 
 
-def by_torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "preftune")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=4 * PATIENCE,
-    )
-
-
-def with_a_fault(rank: int, port: int, fault: str, words: list[str], told: Connection) -> None:
-    """One of two processes of a command, as torchrun would start it but without the imports."""
+def one_of_two(rank: int, port: int, fault: str, words: list[str], told: Connection) -> None:
+    """One of two processes of a command, as torchrun would start it but without the imports: by torchrun it
+    is started in tests/faults/test_two_processes.py.
+    """
     join(rank, port)
     os.environ["PREFTUNE_FAULT"] = fault
-    told.send(cli.main(words))
+    with small_world():
+        told.send(cli.main(words))
 
 
 @pytest.mark.xdist_group("distributed")
+@pytest.mark.usefixtures("small_data")
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     preftune.ppo_train("tiny", *OVERRIDES, out=str(tmp_path / "one"))
-    done = by_torchrun(*command(tmp_path / "two", "ppo"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    with gloo.two(one_of_two, "", command(tmp_path / "two", "ppo")) as ears:
+        assert [ending(ear) for ear in ears] == [0, 0]
     for stage in ("base", "sft", "rm", "ppo"):
         one, two = metrics(tmp_path / "one", stage), metrics(tmp_path / "two", stage)
         assert [row["step"] for row in one] == [row["step"] for row in two]
@@ -80,7 +72,7 @@ def in_parts(one: Path, two: Path) -> None:
     model.
     """
     words = ("parallel.shard=true", "checkpoint.every=1")
-    with gloo.two(with_a_fault, "step@step=3:kill", command(two, "grpo", *words)) as ears:
+    with gloo.two(one_of_two, "step@step=3:kill", command(two, "grpo", *words)) as ears:
         ends = [ending(ear) for ear in ears]
     assert None in ends
     assert 0 not in ends

@@ -1,5 +1,5 @@
-"""The recipes that read from the hub, end to end against a small one: unmodified clients in processes of
-their own, tiny models under the real names.
+"""The recipes that read from the hub, end to end against a small one: tiny models under the real names, and
+an unmodified client in a process of its own where a run begins.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from hub_server import Hub, serving
-from preftune.api import run_recipe
+from preftune.api import run_recipe, sample
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import load_causal_lm, load_tokenizer, scratch_gpt2
@@ -96,40 +96,6 @@ def preftune(hub: Hub | None, home: Path, *words: str, **environment: str) -> st
     return done.stdout
 
 
-def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
-    hub: Hub, tmp_path: Path, model: Path
-) -> None:
-    """Killed after SFT; by the time it goes on the hub has code in the model and other data."""
-    home, out = tmp_path / "home", tmp_path / "run"
-    preftune(hub, home, "train", "hh-colab", "sft", *SMALL, "--out", str(out))
-    recorded = json.loads((out / "run.json").read_text())["base"]
-    assert recorded == {"name": "gpt2", "commit": hub.repositories["models/openai-community/gpt2"][0][0]}
-    config = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoConfig": "evil.Evil"}}
-    changed = {f.name: f.read_bytes() for f in model.iterdir()} | {"config.json": json.dumps(config).encode()}
-    hub.put("models/openai-community/gpt2", changed)
-    hub.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
-    hub.requests.clear()
-    rest = ("run", "hh-colab") if ALL else ("train", "hh-colab", "dpo")
-    preftune(hub, home, *rest, *SMALL, "--out", str(out))
-    assert hub.requests == []
-    assert (out / "report.html").is_file() or not ALL
-    assert json.loads((out / "data.json").read_text())["splits"]["test"] == 12
-    assert recorded["commit"] in (out / "models/policy_sft/README.md").read_text()
-    if ALL:
-        preftune(None, home, "evaluate", str(out), HF_HUB_OFFLINE="1")
-    preftune(None, home, "sample", str(out))  # nor does an endpoint that refuses matter
-
-
-def test_hh_gpt2_runs(hub: Hub, tmp_path: Path) -> None:
-    preftune(hub, tmp_path / "home", "run", "hh-gpt2", *SMALL, "--out", str(tmp_path / "run"))
-    sources = json.loads((tmp_path / "run/data.json").read_text())["sources"]
-    assert set(sources["test"]) == {"harmless-base", "helpful-base"}
-    asked = " ".join(hub.requests)
-    assert "pytorch_model.bin" not in asked
-    assert "red_team" not in asked
-    assert "commits" not in asked  # no question about conversions of weights
-
-
 @pytest.fixture
 def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The same hub for this process."""
@@ -143,6 +109,52 @@ def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     return hub
+
+
+def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
+    client: Hub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended after SFT; by the time it goes on the hub has code in the model and other data."""
+    hub = client
+    home, out = tmp_path / "home", tmp_path / "run"
+    preftune(hub, home, "train", "hh-colab", "sft", *SMALL, "--out", str(out))
+    recorded = json.loads((out / "run.json").read_text())["base"]
+    assert recorded == {"name": "gpt2", "commit": hub.repositories["models/openai-community/gpt2"][0][0]}
+    config = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoConfig": "evil.Evil"}}
+    changed = {f.name: f.read_bytes() for f in model.iterdir()} | {"config.json": json.dumps(config).encode()}
+    hub.put("models/openai-community/gpt2", changed)
+    hub.put("datasets/Anthropic/hh-rlhf", {"harmless-base/train.jsonl.gz": pairs("other", 20)})
+    hub.requests.clear()
+    if ALL:
+        preftune(hub, home, "run", "hh-colab", *SMALL, "--out", str(out))
+        assert (out / "report.html").is_file()
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        run_recipe("hh-colab", SMALL, out=str(out), until="dpo")
+    assert hub.requests == []
+    assert json.loads((out / "data.json").read_text())["splits"]["test"] == 12
+    assert recorded["commit"] in (out / "models/policy_sft/README.md").read_text()
+    if ALL:
+        preftune(None, home, "evaluate", str(out), HF_HUB_OFFLINE="1")
+        preftune(None, home, "sample", str(out))  # nor does an endpoint that refuses matter
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert list(sample(out))
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_hh_gpt2_runs(client: Hub, tmp_path: Path) -> None:
+    hub = client
+    if ALL:
+        preftune(hub, tmp_path / "home", "run", "hh-gpt2", *SMALL, "--out", str(tmp_path / "run"))
+    else:
+        run_recipe("hh-gpt2", SMALL, out=str(tmp_path / "run"))
+    sources = json.loads((tmp_path / "run/data.json").read_text())["sources"]
+    assert set(sources["test"]) == {"harmless-base", "helpful-base"}
+    asked = " ".join(hub.requests)
+    assert "pytorch_model.bin" not in asked
+    assert "red_team" not in asked
+    assert "commits" not in asked  # no question about conversions of weights
 
 
 def test_a_new_machine_goes_on_with_the_commits_in_the_mirror(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llm_server import Fault, Model
@@ -55,8 +56,14 @@ class VLLMServer(Model):
         assert body["method"] == "reload_weights"
         path = Path(body["kwargs"]["weights_path"])
         self.loaded.append(path)
-        if self.holds is None or self.reloads:
-            self.holds = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        if self.holds is not None and not self.reloads:
+            return
+        packed = self.holds.get_output_embeddings().weight if self.holds is not None else None
+        self.holds = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        with safe_open(path / "model.safetensors", "pt") as file:
+            named = "lm_head.weight" in file.keys()  # noqa: SIM118
+        if packed is not None and not named:  # as vLLM's build for CPUs: it goes on with its packed copy
+            self.holds.get_output_embeddings().weight = packed
 
     @torch.no_grad()
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -151,12 +151,14 @@ def _locks(found: Found) -> Rows:
 def _two_processes(found: Found) -> Rows:
     rows = []
     for name, case in found.items():
-        if name in ("sigterm", "sigkill", "sigstop"):
+        if name.startswith("sig"):
             same = "identical" if not case["differs"] and case["code_of_the_repetition"] == 0 else "different"
             agreed = ", both stopped after the same step" if case["stopped_by_agreement"] else ""
             named = f", the silent one named after {found['patience']} s" if case["silent_one_named"] else ""
             result = f"both gone after {case['seconds']:.1f} s{agreed}{named}; resumed by two: {same}"
-            rows.append((f"{name.upper()} to one of two processes (once)", result))
+            number, _, which = name.partition("_")
+            one = "the main one" if which else "one"
+            rows.append((f"{number.upper()} to {one} of two processes (once)", result))
     return rows
 
 

@@ -52,7 +52,7 @@ def test_where_nearly_all_are_longer_equal_length_is_not_guessed() -> None:
     assert "not identified" in found["reason"]
 
 
-@pytest.mark.parametrize("shift", [0.0, 2.0, 2.5])
+@pytest.mark.parametrize("shift", [0.0, pytest.param(2.0, marks=pytest.mark.slow), 2.5])
 def test_intervals_hold_the_rate_as_far_as_it_is_said(shift: float) -> None:
     rng, held = np.random.default_rng(5), 0
     for i in range(100):

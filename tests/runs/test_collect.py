@@ -12,6 +12,7 @@ import torch
 
 import preftune
 from gloo import join, two
+from made_once import small_world
 from patience import PATIENCE
 from preftune import api, load_policy, load_reward_model
 from preftune.config import load_recipe
@@ -24,7 +25,10 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs import collect
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker starts what takes two processes
+pytestmark = [
+    pytest.mark.xdist_group("distributed"),  # one worker starts what takes two processes
+    pytest.mark.usefixtures("few_pairs"),
+]
 
 SMALL = ("model.scratch.steps=20", "stage.sft.rows=32", "stage.rm.rows=32", "stage.dpo.batch_size=8")
 PAIRS = (
@@ -54,7 +58,7 @@ def train(out: Path, *more: str, until: str = "dpo") -> RunDir:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     return train(tmp_path_factory.mktemp("collect") / "run")
 
 
@@ -72,8 +76,9 @@ def collect_and_evaluate(rank: int, port: int, out: Path, told: Connection) -> N
     """One of two processes of a run and of its evaluation."""
     join(rank, port)
     try:
-        train(out, *MEASURED, until="pairs")
-        api.evaluate(out)
+        with small_world():
+            train(out, *MEASURED, until="pairs")
+            api.evaluate(out)
         told.send("")
     except BaseException:
         told.send(traceback.format_exc())
@@ -322,6 +327,7 @@ def stops(prompt: str, response: str, ended: bool) -> float:
     return float(ended)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_whole_run_is_measured_and_gold_stands_beside_the_score(run: RunDir) -> None:
     few = ("evaluation.prompts=8", "evaluation.pool=4", "stage.ppo=none", "stage.grpo=none")
     name = f"{__name__}:stops"

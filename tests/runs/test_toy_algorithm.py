@@ -4,10 +4,7 @@ Best-of-n distillation: imitate the chosen responses, but only those that the po
 no good idea; it needs a policy and a reference, has a setting and a metric of its own.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,6 +15,7 @@ from pydantic import Field
 import preftune
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
+from preftune.api import run_recipe
 from preftune.cli import main
 from preftune.config import (
     ALGORITHM_CONFIGS,
@@ -99,21 +97,8 @@ def _registered() -> Iterator[None]:
     del ALGORITHM_CONFIGS["toy"]
 
 
-def command(*words: str, fault: str = "") -> int:
-    """preftune in a process of its own, which imports this file and registers the toy."""
-    code = (
-        "import sys, test_toy_algorithm as toy; from preftune.cli import main;"
-        "toy.register(toy.ToyConfig); sys.exit(main(sys.argv[1:]))"
-    )
-
-    here = str(Path(__file__).parent)
-    paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths, "PREFTUNE_FAULT": fault}
-    return subprocess.run([sys.executable, "-c", code, *words], env=environment, check=False).returncode
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     return preftune.run("tiny", *TOY, out=str(tmp_path_factory.mktemp("toy") / "run"))
 
 
@@ -151,12 +136,29 @@ def test_it_is_evaluated_reported_and_described(run: RunDir) -> None:
     assert "- It is a toy." in card
 
 
-def test_killed_and_resumed_it_is_the_same_bit_for_bit(run: RunDir, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_is_the_same_bit_for_bit(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill would: in the middle of a step, nothing runs after it (by SIGKILL: tests/faults)."""
+
+    class Killed(Exception):
+        pass
+
+    def dies(self: Toy, batch: Sequences) -> Loss:
+        calls.append(1)
+        if len(calls) == 6:  # the second half of step 3
+            raise Killed
+        return loss(self, batch)
+
+    loss, calls = Toy.loss, list[int]()
     words = ["train", "tiny", "toy", *TOY, "--out", str(tmp_path / "run")]
     killed = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     shutil.rmtree(killed.stage_dir("toy"))
     shutil.rmtree(killed.model_dir("toy"))
-    assert command(*words, fault="update@step=3:kill") == -9
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "loss", dies)
+        with pytest.raises(Killed):
+            run_recipe("tiny", TOY, out=str(killed.path), until="toy")
     assert read_json(killed.stage_json("toy"))["status"] == "running"
     assert main(words) == 0
     ends = (outcome(made, "toy") for made in (run, killed))

@@ -1,5 +1,6 @@
 """Keys by content, reports by what they were made of, stages by the models that they were made from."""
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,12 @@ def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
 
 
-def test_a_report_is_made_again_when_what_it_shows_has_changed(copy: RunDir) -> None:
+def test_a_report_is_made_again_when_what_it_shows_has_changed(
+    copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, figures = importlib.import_module("preftune.report.build"), {}
+    draw = build.draw
+    monkeypatch.setattr(build, "draw", lambda run: figures or figures.update(draw(run)) or figures)
     analysis = copy.analysis_text.read_text()
     for file in (copy.report_page, copy.figures / "reward_kl.svg"):  # killed between two files
         file.unlink()
@@ -36,6 +42,7 @@ def test_a_report_is_made_again_when_what_it_shows_has_changed(copy: RunDir) -> 
     assert "Another name" in copy.analysis_text.read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_stage_can_be_made_anew_bit_for_bit(copy: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """What the hint says: remove both directories of the stage, and run the same command."""
     model = copy.models / "policy_sft" / "model.safetensors"
@@ -76,6 +83,7 @@ def test_a_child_of_another_model_is_no_child(copy: RunDir, capsys: pytest.Captu
     assert "was made from another model of sft" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_from_before_sums_opens_and_says_so_once(
     copy: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,9 +98,8 @@ def test_a_run_from_before_sums_opens_and_says_so_once(
     assert "metrics.jsonl:3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json"])
 def test_what_lies_beside_the_weights_of_a_base_decides_too(
-    tiny_run: RunDir, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = Path(shutil.copytree(tiny_run.models / "base", tmp_path / "base"))
     words = ["train", "tiny", "sft", f"model.base={base}", "model.scratch=none", f"out={tmp_path / 'run'}"]
@@ -100,12 +107,14 @@ def test_what_lies_beside_the_weights_of_a_base_decides_too(
     (base / "README.md").write_text("another card")
     assert main(words) == 0
     before = surroundings(Source(str(base)))
-    old = (base / name).read_text() if (base / name).exists() else ""
-    (base / name).write_text(old + " ")
-    assert surroundings(Source(str(base))) != before
-    capsys.readouterr()
-    assert main(words) == 78
-    assert "was made with other settings" in capsys.readouterr().err
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        old = (base / name).read_bytes() if (base / name).exists() else None
+        (base / name).write_bytes((old or b"") + b" ")
+        assert surroundings(Source(str(base))) != before, name
+        capsys.readouterr()
+        assert main(words) == 78, name
+        assert "was made with other settings" in capsys.readouterr().err
+        (base / name).unlink() if old is None else (base / name).write_bytes(old)
 
 
 def test_a_run_on_a_directory_from_before_keeps_its_key(tiny_run: RunDir, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SECRETS = {
     "HF_ENDPOINT": "http://user:Xk9secretpw@127.0.0.1:9",
 }
 SAID = re.compile("|".join(["Qz7Qz7", "5e1f5e1f", "Wv9xWv9x", "horse-battery", "Tr0ub4dor", "Xk9secretpw"]))
+OTHER = {"PYTHONHASHSEED": "7", "LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Kathmandu"}
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 EVIL = "\x1b]52;c;aGk=\x07 \u202e <script>alert(1)</script> ``` \n---\nlicense: mit\n---\n [x](javascript:y)"
 FOLDER = "`evil` \x1b[31m <b>x|y"
@@ -63,19 +64,12 @@ def write_data(root: Path) -> Path:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     root = tmp_path_factory.mktemp("hostile")
     data, out = write_data(root), root / "run"
-    environment = {**os.environ, **SECRETS, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "preftune",
-        "run",
-        "tiny",
-        f"data.name={data}",
-        "--out",
-        str(out),
-        *SMALL,
-    ]
-    ran = subprocess.run(command, env=environment, capture_output=True, timeout=4 * PATIENCE, check=False)
+    environment = {**os.environ, **SECRETS, **OTHER, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    words = ["run", "tiny", f"data.name={data}", "--out", str(out), *SMALL]
+    command = [sys.executable, "-m", "preftune", *words]
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, timeout=4 * PATIENCE, check=False, cwd=data
+    )
     said = (ran.stdout + ran.stderr).decode()
     assert ran.returncode == 0, said[-2000:]
     return Done(out, said)
@@ -136,17 +130,10 @@ def test_a_library_error_that_holds_a_secret(
     assert not ACTS.search(shown)
 
 
-def test_weights_do_not_depend_on_hash_seed_locale_time_zone_or_directory(tmp_path: Path) -> None:
-    """Those made here, with the hash seed that this process drew, and those of a process elsewhere."""
-    words = ["train", "tiny", "sft", "model.scratch.steps=2", "stage.sft.rows=16", "data.pairs=60", "--out"]
-    assert main([*words, str(tmp_path / "run")]) == 0
-    root = tmp_path / "b \u00e9 [x]"
-    root.mkdir()
-    other = {"PYTHONHASHSEED": "7", "LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Kathmandu"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "preftune", *words, "run"], cwd=root, capture_output=True, check=False,
-        timeout=4 * PATIENCE, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **other},
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr.decode()[-2000:]
-    weights = "run/models/policy_sft/model.safetensors"
-    assert (root / weights).read_bytes() == (tmp_path / weights).read_bytes()
+def test_weights_do_not_depend_on_hash_seed_locale_time_zone_or_directory(done: Done, tmp_path: Path) -> None:
+    """Those of the process elsewhere, and those made here with the hash seed that this process drew."""
+    (data,) = (done.out.parent).glob("donn*")
+    assert main(["train", "tiny", "rm", f"data.name={data}", "--out", str(tmp_path / "run"), *SMALL]) == 0
+    for model in ("policy_sft", "reward_model"):
+        weights = f"models/{model}/model.safetensors"
+        assert (tmp_path / "run" / weights).read_bytes() == (done.out / weights).read_bytes()

@@ -51,13 +51,12 @@ def resident() -> int:
 def test_a_hostile_template_ends_in_an_error_in_time_and_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "only after a long prompt":  # "nested loops" takes what users wait
-        monkeypatch.setattr(template, "SECONDS", 1)
+    monkeypatch.setattr(template, "SECONDS", 1)
     encoder = Encoder(tokenizer(HOSTILE[name]), "chat", 64, 64)
     before, began = resident(), time.monotonic()
     with pytest.raises(DataError, match="chat template") as caught:
         encoder.prompt(parse_prompt("Hi there"))
-    assert time.monotonic() - began < 60  # it is given 4
+    assert time.monotonic() - began < 60  # it is given 1, of users 4
     assert caught.value.code == 65
     assert "data.form=transcript" in caught.value.hint
     del encoder  # its child is waited for, so that its memory is known

@@ -14,7 +14,7 @@ from preftune.config import OptimizerConfig
 from preftune.data import Sequences
 from preftune.models.adapter import adapt, hold_once
 from preftune.models.shards import whole
-from preftune.models.trunk import share_trunk
+from preftune.models.trunk import keep_on_disk, share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
@@ -40,6 +40,8 @@ def prepare(
     top: int | None = None,
     rank: int | None = None,
     shard: bool = False,
+    by_block: bool = False,
+    kept: bool = False,
     adamw: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
     **own: Any,
 ) -> tuple[Algorithm, Learner, dict[str, Any]]:
@@ -50,10 +52,12 @@ def prepare(
         settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
         settings |= {"group_size": 2} if grouped(algorithm) else {}
     config = kind.Config(**settings, **own)
-    learner = Learner(microbatch_size=3, process_timeout=PATIENCE, shard=shard)
+    learner = Learner(microbatch_size=3, process_timeout=PATIENCE, shard=shard, by_block=by_block)
     for name, role in models.items():
         if top is not None:
             share_trunk(role.model, top)
+        if kept:
+            keep_on_disk(role.model, 1000, 1 << 30, "float32", print)
         if rank is not None and name in kind.trains:
             adapt(role.model, rank, 8, seed=3)
         if name in kind.trains:

@@ -16,6 +16,7 @@ import torch
 from resuming import STEPS, prepare, rows
 from torch import Tensor
 
+import families
 from gloo import join, two
 from llm_server import serving
 from patience import PATIENCE
@@ -85,6 +86,24 @@ def test_an_adapter_is_handed_over_with_its_weights(server: VLLMServer, tmp_path
                 weight.add_(0.3)
     batch, logprobs = draw(sampler(server, tmp_path), policy)
     torch.testing.assert_close(logprobs, policy.logprobs(batch).detach(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tied_embedding_that_has_moved_arrives_in_the_head_too(
+    family: str, server: VLLMServer, tmp_path: Path
+) -> None:
+    """vLLM's build for CPUs makes its copy of the head anew only where the file names the head."""
+    shape = families.TREES[family]()
+    shape.tie_word_embeddings = True
+    model = families.made(shape)
+    policy, source = Policy(model), sampler(server, tmp_path)
+    draw(source, policy)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.5)
+        model.get_input_embeddings().weight[3] *= -1
+    batch, logprobs = draw(source, policy)
+    torch.testing.assert_close(logprobs, policy.logprobs(batch).detach(), atol=2e-5, rtol=0)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # still tied here
 
 
 @ONLINE

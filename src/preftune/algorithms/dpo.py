@@ -16,7 +16,7 @@ from preftune.config import DPOConfig, StageSettings
 from preftune.data.batch import Pairs, Sequences, concatenate, content_keys
 from preftune.functional import preference_loss
 from preftune.models.roles import Role
-from preftune.models.shards import whole
+from preftune.models.shards import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class DPO:
         again = self.config.epochs > 1  # pairs come back
         size = 1 if again else self.config.microbatch_size
         parts = [batch[slice(i, i + size)] for i in range(0, max(len(batch), 1), size)]
-        with whole(self.reference):
+        with readable(self.reference):
             summed = [self.remembered(part) if again else self.reference_sums(part) for part in parts]
         chosen, rejected = torch.cat(summed, 1)
         return ScoredPairs(batch, chosen, rejected)

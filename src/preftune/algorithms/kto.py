@@ -20,7 +20,7 @@ from preftune.config.algorithms.kto import KTOConfig
 from preftune.data.batch import Sequences, Unpaired
 from preftune.functional import kto_kl, kto_loss
 from preftune.models.roles import Policy, Reference, Role
-from preftune.models.shards import whole
+from preftune.models.shards import readable
 from preftune.rollout.collect import by_batches
 
 
@@ -81,7 +81,7 @@ class KTO:
     @torch.no_grad()
     def sums(self, role: Policy | Reference, sequences: Sequences) -> Tensor:
         """Log-probabilities of whole responses, without gradient: (B,)."""
-        with whole(role):
+        with readable(role):
             return by_batches(role.logprobs, sequences, self.config.microbatch_size).sum(1)
 
     def loss(self, batch: Judged) -> Loss:

@@ -277,6 +277,12 @@ class ParallelConfig(Settings):
         default=False,
         description="Keep in each process a part of every weight, gradient and moment only (FSDP2).",
     )
+    gather: Literal["model", "block"] = Field(
+        default="model",
+        exclude_if=lambda gather: gather == "model",
+        description="What of a model in parts is whole at once while it samples or is looked up: all of it, "
+        "or a block (less memory; every block is gathered at every token).",
+    )
 
 
 class RunConfig(Settings):
@@ -353,17 +359,8 @@ class RunConfig(Settings):
 
     def _check_parallel(self) -> None:
         """What is not sharded is refused by name."""
-        if not self.parallel.shard:
-            return
-        if self.precision == "fp16":
+        if self.parallel.shard and self.precision == "fp16":
             raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
-        for name in self.stage:
-            if top_blocks(self.trainable_of(name)) is not None:
-                raise ConfigError(
-                    f"parallel.shard is not supported with trainable = {self.trainable_of(name)} "
-                    f"(stage {name}): its models share what is frozen",
-                    hint='set trainable to "all" or "lora", or parallel.shard=false',
-                )
 
     def _check_gold(self) -> None:
         """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,

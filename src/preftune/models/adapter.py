@@ -140,6 +140,17 @@ def merged(model: nn.Module) -> Iterator[None]:
                 layer.base_layer.weight.data = weight
 
 
+@contextlib.contextmanager
+def unmerged(model: nn.Module) -> Iterator[None]:
+    """Within `with`, `merged` leaves a model's adapter beside its weights: they are not there all at once."""
+    adapter = _adapters.pop(model, None)
+    try:
+        yield
+    finally:
+        if adapter is not None:
+            _adapters[model] = adapter
+
+
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights by their names in a model without an adapter; within `merged`, with the adapter's added."""
     named = model.state_dict().items()

@@ -4,7 +4,8 @@ Where a model is trained, its weights are gathered a block at a time, and its gr
 weights, gradients and moments lie in parts between. Where it is only read (sampling, scoring, the reference,
 the finished model) all of it is gathered, one model at a time, into a plain copy that is empty otherwise:
 what is made for plain models, kernel, decoder and merged adapters, works as ever. All processes gather
-together, so each has to come by the same `whole` and the same forward passes.
+together, so each has to come by the same `whole` and the same forward passes. Blocks that are frozen and
+shared (`models.trunk`) stay whole, once for all roles: each process goes through them by itself.
 
 Zhao et al., arXiv:2304.11277; Rajbhandari et al., arXiv:1910.02054 (stage 3).
 """
@@ -12,7 +13,7 @@ Zhao et al., arXiv:2304.11277; Rajbhandari et al., arXiv:1910.02054 (stage 3).
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,30 +21,44 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError
-from preftune.models.adapter import same_adapter
+from preftune.models.adapter import same_adapter, unmerged
+from preftune.models.by_block import Turns, nothing
 from preftune.models.fast.support import same_layout
 from preftune.models.parts import blocks_of
 from preftune.models.roles import Role, models_in, models_of
+from preftune.models.trunk import below_cut, same_cut
 
 _plain: "weakref.WeakKeyDictionary[nn.Module, nn.Module]" = weakref.WeakKeyDictionary()
+_by_block: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
-def shard(role: Role) -> None:
-    """Leave each process its part of a role's weights: rows of dimension 0, as even as they come.
+def shard(role: Role, by_block: bool = False) -> None:
+    """Leave each process its part of a role's weights: rows of dimension 0, as even as they come. `by_block`:
+    where it is only read, too, a block at a time is whole (see `readable`).
 
     All processes call it, before the optimizer is made. ConfigError for a model that cannot be cut so.
     """
-    blocks = [block for model in models_of(role) for block in blocks_of(model)]
-    _refuse(role, blocks)
-    plain = _empty_copy(role)
+    shared = {parameter for model in models_of(role) for parameter in below_cut(model)}
+    blocks = [block for block in _blocks(models_of(role)) if not shared.issuperset(block.parameters())]
+    _refuse(role, blocks, shared)
+    plain = _empty_copy(role, shared)
     mesh = _mesh(next(role.module.parameters()).device)
     for module in [*blocks, role.module]:
-        sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded: FSDPModule = fully_shard(
+            module, mesh=mesh, reshard_after_forward=True, ignored_params=shared
+        )
         sharded.set_gradient_divide_factor(1.0)  # gradients are summed: weights of losses are global
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
     _plain[role.module] = plain
+    if by_block and blocks:
+        _by_block.add(role.module)
+
+
+def _blocks(models: Sequence[PreTrainedModel]) -> list[nn.Module]:
+    return [block for model in models for block in blocks_of(model)]
 
 
 def is_sharded(role: Role) -> bool:
@@ -51,22 +66,44 @@ def is_sharded(role: Role) -> bool:
 
 
 @contextlib.contextmanager
-def whole(role: Role) -> Iterator[None]:
-    """Within `with`, a sharded role is a plain one that has all weights, for reading. Any other stays."""
+def readable(role: Role) -> Iterator[None]:
+    """Within `with`, passes without gradient may be made through a sharded role: through all of it, or, where
+    it was sharded so, with one block whole at a time, and adapters beside their weights. Any other stays.
+    """
+    if role.module not in _by_block:
+        with whole(role):
+            yield
+        return
+    # Made anew: FSDP2's blocks know the whole role, which whoever kept them would keep.
+    plain = _blocks(models_in(cast(Any, _plain[role.module])))
+    turns = Turns(zip(plain, _blocks(models_of(role)), strict=True))
+    with whole(role, turns.inside), turns.taken(), contextlib.ExitStack() as stack:
+        for model in models_of(role):
+            stack.enter_context(unmerged(model))
+        yield
+
+
+@contextlib.contextmanager
+def whole(role: Role, but: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """Within `with`, a sharded role is a plain one that has all weights, for reading, `but` some that come
+    later. Any other stays.
+    """
     held: Any = role  # a role's class says which module it has, and the copy is of that class
     own = held.module
     if (plain := _plain.get(own)) is None:
         yield
         return
-    for parameter, part in zip(plain.parameters(), own.parameters(), strict=True):
+    both = zip(plain.parameters(), own.parameters(), strict=True)
+    parts = [(p, part) for p, part in both if isinstance(part, DTensor) and p not in but]
+    for parameter, part in parts:
         parameter.data = cast(DTensor, part.detach()).full_tensor()
     held.module = plain
     try:
         yield
     finally:
         held.module = own
-        for parameter in plain.parameters():
-            parameter.data = parameter.data.new_empty(0)
+        for parameter, _ in parts:
+            parameter.data = nothing(parameter)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -102,26 +139,28 @@ def _mesh(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
 
 
-def _refuse(role: Role, blocks: list[nn.Module]) -> None:
+def _refuse(role: Role, blocks: list[nn.Module], shared: set[nn.Parameter]) -> None:
     """What FSDP2 would fail at later, with a message for nobody."""
     kind, hint = type(role.model).__name__, "set parallel.shard=false"
     if not all(parameter.is_floating_point() for parameter in role.module.parameters()):
         raise ConfigError(f"{kind} has quantised weights, which cannot be sharded", hint)
     inside = {module for block in blocks for module in block.modules()}
     outside = [module for module in role.module.modules() if module not in inside]
-    groups = [set(block.parameters()) for block in blocks]
-    groups.append({parameter for module in outside for parameter in module.parameters(recurse=False)})
+    groups = [set(block.parameters()) - shared for block in blocks]
+    groups.append({p for module in outside for p in module.parameters(recurse=False)} - shared)
     if len(set().union(*groups)) < sum(map(len, groups)):
         raise ConfigError(f"{kind} uses one weight in several blocks, and cannot be sharded", hint)
 
 
-def _empty_copy(role: Role) -> nn.Module:
-    """The same module with weights of no size, tied where they were."""
+def _empty_copy(role: Role, shared: set[nn.Parameter]) -> nn.Module:
+    """The same module without weights, tied where they were, but for the `shared` ones themselves."""
     weights = {
-        id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in role.module.parameters()
+        id(p): p if p in shared else nn.Parameter(nothing(p), p.requires_grad)
+        for p in role.module.parameters()
     }
     made = cast(nn.Module, copy.deepcopy(role.module, cast(Any, weights)))
     for model, new in zip(models_of(role), models_in(cast(Any, made)), strict=True):
         same_layout(model, new)
         same_adapter(model, new)
+        same_cut(model, new)
     return made

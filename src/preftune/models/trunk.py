@@ -5,7 +5,9 @@ if those below are given. Whether a model may be cut is tried out once, against 
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import weakref
 from collections.abc import Callable
 from typing import Literal
 
@@ -63,12 +65,23 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     has no adapter.
     """
     model.requires_grad_(True)
-    for parameter in below_adapter(model):
+    for parameter in [*below_adapter(model), *below_cut(model)]:
         parameter.requires_grad_(False)
-    if isinstance(model, PreTrainedModel) and (branch := branch_of(model)) is not None:
-        for parameter in _frozen(model, branch).values():
-            parameter.requires_grad_(False)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def below_cut(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that a model shares with others; [] for one that is trained whole."""
+    if not isinstance(model, PreTrainedModel) or (branch := branch_of(model)) is None:
+        return []
+    return list(_frozen(model, branch).values())
+
+
+def same_cut(model: PreTrainedModel, copied: PreTrainedModel) -> None:
+    """A copy of a model that shares its lower blocks shares them, too."""
+    if (branch := branch_of(model)) is not None:
+        cut = dataclasses.replace(branch.cut, held=tuple(map(weakref.ref, blocks_of(copied))))
+        attach(copied, branch._replace(cut=cut))
 
 
 def trunk_digest(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from preftune.functional import missing_eos_scores
 from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import PAD_TOKEN
-from preftune.models.shards import whole
+from preftune.models.shards import readable
 from preftune.rollout.functions import RewardFunctions
 from preftune.rollout.sample import ended
 from preftune.rollout.sampler import Sampler
@@ -58,7 +58,7 @@ class Scorer:
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
             parts = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
-            with whole(model):
+            with readable(model):
                 found = [model.raw_and_members(self._read(sequences[part], rows[part])) for part in parts]
             scores = torch.cat([(raw - model.mean) / model.std for raw, _ in found])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)

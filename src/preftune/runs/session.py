@@ -190,9 +190,9 @@ class Session:
         )
 
     def learner(self, microbatch_size: int) -> Learner:
-        patience = self.config.process_timeout
-        shard = self.config.parallel.shard
-        return Learner(self.config.precision, microbatch_size, patience, self.console.line, shard)
+        patience, parallel = self.config.process_timeout, self.config.parallel
+        how = {"shard": parallel.shard, "by_block": parallel.gather == "block"}
+        return Learner(self.config.precision, microbatch_size, patience, self.console.line, **how)
 
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""

@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune.config.sampler import SamplerConfig
 from preftune.data.batch import Prompts, Sequences, pad_sequences
 from preftune.errors import ConfigError, SamplerDisagrees
 from preftune.judges.endpoint import Endpoint, FailedError
 from preftune.models.adapter import merged, plain_weights
+from preftune.models.parts import language_head
 from preftune.models.roles import Policy
 from preftune.runs.inputs import key_of
 from preftune.runs.save import in_place, writing
@@ -137,7 +139,7 @@ class VLLM:
             target = target / f"{self.name}-{os.getpid()}-{self.calls:06}"
             partial = target.with_name(f".tmp-{target.name}")
             with writing(target, partial), merged(policy.model):
-                policy.model.save_pretrained(partial, state_dict=plain_weights(policy.model))
+                policy.model.save_pretrained(partial, state_dict=_with_head(policy.model))
                 self.tokenizer.save_pretrained(partial)
                 in_place(partial, target)
             order = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
@@ -148,6 +150,17 @@ class VLLM:
                 if old != target and ours.fullmatch(old.name):
                     shutil.rmtree(old, ignore_errors=True)
         self.learner.wait()
+
+
+def _with_head(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights by name, a head that is tied to the embedding once more in memory of its own, since
+    `save_pretrained` leaves out what is shared. vLLM for CPUs multiplies by a packed copy of the head, which
+    `reload_weights` makes anew only where the file names the head (docs/vllm.md).
+    """
+    weights, head = plain_weights(model), language_head(model)
+    for name in (f"{name}.weight" for name, module in model.named_modules() if module is head):
+        weights[name] = weights[name].clone()
+    return weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,9 +64,10 @@ class Learner:
         process_timeout: float = 600.0,
         say: Callable[[str], None] = print,
         shard: bool = False,
+        by_block: bool = False,
     ) -> None:
-        """`process_timeout`: seconds that a process waits for the others; the first learner's holds. `shard`:
-        each process keeps its part of every weight (see `models.shards`); one that is alone keeps all.
+        """`process_timeout`: seconds that a process waits for the others; the first learner's holds. `shard`,
+        `by_block`: each keeps its part of every weight (see `models.shards`); one that is alone keeps all.
 
         ConfigError if accelerate is asked to shard models, which on CPUs it silently does not do.
         """
@@ -82,7 +83,7 @@ class Learner:
             introduce(self.together)
         refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
-        self.shard = shard and not self.is_alone
+        self.shard, self.by_block = shard and not self.is_alone, by_block
         self._frozen: list[Role] = []  # to be sharded once all that is copied from them has been made
         self.say = say
         self._said: set[str] = set()
@@ -132,7 +133,7 @@ class Learner:
         self.accelerator.wait_for_everyone()
 
     def begin_step(self) -> None:
-        """Forget what happened in the step before, and the states kept in it."""
+        """Forget the step before, and the states kept in it."""
         forget_states()
         self.updates = 0
         self.not_finite.clear()
@@ -172,7 +173,7 @@ class Learner:
     def shard_frozen(self) -> None:
         """Leave this process its part of what is only looked up, once all that begins with it is made."""
         for role in self._frozen:
-            shard(role)
+            shard(role, self.by_block)
         self._frozen.clear()
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
@@ -180,7 +181,7 @@ class Learner:
         if self.shard:
             trained_parameters(role.model)
             self._take(role)
-            shard(role)
+            shard(role, self.by_block)
         optimizer = torch.optim.AdamW(
             decayed_groups(role.model, settings),
             lr=learning_rate,
@@ -204,15 +205,16 @@ class Learner:
     def _take(self, role: Role) -> None:
         """Move a role to the device. What roles share lies in memory once, also there.
 
-        Not by accelerate's `prepare_model`: its list holds every model, its wrapped forward is a cycle that
-        keeps a finished stage's until the next collection. Roles cast by themselves, `_add_up` does the rest.
+        Not by accelerate's `prepare_model`: its list and the cycle of its wrapped forward keep a finished
+        stage's model. Roles cast by themselves, `_add_up` does the rest.
         """
         role.dtype = _DTYPES[self.precision]
         role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
-        for model in models_of(role) if not self.shard else ():
+        for model in models_of(role):
             tie(model)
-            tie_alike(model)
+            if not self.shard:
+                tie_alike(model)
         if not by_tree(role):
             kind = type(role.model).__name__
             self.say_once(f"{kind}: rows are padded, and sampled with transformers' cache: slower, as exact")
@@ -314,9 +316,7 @@ class Learner:
         return int(self.gather(torch.tensor([own], device=self.device)).max()) if self.shard else own
 
     def _rows_of_all(self, trained: Trained, sums: Tally) -> float:
-        """Rows over all processes. One that has none gets zeros for what the others have: all must add up the
-        same gradients and metrics.
-        """
+        """Rows over all processes. One without any gets zeros for the gradients and metrics of the others."""
         if self.is_alone:
             return float(sums.rows)
         rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))

@@ -6,6 +6,7 @@ it do nothing. Position ids, masks and the layout are the caller's, the same for
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,23 +24,35 @@ class _Reached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The blocks of a model, the first of them that lies above, whether blocks return tuples, and d."""
+    """The blocks of a model, the first of them that lies above, whether blocks return tuples, and d.
 
-    blocks: tuple[nn.Module, ...]
+    They are held weakly: FSDP2's know the whole model, which a table of cuts by models would keep for good.
+    """
+
+    held: tuple["weakref.ref[nn.Module]", ...]
     at: int
     tuples: bool
     width: int
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        return tuple(block for each in self.held if (block := each()) is not None)
 
     def below(self, forward: Callable[[], object]) -> Tensor:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
         caught: list[Tensor] = []
 
-        def stop(*args: Any, **named: Any) -> None:
+        def stop(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             caught.append(_states(args, named))
             raise _Reached
 
-        with torch.no_grad(), instead({self.blocks[self.at]: stop}), contextlib.suppress(_Reached):
-            forward()
+        # Before the block's other hooks: one of a sharded block would gather its weights, and wait for that.
+        hook = self.blocks[self.at].register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+        try:
+            with torch.no_grad(), contextlib.suppress(_Reached):
+                forward()
+        finally:
+            hook.remove()
         return caught[0]
 
     def given(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -71,7 +84,7 @@ def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
     with instead({blocks[0]: watched}):
         model.base_model(ids, use_cache=False)
     tuples = isinstance(seen[0], tuple)
-    return Cut(blocks, at, tuples, (seen[0][0] if tuples else seen[0]).shape[-1])
+    return Cut(tuple(map(weakref.ref, blocks)), at, tuples, (seen[0][0] if tuples else seen[0]).shape[-1])
 
 
 def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
