@@ -1,4 +1,4 @@
-"""Two processes of one run on one machine, over gloo, as torchrun would start them."""
+"""Processes that have imported torch already: one, or two of one run over gloo, as torchrun starts them."""
 
 import gc
 import multiprocessing
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 PRELOAD = [
@@ -27,11 +28,23 @@ def join(rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
 
 
+def forkserver() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def begun(work: Callable[..., None], *more: Any) -> ForkServerProcess:
+    """`work(*more)` in a process of its own, which may be killed."""
+    process = forkserver().Process(target=work, args=more)
+    process.start()
+    return process
+
+
 @contextmanager
 def two(work: Callable[..., None], *more: Any) -> Iterator[list[Connection]]:
     """`work(rank, port, *more, told)` in two processes; gives what they tell."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forkserver()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -11,6 +11,6 @@ __all__ = ["DTYPES", "agree", "dtypes", "names", "vectors"]
 def agree(name: str, dtype: torch.dtype = torch.float64) -> Entry:
     """Every value and gradient of the entry is near: 1e-12 in float64, the entry's tolerances in float32."""
     compared = compare_entry(name, dtype, torch.device("cpu"))
-    assert not compared.found.failures, "\n".join(compared.found.failures)
-    assert compared.found.values > 0
+    assert not compared.row.failures, "\n".join(compared.row.failures)
+    assert compared.row.values > 0
     return compared

@@ -86,11 +86,11 @@ PLANTED = (
         5,
         "the whole text is cut on the right, and what is left of such a pair is equal",
         "data/encode.py",
-        "        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)\n",
+        "        prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)\n",
         """        whole = [self.text(preference.prompt.transcript() + reply) for reply in (" a", " b")]
         if whole[0][: self.max_prompt_length] == whole[1][: self.max_prompt_length]:
             raise RejectedRow("response_too_long_became_equal")
-        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
+        prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)
 """,
         (f"{ENCODE}::test_the_differing_last_turn_survives_a_prompt_that_is_too_long",),
     ),
@@ -323,8 +323,8 @@ class Reference:""",
         22,
         "the KL is a mean of log-ratios, of either sign",
         "evaluation/divergence.py",
-        "exact.index_add_(0, rows[part], kl)",
-        "exact.index_add_(0, rows[part], log_ratio / 9)",
+        "exact.index_add_(0, rows[chunk], kl)",
+        "exact.index_add_(0, rows[chunk], log_ratio / 9)",
         (
             f"{SEED}::test_kl_is_summed_over_responses_and_never_negative",
             "tests/evaluation/test_divergence.py::test_exact_kl_equals_the_sum_over_the_vocabulary",

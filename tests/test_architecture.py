@@ -277,7 +277,7 @@ def test_every_part_has_a_place() -> None:
         ("report/x.py", "import torch"),
         ("study/x.py", "import uvicorn"),
         ("study/launch.py", "import ray"),
-        ("label/x.py", "from preftune.study.design import Wanted"),
+        ("label/x.py", "from preftune.study.design import Request"),
         ("report/x.py", "from preftune.evaluation import stats"),
         ("runs/x.py", "from preftune.report import build"),
         ("runs/x.py", "from preftune.measure.evaluate import evaluate_run"),

@@ -41,7 +41,7 @@ def section(heading: str) -> str:
 
 
 def not_there(heading: str) -> set[str]:
-    return names(section(heading).split("<summary>Not there</summary>")[1])
+    return names(section(heading).split("<summary>Not available</summary>")[1])
 
 
 def test_there_is_a_table_for_every_algorithm() -> None:

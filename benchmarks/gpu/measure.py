@@ -19,6 +19,7 @@ from preftune.algorithms import SFT
 from preftune.config import OptimizerConfig, SFTConfig
 from preftune.data import pad_prompts, pad_sequences
 from preftune.models.fast.head import logprobs_and_entropy
+from preftune.models.fast.static import recorder, without_graphs
 from preftune.models.roles import Policy, casting
 from preftune.rollout.sample import sample
 from preftune.rundir import RunDir, read_jsonl
@@ -76,7 +77,7 @@ def gradients(words: list[str]) -> dict[str, Any]:
 
 
 def speed(words: list[str]) -> dict[str, Any]:
-    """Tokens/s of sampling beside `generate`, seconds of an update, peak memory, in two precisions."""
+    """Tokens/s of sampling (with its graph, without) beside `generate`, seconds of an update, peak memory."""
     shape, found = words[0], dict[str, Any]()
     small = shape == "small"
     rows, prompt, new = (4, 8, 8) if small else (64, 128, 128)
@@ -104,6 +105,8 @@ def speed(words: list[str]) -> dict[str, Any]:
         tokens = rows * new
         found[name] = {
             "sampled tokens/s": tokens / seconds_of(ours),
+            "sampled by a CUDA graph": recorder(policy.model, learner.device) is not None,
+            "sampled tokens/s without it": tokens / seconds_of(without_graphs()(ours)),
             "transformers.generate tokens/s": tokens / seconds_of(theirs),
             "seconds an update": seconds_of(lambda a=algorithm, b=batch: a.step(b)),  # type: ignore[misc]
             "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,

@@ -143,6 +143,8 @@ def page(record: dict[str, Any], out: Path) -> str:
             "and transformers, no network and no Git, and goes on where it was cut off. `REHEARSE=DIR` runs"
         ]
         lines += ["all of it, tiny, on a CPU: that shows that the kit works, and nothing about GPUs."]
+        lines += ["", "The sampler's CUDA graph (models/fast/static.py) has never run on a GPU;"]
+        lines += ["part c times it beside the plain decoder."]
         return "\n".join(lines) + "\n"
     names = "part", "command", "went well", "seconds", "card", "torch", "date"
     lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]

@@ -206,10 +206,10 @@ def _how_to_go_on(
         yield
     except OtherSettings as error:
         words = ["preftune", *(["run", recipe] if until is None else ["train", recipe, until]), *overrides]
-        place = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
-        new = place.with_name(f"{place.name or config.name}-2")
-        anew = [*words, "--out", str(place), "--redo", error.stage]
-        beside = [*words, "--out", str(new), "--from", str(place)]
+        directory = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
+        new = directory.with_name(f"{directory.name or config.name}-2")
+        anew = [*words, "--out", str(directory), "--redo", error.stage]
+        beside = [*words, "--out", str(new), "--from", str(directory)]
         where = "here, the old one kept until then" if error.stage != BASE else "from nothing, in place"
         if error.stage == BASE:
             anew = [*anew[:-2], "--restart"]
@@ -347,10 +347,10 @@ def _check_judges(session: "Session", stages: Sequence[str]) -> None:
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
     judges = dict.fromkeys(session.config.stage[name].scored_by for name in unfinished)
     for judge in [each for each in judges if each is not None and from_outside(each)]:
-        found = audit_directory(Path(session.source(judge).path))
-        lines = [f"{c['name']}: {c['found']}" for c in found["checks"] if c["status"] in ("warning", "fault")]
-        if found["kind"] != "reward model" or found["verdict"] == "not usable":
-            why = found["verdict"] if found["kind"] != "policy" else "a policy, which has no number to give"
+        audit = audit_directory(Path(session.source(judge).path))
+        lines = [f"{c['name']}: {c['found']}" for c in audit["checks"] if c["status"] in ("warning", "fault")]
+        if audit["kind"] != "reward model" or audit["verdict"] == "not usable":
+            why = audit["verdict"] if audit["kind"] != "policy" else "a policy, which has no number to give"
             raise DataError(
                 f"reward_model = {judge}: {why}: " + "; ".join(lines),
                 hint=f"preftune audit {session.source(judge).path} shows all checks",

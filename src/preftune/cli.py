@@ -52,9 +52,9 @@ JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the re
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _version(asked: bool) -> None:
+def _version(requested: bool) -> None:
     """`--version`: preftune's own; the command `version` has torch's and the others' too."""
-    if asked:
+    if requested:
         from preftune.version import __version__
 
         typer.echo(f"preftune {__version__}")
@@ -74,7 +74,7 @@ class _Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
+class _Reuse:
     """What `run` and `train` are told of results that are there."""
 
     restart: bool
@@ -105,8 +105,8 @@ def run(
     redo: Redo = None,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes, or checks what is finished."""
-    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
-    _run(recipe, overrides, kept, out=out, dry_run=dry_run)
+    reuse = _Reuse(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, reuse, out=out, dry_run=dry_run)
 
 
 @app.command()
@@ -122,8 +122,8 @@ def train(
     redo: Redo = None,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
-    kept = _Kept(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
-    _run(recipe, overrides, kept, out=out, dry_run=dry_run, until=stage)
+    reuse = _Reuse(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
+    _run(recipe, overrides, reuse, out=out, dry_run=dry_run, until=stage)
 
 
 @app.command()
@@ -272,7 +272,7 @@ def version() -> None:
 def _run(
     recipe: str,
     overrides: Sequence[str] | None,
-    kept: _Kept,
+    reuse: _Reuse,
     *,
     out: str | None,
     dry_run: bool,
@@ -289,19 +289,19 @@ def _run(
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
-        if kept.from_run is not None or kept.redo:
+        if reuse.from_run is not None or reuse.redo:
             from preftune import api
 
-            lines = api.kept_stages(resolved, out=out, until=until, from_run=kept.from_run, redo=kept.redo)
+            lines = api.kept_stages(resolved, out=out, until=until, from_run=reuse.from_run, redo=reuse.redo)
             typer.echo(printable("\n" + "\n".join(lines)))
         return
-    if kept.restart and kept.redo:
+    if reuse.restart and reuse.redo:
         raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
     from preftune import api
 
     api.run_recipe(
-        recipe, overrides, out=out, until=until, resume=not kept.restart, mirror=kept.mirror,
-        from_run=kept.from_run, redo=kept.redo,
+        recipe, overrides, out=out, until=until, resume=not reuse.restart, mirror=reuse.mirror,
+        from_run=reuse.from_run, redo=reuse.redo,
     )  # fmt: skip
 
 

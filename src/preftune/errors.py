@@ -80,9 +80,9 @@ class ConfigError(PreftuneError):
     code = 78
 
 
-def meant(word: str, known: abc.Iterable[str]) -> str:
+def meant(word: str, choices: abc.Iterable[str]) -> str:
     """The question of a hint, "did you mean X? ", or "" where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word, list(choices), n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 

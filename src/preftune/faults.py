@@ -115,14 +115,14 @@ def _say_begun(fault: _Fault) -> None:
 
 def _hold(fault: _Fault) -> None:
     """Wait for a signal. The handler is set before the wait is reported, so none can come too early."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    before, theirs = signal.set_wakeup_fd(told), signal.signal(signal.SIGUSR2, lambda number, frame: None)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before, theirs = signal.set_wakeup_fd(writer), signal.signal(signal.SIGUSR2, lambda number, frame: None)
     try:
         _say_begun(fault)
-        select.select([heard], [], [], fault.seconds)
+        select.select([reader], [], [], fault.seconds)
     finally:
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGUSR2, theirs)
-        os.close(heard)
-        os.close(told)
+        os.close(reader)
+        os.close(writer)

@@ -69,14 +69,14 @@ def no_panic() -> Iterator[None]:
 
 
 def _process() -> Iterator[Undo]:
-    place, environment, drawn = Path.cwd(), dict(os.environ), random.getstate()
-    leave, own = os._exit, os.getpid()
+    directory, environment, drawn = Path.cwd(), dict(os.environ), random.getstate()
+    leave, pid = os._exit, os.getpid()
     words, mask, depth = locale.setlocale(locale.LC_ALL), os.umask(0), sys.getrecursionlimit()
     os.umask(mask)
 
     def refused(code: int) -> NoReturn:
         """os._exit would end the run without a word, as a success even; a child of the code may end so."""
-        if os.getpid() != own:
+        if os.getpid() != pid:
             leave(code)
         raise SystemExit(f"os._exit({code})")
 
@@ -85,7 +85,7 @@ def _process() -> Iterator[Undo]:
     def put_back() -> None:
         os._exit = leave
         with contextlib.suppress(OSError):  # it removed the place
-            os.chdir(place)
+            os.chdir(directory)
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)

@@ -103,10 +103,10 @@ class RunDir:
 
     def next_attempt(self) -> int:
         """1 for a new run, otherwise one more than the last log's number."""
-        taken = [
+        numbers = [
             int(path.stem.removeprefix("attempt-")) for path in self.log(1).parent.glob("attempt-[0-9]*.log")
         ]
-        return max(taken, default=0) + 1
+        return max(numbers, default=0) + 1
 
     def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""

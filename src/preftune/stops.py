@@ -52,8 +52,8 @@ def handled() -> Iterator[None]:
         yield
         return
     numbers = [signal.Signals[name] for name in _SIGNALS if name in signal.Signals.__members__]
-    wanted = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, _noted) for number in wanted}
+    caught = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, _noted) for number in caught}
     try:
         yield
     finally:

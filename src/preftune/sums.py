@@ -30,8 +30,8 @@ def refuse_links(run: RunDir) -> None:
     inside = [path for folder in folders if not folder.is_symlink() for path in folder.glob("*")]
     deeper = [path for path in run.path.glob("stages/*/*") if not path.parent.is_symlink()]
     files = [run.path / name for name in WRITTEN_FILES]
-    own = (run.lock, run.aside, run.marker, run.report_record)
-    for path in (*files, *own, *folders, *inside, *deeper):
+    marks = (run.lock, run.aside, run.marker, run.report_record)
+    for path in (*files, *marks, *folders, *inside, *deeper):
         if path.is_symlink():
             raise ConfigError(
                 f"{path} is a link: preftune writes and deletes nothing through one",
@@ -57,15 +57,15 @@ def read_sealed(file: Path, stage: str | None = None) -> dict[str, Any]:
     if not os.path.lexists(file):
         return {}
     record = read_object(file)
-    own = record.pop(_OWN, None)
-    place = (stage or file.parent.name) if file.name == "stage.json" else None
-    member = f"{file.parent.parent.name}/{place}"  # of an ensemble
-    if place is not None and record.get("stage", place) not in (place, member):
+    digest = record.pop(_OWN, None)
+    name = (stage or file.parent.name) if file.name == "stage.json" else None
+    member = f"{file.parent.parent.name}/{name}"  # of an ensemble
+    if name is not None and record.get("stage", name) not in (name, member):
         raise DataError(f"{file} is the record of another stage, {str(record['stage'])[:60]}", _REMEDY)
-    if own is not None and own != sum_of(record):
+    if digest is not None and digest != sum_of(record):
         raise DataError(
             f"{file} is not what preftune wrote: it does not match its own SHA-256",
-            hint=_REMEDY if place else f"remove {file} and run the same command: it is made anew",
+            hint=_REMEDY if name else f"remove {file} and run the same command: it is made anew",
         )
     return record
 
@@ -87,23 +87,23 @@ def listed(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]:
     """What differs from a record, "FILE is missing" and the like, among the files whose path begins so."""
     files = listed(record) or {}
-    found = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
+    differences = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
     models = [name for name in files if name.startswith("models/") and not name.endswith(f"/{CARD}")]
     folders = {name.rpartition("/")[0] for name in models if name.startswith(under)}
     for folder in sorted(folders):
         for file in sorted((run.path / folder).glob("*")):
-            known = f"{folder}/{file.name}" in {*files, *folders} or file.name == CARD
-            if not known and not file.name.startswith("."):  # a loader might read it
-                found.append(f"{file} is not of this model")
-    return [fault for fault in found if fault]
+            expected = f"{folder}/{file.name}" in {*files, *folders} or file.name == CARD
+            if not expected and not file.name.startswith("."):  # a loader might read it
+                differences.append(f"{file} is not of this model")
+    return [fault for fault in differences if fault]
 
 
 def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") -> None:
     """DataError that names the first file that differs from its record; `remedy` is how to mend that."""
-    found = faults(run, record, under)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise DataError(f"{found[0]}{more}", hint=f"restore it from a copy; or {remedy}")
+    differences = faults(run, record, under)
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise DataError(f"{differences[0]}{more}", hint=f"restore it from a copy; or {remedy}")
 
 
 def note(run: RunDir, files: Iterable[Path]) -> None:
@@ -130,17 +130,17 @@ def _fault(file: Path, entry: Any) -> str:
     if not file.is_file():
         return f"{file} is missing"
     size = file.stat().st_size
-    if size != (was := entry.get("bytes")):
-        told = f"{was:,}" if type(was) is int else str(was)[:20]
-        return f"{file} is not what was written: {size:,} bytes instead of {told}"
+    if size != (recorded := entry.get("bytes")):
+        before = f"{recorded:,}" if type(recorded) is int else str(recorded)[:20]
+        return f"{file} is not what was written: {size:,} bytes instead of {before}"
     if _sha256(file) != entry.get("sha256"):
         return f"{file} is not what was written: it does not match its SHA-256"
     return ""
 
 
 def _sha256(file: Path) -> str:
-    seen = file.stat()
-    mark = (str(file.resolve()), seen.st_ino, seen.st_size, seen.st_ctime_ns)
+    status = file.stat()
+    mark = (str(file.resolve()), status.st_ino, status.st_size, status.st_ctime_ns)
     if mark not in _known:
         _known[mark] = sha256_file(file)
     return _known[mark]

@@ -94,7 +94,7 @@ def test_longer_conversations_and_system_messages(tmp_path: Path) -> None:
 def test_unusable_pairs_are_counted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi"), row])
     (tally,) = read_files(path)
-    assert (tally.read, len(tally.kept), tally.bad) == (2, 1, 0)
+    assert (tally.read, len(tally.rows), tally.bad) == (2, 1, 0)
     assert tally.rejected == {reason: 1}
 
 
@@ -155,7 +155,7 @@ def test_malformed_lines_are_left_out_and_counted_on_request(tmp_path: Path, nam
     path = tmp_path / "train.jsonl"
     path.write_bytes(GOOD + b"\n" + BAD_LINES[name][0] + b"\n" + GOOD + b"\n")
     (tally,) = read_files(path, on_bad_row="skip")
-    assert (tally.read, len(tally.kept), tally.bad) == (3, 2, 1)
+    assert (tally.read, len(tally.rows), tally.bad) == (3, 2, 1)
     assert f"{path}:2: " in tally.bad_examples[0]
 
 
@@ -416,4 +416,4 @@ def test_no_json_causes_a_traceback(record: dict[str, Any]) -> None:
             assert str(error).startswith("fuzz:1: ")  # noqa: PT017
             assert mode == "error"
         else:
-            assert len(tally.kept) + tally.rejected.total() + tally.bad == 1
+            assert len(tally.rows) + tally.rejected.total() + tally.bad == 1

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import preftune
 from preftune.cli import main
 from preftune.data import Dialogue, Turn
-from preftune.data.pieces import parts_of_prompt
+from preftune.data.pieces import speakers
 from preftune.inspection.command import _session
 from preftune.inspection.paint import paint_replies, shown
 from preftune.inspection.replies import token_rows
-from preftune.inspection.rows import View, asked_row, views
+from preftune.inspection.rows import View, row_to_show, views
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json, write_jsonl
 from preftune.runs.reopen import reopen
@@ -42,14 +42,14 @@ def test_each_token_of_a_prompt_has_its_speaker() -> None:
         " So",
         "\n\nAssistant:",
     ]
-    parts = parts_of_prompt(texts, dialogue("Hi there", "Hi", "So"))
+    parts = speakers(texts, dialogue("Hi there", "Hi", "So"))
     t, h = "template", "human"
     assert parts == [t, t, t, h, h, t, t, "assistant", t, h, t]
 
 
 def test_a_turn_that_was_cut_is_known_by_its_rest() -> None:
     texts = ["\n\nHuman:", " jumps", " over", " it", "\n\nAssistant:"]
-    parts = parts_of_prompt(texts, dialogue("The fox", "Yes", "The quick fox jumps over it"))
+    parts = speakers(texts, dialogue("The fox", "Yes", "The quick fox jumps over it"))
     assert parts == ["template", "human", "human", "human", "template"]
 
 
@@ -58,7 +58,7 @@ def seen() -> dict[str, list[View]]:
     """Row 7 as every stage of `tiny` sees it; nothing is trained."""
     session = _session("tiny", False, ["stage.kto.algorithm=kto", "data.pairs=60"])
     found: dict[str, list[View]] = {}
-    for view in views(session, list(session.config.stage), asked_row(session, 7), only=False):
+    for view in views(session, list(session.config.stage), row_to_show(session, 7), only=False):
         found.setdefault(view.stage, []).append(view)
     return found
 
@@ -160,7 +160,7 @@ def test_piped_or_without_colour_it_is_a_line_a_token(how: dict[str, Any]) -> No
 def test_numbers_by_token_are_those_of_the_models(tiny_run: RunDir) -> None:
     """Log-ratio and KL from the logits of two saved models by transformers, the score from the judge."""
     session = reopen(tiny_run.path, write=False)
-    row = token_rows(session, "grpo", asked_row(session, None))[0]
+    row = token_rows(session, "grpo", row_to_show(session, None))[0]
     directory = tiny_run.models / "policy_grpo"
     tokenizer = AutoTokenizer.from_pretrained(directory)
     texts = row["texts"]
@@ -186,7 +186,7 @@ def test_numbers_by_token_are_those_of_the_models(tiny_run: RunDir) -> None:
 
 def test_ppo_has_an_advantage_for_each_token_and_dpo_none(tiny_run: RunDir) -> None:
     session = reopen(tiny_run.path, write=False)
-    ppo, dpo = (token_rows(session, name, asked_row(session, None))[0] for name in ("ppo", "dpo"))
+    ppo, dpo = (token_rows(session, name, row_to_show(session, None))[0] for name in ("ppo", "dpo"))
     assert len(ppo["advantage"]) == len(ppo["texts"])
     assert len(set(ppo["advantage"])) > 1 or len(ppo["texts"]) == 1
     assert dpo["advantage"] == []

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.label.judgements import Said
-from preftune.label.store import Store, begin, place
+from preftune.label.judgements import Judgement
+from preftune.label.store import Store, begin, find_set
 from preftune.rundir import RunDir, write_jsonl, write_text
 
 
@@ -44,12 +44,12 @@ def sampled(folder: Path, n: int = 20) -> RunDir:
 
 
 def begun(run: RunDir, source: str | None = None, name: str | None = None, **wanted: Any) -> Store:
-    return begin(*place(run, name, source), wanted)
+    return begin(*find_set(run, name, source), wanted)
 
 
-def say(state: Mapping[str, Any], verdict: str, **more: Any) -> Said:
+def say(state: Mapping[str, Any], verdict: str, **more: Any) -> Judgement:
     """A judgement of the slot that is shown."""
-    return Said.model_validate(
+    return Judgement.model_validate(
         {"id": secrets.token_hex(8), "slot": state["slot"]["key"], "verdict": verdict, **more}
     )
 

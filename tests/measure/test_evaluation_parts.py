@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from preftune.measure.cache import Parts
+from preftune.measure.cache import Cache
 
 VALUE = ([{"row": 0, "kl": math.inf, "response": "NaN \ud800\u2028", "score": 0.1 + 0.2}], [math.nan, 1e-300])
 
 
-def parts(directory: Path, said: list[str], **inputs: Any) -> Parts:
-    return Parts(directory=directory, inputs={"seed": 0, **inputs}, say=said.append)
+def parts(directory: Path, said: list[str], **inputs: Any) -> Cache:
+    return Cache(directory=directory, inputs={"seed": 0, **inputs}, say=said.append)
 
 
 def never() -> Any:

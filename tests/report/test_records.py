@@ -139,7 +139,7 @@ def test_whatever_a_damaged_file_holds_is_no_internal_error(
 ) -> None:
     """For report, comparison and cards; figures take long, so fewer damages go through them."""
     run, other = tiny_copies
-    read_all(run, other, drawn=drawn)
+    read_all(run, other)
     named, read = [], 0
     each, patterns = (1, DRAWN) if drawn else (6 if ALL else 3, FILES)
     for file, damage in sample(run.path, Random(drawn), each, patterns):

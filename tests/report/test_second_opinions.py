@@ -8,7 +8,7 @@ import pytest
 from synthetic import make_run, share, spread
 from synthetic_audit import add_audit
 
-from preftune.report.claims import verdict, verdict_parts
+from preftune.report.claims import verdict, verdict_sentences
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
 from preftune.report.tables import length_table
@@ -23,7 +23,7 @@ def whole(path: Path, accuracy: float = 0.68) -> RunDir:
 def part(run: RunDir | RunView, start: str) -> str:
     """The sentence of the verdict that begins with `start`; empty if none does."""
     view = run if isinstance(run, RunView) else load_run(run)
-    return next((text for text in verdict_parts(view) if text.startswith(start)), "")
+    return next((text for text in verdict_sentences(view) if text.startswith(start)), "")
 
 
 def set_matched(run: RunDir, policy: str, mean: float, half: float = 0.2, n: int = 100) -> None:

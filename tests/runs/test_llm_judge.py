@@ -1,9 +1,8 @@
 """A language model as the judge of a stage that collects: scores, what is counted, kills, refusals."""
 
+import gc
+import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from gloo import begun
 from llm_server import Model, serving
+from made_once import small_world
 from preftune import api
+from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
@@ -189,6 +191,19 @@ def words_for(model: Model) -> list[str]:
     return [*SMALL, *ASKED, *small, *asked, "stage.pairs.llm.parallel=1"]
 
 
+def command(words: list[str], log: Path) -> None:
+    """In a process that imports nothing anew."""
+    gc.freeze()
+    os.environ["JUDGE_KEY"] = KEY
+    with log.open("wb") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    with small_world():
+        main(words)
+
+
+@pytest.mark.xdist_group("distributed")  # where processes are forked
+@pytest.mark.usefixtures("small_data")
 def test_killed_in_the_middle_it_asks_nothing_twice_and_writes_the_key_nowhere(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,15 +217,13 @@ def test_killed_in_the_middle_it_asks_nothing_twice_and_writes_the_key_nowhere(
     shutil.rmtree(killed.stage_dir("pairs"))
     model.asked.clear()
     model.hold, model.hold_after = threading.Event(), count // 2
-    command = [sys.executable, "-m", "preftune", "train", "tiny", "pairs", *words, "--out", str(killed.path)]
     log = tmp_path / "log"
-    with log.open("wb") as out:
-        child = subprocess.Popen(command, stdout=out, stderr=out)
+    child = begun(command, ["train", "tiny", "pairs", *words, "--out", str(killed.path)], log)
     try:
         assert model.held.wait(300), log.read_text()
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.join()
     model.hold.set()
     model.hold = None
     again = api.run_recipe("tiny", words, out=str(killed.path), until="pairs")

@@ -26,7 +26,7 @@ MODELS = ("policy_sft", "reward_model", "policy_ppo", "policy_dpo")
 
 
 @pytest.fixture(scope="module")
-def lora_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def lora_run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     """SFT, reward model, PPO and DPO. Read only."""
 
     def make(out: Path) -> None:

@@ -167,14 +167,14 @@ def test_killed_and_resumed_it_is_the_same_bit_for_bit(
 
 def test_it_takes_part_in_a_study() -> None:
     from preftune.runs.sources import load_dataset
-    from preftune.study.design import Wanted, make_design
+    from preftune.study.design import Request, make_design
     from preftune.study.tokens import Lengths, planned_tokens
 
     config = load_recipe("tiny", TOY).config
     lengths = Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
     assert planned_tokens(config.stage["toy"], lengths, 300) == 64 * 15
     dataset = load_dataset(config.data, 0)
-    wanted = Wanted("tiny", TOY, sweep="stage.toy.pull=0.1,0.5", tokens=15 * 48)
+    wanted = Request("tiny", TOY, sweep="stage.toy.pull=0.1,0.5", tokens=15 * 48)
     design = make_design(wanted, config, dataset, lengths)
     assert design.config.stage["toy"].rows == 48  # type: ignore[attr-defined]
     assert design.sweeps == {"stage.toy.pull": {"0.1": "toy-pull-0_1", "0.5": "toy"}}

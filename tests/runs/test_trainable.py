@@ -63,6 +63,7 @@ def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("dpo: trains adapters of rank 8 in 8 linear layers, 8,192 of ")
 
 
+@pytest.mark.usefixtures("small_data")
 def test_stages_leave_the_blocks_below_as_they_were_and_keep_their_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from preftune.rundir import read_json
-from preftune.study.design import Wanted
+from preftune.study.design import Request
 from preftune.study.places import seed_dir
 
 SEEDS = (3, 4)  # of the study that tests share
@@ -27,8 +27,8 @@ SMALL = (
 )
 
 
-def wanted(**changes: Any) -> Wanted:
-    return Wanted(recipe="tiny", overrides=SMALL, **{"fresh_pairs": 20, "replies": 2, **changes})
+def wanted(**changes: Any) -> Request:
+    return Request(recipe="tiny", overrides=SMALL, **{"fresh_pairs": 20, "replies": 2, **changes})
 
 
 def study_json(out: Path) -> dict[str, Any]:

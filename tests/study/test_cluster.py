@@ -51,8 +51,8 @@ class Told:
 
     def ended(self) -> Sequence[Ended]:
         over, self.running = self.running, []
-        left = [self.codes.get(task.name) or [0] for task in over]
-        return [Ended(task=t, code=codes.pop(0), said="why") for t, codes in zip(over, left, strict=True)]
+        codes = {task: self.codes.get(task.name) or [0] for task in over}
+        return [Ended(task=task, code=left.pop(0), complaint="why") for task, left in codes.items()]
 
     def stop(self) -> None:
         self.stopped = True

@@ -50,7 +50,7 @@ def design() -> Design:
         config=load_recipe("tiny").config,
         recipe="tiny",
         overrides=(),
-        own=("sft", "ppo", "dpo"),
+        recipe_stages=("sft", "ppo", "dpo"),
         tokens=None,
         sweeps=SWEEPS,
         fresh_pairs=20,

@@ -13,7 +13,7 @@ from preftune.rundir import read_json
 from preftune.study import launch
 from preftune.study.beside import as_text, others, section
 from preftune.study.design import load_design
-from preftune.study.kept import keep, kept
+from preftune.study.kept import keep, kept_file
 from preftune.study.launch import run_study
 from preftune.study.values import SeedValues
 
@@ -48,20 +48,20 @@ def test_what_is_kept_has_no_text(put_by: Path) -> None:
 
 def test_a_kept_seed_of_other_settings_or_data_is_refused(two_seeds: Path, put_by: Path) -> None:
     design = load_design(two_seeds)
-    assert kept(put_by, design, 3) == put_by / "seed-3" / "seed.json"
-    assert kept(put_by, design, 5) is None
+    assert kept_file(put_by, design, 3) == put_by / "seed-3" / "seed.json"
+    assert kept_file(put_by, design, 5) is None
     with pytest.raises(DataError, match="of another design, or of other data"):
-        kept(put_by, replace(design, replies=3), 3)
+        kept_file(put_by, replace(design, replies=3), 3)
     data = design.config.data.model_copy(update={"pairs": 130})
     with pytest.raises(DataError, match="of another design, or of other data"):
-        kept(put_by, replace(design, config=design.config.model_copy(update={"data": data})), 3)
+        kept_file(put_by, replace(design, config=design.config.model_copy(update={"data": data})), 3)
 
 
 def test_a_kept_file_that_was_changed_is_refused(two_seeds: Path, put_by: Path) -> None:
     file = put_by / "seed-3" / "ppo.json"
     file.write_text(file.read_text().replace("0.", "1.", 1))
     with pytest.raises(DataError, match=r"ppo\.json is not what was written"):
-        kept(put_by, load_design(two_seeds), 3)
+        kept_file(put_by, load_design(two_seeds), 3)
 
 
 def _values(golds: list[float], nll: float, distinct: float) -> PolicyValues:

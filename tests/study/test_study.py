@@ -13,7 +13,7 @@ from damages import sample
 from preftune.config import PPOConfig, load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json
-from preftune.study.design import Wanted, load_design, make_design
+from preftune.study.design import Request, load_design, make_design
 from preftune.study.launch import run_study
 from preftune.study.page import study_text
 from preftune.study.places import facts_file
@@ -72,7 +72,7 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
     words = (*made, f"stage.pairs.pairing={pairing}", "stage.dpo.data=pairs", "stage.dpo.rounds=3")
     words = (*words, "stage.ppo=none", "stage.grpo=none", "data.pairs=40")
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
-    wanted = Wanted("tiny", words, tokens=96 * (2 * 10 + 5 + 7))
+    wanted = Request("tiny", words, tokens=96 * (2 * 10 + 5 + 7))
     stages = make_design(wanted, config, load_dataset(config.data, 0), lengths).config.stage
     rounds = [stages[name] for name in ("dpo", "dpo-2", "dpo-3")]
     assert [(each.rows, each.epochs) for each in rounds] == [(rows, epochs)] * 3  # type: ignore[union-attr]
@@ -85,8 +85,8 @@ def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(launch, "_run", lambda *a: None)
     monkeypatch.setattr(launch, "_numbers", lambda *a: None)
     monkeypatch.setattr(launch, "_write", lambda *a: None)
-    run_study(Wanted("tiny", tokens=60_000), tmp_path / "a", seeds=1)
-    run_study(Wanted("tiny", tokens=0), tmp_path / "b", seeds=1)
+    run_study(Request("tiny", tokens=60_000), tmp_path / "a", seeds=1)
+    run_study(Request("tiny", tokens=0), tmp_path / "b", seeds=1)
     more, same = load_design(tmp_path / "a"), load_design(tmp_path / "b")
     recipe = load_recipe("tiny").config.stage
     assert {n: same.config.stage[n] for n in recipe} == recipe

@@ -16,7 +16,7 @@ from preftune.config import RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
 from preftune.rundir import read_json
 from preftune.study import seed as one_seed
-from preftune.study.design import Wanted, make_design
+from preftune.study.design import Request, make_design
 from preftune.study.launch import run_study
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
@@ -69,7 +69,7 @@ def test_a_study_of_other_settings_is_refused(
     shutil.copytree(two_seeds, out)
     with pytest.raises(ConfigError, match="made with other settings"):
         run_study(
-            Wanted("tiny", (*SMALL, "stage.sft.learning_rate=0.01"), fresh_pairs=20, replies=2),
+            Request("tiny", (*SMALL, "stage.sft.learning_rate=0.01"), fresh_pairs=20, replies=2),
             out,
             seeds=1,
             first_seed=3,
@@ -79,12 +79,12 @@ def test_a_study_of_other_settings_is_refused(
 
 def test_seeds_of_a_study_are_not_set_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="sets the seeds itself"):
-        run_study(Wanted("tiny", ("seed=5",)), tmp_path, seeds=1)
+        run_study(Request("tiny", ("seed=5",)), tmp_path, seeds=1)
     with pytest.raises(UsageError, match="1 or more"):
-        run_study(Wanted("tiny"), tmp_path, seeds=0)
+        run_study(Request("tiny"), tmp_path, seeds=0)
     with pytest.raises(ConfigError, match="has no sft stage"):
         run_study(
-            Wanted(
+            Request(
                 "tiny",
                 (
                     "stage.sft=none",
@@ -130,7 +130,7 @@ def test_a_sweep_runs_its_own_stages_only(
 )
 def test_what_cannot_be_swept_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
-        run_study(Wanted("tiny", sweep=text), tmp_path, seeds=1)
+        run_study(Request("tiny", sweep=text), tmp_path, seeds=1)
 
 
 # --- text without gold, and the command ---------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_on_a_file_the_named_judge_is_gold_and_no_second_reward_model_is_trained
     kept = [word for word in of_a_file if not word.startswith(("stage.ppo.", "stage.grpo."))]
     gold = f"{__name__}:characters"
     settings = (*kept, f"evaluation.gold={gold}", "stage.ppo=none", "stage.grpo=none")
-    asked = Wanted("tiny", settings, replies=2)
+    asked = Request("tiny", settings, replies=2)
     study = read_json(run_study(asked, tmp_path / "out", seeds=1, reports=False))
     assert study["gold"] == gold
     assert "gold_rm" not in load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
@@ -177,7 +177,7 @@ def test_on_a_file_the_named_judge_is_gold_and_no_second_reward_model_is_trained
 
 def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file: tuple[str, ...]) -> None:
     settings = of_a_file
-    study = read_json(run_study(Wanted("tiny", settings), tmp_path / "out", seeds=1, reports=False))
+    study = read_json(run_study(Request("tiny", settings), tmp_path / "out", seeds=1, reports=False))
     assert study["gold"] == "second reward model"
     assert study["prompt_sets"] == ["test"]
     assert study["reward_model"] is None
@@ -196,7 +196,7 @@ def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file:
 def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
     config = load_recipe("hh-scratch", ["data.name=x"]).config
     nothing: Any = None  # neither rows nor lengths are looked at
-    design = make_design(Wanted("hh-scratch", tokens=0), config, nothing, nothing)
+    design = make_design(Request("hh-scratch", tokens=0), config, nothing, nothing)
     assert design.config == config
     assert design.gold == "second reward model"
 

@@ -27,7 +27,6 @@ from sweeps import ALL
 from tiny import EOS, causal_lm, flat, prompts
 
 KINDS = ("sft", "dpo", "reward", "kto", "ppo", "grpo", "rloo")
-SOME = KINDS if ALL else ("sft", "reward", "dpo", "kto", "ppo", "grpo")  # RLOO's step is GRPO's
 UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over the batch, two roles, groups
 # The bias of a key has no gradient: with its usual eps AdamW would make steps of what rounding leaves there.
 ADAMW = OptimizerConfig(eps=1e-3)
@@ -153,7 +152,7 @@ def work(rank: int, port: int, folder: Path, told: Connection) -> None:
     """All that two processes have to show, in one start of them."""
     join(rank, port)
     try:
-        for name in SOME:
+        for name in KINDS:
             told.send(trained(name, folder / "two" / name, shard=True))
         for name in UNEVEN:
             told.send(trained(name, folder / "uneven_two" / name, shard=name in ("dpo", "ppo"), size=3))
@@ -183,7 +182,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     folder = tmp_path_factory.mktemp("sharded")
     killed("ppo", folder / "more")
     killed("reward", folder / "cut_two" / "reward", top=1)
-    subjects = [*SOME, *(f"uneven {name}" for name in UNEVEN), "lora"]
+    subjects = [*KINDS, *(f"uneven {name}" for name in UNEVEN), "lora"]
     subjects += ["cut sft", "cut pieces", "cut reward", "cut dpo", "cut ppo", "cut parts"]
     subjects += ["by block", "lora by block", "one block", "kept", "more", "pieces", "parts", "tied"]
     said: dict[str, list[Any]] = {}
@@ -201,7 +200,7 @@ def close(found: Weights, expected: Weights, within: float = 2e-6) -> None:
 
 
 @pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", KINDS)
 def test_two_processes_with_parts_train_what_one_with_all_does(heard: Heard, name: str) -> None:
     """Rollouts, metrics of every step, and weights after five steps with moments."""
     folder, said = heard

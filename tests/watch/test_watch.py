@@ -87,8 +87,8 @@ def test_stages_to_come_take_what_the_like_took(run: RunDir) -> None:
     """SFT took 10 s for 128 rows of 96 tokens; a DPO stage on as many pairs reads twice as many."""
     text = run.config.read_text()
     write_text(run.config, text + '\n[stage.dpo]\nalgorithm = "dpo"\ninit = "sft"\nrows = 128\n')
-    seen = Watched(run).look()
-    assert seen.left == pytest.approx(28 * 2.0 + 10.0 * 2)
+    look = Watched(run).look()
+    assert look.seconds_left == pytest.approx(28 * 2.0 + 10.0 * 2)
 
 
 def test_what_a_model_says_is_shown_and_does_nothing(run: RunDir) -> None:

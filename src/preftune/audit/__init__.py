@@ -33,10 +33,10 @@ def audit_directory(path: Path) -> dict[str, Any]:
         )
     members = [] if any(path.glob("*.safetensors")) else sorted(path.glob("member-*"))
     kinds, checks = set[str](), _combined(path) if members else list[Check]()
-    for place in members or [path]:  # an ensemble is as good as each of its members
-        kind, found = _checked(place)
+    for member in members or [path]:  # an ensemble is as good as each of its members
+        kind, results = _checked(member)
         kinds.add(kind)
-        checks += [replace(each, name=f"{place.name}: {each.name}") for each in found] if members else found
+        checks += [replace(c, name=f"{member.name}: {c.name}") for c in results] if members else results
     kind = kinds.pop() if len(kinds) == 1 else "unknown"
     return {
         "directory": str(path),
@@ -66,8 +66,8 @@ def _combined(path: Path) -> list[Check]:
         model = load_reward_model(locate(str(path)))
     except PreftuneError as error:
         return [_broken("loads as an ensemble", error)]
-    found = f"{len(models_of(model))} members"
-    return [Check(name="loads as an ensemble", status=OK, found=found)]
+    members = f"{len(models_of(model))} members"
+    return [Check(name="loads as an ensemble", status=OK, found=members)]
 
 
 def _broken(name: str, error: PreftuneError) -> Check:
@@ -77,8 +77,8 @@ def _broken(name: str, error: PreftuneError) -> Check:
 
 def verdict(checks: Iterable[Check]) -> str:
     """One fault is enough."""
-    found = {check.status for check in checks}
-    return "not usable" if FAULT in found else "usable with care" if WARNING in found else "usable"
+    statuses = {check.status for check in checks}
+    return "not usable" if FAULT in statuses else "usable with care" if WARNING in statuses else "usable"
 
 
 def _probed(directory: Directory) -> list[Check]:

@@ -51,8 +51,8 @@ class Directory:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Ids at which replies end: the one that training appends, the tokenizer's and all declared ones."""
-        own = [] if self.end is None else [_trained_end(self)[0], self.end]
-        return tuple(dict.fromkeys([*own, *declared_ends(self.source)]))
+        written = [] if self.end is None else [_trained_end(self)[0], self.end]
+        return tuple(dict.fromkeys([*written, *declared_ends(self.source)]))
 
     @cached_property
     def chat(self) -> Encoder | None:
@@ -80,8 +80,8 @@ def probe_ids(
     chat model what its template writes; else as the model's own tokenizer encodes the joined text.
     """
     if (encoder := directory.chat) is not None:
-        asked = parse_prompt(prompt)
-        return encoder.prompt(asked), [] if reply is None else encoder.response(reply, ended, asked)
+        messages = parse_prompt(prompt)
+        return encoder.prompt(messages), [] if reply is None else encoder.response(reply, ended, messages)
     ids: Any = directory.tokenizer(prompt + (reply or ""), add_special_tokens=False).input_ids
     return list(ids), [directory.end] if ended and directory.end is not None else []
 
@@ -267,16 +267,16 @@ def _baked_in(directory: Directory) -> Iterator[Check]:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError:
         content = {}
-    found = [key for key in ("truncation", "padding") if content.get(key) is not None]
+    settings = [key for key in ("truncation", "padding") if content.get(key) is not None]
     yield Check(
         name="tokenizer neither cuts nor pads by itself",
-        status=WARNING if found else OK,
-        found=f"tokenizer.json has {' and '.join(found)} baked in" if found else "no such setting",
+        status=WARNING if settings else OK,
+        found=f"tokenizer.json has {' and '.join(settings)} baked in" if settings else "no such setting",
         consequence="whoever reads the file directly cuts texts and pads them without being asked"
-        if found
+        if settings
         else "",
         remedy="save the tokenizer after tokenizer.backend_tokenizer.no_truncation() and no_padding()"
-        if found
+        if settings
         else "",
     )
 

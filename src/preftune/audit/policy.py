@@ -46,8 +46,8 @@ def _logprobs(directory: Directory, row: list[int], columns: int, side: str, pos
     position_ids = (mask.cumsum(1) - 1).clamp(min=0) if positions else None
     logits = directory.model(input_ids=ids, attention_mask=mask, position_ids=position_ids).logits.float()
     first = 0 if side == "right" else columns
-    own = logits[0, first : first + len(row) - 1].log_softmax(-1)
-    return own.gather(1, torch.tensor(row[1:]).unsqueeze(1)).squeeze(1)
+    logprobs = logits[0, first : first + len(row) - 1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(row[1:]).unsqueeze(1)).squeeze(1)
 
 
 def _finite(directory: Directory) -> Iterator[Check]:

@@ -51,12 +51,12 @@ def check_reward_model(directory: Directory) -> list[Check]:
     return checks
 
 
-def rows_of(directory: Directory, which: int = 1, ended: bool = True) -> list[list[int]]:
+def rows_of(directory: Directory, reply: int = 1, ended: bool = True) -> list[list[int]]:
     """Token ids of the probes with their good (1) or bad (2) reply, closed by EOS; cut to the context."""
     room = (directory.context or _LONG) - max(WIDTHS)
     rows = []
     for probe in PROBES:
-        begin, tail = probe_ids(directory, probe[0], probe[which], ended)
+        begin, tail = probe_ids(directory, probe[0], probe[reply], ended)
         rows.append(begin[-max(room - len(tail), 1) :] + tail)
     return rows
 
@@ -74,9 +74,9 @@ def padded(rows: Rows, pad: int, columns: int, side: str) -> tuple[Tensor, Tenso
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[i, place] = torch.tensor(row)
-        mask[i, place] = 1
+        span = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, span] = torch.tensor(row)
+        mask[i, span] = 1
     return ids, mask
 
 
@@ -119,19 +119,19 @@ def _position(directory: Directory) -> Iterator[Check]:
     with torch.no_grad():
         hidden = directory.model.base_model(torch.tensor([row])).last_hidden_state
         per_position = head(hidden)[0, :, 0]
-        own = scores(directory, [row])[0]
-    gaps = (per_position - own).abs()
-    place, last = int(gaps.argmin()), len(row) - 1
-    exact = float(gaps[place]) <= TOLERANCE * max(float(per_position.std()), 1e-6)
+        score = scores(directory, [row])[0]
+    gaps = (per_position - score).abs()
+    position, last = int(gaps.argmin()), len(row) - 1
+    exact = float(gaps[position]) <= TOLERANCE * max(float(per_position.std()), 1e-6)
     if not exact:
         yield Check(name=name, status=NOTE, found="at no single position: the model pools in another way")
-    elif place == last:
+    elif position == last:
         yield Check(name=name, status=OK, found="at the last token, EOS where there is one")
     else:
         yield Check(
             name=name,
             status=FAULT,
-            found=f"{last - place} token(s) before the last one",
+            found=f"{last - position} token(s) before the last one",
             consequence="it was trained to judge elsewhere than RL asks; with pad = EOS the end token "
             "is never judged",
             remedy="give it a pad token that is not EOS, in tokenizer and config, and train it again",
@@ -142,7 +142,7 @@ def _padding(directory: Directory) -> Iterator[Check]:
     rows = rows_of(directory)[:FEW]
     alone = _alone(directory, rows)
     unit = max(float(alone.std()), 1e-6)
-    own = str(directory.tokenizer.padding_side)
+    tokenizer_side = str(directory.tokenizer.padding_side)
     for side in ("right", "left"):
         changes = [
             (torch.cat([scores(directory, [row], width, side) for row in rows]) - alone).abs().max().item()
@@ -153,11 +153,11 @@ def _padding(directory: Directory) -> Iterator[Check]:
         if worst <= TOLERANCE * unit:
             yield Check(name=f"padding on the {side} does not matter", status=OK, found=found)
         else:
-            yield _moved(side, own, found)
+            yield _moved(side, tokenizer_side, found)
 
 
-def _moved(side: str, own: str, found: str) -> Check:
-    """Padding on the right must not matter, nor on the side `own` on which the model's tokenizer pads."""
+def _moved(side: str, tokenizer_side: str, found: str) -> Check:
+    """Padding on the right must not matter, nor on the side on which the model's tokenizer pads."""
     name = f"padding on the {side} does not matter"
     if side == "right":
         return Check(
@@ -167,7 +167,7 @@ def _moved(side: str, own: str, found: str) -> Check:
             consequence="the reward of a response depends on the longest other one in its batch",
             remedy="check config.pad_token_id, or read the score by length yourself",
         )
-    pads = own == side
+    pads = tokenizer_side == side
     return Check(
         name=name,
         status=FAULT if pads else NOTE,
@@ -211,7 +211,7 @@ def _end(directory: Directory) -> Iterator[Check]:
 
 
 def _unit(directory: Directory) -> Iterator[Check]:
-    values = torch.cat([_alone(directory, rows_of(directory, which)) for which in (1, 2)])
+    values = torch.cat([_alone(directory, rows_of(directory, reply)) for reply in (1, 2)])
     mean, sd = float(values.mean()), float(values.std())
     side: dict[str, Any] = {}
     if (directory.path / SIDE_FILE).is_file():
@@ -234,7 +234,7 @@ def _unit(directory: Directory) -> Iterator[Check]:
 
 
 def _sense(directory: Directory) -> Iterator[Check]:
-    good, bad = (_alone(directory, rows_of(directory, which)) for which in (1, 2))
+    good, bad = (_alone(directory, rows_of(directory, reply)) for reply in (1, 2))
     right = int((good > bad).sum())
     yield Check(
         name="plain sense",

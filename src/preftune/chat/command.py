@@ -98,16 +98,16 @@ def chat(
     talk = open_talk(session, names, seed, temperature, max_new_tokens)
     console = Console(highlight=False, soft_wrap=True)
     typer.echo(printable(f"{', '.join(names)}; /help says what can be done, Ctrl-D ends it"))
-    kept = 0
+    pairs = 0
     for line in _lines():
         try:
-            kept += _answer(console, talk, line.strip())
+            pairs += _answer(console, talk, line.strip())
         except PreftuneError as error:
             typer.echo(printable(str(error)))
-    if kept:
+    if pairs:
         file = preferences_file(session.run)
-        pairs = "pair" if kept == 1 else "pairs"
-        typer.echo(f"{kept} {pairs} kept in {file}: stage.NAME.data={file} learns from them")
+        noun = "pair" if pairs == 1 else "pairs"
+        typer.echo(f"{pairs} {noun} kept in {file}: stage.NAME.data={file} learns from them")
 
 
 def _lines() -> Iterator[str]:
@@ -131,20 +131,20 @@ def _answer(console: "Console", talk: "Talk", line: str) -> int:
         _show(console, talk, lambda: talk.say(line))
         return 0
     if word in ("/better", "/use"):
-        place = LETTERS.find(rest.strip().lower()) if len(rest.strip()) == 1 else -1
-        if not 0 <= place < len(talk.replies):
-            known = ", ".join(LETTERS[: len(talk.replies)]) or "none yet"
-            raise UsageError(f"there is no reply {rest.strip()[:20]!r}", f"the replies are: {known}")
+        index = LETTERS.find(rest.strip().lower()) if len(rest.strip()) == 1 else -1
+        if not 0 <= index < len(talk.replies):
+            letters = ", ".join(LETTERS[: len(talk.replies)]) or "none yet"
+            raise UsageError(f"there is no reply {rest.strip()[:20]!r}", f"the replies are: {letters}")
         if word == "/use":
-            talk.take(place)
+            talk.take(index)
             return 0
-        kept = talk.better(place)
+        pairs = talk.better(index)
         typer.echo(
-            f"kept: {kept} {'pair' if kept == 1 else 'pairs'}"
-            if kept
+            f"kept: {pairs} {'pair' if pairs == 1 else 'pairs'}"
+            if pairs
             else "nothing kept: there is no other reply that says something else"
         )
-        return kept
+        return pairs
     if word == "/again":
         _show(console, talk, talk.again)
     elif word == "/new":
@@ -167,17 +167,17 @@ def _show(console: "Console", talk: "Talk", ask: Callable[[], Sequence[dict[str,
 
 def _note(row: dict[str, Any]) -> str:
     """Score, gold and KL to the reference."""
-    known = (("score", row["score"]), ("gold", row.get("gold")))
-    parts = [f"{name} {value:+.2f}" for name, value in known if value is not None]
-    parts += [f"KL {row['kl']:.2f} nats", f"{row['length']} tokens"]
-    return ", ".join(parts + ([] if row["ended"] else ["cut at the limit"]))
+    measures = (("score", row["score"]), ("gold", row.get("gold")))
+    notes = [f"{name} {value:+.2f}" for name, value in measures if value is not None]
+    notes += [f"KL {row['kl']:.2f} nats", f"{row['length']} tokens"]
+    return ", ".join(notes + ([] if row["ended"] else ["cut at the limit"]))
 
 
-def _names(session: "Session", asked: Sequence[str]) -> list[str]:
+def _names(session: "Session", words: Sequence[str]) -> list[str]:
     """The policies that are asked for; "all" is those that are trained, base first."""
     policies = [name for name, stage in session.config.stage.items() if stage.trains_policy]
     every = [name for name in (BASE, *policies) if session.is_trained(name)]
-    names = [name.removeprefix("policy_") for word in asked for name in (every if word == "all" else [word])]
+    names = [name.removeprefix("policy_") for word in words for name in (every if word == "all" else [word])]
     names = list(dict.fromkeys(names))
     for name in names:
         if name != BASE and name not in policies:

@@ -41,7 +41,7 @@ class Talk:
     seed: int
     turns: list[Turn] = field(default_factory=list)
     replies: list[Row] = field(default_factory=list)  # to the last turn, one a policy
-    asked: int = 0  # times: each has draws of its own
+    draws: int = 0  # so far: each has a seed of its own
 
     def say(self, text: str) -> list[Row]:
         """What every policy replies. An unanswered turn before it goes on with the first reply."""
@@ -57,9 +57,9 @@ class Talk:
         dialogue = Dialogue(self.turns)
         self.prompts[:] = [Preference(prompt=dialogue, chosen="", rejected="", row=0)]
         bench = replace(
-            self.bench, seed=derive_seed(self.seed, "chat", self.asked), gold=self._gold(dialogue)
+            self.bench, seed=derive_seed(self.seed, "chat", self.draws), gold=self._gold(dialogue)
         )
-        self.asked += 1
+        self.draws += 1
         self.replies = [bench.rows(policy, lambda n: None)[0] for policy in self.policies.values()]
         return self.replies
 
@@ -71,20 +71,20 @@ class Talk:
                 return self.bench.gold
         return None
 
-    def take(self, place: int) -> None:
+    def take(self, index: int) -> None:
         """Go on with one of the replies."""
-        self.turns.append(Turn("assistant", self.replies[place]["response"]))
+        self.turns.append(Turn("assistant", self.replies[index]["response"]))
         self.replies = []
 
-    def better(self, place: int) -> int:
+    def better(self, index: int) -> int:
         """Keep that one reply is better than each other one, and go on with it; how many pairs that gave:
         none with a reply of the same text.
         """
         plain, names = self.bench.encoder.form == "plain", list(self.policies)
-        chosen, prompt = self.replies[place], prompt_of(Dialogue(self.turns), plain)
+        chosen, prompt = self.replies[index], prompt_of(Dialogue(self.turns), plain)
         refuse_links(self.run)
-        kept = 0
-        for other, row in enumerate(self.replies):
+        pairs = 0
+        for rival, row in enumerate(self.replies):
             if row["response"].strip() == chosen["response"].strip():
                 continue
             append_jsonl(
@@ -93,14 +93,14 @@ class Talk:
                     "prompt": prompt,
                     "chosen": reply_of(chosen["response"], plain),
                     "rejected": reply_of(row["response"], plain),
-                    "policy_chosen": names[place],
-                    "policy_rejected": names[other],
+                    "policy_chosen": names[index],
+                    "policy_rejected": names[rival],
                     "judge": "people:chat",
                 },
             )
-            kept += 1
-        self.take(place)
-        return kept
+            pairs += 1
+        self.take(index)
+        return pairs
 
     def forget(self) -> None:
         """Begin a new conversation."""
@@ -133,5 +133,5 @@ def changed(temperature: float | None, max_new_tokens: int | None) -> dict[str, 
         raise UsageError(f"--temperature {temperature} is no temperature", "0 is greedy, 1 as trained")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: 1 is the least", "give a larger number")
-    wanted = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    return {key: value for key, value in wanted.items() if value is not None}
+    changes = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    return {key: value for key, value in changes.items() if value is not None}

@@ -20,21 +20,21 @@ class AddressConfig(Settings):
     )
     key_variable: Name | None = Field(
         default=None,
-        description="Environment variable that holds the endpoint's key, such as OPENAI_API_KEY; none sends "
-        "no key. The key itself is written nowhere.",
+        description="Environment variable with the API key, such as OPENAI_API_KEY; none sends no key. "
+        "The key itself is never stored.",
     )
 
     @model_validator(mode="after")
     def _address_is_one(self) -> Self:
         if self.url is None:
             return self
-        parts, plain = urlsplit(self.url), re.fullmatch(r"https?://[!-~]+", self.url)
-        if not plain or not parts.hostname or parts.query or parts.fragment or not _has_port(parts):
+        address, plain = urlsplit(self.url), re.fullmatch(r"https?://[!-~]+", self.url)
+        if not plain or not address.hostname or address.query or address.fragment or not _has_port(address):
             raise ValueError("url is no address of an endpoint; write it like http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.password is not None:
+        if address.username is not None or address.password is not None:
             raise ValueError("url holds a name or password; put the key into a variable: key_variable")
-        if self.key_variable and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
-            raise ValueError(f"the key would go to {parts.hostname} unencrypted; use https")
+        if self.key_variable and address.scheme == "http" and address.hostname not in _THIS_MACHINE:
+            raise ValueError(f"the key would go to {address.hostname} unencrypted; use https")
         return self
 
     @model_validator(mode="after")
@@ -46,9 +46,9 @@ class AddressConfig(Settings):
         return self
 
 
-def _has_port(parts: SplitResult) -> bool:
+def _has_port(address: SplitResult) -> bool:
     """Whether the port is none, or one."""
     try:
-        return parts.port is None or parts.port > 0
+        return address.port is None or address.port > 0
     except ValueError:
         return False

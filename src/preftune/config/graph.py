@@ -79,18 +79,18 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
         if stage.init not in (BASE, *policies):
             _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
         if stage.reference_stage not in (BASE, *policies):
-            wanted = "a stage that trains a policy"
-            _refuse(f"stage.{name}.reference", stage.reference_stage, wanted, [BASE, *policies])
+            expected = "a stage that trains a policy"
+            _refuse(f"stage.{name}.reference", stage.reference_stage, expected, [BASE, *policies])
         judge = stage.scored_by
         if judge is not None and judge not in judges and not from_outside(judge):
-            wanted = "a stage whose model scores, or ./DIRECTORY"
-            _refuse(f"stage.{name}.{stage.judge_key}", judge, wanted, judges)
+            expected = "a stage whose model scores, or ./DIRECTORY"
+            _refuse(f"stage.{name}.{stage.judge_key}", judge, expected, judges)
         if stage.data is not None and names_a_stage(stage.data) and stage.data not in makers:
-            wanted = "a stage that collects, or a file, ./DIR, hub id or world"
-            _refuse(f"stage.{name}.data", stage.data, wanted, makers)
+            expected = "a stage that collects, or a file, ./DIR, hub id or world"
+            _refuse(f"stage.{name}.data", stage.data, expected, makers)
     stage_order(stages)
 
 
-def _refuse(key: str, value: str, wanted: str, choices: list[str]) -> None:
+def _refuse(key: str, value: str, expected: str, choices: list[str]) -> None:
     offer = f"choose one of: {', '.join(choices)}" if choices else "add one to the recipe"
-    raise ConfigError(f'{key} = "{value}": expected {wanted}', offer)
+    raise ConfigError(f'{key} = "{value}": expected {expected}', offer)

@@ -58,8 +58,8 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        known = {item.key: item for item in walk(model, prefix)}
-        raise _explain(error, known, prefix) from None
+        schema = {item.key: item for item in walk(model, prefix)}
+        raise _explain(error, schema, prefix) from None
 
 
 def config_hash(config: BaseModel) -> str:
@@ -103,29 +103,29 @@ def _split(text: str) -> tuple[str, str]:
 def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: str) -> Resolved:
     values = _drop(recipe, overrides)
     typed = [(key, value) for key, value in overrides if not _removes(key, value)]
-    known = settings(_algorithms(values, typed, source))
-    own = [key for key in (*values, *dict(typed)) if key.startswith(f"{TABLE}.")]
-    known |= {key: replace(known[TABLE], key=key) for key in own}
+    schema = settings(_algorithms(values, typed, source))
+    in_templates = [key for key in (*values, *dict(typed)) if key.startswith(f"{TABLE}.")]
+    schema |= {key: replace(schema[TABLE], key=key) for key in in_templates}
     origins: dict[str, Origin] = {}
     for key, value in list(values.items()):
         # dump_toml writes an absent model.scratch as "none".
-        if (value == {} and _is_section(key, known)) or (key == SCRATCH and value == "none"):
+        if (value == {} and _is_section(key, schema)) or (key == SCRATCH and value == "none"):
             del values[key]
             continue
-        if key not in known:
-            _refuse_key(key, known, f"in {source}")
-        values[key] = None if _is_none(known[key], value) else value
+        if key not in schema:
+            _refuse_key(key, schema, f"in {source}")
+        values[key] = None if _is_none(schema[key], value) else value
         origins[key] = "recipe"
     for key, text in typed:
-        if key not in known:
-            _refuse_key(key, known, "on the command line")
-        values[key] = _convert(known[key], text)
+        if key not in schema:
+            _refuse_key(key, schema, "on the command line")
+        values[key] = _convert(schema[key], text)
         origins[key] = "command line"
     _refuse_secrets(values)
     try:
         config = RunConfig.model_validate(unflatten(values))
     except ValidationError as error:
-        raise _explain(error, known, "", origins, source) from None
+        raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
     return Resolved(
         config=config,
@@ -173,42 +173,42 @@ def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], sou
     """The algorithm of every stage that any key mentions."""
     merged: dict[str, Any] = {**values, **dict(overrides)}
     names = dict.fromkeys(key.split(".")[1] for key in merged if key.startswith(f"{STAGE}."))
-    found = {}
+    algorithms = {}
     for name in names:
         key = f"{STAGE}.{name}.algorithm"
         choices = " | ".join(f'"{choice}"' for choice in stage_kinds())
         if key not in merged:
-            _refuse_stage(name, [other for other in names if f"{STAGE}.{other}.algorithm" in merged], choices)
+            _refuse_stage(name, [n for n in names if f"{STAGE}.{n}.algorithm" in merged], choices)
         if merged[key] not in list(stage_kinds()):  # a list also takes values that cannot be hashed
             raise ConfigError(f"{key} = {_shown(merged[key])}: expected {choices}", f"given in {source}")
-        found[name] = merged[key]
-    return found
+        algorithms[name] = merged[key]
+    return algorithms
 
 
-def _refuse_stage(name: str, known: list[str], choices: str) -> None:
-    meant = nearest(name, known)
+def _refuse_stage(name: str, named: list[str], choices: str) -> None:
+    meant = nearest(name, named)
     hint = f"did you mean stage.{meant}? " if meant else ""
     raise ConfigError(
         f"stage.{name} has no algorithm",
-        f"{hint}stages: {', '.join(known) or 'none yet'}; a new one needs stage.{name}.algorithm = {choices}",
+        f"{hint}stages: {', '.join(named) or 'none yet'}; a new one needs stage.{name}.algorithm = {choices}",
     )
 
 
-def _is_section(key: str, known: Iterable[str]) -> bool:
-    return key == STAGE or any(other.startswith(f"{key}.") for other in known)
+def _is_section(key: str, keys: Iterable[str]) -> bool:
+    return key == STAGE or any(existing.startswith(f"{key}.") for existing in keys)
 
 
-def _refuse_key(key: str, known: Iterable[str], where: str) -> None:
+def _refuse_key(key: str, keys: Iterable[str], where: str) -> None:
     """Raise for a key that is no setting."""
-    known = list(known)
-    if _is_section(key, known):
+    keys = list(keys)
+    if _is_section(key, keys):
         inside = sorted(
-            {other[len(key) + 1 :].split(".")[0] for other in known if other.startswith(f"{key}.")}
+            {existing[len(key) + 1 :].split(".")[0] for existing in keys if existing.startswith(f"{key}.")}
         )
         raise ConfigError(
             f"{key} is a group of settings, not a value ({where})", f"keys: {', '.join(inside)}"
         )
-    meant = nearest(key, known)
+    meant = nearest(key, keys)
     hint = f"did you mean {meant}?" if meant else "`preftune options` lists all keys"
     raise ConfigError(f"unknown key {key} ({where})", hint)
 
@@ -243,7 +243,7 @@ def _require_data(config: RunConfig, source: str) -> None:
 
 def _explain(
     error: ValidationError,
-    known: Mapping[str, Setting],
+    schema: Mapping[str, Setting],
     prefix: str = "",
     origins: Mapping[str, str] | None = None,
     source: str = "",
@@ -260,11 +260,11 @@ def _explain(
         elif item["type"] == "missing":
             lines.append(f"{key} is required")
         elif item["type"] == "extra_forbidden":
-            meant = nearest(key, known)
+            meant = nearest(key, schema)
             lines.append(f"unknown key {key}" + (f", did you mean {meant}?" if meant else ""))
         else:
-            wanted = known[key].expected if key in known else item["msg"]
-            lines.append(f"{key} = {_shown(item['input'])}{where}: expected {wanted}")
+            expected = schema[key].expected if key in schema else item["msg"]
+            lines.append(f"{key} = {_shown(item['input'])}{where}: expected {expected}")
     more = f"\nand {len(lines) - 5} more" if len(lines) > 5 else ""
     return ConfigError("\n".join(lines[:5]) + more)
 

@@ -47,16 +47,16 @@ def options() -> Iterator[Option]:
 
 def options_markdown() -> str:
     """The text of docs/config.md."""
-    parts = [INTRODUCTION.format(names=", ".join(stage_names()))]
+    blocks = [INTRODUCTION.format(names=", ".join(stage_names()))]
     for section, rows in groupby(options(), key=lambda option: option.key.rpartition(".")[0]):
-        parts.append(
+        blocks.append(
             f"\n## {section or 'The run'}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
         )
-        parts += [
+        blocks += [
             f"| `{key}` | {_cell(kind)} | `{default}` | {_cell(text)} |\n"
             for key, kind, default, text in rows
         ]
-    return "".join(parts)
+    return "".join(blocks)
 
 
 def options_text() -> str:

@@ -28,14 +28,14 @@ EXAMPLE = "0.5 * module:function + other:function"
 def reward_terms(text: str) -> dict[str, float]:
     """Weights by function name, in the order written. ValueError for text that is no weighted sum."""
     terms: dict[str, float] = {}
-    for part in re.split(r"\s\+\s", text.strip()):
-        match = _TERM.fullmatch(part.strip())
+    for term in re.split(r"\s\+\s", text.strip()):
+        match = _TERM.fullmatch(term.strip())
         try:
             weight = float(match["weight"] or 1) if match else 0.0
         except ValueError:
             weight = 0.0
         if match is None or weight == 0 or weight in (float("inf"), float("-inf")):
-            raise ValueError(f"{part.strip()!r} is no weighted function; write it like {EXAMPLE!r}")
+            raise ValueError(f"{term.strip()!r} is no weighted function; write it like {EXAMPLE!r}")
         if match["name"] in terms:
             raise ValueError(f"{match['name']} occurs twice in {text!r}; give it one weight")
         terms[match["name"]] = weight
@@ -89,7 +89,7 @@ def find_function(name: str) -> Callable[..., Any]:
         if module_name not in sys.modules and importlib.util.find_spec(module_name) is not None:
             importlib.import_module("torch")  # first, so that what the module sets in it can be put back
         with isolated():
-            found: Any = importlib.import_module(module_name)
+            function: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputMissing(
             f"reward function {name}: no module {error.name!r}",
@@ -102,11 +102,11 @@ def find_function(name: str) -> Callable[..., Any]:
             f"reward function {name}: importing its module fails with {type(error).__name__}: {error}",
             hint=f"python -c 'import {module_name}' shows where",
         ) from error
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+    for attribute in path.split("."):
+        function = getattr(function, attribute, None)
+    if not callable(function):
         raise ConfigError(f"reward function {name}: {module_name} has no function {path!r}")
-    return found
+    return function
 
 
 def source_hashes(terms: str) -> dict[str, str]:

@@ -38,9 +38,9 @@ def unrolled(stages: Stages) -> dict[str, Any]:
 def _of_round(stages: Stages, name: str, chain: list[str], last: str, number: int) -> dict[str, Any]:
     """The settings of a stage's copy."""
     settings = {key: value for key, value in stages[name].items() if key != "rounds"}
-    for key, other in _links(stages, name).items():
-        if other in chain:
-            settings[key] = round_name(other, number)
+    for key, linked in _links(stages, name).items():
+        if linked in chain:
+            settings[key] = round_name(linked, number)
     if name == last or _makes_data(stages, name):
         settings["init"] = round_name(last, number - 1)
     return settings
@@ -59,10 +59,10 @@ def _links(stages: Stages, name: str) -> dict[str, str]:
     return {key: value for key, value in named.items() if isinstance(value, str) and value in stages}
 
 
-def _above(stages: Stages, name: str, known: frozenset[str] = frozenset()) -> set[str]:
+def _above(stages: Stages, name: str, visited: frozenset[str] = frozenset()) -> set[str]:
     """All stages that one depends on."""
-    direct = set(_links(stages, name).values()) - known - {name}
-    return direct.union(*(_above(stages, other, known | direct | {name}) for other in direct))
+    direct = set(_links(stages, name).values()) - visited - {name}
+    return direct.union(*(_above(stages, linked, visited | direct | {name}) for linked in direct))
 
 
 def _makes_data(stages: Stages, name: str) -> bool:
@@ -71,4 +71,4 @@ def _makes_data(stages: Stages, name: str) -> bool:
 
 
 def _collects(stages: Stages, name: str) -> bool:
-    return any(_makes_data(stages, other) for other in {name, *_above(stages, name)})
+    return any(_makes_data(stages, ancestor) for ancestor in {name, *_above(stages, name)})

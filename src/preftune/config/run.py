@@ -28,8 +28,8 @@ FileName = Annotated[str, AfterValidator(_fits_a_path)]
 
 def _are_the_templates_own(values: dict[str, Any]) -> dict[str, Any]:
     """The library takes the rest of its arguments by the same way."""
-    if taken := sorted(_LIBRARYS & values.keys()):
-        raise ValueError(f"{', '.join(taken)} is not the template's own")
+    if reserved := sorted(_LIBRARYS & values.keys()):
+        raise ValueError(f"{', '.join(reserved)} is not the template's own")
     return values
 
 
@@ -84,9 +84,9 @@ class ModelConfig(Settings):
     trainable: Trainable = Field(
         default=ALL,
         exclude_if=lambda trainable: trainable == ALL,
-        description='Weights that stages train: "all", or "top:K", the upper K blocks and what follows them; '
-        "the rest is frozen and shared by policy, reference, reward model and critic; "
-        '"lora": adapters on all linear layers.',
+        description='Weights to train: "all"; "top:K", the upper K blocks and everything after them, '
+        "with the rest frozen and shared by policy, reference, reward model and critic; or "
+        '"lora", adapters on all linear layers.',
     )
     lora: LoraConfig = Field(
         default_factory=LoraConfig,
@@ -97,13 +97,13 @@ class ModelConfig(Settings):
     kept_gb: NonNegative = Field(
         default=8.0,
         exclude_if=lambda size: size == 8.0,
-        description="Disk in GB for states below the trained blocks, of all runs of this machine together "
+        description="Disk space in GB for the states of frozen blocks, for all runs on this machine together "
         "(`preftune cache`); 0 keeps none.",
     )
     kept_dtype: Literal["float32", "bf16"] = Field(
         default="float32",
         exclude_if=lambda dtype: dtype == "float32",
-        description="Numbers in which they are kept; bf16 takes half of the disk, and rounds.",
+        description="Data type of the kept states; bf16 takes half the space but rounds.",
     )
 
     @model_validator(mode="before")
@@ -128,14 +128,14 @@ class ColumnsConfig(Settings):
     prompt: Name | None = Field(default=None, description="Column of the prompt.")
     chosen: Name | None = Field(default=None, description="Column of the preferred reply.")
     rejected: Name | None = Field(default=None, description="Column of the other reply.")
-    completion: Name | None = Field(default=None, description="Column of a reply without a rival.")
+    completion: Name | None = Field(default=None, description="Column of a single reply, not a pair.")
     label: Name | None = Field(default=None, description="Column that says whether that reply is desirable.")
-    text: Name | None = Field(default=None, description="Column of a text for continuation.")
+    text: Name | None = Field(default=None, description="Column of plain text.")
     system: Name | None = Field(default=None, description="Column of the system message.")
 
     def named(self) -> dict[str, str]:
         """Known name to the data set's; a dotted name leads inside of an object."""
-        return {known: name for known, name in self.model_dump().items() if name is not None}
+        return {ours: name for ours, name in self.model_dump().items() if name is not None}
 
 
 class DataConfig(Settings):
@@ -160,8 +160,8 @@ class DataConfig(Settings):
     )
     form: TextForm = Field(
         default="transcript",
-        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or the texts '
-        "alone with no roles (plain), as rows of text need it.",
+        description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or plain text '
+        "without roles, which rows of text need.",
     )
     prompt_words: Count | None = Field(
         default=None,
@@ -171,7 +171,7 @@ class DataConfig(Settings):
     )
     template_arguments: TemplateArguments = Field(
         default_factory=dict,
-        description="What a chat template is given beside the messages, by name: "
+        description="Extra arguments for the chat template, by name: "
         "data.template_arguments.enable_thinking=false.",
         exclude_if=lambda values: not values,  # keys of stages from before this setting stay valid
     )
@@ -222,14 +222,14 @@ class EvaluationConfig(Settings):
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
     reward_functions: RewardTerms | None = Field(
         default=None,
-        description="Python functions added to the score that policies and best-of-n are measured by, as in "
-        "stage.ppo.reward_functions; one that fails stops the evaluation.",
+        description="Python functions added to the score that measures policies and best-of-n, as in "
+        "stage.ppo.reward_functions; if one fails, the evaluation stops.",
     )
     gold: Judges | None = Field(
         default=None,
         exclude_if=lambda judges: judges is None,  # evaluations from before this setting stay valid
-        description="Judges that no training sees, reported beside the score: functions, or directories of "
-        'reward models, several with commas: "module:function, ./DIR".',
+        description="Judges that training never sees, reported beside the score: functions or reward model "
+        'directories, separated by commas: "module:function, ./DIR".',
     )
     best_of: Annotated[int, Field(ge=2)] = Field(default=4, description="The n of best-of-n.")
     pool: Annotated[int, Field(ge=2)] = Field(
@@ -259,14 +259,15 @@ class CheckpointConfig(Settings):
     keep_last: bool = Field(
         default=False,
         exclude_if=lambda keeps: keeps is False,
-        description="Keep the last state of finished stages: one with steps or epochs raised goes on from "
-        "there, if its learning rate is constant and has no warm-up.",
+        description="Keep the last state of finished stages, so that a stage with more steps or epochs "
+        "continues from it; needs a constant learning rate without warm-up.",
     )
     best: bool = Field(
         default=False,
         exclude_if=lambda best: not best,  # the settings of runs from before this one stay what they were
-        description="End each stage with its best checkpoint, by held-out loss, or by the mean score less "
-        "kl_coef · KL of the steps before it where it samples, instead of the last (docs/reliability.md).",
+        description="End each stage with its best checkpoint instead of its last: by held-out loss, or, "
+        "if it samples, by the mean of score minus kl_coef · KL over the preceding steps "
+        "(docs/reliability.md).",
     )
 
 
@@ -275,13 +276,14 @@ class ParallelConfig(Settings):
 
     shard: bool = Field(
         default=False,
-        description="Keep in each process a part of every weight, gradient and moment only (FSDP2).",
+        description="Keep only a part of every weight, gradient and moment in each process (FSDP2).",
     )
     gather: Literal["model", "block"] = Field(
         default="model",
         exclude_if=lambda gather: gather == "model",
-        description="What of a model in parts is whole at once while it samples or is looked up: all of it, "
-        "or a block (less memory; every block is gathered at every token).",
+        description="How much of a sharded model is gathered at once to sample or compute log-probs: "
+        "the whole model, or one block (less memory, but every block is gathered for every "
+        "token).",
     )
 
 
@@ -305,7 +307,8 @@ class RunConfig(Settings):
     track: Literal["tensorboard", "trackio", "wandb"] | None = Field(
         default=None,
         exclude_if=lambda kind: kind is None,  # the settings of runs from before this one stay what they were
-        description="Where the rows of metrics.jsonl go as well (docs/watch.md); changes no number.",
+        description="Tracker that also receives the rows of metrics.jsonl (docs/watch.md); does not affect "
+        "results.",
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
@@ -370,9 +373,9 @@ class RunConfig(Settings):
             for name, stage in self.stage.items():
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
-                seen = {*models, *(reward_terms(functions) if functions else ())}
-                own = seen & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                if own and stage.makes != "data" and not own == seen:
+                judges = {*models, *(reward_terms(functions) if functions else ())}
+                shared = judges & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                if shared and stage.makes != "data" and not shared == judges:
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

@@ -15,38 +15,39 @@ class SamplerConfig(AddressConfig):
 
     url: Name | None = Field(
         default=None,
-        description="Address of a vLLM server that draws the replies of stages that sample: "
-        "http://127.0.0.1:8000; none draws them here.",
+        description="Address of a vLLM server that samples the replies, such as http://127.0.0.1:8000; none "
+        "samples in preftune.",
     )
     model: Name | None = Field(
-        default=None, description="Name under which it serves the model; none takes the only one it serves."
+        default=None, description="Name under which the server offers the model; none takes its only one."
     )
     weights_dir: Name | None = Field(
         default=None,
-        description="Directory that the server sees by the same path; weights are handed over there.",
+        description="Directory for passing weights, which the server must see under the same path.",
     )
     refresh_every: Count = Field(
         default=1,
-        description="Steps between two hand-overs of weights; with 1 every step samples from its own policy.",
+        description="Steps between updates of the server's weights; with 1 every step samples from the "
+        "current policy.",
     )
     max_kl: Positive = Field(
         default=0.02,
-        description="Most KL from server to policy, in nats per token (k3), that a step may have: more stops "
-        "the run, since stale weights or another model are sampled from.",
+        description="Maximum KL from server to policy in a step, in nats per token (k3); more stops the run, "
+        "since the server may have stale weights or another model.",
     )
     importance_sampling_cap: Positive | None = Field(
         default=2.0,
-        description="Where the weights by which the policy loss is corrected, policy over server, are cut "
-        "off; none does not correct.",
+        description="Upper limit of the importance weights, policy over server, that correct the policy "
+        "loss; none does not correct.",
     )
     timeout: Annotated[float, Field(gt=0, le=86400)] = Field(
-        default=240.0, description="Timeout in seconds of one request, whole answer included."
+        default=240.0, description="Timeout in seconds of one request, including the whole answer."
     )
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        default=5, description="How often to ask again where the server fails, after 1, 2, 4, ... seconds."
+        default=5, description="Number of retries if the server fails, after 1, 2, 4, ... seconds."
     )
     parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=64, description="Prompts that are sampled for at a time."
+        default=64, description="Number of prompts to sample for at a time."
     )
 
     @model_validator(mode="after")

@@ -37,10 +37,10 @@ class Setting:
     @property
     def kind(self) -> type | None:
         """int, float, bool or str; None for a choice among literals."""
-        for part in _members(self.field.annotation):
-            part = get_args(part)[0] if get_origin(part) is Annotated else part
-            if part in (int, float, bool, str):
-                return part
+        for member in _members(self.field.annotation):
+            member = get_args(member)[0] if get_origin(member) is Annotated else member
+            if member in (int, float, bool, str):
+                return member
         return None
 
 
@@ -49,10 +49,10 @@ _SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 
 def settings(stages: Mapping[str, str]) -> dict[str, Setting]:
     """All settings of a run whose stages have these algorithms: {"sft": "sft", "rm": "reward"}."""
-    found = {item.key: item for item in walk(RunConfig, "")}
+    by_key = {item.key: item for item in walk(RunConfig, "")}
     for name, algorithm in stages.items():
-        found |= {item.key: item for item in walk(stage_kinds()[algorithm], f"{STAGE}.{name}.")}
-    return found
+        by_key |= {item.key: item for item in walk(stage_kinds()[algorithm], f"{STAGE}.{name}.")}
+    return by_key
 
 
 def walk(model: type[BaseModel], prefix: str, defaults: BaseModel | None = None) -> Iterator[Setting]:
@@ -78,16 +78,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _group(annotation: Any) -> type[BaseModel] | None:
     """The settings model behind an annotation (`ScratchConfig | None`), if it is one."""
-    for part in _members(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
     return None
 
 
 def _words(annotation: Any, metadata: Iterable[Any]) -> str:
-    parts = _members(annotation)
-    if len(parts) > 1:
-        return " or ".join("none" if part is NoneType else _words(part, metadata) for part in parts)
+    members = _members(annotation)
+    if len(members) > 1:
+        return " or ".join("none" if member is NoneType else _words(member, metadata) for member in members)
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         return _words(annotation, [*inner, *metadata])
@@ -100,14 +100,14 @@ def _words(annotation: Any, metadata: Iterable[Any]) -> str:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    found = []
+    bounds = []
     for item in metadata:
         # A constraint given through an alias such as Count is a FieldInfo that holds further ones.
         for rule in item.metadata if isinstance(item, FieldInfo) else [item]:
-            found += [
+            bounds += [
                 f"{sign} {getattr(rule, name):g}" for kind, name, sign in _SIGNS if isinstance(rule, kind)
             ]
-    return " " + " and ".join(found) if found else ""
+    return " " + " and ".join(bounds) if bounds else ""
 
 
 def nearest(key: str, valid: Iterable[str]) -> str | None:
@@ -116,18 +116,18 @@ def nearest(key: str, valid: Iterable[str]) -> str | None:
     Tried in turn: initials (`lr` for `learning_rate`), spelling within the same section, spelling of the
     whole key where there is no such section, and the last part in any section.
     """
-    known = list(valid)
+    keys = list(valid)
     section, _, last = key.rpartition(".")
     siblings = {
-        tail: other for other in known for head, _, tail in [other.rpartition(".")] if head == section
+        tail: existing for existing in keys for head, _, tail in [existing.rpartition(".")] if head == section
     }
-    for tail, other in siblings.items():
+    for tail, existing in siblings.items():
         if "_" in tail and "".join(word[0] for word in tail.split("_")) == last:
-            return other
+            return existing
     if close := difflib.get_close_matches(last, list(siblings), n=1, cutoff=0.6):
         return siblings[close[0]]
-    if not siblings and (close := difflib.get_close_matches(key, known, n=1, cutoff=0.75)):
+    if not siblings and (close := difflib.get_close_matches(key, keys, n=1, cutoff=0.75)):
         return close[0]
-    tails = {other.rpartition(".")[2]: other for other in reversed(known)}
+    tails = {existing.rpartition(".")[2]: existing for existing in reversed(keys)}
     close = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
     return tails[close[0]] if close else None

@@ -46,9 +46,9 @@ def show_values(resolved: Resolved) -> str:
     for section, keys in sections.items():
         lines.append(f"[{section or 'run'}]")
         rows = [(key.rpartition(".")[2], toml_value(values[key]), origins[key]) for key in keys]
-        left = max(len(name) for name, _, _ in rows)
-        right = max(len(value) for _, value, _ in rows)
-        lines += [f"  {name:<{left}} = {value:<{right}}  {origin}" for name, value, origin in rows]
+        width = max(len(name) for name, _, _ in rows)
+        value_width = max(len(value) for _, value, _ in rows)
+        lines += [f"  {name:<{width}} = {value:<{value_width}}  {origin}" for name, value, origin in rows]
     return "\n".join(lines)
 
 

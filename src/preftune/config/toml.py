@@ -53,7 +53,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         *path, last = key.split(".")
         table = nested
-        for part in path:
-            table = table.setdefault(part, {})
+        for name in path:
+            table = table.setdefault(name, {})
         table[last] = value
     return nested

@@ -18,8 +18,8 @@ def _is_trainable(text: str) -> str:
 
 def top_blocks(trainable: str) -> int | None:
     """The K of "top:K"; None for any other."""
-    found = re.fullmatch(r"top:([1-9][0-9]{0,3})", trainable)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"top:([1-9][0-9]{0,3})", trainable)
+    return int(match[1]) if match else None
 
 
 Trainable = Annotated[str, AfterValidator(_is_trainable)]
@@ -28,5 +28,5 @@ Trainable = Annotated[str, AfterValidator(_is_trainable)]
 class LoraConfig(Settings):
     """Adapters of stages that train by "lora": on all linear layers below the head, without dropout."""
 
-    rank: Count = Field(default=16, description="Rank r: A is r wide, B is r high.")
-    alpha: Positive = Field(default=32.0, description="α: what A·B is multiplied by is α / r.")
+    rank: Count = Field(default=16, description="Rank r of the adapter matrices.")
+    alpha: Positive = Field(default=32.0, description="α: A·B is scaled by α / r.")

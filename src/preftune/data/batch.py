@@ -185,7 +185,7 @@ def pad_unpaired(
     """
     shifted = [*responses[-1:], *responses[:-1]]
     room = [longest - len(r) if longest else len(p) for p, r in zip(prompts, shifted, strict=True)]
-    cut = [prompt[-max(left, 1) :] for prompt, left in zip(prompts, room, strict=True)]
+    cut = [prompt[-max(size, 1) :] for prompt, size in zip(prompts, room, strict=True)]
     return Unpaired(
         pad_sequences(prompts, responses, pad_id),
         torch.tensor(desirable, dtype=torch.bool),

@@ -47,7 +47,7 @@ class Reply:
     context: str
     body: str
     closing: str
-    whole: bool  # whether the template left nothing of the text out
+    complete: bool  # whether the template left nothing of the text out
 
 
 class Chat:
@@ -84,22 +84,22 @@ class Chat:
             raise Refused("it does not show a reply, or refuses a question and its answer")
         messages, answer = messages_of(prompt), {"role": "assistant", "content": text.strip()}
         tokens = self._tokens_to_hide([*messages, answer])
-        opened, whole = self._opened(messages, tokens), self._fill([*messages, answer], tokens, False)
-        if whole.startswith(opened):
-            tail = whole[len(opened) :]
+        opened, dialogue = self._opened(messages, tokens), self._fill([*messages, answer], tokens, False)
+        if dialogue.startswith(opened):
+            tail = dialogue[len(opened) :]
         else:  # templates that write a system message into the last turn: what follows a plain question
             question: Messages = [{"role": "user", "content": _QUESTION}]
             tail = self._fill([*question, answer], tokens, False)[len(self._opened(question, ())) :]
-            if not whole.endswith(tail):
+            if not dialogue.endswith(tail):
                 raise Refused("it writes the prompt differently once there is a reply")
         cut = tail.rfind(frame.end) if frame.end else len(tail.rstrip())
         if cut < 0:
             raise Refused("it does not close this reply")
         body = tail[:cut].removesuffix(frame.after)
-        said = "".join(self._hide(answer["content"], tokens).split())
+        letters = "".join(self._hide(answer["content"], tokens).split())
         context = opened[max((m.start() for m in self.control.finditer(opened)), default=0) :]
-        whole_text = said in "".join(body.split())
-        return Reply(context=context, body=body, closing=frame.after + frame.end, whole=whole_text)
+        complete = letters in "".join(body.split())
+        return Reply(context=context, body=body, closing=frame.after + frame.end, complete=complete)
 
     @cached_property
     def frame(self) -> Frame | None:
@@ -108,22 +108,22 @@ class Chat:
             question: Messages = [*system, {"role": "user", "content": _QUESTION}]
             try:
                 opened = self._template.fill(question)
-                whole = self._template.fill([*question, {"role": "assistant", "content": _REPLY}], False)
+                dialogue = self._template.fill([*question, {"role": "assistant", "content": _REPLY}], False)
             except RejectedRow:
                 continue
-            at = whole.rfind(_REPLY)
-            common = len(os.path.commonprefix([opened, whole[: max(at, 0)]]))  # noqa: RUF071 (texts, no paths)
+            at = dialogue.rfind(_REPLY)
+            common = len(os.path.commonprefix([opened, dialogue[: max(at, 0)]]))  # noqa: RUF071 (texts, no paths)
             if opened.rfind(_QUESTION) < common:
-                after, end = self._closing(whole[at + len(_REPLY) :])
-                return Frame(surplus=opened[common:], before=whole[common:at], after=after, end=end)
+                after, end = self._closing(dialogue[at + len(_REPLY) :])
+                return Frame(surplus=opened[common:], before=dialogue[common:at], after=after, end=end)
         return None
 
     def _closing(self, rest: str) -> tuple[str, str]:
         """The end token in what follows a reply, the first that is declared or else the first at all, and
         what stands before it.
         """
-        found = list(self.control.finditer(rest))
-        for match in [m for m in found if m[0] in self._ends] or found:
+        markers = list(self.control.finditer(rest))
+        for match in [m for m in markers if m[0] in self._ends] or markers:
             return rest[: match.start()], match[0]
         return rest.rstrip(), ""
 

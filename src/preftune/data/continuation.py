@@ -20,10 +20,10 @@ def cut_texts(tallies: Sequence[Tally], words: int) -> None:
     """
     begin = re.compile(rf"\s*((?:\S+\s+){{{words - 1}}}\S+)\s+(?=\S)")
     for tally in tallies:
-        rows = [(_cut(row, begin), split) for row, split in zip(tally.kept, tally.splits, strict=True)]
-        tally.kept = [row for row, _ in rows if row is not None]
+        rows = [(_cut(row, begin), split) for row, split in zip(tally.rows, tally.splits, strict=True)]
+        tally.rows = [row for row, _ in rows if row is not None]
         tally.splits = [split for row, split in rows if row is not None]
-        tally.rejected["shorter_than_prompt_words"] += len(rows) - len(tally.kept)
+        tally.rejected["shorter_than_prompt_words"] += len(rows) - len(tally.rows)
         tally.rejected += type(tally.rejected)()  # drops reasons that occurred 0 times
         tally.kinds["unpaired"] += tally.kinds.pop("text", 0)
 

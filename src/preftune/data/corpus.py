@@ -36,8 +36,8 @@ class Corpus:
             span = range(first, min(first + _BUCKET, steps))
             rows = [row for step in span for row in self._rows(step, batch_size, n, seed)]
             rows.sort(key=lambda row: (lengths[row], row))
-            parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-            batches += [parts[i] for i in rows_at(0, len(parts), len(parts), seed, f"base/{first}")]
+            bucket = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+            batches += [bucket[i] for i in rows_at(0, len(bucket), len(bucket), seed, f"base/{first}")]
         return batches
 
     def _rows(self, step: int, batch_size: int, n: int, seed: int) -> list[int]:

@@ -121,21 +121,21 @@ def training_only(
     undesirable: Sequence[Preference] = (),
 ) -> Dataset:
     """A data set of training rows, without those whose prompt (`row_key`) is held out."""
-    kept = [row for row in rows if row_key(row) not in held_out]
-    if not kept:
+    train = [row for row in rows if row_key(row) not in held_out]
+    if not train:
         raise DataError(
-            f"{report['name']}: no training rows beside the {len(rows) - len(kept)} with held-out prompts",
+            f"{report['name']}: no training rows beside the {len(rows) - len(train)} with held-out prompts",
             "give other rows: what policies are compared on is not trained on",
         )
-    splits: dict[str, Sequence[Preference]] = {**dict.fromkeys(SPLIT_NAMES, ()), "train": kept}
-    report = report | {"held_out_prompts": len(rows) - len(kept)}
+    splits: dict[str, Sequence[Preference]] = {**dict.fromkeys(SPLIT_NAMES, ()), "train": train}
+    report = report | {"held_out_prompts": len(rows) - len(train)}
     return make_dataset(splits, report, kind, undesirable)
 
 
 def _undesirable(tallies: Sequence[Tally], held_out: Collection[str]) -> list[Preference]:
     """Undesirable replies of the split train to prompts that are not held out."""
-    found = [row for tally in tallies for row, split in tally.undesirable if split == "train"]
-    return [row for row in found if row_key(row) not in held_out]
+    undesirable = [row for tally in tallies for row, split in tally.undesirable if split == "train"]
+    return [row for row in undesirable if row_key(row) not in held_out]
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
@@ -185,9 +185,9 @@ def _kind(name: str, tallies: Sequence[Tally]) -> Kind:
     """What the rows are; a data set of several kinds is refused, since no stage could use them all."""
     kinds = sum((tally.kinds for tally in tallies), Counter[Kind]())
     if len(kinds) > 1:
-        found = ", ".join(f"{n} {KINDS[kind]}" for kind, n in kinds.most_common())
+        counts = ", ".join(f"{n} {KINDS[kind]}" for kind, n in kinds.most_common())
         raise DataError(
-            f"{name}: rows of several kinds: {found}", "keep one kind in the data set, by data.name"
+            f"{name}: rows of several kinds: {counts}", "keep one kind in the data set, by data.name"
         )
     for kind in kinds:
         return kind
@@ -202,7 +202,7 @@ def _named(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
 def _by_split(name: str, tallies: Sequence[Tally]) -> dict[str, list[Preference]]:
     splits: dict[str, list[Preference]] = {split: [] for split in SPLIT_NAMES}
     for tally in tallies:
-        for row, split in zip(tally.kept, tally.splits, strict=True):
+        for row, split in zip(tally.rows, tally.splits, strict=True):
             splits[split].append(row)
     if not any(splits.values()):
         counts = reasons_of(tallies)
@@ -271,20 +271,20 @@ def make_dataset(
 def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:
     """Counts, repeats and hashes of what the splits hold."""
     prompts = {name: {row_key(pair) for pair in pairs} for name, pairs in splits.items()}
-    pairs = Counter((p.prompt, p.chosen, p.rejected) for each in splits.values() for p in each)
+    pairs = Counter((p.prompt, p.chosen, p.rejected) for rows in splits.values() for p in rows)
     swapped = sum((prompt, b, a) in pairs for prompt, a, b in pairs) // 2
     combinations = (("train", "validation"), ("train", "test"), ("validation", "test"))
     return {
-        "splits": {name: len(each) for name, each in splits.items()},
+        "splits": {name: len(rows) for name, rows in splits.items()},
         "sources": {
-            name: dict(sorted(Counter(p.source for p in each).items())) for name, each in splits.items()
+            name: dict(sorted(Counter(p.source for p in rows).items())) for name, rows in splits.items()
         },
-        "distinct_prompts": {name: len(each) for name, each in prompts.items()},
+        "distinct_prompts": {name: len(keys) for name, keys in prompts.items()},
         "prompt_overlap": {f"{a}/{b}": len(prompts[a] & prompts[b]) for a, b in combinations},
         "duplicates": sum(pairs.values()) - len(pairs),
         "swapped": swapped,
-        "words": {name: _words(each) for name, each in splits.items()},
-        "content_sha256": {name: _content_hash(each) for name, each in splits.items()},
+        "words": {name: _words(rows) for name, rows in splits.items()},
+        "content_sha256": {name: _content_hash(rows) for name, rows in splits.items()},
     }
 
 
@@ -295,7 +295,7 @@ def _words(pairs: Sequence[Preference]) -> dict[str, list[int]]:
         "chosen": [pair.chosen for pair in pairs],
         "rejected": [pair.rejected for pair in pairs],
     }
-    sizes = {kind: sorted(len(text.split()) for text in each) for kind, each in texts.items()}
+    sizes = {kind: sorted(len(text.split()) for text in rows) for kind, rows in texts.items()}
     return {kind: [n[len(n) // 2], n[len(n) * 19 // 20], n[-1]] for kind, n in sizes.items() if n}
 
 

@@ -136,8 +136,8 @@ class Encoder:
         """Prompt and response ids. Raises RejectedRow: together they exceed `max_length`, or the chat
         template refuses them or leaves a part of the response out.
         """
-        prompt_ids, kept = self._fit(prompt, self.max_prompt_length)
-        response_ids = self._whole_reply(kept, response, ended)
+        prompt_ids, turns = self._fit(prompt, self.max_prompt_length)
+        response_ids = self._whole_reply(turns, response, ended)
         self._check_length(len(prompt_ids) + len(response_ids))
         return prompt_ids, response_ids
 
@@ -145,9 +145,9 @@ class Encoder:
         """Prompt, chosen and rejected ids. Raises RejectedRow as `sequence` does, and if truncation has made
         the responses equal.
         """
-        prompt_ids, kept = self._fit(preference.prompt, self.max_prompt_length)
+        prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)
         chosen, rejected = (
-            self._whole_reply(kept, text, ended)
+            self._whole_reply(turns, text, ended)
             for text, ended in zip((preference.chosen, preference.rejected), preference.ended, strict=True)
         )
         if chosen == rejected:
@@ -158,8 +158,8 @@ class Encoder:
     def usable(self, preferences: Iterable[Preference]) -> tuple[list[Preference], dict[str, int]]:
         """The preferences that `pair` can encode, and the number of others by reason."""
         rejected = Counter[str]()
-        kept = [preference for preference, _ in self.encoded(preferences, rejected)]
-        return kept, dict(sorted(rejected.items()))
+        encodable = [preference for preference, _ in self.encoded(preferences, rejected)]
+        return encodable, dict(sorted(rejected.items()))
 
     def encoded(
         self, preferences: Iterable[Preference], rejected: Counter[str]
@@ -235,14 +235,14 @@ class Encoder:
             if len(ids) <= limit:
                 return ids, prompt
         starts = [i for i, turn in enumerate(prompt) if turn.role == "human"]
-        kept: tuple[list[int], Dialogue] | None = None
+        fitting: tuple[list[int], Dialogue] | None = None
         for start in reversed(starts):
             tail = Dialogue(prompt[start:])
             ids = self._whole_prompt(tail) if _size(tail) <= CHARACTERS * limit else None
             if ids is None or len(ids) > limit:
                 break
-            kept = ids, tail
-        return kept or self._shortened(Dialogue(prompt[starts[-1] :] if starts else prompt), limit)
+            fitting = ids, tail
+        return fitting or self._shortened(Dialogue(prompt[starts[-1] :] if starts else prompt), limit)
 
     def _whole_prompt(self, prompt: Dialogue) -> list[int]:
         if self._chat is not None:
@@ -259,16 +259,16 @@ class Encoder:
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
             cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
-            kept = Dialogue([cut, *rest])
-            ids = self._whole_prompt(kept)
+            shortened = Dialogue([cut, *rest])
+            ids = self._whole_prompt(shortened)
             excess = len(ids) - limit
             if excess <= 0 or not text:
-                return ids[-limit:], kept
+                return ids[-limit:], shortened
             text = text[excess:]
 
     def _whole_reply(self, prompt: Dialogue, text: str, ended: bool = True) -> list[int]:
-        ids, whole = self._reply(prompt, text, ended)
-        if not whole:
+        ids, complete = self._reply(prompt, text, ended)
+        if not complete:
             raise RejectedRow("changed_by_template")
         return ids
 
@@ -276,16 +276,16 @@ class Encoder:
         """Ids of a reply, and whether the chat template left none of its text out."""
         limit = self.max_response_length
         shown = text[: CHARACTERS * limit]
-        kept, context, body, closing, end = True, _OPENED, shown, "", [self.eos_id]
+        complete, context, body, closing, end = True, _OPENED, shown, "", [self.eos_id]
         if self._chat is not None:
             reply = self._chat.reply(prompt, shown)
-            context, body, closing, kept = reply.context, reply.body, reply.closing, reply.whole
+            context, body, closing, complete = reply.context, reply.body, reply.closing, reply.complete
             end = [] if self._chat.frame and self._chat.frame.end else end
         if ended and len(shown) == len(text):
             ids = self._behind(context, body + closing) + end
             if len(ids) <= limit:
-                return ids, kept
-        return self._behind(context, body)[:limit], kept
+                return ids, complete
+        return self._behind(context, body)[:limit], complete
 
     def _behind(self, context: str, text: str) -> list[int]:
         """Ids of a text as they are behind another. Where the two share a token, those of the text alone:
@@ -309,10 +309,10 @@ class Encoder:
     def _is_apart(self) -> bool:
         """Whether a text has the same ids, and ids the same text, alone as behind others."""
         for before, text in ((_OPENED, " Yes."), ("\n", "Yes.")):
-            one, other = self._plain(before), self._plain(text)
-            if one + other != self._plain(before + text):
+            first, second = self._plain(before), self._plain(text)
+            if first + second != self._plain(before + text):
                 return False
-            if self.text_of(one) + self.text_of(other) != self.text_of(one + other):
+            if self.text_of(first) + self.text_of(second) != self.text_of(first + second):
                 return False
         return True
 

@@ -108,19 +108,19 @@ def find_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise InputMissing(f"{root}: no such file or directory", WANTED)
-    found = []
+    files = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         listed = _saved_to_disk(Path(folder)) if "state.json" in names else names
         paths = (Path(folder, name) for name in listed if not name.startswith("."))
-        found += [
+        files += [
             path
             for path in paths
             if path.name.lower().endswith(SUFFIXES) and path.name not in NO_DATA and path.is_file()
         ]
-    if not found:
+    if not files:
         raise DataError(f"{root}: no preference files in this directory", WANTED)
-    return sorted(found)
+    return sorted(files)
 
 
 def _saved_to_disk(folder: Path) -> list[str]:

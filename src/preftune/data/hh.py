@@ -57,8 +57,8 @@ def parse_transcript(text: str) -> Dialogue:
         raise RejectedRow("text_before_roles")
     roles, texts = rest[::2], rest[1::2]
     return Dialogue(
-        Turn("human" if role == "Human" else "assistant", said)
-        for role, said in zip(roles, texts, strict=True)
+        Turn("human" if role == "Human" else "assistant", content)
+        for role, content in zip(roles, texts, strict=True)
     )
 
 

@@ -80,5 +80,5 @@ def _readme(snapshot: Snapshot) -> str:
 
 
 def _is_data(file: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in file.parts)
+    hidden = any(name.startswith(".") for name in file.parts)
     return file.name.lower().endswith(SUFFIXES) and file.name not in NO_DATA and not hidden

@@ -26,7 +26,7 @@ def rows_report(tallies: Sequence[Tally]) -> dict[str, Any]:
             "sha256": tally.sha256,
             "bytes": tally.size,
             "read": tally.read,
-            "kept": len(tally.kept),
+            "kept": len(tally.rows),
             "rejected": dict(sorted(tally.rejected.items())),
             "skipped": tally.bad,
         }
@@ -34,7 +34,7 @@ def rows_report(tallies: Sequence[Tally]) -> dict[str, Any]:
     ]
     report = {
         "rows_read": sum(tally.read for tally in tallies),
-        "rows_kept": sum(len(tally.kept) for tally in tallies),
+        "rows_kept": sum(len(tally.rows) for tally in tallies),
         "rejected": dict(sorted(rejected.items())),
         "reasons": {reason: REASONS[reason] for reason in sorted(rejected)},
         "rows_skipped": sum(tally.bad for tally in tallies),

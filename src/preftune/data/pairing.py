@@ -40,28 +40,28 @@ def pairs_of(texts: Sequence[str], scores: Sequence[float], rule: Rule, seed: in
     """The pairs of one prompt's replies; None for each that is left out: a tie, or twice the same text. Each
     draw depends on (seed, the two places) alone.
     """
-    made: list[Pair | None] = []
-    for i, j in _places(scores, rule.pairing, seed):
+    pairs: list[Pair | None] = []
+    for i, j in _index_pairs(scores, rule.pairing, seed):
         tie = abs(scores[i] - scores[j]) <= rule.tie_margin
         if texts[i].strip() == texts[j].strip() or (tie and rule.ties == "drop"):
-            made.append(None)
+            pairs.append(None)
             continue
         first = 0.5 if tie else _chance(scores[i] - scores[j], rule.temperature)
         drawn = first in (0.0, 1.0) or Random(derive_seed(seed, "label", i, j)).random() < first
         i, j, first = (i, j, first) if drawn and first > 0 else (j, i, 1 - first)
-        made.append(Pair(i, j, first))
-    return made
+        pairs.append(Pair(i, j, first))
+    return pairs
 
 
-def _places(scores: Sequence[float], pairing: str, seed: int) -> Iterator[tuple[int, int]]:
+def _index_pairs(scores: Sequence[float], pairing: str, seed: int) -> Iterator[tuple[int, int]]:
     every = list(combinations(range(len(scores)), 2))
     if pairing == "all":
         yield from every
     elif pairing == "random":
         yield Random(derive_seed(seed, "pair")).choice(every)
     else:
-        places = range(len(scores))
-        best, worst = max(places, key=scores.__getitem__), min(reversed(places), key=scores.__getitem__)
+        indices = range(len(scores))
+        best, worst = max(indices, key=scores.__getitem__), min(reversed(indices), key=scores.__getitem__)
         yield best, worst
 
 

@@ -12,18 +12,18 @@ _FEW = 4  # characters: a shorter rest of a turn may stand anywhere
 
 def pieces(encoder: Encoder, ids: Sequence[int]) -> list[str]:
     """The text of each token behind those before it; a character of several tokens stands with its last."""
-    found, whole = list[str](), ""
+    texts, shown = list[str](), ""
     for end in range(1, len(ids) + 1):
         text = encoder.text_of(ids[:end])
         if text.endswith(_HALF) and end < len(ids):
-            found.append("")
+            texts.append("")
             continue
-        found.append(text[len(whole) :])
-        whole = text
-    return found
+        texts.append(text[len(shown) :])
+        shown = text
+    return texts
 
 
-def parts_of_prompt(texts: Sequence[str], prompt: Dialogue) -> list[str]:
+def speakers(texts: Sequence[str], prompt: Dialogue) -> list[str]:
     """Who speaks in each token of an encoded prompt: "human", "assistant", "system", or "template" for what
     stands around the turns. A turn that was cut from the left is known by its rest.
     """
@@ -31,25 +31,25 @@ def parts_of_prompt(texts: Sequence[str], prompt: Dialogue) -> list[str]:
     owners += [TEMPLATE] * len(text)
     end = len(text)
     for turn in reversed(prompt):
-        said = turn.text.strip()
-        size = _longest_rest(said, text[:end])
-        if size < min(_FEW, len(said)) or not said:
+        words = turn.text.strip()
+        size = _longest_rest(words, text[:end])
+        if size < min(_FEW, len(words)) or not words:
             continue
-        start = text.rfind(said[len(said) - size :], 0, end)
+        start = text.rfind(words[len(words) - size :], 0, end)
         owners[start : start + size] = [turn.role] * size
         end = start
-    found, at = list[str](), 0
+    names, at = list[str](), 0
     for piece in texts:
-        own = [owner for owner in owners[at : at + len(piece)] if owner != TEMPLATE]
-        found.append(own[0] if own else TEMPLATE)
+        inside = [owner for owner in owners[at : at + len(piece)] if owner != TEMPLATE]
+        names.append(inside[0] if inside else TEMPLATE)
         at += len(piece)
-    return found
+    return names
 
 
-def _longest_rest(said: str, text: str) -> int:
-    """Characters of the longest end of `said` that stands in `text`: an end of an end stands there, too."""
-    low, high = 0, len(said)
+def _longest_rest(words: str, text: str) -> int:
+    """Characters of the longest end of `words` that stands in `text`: an end of an end stands there, too."""
+    low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if said[len(said) - middle :] in text else (low, middle - 1)
+        low, high = (middle, high) if words[len(words) - middle :] in text else (low, middle - 1)
     return low

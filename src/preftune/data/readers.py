@@ -171,20 +171,20 @@ Batches = Callable[[BinaryIO, Callable[[list[str]], list[str]]], Iterator[Any]]
 def _arrow_rows(batches: Batches, file: BinaryIO, path: Path, tally: Tally) -> Rows:
     import pyarrow  # heavy, and not needed for JSON
 
-    def wanted(names: list[str]) -> list[str]:
-        known = KNOWN | {name.split(".")[0] for name in tally.columns.values()} | set(tally.columns.values())
+    def readable(names: list[str]) -> list[str]:
+        usable = KNOWN | {name.split(".")[0] for name in tally.columns.values()} | set(tally.columns.values())
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two columns of the same name: {', '.join(names)[:200]}", FORMS)
-        tally.ignored_columns.update(set(names) - known)
-        found = [name for name in names if name in known]
-        if not found:
+        tally.ignored_columns.update(set(names) - usable)
+        columns = [name for name in names if name in usable]
+        if not columns:
             raise DataError(f'{path}: no column "chosen" (it has: {", ".join(names)[:200]})', FORMS)
-        return found
+        return columns
 
     number, total, limit = 0, 0, unpacked_limit(tally.size or 0)
     try:
-        for batch in batches(file, wanted):
-            names = wanted(batch.schema.names)
+        for batch in batches(file, readable):
+            names = readable(batch.schema.names)
             for i in range(batch.num_rows):
                 number += 1
                 record = {name: batch.column(name)[i].as_py() for name in names}
@@ -203,14 +203,14 @@ def _arrow_rows(batches: Batches, file: BinaryIO, path: Path, tally: Tally) -> R
         ) from None
 
 
-def _parquet_batches(file: BinaryIO, wanted: Callable[[list[str]], list[str]]) -> Iterator[Any]:
+def _parquet_batches(file: BinaryIO, readable: Callable[[list[str]], list[str]]) -> Iterator[Any]:
     """Batches of one row group after the other: pyarrow cannot read lists of dictionary-encoded texts across
     them, and with dictionaries a value that repeats stays one value in memory until its row is taken.
     """
     import pyarrow.parquet as parquet
 
     table = parquet.ParquetFile(file)
-    names = wanted(table.schema_arrow.names)
+    names = readable(table.schema_arrow.names)
     columns = (table.schema.column(i) for i in range(len(table.schema)))
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     table = parquet.ParquetFile(file, read_dictionary=texts)
@@ -218,7 +218,7 @@ def _parquet_batches(file: BinaryIO, wanted: Callable[[list[str]], list[str]]) -
         yield from table.iter_batches(1024, row_groups=[group], columns=names)
 
 
-def _arrow_batches(file: BinaryIO, wanted: Callable[[list[str]], list[str]]) -> Iterator[Any]:
+def _arrow_batches(file: BinaryIO, readable: Callable[[list[str]], list[str]]) -> Iterator[Any]:
     import pyarrow.ipc as ipc
 
     is_file = file.read(6) == b"ARROW1"

@@ -35,43 +35,43 @@ class Layout:
             return dict.fromkeys(file for file in files if file.startswith(self.folder))
         from fsspec.utils import glob_translate
 
-        found: dict[str, str | None] = {}
+        splits: dict[str, str | None] = {}
         for split, patterns in self.patterns.items():
             for pattern in patterns:
-                wanted = re.compile(glob_translate(self.folder + pattern))
-                named = [file for file in files if wanted.match(file)]
+                matcher = re.compile(glob_translate(self.folder + pattern))
+                named = [file for file in files if matcher.match(file)]
                 if not named:
                     raise DataError(
                         f"README.md: no file that can be read here is meant by {quote(pattern)}", SHAPE
                     )
-                if twice := [file for file in named if found.get(file, split) != split]:
+                if twice := [file for file in named if splits.get(file, split) != split]:
                     raise DataError(f"README.md: {quote(twice[0])} is in two splits", SHAPE)
-                found |= dict.fromkeys(named, split)
-        return found
+                splits |= dict.fromkeys(named, split)
+        return splits
 
 
-def layout(text: str, wanted: str | None = None) -> Layout | None:
-    """The configuration `wanted`, or the default one, of a README's text; None where it declares none.
+def layout(text: str, config: str | None = None) -> Layout | None:
+    """The configuration `config`, or the default one, of a README's text; None where it declares none.
 
     Raises ConfigError for a name that is not there, DataError for what is not YAML of this shape.
     """
     configs = _configs(text)
     if not configs:
-        if wanted is not None:
-            raise ConfigError(f"data.config = {wanted}, and no README.md declares configurations")
+        if config is not None:
+            raise ConfigError(f"data.config = {config}, and no README.md declares configurations")
         return None
     names = ", ".join(quote(name) for name in [*configs][:20])
-    if wanted is None:
-        marked = [n for n, each in configs.items() if n == "default" or each.get("default") is True]
+    if config is None:
+        marked = [n for n, entry in configs.items() if n == "default" or entry.get("default") is True]
         names_left = list(configs) if len(configs) == 1 else marked
         if len(names_left) != 1:
             raise ConfigError(
                 f"README.md declares several configurations: {names}", "choose one by data.config=NAME"
             )
-        wanted = names_left[0]
-    if wanted not in configs:
-        raise ConfigError(f"data.config = {wanted}, and README.md declares {names}")
-    return _layout(configs[wanted])
+        config = names_left[0]
+    if config not in configs:
+        raise ConfigError(f"data.config = {config}, and README.md declares {names}")
+    return _layout(configs[config])
 
 
 def _configs(text: str) -> dict[str, dict[str, Any]]:
@@ -89,12 +89,12 @@ def _configs(text: str) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(configs, list):
         raise DataError(f"README.md: configs is {kind(configs)}, not a list", SHAPE)
-    found = {}
-    for each in configs:
-        if not isinstance(each, dict) or not isinstance(each.get("config_name"), str):
+    by_name = {}
+    for entry in configs:
+        if not isinstance(entry, dict) or not isinstance(entry.get("config_name"), str):
             raise DataError("README.md: one of its configs has no config_name", SHAPE)
-        found[each["config_name"]] = each
-    return found
+        by_name[entry["config_name"]] = entry
+    return by_name
 
 
 def _layout(config: Mapping[str, Any]) -> Layout:
@@ -111,14 +111,14 @@ def _patterns(files: Any) -> dict[str, tuple[str, ...]] | None:
     items = files if isinstance(files, list) else [files]
     if not any(isinstance(item, dict) for item in items):
         return {"train": _paths(items)}
-    found: dict[str, tuple[str, ...]] = {}
+    by_split: dict[str, tuple[str, ...]] = {}
     for item in items:
         split = item.get("split") if isinstance(item, dict) else None
-        if not isinstance(split, str) or split in found:
+        if not isinstance(split, str) or split in by_split:
             raise DataError("README.md: data_files names no split, or one twice", SHAPE)
         path = item.get("path")
-        found[split] = _paths(path if isinstance(path, list) else [path])
-    return found
+        by_split[split] = _paths(path if isinstance(path, list) else [path])
+    return by_split
 
 
 def _paths(items: Sequence[Any]) -> tuple[str, ...]:

@@ -42,10 +42,10 @@ class Tally:
     sha256: str | None = None
     size: int | None = None  # bytes
     read: int = 0
-    kept: list[Preference] = field(default_factory=list)
+    rows: list[Preference] = field(default_factory=list)
     kinds: Counter[Kind] = field(default_factory=Counter)
     undesirable: list[tuple[Preference, str]] = field(default_factory=list)  # with their splits
-    splits: list[str] = field(default_factory=list)  # of each kept row
+    splits: list[str] = field(default_factory=list)  # of each of `rows`
     forms: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     bad: int = 0
@@ -109,14 +109,14 @@ class Tally:
 
     def _keep(self, row: Row, split: str, columns: Mapping[str, Any]) -> None:
         self.kinds[KINDS[type(row)]] += 1
-        made = as_preference(row)
-        if made is None:
+        preference = as_preference(row)
+        if preference is None:
             return
-        made = replace(made, source=self.source, row=len(self.kept), columns=columns)
+        preference = replace(preference, source=self.source, row=len(self.rows), columns=columns)
         if isinstance(row, Unpaired) and not row.desirable:
-            self.undesirable.append((made, split))
+            self.undesirable.append((preference, split))
         else:
-            self.kept.append(made)
+            self.rows.append(preference)
             self.splits.append(split)
 
 

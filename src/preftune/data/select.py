@@ -18,8 +18,8 @@ def first_usable(
 
     Raises DataError if there is none.
     """
-    kept, _, rejected = first_encoded(encoder, rows, limit)
-    return kept, rejected
+    usable, _, rejected = first_encoded(encoder, rows, limit)
+    return usable, rejected
 
 
 def first_encoded(
@@ -27,15 +27,15 @@ def first_encoded(
 ) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
     """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
     rejected = Counter[str]()
-    kept = list(itertools.islice(encoder.encoded(rows, rejected), limit))
-    if not kept:
+    encoded = list(itertools.islice(encoder.encoded(rows, rejected), limit))
+    if not encoded:
         verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
         raise DataError(
             f"none of the pairs can be used: {reasons}",
             f"{verb} data.max_prompt_length or data.max_response_length, or check the data",
         )
-    return [row for row, _ in kept], [ids for _, ids in kept], dict(rejected)
+    return [row for row, _ in encoded], [ids for _, ids in encoded], dict(rejected)
 
 
 def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str, int]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def distinct_prompts(
     Prompts are the same if their ids are: two that differ only in turns for which there is no room count as
     one. Those that a chat template refuses are left out; its refusal is raised if it refuses all.
     """
-    known: set[bytes] = set()
+    contents: set[bytes] = set()
     refusal: RejectedRow | None = None
     firsts, prompts = list[Preference](), list[Sequence[int]]()
     for row in rows:
@@ -73,8 +73,8 @@ def distinct_prompts(
         except RejectedRow as error:
             refusal = error
             continue
-        if (content := ids.tobytes()) not in known:
-            known.add(content)
+        if (content := ids.tobytes()) not in contents:
+            contents.add(content)
             firsts.append(row)
             prompts.append(ids)
     if refusal is not None and not firsts:

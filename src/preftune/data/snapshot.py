@@ -75,15 +75,15 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
     A known commit whose list of files is known asks nothing of the network. InputMissing names the status
     and what to do.
     """
-    if commit is not None and (known := _known(name, kind, commit)) is not None:
-        return known
+    if commit is not None and (listed := _listed(name, kind, commit)) is not None:
+        return listed
     try:
         if offline_asked_for():
             raise Unreachable(f"{kind} {name!r} is not in the local cache, and HF_HUB_OFFLINE is set")
-        return _asked(name, kind, commit)
+        return _looked_up(name, kind, commit)
     except (InputMissing, DataError) as error:
         last = commit or _last(name, kind)
-        cached = None if last is None else _known(name, kind, last) or _found(name, kind, last)
+        cached = None if last is None else _listed(name, kind, last) or _on_disk(name, kind, last)
         if cached is None:
             error.hint = "; ".join(filter(None, (error.hint, alternatives)))
             raise
@@ -92,7 +92,7 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
         return cached
 
 
-def _asked(name: str, kind: Kind, commit: str | None) -> Snapshot:
+def _looked_up(name: str, kind: Kind, commit: str | None) -> Snapshot:
     from huggingface_hub import HfApi
 
     if not reachable():
@@ -102,7 +102,7 @@ def _asked(name: str, kind: Kind, commit: str | None) -> Snapshot:
         return HfApi().repo_info(name, repo_type=kind, revision=commit or "main", timeout=ASK_SECONDS)
 
     info = _answer(ask, f"{kind} {name!r}", name, ASK_SECONDS)
-    sha, files = info.sha, [each.rfilename for each in info.siblings or ()]
+    sha, files = info.sha, [file.rfilename for file in info.siblings or ()]
     if not isinstance(sha, str) or not _COMMIT.fullmatch(sha) or any(map(_outside, files)):
         raise DataError(f"{kind} {name!r}: the hub's answer names no commit, or files outside of it")
     snapshot = Snapshot(name=name, kind=kind, commit=sha, files=tuple(sorted(files)))
@@ -116,7 +116,7 @@ def _outside(file: str) -> bool:
     return file.startswith("/") or "\\" in file or ".." in file.split("/")
 
 
-def _known(name: str, kind: Kind, commit: str) -> Snapshot | None:
+def _listed(name: str, kind: Kind, commit: str) -> Snapshot | None:
     """A commit whose files have been listed before."""
     if not _COMMIT.fullmatch(commit):
         return None
@@ -136,7 +136,7 @@ def _last(name: str, kind: Kind) -> str | None:
     return None
 
 
-def _found(name: str, kind: Kind, commit: str) -> Snapshot | None:
+def _on_disk(name: str, kind: Kind, commit: str) -> Snapshot | None:
     """A commit that another program has brought into the cache, with the files that are there."""
     if not _COMMIT.fullmatch(commit):
         return None
@@ -175,7 +175,7 @@ def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None
     if results:
         return results[0]
     if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
-        raise _told(errors[0], what, name) from errors[0]
+        raise _explained(errors[0], what, name) from errors[0]
     raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
 
 
@@ -183,7 +183,7 @@ _LATER = "try again later"
 _TOKEN = "a token goes into the variable HF_TOKEN, or is stored by `hf auth login`"
 
 
-def _told(error: Exception, what: str, name: str) -> InputMissing:
+def _explained(error: Exception, what: str, name: str) -> InputMissing:
     """The client's error as one for people, its status kept."""
     from huggingface_hub import errors
 
@@ -256,7 +256,7 @@ def safetensors_fault(file: Path) -> str:
             return "its header is cut off or is none"
         try:
             header = json.loads(stream.read(length))
-            ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "its header cannot be read"
     expected = 8 + length + max(ends, default=0)

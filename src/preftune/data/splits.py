@@ -44,19 +44,19 @@ def split_of(relative: PurePath, suffixes: Sequence[str]) -> str | None:
     """
     name = relative.name.lower()
     stem = next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
-    said = {SPLITS[word] for part in (*relative.parts[:-1], stem) for word in words(part) if word in SPLITS}
-    if len(said) > 1:
+    named = {SPLITS[word] for text in (*relative.parts[:-1], stem) for word in words(text) if word in SPLITS}
+    if len(named) > 1:
         raise DataError(
-            f"{relative}: file and folder names say {' and '.join(sorted(said))}, so its split is not known",
+            f"{relative}: file and folder names say {' and '.join(sorted(named))}, so its split is not known",
             "rename it, or name the folder that is meant: data.name=FOLDER (hub: data.data_dir=FOLDER)",
         )
-    return next(iter(said), None)
+    return next(iter(named), None)
 
 
 def named_split(name: str) -> str | None:
     """The split of a name that is given as such (a hub split, a column): test_prefs is test."""
-    said = {SPLITS[word] for word in words(name) if word in SPLITS}
-    return said.pop() if len(said) == 1 else None
+    splits = {SPLITS[word] for word in words(name) if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def choose(
@@ -81,24 +81,24 @@ def choose(
         looks = "read as train, though the name looks like a split: it is none of the names in docs/data.md"
         chosen.notes += _named([inside[path] for path in odd], looks)
         splits |= dict.fromkeys(unnamed, "train")
-    kept = {path: split for path, split in splits.items() if split is not None}
-    for path in (extra := _other_purposes(kept, inside)):
-        del kept[path]
+    files = {path: split for path, split in splits.items() if split is not None}
+    for path in (extra := _other_purposes(files, inside)):
+        del files[path]
     chosen.notes += _named([inside[path] for path in extra], "not read: the same rows for another purpose")
-    chosen.files = list(kept.items())
+    chosen.files = list(files.items())
     return chosen
 
 
-def _other_purposes(kept: dict[Path, str], inside: dict[Path, Path]) -> list[Path]:
+def _other_purposes(files: dict[Path, str], inside: dict[Path, Path]) -> list[Path]:
     """Files marked sft or gen in a split that also has unmarked ones or such for pairs."""
-    marks = {path: _purpose(inside[path]) for path in kept}
-    best = {split: min(marks[path] for path in kept if kept[path] == split) for split in set(kept.values())}
-    return [path for path, split in kept.items() if marks[path] > best[split]]
+    marks = {path: _purpose(inside[path]) for path in files}
+    best = {split: min(marks[p] for p in files if files[p] == split) for split in set(files.values())}
+    return [path for path, split in files.items() if marks[path] > best[split]]
 
 
 def _purpose(relative: Path) -> int:
-    found = [PURPOSES.index(word) for part in relative.parts for word in words(part) if word in PURPOSES]
-    return found[-1] if found else 0
+    purposes = [PURPOSES.index(word) for piece in relative.parts for word in words(piece) if word in PURPOSES]
+    return purposes[-1] if purposes else 0
 
 
 def _named(files: Sequence[PurePath], what: str) -> list[str]:

@@ -35,8 +35,8 @@ def _counts(units: Sequence[Sequence[Hashable]]) -> Floats:
 
 
 def _alpha(counts: Floats) -> float:
-    given, totals = counts.sum(1), counts.sum(0)
+    ratings, totals = counts.sum(1), counts.sum(0)
     n = totals.sum()
     expected = n * n - (totals**2).sum()
-    apart = ((given * given - (counts**2).sum(1)) / (given - 1)).sum()
+    apart = ((ratings * ratings - (counts**2).sum(1)) / (ratings - 1)).sum()
     return float(1 - (n - 1) * apart / expected) if expected else float("nan")

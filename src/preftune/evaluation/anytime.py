@@ -37,10 +37,10 @@ def confidence_sequence(x: ArrayLike, level: float = 0.95, steps: int = 1000) ->
         downs = down + np.log1p(-np.minimum(bet, most_down) * gain).cumsum(0)
         highest = np.maximum(highest, np.maximum(ups, downs).max(0))
         up, down = ups[-1], downs[-1]
-    left = means[highest < most]
-    if len(left) == 0:  # the interval lies between two points of the grid
-        left = means[[int(highest.argmin())]]
-    return Interval(max(float(left[0]) - 1 / steps, 0.0), min(float(left[-1]) + 1 / steps, 1.0))
+    plausible = means[highest < most]
+    if len(plausible) == 0:  # the interval lies between two points of the grid
+        plausible = means[[int(highest.argmin())]]
+    return Interval(max(float(plausible[0]) - 1 / steps, 0.0), min(float(plausible[-1]) + 1 / steps, 1.0))
 
 
 def _bets(x: Floats, alpha: float) -> Floats:

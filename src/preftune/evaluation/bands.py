@@ -55,13 +55,13 @@ def expected_band(
             "text": text,
             "source": "the labels' own gold score, computed on these pairs",
         }
-    found = {source for source in sources if source}
-    known = [entry for entry in PUBLISHED if _is_hh(data, found) and _covers(entry, found)]
-    near = [e for e in known if 1 / NEAR <= parameters / e.parameters <= NEAR]
+    named = {source for source in sources if source}
+    published = [entry for entry in PUBLISHED if _is_hh(data, named) and _covers(entry, named)]
+    near = [e for e in published if 1 / NEAR <= parameters / e.parameters <= NEAR]
     if not near:
         text = f"none known at this size ({_count(parameters)} parameters) on these data"
-        least = min((entry.parameters for entry in known), default=0)
-        smallest = [entry for entry in known if entry.parameters == least]
+        least = min((entry.parameters for entry in published), default=0)
+        smallest = [entry for entry in published if entry.parameters == least]
         if smallest:
             text += f"; the smallest published ({_count(least)}): {_listed(smallest)}"
         return {"low": None, "high": None, "text": text, "source": _citations(smallest) or None}
@@ -74,9 +74,9 @@ def expected_band(
 
 
 def _listed(entries: Iterable[Published]) -> str:
-    parts = {_HELPFUL: " on helpful", _HARMLESS: " on harmless"}
-    found = (f"{e.model} {100 * e.accuracy:.1f} %{parts.get(e.sources, '')}" for e in entries)
-    return ", ".join(dict.fromkeys(found))
+    suffixes = {_HELPFUL: " on helpful", _HARMLESS: " on harmless"}
+    texts = (f"{e.model} {100 * e.accuracy:.1f} %{suffixes.get(e.sources, '')}" for e in entries)
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _citations(entries: Iterable[Published]) -> str:

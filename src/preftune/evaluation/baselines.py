@@ -43,8 +43,8 @@ def fit_bag_of_words(pairs: Sequence[Preference], seed: int) -> BagOfWords | Non
     words = {word: i for i, word in enumerate(common)}
     x = differences(pairs, words)
     order = np.random.default_rng(seed).permutation(len(pairs))
-    held, rest = order[: len(order) // 5], order[len(order) // 5 :]
-    losses = [nll(x[held] @ _fit(x[rest], l2)).mean() for l2 in PENALTIES]
+    held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
+    losses = [nll(x[held_out] @ _fit(x[rest], l2)).mean() for l2 in PENALTIES]
     l2 = PENALTIES[int(np.argmin(losses))]
     return BagOfWords(words=words, weights=_fit(x, l2), l2=l2, trained_on=len(pairs))
 

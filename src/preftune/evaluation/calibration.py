@@ -56,10 +56,10 @@ def reliability(probability: np.ndarray, label: np.ndarray) -> list[dict[str, An
     confidence = np.maximum(probability, 1 - probability)
     correct = (probability > 0.5) == (label > 0.5)
     edges = np.linspace(0.5, 1, BINS + 1)
-    which = np.digitize(confidence, edges[1:-1])
+    bin_of = np.digitize(confidence, edges[1:-1])
     records = []
     for i in range(BINS):
-        rows = which == i
+        rows = bin_of == i
         n, right = int(rows.sum()), int(correct[rows].sum())
         records.append(
             {
@@ -86,7 +86,7 @@ def temperature(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[s
     order = np.random.default_rng(derive_seed(seed, "temperature")).permutation(len(margins))
     halves = margins[order[::2]], margins[order[1::2]]
     before = nll(np.concatenate(halves))
-    after = np.concatenate([nll(ours * _best_scale(other)) for ours, other in (halves, halves[::-1])])
+    after = np.concatenate([nll(ours * _best_scale(theirs)) for ours, theirs in (halves, halves[::-1])])
     gain = before - after
     scale = _best_scale(margins)
     return {

@@ -56,9 +56,9 @@ def _paired(
 ) -> dict[str, Any] | None:
     """One comparison over the prompts on which both are known; None where there is none."""
     both = [
-        (row[measure], other[measure])
-        for row, other in zip(rows[name], rows[reference], strict=True)
-        if row.get(measure) is not None and other.get(measure) is not None
+        (row[measure], base[measure])
+        for row, base in zip(rows[name], rows[reference], strict=True)
+        if row.get(measure) is not None and base.get(measure) is not None
     ]
     if not both:
         return None

@@ -28,9 +28,9 @@ def divergences(
     k1, exact = (torch.zeros(len(sequences), device=rows.device) for _ in range(2))
     if policy is other:
         return k1.tolist(), exact.tolist()
-    for part, log_ratio, kl in _by_token(policy, other, sequences, temperature):
-        k1.index_add_(0, rows[part], log_ratio)
-        exact.index_add_(0, rows[part], kl)
+    for chunk, log_ratio, kl in _by_token(policy, other, sequences, temperature):
+        k1.index_add_(0, rows[chunk], log_ratio)
+        exact.index_add_(0, rows[chunk], kl)
     return k1.tolist(), exact.tolist()
 
 
@@ -39,14 +39,14 @@ def token_divergences(
     policy: Policy | Reference, other: Policy | Reference, sequences: Sequences, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """The terms of both sums, each at its token: two (B, T), 0 off the responses."""
-    found = list(_by_token(policy, other, sequences, temperature))
+    chunks = list(_by_token(policy, other, sequences, temperature))
     response = sequences.response
 
-    def placed(parts: list[Tensor]) -> Tensor:
-        values = torch.cat(parts)
+    def placed(pieces: list[Tensor]) -> Tensor:
+        values = torch.cat(pieces)
         return torch.zeros(response.shape).to(values).masked_scatter(response, values)
 
-    return placed([ratio for _, ratio, _ in found]), placed([kl for _, _, kl in found])
+    return placed([ratio for _, ratio, _ in chunks]), placed([kl for _, _, kl in chunks])
 
 
 def _by_token(
@@ -58,9 +58,9 @@ def _by_token(
     models = [role.model for role in (policy, other)]
     states = [predicting_states(model, sequences, response) for model in models]
     for start in range(0, len(targets), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        ours, theirs = (logits_of(m, state[part]) for m, state in zip(models, states, strict=True))
-        log_ratio = gather_logprobs(ours, targets[part], temperature) - gather_logprobs(
-            theirs, targets[part], temperature
+        chunk = slice(start, start + _CHUNK)
+        ours, theirs = (logits_of(m, state[chunk]) for m, state in zip(models, states, strict=True))
+        log_ratio = gather_logprobs(ours, targets[chunk], temperature) - gather_logprobs(
+            theirs, targets[chunk], temperature
         )
-        yield part, log_ratio, categorical_kl(ours, theirs, temperature)
+        yield chunk, log_ratio, categorical_kl(ours, theirs, temperature)

@@ -61,11 +61,11 @@ def fit_law(kind: Kind, d: ArrayLike, gain: ArrayLike, cluster: Sequence[int] | 
     inverse = np.linalg.pinv(design.T @ design)
     coefficients = inverse @ design.T @ y
     residual = y - design @ coefficients
-    found = np.unique(groups)
-    if len(found) >= 2:
-        scores = np.stack([design[groups == g].T @ residual[groups == g] for g in found])
-        covariance = inverse @ (scores.T @ scores) @ inverse * len(found) / (len(found) - 1)
-        errors = f"robust to correlation within each of {len(found)} seeds"
+    clusters = np.unique(groups)
+    if len(clusters) >= 2:
+        scores = np.stack([design[groups == g].T @ residual[groups == g] for g in clusters])
+        covariance = inverse @ (scores.T @ scores) @ inverse * len(clusters) / (len(clusters) - 1)
+        errors = f"robust to correlation within each of {len(clusters)} seeds"
     else:
         freedom = len(y) - 2
         variance = float(residual @ residual) / freedom if freedom > 0 else math.nan

@@ -64,11 +64,11 @@ def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, se
     x = np.stack([np.ones_like(x), x], axis=1)  # (n, 2)
     value = float(_fit(x, wins, np.ones((1, len(wins))))[0])
     rng = np.random.default_rng(seed)
-    found: list[float] = []
+    rates: list[float] = []
     for start in range(0, resamples, BLOCK):
         count = min(BLOCK, resamples - start)
-        found += _fit(x, wins, rng.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), count)).tolist()
-    low, high = np.quantile(found, [0.025, 0.975])
+        rates += _fit(x, wins, rng.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), count)).tolist()
+    low, high = np.quantile(rates, [0.025, 0.975])
     return {"value": value, "interval": [float(min(low, value)), float(max(high, value))]}
 
 
@@ -91,15 +91,15 @@ def matched_gain(rows: Sequence[Row], pool: Sequence[Row], resamples: int, seed:
     size = len(pool) // len(rows)
     scores = np.array([row["score"] for row in pool]).reshape(len(rows), size)
     lengths = np.array([row["length"] for row in pool]).reshape(len(rows), size)
-    own = np.array([row["score"] for row in rows])
+    policy_scores = np.array([row["score"] for row in rows])
     length = np.array([row["length"] for row in rows])
     near = np.abs(lengths - length[:, None]) <= np.maximum(MIN_TOKENS, CALIPER * length)[:, None]
-    kept = near.any(1)
-    if not kept.any():
+    matchable = near.any(1)
+    if not matchable.any():
         return {"gain": None, "gain_length_matched": None, "share_surviving": None, "n": 0}
-    own, scores, near = own[kept], scores[kept], near[kept]
-    gain = own - scores.mean(1)
-    matched = own - (scores * near).sum(1) / near.sum(1)
+    policy_scores, scores, near = policy_scores[matchable], scores[matchable], near[matchable]
+    gain = policy_scores - scores.mean(1)
+    matched = policy_scores - (scores * near).sum(1) / near.sum(1)
     intervals = stats.bootstrap_columns(np.stack([gain, matched], axis=1), resamples, seed)
     share = None
     if intervals[0].low > 0:

@@ -121,16 +121,16 @@ def add_token_scores(
     """
     detailed = in_order(scored)[:DETAILED]
     for start in range(0, len(detailed), batch_size):
-        part = detailed[start : start + batch_size]
-        batch = encoder.pairs([s["pair"] for s in part])
+        chunk = detailed[start : start + batch_size]
+        batch = encoder.pairs([s["pair"] for s in chunk])
         for name, side in (("tokens_chosen", batch.chosen), ("tokens_rejected", batch.rejected)):
-            there = side.to(device)
-            scores = model.per_position(there, there.response).cpu()  # once, not row by row
-            for i in range(len(part)):
-                own = side.response[i]
-                pieces = zip(side.ids[i][own].tolist(), scores[i][own].tolist(), strict=True)
+            on_device = side.to(device)
+            scores = model.per_position(on_device, on_device.response).cpu()  # once, not row by row
+            for i in range(len(chunk)):
+                response = side.response[i]
+                pieces = zip(side.ids[i][response].tolist(), scores[i][response].tolist(), strict=True)
                 rows[start + i][name] = [[_piece(encoder, t), score] for t, score in list(pieces)[-LONGEST:]]
-        advance(len(part))
+        advance(len(chunk))
 
 
 def _piece(encoder: Encoder, token: int) -> str:

@@ -44,12 +44,12 @@ class Bench:
         self, policy: Policy | Reference, advance: Callable[[int], None], responses: int = 1
     ) -> list[Row]:
         """Sample and measure `responses` to every prompt; rows of one prompt follow each other."""
-        found: list[tuple[int, list[Row]]] = []
+        batches: list[tuple[int, list[Row]]] = []
         for start, sequences in self._sampled(policy, advance, responses, "evaluation"):
             k1, exact = divergences(policy, self.reference, sequences, self.settings.temperature)
             rows = self._described(sequences, start, responses)
-            found.append((start, [row | {"kl": exact[i], "k1": k1[i]} for i, row in enumerate(rows)]))
-        return self._of_all(found)
+            batches.append((start, [row | {"kl": exact[i], "k1": k1[i]} for i, row in enumerate(rows)]))
+        return self._of_all(batches)
 
     def pool(self, policy: Policy | Reference, advance: Callable[[int], None], size: int) -> list[Row]:
         """`size` other responses to every prompt, those to one prompt in succession, without KL.
@@ -80,22 +80,22 @@ class Bench:
 
     def reverse_kl(self, policy: Policy | Reference, rows: Sequence[Row]) -> list[float]:
         """KL(reference || policy) on each of the reference's own `rows`, summed over each, in nats."""
-        found: list[tuple[int, list[float]]] = []
+        batches: list[tuple[int, list[float]]] = []
         size = self.settings.batch_size
         for start in self._mine(range(0, len(rows), size)):
             batch = self.batch(rows[start : start + size])
             exact = divergences(self.reference, policy, batch, self.settings.temperature)[1]
-            found.append((start, exact))
-        return self._of_all(found)
+            batches.append((start, exact))
+        return self._of_all(batches)
 
     def _mine(self, starts: range) -> range:
         """Which batches are this process's: whole ones, in turns, so that each is what one process has."""
         return starts if self.learner is None else starts[self.learner.rank :: self.learner.world]
 
-    def _of_all(self, found: list[tuple[int, list[T]]]) -> list[T]:
+    def _of_all(self, batches: list[tuple[int, list[T]]]) -> list[T]:
         """What all processes have found, in the order of rows."""
-        parts = found if self.learner is None else self.learner.together(found)
-        return [value for _, values in sorted(parts, key=lambda part: part[0]) for value in values]
+        gathered = batches if self.learner is None else self.learner.together(batches)
+        return [value for _, values in sorted(gathered, key=lambda batch: batch[0]) for value in values]
 
     def _sampled(
         self, policy: Policy | Reference, advance: Callable[[int], None], responses: int, purpose: str
@@ -104,13 +104,13 @@ class Bench:
         settings = self.settings
         per_batch = max(settings.batch_size // responses, 1)
         for start in self._mine(range(0, len(self.prompts), per_batch)):
-            part = self.prompts[start : start + per_batch]
-            seeds = [derive_seed(self.seed, purpose, start + i) for i in range(len(part))]
+            prompts = self.prompts[start : start + per_batch]
+            seeds = [derive_seed(self.seed, purpose, start + i) for i in range(len(prompts))]
             yield (
                 start,
                 sample(
                     policy,
-                    self.encoder.prompts([p.prompt for p in part], seeds).to(self.device),
+                    self.encoder.prompts([p.prompt for p in prompts], seeds).to(self.device),
                     max_new_tokens=settings.max_new_tokens,
                     temperature=settings.temperature,
                     eos_id=self.encoder.ends,
@@ -118,7 +118,7 @@ class Bench:
                     say=self.say,
                 ),
             )
-            advance(len(part) * (1 if self.learner is None else self.learner.world))
+            advance(len(prompts) * (1 if self.learner is None else self.learner.world))
 
     def _described(self, sequences: Sequences, start: int, responses: int) -> list[Row]:
         """Texts, lengths and scores of sampled rows; the first belongs to prompt number `start`."""
@@ -147,18 +147,18 @@ class Bench:
                 row["members"] = members[i]
             if self.gold is not None:
                 row["gold"] = self.gold(prompt.transcript(), text, closed[i])
-            given = {name: values[i] for name, values in golds.items()}
-            rows.append(row | gold_columns(given, self.gold is not None))
+            by_judge = {name: values[i] for name, values in golds.items()}
+            rows.append(row | gold_columns(by_judge, self.gold is not None))
         return rows
 
 
-def gold_columns(given: Mapping[str, Any], of_the_world: bool) -> Row:
+def gold_columns(by_judge: Mapping[str, Any], of_the_world: bool) -> Row:
     """What named judges give, as columns of a row: "gold" is the world's score by rule, where there is one,
     else the first judge's; the others stand under "gold:NAME".
     """
     return {
         "gold" if i == 0 and not of_the_world else f"gold:{name}": value
-        for i, (name, value) in enumerate(given.items())
+        for i, (name, value) in enumerate(by_judge.items())
     }
 
 

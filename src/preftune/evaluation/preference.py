@@ -32,30 +32,30 @@ def pair_logprobs(
     """Chosen in column 0, rejected in column 1."""
     sums, lengths = [], []
     for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        batch = encoder.pairs(part)
+        chunk = pairs[start : start + batch_size]
+        batch = encoder.pairs(chunk)
         sides = [side.to(device) for side in (batch.chosen, batch.rejected)]
         sums.append(np.stack([role.logprobs(side).sum(1).cpu().numpy() for side in sides], axis=1))
         lengths.append(np.stack([side.response.sum(1).cpu().numpy() for side in sides], axis=1))
-        advance(len(part))
+        advance(len(chunk))
     return PairLogprobs(np.concatenate(sums).astype(float), np.concatenate(lengths).astype(float))
 
 
 def preference(
-    own: PairLogprobs, reference: PairLogprobs | None, resamples: int, seed: int
+    policy: PairLogprobs, reference: PairLogprobs | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     """How often the chosen response is the likelier one, ties half: in sum, per token, and by the implicit
     reward log π - log π_ref (Rafailov et al. 2023, arXiv:2305.18290, eq. 5), None for the reference itself.
     """
     result: dict[str, Any] = {
-        "n": len(own.sums),
+        "n": len(policy.sums),
         "accuracy": None,
         "mean_margin": None,
-        "accuracy_logprob": _accuracy(own.sums),
-        "accuracy_logprob_per_token": _accuracy(own.sums / own.lengths),
+        "accuracy_logprob": _accuracy(policy.sums),
+        "accuracy_logprob_per_token": _accuracy(policy.sums / policy.lengths),
     }
     if reference is not None:
-        implicit = own.sums - reference.sums
+        implicit = policy.sums - reference.sums
         margin = implicit[:, 0] - implicit[:, 1]
         interval = stats.bootstrap_mean(margin, resamples, seed)
         result["accuracy"] = _accuracy(implicit)

@@ -35,8 +35,8 @@ def score_pairs(
     """
     scored = []
     for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        batch = encoder.pairs(part)
+        chunk = pairs[start : start + batch_size]
+        batch = encoder.pairs(chunk)
         columns: dict[str, list[Any]] = {}
         for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
             last = side.ids.gather(1, side.attention.sum(1, keepdim=True) - 1).squeeze(1)
@@ -46,9 +46,9 @@ def score_pairs(
                 columns[f"{name}_members"] = members.T.tolist()
             columns[f"{name}_length"] = side.response.sum(1).tolist()
             columns[f"{name}_truncated"] = (~is_end(last, encoder.ends)).tolist()
-        for i, pair in enumerate(part):
+        for i, pair in enumerate(chunk):
             scored.append({"pair": pair} | {name: values[i] for name, values in columns.items()})
-        advance(len(part))
+        advance(len(chunk))
     return scored
 
 
@@ -74,7 +74,7 @@ def audit(
         "mean_margin": float(margins.mean()),
         "mean_margin_interval": list(stats.bootstrap_mean(margins, resamples, seed)),
         **calibration(margins, seed, resamples),
-        "by_source": _by_source(scored, margins),
+        "by_source": _grouped([s["pair"].source or "all" for s in scored], margins),
         "by_length": {
             "chosen_longer": _accuracy(margins[lengths > 0]),
             "rejected_longer": _accuracy(margins[lengths < 0]),
@@ -103,7 +103,7 @@ def _members(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
     margins = np.array([np.subtract(s["chosen_members"], s["rejected_members"]) for s in scored])  # (n, M)
     agreed = np.abs(np.sign(margins).sum(1)) == margins.shape[1]
     return {
-        "members": {f"member-{i}": _accuracy(own) for i, own in enumerate(margins.T)},
+        "members": {f"member-{i}": _accuracy(member) for i, member in enumerate(margins.T)},
         "unanimous": _accuracy(margins[agreed, 0]),
         "disagreement": _mean(margins.std(1), resamples, seed),
     }
@@ -172,10 +172,6 @@ def _accuracy(margins: np.ndarray) -> dict[str, Any]:
     return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
 
 
-def _by_source(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
-    return _grouped([s["pair"].source or "all" for s in scored], margins)
-
-
 def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
     counts = [turns(s) for s in scored]
     return _grouped([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins)
@@ -207,8 +203,8 @@ def _length_correlation(scored: Sequence[dict[str, Any]], resamples: int, seed: 
     if value is not None:
 
         def redrawn(rows: np.ndarray) -> float:
-            again = _correlation(scores[rows], tokens[rows])
-            return np.nan if again is None else again
+            correlation = _correlation(scores[rows], tokens[rows])
+            return np.nan if correlation is None else correlation
 
         interval = list(stats.bootstrap_statistic(redrawn, len(scored), resamples, seed))
     return {"correlation_score_length": value, "correlation_score_length_interval": interval}
@@ -230,8 +226,8 @@ def score_by_length(scored: Sequence[dict[str, Any]], resamples: int, seed: int)
         record: dict[str, Any] = {"low": low, "high": high}
         record["length"] = float(lengths[(lengths >= low) & (lengths < high)].mean())
         for side, (tokens, scores) in sides.items():
-            here = scores[(tokens >= low) & (tokens < high)]
-            record[side] = _mean(here, resamples, seed) if len(here) else None
+            in_bin = scores[(tokens >= low) & (tokens < high)]
+            record[side] = _mean(in_bin, resamples, seed) if len(in_bin) else None
         records.append(record)
     return records
 

@@ -55,15 +55,15 @@ def sanity_rows(
     `below_chosen` is the share of prompts on which the row scores below the chosen response, ties half.
     """
     pairs = list(pairs[:ROWS])
-    made = {
+    by_kind = {
         name: [_encoded(encoder, p, make(p, derive_seed(seed, "sanity", p.row))) for p in pairs]
         for name, (_, make) in KINDS.items()
     }
-    usable = [i for i in range(len(pairs)) if all(rows[i] is not None for rows in made.values())]
+    usable = [i for i in range(len(pairs)) if all(rows[i] is not None for rows in by_kind.values())]
     scores: dict[str, np.ndarray] = {}
-    for name, rows in made.items():
-        kept = [row for i in usable if (row := rows[i]) is not None]
-        scores[name] = _raw(model, encoder, kept, batch_size, device)
+    for name, rows in by_kind.items():
+        usable_rows = [row for i in usable if (row := rows[i]) is not None]
+        scores[name] = _raw(model, encoder, usable_rows, batch_size, device)
     return [
         {
             "name": name,

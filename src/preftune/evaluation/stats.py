@@ -86,8 +86,8 @@ def ece(p: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
     p, label = _probabilities(p, label)
     confidence = np.maximum(p, 1 - p)
     correct = (p > 0.5) == (label > 0.5)
-    which = np.digitize(confidence, np.linspace(0.5, 1, bins + 1)[1:-1])
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)  # count · (accuracy - confidence)
+    index = np.digitize(confidence, np.linspace(0.5, 1, bins + 1)[1:-1])
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)  # count · (accuracy - confidence)
     return float(np.abs(gaps).sum() / len(p))
 
 
@@ -134,16 +134,16 @@ def bootstrap_columns(
     x = np.asarray(x, dtype=np.float64)
     if len(x) == 0:
         raise ValueError("no values to take the mean of")
-    known = np.isfinite(x).all(0) & (x != x[:1]).any(0)
-    found = [_of_equal_values(float(column[0]), column, level) for column in x.T]
-    if not known.any():
-        return found
+    varies = np.isfinite(x).all(0) & (x != x[:1]).any(0)
+    intervals = [_of_equal_values(float(column[0]), column, level) for column in x.T]
+    if not varies.any():
+        return intervals
     rng = np.random.default_rng(seed)
-    means, errors = _resampled(x[:, known], resamples, rng)
-    ends = _bootstrap_ends(x[:, known], means, errors, level)
-    for column, low, high in zip(np.flatnonzero(known), *ends, strict=True):
-        found[column] = Interval(float(low), float(high))
-    return found
+    means, errors = _resampled(x[:, varies], resamples, rng)
+    ends = _bootstrap_ends(x[:, varies], means, errors, level)
+    for column, low, high in zip(np.flatnonzero(varies), *ends, strict=True):
+        intervals[column] = Interval(float(low), float(high))
+    return intervals
 
 
 def _of_equal_values(value: float, column: Floats, level: float) -> Interval:
@@ -192,11 +192,11 @@ def bootstrap_statistic(
     if n < 1:
         raise ValueError("no values to take a statistic of")
     rng = np.random.default_rng(seed)
-    found = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
-    found = found[np.isfinite(found)]
-    if len(found) == 0:
+    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
         return Interval(float("-inf"), float("inf"))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 

@@ -63,11 +63,11 @@ def _disagreement(rows: Sequence[Row], settings: EvaluationConfig, seed: int) ->
 def _golds(rows: Sequence[Row], bench: Bench) -> Summary:
     """Every named judge's scores, where there is one."""
     columns = gold_columns({name: name for name in bench.golds}, bench.gold is not None)
-    found = {
+    golds = {
         name: _spread([row[column] for row in rows], bench.settings, bench.seed)
         for column, name in columns.items()
     }
-    return {"golds": found} if found else {}
+    return {"golds": golds} if golds else {}
 
 
 def _texts(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summary:

@@ -32,15 +32,15 @@ def export(
     """Say how others read a finished model: lm-eval and RewardBench commands; GGUF; upload to the hub."""
     from preftune.export.model import find, harness_commands, to_gguf
 
-    found = find(run, model)
-    typer.echo(printable(f"{found.name}: {found.directory}, a plain Hugging Face directory"))
-    for install, command in harness_commands(found):
+    exported = find(run, model)
+    typer.echo(printable(f"{exported.name}: {exported.directory}, a plain Hugging Face directory"))
+    for install, command in harness_commands(exported):
         typer.echo(printable(f"\n{install}\n{command}"))
     if gguf is not None:
-        to_gguf(found, Path(gguf), kind)
+        to_gguf(exported, Path(gguf), kind)
         typer.echo(printable(f"\nwritten: {gguf} ({Path(gguf).stat().st_size / MB:.1f} MB)"))
     if push is not None:
-        _push(found, push, private=not public, ask=not yes)
+        _push(exported, push, private=not public, ask=not yes)
 
 
 def _push(model: "Model", repository: str, *, private: bool, ask: bool) -> None:
@@ -53,11 +53,11 @@ def _push(model: "Model", repository: str, *, private: bool, ask: bool) -> None:
     check_sums(model.directory)
     upload = what_goes_up(model)
     total = sum(upload.files.values())
-    place = f"{repository} ({'private' if private else 'PUBLIC: everybody can read it'})"
-    typer.echo(printable(f"\nto {place}: {len(upload.files)} files, {total / MB:.1f} MB"))
+    destination = f"{repository} ({'private' if private else 'PUBLIC: everybody can read it'})"
+    typer.echo(printable(f"\nto {destination}: {len(upload.files)} files, {total / MB:.1f} MB"))
     for name, size in upload.files.items():
         typer.echo(printable(f"  {size / MB:10.3f} MB  {name}"))
-    for name in upload.left:
+    for name in upload.staying:
         typer.echo(printable(f"  stays here     {name}"))
     for warning in upload.warnings:
         typer.echo(printable(f"  look at this   {warning}"))

@@ -35,7 +35,7 @@ class Model:
     reference: Path | None
 
 
-def find(path: str, wanted: str) -> Model:
+def find(path: str, model: str) -> Model:
     """A stage's model by the stage's name or the directory's, a member of an ensemble by "STAGE/member-0".
     UsageError for none, InputMissing if it is not finished, DataError if it is not what was written.
     """
@@ -43,29 +43,29 @@ def find(path: str, wanted: str) -> Model:
     check_own(run, run.config)
     config = load_recipe(str(run.config)).config
     stages = {name: stage for name, stage in config.stage.items() if stage.makes == "model"}
-    places = {name: run.model_dir(name, trains_policy=stage.trains_policy) for name, stage in stages.items()}
-    places |= {BASE: run.model_dir(BASE)} if config.model.scratch is not None else {}
-    names = {place.name: name for name, place in places.items()}
-    name = names.get(wanted, wanted)
+    paths = {name: run.model_dir(name, trains_policy=stage.trains_policy) for name, stage in stages.items()}
+    paths |= {BASE: run.model_dir(BASE)} if config.model.scratch is not None else {}
+    names = {path.name: name for name, path in paths.items()}
+    name = names.get(model, model)
     for several in [each for each, settings in stages.items() if settings.models > 1]:
-        count, place = stages[several].models, places[several]
-        members = {f"{several}/member-{i}": place / f"member-{i}" for i in range(count)}
-        places |= members
+        count, parent = stages[several].models, paths[several]
+        members = {f"{several}/member-{i}": parent / f"member-{i}" for i in range(count)}
+        paths |= members
         if name == several:
             hint = f"one of: {', '.join(members)}"
             raise UsageError(f"{several} is an ensemble, which only preftune reads", hint)
-    if name not in places:
-        raise UsageError(f"no model {wanted!r}", f"{meant(wanted, places)}one of: {', '.join(places)}")
-    if not places[name].is_dir():
+    if name not in paths:
+        raise UsageError(f"no model {model!r}", f"{meant(model, paths)}one of: {', '.join(paths)}")
+    if not paths[name].is_dir():
         raise InputMissing(
             f"{name} is not trained yet in {run.path}", "preftune train RECIPE STAGE trains it"
         )
     stage, reference = stages.get(name.partition("/")[0]), None
     if stage is not None and stage.implicit_beta() is not None:
-        reference = places.get(stage.reference_stage, Path(config.model.base))
+        reference = paths.get(stage.reference_stage, Path(config.model.base))
     return Model(
         name=name,
-        directory=places[name],
+        directory=paths[name],
         scores=stage is not None and stage.scores,
         chat=config.data.form == "chat",
         reference=reference,
@@ -101,11 +101,11 @@ def harness_commands(model: Model) -> Iterator[tuple[str, str]]:
 
 def converter() -> Path | None:
     """llama.cpp's converter: in $LLAMA_CPP, or on the path."""
-    own = Path(os.environ["LLAMA_CPP"]) / CONVERTER if os.environ.get("LLAMA_CPP") else None
-    if own is not None and own.is_file():
-        return own
-    found = shutil.which(CONVERTER)
-    return Path(found) if found else None
+    declared = Path(os.environ["LLAMA_CPP"]) / CONVERTER if os.environ.get("LLAMA_CPP") else None
+    if declared is not None and declared.is_file():
+        return declared
+    on_path = shutil.which(CONVERTER)
+    return Path(on_path) if on_path else None
 
 
 def to_gguf(model: Model, target: Path, kind: str) -> None:
@@ -141,13 +141,13 @@ class Upload:
     """What would go up: files with their sizes; files that stay, and what to look at before."""
 
     files: dict[str, int]
-    left: tuple[str, ...]
+    staying: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def what_goes_up(model: Model) -> Upload:
     """Weights, configuration, tokenizer, card. UsageError if a text among them holds a credential."""
-    files, left, warnings = dict[str, int](), list[str](), list[str]()
+    files, staying, warnings = dict[str, int](), list[str](), list[str]()
     home = str(Path.home())
     for path in sorted(model.directory.rglob("*")):
         name = path.relative_to(model.directory).as_posix()
@@ -155,7 +155,7 @@ def what_goes_up(model: Model) -> Upload:
             continue
         hidden = any(part.startswith(".") for part in Path(name).parts)
         if hidden or path.is_symlink() or path.suffix not in READ:
-            left.append(name)
+            staying.append(name)
             continue
         files[name] = path.stat().st_size
         if path.suffix in _TEXT and files[name] <= _LONGEST:
@@ -164,4 +164,4 @@ def what_goes_up(model: Model) -> Upload:
                 raise UsageError(f"{path} holds what looks like a password or token", "take it out first")
             if len(home) > 1 and home in text:
                 warnings.append(f"{name} names a path of this machine ({home})")
-    return Upload(files=files, left=tuple(left), warnings=tuple(warnings))
+    return Upload(files=files, staying=tuple(staying), warnings=tuple(warnings))

@@ -43,16 +43,16 @@ def inspect(
     """Show what a stage sees of a row, token by token; of a run, what its policies did; or check data."""
     from rich.console import Console
 
-    place, row, overrides = _parts(words or ())
+    target, row, overrides = _arguments(words or ())
     console = Console(highlight=False, soft_wrap=True, quiet=json == "-")
     if data is not None:
-        if place is not None or report or stage:
+        if target is not None or report or stage:
             raise UsageError("--data looks at rows alone", "leave out recipe, --stage and --report")
         result: Any = _data(console, data, overrides)
-    elif place is None:
+    elif target is None:
         raise UsageError("nothing to look at", "preftune inspect RECIPE, inspect RUN or inspect --data PATH")
     else:
-        result = _tokens(console, place, row, overrides, stage or (), report)
+        result = _tokens(console, target, row, overrides, stage or (), report)
     if json == "-":
         typer.echo(json_text(result), nl=False)
     elif json is not None:
@@ -61,7 +61,7 @@ def inspect(
         write_json(Path(json), result)
 
 
-def _parts(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:
+def _arguments(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:
     """What to look at, the row, and settings."""
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     rest = [word for word in words if word not in overrides]
@@ -79,42 +79,42 @@ def _data(console: "Console", path: str, overrides: Sequence[str]) -> list[dict[
 
     config = load_recipe("tiny", [*overrides, f"data.name={path}"]).config
     dataset = load_dataset(config.data, config.seed)
-    found = examine(dataset)
-    paint_findings(console, list(lines(dataset, found)))
-    return [asdict(finding) for finding in found]
+    findings = examine(dataset)
+    paint_findings(console, list(lines(dataset, findings)))
+    return [asdict(finding) for finding in findings]
 
 
 def _tokens(
     console: "Console",
-    place: str,
+    target: str,
     row: int | None,
     overrides: Sequence[str],
     stages: Sequence[str],
     report: bool,
 ) -> dict[str, Any]:
-    is_run = RunDir(place).config.is_file()
+    is_run = RunDir(target).config.is_file()
     if is_run and overrides:
         raise UsageError("a run has its settings", "leave them out, or give a recipe")
     if not is_run and report:
         raise UsageError("a recipe has no report", "give the directory of a run")
-    session = _session(place, is_run, overrides)
-    known = list(session.config.stage)
-    if bad := [name for name in stages if name not in known]:
+    session = _session(target, is_run, overrides)
+    names = list(session.config.stage)
+    if bad := [name for name in stages if name not in names]:
         raise UsageError(
-            f"there is no stage {bad[0]!r}", f"{meant(bad[0], known)}the stages are: {', '.join(known)}"
+            f"there is no stage {bad[0]!r}", f"{meant(bad[0], names)}the stages are: {', '.join(names)}"
         )
     from preftune.inspection.paint import paint_replies, paint_views
-    from preftune.inspection.rows import asked_row, views
+    from preftune.inspection.rows import row_to_show, views
 
-    asked = asked_row(session, row)
-    seen = list(views(session, stages or known, asked, only=row is not None))
-    paint_views(console, seen)
-    result: dict[str, Any] = {"rows": [asdict(view) for view in seen], "replies": []}
+    training_row = row_to_show(session, row)
+    row_views = list(views(session, stages or names, training_row, only=row is not None))
+    paint_views(console, row_views)
+    result: dict[str, Any] = {"rows": [asdict(view) for view in row_views], "replies": []}
     if is_run:
         from preftune.inspection.replies import note_of, token_rows, trained_policies
 
-        for name in trained_policies(session, stages or known):
-            rows = token_rows(session, name, asked)
+        for name in trained_policies(session, stages or names):
+            rows = token_rows(session, name, training_row)
             paint_replies(console, rows, note_of(session, name))
             result["replies"] += rows
         if report:
@@ -123,20 +123,20 @@ def _tokens(
     return result
 
 
-def _session(place: str, is_run: bool, overrides: Sequence[str]) -> "Session":
+def _session(target: str, is_run: bool, overrides: Sequence[str]) -> "Session":
     from preftune.runs.console import Console
     from preftune.runs.reopen import found_data, reopen
 
     if is_run:
-        return reopen(place, write=False)
+        return reopen(target, write=False)
     from preftune.config import load_recipe
     from preftune.runs.inputs import absolute
 
-    if not place.endswith(".toml") and "/" in place:
+    if not target.endswith(".toml") and "/" in target:
         raise InputMissing(
-            f"{place} is not a run directory: no config.toml", "give a run, or a recipe's name"
+            f"{target} is not a run directory: no config.toml", "give a run, or a recipe's name"
         )
-    config = absolute(load_recipe(place, overrides).config)
+    config = absolute(load_recipe(target, overrides).config)
     dataset, base = found_data(config, None)
     from preftune.runs.session import Session
 

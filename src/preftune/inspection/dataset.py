@@ -45,12 +45,12 @@ class Finding:
 def examine(dataset: Dataset) -> list[Finding]:
     """Every look, also those that found nothing (count 0)."""
     homes = [(split, row) for split in SPLIT_NAMES for row in getattr(dataset, split)]
-    found = [_duplicates(homes), *_overlaps(homes)]
+    findings = [_duplicates(homes), *_overlaps(homes)]
     if dataset.kind == "prompts":
-        return found
+        return findings
     if dataset.kind == "pairs":
-        found += [_contradictions(homes), _length(homes), *_preferred(homes)]
-    return [*found, _repeated_replies(homes), *_openings(homes)]
+        findings += [_contradictions(homes), _length(homes), *_preferred(homes)]
+    return [*findings, _repeated_replies(homes), *_openings(homes)]
 
 
 def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -114,20 +114,20 @@ def _duplicates(homes: Sequence[Home]) -> Finding:
 
 def _contradictions(homes: Sequence[Home]) -> Finding:
     """Pairs that stand there in both orders: half of such labels are wrong, whatever the truth is."""
-    known = defaultdict[tuple[str, str, str], list[Home]](list)
-    found = list[tuple[Home, Home]]()
+    by_pair = defaultdict[tuple[str, str, str], list[Home]](list)
+    both = list[tuple[Home, Home]]()
     for home in homes:
         row = home[1]
         prompt, better, worse = _prompt(row), _plain(row.chosen), _plain(row.rejected)
-        if others := known.get((prompt, worse, better)):
-            found.append((others[0], home))
-        known[prompt, better, worse].append(home)
+        if others := by_pair.get((prompt, worse, better)):
+            both.append((others[0], home))
+        by_pair[prompt, better, worse].append(home)
     return Finding(
         kind="contradictions",
-        count=len(found),
+        count=len(both),
         of=len(homes),
-        text=f"contradictions: {len(found):,} pairs also stand there the other way round",
-        examples=tuple(f"{_named(a)} and {_named(b)}: {_quoted(b[1].chosen)}" for a, b in found[:EXAMPLES]),
+        text=f"contradictions: {len(both):,} pairs also stand there the other way round",
+        examples=tuple(f"{_named(a)} and {_named(b)}: {_quoted(b[1].chosen)}" for a, b in both[:EXAMPLES]),
     )
 
 
@@ -140,35 +140,34 @@ def _overlaps(homes: Sequence[Home]) -> Iterator[Finding]:
             if len(text.split()) >= LEAK:
                 replies[home[0]].setdefault(_plain(text), home)
     for what, table in (("prompts", prompts), ("replies", replies)):
-        for one, other in combinations(SPLIT_NAMES, 2):
-            both = [text for text in table[other] if text in table[one]]
-            if not table[one] or not table[other]:
+        for a, b in combinations(SPLIT_NAMES, 2):
+            both = [text for text in table[b] if text in table[a]]
+            if not table[a] or not table[b]:
                 continue
             longer = f" of {LEAK} words or more" if what == "replies" else ""
-            examples = [f"{_named(table[one][t])} and {_named(table[other][t])}: {_quoted(t)}" for t in both]
+            examples = [f"{_named(table[a][t])} and {_named(table[b][t])}: {_quoted(t)}" for t in both]
             yield Finding(
                 kind=f"overlap of {what}",
                 count=len(both),
-                of=len(table[other]),
-                text=f"overlap: {len(both):,} of {len(table[other]):,} {what}{longer} in {other} "
-                f"are in {one}, too",
+                of=len(table[b]),
+                text=f"overlap: {len(both):,} of {len(table[b]):,} {what}{longer} in {b} are in {a}, too",
                 examples=tuple(examples[:EXAMPLES]),
-                numbers={"splits": [one, other]},
+                numbers={"splits": [a, b]},
             )
 
 
 def _repeated_replies(homes: Sequence[Home]) -> Finding:
     """The same words in answer to different prompts."""
-    asked = defaultdict[str, set[str]](set)
+    uses = defaultdict[str, set[str]](set)
     for _, row in homes:
         for text in _replies(row):
-            asked[_plain(text)].add(_prompt(row))
-    several = sorted(((len(p), text) for text, p in asked.items() if len(p) > 1), key=lambda x: (-x[0], x[1]))
+            uses[_plain(text)].add(_prompt(row))
+    several = sorted(((len(p), text) for text, p in uses.items() if len(p) > 1), key=lambda x: (-x[0], x[1]))
     return Finding(
         kind="repeated replies",
         count=len(several),
-        of=len(asked),
-        text=f"repeated replies: {len(several):,} of {len(asked):,} replies answer more than one prompt",
+        of=len(uses),
+        text=f"repeated replies: {len(several):,} of {len(uses):,} replies answer more than one prompt",
         examples=tuple(f"{n} prompts: {_quoted(text)}" for n, text in several[:EXAMPLES]),
     )
 
@@ -182,14 +181,14 @@ def _length(homes: Sequence[Home]) -> Finding:
     means = [sum(size[side] for size in sizes) / max(len(sizes), 1) for side in (0, 1)]
     biased = not low <= 0.5 <= high
     best = max(share, 1 - share)
-    told = (
+    verdict = (
         f'; "the {"longer" if share > 0.5 else "shorter"} one" is right in {best:.0%} without reading'
         if biased
         else ": no bias is seen"
     )
     text = (
         f"length: the chosen reply is the longer one in {share:.1%} [{100 * low:.1f}, {100 * high:.1f}] of "
-        f"{len(differ):,} pairs ({means[0]:.1f} and {means[1]:.1f} words on average){told}"
+        f"{len(differ):,} pairs ({means[0]:.1f} and {means[1]:.1f} words on average){verdict}"
     )
     numbers = {"share": share, "interval": [low, high], "words": means}
     return Finding(kind="length bias", count=longer, of=len(differ), text=text, numbers=numbers)
@@ -210,38 +209,38 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
         better, worse = _phrases(row.chosen), _phrases(row.rejected)
         only[0].update(better - worse)
         only[1].update(worse - better)
-    seen = [phrase for phrase in {*only[0], *only[1]} if only[0][phrase] + only[1][phrase] >= FEW]
-    for side, name, other in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
+    common = [phrase for phrase in {*only[0], *only[1]} if only[0][phrase] + only[1][phrase] >= FEW]
+    for side, name, opposite in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
         ahead = sorted(
-            ((only[side][p] - only[1 - side][p], p) for p in seen if only[side][p] > only[1 - side][p]),
-            key=lambda each: (
-                -(each[0] ** 2) / (only[0][each[1]] + only[1][each[1]]),
-                -len(each[1]),
-                each[1],
+            ((only[side][p] - only[1 - side][p], p) for p in common if only[side][p] > only[1 - side][p]),
+            key=lambda item: (
+                -(item[0] ** 2) / (only[0][item[1]] + only[1][item[1]]),
+                -len(item[1]),
+                item[1],
             ),
         )
-        kept = list[tuple[str, ...]]()
+        best = list[tuple[str, ...]]()
         for _, phrase in ahead[: 10 * PHRASES]:
-            if len(kept) == PHRASES or mcnemar_exact(only[0][phrase], only[1][phrase]) * len(seen) > ALPHA:
+            if len(best) == PHRASES or mcnemar_exact(only[0][phrase], only[1][phrase]) * len(common) > ALPHA:
                 break
-            if not any(_within(phrase, known) or _within(known, phrase) for known in kept):
-                kept.append(phrase)
+            if not any(_within(phrase, earlier) or _within(earlier, phrase) for earlier in best):
+                best.append(phrase)
         yield Finding(
             kind=f"phrases of {name} replies",
-            count=len(kept),
-            of=len(seen),
-            text=f"phrases: {len(kept) or 'none'} of {len(seen):,} (1 to {LONGEST} words) "
-            f"{'stand' if kept else 'stands'} more in the {name} reply",
+            count=len(best),
+            of=len(common),
+            text=f"phrases: {len(best) or 'none'} of {len(common):,} (1 to {LONGEST} words) "
+            f"{'stand' if best else 'stands'} more in the {name} reply",
             examples=tuple(
                 f"{' '.join(p)}: in {only[side][p]:,} pairs in the {name} reply alone, in "
-                f"{only[1 - side][p]:,} in the {other}"
-                for p in kept
+                f"{only[1 - side][p]:,} in the {opposite}"
+                for p in best
             ),
         )
 
 
-def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
-    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+def _within(inner: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+    return any(outer[i : i + len(inner)] == inner for i in range(len(outer) - len(inner) + 1))
 
 
 def _openings(homes: Sequence[Home]) -> Iterator[Finding]:

@@ -68,9 +68,9 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     log_ratio, kl = token_divergences(policy, reference, done.sequences, temperature)
     by_token: dict[str, Tensor | None] = {"log_ratio": log_ratio, "kl": kl, "advantage": done.advantages}
     by_token["score"] = _score_so_far(judge, scorer, done.sequences)
-    known = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
-    known |= {"row": row_name(row), "prompt": encoder.shown(row.prompt)}
-    return [known | each for each in _described(done, by_token, encoder)]
+    common = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
+    common |= {"row": row_name(row), "prompt": encoder.shown(row.prompt)}
+    return [common | reply for reply in _described(done, by_token, encoder)]
 
 
 def _prompts(session: Session, stage: str, encoder: Encoder, row: Preference) -> Prompts:
@@ -146,12 +146,12 @@ def _described(
 ) -> Iterator[dict[str, Any]]:
     sequences, closed = done.sequences.to("cpu"), ended(done.sequences, encoder.ends).tolist()
     for i in range(min(SHOWN, len(sequences))):
-        own = sequences.response[i]
+        at = sequences.response[i]
         real = sequences.ids[i][sequences.attention[i]].tolist()
         numbers = {
-            name: [] if values is None else values[i].cpu()[own].tolist() for name, values in by_token.items()
+            name: [] if values is None else values[i].cpu()[at].tolist() for name, values in by_token.items()
         }
-        texts = pieces(encoder, real)[len(real) - int(own.sum()) :]
+        texts = pieces(encoder, real)[len(real) - int(at.sum()) :]
         reward = None if done.scores is None else float(done.scores[i])
         yield {"texts": texts, **numbers, "reward": reward, "ended": closed[i]}
 

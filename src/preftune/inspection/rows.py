@@ -16,7 +16,7 @@ from preftune.config.algorithms.base import names_a_stage
 from preftune.data import Encoder, Pairs, Preference, Prompts, RejectedRow, Sequences, Unpaired
 from preftune.data.dataset import row_key
 from preftune.data.encode import UNLIMITED
-from preftune.data.pieces import END, PADDING, REPLY, parts_of_prompt, pieces
+from preftune.data.pieces import END, PADDING, REPLY, pieces, speakers
 from preftune.errors import UsageError
 from preftune.models.load import context_length, declared_ends, load_tokenizer
 from preftune.rundir import BASE
@@ -53,7 +53,7 @@ class View:
             yield tokens[0], [token.text for token in tokens]
 
 
-def asked_row(session: Session, row: int | None) -> Preference:
+def row_to_show(session: Session, row: int | None) -> Preference:
     """Training row number `row`; by default the first in the order in which stages take them."""
     if row is None:
         return session.training_rows()[0]
@@ -100,28 +100,28 @@ def _views(
 ) -> Iterator[View]:
     config = session.config.stage[name]
     title = f"{name} ({config.algorithm})"
-    place = None if row is None else _first_step(feed, row, config.online)
-    if place is None and only and row is not None:
+    position = None if row is None else _first_step(feed, row, config.online)
+    if position is None and only and row is not None:
         why = "no step takes this row: rows, steps or part, or its length, leave it out"
         yield View(stage=name, title=title, tokens=(), notes=(why,))
         return
-    step, at = place or (0, 0)
+    step, at = position or (0, 0)
     names = feed.names_at(step)
-    taken = next(each for each in feed.rows if row_name(each) == names[at])
+    data_row = next(r for r in feed.rows if row_name(r) == names[at])
     where = f"row {names[at]}, step {step + 1} of {feed.steps}"
-    notes = tuple(_cuts(encoder, taken))
-    for what, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, taken, config):
+    notes = tuple(_cuts(encoder, data_row))
+    for what, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, data_row, config):
         yield View(stage=name, title=f"{title}: {where}{what}", tokens=tuple(tokens), notes=(*notes, *more))
 
 
 def _first_step(feed: Feed, row: Preference, online: bool) -> tuple[int, int] | None:
     """The first step that takes a row, and its place there; where one row stands for a prompt, that one."""
-    wanted = {row_name(row)}
+    names = {row_name(row)}
     if online:
-        wanted = {row_name(each) for each in feed.rows if row_key(each) == row_key(row)}
+        names = {row_name(r) for r in feed.rows if row_key(r) == row_key(row)}
     for step in range(feed.steps):
         for at, name in enumerate(feed.names_at(step)):
-            if name in wanted:
+            if name in names:
                 return step, at
     return None
 
@@ -137,9 +137,9 @@ def _columns(
             for what, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
                 yield f", {what}", _sequence(side, at, encoder, row, config.scores), _reading(config)
         case Unpaired():
-            for place in range(at, len(batch), rows):
-                label = "desirable" if bool(batch.desirable[place]) else "undesirable"
-                yield f", {label}", _sequence(batch.sequences, place, encoder, row, False), ()
+            for index in range(at, len(batch), rows):
+                label = "desirable" if bool(batch.desirable[index]) else "undesirable"
+                yield f", {label}", _sequence(batch.sequences, index, encoder, row, False), ()
             mismatched = _sequence(batch.mismatched, at, encoder, row, False)
             yield ", with the reply to another prompt", mismatched, ()
         case Prompts():
@@ -157,22 +157,22 @@ def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, 
     texts = pieces(encoder, ids[:real])
     written = [i for i in range(real) if response[i]]
     start = written[0] if written else real
-    parts = parts_of_prompt(texts[:start], row.prompt) + [REPLY] * (real - start)
+    owners = speakers(texts[:start], row.prompt) + [REPLY] * (real - start)
     if written and ids[real - 1] in encoder.ends:
-        parts[-1] = END
-    found = [
-        Token(text=text, part=part, loss=bool(response[i]) and not scored, score=scored and i == real - 1)
-        for i, (text, part) in enumerate(zip(texts, parts, strict=True))
+        owners[-1] = END
+    tokens = [
+        Token(text=text, part=owner, loss=bool(response[i]) and not scored, score=scored and i == real - 1)
+        for i, (text, owner) in enumerate(zip(texts, owners, strict=True))
     ]
-    return found + [Token(text="", part=PADDING)] * (len(ids) - real)
+    return tokens + [Token(text="", part=PADDING)] * (len(ids) - real)
 
 
 def _prompt(prompts: Prompts, at: int, encoder: Encoder, row: Preference) -> list[Token]:
     ids, attention = _numbers(prompts.ids[at]), _numbers(prompts.attention[at])
-    left = len(ids) - sum(attention)
-    texts = pieces(encoder, ids[left:])
-    own = zip(texts, parts_of_prompt(texts, row.prompt), strict=True)
-    return [Token(text="", part=PADDING)] * left + [Token(text=text, part=part) for text, part in own]
+    padding = len(ids) - sum(attention)
+    texts = pieces(encoder, ids[padding:])
+    pairs = zip(texts, speakers(texts, row.prompt), strict=True)
+    return [Token(text="", part=PADDING)] * padding + [Token(text=text, part=owner) for text, owner in pairs]
 
 
 def _numbers(row: Tensor) -> list[int]:
@@ -189,10 +189,10 @@ def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
     """What follows a prompt."""
     ends = ", ".join(repr(encoder.text_of([end])) for end in encoder.ends)
     judges = (config.scored_by, config.judge_directory, config.functions())
-    judge = " + ".join(part for part in judges if part)
-    each = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
+    judge = " + ".join(name for name in judges if name)
+    replies = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
     return (
-        f"{each} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
+        f"{replies} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
         f"the score of {judge} is read at a reply's last token"
         + ("" if config.makes == "data" else "; the loss is taken at the reply's tokens"),
     )
@@ -200,9 +200,9 @@ def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
 
 def _cuts(encoder: Encoder, row: Preference) -> Iterator[str]:
     """What truncation took."""
-    whole, kept = len(encoder.prompt(row.prompt, UNLIMITED)), len(encoder.prompt(row.prompt))
-    if whole > kept:
-        yield f"the prompt has {whole} tokens: its oldest {whole - kept} are left out"
+    total, fitting = len(encoder.prompt(row.prompt, UNLIMITED)), len(encoder.prompt(row.prompt))
+    if total > fitting:
+        yield f"the prompt has {total} tokens: its oldest {total - fitting} are left out"
     for what, text in (("chosen", row.chosen), ("rejected", row.rejected)):
         with suppress(RejectedRow):  # the template refuses a reply that this stage does not read
             if text and encoder.response(text, prompt=row.prompt)[-1] not in encoder.ends:

@@ -19,14 +19,14 @@ def exact(prompt: str, response: str, answer: Any = None) -> float | None:
     """
     if answer is None:
         return None
-    wanted = _plain(str(answer))
-    marked = [next(part for part in found if part) for found in _MARKED.findall(response) if any(found)]
+    target = _plain(str(answer))
+    marked = [next(text for text in groups if text) for groups in _MARKED.findall(response) if any(groups)]
     if marked:
-        return float(_plain(marked[-1]) == wanted)
-    if _NUMBER.fullmatch(wanted):
+        return float(_plain(marked[-1]) == target)
+    if _NUMBER.fullmatch(target):
         numbers = _NUMBER.findall(response)
-        return float(bool(numbers) and _plain(numbers[-1]) == wanted)
-    return float(_plain(response) == wanted)
+        return float(bool(numbers) and _plain(numbers[-1]) == target)
+    return float(_plain(response) == target)
 
 
 def tagged(prompt: str, response: str) -> float:

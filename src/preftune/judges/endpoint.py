@@ -95,7 +95,7 @@ class Endpoint:
             return Answer(refused=refused.why)
 
     def call(
-        self, method: str, place: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T]
+        self, method: str, path: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T]
     ) -> T:
         """What `read` makes of the answer to a request; a FailedError of its own has it asked again.
 
@@ -105,7 +105,7 @@ class Endpoint:
         body = None if request is None else json.dumps(request, ensure_ascii=True).encode("ascii")
         for tried in range(self.retries + 1):
             try:
-                return read(self._read(place, *self._once(method, place, body)))
+                return read(self._read(path, *self._once(method, path, body)))
             except FailedError as failure:
                 if self._ended.is_set():
                     raise StoppedError from None
@@ -132,16 +132,16 @@ class Endpoint:
             f"see to it that it runs, then run the same command again: {self.again}",
         )
 
-    def _once(self, method: str, place: str, body: bytes | None) -> tuple[int, Message, bytes]:
+    def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, Message, bytes]:
         connection = self._connection()
         late = threading.Event()
         try:
             connection.connect()
             with self._limited(connection.sock, late):
-                path = urlsplit(self.url).path.rstrip("/") + place
+                full_path = urlsplit(self.url).path.rstrip("/") + path
                 key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
                 headers = {"Content-Type": "application/json", "Accept": "application/json", **key}
-                connection.request(method, path, body, headers)
+                connection.request(method, full_path, body, headers)
                 response = connection.getresponse()
                 content = response.read(self.max_body + 1)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -155,33 +155,33 @@ class Endpoint:
         return response.status, response.headers, content
 
     def _connection(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=self.timeout)
+        address = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        return kind(address.hostname or "", address.port, timeout=self.timeout)
 
     @contextmanager
-    def _limited(self, own: socket.socket, late: threading.Event) -> Iterator[None]:
+    def _limited(self, connection: socket.socket, late: threading.Event) -> Iterator[None]:
         """The connection is cut when the time is over, however slowly bytes come, or on `stop`."""
 
         def end() -> None:
             late.set()
-            _cut(own)
+            _cut(connection)
 
         timer = threading.Timer(self.timeout, end)
         timer.daemon = True
         with self._lock:
-            self._open.add(own)
+            self._open.add(connection)
             if self._ended.is_set():
-                _cut(own)
+                _cut(connection)
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
             with self._lock:
-                self._open.discard(own)
+                self._open.discard(connection)
 
-    def _read(self, place: str, status: int, headers: Message, content: bytes) -> bytes:
+    def _read(self, path: str, status: int, headers: Message, content: bytes) -> bytes:
         """The body of a response. FailedError where the next one may be better, ConfigError where not."""
         if status in _PASSES or status >= 500:
             raise FailedError(f"it says {status}{self._said(content)}", _wait(headers))
@@ -199,19 +199,19 @@ class Endpoint:
             )
         if status in _REFUSED:
             why = f"{status}{self._said(content)}"
-            raise RefusedError(why, f"{self.who} at {self.url} refuses {place}: {why}")
+            raise RefusedError(why, f"{self.who} at {self.url} refuses {path}: {why}")
         if status != 200:
-            said = f"{self.who} at {self.url} says {status}{self._said(content)}"
-            raise ConfigError(said, self.wrong_place)
+            complaint = f"{self.who} at {self.url} says {status}{self._said(content)}"
+            raise ConfigError(complaint, self.wrong_place)
         if len(content) > self.max_body:
             raise FailedError(f"its answer has more than {self.max_body:,} bytes")
         return content
 
     def _answer(self, content: bytes) -> Answer:
         try:
-            whole = json.loads(content)
-            message = whole["choices"][0]["message"]
-            text, model, usage = message.get("content"), whole.get("model"), whole.get("usage")
+            reply = json.loads(content)
+            message = reply["choices"][0]["message"]
+            text, model, usage = message.get("content"), reply.get("model"), reply.get("usage")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise FailedError(f"its answer is no chat completion: {self.shown(content)!r}") from None
         counts = usage if isinstance(usage, dict) else {}
@@ -225,11 +225,11 @@ class Endpoint:
     def _said(self, content: bytes) -> str:
         """What the server says of an error, in short."""
         try:
-            told: Any = json.loads(content)["error"]
-            told = told["message"] if isinstance(told, dict) else told
+            error: Any = json.loads(content)["error"]
+            error = error["message"] if isinstance(error, dict) else error
         except (ValueError, RecursionError, LookupError, TypeError):
-            told = content
-        text = self.shown(told)
+            error = content
+        text = self.shown(error)
         return f": {text}" if text else ""
 
     def _in_words(self, error: Exception) -> str:
@@ -244,10 +244,10 @@ class Endpoint:
         return text.replace(self.key, REDACTED) if self.key else text
 
 
-def _cut(own: socket.socket) -> None:
+def _cut(connection: socket.socket) -> None:
     """Whoever reads from it reads its end. Below TLS, which would wait for the other side's farewell."""
     with suppress(OSError):
-        socket.socket.shutdown(own, socket.SHUT_RDWR)
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _count(value: Any) -> int:
@@ -256,11 +256,11 @@ def _count(value: Any) -> int:
 
 def _wait(headers: Message) -> float | None:
     """Retry-After in seconds: a number, or a date, by the clock that the server sends along."""
-    said = headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", said):
-        return float(said)
+    value = headers.get("Retry-After", "")
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+        return float(value)
     try:
-        until, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("Date", ""))
+        until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("Date", ""))
         return max((until - now).total_seconds(), 0.0)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None

@@ -51,12 +51,12 @@ def labelled(path: Path) -> Iterator[tuple[str, int]]:
 
 
 @cache
-def _fitted(place: str) -> Any:
-    path = Path(place)
-    if place and path.is_dir():
+def _fitted(file: str) -> Any:
+    path = Path(file)
+    if file and path.is_dir():
         path = next((f for f in (path / "train.jsonl", path / "train.jsonl.gz") if f.is_file()), path)
-    if not place or not path.is_file():
-        named = f"{VARIABLE}={place} is no file" if place else f"{VARIABLE} is not set"
+    if not file or not path.is_file():
+        named = f"{VARIABLE}={file} is no file" if file else f"{VARIABLE} is not set"
         hint = f"set {VARIABLE} to labelled reviews: JSONL with text and label"
         raise InputMissing(f"preftune.judges.reviews:liked fits a classifier, and {named}", hint)
     texts, labels = zip(*labelled(path), strict=True)

@@ -64,20 +64,20 @@ def label(
     ] = None,
 ) -> None:
     """Have people judge replies on a local page: blind, side by side. Resumes; results at any time."""
-    from preftune.label.store import Store, begin, place
+    from preftune.label.store import Store, begin, find_set
     from preftune.rundir import RunDir
     from preftune.sums import refuse_links
 
     refuse_links(RunDir(run))
-    folder, found = place(RunDir(run), name, source)
-    wanted = {
+    folder, origin = find_set(RunDir(run), name, source)
+    settings = {
         "seed": seed,
         "overlap": overlap,
         "repeats": repeats,
         "informative": informative,
         "limit": limit,
     }
-    wanted |= {
+    settings |= {
         "all_pairs": all_pairs,
         "tags": list(tag) if tag else None,
         "raters": list(rater) if rater else None,
@@ -88,7 +88,7 @@ def label(
     from preftune.runs.lock import held
 
     with held(RunDir(folder)):
-        store = begin(folder, found, wanted)
+        store = begin(folder, origin, settings)
         if html is not None:
             _write_page(store, rater or (), html)
         for file in take or ():
@@ -133,7 +133,7 @@ def _import(store: "Store", file: str) -> None:
     from preftune.label.export import take
 
     done = take(store, Path(file))
-    typer.echo(f"{file}: {done.new:,} new judgements, {done.known:,} known before")
+    typer.echo(f"{file}: {done.new:,} new judgements, {done.before:,} known before")
 
 
 def _serve(store: "Store", port: int) -> None:

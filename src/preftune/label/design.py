@@ -55,22 +55,20 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
     """What a rater judges, in order: the shared items and a share of the others, some of them once more with
     the sides exchanged, at least `GAP` items later where there are as many.
     """
-    everybody, mine = shared(design, items), design.raters.index(rater)
+    everybody, number = shared(design, items), design.raters.index(rater)
     others = [item.id for item in items if item.id not in everybody]
-    dealt = everybody | set(others[mine :: len(design.raters)])
-    own = [item for item in items if item.id in dealt]
+    dealt = everybody | set(others[number :: len(design.raters)])
+    hand = [item for item in items if item.id in dealt]
     if not design.informative:  # each rater in an order of her own
-        own.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))
-    slots = [(float(place), Slot(item, False, _side(design, rater, item))) for place, item in enumerate(own)]
-    gap = min(GAP, len(own) // 2)
+        hand.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))
+    slots = [(float(i), Slot(item, False, _side(design, rater, item))) for i, item in enumerate(hand)]
+    gap = min(GAP, len(hand) // 2)
     early = sorted(
-        range(len(own) - gap), key=lambda place: derive_seed(design.seed, "repeat", rater, own[place].id)
+        range(len(hand) - gap), key=lambda i: derive_seed(design.seed, "repeat", rater, hand[i].id)
     )
-    for place in early[: round(design.repeats * len(own))]:
-        first = slots[place][1]
-        later = (
-            place + gap + derive_seed(design.seed, "when", rater, first.item.id) % (len(own) - gap - place)
-        )
+    for i in early[: round(design.repeats * len(hand))]:
+        first = slots[i][1]
+        later = i + gap + derive_seed(design.seed, "when", rater, first.item.id) % (len(hand) - gap - i)
         slots.append((later + 0.5, Slot(first.item, True, 1 - first.a)))
     return [slot for _, slot in sorted(slots, key=lambda pair: (pair[0], pair[1].key))]
 

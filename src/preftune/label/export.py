@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from preftune.errors import DataError
 from preftune.label.items import Item
-from preftune.label.judgements import Event, Said
+from preftune.label.judgements import Event, Judgement
 from preftune.label.store import Conflict, Store
 from preftune.records.base import first_fault
 from preftune.rundir import read_object, write_jsonl
@@ -37,55 +37,55 @@ def export(store: Store, path: Path) -> Exported:
                 by_item.setdefault(event.item, {})[rater] = event
     rows, corrected, without = [], 0, 0
     for item in store.items.values():
-        said = by_item.get(item.id, {})
-        row = _majority(item, said) if said else None
+        by_rater = by_item.get(item.id, {})
+        row = _majority(item, by_rater) if by_rater else None
         rows += [row] if row else []
-        better = [row for rater, event in said.items() for row in _corrections(item, rater, event)]
+        better = [row for rater, event in by_rater.items() for row in _corrections(item, rater, event)]
         rows += better
         corrected += len(better)
-        without += bool(said) and row is None
+        without += bool(by_rater) and row is None
     if not rows:
         raise DataError(f"{store.folder} holds no preference yet", "judge first: preftune label RUN")
     write_jsonl(path, rows)
     return Exported(len(rows), corrected, without)
 
 
-def _majority(item: Item, said: dict[str, Event]) -> dict[str, Any] | None:
-    votes = Counter(event.preferred for event in said.values())
+def _majority(item: Item, by_rater: dict[str, Event]) -> dict[str, Any] | None:
+    votes = Counter(event.preferred for event in by_rater.values())
     (best, most), *others = votes.most_common()
     if best is None or (others and others[0][1] == most):
         return None
-    judges = ",".join(sorted(said))
+    judges = ",".join(sorted(by_rater))
     return _pair(item, item.replies[best], item.replies[1 - best]) | {
         "judge": f"people:{judges}",
-        "agreement": most / len(said),
-        "judgements": len(said),
+        "agreement": most / len(by_rater),
+        "judgements": len(by_rater),
     }
 
 
 def _corrections(item: Item, rater: str, event: Event) -> Iterator[dict[str, Any]]:
-    own = event.corrected.strip()
-    if not own:
+    text = event.corrected.strip()
+    if not text:
         return
     for reply in item.replies if event.preferred is None else (item.replies[event.preferred],):
-        if own != reply.strip() and reply.strip():
-            yield _pair(item, own, reply) | {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
+        if text != reply.strip() and reply.strip():
+            yield _pair(item, text, reply) | {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
 
 
 def _pair(item: Item, chosen: str, rejected: str) -> dict[str, Any]:
-    said = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    replies = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
     prompt = [message.model_dump() for message in item.prompt]
-    return {"prompt": prompt, "chosen": said[0], "rejected": said[1], "item": item.id}
+    return {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "item": item.id}
 
 
-class Taken(NamedTuple):
+class Imported(NamedTuple):
     """What an import did: new judgements, and those that were there before."""
 
     new: int
-    known: int
+    before: int
 
 
-def take(store: Store, path: Path) -> Taken:
+def take(store: Store, path: Path) -> Imported:
     """Add what a rater saved from a static file. All of it is checked first; what is there already stays.
 
     DataError: not such a file, of another set, or by somebody who is not asked.
@@ -98,24 +98,24 @@ def take(store: Store, path: Path) -> Taken:
         )
     if not isinstance(rater, str) or rater not in store.design.raters:
         raise DataError(f"{path}: {str(rater)[:40]!r} is no rater of this set", "--rater NAME adds one")
-    said = []
-    slots = {slot.key for slot in store.slots(rater, whole=True)}
-    for place, each in enumerate(rows, start=1):
+    judgements = []
+    slots = {slot.key for slot in store.slots(rater, complete=True)}
+    for number, each in enumerate(rows, start=1):
         try:
-            said.append(Said.model_validate(each))
+            judgements.append(Judgement.model_validate(each))
         except ValidationError as error:
             raise DataError(
-                f"{path}: judgement {place}: {first_fault(error)}", "ask the rater for it again"
+                f"{path}: judgement {number}: {first_fault(error)}", "ask the rater for it again"
             ) from None
-        if said[-1].slot not in slots or not set(said[-1].tags) <= set(store.design.tags):
+        if judgements[-1].slot not in slots or not set(judgements[-1].tags) <= set(store.design.tags):
             raise DataError(
-                f"{path}: judgement {place} is of no item of {rater}'s", "ask the rater for it again"
+                f"{path}: judgement {number} is of no item of {rater}'s", "ask the rater for it again"
             )
     before = len(store.events[rater])
-    for each in said:
+    for each in judgements:
         try:
             store.record(rater, each, by="file")
         except Conflict:  # judged on the page as well: the first stands
             continue
     new = len(store.events[rater]) - before
-    return Taken(new, len(said) - new)
+    return Imported(new, len(judgements) - new)

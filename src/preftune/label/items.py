@@ -75,33 +75,33 @@ class Chosen(NamedTuple):
     policies: tuple[str, ...] = ()
 
 
-def find_source(run: RunDir, wanted: str | None) -> Chosen:
-    """`wanted` is a stage that collected replies, or two policies `A,B`; None is the one that collected, else
+def find_source(run: RunDir, source: str | None) -> Chosen:
+    """`source` is a stage that collected replies, or two policies `A,B`; None is the one that collected, else
     SFT against the last policy. UsageError, InputMissing.
     """
     collected = {path.parent.name: path for path in sorted(run.path.glob("collected/*/replies.jsonl"))}
-    if wanted is not None and "," not in wanted:
-        if wanted not in collected:
+    if source is not None and "," not in source:
+        if source not in collected:
             have = f"one of {', '.join(collected)}; " if collected else ""
             raise UsageError(
-                f"{run.path} holds no replies collected by {wanted!r}", f"{have}or two policies: A,B"
+                f"{run.path} holds no replies collected by {source!r}", f"{have}or two policies: A,B"
             )
-        return Chosen(wanted, (collected[wanted],))
-    if wanted is None and len(collected) == 1:
+        return Chosen(source, (collected[source],))
+    if source is None and len(collected) == 1:
         return Chosen(*((name, (path,)) for name, path in collected.items()).__next__())
-    if wanted is None and collected:
+    if source is None and collected:
         raise UsageError(f"several stages collected: {', '.join(collected)}", "--from STAGE names one")
-    return _two_policies(run, wanted)
+    return _two_policies(run, source)
 
 
-def _two_policies(run: RunDir, wanted: str | None) -> Chosen:
+def _two_policies(run: RunDir, source: str | None) -> Chosen:
     files = run.samples_files()
-    if wanted is None:
+    if source is None:
         config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
         trained = [policy_name(stage) for stage in config.get("stage", {}) if policy_name(stage) in files]
         pair = [policy_name("sft"), *trained[-1:]]
     else:
-        pair = [name if name in files else policy_name(name) for name in wanted.split(",")]
+        pair = [name if name in files else policy_name(name) for name in source.split(",")]
     if len(set(pair)) != 2 or not files.keys() >= set(pair):
         have = ", ".join(files) or "none"
         raise InputMissing(
@@ -136,8 +136,8 @@ def read_items(
         raise DataError(
             f"{source.files[0]} holds no two different replies to a prompt", "collect more replies"
         )
-    found = sorted(items.values(), key=lambda item: derive_seed(seed, "order", item.id))
-    return sorted(found, key=lambda item: item.certainty) if informative else found
+    ordered = sorted(items.values(), key=lambda item: derive_seed(seed, "order", item.id))
+    return sorted(ordered, key=lambda item: item.certainty) if informative else ordered
 
 
 Reply = tuple[str, str, float | None, Sequence[float]]  # text, whose, score, an ensemble's members' scores
@@ -145,18 +145,18 @@ Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
 
 
 def _collected(path: Path) -> Rows:
-    for place, row in enumerate(read_records(path, Collected), start=1):
+    for line, row in enumerate(read_records(path, Collected), start=1):
         scores = row.scores or (None,) * len(row.replies)
         members = row.members or ((),) * len(row.replies)
-        for what, given in (("scores", scores), ("members' scores", members)):
-            if len(given) != len(row.replies):
+        for what, values in (("scores", scores), ("members' scores", members)):
+            if len(values) != len(row.replies):
                 raise DataError(
-                    f"{path}:{place}: {len(given)} {what} of {len(row.replies)} replies", row.remedy
+                    f"{path}:{line}: {len(values)} {what} of {len(row.replies)} replies", row.remedy
                 )
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
-        found = zip(row.replies, scores, members, strict=True)
-        yield prompt, [(reply, name, score, own) for reply, score, own in found], row.row
+        scored = zip(row.replies, scores, members, strict=True)
+        yield prompt, [(reply, name, score, each) for reply, score, each in scored], row.row
 
 
 def _of_policies(source: Chosen) -> Rows:
@@ -180,18 +180,18 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
     """None where both replies are the same text, which nobody can prefer."""
-    (first, whose, score, members), (second, other, rival, rivals) = two
+    (first, first_name, score, members), (second, second_name, rival, rivals) = two
     if first.strip() == second.strip():
         return None
     named = json.dumps(
-        [[message.role, message.content] for message in prompt] + [first, second, whose, other]
+        [[message.role, message.content] for message in prompt] + [first, second, first_name, second_name]
     )
     return Item(
         id=hashlib.sha256(named.encode()).hexdigest()[:16],
         row=row,
         prompt=prompt,
         replies=(first.strip(), second.strip()),
-        names=(whose, other),
+        names=(first_name, second_name),
         scores=None if score is None or rival is None else (score, rival),
         disagreement=pstdev(a - b for a, b in zip(members, rivals, strict=False))
         if members and rivals

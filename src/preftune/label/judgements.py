@@ -13,7 +13,7 @@ Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{8,64}$")]
 Tag = Annotated[str, Field(min_length=1, max_length=40)]
 
 
-class Said(Settings):
+class Judgement(Settings):
     """A judgement as a page sends it. `id` is drawn where it was made: what is sent twice counts once."""
 
     id: Id

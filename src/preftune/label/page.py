@@ -22,7 +22,7 @@ SERVED_POLICY = (
 
 
 @cache
-def part(name: str) -> str:
+def asset(name: str) -> str:
     """label.js or label.css, as it is sent."""
     return _environment().get_template(name).render()
 
@@ -40,7 +40,7 @@ def write_file(store: Store, rater: str, path: Path) -> None:
         "tags": list(store.design.tags),
         "slots": [shown(slot) for slot in store.slots(rater)],
     }
-    policy = content_policy(part("label.js"), part("label.css"))
+    policy = content_policy(asset("label.js"), asset("label.css"))
     text = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
     write_text(path, _environment().get_template("label.html").render(policy=policy, data=text))
 

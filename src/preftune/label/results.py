@@ -1,6 +1,6 @@
 """What the judgements say so far. Every interval holds at any look (`evaluation.anytime`)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
@@ -83,11 +83,16 @@ def _wins(store: Store, first: Iterable[Event]) -> list[Line]:
 def _share(
     store: Store, key: str, words: str, events: Iterable[Event], value: Callable[[Event], float | None]
 ) -> Line:
-    values = [float(found) for event in events if (found := value(event)) is not None]
+    values = [float(number) for event in events if (number := value(event)) is not None]
+    return _line(key, words, values, drawn=not store.design.informative)
+
+
+def _line(key: str, words: str, values: Sequence[float], drawn: bool = True) -> Line:
+    """Their mean; the interval only where items were `drawn`, not picked as informative."""
     if not values:
         return Line(key, words, None)
     mean = sum(values) / len(values)
-    if store.design.informative:
+    if not drawn:
         return Line(key, words, Estimate(value=mean, n=len(values)), "no interval")
     low, high = confidence_sequence(values)
     return Line(key, words, Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values)))
@@ -140,12 +145,7 @@ def _repeats(stands: Mapping[str, Mapping[str, Event]]) -> Line:
             before = slots.get(f"{event.item}-0") if event.again else None
             if before is not None and "skip" not in (event.verdict, before.verdict):
                 same.append(float(event.meaning == before.meaning))
-    words = "the same rater says the same again, sides exchanged"
-    if not same:
-        return Line("repeats", words, None)
-    low, high = confidence_sequence(same)
-    mean = sum(same) / len(same)
-    return Line("repeats", words, Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(same)))
+    return _line("repeats", "the same rater says the same again, sides exchanged", same)
 
 
 def as_rows(store: Store) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preftune.config.base import Settings
 from preftune.errors import PreftuneError, UsageError
-from preftune.label.judgements import Said, Undone
-from preftune.label.page import SERVED_POLICY, part, served_page
+from preftune.label.judgements import Judgement, Undone
+from preftune.label.page import SERVED_POLICY, asset, served_page
 from preftune.label.results import as_rows
 from preftune.label.store import Conflict, Store
 from preftune.records.base import first_fault
@@ -123,12 +123,12 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
 
     def who(request: Request) -> str:
         """The rater whose secret was sent, "" for the owner."""
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        sent = given.encode()
-        found = [name for name, token in tokens.items() if hmac.compare_digest(token.encode(), sent)]
-        if kind != "Bearer" or not found:
+        kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        sent = secret.encode()
+        names = [name for name, token in tokens.items() if hmac.compare_digest(token.encode(), sent)]
+        if kind != "Bearer" or not names:
             raise HTTPException(401, "open the whole link that preftune label has printed")
-        return found[0]
+        return names[0]
 
     def rater(request: Request) -> str:
         if not (name := who(request)):
@@ -143,7 +143,7 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
 
     async def judge(request: Request) -> Response:
         name = rater(request)
-        return _changed(store, name, lambda said: store.record(name, said), await _sent(request, Said))
+        return _changed(store, name, lambda sent: store.record(name, sent), await _sent(request, Judgement))
 
     async def undo(request: Request) -> Response:
         name = rater(request)
@@ -151,8 +151,8 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
 
     routes = [
         Route("/", _text(served_page(), "text/html"), methods=["GET"]),
-        Route("/label.js", _text(part("label.js"), "text/javascript"), methods=["GET"]),
-        Route("/label.css", _text(part("label.css"), "text/css"), methods=["GET"]),
+        Route("/label.js", _text(asset("label.js"), "text/javascript"), methods=["GET"]),
+        Route("/label.css", _text(asset("label.css"), "text/css"), methods=["GET"]),
         Route("/api/state", state, methods=["GET"]),
         Route("/api/judge", judge, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),

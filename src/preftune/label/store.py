@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from preftune.errors import ConfigError, DataError, InputMissing, UsageError
 from preftune.label.design import RATER, Design, Slot, queue, shared
 from preftune.label.items import Chosen, Item, find_source, read_items
-from preftune.label.judgements import Event, Said, Undone, standing
+from preftune.label.judgements import Event, Judgement, Undone, standing
 from preftune.records.base import first_fault, read_record, read_records, write_record
 from preftune.rundir import RunDir, append_jsonl, read_object, sha256_file, sync, write_json, write_jsonl
 from preftune.untrusted import clean
@@ -53,10 +53,10 @@ class Store:
 
     def _raters(self) -> list[str]:
         """Those who are asked, and those whose judgements came from elsewhere."""
-        found = [
+        on_disk = [
             path.name.removesuffix(".judgements.jsonl") for path in self.folder.glob("*.judgements.jsonl")
         ]
-        return list(dict.fromkeys([*self.design.raters, *sorted(found)]))
+        return list(dict.fromkeys([*self.design.raters, *sorted(on_disk)]))
 
     def _read(self, rater: str) -> list[Event]:
         path = self.file(rater)
@@ -73,64 +73,64 @@ class Store:
     def tokens(self) -> dict[str, str]:
         """The secret of each rater's link, and of the owner's, "": made once, for the user's eyes only."""
         path = self.folder / ".links.json"
-        known: dict[str, Any] = read_object(path) if path.is_file() else {}
-        made = {name: str(known.get(name) or secrets.token_urlsafe(24)) for name in ("", *self.design.raters)}
-        if made != known:
+        old: dict[str, Any] = read_object(path) if path.is_file() else {}
+        tokens = {name: str(old.get(name) or secrets.token_urlsafe(24)) for name in ("", *self.design.raters)}
+        if tokens != old:
             path.touch(mode=0o600)
-            write_json(path, made)
+            write_json(path, tokens)
             path.chmod(0o600)
-        return made
+        return tokens
 
-    def slots(self, rater: str, whole: bool = False) -> list[Slot]:
-        """The rater's queue; unless it is asked for whole, without what somebody else has judged for her."""
+    def slots(self, rater: str, complete: bool = False) -> list[Slot]:
+        """The rater's queue; unless `complete`, without what somebody else has judged for her."""
         if rater not in self._queues:
             self._queues[rater] = queue(self.design, list(self.items.values()), rater)
-        if whole:
+        if complete:
             return self._queues[rater]
         elsewhere = {
             event.item
-            for other, events in self.events.items()
-            if other != rater
+            for name, events in self.events.items()
+            if name != rater
             for event in standing(events).values()
         }
-        own = {event.item for event in standing(self.events[rater]).values()}
-        gone = elsewhere - self._shared - own
+        judged = {event.item for event in standing(self.events[rater]).values()}
+        gone = elsewhere - self._shared - judged
         return [slot for slot in self._queues[rater] if slot.item.id not in gone]
 
     def state(self, rater: str) -> dict[str, Any]:
         """What the rater's page shows next: how far she is, and a slot without names and scores, or None."""
         done, slots = standing(self.events[rater]), self.slots(rater)
-        left = next((slot for slot in slots if slot.key not in done), None)
+        pending = next((slot for slot in slots if slot.key not in done), None)
         return {
             "rater": rater,
             "done": sum(slot.key in done for slot in slots),
             "total": len(slots),
             "tags": list(self.design.tags),
             "last": list(done.values())[-1].id if done else None,
-            "slot": left and shown(left),
-            "before": left and self._before(rater, left),
+            "slot": pending and shown(pending),
+            "before": pending and self._before(rater, pending),
         }
 
     def _before(self, rater: str, slot: Slot) -> dict[str, Any] | None:
         """What was said of a slot and taken back, to begin from."""
-        said = [event for event in self.events[rater] if not event.of and event.slot == slot.key]
+        judgements = [event for event in self.events[rater] if not event.of and event.slot == slot.key]
         keys = ("verdict", "tags", "note", "corrected")
-        return said[-1].model_dump(mode="json", include=set(keys)) if said else None
+        return judgements[-1].model_dump(mode="json", include=set(keys)) if judgements else None
 
-    def record(self, rater: str, said: Said, by: str = "page") -> None:
+    def record(self, rater: str, judgement: Judgement, by: str = "page") -> None:
         """Keep a judgement; one that is kept already changes nothing. Conflict; UsageError: no such slot."""
         events = self.events[rater]
-        if any(event.id == said.id for event in events):
+        if any(event.id == judgement.id for event in events):
             return
-        if said.slot in standing(events):
+        if judgement.slot in standing(events):
             raise Conflict
-        item, _, again = said.slot.partition("-")
-        slot = next((slot for slot in self.slots(rater, by == "file") if slot.key == said.slot), None)
+        item, _, again = judgement.slot.partition("-")
+        slot = next((slot for slot in self.slots(rater, by == "file") if slot.key == judgement.slot), None)
         if slot is None:
             raise UsageError("no such item in this rater's list")
-        if not set(said.tags) <= set(self.design.tags):
+        if not set(judgement.tags) <= set(self.design.tags):
             raise UsageError("an unknown tag")
-        row = said.model_dump(mode="json", exclude={"slot"})
+        row = judgement.model_dump(mode="json", exclude={"slot"})
         self._append(rater, {**row, "item": item, "again": again == "1", "a": slot.a, "by": by})
 
     def undo(self, rater: str, undone: Undone) -> None:
@@ -162,26 +162,26 @@ def shown(slot: Slot) -> dict[str, Any]:
     return {"key": slot.key, "prompt": prompt, "a": clean(a, None), "b": clean(b, None)}
 
 
-def place(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
+def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
     """The folder of the set `name`, and what it is to be made of unless it has been begun."""
     if name is not None and not re.fullmatch(RATER, name):
         raise UsageError(f"{name[:40]!r} is no name of a set", "letters, digits, - and _")
     if name and (run.labels(name) / "design.json").is_file():
         return run.labels(name), None
-    found = find_source(run, source)
-    return run.labels(name or found.name), found
+    origin = find_source(run, source)
+    return run.labels(name or origin.name), origin
 
 
-def begin(folder: Path, source: Chosen | None, wanted: Mapping[str, Any]) -> Store:
-    """Open a set, or begin it with what is `wanted` (fields of `Design`; None where nothing was asked for).
+def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> Store:
+    """Open a set, or begin it with these `options` (fields of `Design`; None where nothing was asked for).
 
     Raters may be added to a set that has been begun; another wish is a ConfigError.
     """
-    asked = {key: value for key, value in wanted.items() if value is not None}
+    settings = {key: value for key, value in options.items() if value is not None}
     if source is None or (folder / "design.json").is_file():
-        return _reopened(folder, asked)
+        return _reopened(folder, settings)
     try:
-        design = Design.model_validate({"source": source.name, **asked})
+        design = Design.model_validate({"source": source.name, **settings})
     except ValidationError as error:
         raise UsageError(f"{first_fault(error)} (raters: letters, digits, - and _)") from None
     items = read_items(source, design.seed, informative=design.informative, all_pairs=design.all_pairs)
@@ -192,16 +192,16 @@ def begin(folder: Path, source: Chosen | None, wanted: Mapping[str, Any]) -> Sto
     return Store(folder)
 
 
-def _reopened(folder: Path, asked: Mapping[str, Any]) -> Store:
+def _reopened(folder: Path, settings: Mapping[str, Any]) -> Store:
     store = Store(folder)
     row = store.design.model_dump(mode="json")
-    for key, value in asked.items():
+    for key, value in settings.items():
         if key != "raters" and row[key] != value:
             raise ConfigError(
                 f"{folder} was begun with {key} {row[key]}, not {value}",
                 "leave that option out, or begin another set with --set NAME",
             )
-    joined = list(dict.fromkeys([*store.design.raters, *asked.get("raters", ())]))
+    joined = list(dict.fromkeys([*store.design.raters, *settings.get("raters", ())]))
     if joined == list(store.design.raters):
         return store
     try:

@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Cache:
     """Values by name in `directory`. `inputs` is what all of them depend on: with others, none is used."""
 
     directory: Path
@@ -42,12 +42,12 @@ class Parts:
         file = self.directory / f"{name}.json"
         key = digest({**self.inputs, "part": name, "of": dict(inputs)})
         main = self.learner is None or self.learner.is_main
-        kept = self._kept(file, key) if main else None
+        cached = self._kept(file, key) if main else None
         if self.learner is not None:
-            kept = self.learner.together([kept])[0]
-        if kept is not None:
+            cached = self.learner.together([cached])[0]
+        if cached is not None:
             self.say(f"evaluation of {name}: measured before")
-            return kept["value"]
+            return cached["value"]
         forget_states()
         value = json.loads(json.dumps(plain(make())))
         faultpoint("evaluation.part")

@@ -52,9 +52,9 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         if measure == "score" and not same_judge:
             continue
         family = [
-            made
+            comparison
             for name in common
-            if (made := _paired(name, measure, ours, theirs, prompts, resamples, seed)) is not None
+            if (comparison := _paired(name, measure, ours, theirs, prompts, resamples, seed)) is not None
         ]
         records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
     return {
@@ -75,18 +75,18 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
 def _policies(run: RunDir) -> dict[str, PolicyRecord]:
     """The run's evaluations that hold numbers by prompt, by policy."""
     records = [read_record(path, PolicyRecord) for path in policy_files(run.comparisons.parent)]
-    found = {record.policy: record for record in records if record.prompts}
-    if not found:
+    policies = {record.policy: record for record in records if record.prompts}
+    if not policies:
         raise InputMissing(
             f"{run.path} holds no evaluation with numbers by prompt",
             hint=f"preftune evaluate {run.path}",
         )
-    return found
+    return policies
 
 
 def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, PolicyRecord]) -> list[str]:
     """Prompts that every policy of both runs answered, in the order of the first run."""
-    sets = [{row.prompt for row in each.prompts} for each in (*ours.values(), *theirs.values())]
+    sets = [{row.prompt for row in policy.prompts} for policy in (*ours.values(), *theirs.values())]
     everywhere = set.intersection(*sets)
     prompts = [row.prompt for row in next(iter(ours.values())).prompts if row.prompt in everywhere]
     if not prompts:
@@ -99,13 +99,13 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
 
 def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     """Whether both runs hold the same weights, and normalise them in the same way."""
-    places = [run.models / name for run in (a, b)]
-    weights = [sorted(place.rglob("model.safetensors")) for place in places]  # several of an ensemble
-    if not all(weights) or not all((place / "preftune.json").is_file() for place in places):
+    models = [run.models / name for run in (a, b)]
+    weights = [sorted(model.rglob("model.safetensors")) for model in models]  # several of an ensemble
+    if not all(weights) or not all((model / "preftune.json").is_file() for model in models):
         return False
-    notes = [read_object(place / "preftune.json") for place in places]
-    for run, place, note in zip((a, b), places, notes, strict=True):
-        check_model(run, str(note.get("stage", name)), place)
+    notes = [read_object(model / "preftune.json") for model in models]
+    for run, model, note in zip((a, b), models, notes, strict=True):
+        check_model(run, str(note.get("stage", name)), model)
     keys = ("mean", "std", "members", "combine", "sd_coef")
     constants = [[note.get(key) for key in keys] for note in notes]
     hashes = [[sha256_file(file) for file in files] for files in weights]
@@ -122,7 +122,7 @@ def _values(
         return [None] * len(prompts)
     base = {row.prompt: row.score for row in policies[REFERENCE].prompts}
     pairs = [(rows[prompt].score, base[prompt]) for prompt in prompts]
-    return [None if own is None or other is None else own - other for own, other in pairs]
+    return [None if score is None or reference is None else score - reference for score, reference in pairs]
 
 
 def _paired(
@@ -135,16 +135,16 @@ def _paired(
     seed: int,
 ) -> dict[str, Any] | None:
     sides = [_values(policies, name, measure, prompts) for policies in (ours, theirs)]
-    known = [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
-    if not known:
+    pairs = [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
+    if not pairs:
         return None
-    a, b = zip(*known, strict=True)
+    a, b = zip(*pairs, strict=True)
     result = stats.paired_bootstrap(b, a, resamples, seed)
     return {
         "policy": name,
         "label": theirs[name].label,
         "measure": measure,
-        "n": len(known),
+        "n": len(pairs),
         "a": _mean(a, resamples, seed),
         "b": _mean(b, resamples, seed),
         "difference": {"mean": result.mean, "interval": list(result.interval)},
@@ -179,9 +179,9 @@ def _settings(a: RunDir, b: RunDir) -> list[str]:
         settings_of(run.config, read_text(run.config)) if run.config.is_file() else {} for run in (a, b)
     )
     return [
-        f"{part}.{line}"
-        for part in ("data", "evaluation")
-        for line in differences(ours.get(part, {}), theirs.get(part, {}))
+        f"{section}.{line}"
+        for section in ("data", "evaluation")
+        for line in differences(ours.get(section, {}), theirs.get(section, {}))
     ]
 
 
@@ -226,10 +226,10 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     """The comparison as a table, and what makes it less than a fair one."""
     headers = ("Policy, measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
     console.line(f"a: {result['a']}\nb: {result['b']}\n{result['common_prompts']} common prompts")
-    differ = {each["label"] for each in result["policies"] if not _same(each)}
+    differ = {record["label"] for record in result["policies"] if not _same(record)}
     if same := dict.fromkeys(e["label"] for e in result["policies"] if e["label"] not in differ):
         console.line(f"the same in both runs on every prompt: {', '.join(same)}")
-    if shown := [each for each in result["policies"] if each["label"] in differ]:
+    if shown := [record for record in result["policies"] if record["label"] in differ]:
         console.table(headers, list(comparison_table(shown)))
     if not result["same_reward_model"]:
         console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")
@@ -253,12 +253,12 @@ def comparison_table(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str
     """Rows of text: policy and measure, a, b, b - a with interval, corrected p-value, verdict."""
     for record in records:
         low, high = record["interval"]
-        known = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        difference = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
         yield (
             f"{record['label']}, {WORDS[record['measure']]}",
             f"{record['a']['mean']:.3f}",
             f"{record['b']['mean']:.3f}",
-            "the same on every prompt" if _same(record) else known,
+            "the same on every prompt" if _same(record) else difference,
             f"{record['p_holm']:.3f}",
             record["verdict"],
         )

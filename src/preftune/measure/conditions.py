@@ -30,13 +30,13 @@ def second_judge(session: Session) -> SecondJudge | None:
     stages, judge = session.config.stage, session.judge
     if judge is None:
         return None
-    own, found = stages.get(judge), list[SecondJudge]()
+    judge_stage, candidates = stages.get(judge), list[SecondJudge]()
     for name, config in stages.items():
         if config.scores and name != judge and session.is_trained(name):
-            parts = {"" if own is None else own.training_part(), config.training_part()}
-            apart = own is None or parts == {"first", "second"}
-            found.append(SecondJudge(stage=name, shares_pairs=not apart))
-    return min(found, key=lambda second: second.shares_pairs, default=None)
+            halves = {"" if judge_stage is None else judge_stage.training_part(), config.training_part()}
+            apart = judge_stage is None or halves == {"first", "second"}
+            candidates.append(SecondJudge(stage=name, shares_pairs=not apart))
+    return min(candidates, key=lambda second: second.shares_pairs, default=None)
 
 
 def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
@@ -90,7 +90,7 @@ def make_bench(
         device=learner.device,
         say=learner.say_once,
         gold=gold,
-        golds={name: made for name in judges_in(settings.gold) if (made := judge(name))},
+        golds={name: gold_scorer for name in judges_in(settings.gold) if (gold_scorer := judge(name))},
         held_out=scorer(second.stage, None) if second else None,
         learner=shared_by,
     )
@@ -114,9 +114,9 @@ def held_out_prompts(session: Session) -> list[Preference]:
 
 def distinct(rows: Iterable[Preference], n: int) -> list[Preference]:
     """The first `n` rows with different prompts; fewer if there are no more."""
-    found: dict[str, Preference] = {}
+    by_prompt: dict[str, Preference] = {}
     for row in rows:
-        if len(found) == n:
+        if len(by_prompt) == n:
             break
-        found.setdefault(row.prompt.transcript(), row)
-    return list(found.values())
+        by_prompt.setdefault(row.prompt.transcript(), row)
+    return list(by_prompt.values())

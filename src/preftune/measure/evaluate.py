@@ -16,7 +16,7 @@ from preftune.evaluation.compare import compare_to
 from preftune.evaluation.length import length_controlled
 from preftune.evaluation.policy import Bench, Gold, Row, Summary
 from preftune.evaluation.summary import summarise
-from preftune.measure.cache import Parts, content
+from preftune.measure.cache import Cache, content
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
 from preftune.records.base import write_record, write_records
@@ -61,19 +61,19 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     began = time.monotonic()
     judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, policies = held_out_prompts(session), policies_of(session, stages)
-    parts = replace(parts_of(session, policies, prompts, session.gold), learner=learner)
+    cache = replace(cache_of(session, policies, prompts, session.gold), learner=learner)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
     if main:
         StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
-    _evaluate_reward_models(session, judges, parts, write=main)
-    measured = measure_policies(session, policies, prompts, session.gold, parts)
+    _evaluate_reward_models(session, judges, cache, write=main)
+    measured = measure_policies(session, policies, prompts, session.gold, cache)
     if not main:
         return True
     _write_policies(session, measured)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
     _finish(session, stages, record)
-    parts.remove()
+    cache.remove()
     session.console.finished(EVALUATION, facts)
     return True
 
@@ -89,17 +89,17 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
     if listed(record) is None:  # from before sums were kept: names only
         names = record.get("files")
         return isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
-    found = faults(run, record)
+    stale = faults(run, record)
     if record.get("made_from") != models:
-        found.append("it was made of other models")
-    for fault in found:
+        stale.append("it was made of other models")
+    for fault in stale:
         session.console.line(f"{EVALUATION}: {fault}; it is made again")
-    if any(fault.startswith(str(run.models)) for fault in found) and all(CARD in fault for fault in found):
+    if any(fault.startswith(str(run.models)) for fault in stale) and all(CARD in fault for fault in stale):
         _finish(session, stages, record)
-        found = []
-    if not found:  # what a kill after the last line of an evaluation left
+        stale = []
+    if not stale:  # what a kill after the last line of an evaluation left
         shutil.rmtree(run.stage_dir(EVALUATION) / "parts", ignore_errors=True)
-    return not found
+    return not stale
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
@@ -134,20 +134,20 @@ def _functions(session: Session) -> dict[str, Any]:
     read = [columns_hash(terms, session.dataset.test) for terms in called if terms]
     hashes = dict.fromkeys(each["columns"] for each in read if each)  # one for each that reads some
     names = ("columns", *(f"columns_{n}" for n in range(2, len(hashes) + 1)))
-    found: dict[str, Any] = dict(zip(names, hashes, strict=False))
+    facts: dict[str, Any] = dict(zip(names, hashes, strict=False))
     if settings.reward_functions:
-        found["functions"] = source_hashes(settings.reward_functions)
-    return found | ({"golds": judge_hashes(judges)} if judges else {})
+        facts["functions"] = source_hashes(settings.reward_functions)
+    return facts | ({"golds": judge_hashes(judges)} if judges else {})
 
 
-def parts_of(
+def cache_of(
     session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
-) -> Parts:
+) -> Cache:
     """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""
     settings, second = session.config.evaluation, second_judge(session)
     judges = [session.judge, second.stage if second else None]
     reference = reference_stage(session, stages)
-    return Parts(
+    return Cache(
         directory=session.run.stage_dir(EVALUATION) / "parts",
         inputs={
             "version": _VERSION,
@@ -172,11 +172,11 @@ def _written(run: RunDir) -> list[Path]:
     return [file for file in files if not file.name.startswith(".")]
 
 
-def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Parts, *, write: bool) -> None:
+def _evaluate_reward_models(session: Session, stages: Sequence[str], cache: Cache, *, write: bool) -> None:
     """On held-out pairs, where the data are pairs; the report says where they are not."""
     if session.dataset.kind != "pairs":
         return
-    for name, (result, rows) in audits(session, stages, session.dataset.validation, parts, own_data=True):
+    for name, (result, rows) in audits(session, stages, session.dataset.validation, cache, own_data=True):
         if not write:
             continue
         if name != session.judge:
@@ -187,7 +187,7 @@ def _evaluate_reward_models(session: Session, stages: Sequence[str], parts: Part
 
 
 def audits(
-    session: Session, stages: Sequence[str], pairs: Sequence[Preference], parts: Parts, *, own_data: bool
+    session: Session, stages: Sequence[str], pairs: Sequence[Preference], cache: Cache, *, own_data: bool
 ) -> Iterator[tuple[str, tuple[dict[str, Any], list[Row]]]]:
     """Every reward stage with the record of its audit on `pairs` and the rows of its mistakes."""
     bag = functools.cache(lambda: bag_of_words(session))
@@ -198,7 +198,7 @@ def audits(
         def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
             return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
 
-        yield name, parts.take(f"audit_{name}", of_stage, audit)
+        yield name, cache.take(f"audit_{name}", of_stage, audit)
 
 
 def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
@@ -212,17 +212,17 @@ def reference_stage(session: Session, stages: Sequence[str]) -> str:
 
 
 def measure_policies(
-    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None, parts: Parts
+    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None, cache: Cache
 ) -> Measured:
     """Base, every policy stage, and best-of-n of the reference. `gold`: the score by rule, if one is known
     for these prompts.
     """
     reference = reference_stage(session, stages)
-    bench, learner = make_bench(session, reference, prompts, gold, parts.learner)
+    bench, learner = make_bench(session, reference, prompts, gold, cache.learner)
     names = [BASE, *stages]
-    rows, reverse = _measured(session, bench, learner, reference, names, parts)
-    human = parts.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
-    pool = list[Row]() if bench.scorer is None else parts.take("pool", {}, lambda: _pool(session, bench))
+    rows, reverse = _measured(session, bench, learner, reference, names, cache)
+    human = cache.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
+    pool = list[Row]() if bench.scorer is None else cache.take("pool", {}, lambda: _pool(session, bench))
     return compared(session, bench, names, rows, reverse, human, pool)
 
 
@@ -236,46 +236,46 @@ def compared(
     pool: Sequence[Row],
 ) -> Measured:
     """All numbers that follow from replies: `rows` and `reverse` by policy, the reference's `pool`."""
-    own = policy_name_of(reference_stage(session, names[1:]))
+    baseline = policy_name_of(reference_stage(session, names[1:]))
     labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
     best = f"best_of_{bench.settings.best_of}"
     if bench.scorer is not None:
         rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
-        labels[best] = f"best of {bench.settings.best_of} ({labels[own]})"
-    comparisons = _comparisons(bench, rows, own, best, human)
+        labels[best] = f"best of {bench.settings.best_of} ({labels[baseline]})"
+    comparisons = _comparisons(bench, rows, baseline, best, human)
     summaries = {}
     for name, measured in rows.items():
         n = bench.settings.best_of if name == best else None
-        made = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
-        if pool and name != own:
+        summary = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
+        if pool and name != baseline:
             others = pool if n is None else not_picked_from(pool, n, bench.settings.pool)
-            made["length_controlled"] = length_controlled(
-                measured, rows[own], others, bench.settings, bench.seed
+            summary["length_controlled"] = length_controlled(
+                measured, rows[baseline], others, bench.settings, bench.seed
             )
-        summaries[name] = _with_comparisons(made, comparisons, own) | _held_out(session, made)
-    made_curve = _curve(bench, own, labels[own], pool) if pool else None
-    return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=made_curve)
+        summaries[name] = _with_comparisons(summary, comparisons, baseline) | _held_out(session, summary)
+    curve = _curve(bench, baseline, labels[baseline], pool) if pool else None
+    return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=curve)
 
 
 def _measured(
-    session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], parts: Parts
+    session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], cache: Cache
 ) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
     """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
-    found: dict[str, tuple[list[Row], list[float]]] = {}
+    measured: dict[str, tuple[list[Row], list[float]]] = {}
     for name in [reference, *(n for n in names if n != reference)]:
 
         def measure(name: str = name) -> tuple[list[Row], list[float]]:
             policy = bench.reference if name == reference else frozen_policy(session, learner, name)
             with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
                 rows = bench.rows(policy, advance)
-            return rows, bench.reverse_kl(policy, found[reference][0] if name != reference else rows)
+            return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
 
-        rows, reverse = parts.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
+        rows, reverse = cache.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
         # A policy that diverged has divergences that are not finite: text in JSON.
         rows = [row | {"kl": float(row["kl"]), "k1": float(row["k1"])} for row in rows]
-        found[name] = rows, [float(value) for value in reverse]
-    rows_of = {policy_name_of(name): found[name][0] for name in names}
-    return rows_of, {policy_name_of(name): found[name][1] for name in names}
+        measured[name] = rows, [float(value) for value in reverse]
+    rows_of = {policy_name_of(name): measured[name][0] for name in names}
+    return rows_of, {policy_name_of(name): measured[name][1] for name in names}
 
 
 def _pool(session: Session, bench: Bench) -> list[Row]:
@@ -288,12 +288,12 @@ def _comparisons(
 ) -> list[dict[str, Any]]:
     """Every policy against the reference; the trained ones against best-of-n; all against people."""
     settings, seed = bench.settings, bench.seed
-    found = compare_to(reference, rows, settings, seed)
+    comparisons = compare_to(reference, rows, settings, seed)
     if bench.scorer is None:
-        return found
+        return comparisons
     trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
-    found += compare_to(best, trained, settings, seed)
-    return found + compare_to(HUMAN, {**rows, HUMAN: human}, settings, seed)
+    comparisons += compare_to(best, trained, settings, seed)
+    return comparisons + compare_to(HUMAN, {**rows, HUMAN: human}, settings, seed)
 
 
 def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Summary:
@@ -311,14 +311,14 @@ def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Sum
 
 def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]], reference: str) -> Summary:
     """The summary with what its policy's comparisons say, under their names."""
-    places = {
+    names = {
         (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
         (reference, "held_out"): ("held_out_difference_to_sft", None),
         (HUMAN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
     }
     summary = dict(summary)
     for record in comparisons:
-        difference, rate = places.get((record["reference"], record["measure"]), (None, None))
+        difference, rate = names.get((record["reference"], record["measure"]), (None, None))
         if record["policy"] != summary["policy"] or difference is None:
             continue
         summary[difference] = {

@@ -18,18 +18,20 @@ SHOWN = 3  # of the numbers that differ; the others are counted
 def numbers_of(run: RunView) -> dict[str, float]:
     """What is compared: the reward model's accuracy; every policy's gain in score and gold, KL, EOS rate."""
     model = run.reward_model
-    found = {} if model is None or model.accuracy is None else {"reward model accuracy": model.accuracy.value}
+    values = dict[str, float]()
+    if model is not None and model.accuracy is not None:
+        values["reward model accuracy"] = model.accuracy.value
     for policy in run.policies:
         label = policy.label if policy.policy != BASE else "base"
         if policy.policy != run.reference:
             for measure, words in (("score", "gain"), ("gold", "gold gain")):
                 compared = run.comparison(policy.policy, measure)
                 if compared is not None:
-                    found[f"{label} {words}"] = compared.difference.value
+                    values[f"{label} {words}"] = compared.difference.value
         for words, estimate in (("KL", policy.kl_sequence), ("EOS rate", policy.eos_rate)):
             if estimate is not None:
-                found[f"{label} {words}"] = estimate.value
-    return found
+                values[f"{label} {words}"] = estimate.value
+    return values
 
 
 def settings_sha256(config: RunConfig) -> str:
@@ -61,20 +63,20 @@ def outcome(run: RunView, config: RunConfig) -> str | None:
     """One sentence for the end of a run; None where its settings are not those of a measured recipe."""
     from scipy.stats import binom  # slow to import, for one number
 
-    known = expectation(config.name)
-    if known is None or known.settings_sha256 != settings_sha256(config):
+    expected = expectation(config.name)
+    if expected is None or expected.settings_sha256 != settings_sha256(config):
         return None
-    own = numbers_of(run)
-    bands = {name: band(values) for name, values in known.numbers.items() if name in own}
+    measured = numbers_of(run)
+    bands = {name: band(values) for name, values in expected.numbers.items() if name in measured}
     compared = {name: ends for name, ends in bands.items() if ends is not None}
     if not compared:
         return None
     outside = [
-        f"{name} {own[name]:+.2f} ({low:+.2f} to {high:+.2f})"
+        f"{name} {measured[name]:+.2f} ({low:+.2f} to {high:+.2f})"
         for name, (low, high) in compared.items()
-        if not low - 1e-9 <= own[name] <= high + 1e-9
+        if not low - 1e-9 <= measured[name] <= high + 1e-9
     ]
-    of = f"{len(known.seeds)} runs of this recipe ({known.made})"
+    of = f"{len(expected.seeds)} runs of this recipe ({expected.made})"
     usual = int(binom.ppf(0.95, len(compared), 0.05))  # each leaves its band once in twenty runs by chance
     if len(outside) <= usual:
         inside = len(compared) - len(outside)

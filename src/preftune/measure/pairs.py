@@ -13,8 +13,8 @@ from preftune.measure.conditions import distinct
 from preftune.measure.evaluate import (
     Measured,
     audits,
+    cache_of,
     measure_policies,
-    parts_of,
     policies_of,
     policy_name_of,
     reference_stage,
@@ -43,10 +43,10 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
     trained = {prompt_hash(pair.prompt) for data in learnt for pair in data.train}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_hash(pair.prompt) not in trained]
-    seen = len(read) - len(pairs)
+    left_out = len(read) - len(pairs)
     if not pairs:
         raise DataError(
-            f"all {seen} pairs of {file} have a prompt that this run was trained on",
+            f"all {left_out} pairs of {file} have a prompt that this run was trained on",
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
     directory = session.run.pairs(_name(file))
@@ -54,14 +54,14 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
     policies = policies_of(session, stages)
     prompts = distinct(pairs, session.config.evaluation.prompts)
-    parts = parts_of(session, policies, prompts, None)
+    cache = cache_of(session, policies, prompts, None)
     judges = [s for s in judges_of(session.config.stage) if s in stages]
-    for stage, (result, rows) in audits(session, judges, pairs, parts, own_data=False):
+    for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_record(directory / f"{name}.json", {**result, "seen_in_training": seen}, RewardModelRecord)
+        write_record(directory / f"{name}.json", {**result, "seen_in_training": left_out}, RewardModelRecord)
         write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
         _show_judge(session, stage, result)
-    measured = measure_policies(session, policies, prompts, None, parts)
+    measured = measure_policies(session, policies, prompts, None, cache)
     opinions = _opinions(session, policies, pairs)
     write_records(directory / "comparisons.jsonl", measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
@@ -69,12 +69,12 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
     digest = sha256_file(file) if file.is_file() else None  # none of a directory of files
-    facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": seen}
-    made = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
-    whole = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, made)}
-    PairsFile.model_validate(whole)
-    write_sealed(record, whole)
-    parts.remove()
+    facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": left_out}
+    written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
+    content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
+    PairsFile.model_validate(content)
+    write_sealed(record, content)
+    cache.remove()
     _show(session, measured, opinions)
     return directory
 
@@ -93,20 +93,20 @@ def _opinions(
     """What every policy's own log-probabilities prefer."""
     settings, reference = session.config.evaluation, reference_stage(session, stages)
     learner = session.learner(settings.batch_size)
-    found: dict[str, PairLogprobs] = {}
+    logps: dict[str, PairLogprobs] = {}
     for stage in [BASE, *stages]:
         source = session.source(stage)
         role, encoder = Reference(load_causal_lm(source)), session.encoder(source)
         learner.freeze(role)
         usable, _ = first_usable(encoder, pairs, None)
         with session.console.counting(f"pairs {stage}", len(usable)) as advance:
-            found[stage] = pair_logprobs(role, encoder, usable, settings.batch_size, learner.device, advance)
+            logps[stage] = pair_logprobs(role, encoder, usable, settings.batch_size, learner.device, advance)
     seed = session.config.seed
     return {
         policy_name_of(stage): preference(
-            own, None if stage == reference else found[reference], settings.resamples, seed
+            logprobs, None if stage == reference else logps[reference], settings.resamples, seed
         )
-        for stage, own in found.items()
+        for stage, logprobs in logps.items()
     }
 
 

@@ -98,7 +98,7 @@ def audit_pairs(
 def _gaps(by: Examiner) -> dict[str, Any]:
     """What the reward model sees of each part of the built-in world's gold score."""
     return {
-        part: gap(by.scored(part, usable))
-        for part, probes in world_probes(by.session.config.seed).items()
+        component: gap(by.scored(component, usable))
+        for component, probes in world_probes(by.session.config.seed).items()
         if (usable := by.encoder.usable(probes)[0])
     }

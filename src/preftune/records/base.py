@@ -140,8 +140,8 @@ def write_records(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Reco
 def _fitted(where: str, row: Any, kind: type[R]) -> R:
     version = row.get("version", 1) if isinstance(row, Mapping) else 1
     if type(version) is not int or not 1 <= version <= VERSION:
-        said = str(version)[:40]
-        raise DataError(f"{where}: version {said} of its keys is not known here", "use a newer preftune")
+        unknown = str(version)[:40]
+        raise DataError(f"{where}: version {unknown} of its keys is not known here", "use a newer preftune")
     try:
         return kind.model_validate(row)
     except ValidationError as error:

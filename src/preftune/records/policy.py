@@ -93,8 +93,8 @@ class PolicyRecord(Record):
             if row.get(key) is not None and not isinstance(row[key], Mapping | Estimate):
                 raise ValueError(f"{key} is no object")
         row.setdefault("shares", {key: row[key] for key in SHARES if row.get(key) is not None})
-        known = {new: row[old] for old, new in _WITH_INTERVAL.items() if row.get(old) is not None}
-        row.setdefault("intervals", known)
+        intervals = {new: row[old] for old, new in _WITH_INTERVAL.items() if row.get(old) is not None}
+        row.setdefault("intervals", intervals)
         if isinstance(row.get("policy"), str) and isinstance(row.get("label") or "", str):
             row["label"] = clean(row.get("label") or row["policy"], MAX_LABEL)
         return row

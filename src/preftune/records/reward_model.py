@@ -60,8 +60,8 @@ class SanityRow(Record):
     def _folded(cls, row: Any) -> Any:
         if not isinstance(row, Mapping):
             return row
-        own = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
-        return {"score": own, **row, "label": row.get("label") or row.get("name")}
+        score = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
+        return {"score": score, **row, "label": row.get("label") or row.get("name")}
 
 
 class Temperature(Record):
@@ -188,8 +188,8 @@ class RewardModelRecord(Record):
                 row[key] = {"value": row[key], "interval": row.get(f"{key}_interval"), "n": row.get("n")}
         parts = row.get("gold_component_gaps")
         if isinstance(parts, Mapping):
-            gaps = {part: gap.get("gap_sd") for part, gap in parts.items() if isinstance(gap, Mapping)}
-            row.setdefault("gold_gaps", {part: gap for part, gap in gaps.items() if gap is not None})
+            gaps = {name: gap.get("gap_sd") for name, gap in parts.items() if isinstance(gap, Mapping)}
+            row.setdefault("gold_gaps", {name: gap for name, gap in gaps.items() if gap is not None})
         return row
 
 

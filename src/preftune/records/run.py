@@ -129,10 +129,10 @@ class TokenRow(Record):
 
     def measures(self) -> Mapping[str, Sequence[float]]:
         """What there is, by name; of the score, what each token did to it."""
-        found = {words: list(getattr(self, name)) for name, words in MEASURES.items() if getattr(self, name)}
-        if scores := found.get(MEASURES["score"]):
-            found[MEASURES["score"]] = [0.0, *(after - before for before, after in pairwise(scores))]
-        return found
+        values = {words: list(getattr(self, name)) for name, words in MEASURES.items() if getattr(self, name)}
+        if scores := values.get(MEASURES["score"]):
+            values[MEASURES["score"]] = [0.0, *(after - before for before, after in pairwise(scores))]
+        return values
 
 
 MEASURES = {"log_ratio": "log-ratio", "kl": "KL", "advantage": "advantage", "score": "change of the score"}

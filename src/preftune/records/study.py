@@ -48,8 +48,8 @@ class SeedRecord(_OfSeed):
 
 
 def _same_prompts(sizes: Iterable[int]) -> None:
-    found = set(sizes)
-    if len(found) > 1 or 0 in found:
+    different = set(sizes)
+    if len(different) > 1 or 0 in different:
         raise ValueError("measures of one set are of no prompts, or of different numbers of them")
 
 

@@ -27,11 +27,11 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     key = _key(directory)
     view = load_run(directory)
     drawn = draw(view)
-    parts = sections(view, {file: words for file, (_, words) in drawn.items()})
+    contents = sections(view, {file: words for file, (_, words) in drawn.items()})
     texts = {directory.figures / file: svg for file, (svg, _) in drawn.items()}
-    texts[directory.analysis_text] = analysis_text(view, parts)
-    texts |= {directory.path / file: text for file, text in apart_texts(parts).items()}
-    texts[directory.report_page] = page_text(view, parts, {file: svg for file, (svg, _) in drawn.items()})
+    texts[directory.analysis_text] = analysis_text(view, contents)
+    texts |= {directory.path / file: text for file, text in apart_texts(contents).items()}
+    texts[directory.report_page] = page_text(view, contents, {file: svg for file, (svg, _) in drawn.items()})
     earlier: dict[str, object] = {}
     with contextlib.suppress(DataError):
         earlier = listed(read_sealed(directory.report_record)) or {}

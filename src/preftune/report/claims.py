@@ -48,21 +48,21 @@ def claims(run: RunView, measure: str = "score", against: str | None = None) -> 
 
     `against` is a policy's name or CHOSEN; without it the reference, usually SFT.
     """
-    other = run.reference if against is None else against
-    found = []
+    reference = run.reference if against is None else against
+    compared = []
     for policy in run.policies:
-        recorded = run.comparison(policy.policy, measure, other)
-        own = policy.difference if measure == "score" and against is None else None
-        difference = recorded.difference if recorded else own
-        if difference is None or policy.policy == other:
+        recorded = run.comparison(policy.policy, measure, reference)
+        from_evaluation = policy.difference if measure == "score" and against is None else None
+        difference = recorded.difference if recorded else from_evaluation
+        if difference is None or policy.policy == reference:
             continue
         p_holm = recorded.p_holm if recorded else None
         needed = recorded.n_needed if recorded else None
         words = outcome(difference, p_holm)
-        found.append(
+        compared.append(
             Claim(policy=policy, outcome=words, difference=difference, p_holm=p_holm, n_needed=needed)
         )
-    return tuple(found)
+    return tuple(compared)
 
 
 def detectable(difference: Estimate) -> float | None:
@@ -86,52 +86,52 @@ def summary(run: RunView) -> str:
     By the judge that training saw least: gold, else a second reward model, else the score itself.
     """
     measure, judge = next(((key, words) for key, words in JUDGES.items() if claims(run, key)), ("", ""))
-    made = [c for c in claims(run, measure) if not c.policy.best_of and c.policy.policy != BASE]
-    if not made:
+    shown = [c for c in claims(run, measure) if not c.policy.best_of and c.policy.policy != BASE]
+    if not shown:
         return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
     if measure == "score" and judge_is_sound(run) is False:
         return "Nothing can be claimed about quality: the reward model is not shown to be better than a coin."
     reference = run.label(run.reference)
-    better, worse = ([c for c in made if c.outcome == kind] for kind in (BETTER, WORSE))
+    better, worse = ([c for c in shown if c.outcome == kind] for kind in (BETTER, WORSE))
     if not better and not worse:
         return f"No policy is shown to differ from {reference} by {judge}."
     if not better:
         return f"No policy is shown to beat {reference} by {judge}; {_labels(worse)} did worse."
-    parts = [f"{_labels(better)} beat{'s' * (len(better) == 1)} {reference} by {judge}"]
-    parts += [f"{_labels(worse)} did worse"] if worse else []
+    clauses = [f"{_labels(better)} beat{'s' * (len(better) == 1)} {reference} by {judge}"]
+    clauses += [f"{_labels(worse)} did worse"] if worse else []
     best = next((policy for policy in run.policies if policy.best_of), None)
     if best and (against := claims(run, measure, best.policy)):
         above = [c for c in against if c.outcome == BETTER]
-        parts.append(f"{_labels(above) or 'none'} beat{'s' * (len(above) < 2)} {best.label}")
-    return f"{'; '.join(parts)}."
+        clauses.append(f"{_labels(above) or 'none'} beat{'s' * (len(above) < 2)} {best.label}")
+    return f"{'; '.join(clauses)}."
 
 
 def verdict(run: RunView) -> str:
     """The run in one paragraph: what can be claimed, and what cannot."""
-    return " ".join(verdict_parts(run))
+    return " ".join(verdict_sentences(run))
 
 
-def verdict_parts(run: RunView) -> tuple[str, ...]:
+def verdict_sentences(run: RunView) -> tuple[str, ...]:
     """The verdict, one thought a string: the policies, their judge, the gold score, the size of the run."""
-    made = claims(run)
-    if not made:
+    by_score = claims(run)
+    if not by_score:
         return (
             f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}.",
             _judge(run),
         )
-    n = next((claim.difference.n for claim in made if claim.difference.n), None)
-    where = f"On {n} held-out prompts" if n else "On the held-out prompts"
-    outcomes = _outcomes(made, run.label(run.reference))
-    scored = f"{where}, by the reward model's own score, {outcomes}."
-    parts = [_judge(run), _gold(run), _held_out(run)]
+    n = next((claim.difference.n for claim in by_score if claim.difference.n), None)
+    prompts = f"On {n} held-out prompts" if n else "On the held-out prompts"
+    outcomes = _outcomes(by_score, run.label(run.reference))
+    scored = f"{prompts}, by the reward model's own score, {outcomes}."
+    sentences = [_judge(run), _gold(run), _held_out(run)]
     if judge_is_sound(run) is False:
         scored = (
             "Nothing can be claimed about quality: the reward model that scores the policies was not shown "
             f"to be better than a coin. {scored}"
         )
     else:
-        parts += [_at_equal_length(run), _against_best_of(run), _against_chosen(run)]
-    return tuple(part for part in (scored, *parts, _size(run)) if part)
+        sentences += [_at_equal_length(run), _against_best_of(run), _against_chosen(run)]
+    return tuple(part for part in (scored, *sentences, _size(run)) if part)
 
 
 def _why_no_claims(run: RunView) -> str:
@@ -142,20 +142,20 @@ def _why_no_claims(run: RunView) -> str:
     return f"no policy has been compared with {run.label(run.reference)}"
 
 
-def _outcomes(made: tuple[Claim, ...], reference: str) -> str:
+def _outcomes(compared: tuple[Claim, ...], reference: str) -> str:
     """`PPO (+0.4 [...]) and DPO (...) are better than SFT; GRPO (...) shows no detectable difference`."""
-    parts = []
+    clauses = []
     for kind in (BETTER, WORSE, UNCLEAR):
-        group = [claim for claim in made if claim.outcome == kind]
+        group = [claim for claim in compared if claim.outcome == kind]
         if not group:
             continue
         named = join([f"{claim.policy.label} ({claim.difference.text(sign=True)})" for claim in group])
         one = len(group) == 1
         if kind == UNCLEAR:
-            parts.append(f"{named} {'shows' if one else 'show'} no detectable difference from {reference}")
+            clauses.append(f"{named} {'shows' if one else 'show'} no detectable difference from {reference}")
         else:
-            parts.append(f"{named} {'is' if one else 'are'} {kind} than {reference}")
-    return "; ".join(parts)
+            clauses.append(f"{named} {'is' if one else 'are'} {kind} than {reference}")
+    return "; ".join(clauses)
 
 
 def _judge(run: RunView) -> str:
@@ -171,10 +171,10 @@ def _judge(run: RunView) -> str:
     if rule is None:
         return f"{start}, better than chance."
     name, share = rule
-    other = f"{baseline_words(name)} ({100 * share.value:.1f} %)"
+    baseline = f"{baseline_words(name)} ({100 * share.value:.1f} %)"
     if beats_baselines(run):
-        return f"{start}, better than chance and than {other}."
-    return f"{start}: better than chance, but not better than {other}."
+        return f"{start}, better than chance and than {baseline}."
+    return f"{start}: better than chance, but not better than {baseline}."
 
 
 def baseline_words(baseline: str) -> str:
@@ -226,27 +226,27 @@ def _held_out(run: RunView) -> str:
     return _second_opinion(run, "held_out", text, "the second's score", "a sign of over-optimisation")
 
 
-def _second_opinion(run: RunView, measure: str, start: str, other: str, lost: str) -> str:
+def _second_opinion(run: RunView, measure: str, start: str, other_measure: str, loss: str) -> str:
     """The outcomes by another measure, and which gains in reward it does not confirm."""
-    made = {claim.policy.policy: claim for claim in claims(run, measure)}
-    if not made:
+    by_policy = {claim.policy.policy: claim for claim in claims(run, measure)}
+    if not by_policy:
         return ""
     gained = [claim for claim in claims(run) if claim.outcome == BETTER]
-    text = f"{start}{_outcomes(tuple(made.values()), run.label(run.reference))}."
-    if fooled := _labels(claim for claim in gained if _outcome_of(made, claim) == WORSE):
-        text += f" What {fooled} gained in reward was lost in {other}: that is {lost}."
-    if unseen := _labels(claim for claim in gained if _outcome_of(made, claim) == UNCLEAR):
-        text += f" For {unseen} the gain in reward is not shown to be one in {other}."
+    text = f"{start}{_outcomes(tuple(by_policy.values()), run.label(run.reference))}."
+    if fooled := _labels(claim for claim in gained if _outcome_of(by_policy, claim) == WORSE):
+        text += f" What {fooled} gained in reward was lost in {other_measure}: that is {loss}."
+    if unseen := _labels(claim for claim in gained if _outcome_of(by_policy, claim) == UNCLEAR):
+        text += f" For {unseen} the gain in reward is not shown to be one in {other_measure}."
     return text
 
 
-def _labels(made: Iterable[Claim]) -> str:
-    return join([claim.policy.label for claim in made])
+def _labels(labelled: Iterable[Claim]) -> str:
+    return join([claim.policy.label for claim in labelled])
 
 
 def _outcome_of(table: dict[str, Claim], claim: Claim) -> str | None:
-    other = table.get(claim.policy.policy)
-    return other.outcome if other else None
+    counterpart = table.get(claim.policy.policy)
+    return counterpart.outcome if counterpart else None
 
 
 def length_outcome(policy: PolicyRecord) -> str | None:
@@ -260,33 +260,33 @@ def _at_equal_length(run: RunView) -> str:
     gained = [claim.policy for claim in claims(run) if claim.outcome == BETTER and not claim.policy.best_of]
     groups: dict[str, list[str]] = {BETTER: [], WORSE: [], UNCLEAR: []}
     for policy in gained:
-        found, control = length_outcome(policy), policy.length_controlled
-        if found and control and control.matched:
-            groups[found].append(f"{policy.label} ({control.matched.text(sign=True)})")
+        verdict, control = length_outcome(policy), policy.length_controlled
+        if verdict and control and control.matched:
+            groups[verdict].append(f"{policy.label} ({control.matched.text(sign=True)})")
     words = {
         BETTER: "the gain in reward remains for {}",
         UNCLEAR: "no gain is shown to remain for {}",
         WORSE: "the gain turns into a loss for {}",
     }
-    parts = [words[kind].format(join(groups[kind])) for kind in words if groups[kind]]
-    return f"Between responses of equal length, {'; '.join(parts)}." if parts else ""
+    clauses = [words[kind].format(join(groups[kind])) for kind in words if groups[kind]]
+    return f"Between responses of equal length, {'; '.join(clauses)}." if clauses else ""
 
 
 def _against_best_of(run: RunView) -> str:
     """Was training worth more than choosing the best of a few samples?"""
     best = next((policy for policy in run.policies if policy.best_of), None)
-    made = claims(run, against=best.policy) if best else ()
-    if not best or not made:
+    against_best = claims(run, against=best.policy) if best else ()
+    if not best or not against_best:
         return ""
-    return f"Against choosing without training: {_outcomes(made, best.label)}."
+    return f"Against choosing without training: {_outcomes(against_best, best.label)}."
 
 
 def _against_chosen(run: RunView) -> str:
     """The policies against the responses that people chose, by the same score."""
-    made = tuple(claim for claim in claims(run, against=CHOSEN) if not claim.policy.best_of)
-    if not made:
+    against_chosen = tuple(claim for claim in claims(run, against=CHOSEN) if not claim.policy.best_of)
+    if not against_chosen:
         return ""
-    return f"Against people's own choice, by the same score: {_outcomes(made, run.label(CHOSEN))}."
+    return f"Against people's own choice, by the same score: {_outcomes(against_chosen, run.label(CHOSEN))}."
 
 
 def _size(run: RunView) -> str:

@@ -42,17 +42,15 @@ def _limits(run: RunView) -> Section:
     standing: list[Prose] = [
         (
             "The reward model is both what PPO and GRPO were trained on and what all policies are scored by: "
-            "a gain in "
-            "its score is a gain by its taste, not proof of better answers.",
+            "a gain in its score is a gain by its taste, not proof of better answers.",
         ),
         (
             "One seed. The intervals cover the choice of prompts, not the luck of training; another seed can "
-            "reorder "
-            "policies that are close.",
+            "reorder policies that are close.",
         ),
     ]
-    found: list[Prose] = [(text,) for text in cautions(run)]
-    return Section(key="limits", title="Limits", blocks=(Bullets(items=tuple(found + standing)),))
+    of_this_run: list[Prose] = [(text,) for text in cautions(run)]
+    return Section(key="limits", title="Limits", blocks=(Bullets(items=tuple(of_this_run + standing)),))
 
 
 def _doctor(run: RunView) -> Section | None:
@@ -112,11 +110,11 @@ def _samples(run: RunView) -> Section:
         return Section(key="samples", title="Samples side by side", blocks=(say("There are no samples."),))
     explorer, total = samples(run)
     shown = len(explorer.cards)
-    part = "" if shown == total else f" This page holds the first {shown:,} of {total:,} prompts."
+    shortened = "" if shown == total else f" This page holds the first {shown:,} of {total:,} prompts."
     counts = join([f"{run.label(policy)} {len(rows):,}" for policy, rows in run.samples.items()])
     intro = say(
         "The same prompt to every policy, in the order of the evaluation, not picked. Read some before "
-        f"believing any number above.{part} All samples (",
+        f"believing any number above.{shortened} All samples (",
         counts,
         ") are in ",
         Code("samples/"),
@@ -144,11 +142,11 @@ def _mistakes(run: RunView) -> Section | None:
     explorer, total = mistakes(run), len(run.mistakes)
     ties = sum(row.margin == 0 for row in run.mistakes)
     shown = len(explorer.cards)
-    part = "" if shown == total else f" This page holds the first {shown:,}."
+    shortened = "" if shown == total else f" This page holds the first {shown:,}."
     blocks = [
         say(
             f"{total:,} validation pairs are ordered against their label"
-            f"{f', {ties} of them ties' if ties else ''}, the most confident first.{part} All are in ",
+            f"{f', {ties} of them ties' if ties else ''}, the most confident first.{shortened} All are in ",
             Code("analysis/reward_model_mistakes.jsonl"),
             ". A label is one person's judgement: some of these mistakes are not the model's.",
         )

@@ -11,15 +11,15 @@ from preftune.report.view import RunView
 def healthy(run: RunView, algorithm: str, metric: str) -> Healthy | None:
     """The range of a metric that applies to this run, if the pages give one."""
     kind = config_of(algorithm)
-    found = kind.healthy.get(metric) if kind else None
-    if kind is None or found is None or (found.on_hh and not _is_hh(run)):
+    healthy_range = kind.healthy.get(metric) if kind else None
+    if kind is None or healthy_range is None or (healthy_range.on_hh and not _is_hh(run)):
         return None
     stages = run.config.get("stage", {}).values()
-    own = [stage for stage in stages if stage.get("algorithm") == algorithm]
-    for key, wanted in found.only.items():
-        if any(stage.get(key, kind.model_fields[key].default) != wanted for stage in own):
+    of_algorithm = [stage for stage in stages if stage.get("algorithm") == algorithm]
+    for key, value in healthy_range.only.items():
+        if any(stage.get(key, kind.model_fields[key].default) != value for stage in of_algorithm):
             return None
-    return found
+    return healthy_range
 
 
 def _is_hh(run: RunView) -> bool:

@@ -90,8 +90,8 @@ def check_intact(run: RunDir) -> None:
         record = read_sealed(file)
         logs = f"remove {file.parent} and run the command that made the run, which makes that stage anew"
         check(run, record, logs, "stages/")
-        for part in ("evaluation/", "samples/", "analysis/"):
-            check(run, record, f"preftune evaluate {run.path} makes it anew", part)
+        for folder in ("evaluation/", "samples/", "analysis/"):
+            check(run, record, f"preftune evaluate {run.path} makes it anew", folder)
     for file in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
         check(run, read_sealed(file), f"remove {file.parent} and evaluate those pairs again")
 
@@ -120,21 +120,21 @@ def _optional(path: Path, kind: type[R]) -> R | None:
 def _stage_names(run: RunDir, config: Row) -> list[str]:
     """Stages in the order of the configuration, after the base model's own, then any others found on disk."""
     folder = run.stage_dir(BASE).parent
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    on_disk = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return list(
-        dict.fromkeys([name for name in found if name == BASE] + list(config.get("stage", {})) + found)
+        dict.fromkeys([name for name in on_disk if name == BASE] + list(config.get("stage", {})) + on_disk)
     )
 
 
 def _stage(run: RunDir, name: str, config: Row) -> StageView:
     file, metrics = run.stage_json(name), run.metrics(name)
     record = read_record(file, StageRecord) if file.exists() else StageRecord()
-    started, whole = run.stage_dir(name).is_dir(), record.status == "finished"
+    started, finished = run.stage_dir(name).is_dir(), record.status == "finished"
     return StageView(
         name=name,
         status=record.status or ("unfinished" if started else NOT_STARTED),
         record=record,
-        metrics=tuple(read_records(metrics, MetricsRow, whole=whole)) if metrics.exists() else (),
+        metrics=tuple(read_records(metrics, MetricsRow, whole=finished)) if metrics.exists() else (),
         settings=config.get("stage", {}).get(name, {}),
     )
 
@@ -153,17 +153,17 @@ def _other_reward_models(run: RunDir) -> tuple[RewardModelRecord, ...]:
 
 def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
     """What `evaluate --pairs` left, by name; one that did not get as far as its record is left out."""
-    found = []
+    evaluated = []
     for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
         judges = sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
-        found.append(
+        evaluated.append(
             OtherPairs(
                 of=read_record(path, PairsFile),
                 reward_models=tuple(read_record(judge, RewardModelRecord) for judge in judges),
                 policies=_policies(path.parent, PairsPolicy, stages),
             )
         )
-    return tuple(found)
+    return tuple(evaluated)
 
 
 def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
@@ -180,16 +180,16 @@ def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> 
         (run.run, "versions and devices"),
         (run.data, "the data record"),
     )
-    found = [f"{path.name} ({words})" for path, words in files if not path.exists()]
+    absent = [f"{path.name} ({words})" for path, words in files if not path.exists()]
     for stage in stages:
         if stage.status != "finished":
-            found.append(f"stage {clean(stage.name, 60)}: {clean(stage.status, 40)}")
+            absent.append(f"stage {clean(stage.name, 60)}: {clean(stage.status, 40)}")
     for stage in stages:
         kind = config_of(stage.algorithm)
         policy = kind.trains_policy if kind else stage.algorithm not in NO_POLICY
         trained = stage.status == "finished" and stage.name != BASE and policy
         if trained and policy_name(stage.name) not in policies:
-            found.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
+            absent.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
     if not run.reward_evaluation.exists():
-        found.append("the evaluation of the reward model")
-    return tuple(found)
+        absent.append("the evaluation of the reward model")
+    return tuple(absent)

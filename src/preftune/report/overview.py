@@ -28,37 +28,35 @@ DASH = "–"
 class _Run:
     """A run, its settings by dotted key, and what it is called: its directory."""
 
-    place: str
+    directory: str
     view: RunView
     settings: dict[str, Any]
 
 
 def build_all(folder: str | os.PathLike[str]) -> Path:
     """Write runs.html in a folder of runs. InputMissing if there is none; one that is damaged is named."""
-    place = Path(folder)
-    found, unread = list[_Run](), list[tuple[Text, ...]]()
-    for each in sorted(place.glob("*")):
-        if not (each / "config.toml").is_file():
+    root = Path(folder)
+    runs, unreadable = list[_Run](), list[tuple[Text, ...]]()
+    for directory in sorted(root.glob("*")):
+        if not (directory / "config.toml").is_file():
             continue
         try:
-            view = load_run(RunDir(each))
-            found.append(_Run(each.name, view, flatten(view.config)))
+            view = load_run(RunDir(directory))
+            runs.append(_Run(directory.name, view, flatten(view.config)))
         except PreftuneError as error:
-            unread.append((name(each.name), error.message))
-    if not found and not unread:
-        raise InputMissing(
-            f"no run in {place}", "`preftune run quickstart` makes one; or give another folder"
-        )
-    parts = [_gains(found), _differences(found), _single(found)]
-    if unread:
-        table = Table(headers=("Run", "Why"), rows=tuple(unread), left=2)
-        parts.append(Section(key="unread", title="Not read", blocks=(Grid(table=table),)))
+            unreadable.append((name(directory.name), error.message))
+    if not runs and not unreadable:
+        raise InputMissing(f"no run in {root}", "`preftune run quickstart` makes one; or give another folder")
+    tables = [_gains(runs), _differences(runs), _single(runs)]
+    if unreadable:
+        table = Table(headers=("Run", "Why"), rows=tuple(unreadable), left=2)
+        tables.append(Section(key="unread", title="Not read", blocks=(Grid(table=table),)))
     summary = (
-        f"{len(found)} runs in {name(place.resolve().name)}. Gains are over each run's own reference; one "
+        f"{len(runs)} runs in {name(root.resolve().name)}. Gains are over each run's own reference; one "
     )
     summary += "is better or worse only if its interval and Holm's correction say so."
-    page = place / PAGE
-    write_text(page, page_of(f"Runs in {name(place.resolve().name)}", summary, parts, {}, beside=""))
+    page = root / PAGE
+    write_text(page, page_of(f"Runs in {name(root.resolve().name)}", summary, tables, {}, beside=""))
     return page
 
 
@@ -86,17 +84,17 @@ def _policies(run: _Run) -> Iterator[tuple[Text, ...]]:
     for claim in claims(run.view):
         policy = claim.policy
         stage = policy.policy.removeprefix("policy_")
-        mine = [f.kind for f in findings if f.where in (stage, policy.label)]
+        pathologies = [f.kind for f in findings if f.where in (stage, policy.label)]
         cells = (policy.label, claim.difference.text(sign=True), claim.outcome)
         by_gold = gold.get(policy.policy, (DASH, DASH))
-        yield (name(run.place), *cells, *by_gold, kl_text(policy), "; ".join(mine) or DASH)
+        yield (name(run.directory), *cells, *by_gold, kl_text(policy), "; ".join(pathologies) or DASH)
 
 
 def _differences(runs: Sequence[_Run]) -> Section:
     """Settings that are not the same in all runs."""
     keys = _differing(runs)
     rows = tuple((name(key), *(_value(run, key) for run in runs)) for key in keys)
-    table = Table(headers=("Setting", *(name(run.place) for run in runs)), rows=rows[:MOST])
+    table = Table(headers=("Setting", *(name(run.directory) for run in runs)), rows=rows[:MOST])
     blocks: list[Block] = [Grid(table=table)] if rows else [say("All settings are the same.")]
     return Section(key="settings", title="Settings that differ", short="Settings", blocks=tuple(blocks))
 
@@ -104,17 +102,17 @@ def _differences(runs: Sequence[_Run]) -> Section:
 def _single(runs: Sequence[_Run]) -> Section:
     """Pairs of runs that differ in one setting alone, with the gains of the policies that both have."""
     rows = list[tuple[Text, ...]]()
-    for one, other in combinations(runs, 2):
-        keys = _differing((one, other))
+    for a, b in combinations(runs, 2):
+        keys = _differing((a, b))
         if len(keys) != 1 or len(rows) >= MOST:
             continue
-        theirs = {claim.policy.policy: claim for claim in claims(other.view)}
-        for claim in claims(one.view):
-            if (same := theirs.get(claim.policy.policy)) is not None:
-                gains = (claim.difference.text(sign=True), same.difference.text(sign=True))
-                values = (_value(one, keys[0]), _value(other, keys[0]))
+        claims_of_b = {claim.policy.policy: claim for claim in claims(b.view)}
+        for claim in claims(a.view):
+            if (counterpart := claims_of_b.get(claim.policy.policy)) is not None:
+                gains = (claim.difference.text(sign=True), counterpart.difference.text(sign=True))
+                values = (_value(a, keys[0]), _value(b, keys[0]))
                 rows.append(
-                    (name(keys[0]), name(one.place), name(other.place), *values, claim.policy.label, *gains)
+                    (name(keys[0]), name(a.directory), name(b.directory), *values, claim.policy.label, *gains)
                 )
     headers = ("Setting", "Run A", "Run B", "A", "B", "Policy", "Gain of A", "Gain of B")
     intro = say(

@@ -28,13 +28,13 @@ def comparison_table(run: RunView) -> Table:
     outcomes = {claim.policy.policy: claim.outcome for claim in claims(run)}
     rows = []
     for policy in run.policies:
-        own = policy.policy == run.reference
+        baseline = policy.policy == run.reference
         cells = [policy.label, _cell(policy.reward), number(policy.reward_sd)]
         cells += [
-            "reference" if own else _cell(policy.difference, sign=True),
+            "reference" if baseline else _cell(policy.difference, sign=True),
             outcomes.get(policy.policy, "–"),
         ]
-        cells += ["–" if own or policy.win_rate is None else policy.win_rate.percent(), kl_text(policy)]
+        cells += ["–" if baseline or policy.win_rate is None else policy.win_rate.percent(), kl_text(policy)]
         cells += [_cell(policy.length), policy.eos_rate.percent() if policy.eos_rate else "–"]
         rows.append(tuple(cells + [_cell(value(policy)) for value in golds.values()]))
     return Table(headers=tuple(headers), rows=tuple(rows))
@@ -45,8 +45,8 @@ def gold_columns(run: RunView) -> dict[str, Callable[[PolicyRecord], Estimate | 
     columns: dict[str, Callable[[PolicyRecord], Estimate | None]] = {
         f"Gold, {clean(name, 40)}": partial(_named_gold, name) for name in run.golds
     }
-    own = any(policy.gold and policy.gold not in policy.golds.values() for policy in run.policies)
-    return {"Gold": lambda policy: policy.gold, **columns} if own else columns
+    unnamed_gold = any(policy.gold and policy.gold not in policy.golds.values() for policy in run.policies)
+    return {"Gold": lambda policy: policy.gold, **columns} if unnamed_gold else columns
 
 
 def _named_gold(name: str, policy: PolicyRecord) -> Estimate | None:
@@ -76,8 +76,8 @@ def text_table(run: RunView) -> Table:
     }
     rows = []
     for policy in run.policies:
-        known = {key: share.percent() for key, share in policy.intervals.items()}
-        cells = [known.get(key) or percent(policy.shares.get(key)) for key in shares]
+        with_interval = {key: share.percent() for key, share in policy.intervals.items()}
+        cells = [with_interval.get(key) or percent(policy.shares.get(key)) for key in shares]
         rows.append((policy.label, number(policy.length_median), *cells))
     return Table(headers=("Policy", "Median length", *shares.values()), rows=tuple(rows))
 

@@ -31,9 +31,9 @@ def name(text: object, limit: int = MAX_NAME) -> Code:
     return Code(" ".join(clean(text, limit).split()))
 
 
-def cut_note(left: int) -> str:
+def cut_note(characters: int) -> str:
     """What stands where a text was cut, as `clean` writes it."""
-    return f" … ({left} more characters)"
+    return f" … ({characters} more characters)"
 
 
 def fenced(text: object, language: str = "text", limit: int | None = MAX_QUOTE) -> str:
@@ -53,11 +53,11 @@ def code_span(text: str, *, in_table: bool = False) -> str:
 
 def markdown(pieces: Prose, *, in_table: bool = False) -> str:
     """Pieces of prose as one line of Markdown in which only our own structure is markup."""
-    parts = [
+    rendered = [
         code_span(piece, in_table=in_table) if isinstance(piece, Code) else _escape(piece, in_table)
         for piece in pieces
     ]
-    line = "".join(parts)
+    line = "".join(rendered)
     return line if in_table else _BLOCK_START.sub(r"\1\\\2", line)
 
 
@@ -82,8 +82,8 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if size and size < 0.001:
         text = f"{value:.1e}"
         return f"+{text}" if sign and value > 0 else text
-    whole = len(str(int(size))) if size >= 1 else 0
-    decimals = max(0, digits - whole) if size >= 100 else max(2, digits - whole)
+    integer_digits = len(str(int(size))) if size >= 1 else 0
+    decimals = max(0, digits - integer_digits) if size >= 100 else max(2, digits - integer_digits)
     text = f"{value:.{decimals}f}"
     return f"+{text}" if sign and value > 0 else text
 

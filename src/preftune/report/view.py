@@ -89,13 +89,13 @@ class RunView:
         """What a policy is called in text."""
         if policy == CHOSEN:
             return "the human-chosen response"
-        found = self.policy(policy)
-        return found.label if found else clean(policy, MAX_LABEL)
+        evaluated = self.policy(policy)
+        return evaluated.label if evaluated else clean(policy, MAX_LABEL)
 
     def comparison(
         self, policy: str, measure: str = "score", against: str | None = None
     ) -> Comparison | None:
         """The recorded comparison of `policy` in `measure` with `against`, by default the reference."""
-        other = self.reference if against is None else against
+        reference = self.reference if against is None else against
         rows = (row for row in self.comparisons if row.policy == policy and row.measure == measure)
-        return next((row for row in rows if row.reference == other), None)
+        return next((row for row in rows if row.reference == reference), None)

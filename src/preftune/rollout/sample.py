@@ -6,11 +6,14 @@ position) alone, so that a response does not change with its neighbours in the b
 samples it.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from preftune.data.batch import Prompts, Sequences, concatenate
 from preftune.functional.masked import is_end
@@ -18,6 +21,7 @@ from preftune.models.adapter import merged
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, for_sampling, next_logits
 from preftune.models.fast.native import lacking
+from preftune.models.fast.static import WARM_UP, StaticGrid, Step, recorder, refuse
 from preftune.models.memory import give_back_memory
 from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
@@ -28,6 +32,7 @@ _BLOCK = 256  # tokens
 # Tokens between looks at which rows have ended; where there is a device, it is waited for.
 _ASK_EVERY = {"cpu": 1}
 _ASK_EVERY_ELSEWHERE = 16
+_ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest number
 _WIDE = ("cpu", "cuda")  # devices with float64
 without_kernel: list[float] = []  # seconds of each call of this process that a kernel would have made shorter
 
@@ -54,7 +59,7 @@ def sample(
         return Sequences(prompts.ids[:, :1], prompts.attention[:, :1], prompts.attention[:, :1])
     began = time.monotonic()
     try:
-        return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt)
+        return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt, say)
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise
@@ -88,40 +93,152 @@ def _sampled(
     temperature: float,
     eos_id: int | Sequence[int],
     k: int,
+    say: Callable[[str], None] | None,
 ) -> Sequences:
     """Responses to all prompts at once, k to each."""
     packed = _packed_prompts(prompts)
-    rows = len(prompts) * k
-    uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(packed.ids.device)
-    ends = torch.as_tensor(eos_id, device=packed.ids.device)
+    device = packed.ids.device
+    uniforms = _uniforms(prompts.seeds, k, max_new_tokens).to(device)
+    ends = torch.as_tensor(eos_id, device=device)
     pad_id = eos_id if isinstance(eos_id, int) else eos_id[0]
-    new = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=packed.ids.device)
-    lengths = torch.full((rows,), max_new_tokens, device=packed.ids.device)
-    alive = torch.arange(rows, device=packed.ids.device)  # rows that are still computed
-    done = torch.zeros(rows, dtype=torch.bool, device=packed.ids.device)  # of these, those that have ended
-    ask_every = _ASK_EVERY.get(packed.ids.device.type, _ASK_EVERY_ELSEWHERE)
-    after = after_head(policy.model)
+    drawing = _Drawing(policy.model, packed, k, uniforms, ends, pad_id, temperature)
     with casting(policy), merged(policy.model):
-        head = for_sampling(language_head(policy.model), packed.ids.device)
-        model = decoder(policy.model, packed.ids, packed.attention.sum(1), k, max_new_tokens)
-        logits = next_logits(head, model.start(), after).repeat_interleave(k, 0)
-        for t in range(max_new_tokens):
-            stopping_point("rollout.token")
-            token = _draw(logits, uniforms[alive, t], temperature)
-            new[alive, t] = torch.where(done, pad_id, token)
-            ending = is_end(token, ends) & ~done
-            lengths[alive] = torch.where(ending, t + 1, lengths[alive])
-            done = done | ending
-            if t + 1 == max_new_tokens:
-                break
-            if (t + 1) % ask_every == 0 and (count := int(done.sum())):
-                if count == len(done):
-                    break
-                kept = (~done).nonzero().squeeze(1)
-                model.keep(kept)
-                alive, token, done = alive[kept], token[kept], done[kept]
-            logits = next_logits(head, model.step(token), after)
+        head = for_sampling(language_head(policy.model), device)
+        record = recorder(policy.model, device)
+        drawn = _by_recorded_steps(drawing, head, record, say) if record is not None else None
+        new, lengths = drawn or _by_token(drawing, head)
     return _joined(packed, new, lengths, pad_id)
+
+
+class _Drawing(NamedTuple):
+    """What is drawn: k rows for each prompt, uniforms (rows, limit)."""
+
+    model: PreTrainedModel
+    prompts: Sequences
+    k: int
+    uniforms: Tensor
+    ends: Tensor
+    pad_id: int
+    temperature: float
+
+    def nothing_yet(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (rows, limit), lengths (rows,), and whether rows have ended (rows,)."""
+        rows, limit = self.uniforms.shape
+        new = torch.full((rows, limit), self.pad_id, dtype=torch.long, device=self.uniforms.device)
+        return new, torch.full_like(new[:, 0], limit), torch.zeros_like(new[:, 0], dtype=torch.bool)
+
+    def to_decode(self) -> tuple[PreTrainedModel, Tensor, Tensor, int, int]:
+        """What a decoder is made of."""
+        prompts = self.prompts
+        return self.model, prompts.ids, prompts.attention.sum(1), self.k, self.uniforms.shape[1]
+
+
+def _by_token(given: _Drawing, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """The rows' tokens and lengths; rows that have ended drop out."""
+    uniforms, ends, pad_id, temperature = given.uniforms, given.ends, given.pad_id, given.temperature
+    limit, device = uniforms.shape[1], uniforms.device
+    new, lengths, done = given.nothing_yet()  # done: of the rows that are still computed
+    alive = torch.arange(len(new), device=device)  # these
+    ask_every = _ASK_EVERY.get(device.type, _ASK_EVERY_ELSEWHERE)
+    after, model = after_head(given.model), decoder(*given.to_decode())
+    logits = next_logits(head, model.start(), after).repeat_interleave(given.k, 0)
+    for t in range(limit):
+        stopping_point("rollout.token")
+        token = _draw(logits, uniforms[alive, t], temperature)
+        new[alive, t] = torch.where(done, pad_id, token)
+        ending = is_end(token, ends) & ~done
+        lengths[alive] = torch.where(ending, t + 1, lengths[alive])
+        done = done | ending
+        if t + 1 == limit:
+            break
+        if (t + 1) % ask_every == 0 and (count := int(done.sum())):
+            if count == len(done):
+                break
+            kept = (~done).nonzero().squeeze(1)
+            model.keep(kept)
+            alive, token, done = alive[kept], token[kept], done[kept]
+        logits = next_logits(head, model.step(token), after)
+    return new, lengths
+
+
+class _FixedSteps:
+    """The same a step at a time that is always the same work on the same memory: all that it knows of where
+    it is are tensors that it changes in place. Rows that have ended go on, unseen.
+
+    now (1,): tokens drawn · token (rows,): the last of each.
+    """
+
+    def __init__(self, given: _Drawing, head: nn.Module) -> None:
+        self.given, self.head, self.after = given, head, after_head(given.model)
+        self.new, self.lengths, self.done = given.nothing_yet()
+        self.token, self.now = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths[:1])
+        self.grid = StaticGrid(*given.to_decode())
+        self._take(next_logits(head, self.grid.start(), self.after).repeat_interleave(given.k, 0))
+
+    def step(self) -> None:
+        self._take(next_logits(self.head, self.grid.step(self.token), self.after))
+
+    def _take(self, logits: Tensor) -> None:
+        uniform = self.given.uniforms.index_select(1, self.now).squeeze(1)
+        token = _draw(logits, uniform, self.given.temperature)
+        self.new.index_copy_(1, self.now, torch.where(self.done, self.given.pad_id, token).unsqueeze(1))
+        self.now.add_(1)
+        ending = is_end(token, self.given.ends) & ~self.done
+        self.lengths.copy_(torch.where(ending, self.now, self.lengths))
+        self.done.logical_or_(ending)
+        self.token.copy_(token)
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """What is done within is done again after it, in the same place."""
+        state = (self.now, self.token, self.done, self.lengths, self.grid.now, self.grid.positions)
+        before = [x.clone() for x in state]
+        yield
+        for x, old in zip(state, before, strict=True):
+            x.copy_(old)
+
+    def recorded(self, record: Callable[[Step], Step]) -> Step | None:
+        """A step as `record` has it, after one that was done twice, by the record and here; None where the
+        two differ: by more than rounding in what the last layer has written, or in a tenth of the tokens.
+        """
+        step, written = record(self.step), self.grid.new[-1][0]
+        with self.undone():
+            step()
+            token, keys, now = (x.clone() for x in (self.token, written, self.now))
+        self.step()
+        bound = _ROUNDING[written.dtype] * written.abs().max()
+        alike = ((keys - written).abs().max() <= bound) & (now == self.now).all()
+        return step if bool(alike & ((token == self.token).float().mean() > 0.9)) else None
+
+
+def _by_recorded_steps(
+    given: _Drawing, head: nn.Module, record: Callable[[Step], Step], say: Callable[[str], None] | None
+) -> tuple[Tensor, Tensor] | None:
+    """As `_by_token`, by a step that is recorded and repeated: the same to rounding, sums having more terms.
+    None where it cannot be: the reason is said, and the model is not asked again.
+    """
+    limit, why = given.uniforms.shape[1], "it gives other tokens than the step that was recorded"
+    rows = _FixedSteps(given, head)
+    step: Step | None = rows.step
+    for t in range(1, limit):
+        stopping_point("rollout.token")
+        if t % _ASK_EVERY_ELSEWHERE == 0 and bool(rows.done.all()):
+            break
+        if t != WARM_UP + 1:
+            step()
+            continue
+        try:
+            step = rows.recorded(record)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # whatever a model does that cannot be recorded
+            step, why = None, str(error).split("\n")[0]
+        if step is None:
+            refuse(given.model)
+            if say is not None:
+                say(f"sampling goes on without a recorded step (a CUDA graph): {why}")
+            return None
+    return rows.new, rows.lengths
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

@@ -47,7 +47,7 @@ def dpo_family(e: Entry) -> None:
     losses["robust"] = pf.preference_loss(*sums, beta=beta, kind="robust", label_smoothing=eps)
     losses["ipo_avg"] = pf.preference_loss(*sums, beta=beta, kind="ipo", **lengths)
     losses["sigmoid_norm"] = pf.preference_loss(*sums, beta=beta, **lengths)
-    e.found.same("the kinds of loss are theirs", set(losses) == set(e.expected("per_pair")), True)
+    e.row.same("the kinds of loss are theirs", set(losses) == set(e.expected("per_pair")), True)
     for key, loss in losses.items():
         e.check(f"per_pair.{key}", loss)
         e.check(f"loss.{key}", loss.mean())

@@ -49,10 +49,10 @@ def compare_entry(name: str, dtype: torch.dtype, device: torch.device) -> Entry:
         (compare,) = [f for prefix, f in COMPARISONS.items() if name.startswith(prefix)]
         compare(e)
 
-    e.found.under(fill_in)
+    e.row.under(fill_in)
     return e
 
 
 def compare_all(device: torch.device) -> list[Comparison]:
     """Every entry in every dtype."""
-    return [compare_entry(name, dtype, device).found for name in vectors() for dtype in dtypes(name)]
+    return [compare_entry(name, dtype, device).row for name in vectors() for dtype in dtypes(name)]

@@ -28,15 +28,15 @@ class Comparison:
 
     def near(self, name: str, actual: Tensor, expected: Any, *, rtol: float = 0.0, atol: float) -> None:
         """|actual - expected| <= atol + rtol · |expected|, in the same shape; NaN and inf are never near."""
-        found = actual.detach().to("cpu", torch.float64)
-        wanted = torch.as_tensor(expected, dtype=torch.float64)
-        if found.shape != wanted.shape:
-            self.failures.append(f"{name}: shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        value = actual.detach().to("cpu", torch.float64)
+        target = torch.as_tensor(expected, dtype=torch.float64)
+        if value.shape != target.shape:
+            self.failures.append(f"{name}: shape {tuple(value.shape)} instead of {tuple(target.shape)}")
             return
-        if not wanted.numel():
+        if not target.numel():
             return
-        error = (found - wanted).abs().nan_to_num(nan=math.inf, posinf=math.inf).flatten()
-        allowed = (atol + rtol * wanted.abs()).flatten()
+        error = (value - target).abs().nan_to_num(nan=math.inf, posinf=math.inf).flatten()
+        allowed = (atol + rtol * target.abs()).flatten()
         share = error / allowed
         self.values += error.numel()
         worst = int(share.argmax())
@@ -48,10 +48,10 @@ class Comparison:
 
     def same(self, name: str, actual: Any, expected: Any) -> None:
         """Equal whole numbers, flags, or lists of these."""
-        found = actual.tolist() if isinstance(actual, Tensor) else actual
+        value = actual.tolist() if isinstance(actual, Tensor) else actual
         self.values += torch.as_tensor(expected).numel()
-        if found != expected:
-            self.failures.append(f"{name}: {found} instead of {expected}")
+        if value != expected:
+            self.failures.append(f"{name}: {value} instead of {expected}")
 
     def under(self, compare: Callable[[], None]) -> "Comparison":
         """This comparison after `compare` has filled it in; what raises is a failure like any other."""

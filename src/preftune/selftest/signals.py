@@ -75,8 +75,8 @@ def masked_whiten(e: Entry) -> None:
     values, mask = e["values"], e["mask"]
     for key, unbiased in (("unbiased", True), ("biased", False)):
         e.check(key, pf.masked_whiten(values, mask, unbiased=unbiased), on=mask)
-        kept = pf.masked_whiten(values, mask, shift_mean=False, unbiased=unbiased)
-        e.check(f"{key}_keep_mean", kept, on=mask)
+        scaled = pf.masked_whiten(values, mask, shift_mean=False, unbiased=unbiased)
+        e.check(f"{key}_keep_mean", scaled, on=mask)
         e.check(f"masked_var_{key}", pf.masked_var(values, mask, unbiased))
     e.check("masked_mean", pf.masked_mean(values, mask))
 
@@ -106,7 +106,7 @@ def reward_at_last_token(e: Entry) -> None:
 def response_mask(e: Entry) -> None:
     ids, eos = e["responses"], e.params["eos_token_id"]
     mask = pf.response_mask(ids, eos)
-    e.found.same("dtype is bool", mask.dtype == torch.bool, True)
+    e.row.same("dtype is bool", mask.dtype == torch.bool, True)
     e.same("mask", mask.long())
     e.same("lengths", pf.last_response_index(mask) + 1)
     e.same("contains_eos", ((ids == eos) & mask).any(1).long())
@@ -117,7 +117,7 @@ def adaptive_kl_controller(e: Entry) -> None:
     controller = pf.AdaptiveKL(p["init_kl_coef"], p["target"], p["horizon"])
     coefs = [controller.observe(kl, p["n_steps"]) for kl in e.raw["inputs"]["observed_kl"]]
     e.check("kl_coef_after_update", torch.tensor(coefs, dtype=torch.float64))
-    e.found.same("the coefficient is kept", controller.coef == coefs[-1], True)
+    e.row.same("the coefficient is kept", controller.coef == coefs[-1], True)
 
 
 def group_advantages(e: Entry) -> None:
@@ -137,14 +137,14 @@ def group_advantages(e: Entry) -> None:
 
 def evaluation_stats(e: Entry) -> None:
     """`preftune.evaluation.stats`, which works in float64 whatever the machine."""
-    given = e.raw["inputs"]
-    a, b, labels, tokens = (given[k] for k in ("rewards_a", "rewards_b", "pair_labels", "tokens"))
+    inputs = e.raw["inputs"]
+    a, b, labels, tokens = (inputs[k] for k in ("rewards_a", "rewards_b", "pair_labels", "tokens"))
     rate = stats.win_rate(a, b)
     e.same("win_rate_ties_half", rate)
     interval = stats.wilson(rate * len(a), len(a), e.params["z"])
     e.number("wilson_low", interval.low)
     e.number("wilson_high", interval.high)
-    e.found.same("z is 1.96 by default", stats.wilson(rate * len(a), len(a)) == interval, True)
+    e.row.same("z is 1.96 by default", stats.wilson(rate * len(a), len(a)) == interval, True)
     mean, standard_error = stats.paired_difference(a, b)
     e.number("mean_diff", mean)
     e.number("paired_se", standard_error)

@@ -78,16 +78,16 @@ def slack(device: torch.device) -> int:
     return 1 if device.type == "cpu" else ON_A_GPU
 
 
-def near(found: Comparison, device: torch.device, name: str, actual: Any, expected: Any) -> None:
+def near(row: Comparison, device: torch.device, name: str, actual: Any, expected: Any) -> None:
     """To 1e-5 absolute, gradient norms to 1e-4 relative."""
     exact = torch.as_tensor(actual, dtype=torch.float64, device="cpu")
     if name == "grad_norm":
-        found.near(name, exact, expected, rtol=GRAD_NORM * slack(device), atol=1e-300)
+        row.near(name, exact, expected, rtol=GRAD_NORM * slack(device), atol=1e-300)
     else:
-        found.near(name, exact, expected, atol=LOSS * slack(device))
+        row.near(name, exact, expected, atol=LOSS * slack(device))
 
 
-def same_parameters(found: Comparison, model: torch.nn.Module, after: str, device: torch.device) -> None:
+def same_parameters(row: Comparison, model: torch.nn.Module, after: str, device: torch.device) -> None:
     """To 1e-6, except the key third of c_attn.bias: its true gradient is 0, so Adam's step there is noise.
 
     The same holds for single elements elsewhere whose gradient is below 1e-7: a float64 update differs from
@@ -99,21 +99,21 @@ def same_parameters(found: Comparison, model: torch.nn.Module, after: str, devic
     for name, parameter in model.named_parameters():
         if name not in expected:
             continue
-        actual, wanted = parameter.detach().cpu(), expected[name]
+        actual, target = parameter.detach().cpu(), expected[name]
         if name.endswith("c_attn.bias"):
-            width = len(wanted) // 3
-            keep = torch.arange(len(wanted)) // width != 1
-            actual, wanted = actual[keep], wanted[keep]
-        off = (actual - wanted).abs() > PARAMETER * slack(device)
+            width = len(target) // 3
+            keep = torch.arange(len(target)) // width != 1
+            actual, target = actual[keep], target[keep]
+        off = (actual - target).abs() > PARAMETER * slack(device)
         noisy += int(off.sum())
-        found.near(f"{name} after the step", actual[~off], wanted[~off], atol=PARAMETER * slack(device))
+        row.near(f"{name} after the step", actual[~off], target[~off], atol=PARAMETER * slack(device))
         if off.any():
-            found.near(f"{name} after the step", actual[off], wanted[off], atol=NOISY * slack(device))
+            row.near(f"{name} after the step", actual[off], target[off], atol=NOISY * slack(device))
     if noisy > 4 * slack(device):
-        found.failures.append(f"{noisy} parameters differ by more than {PARAMETER * slack(device):g}")
+        row.failures.append(f"{noisy} parameters differ by more than {PARAMETER * slack(device):g}")
 
 
-def dpo(kind: str, found: Comparison, device: torch.device, microbatch_size: int | None = None) -> None:
+def dpo(kind: str, row: Comparison, device: torch.device, microbatch_size: int | None = None) -> None:
     policy = Policy(causal_lm("policy", device))
     metrics = one_update(
         "dpo",
@@ -130,12 +130,12 @@ def dpo(kind: str, found: Comparison, device: torch.device, microbatch_size: int
     if kind != "ipo":  # TRL logs the rewards of the length-averaged form there
         names += ["rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"]
     for name in names:
-        near(found, device, name, metrics[name], logs[name])
+        near(row, device, name, metrics[name], logs[name])
     if kind == "sigmoid":
-        same_parameters(found, policy.model, "after_dpo", device)
+        same_parameters(row, policy.model, "after_dpo", device)
 
 
-def dpo_at_the_reference(found: Comparison, device: torch.device) -> None:
+def dpo_at_the_reference(row: Comparison, device: torch.device) -> None:
     """ln 2 where policy and reference are equal; exact up to float32."""
     models = {
         "policy": Policy(causal_lm("reference", device)),
@@ -143,35 +143,35 @@ def dpo_at_the_reference(found: Comparison, device: torch.device) -> None:
     }
     metrics = one_update("dpo", models, pairs(device), optimizer=adamw)
     loss = torch.tensor(metrics["loss"], dtype=torch.float64)
-    found.near("loss", loss, golden()["dpo"]["policy_equals_ref_loss"], atol=1e-7)
-    found.same("rewards/margins", metrics["rewards/margins"], 0.0)
-    found.same("rewards/accuracies", metrics["rewards/accuracies"], 0.0)
+    row.near("loss", loss, golden()["dpo"]["policy_equals_ref_loss"], atol=1e-7)
+    row.same("rewards/margins", metrics["rewards/margins"], 0.0)
+    row.same("rewards/accuracies", metrics["rewards/accuracies"], 0.0)
 
 
-def reward(center: float, found: Comparison, device: torch.device) -> None:
+def reward(center: float, row: Comparison, device: torch.device) -> None:
     role, batch = RewardModel(reward_model(device)), pairs(device)
     scores = golden()["reward"]["scores_at_last_token_incl_eos"]
-    near(found, device, "scores of chosen", role.raw_scores(batch.chosen).detach().cpu(), scores["chosen"])
+    near(row, device, "scores of chosen", role.raw_scores(batch.chosen).detach().cpu(), scores["chosen"])
     rejected = role.raw_scores(batch.rejected).detach().cpu()
-    near(found, device, "scores of rejected", rejected, scores["rejected"])
+    near(row, device, "scores of rejected", rejected, scores["rejected"])
     metrics = one_update(
         "reward", {"reward_model": role}, batch, optimizer=adamw, microbatch_size=3, center_coef=center
     )
     expected = golden()["reward"][f"center_{center or None}"]
     for name in ("loss", "grad_norm", "margin"):
-        near(found, device, name, metrics[name], expected["logs"][name])
-    found.same("accuracy", metrics["accuracy"], expected["logs"]["accuracy"])
+        near(row, device, name, metrics[name], expected["logs"][name])
+    row.same("accuracy", metrics["accuracy"], expected["logs"]["accuracy"])
     after = expected["params_after_one_step"]["score.weight"]
     norm = role.model.score.weight.detach().cpu().double().norm()  # type: ignore[union-attr]
-    near(found, device, "norm of score.weight after the step", norm, after["l2"])
+    near(row, device, "norm of score.weight after the step", norm, after["l2"])
 
 
-def sft(found: Comparison, device: torch.device) -> None:
+def sft(row: Comparison, device: torch.device) -> None:
     policy = Policy(causal_lm("policy", device))
     metrics = one_update("sft", {"policy": policy}, pairs(device).chosen, optimizer=adamw, microbatch_size=1)
     for name in ("loss", "grad_norm", "entropy"):
-        near(found, device, name, metrics[name], golden()["sft_completion_only"]["logs"][name])
-    same_parameters(found, policy.model, "after_sft", device)
+        near(row, device, name, metrics[name], golden()["sft_completion_only"]["logs"][name])
+    same_parameters(row, policy.model, "after_sft", device)
 
 
 def rollout(device: torch.device) -> Rollout:
@@ -195,7 +195,7 @@ def rollout(device: torch.device) -> Rollout:
     )
 
 
-def grpo(reduction: str, kl_coef: float, found: Comparison, device: torch.device) -> None:
+def grpo(reduction: str, kl_coef: float, row: Comparison, device: torch.device) -> None:
     expected = golden()["grpo"]["losses"][f"{reduction}_beta{kl_coef}"]
     metrics = one_update(
         "grpo",
@@ -209,8 +209,8 @@ def grpo(reduction: str, kl_coef: float, found: Comparison, device: torch.device
         clip_high=0.28,
         max_new_tokens=expected["max_completion_length"],
     )
-    near(found, device, "loss", metrics["loss"], expected["trl_loss"])
-    near(found, device, "grad_norm", metrics["grad_norm"], expected["trl_grad_l2_norm"])
+    near(row, device, "loss", metrics["loss"], expected["trl_loss"])
+    near(row, device, "grad_norm", metrics["grad_norm"], expected["trl_grad_l2_norm"])
 
 
 # What, TRL's trainer, how.
@@ -228,9 +228,9 @@ UPDATES: dict[str, tuple[str, Compare]] = {
 }
 
 
-def compare_update(what: str, device: torch.device, **given: Any) -> Comparison:
+def compare_update(what: str, device: torch.device, **settings: Any) -> Comparison:
     """One row of the table: an update by its name in `UPDATES`."""
     trainer, compare = UPDATES[what]
     version = golden()["versions"]["trl"]
-    found = Comparison(what=f"update: {what}", reference=f"TRL {version} {trainer}", dtype="float32")
-    return found.under(lambda: compare(found, device, **given))
+    row = Comparison(what=f"update: {what}", reference=f"TRL {version} {trainer}", dtype="float32")
+    return row.under(lambda: compare(row, device, **settings))

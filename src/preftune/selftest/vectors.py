@@ -45,8 +45,8 @@ def names(prefix: str = "") -> list[str]:
 def reference(raw: dict[str, Any]) -> str:
     """The implementations that agree on an entry; its own source where there is none."""
     agreeing: list[str] = list(raw["agreement"])
-    found = [_REPOSITORIES.get(name.split(".")[0], name) for name in agreeing]
-    return ", ".join(dict.fromkeys(found)) or raw["source"][0]
+    repositories = [_REPOSITORIES.get(name.split(".")[0], name) for name in agreeing]
+    return ", ".join(dict.fromkeys(repositories)) or raw["source"][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Entry:
     raw: dict[str, Any]
     dtype: torch.dtype
     device: torch.device
-    found: Comparison
+    row: Comparison
     used: set[str] = field(default_factory=set)  # keys of `expected` that were looked at
 
     def __getitem__(self, name: str) -> Tensor:
@@ -78,8 +78,8 @@ class Entry:
 
     def expected(self, key: str) -> Any:
         value: Any = self.raw["expected"]
-        for part in key.split("."):
-            value = value[part]
+        for step in key.split("."):
+            value = value[step]
         self.used.add(key.split(".")[0])
         return value
 
@@ -92,25 +92,25 @@ class Entry:
         `expected` stands in for the entry's own where that has another form.
         """
         if actual.dtype != self.dtype:
-            self.found.failures.append(f"{key}: {actual.dtype} instead of {self.dtype}")
-        own = torch.as_tensor(self.expected(key) if expected is None else expected, dtype=torch.float64)
+            self.row.failures.append(f"{key}: {actual.dtype} instead of {self.dtype}")
+        target = torch.as_tensor(self.expected(key) if expected is None else expected, dtype=torch.float64)
         if on is not None:
-            own = torch.where(on.cpu().bool(), own, 0.0)
+            target = torch.where(on.cpu().bool(), target, 0.0)
         exact = self.dtype == torch.float64
         rtol, atol = (EXACT, EXACT) if exact else (self.raw["rtol"], self.raw["atol"])
-        self.found.near(key, actual, own, rtol=rtol, atol=atol)
+        self.row.near(key, actual, target, rtol=rtol, atol=atol)
 
     def number(self, key: str, actual: float) -> None:
         """A plain float, to 1e-12 relative."""
-        wanted = self.expected(key)
-        self.found.near(key, torch.tensor(actual, dtype=torch.float64), wanted, rtol=EXACT, atol=1e-300)
+        target = self.expected(key)
+        self.row.near(key, torch.tensor(actual, dtype=torch.float64), target, rtol=EXACT, atol=1e-300)
 
     def same(self, key: str, actual: Any) -> None:
-        self.found.same(key, actual, self.expected(key))
+        self.row.same(key, actual, self.expected(key))
 
 
 def entry(name: str, dtype: torch.dtype, device: torch.device) -> Entry:
     """The entry of that name with its floating inputs in `dtype`, and a row to fill in."""
     raw = vectors()[name]
-    found = Comparison(what=name, reference=reference(raw), dtype=str(dtype).removeprefix("torch."))
-    return Entry(raw, dtype, device, found)
+    row = Comparison(what=name, reference=reference(raw), dtype=str(dtype).removeprefix("torch."))
+    return Entry(raw, dtype, device, row)

@@ -19,11 +19,11 @@ LEAST_DISTINCT = 0.9  # of SFT's distinct-2
 MOST_PERPLEXITY = 1.5  # of SFT's perplexity under the base
 
 
-def others(found: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
+def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
     """By judge: the policy's mean, and its gain over the reference on the same prompts, pooled, by seed."""
     result = {}
-    for judge in found[0].own(found[0].facts.reference, kind).golds:
-        tables = [_table(values, name, kind, judge) for values in found]
+    for judge in seeds[0].policy(seeds[0].facts.reference, kind).golds:
+        tables = [_table(values, name, kind, judge) for values in seeds]
         pooled = pooled_means(tables, resamples)
         low, high = float(pooled.low[1]), float(pooled.high[1])
         result[judge] = {
@@ -39,25 +39,27 @@ def others(found: Sequence[SeedValues], name: str, kind: str, resamples: int) ->
 
 def _table(values: SeedValues, name: str, kind: str, judge: str) -> Floats:
     """(prompts, 2): score, and gain over the reference."""
-    reference = np.array(values.own(values.facts.reference, kind).golds[judge])
+    reference = np.array(values.policy(values.facts.reference, kind).golds[judge])
     if name.startswith("best_of_"):
         n = int(name.removeprefix("best_of_"))
-        own = np.array(values.best_sets[kind].golds[judge])[:, n - 1]
+        scores = np.array(values.best_sets[kind].golds[judge])[:, n - 1]
     else:
-        own = np.array(values.own(name, kind).golds[judge])
-    return np.stack([own, own - reference], axis=1)
+        scores = np.array(values.policy(name, kind).golds[judge])
+    return np.stack([scores, scores - reference], axis=1)
 
 
-def as_text(found: Sequence[SeedValues], name: str, kind: str, kl: float) -> dict[str, Any] | None:
+def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float) -> dict[str, Any] | None:
     """Variety and perplexity under the base beside SFT's, means over seeds; None where not measured.
 
     `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply.
     """
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
-    pairs = [(values.own(name, kind), values.own(values.facts.reference, kind)) for values in found]
-    variety = _mean(_share(own.distinct_2, usual.distinct_2) for own, usual in pairs)
-    perplexity = _mean(_share(_perplexity(own.base_nll), _perplexity(usual.base_nll)) for own, usual in pairs)
+    pairs = [(values.policy(name, kind), values.policy(values.facts.reference, kind)) for values in seeds]
+    variety = _mean(_share(policy.distinct_2, sft.distinct_2) for policy, sft in pairs)
+    perplexity = _mean(
+        _share(_perplexity(policy.base_nll), _perplexity(sft.base_nll)) for policy, sft in pairs
+    )
     if variety is None or perplexity is None:
         return None
     return {
@@ -68,12 +70,12 @@ def as_text(found: Sequence[SeedValues], name: str, kind: str, kl: float) -> dic
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else float(np.mean(np.array(known, dtype=float)))
+    measured = list(values)
+    return None if None in measured else float(np.mean(np.array(measured, dtype=float)))
 
 
-def _share(own: float | None, usual: float | None) -> float | None:
-    return None if own is None or not usual else own / usual
+def _share(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or not reference else value / reference
 
 
 def _perplexity(nll: float | None) -> float | None:
@@ -90,14 +92,14 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         text = policy.get("text")
         if policy not in policies:
             continue
-        gains = [interval(each, "gain", sign=True, digits=3) for each in policy["others"].values()]
-        own = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
-        above = [own, *(o["by_seed"] for o in policy["others"].values())]
+        gains = [interval(judge, "gain", sign=True, digits=3) for judge in policy["others"].values()]
+        gold_gains = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
+        above = [gold_gains, *(o["by_seed"] for o in policy["others"].values())]
         shares = ["-", "-", "-"]
         if text is not None:
             shares = [f"{text['distinct_2_of_reference']:.2f}", f"{text['perplexity_of_reference']:.2f}"]
             shares.append("yes" if text["counts"] else "no")
-        counts = "; ".join(f"{sum(gain > 0 for gain in each)} of {len(each)}" for each in above)
+        counts = "; ".join(f"{sum(gain > 0 for gain in by_seed)} of {len(by_seed)}" for by_seed in above)
         gold = interval(policy, "gold_gain", sign=True, digits=3)
         rows.append([policy["label"], gold, *gains, counts, f"{policy['kl']:.2f}", *shares])
     return [

@@ -21,9 +21,9 @@ Overrides = Annotated[
 
 def out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
     """The last `out=DIR` among the words, or the option; and the words without it."""
-    places = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
+    directories = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
     settings = tuple(text for text in overrides or () if not text.startswith("out="))
-    return (places[-1] if places else out), settings
+    return (directories[-1] if directories else out), settings
 
 
 def study(
@@ -64,14 +64,14 @@ def study(
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
     """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
-    from preftune.study.design import Wanted
+    from preftune.study.design import Request
     from preftune.study.launch import Where, run_study
 
-    place, settings = out_of(overrides, out)
-    wanted = Wanted(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
+    directory, settings = out_of(overrides, out)
+    request = Request(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
     run_study(
-        wanted,
-        Path(place or f"studies/{Path(recipe).stem}"),
+        request,
+        Path(directory or f"studies/{Path(recipe).stem}"),
         seeds=seeds,
         first_seed=first_seed,
         jobs=jobs,
@@ -102,13 +102,13 @@ def study_seed(
 
 def resources(words: Sequence[str]) -> dict[str, int | float | str]:
     """KEY=VALUE as numbers where they are some. UsageError for a word of another form."""
-    found = dict[str, int | float | str]()
+    parsed = dict[str, int | float | str]()
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key.isidentifier():
             raise UsageError(f"--resource {word}: expected KEY=VALUE", "such as --resource cpus_per_task=4")
         try:
-            found[key] = int(value) if value.isdecimal() else float(value)
+            parsed[key] = int(value) if value.isdecimal() else float(value)
         except ValueError:
-            found[key] = value
-    return found
+            parsed[key] = value
+    return parsed

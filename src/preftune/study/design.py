@@ -42,14 +42,12 @@ _GOLD_ROWS = 256  # chosen replies from which gold's sd is taken, as many as nor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """A study but for its seeds. `own` are the recipe's stages; `sweeps` maps values, as given, to
-    stages, by swept setting.
-    """
+    """A study but for its seeds. `sweeps`: stages by value as given, by swept setting."""
 
     config: RunConfig
     recipe: str
     overrides: tuple[str, ...]
-    own: tuple[str, ...]
+    recipe_stages: tuple[str, ...]
     tokens: int | None
     sweeps: Mapping[str, Mapping[str, str]]
     fresh_pairs: int
@@ -69,12 +67,11 @@ class Design:
 
     def key(self, seed: int) -> str:
         """What a finished seed is known by."""
-        own = config_hash(self.for_seed(seed))
-        return f"{VERSION}/{self.fresh_pairs}/{self.replies}/{own}"
+        return f"{VERSION}/{self.fresh_pairs}/{self.replies}/{config_hash(self.for_seed(seed))}"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Request:
     """What the command asks for, before anything is looked up."""
 
     recipe: str
@@ -85,7 +82,7 @@ class Wanted:
     replies: int = REPLIES
 
 
-def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Lengths) -> Design:
+def make_design(request: Request, config: RunConfig, dataset: Dataset, lengths: Lengths) -> Design:
     """The stages of every seed. `config` is the recipe's, with its paths in full. UsageError or ConfigError
     for a recipe that cannot be studied.
     """
@@ -99,8 +96,8 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
             f"has {'none' if judge is None else judge}",
             hint='add a stage with algorithm = "reward", and name it as reward_model',
         )
-    own = tuple(stages)
-    budget = _budget(wanted.tokens, stages, lengths)
+    recipe_stages = tuple(stages)
+    budget = _budget(request.tokens, stages, lengths)
     if budget is not None:
         stages = _with_budget(stages, budget, lengths, dataset)
     if config.data.name == "world":
@@ -108,25 +105,25 @@ def make_design(wanted: Wanted, config: RunConfig, dataset: Dataset, lengths: Le
     elif not config.evaluation.gold:
         stages |= _second_judge(stages)
     sweeps: dict[str, dict[str, str]] = {}
-    for text in wanted.sweep.split(";") if wanted.sweep is not None else ():
-        stages, sweeps[text.partition("=")[0].strip()] = _with_sweep(wanted, text.strip(), stages)
+    for text in request.sweep.split(";") if request.sweep is not None else ():
+        stages, sweeps[text.partition("=")[0].strip()] = _with_sweep(request, text.strip(), stages)
     values = {**config.model_dump(), "stage": {n: s.model_dump() for n, s in stages.items()}}
     return Design(
         config=build(RunConfig, values),
-        recipe=wanted.recipe,
-        overrides=wanted.overrides,
-        own=own,
+        recipe=request.recipe,
+        overrides=request.overrides,
+        recipe_stages=recipe_stages,
         tokens=budget,
         sweeps=sweeps,
-        fresh_pairs=wanted.fresh_pairs,
-        replies=wanted.replies,
+        fresh_pairs=request.fresh_pairs,
+        replies=request.replies,
     )
 
 
-def _budget(asked: int | None, stages: Mapping[str, StageConfig], lengths: Lengths) -> int | None:
+def _budget(tokens: int | None, stages: Mapping[str, StageConfig], lengths: Lengths) -> int | None:
     """Tokens through the policy's training forward, equal for all algorithms; None leaves all as it is."""
-    if asked is not None:
-        return asked or None
+    if tokens is not None:
+        return tokens or None
     online = [stage for stage in stages.values() if stage.online]
     return round(planned_tokens(online[0], lengths) * online[0].rounds) if online else None
 
@@ -145,9 +142,9 @@ def _with_budget(
     }
 
     def changed(name: str, stage: StageConfig) -> StageConfig:
-        own = dataset.of(stage.data)
+        source = dataset.of(stage.data)
         train = len(dataset.train)
-        rows = len(own.train) if own is not None else stages[str(stage.data)].rows_made(train)
+        rows = len(source.train) if source is not None else stages[str(stage.data)].rows_made(train)
         return with_tokens(stage, round(budget / shares.get(name, 1)), lengths, rows)
 
     judges = judges_of(stages)
@@ -190,29 +187,29 @@ def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
 
 
 def _with_sweep(
-    wanted: Wanted, asked: str, stages: Mapping[str, StageConfig]
+    request: Request, sweep: str, stages: Mapping[str, StageConfig]
 ) -> tuple[dict[str, StageConfig], dict[str, str]]:
     """One stage more for each value; a value that the stage has already needs none."""
-    key, _, text = asked.partition("=")
+    key, _, text = sweep.partition("=")
     match = re.fullmatch(r"stage\.([A-Za-z0-9_-]+)\.(\w+)", key)
     values = [value.strip() for value in text.split(",") if value.strip()]
     if match is None or match[1] not in stages or not values:
         raise UsageError(
-            f"cannot sweep {asked!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
+            f"cannot sweep {sweep!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
         )
     name, field = match.groups()
-    own = stages[name]
-    if not own.tunes:
+    config = stages[name]
+    if not config.tunes:
         raise UsageError(f"stage {name} is no preference tuning, so a sweep of it has no KL to draw")
-    made, found = dict(stages), dict[str, str]()
+    extended, stage_of = dict(stages), dict[str, str]()
     for value in values:
-        variant = load_recipe(wanted.recipe, [*wanted.overrides, f"{key}={value}"]).config.stage[name]
+        variant = load_recipe(request.recipe, [*request.overrides, f"{key}={value}"]).config.stage[name]
         setting = variant.model_dump()[field]
         stage = f"{name}-{field}-{re.sub('[^A-Za-z0-9]', '_', value)}"
-        found[value] = name if own.model_dump()[field] == setting else stage
-        if found[value] != name:
-            made[stage] = own.model_copy(update={field: setting})
-    return made, found
+        stage_of[value] = name if config.model_dump()[field] == setting else stage
+        if stage_of[value] != name:
+            extended[stage] = config.model_copy(update={field: setting})
+    return extended, stage_of
 
 
 def save_design(design: Design, out: Path) -> None:
@@ -231,7 +228,7 @@ def load_design(out: Path) -> Design:
             config=config,
             recipe=record["recipe"],
             overrides=tuple(record["overrides"]),
-            own=tuple(record["own"]),
+            recipe_stages=tuple(record["own"]),
             tokens=record["tokens"],
             sweeps={key: dict(values) for key, values in _sweeps(record).items()},
             fresh_pairs=int(record["fresh_pairs"]),
@@ -246,7 +243,7 @@ def _record(design: Design) -> dict[str, Any]:
     return {
         "recipe": design.recipe,
         "overrides": list(design.overrides),
-        "own": list(design.own),
+        "own": list(design.recipe_stages),
         "tokens": design.tokens,
         "sweeps": {key: dict(values) for key, values in design.sweeps.items()},
         "fresh_pairs": design.fresh_pairs,
@@ -264,4 +261,4 @@ def _sweeps(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
 def swept(design: Design) -> Sequence[str]:
     """Stages that exist for sweeps alone."""
     stages = dict.fromkeys(name for values in design.sweeps.values() for name in values.values())
-    return [name for name in stages if name not in design.own]
+    return [name for name in stages if name not in design.recipe_stages]

@@ -38,20 +38,20 @@ def _gains(study: Study) -> str:
     """Gold gain of every policy: pooled interval and one point a seed; a panel a prompt set."""
     names, kinds = _shown(study), study["prompt_sets"]
     figure, panels = _panels(len(kinds), 3.2 * len(kinds) + 1.4, 0.42 * len(names) + 1.5)
-    for place, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
+    for column, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
         for row, name in enumerate(reversed(names)):
             pooled = study["policies"][name]["sets"][kind]
             ends = [pooled["gold_gain_low"], pooled["gold_gain_high"]]
             axes.plot(ends, [row, row], color=INK, linewidth=2)
             axes.plot([pooled["gold_gain"]], [row], "D", color=INK, markersize=6)
             for seed in study["seeds"]:
-                own = seed["policies"][name]
-                marker, colour = ("x", PROXY) if own["collapsed"] else ("o", GOLD)
-                gain = own["sets"][kind]["gold_gain"]
+                policy = seed["policies"][name]
+                marker, colour = ("x", PROXY) if policy["collapsed"] else ("o", GOLD)
+                gain = policy["sets"][kind]["gold_gain"]
                 axes.plot([gain], [row + 0.22], marker, color=colour, markersize=4)
         axes.axvline(0, color=INK, linewidth=0.8)
         labels = [study["policies"][name]["label"] for name in reversed(names)]
-        axes.set_yticks(range(len(names)), labels if place == 0 else [""] * len(names))
+        axes.set_yticks(range(len(names)), labels if column == 0 else [""] * len(names))
         axes.set_ylim(-0.6, len(names) - 0.3)
         axes.set_title(kind)
         axes.set_xlabel("gold gain over SFT")
@@ -66,9 +66,9 @@ def _distances(study: Study) -> str:
         for i, name in enumerate(_shown(study)):
             if name.startswith("best_of_"):
                 continue
-            found = [seed["policies"][name] for seed in study["seeds"]]
-            x = [max(each["kl"], 0.0) ** 0.5 for each in found]
-            y = [each[gain] for each in found]
+            policies = [seed["policies"][name] for seed in study["seeds"]]
+            x = [max(p["kl"], 0.0) ** 0.5 for p in policies]
+            y = [p[gain] for p in policies]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             label_of = study["policies"][name]["label"]
             axes.plot(x, y, marker, color=colour, markersize=5, label=label_of)
@@ -80,9 +80,9 @@ def _distances(study: Study) -> str:
 
 
 def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour: str) -> None:
-    d = [each["kl"] ** 0.5 for each in curve]
-    axes.plot(d, [each[gain] for each in curve], color=colour, linewidth=1.2, label="best-of-n")
-    low, high = ([each[f"{gain}_{end}"] for each in curve] for end in ("low", "high"))
+    d = [point["kl"] ** 0.5 for point in curve]
+    axes.plot(d, [point[gain] for point in curve], color=colour, linewidth=1.2, label="best-of-n")
+    low, high = ([point[f"{gain}_{end}"] for point in curve] for end in ("low", "high"))
     axes.fill_between(d, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
@@ -100,8 +100,8 @@ def _sweep(study: Study) -> str:
         left.plot(x, y, marker, color=colour, markersize=5, label=word)
         _law(left, sweep["laws"][law], max(x), colour)
         best = sweep["best_of_n"]
-        d = [each["sqrt_kl"] for each in best]
-        right.plot(d, [each[gain] for each in best], marker, color=colour, markersize=4, label=word)
+        d = [point["sqrt_kl"] for point in best]
+        right.plot(d, [point[gain] for point in best], marker, color=colour, markersize=4, label=word)
         _law(right, sweep["laws"][law.replace("rl", "bon")], max(d), colour)
     for axes, title in ((left, f"RL: {sweep['key']}"), (right, "best-of-n")):
         axes.axhline(0, color=INK, linewidth=0.8)

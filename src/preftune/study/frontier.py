@@ -15,7 +15,7 @@ LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
 LEAST_POINTS = 2  # that a method was trained at, besides SFT itself
 
 
-def frontier(found: Sequence[SeedValues], design: Design, kind: str, resamples: int) -> list[dict[str, Any]]:
+def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: int) -> list[dict[str, Any]]:
     """One row for each swept setting and one for best-of-n: the gain in gold at each level of KL, or None
     where a seed was not swept that far. Empty without a sweep.
     """
@@ -23,14 +23,12 @@ def frontier(found: Sequence[SeedValues], design: Design, kind: str, resamples: 
     for key, stages in design.sweeps.items():
         names = list(dict.fromkeys(stages.values()))
         if len(names) >= LEAST_POINTS:
-            own = [[_at(_points(values, names, kind), kl) for values in found] for kl in LEVELS]
+            gains = [[_at(_points(values, names, kind), kl) for values in seeds] for kl in LEVELS]
             label = design.config.stage[names[0]].label
-            rows.append({"method": label, "setting": key, "at": [_pooled(each, resamples) for each in own]})
+            rows.append({"method": label, "setting": key, "at": [_pooled(g, resamples) for g in gains]})
     if rows:
-        best = [[_best(values, kind, kl) for values in found] for kl in LEVELS]
-        rows.append(
-            {"method": "best-of-n", "setting": "n", "at": [_pooled(each, resamples) for each in best]}
-        )
+        best = [[_best(values, kind, kl) for values in seeds] for kl in LEVELS]
+        rows.append({"method": "best-of-n", "setting": "n", "at": [_pooled(g, resamples) for g in best]})
     return rows
 
 
@@ -59,10 +57,10 @@ def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:
 
 
 def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
-    known = [each for each in gains if each is not None]
-    if len(known) < len(gains):
+    reached = [gain for gain in gains if gain is not None]
+    if len(reached) < len(gains):
         return None
-    gain = pooled_gain(known, resamples)
+    gain = pooled_gain(reached, resamples)
     return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "verdict": gain.verdict}
 
 
@@ -71,4 +69,4 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads = ["method", "swept", *(f"gold gain at {kl:g} nats" for kl in LEVELS)]
     rows = study.get("frontier", [])
     gains = [[interval(at, "gain", sign=True) for at in row["at"]] for row in rows]
-    return heads, [[row["method"], row["setting"], *own] for row, own in zip(rows, gains, strict=True)]
+    return heads, [[row["method"], row["setting"], *cells] for row, cells in zip(rows, gains, strict=True)]

@@ -19,7 +19,7 @@ class Here:
         over = {t: code for t, process in self._running.items() if (code := process.poll()) is not None}
         for task in over:
             del self._running[task]
-        return [Ended(task=task, code=code, said=complaint(task)) for task, code in over.items()]
+        return [Ended(task=task, code=code, complaint=complaint(task)) for task, code in over.items()]
 
     def stop(self) -> None:
         for process in self._running.values():

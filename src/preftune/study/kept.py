@@ -1,7 +1,7 @@
 """Finished seeds that outlive the machine which ran them: their numbers alone, without models and texts.
 
 A study of hours is made in pieces, on whatever machine there is. `keep` copies what a seed measured into a
-directory that can be committed; `kept` takes it from there, if it is of the same design and data.
+directory that can be committed; `kept_file` takes it from there, if it is of the same design and data.
 """
 
 from pathlib import Path
@@ -19,28 +19,28 @@ RECORD = "seed.json"
 _TEXTS = "samples"  # of a policy's file
 
 
-def keep(out: Path, place: Path, design: Design, seed: int) -> None:
-    """Copy a finished seed's numbers to `place`/seed-N; what is there of the same design stays."""
+def keep(out: Path, directory: Path, design: Design, seed: int) -> None:
+    """Copy a finished seed's numbers to `directory`/seed-N; what is there of the same design stays."""
     key = _key(design, seed)
-    if kept(place, design, seed) is not None:
+    if kept_file(directory, design, seed) is not None:
         return
-    made = RunDir(place / f"seed-{seed}")
-    made.path.mkdir(parents=True, exist_ok=True)
+    copy = RunDir(directory / f"seed-{seed}")
+    copy.path.mkdir(parents=True, exist_ok=True)
     source = facts_file(out, seed)
     record = read_sealed(source)
     files = [file for file in source.parent.glob("*.json") if file.name != RECORD]
     for file in files:
         values = read_object(file)
-        write_json(made.path / file.name, {k: v for k, v in values.items() if k != _TEXTS})
-    own = sums(made, [made.path / file.name for file in files])
-    write_sealed(made.path / RECORD, {**record, "key": key, "files": own})
+        write_json(copy.path / file.name, {k: v for k, v in values.items() if k != _TEXTS})
+    checksums = sums(copy, [copy.path / file.name for file in files])
+    write_sealed(copy.path / RECORD, {**record, "key": key, "files": checksums})
 
 
-def kept(place: Path, design: Design, seed: int) -> Path | None:
+def kept_file(directory: Path, design: Design, seed: int) -> Path | None:
     """Where the seed.json of a kept seed lies; None if there is none. DataError if it is of another design or
     of other data, or if a file is not as it was written.
     """
-    file = place / f"seed-{seed}" / RECORD
+    file = directory / f"seed-{seed}" / RECORD
     record = read_sealed(file)
     if not record:
         return None

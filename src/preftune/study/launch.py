@@ -21,7 +21,7 @@ from preftune.study.design import (
     FRESH_PAIRS,
     REPLIES,
     Design,
-    Wanted,
+    Request,
     load_design,
     make_design,
     save_design,
@@ -29,7 +29,7 @@ from preftune.study.design import (
 )
 from preftune.study.here import Here
 from preftune.study.kept import keep as put_by
-from preftune.study.kept import kept
+from preftune.study.kept import kept_file
 from preftune.study.on_ray import Ray
 from preftune.study.on_slurm import Slurm
 from preftune.study.places import facts_file, numbers_in, seed_dir
@@ -61,7 +61,7 @@ class Where:
 
 
 def run_study(
-    wanted: Wanted,
+    request: Request,
     out: Path,
     *,
     seeds: int,
@@ -78,36 +78,36 @@ def run_study(
     from a second thread. Raises UsageError or ConfigError for what cannot be studied, and PreftuneError if a
     seed fails, after the others have ended.
     """
-    _refuse(wanted, seeds, jobs, first_seed, keep, where)
+    _refuse(request, seeds, jobs, first_seed, keep, where)
     console, numbers = Console(), [first_seed + i for i in range(seeds)]
     keep = numbers_in(where.mirror) if where.mirror else keep
     out.mkdir(parents=True, exist_ok=True)
     with handled(), held(RunDir(out)):
-        design = _design(wanted, out)
+        design = _design(request, out)
         if where.mirror:
             save_design(design, where.mirror)
-        places = {seed: place for seed in numbers if keep and (place := kept(keep, design, seed))}
-        waiting = [seed for seed in numbers if seed not in places and not finished(out, design, seed)]
+        records = {seed: record for seed in numbers if keep and (record := kept_file(keep, design, seed))}
+        waiting = [seed for seed in numbers if seed not in records and not finished(out, design, seed)]
         for seed in numbers:
             if seed not in waiting:
                 console.line(f"seed {seed} finished before")
         _run(out, waiting, design, jobs, reports, where, console)
-        places = {seed: places.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
-        _write(out, design, places, _command(wanted, numbers, out, reports, keep))
+        records = {seed: records.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
+        _write(out, design, records, _command(request, numbers, out, reports, keep))
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
 
 
 def _refuse(
-    wanted: Wanted, seeds: int, jobs: int | None, first_seed: int, keep: Path | None, where: Where
+    request: Request, seeds: int, jobs: int | None, first_seed: int, keep: Path | None, where: Where
 ) -> None:
     """UsageError for what contradicts itself."""
-    counts = (seeds, 1 if jobs is None else jobs, wanted.fresh_pairs, wanted.replies)
+    counts = (seeds, 1 if jobs is None else jobs, request.fresh_pairs, request.replies)
     if min(counts) < 1 or min(first_seed, where.retries) < 0:
         raise UsageError(
             "--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed and --retries 0 or more"
         )
-    if any(text.partition("=")[0].strip() == "seed" for text in wanted.overrides):
+    if any(text.partition("=")[0].strip() == "seed" for text in request.overrides):
         raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
     if where.on not in ON:
         raise UsageError(
@@ -125,32 +125,32 @@ def _numbers(out: Path, keep: Path | None, design: Design, seed: int) -> Path:
         if keep:
             put_by(out, keep, design, seed)
         return facts_file(out, seed)
-    if keep and (place := kept(keep, design, seed)):
-        return place
+    if keep and (record := kept_file(keep, design, seed)):
+        return record
     hint = "is it the same directory on every machine? Where it is not, give one that is with --mirror"
     raise InputMissing(f"seed {seed} has ended, and its numbers are not in {keep or out}", hint)
 
 
-def _design(wanted: Wanted, out: Path) -> Design:
+def _design(request: Request, out: Path) -> Design:
     """The design on disk if it is of the same request, else a new one."""
-    config = absolute(load_recipe(wanted.recipe, wanted.overrides).config)
-    asked = {
+    config = absolute(load_recipe(request.recipe, request.overrides).config)
+    content = {
         "recipe_config": config.model_dump(mode="json"),
-        "tokens": wanted.tokens,
-        "sweep": wanted.sweep,
-        "fresh_pairs": wanted.fresh_pairs,
-        "replies": wanted.replies,
+        "tokens": request.tokens,
+        "sweep": request.sweep,
+        "fresh_pairs": request.fresh_pairs,
+        "replies": request.replies,
     }
-    request = out / "request.json"
-    if request.is_file() and read_json(request) == asked:
+    file = out / "request.json"
+    if file.is_file() and read_json(file) == content:
         return load_design(out)
     check_reward_functions(config)
     dataset = load_dataset(config.data, config.seed)
     from preftune.runs.lengths import mean_lengths
 
-    design = make_design(wanted, config, dataset, mean_lengths(config, dataset))
+    design = make_design(request, config, dataset, mean_lengths(config, dataset))
     save_design(design, out)
-    write_json(request, asked)
+    write_json(file, content)
     return design
 
 
@@ -179,7 +179,7 @@ def _tasks(out: Path, seeds: Sequence[int], design: Design, reports: bool, where
     """One task a seed. On a cluster with a sweep first the stages that are not of it, then each of its
     points, then what is left: the measurement.
     """
-    away, stages, made = where.on != HERE, design.config.stage, list[Task]()
+    away, stages, tasks = where.on != HERE, design.config.stage, list[Task]()
     common = Task(
         out=out.absolute() if away else out,
         seed=0,
@@ -189,18 +189,18 @@ def _tasks(out: Path, seeds: Sequence[int], design: Design, reports: bool, where
         folder=os.getcwd() if away else "",
     )
     points = {point: tuple(stages_until(stages, point)) for point in (swept(design) if away else ())}
-    own = tuple(name for name in stage_order(stages) if name not in points)
+    shared = tuple(name for name in stage_order(stages) if name not in points)
     for seed in seeds:
         before = list[Task]()
         if points:
-            first = replace(common, seed=seed, stages=own)
+            first = replace(common, seed=seed, stages=shared)
             before = [
                 replace(common, seed=seed, stages=needs, point=point, after=(first,))
                 for point, needs in points.items()
             ]
-            made += [first, *before]
-        made.append(replace(common, seed=seed, after=tuple(before)))
-    return made
+            tasks += [first, *before]
+        tasks.append(replace(common, seed=seed, after=tuple(before)))
+    return tasks
 
 
 def _crew(out: Path, where: Where) -> Crew:
@@ -213,19 +213,19 @@ def _crew(out: Path, where: Where) -> Crew:
     return Slurm((where.mirror or out).absolute() / "jobs", where.resources, cluster)
 
 
-def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) -> None:
+def _write(out: Path, design: Design, records: Mapping[int, Path], command: str) -> None:
     """study.json, STUDY.md and figures/ from the finished seeds."""
     from preftune.study.figures import draw
     from preftune.study.page import study_text
     from preftune.study.pool import pool
     from preftune.study.sweep import sweep_records
 
-    study = pool(places, design)
+    study = pool(records, design)
     sweeps = sweep_records(design, study)
     study["sweep"], study["more_sweeps"] = (sweeps[0], sweeps[1:]) if sweeps else (None, [])
     study["command"] = command
-    study["seeds_wanted"] = list(places)
-    data = RunDir(seed_dir(out, next(iter(places)))).data
+    study["seeds_wanted"] = list(records)
+    data = RunDir(seed_dir(out, next(iter(records)))).data
     world = read_record(data, DataRecord).world if data.is_file() else {}
     # Of kept seeds there is no run here; their key says that their world is the one of this code.
     now = world_hash() if design.is_world and not data.is_file() else None
@@ -236,13 +236,13 @@ def _write(out: Path, design: Design, places: Mapping[int, Path], command: str) 
     write_json(out / "study.json", study)
 
 
-def _command(wanted: Wanted, seeds: Sequence[int], out: Path, reports: bool, keep: Path | None) -> str:
+def _command(request: Request, seeds: Sequence[int], out: Path, reports: bool, keep: Path | None) -> str:
     """The command that makes this study, whatever earlier calls made parts of it."""
-    words = ["preftune study", wanted.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
-    words += [] if wanted.tokens is None else [f"--tokens {wanted.tokens}"]
-    words += [] if wanted.sweep is None else [f"--sweep {shlex.quote(wanted.sweep)}"]
-    words += [] if wanted.fresh_pairs == FRESH_PAIRS else [f"--pairs {wanted.fresh_pairs}"]
-    words += [] if wanted.replies == REPLIES else [f"--replies {wanted.replies}"]
+    words = ["preftune study", request.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
+    words += [] if request.tokens is None else [f"--tokens {request.tokens}"]
+    words += [] if request.sweep is None else [f"--sweep {shlex.quote(request.sweep)}"]
+    words += [] if request.fresh_pairs == FRESH_PAIRS else [f"--pairs {request.fresh_pairs}"]
+    words += [] if request.replies == REPLIES else [f"--replies {request.replies}"]
     words += [] if reports else ["--no-reports"]
     words += [] if keep is None else [f"--keep {keep}"]
-    return " ".join([*words, *wanted.overrides, f"out={out}"])
+    return " ".join([*words, *request.overrides, f"out={out}"])

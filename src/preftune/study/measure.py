@@ -101,29 +101,29 @@ def _measure(
     policies: Sequence[str],
     keys: Mapping[str, str],
 ) -> None:
-    found: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    measured: dict[str, dict[str, Any]] = {name: {} for name in policies}
     samples: dict[str, dict[str, Any]] = {name: {} for name in policies}
     for ground in grounds:
         bench, learner = ground.bench, ground.learner
         with session.console.counting(f"{ground.name} prompts", len(bench.prompts)) as advance:
-            own = bench.rows(frozen_policy(session, learner, reference), advance)
+            baseline = bench.rows(frozen_policy(session, learner, reference), advance)
         for name in policies:
             with session.console.counting(f"{ground.name} {name}", len(bench.prompts)) as advance:
                 if name == BEST:
-                    found[name][ground.name] = _best_of_n(ground, own, advance)
+                    measured[name][ground.name] = _best_of_n(ground, baseline, advance)
                     continue
                 same = name == reference
-                rows = own if same else bench.rows(frozen_policy(session, learner, name), advance)
-                found[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
+                rows = baseline if same else bench.rows(frozen_policy(session, learner, name), advance)
+                measured[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
                 others = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.others}
-                found[name][ground.name] |= {"golds": others, **_as_text(ground, rows)}
+                measured[name][ground.name] |= {"golds": others, **_as_text(ground, rows)}
                 if not same:
                     for key, name_of in WINS.items():
-                        wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(own, key)).mean(1)
-                        found[name][ground.name][name_of] = wins.tolist()
+                        wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
+                        measured[name][ground.name][name_of] = wins.tolist()
                 samples[name][ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
     for name in policies:
-        record = {"policy": name, "key": keys[name], "sets": found[name], "samples": samples[name]}
+        record = {"policy": name, "key": keys[name], "sets": measured[name], "samples": samples[name]}
         kind = BestFile if name == BEST else PolicyFile
         write_record(values_file(session.run.path, name), _rounded(record), kind)
 
@@ -136,15 +136,15 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
         for kind in KINDS:
             if kind != TRAINING:
                 sets[kind] = [_bare(prompt, row) for row, prompt in enumerate(world.prompts(kind, n))]
-    made, base = list[Ground](), None
+    grounds, base = list[Ground](), None
     for name, prompts in sets.items():
         repeated = [prompt for prompt in prompts for _ in range(replies)]
         bench, learner = make_bench(session, reference, repeated, session.gold)
         base = base or frozen_policy(session, learner, BASE)
-        made.append(
+        grounds.append(
             Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner, base=base)
         )
-    return made
+    return grounds
 
 
 def _bare(prompt: Dialogue, row: int) -> Preference:
@@ -179,7 +179,7 @@ def _number(value: float | None) -> float:
     return np.nan if value is None else float(value)
 
 
-def _best_of_n(ground: Ground, own: Sequence[Row], advance: Callable[[int], None]) -> dict[str, Any]:
+def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int], None]) -> dict[str, Any]:
     """Best-of-n by proxy for n = 1..pool, each prompt's mean over all subsets of n: lists (prompts, n).
 
     `win` and `gold_win` are the chances to beat SFT's replies to the same prompt, ties half.
@@ -197,7 +197,7 @@ def _best_of_n(ground: Ground, own: Sequence[Row], advance: Callable[[int], None
     measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
     for measure, name in WINS.items():
         ours = _column(pool, measure).reshape(-1, size, 1)
-        measures[name] = best(_beats(ours, ground.by_prompt(own, measure)[:, None]).mean(2))
+        measures[name] = best(_beats(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
     return {**measures, "kl": [kl_formula(n) for n in range(1, size + 1)]}
 
 
@@ -213,7 +213,7 @@ def _sample(row: Row) -> dict[str, Any]:
 def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
     """The reward model on pairs and probes that no stage has seen, for each kind of prompt."""
     by, world = examiner(session, judge), make_world(session.config.seed, 1, 1, 1)
-    found = {}
+    accuracies = {}
     for kind in KINDS:
         fresh = world.pairs(kind, pairs)
         right = [s["chosen"] > s["rejected"] for s in by.scored(f"{kind} pairs", fresh)]
@@ -221,7 +221,7 @@ def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
             name: gap(by.scored(f"{kind} {name}", world.probes(name, kind, min(PROBE_PAIRS, pairs))))
             for name in PROBES
         }
-        found[kind] = {
+        accuracies[kind] = {
             "accuracy": {
                 "value": sum(right) / len(right),
                 "interval": list(stats.wilson(sum(right), len(right))),
@@ -230,7 +230,7 @@ def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
             "best_reachable": best_reachable(fresh),
             "gaps": gaps,
         }
-    return found
+    return accuracies
 
 
 def _rounded(value: Any) -> Any:

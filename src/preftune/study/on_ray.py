@@ -57,9 +57,9 @@ class Ray:
     def _outcome(self, task: Task, ref: Any) -> Ended:
         """A task that raised is a fault that comes again; other errors of Ray say that a worker is gone."""
         try:
-            code, said = self._ray.get(ref)
+            code, complaint = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            return Ended(task=task, code=70, said=str(error).strip().rpartition("\n")[2][:300])
+            return Ended(task=task, code=70, complaint=str(error).strip().rpartition("\n")[2][:300])
         except self._ray.exceptions.RayError as error:
-            return Ended(task=task, code=None, said=str(error).partition("\n")[0][:300])
-        return Ended(task=task, code=code, said=said)
+            return Ended(task=task, code=None, complaint=str(error).partition("\n")[0][:300])
+        return Ended(task=task, code=code, complaint=complaint)

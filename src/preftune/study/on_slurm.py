@@ -69,10 +69,10 @@ class Slurm:
         self._looks += 1
         if self._looks % _LOOKS:
             return set()
-        asked = subprocess.run(["squeue", "--me", "-h", "-o", "%i"], capture_output=True, text=True)  # noqa: S607
-        if asked.returncode:  # the controller is down; it will be back
+        queue = subprocess.run(["squeue", "--me", "-h", "-o", "%i"], capture_output=True, text=True)  # noqa: S607
+        if queue.returncode:  # the controller is down; it will be back
             return set()
-        missing = {job.job_id for job in self._jobs.values()} - set(asked.stdout.split())
+        missing = {job.job_id for job in self._jobs.values()} - set(queue.stdout.split())
         gone, self._missed = missing & self._missed, missing
         return gone
 
@@ -83,6 +83,6 @@ def _outcome(task: Task, job: Any) -> Ended:
         return Ended(task=task, code=None)
     error = job.exception()
     if error is not None:
-        return Ended(task=task, code=None, said=str(error).strip().rpartition("\n")[2][:300])
-    code, said = job.result()
-    return Ended(task=task, code=code, said=said)
+        return Ended(task=task, code=None, complaint=str(error).strip().rpartition("\n")[2][:300])
+    code, complaint = job.result()
+    return Ended(task=task, code=code, complaint=complaint)

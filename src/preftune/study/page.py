@@ -19,10 +19,10 @@ _SET_WORDS = {
 
 def study_text(study: Study) -> str:
     """The whole page."""
-    parts = [_head(study)]
+    sections = [_head(study)]
     for kind in study["prompt_sets"]:
-        parts.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
-    parts += [
+        sections.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
+    sections += [
         _beside(study),
         _collapsed(study),
         _tokens(study),
@@ -31,19 +31,19 @@ def study_text(study: Study) -> str:
         _seeds(study),
     ]
     sweeps = [study["sweep"], *study.get("more_sweeps", [])] if study["sweep"] else []
-    parts += [_reward_model(study), *map(_sweep, sweeps), _frontier(study), _figures(study)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sections += [_reward_model(study), *map(_sweep, sweeps), _frontier(study), _figures(study)]
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _head(study: Study) -> str:
-    done = [seed["seed"] for seed in study["seeds"]]
+    seeds = [seed["seed"] for seed in study["seeds"]]
     return "\n".join(
         [
             f"# Study: {study['name']}",
             "",
             f"Made by `{study['command']}`.",
             "",
-            f"Data {study['data']}; gold is **{study['gold']}**; seeds: {_listed(done)}; "
+            f"Data {study['data']}; gold is **{study['gold']}**; seeds: {_listed(seeds)}; "
             f"{study['n_prompts']} prompts each, {study['replies']} replies to a prompt. Intervals: "
             f"{study['interval']}.",
             f"Gains are against {study['reference'].upper()} on the same prompts. A verdict is the "
@@ -156,9 +156,9 @@ def _equal_kl(study: Study) -> str:
 
 def _best_of_n(study: Study) -> str:
     rows = [
-        [each["n"], f"{each['kl']:.2f}", *(interval(each, gain, sign=True) for gain in GAINS)]
-        for each in study["best_of_n"]
-        if each["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
+        [point["n"], f"{point['kl']:.2f}", *(interval(point, gain, sign=True) for gain in GAINS)]
+        for point in study["best_of_n"]
+        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
     ]
     heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
     return f"## Best-of-n of SFT\n\n{table(heads, rows)}"
@@ -170,9 +170,9 @@ def _seeds(study: Study) -> str:
     for seed in study["seeds"]:
         cells = []
         for name in names:
-            own = seed["policies"][name]
-            mark = " (collapsed)" if own["collapsed"] else ""
-            cells.append(f"{interval(own, 'gold_gain', sign=True)}{mark}")
+            policy = seed["policies"][name]
+            mark = " (collapsed)" if policy["collapsed"] else ""
+            cells.append(f"{interval(policy, 'gold_gain', sign=True)}{mark}")
         rows.append([seed["seed"], *cells])
     labels = [study["policies"][name]["label"] for name in names]
     words = f"Gold gain over SFT on the {study['main_set']} prompts; intervals over the seed's prompts."
@@ -194,14 +194,14 @@ def _reward_model(study: Study) -> str:
         for kind, a in audit.items()
     ]
     first = next(iter(audit.values()))
-    parts = [
+    gaps = [
         [
-            part,
-            *(f"{audit[kind]['gaps'][part]['gap_sd']:+.2f}" for kind in audit),
+            component,
+            *(f"{audit[kind]['gaps'][component]['gap_sd']:+.2f}" for kind in audit),
             f"{gap['accuracy']:.2f}",
             gap["n"],
         ]
-        for part, gap in first["gaps"].items()
+        for component, gap in first["gaps"].items()
     ]
     heads = ["prompts", "accuracy", "by seed", "best reachable", "pairs a seed"]
     words = (
@@ -209,8 +209,8 @@ def _reward_model(study: Study) -> str:
         "in sd of the scores. 0 means that the reward model does not see that part; below 0 it prefers the "
         'worse. "stacked courtesies" is the blind spot that the world leaves on purpose.'
     )
-    gaps = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
-    return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(gaps, parts)}"
+    columns = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
+    return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(columns, gaps)}"
 
 
 def _frontier(study: Study) -> str:
@@ -228,13 +228,13 @@ def _frontier(study: Study) -> str:
 def _sweep(sweep: Study) -> str:
     rows = [
         [
-            each["value"],
-            interval(each, "kl"),
-            *(interval(each, gain, sign=True) for gain in GAINS),
-            f"{each['eos_rate']:.3f}",
-            f"{each['length']:.1f}",
+            point["value"],
+            interval(point, "kl"),
+            *(interval(point, gain, sign=True) for gain in GAINS),
+            f"{point['eos_rate']:.3f}",
+            f"{point['length']:.1f}",
         ]
-        for each in sweep["means"]
+        for point in sweep["means"]
     ]
     names = {
         "rl_gold": "RL, gold",

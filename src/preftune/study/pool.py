@@ -31,33 +31,33 @@ LEAST = {
 MOST = {"eos_rate": 1.0, "repetition_4": 1.0, "win_rate": 1.0, "gold_win_rate": 1.0}
 
 
-def pool(places: Mapping[int, Path], design: Design) -> dict[str, Any]:
+def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
     """The content of study.json but for the sweep, from finished seeds: where the seed.json of each lies. No
     seed is left out.
     """
-    found = [read_seed(file, seed) for seed, file in places.items()]
-    kinds = list(found[0].best)
+    seeds = [read_seed(file, seed) for seed, file in records.items()]
+    kinds = list(seeds[0].best)
     settings = design.config.evaluation
-    for values in found:
-        measured = list(values.best) == kinds and _parts(values) == _parts(found[0])
+    for values in seeds:
+        measured = list(values.best) == kinds and _parts(values) == _parts(seeds[0])
         if not measured or len(values.best_kl) < max(settings.pool, settings.best_of):
-            first = found[0].seed
-            raise DataError(f"{places[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
-    tables = {name: _tables(found, name) for name in _names(found, settings.best_of, settings.pool)}
+            first = seeds[0].seed
+            raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
+    tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
-    per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(found)]
+    per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
     policies = {}
     for name, by_kind in tables.items():
         sets = {kind: _numbers(by_kind[kind], settings.resamples) for kind in kinds}
         policies[name] = {
             "label": labels[name],
             **sets[kinds[0]],
-            **_mean_tokens(found, name),
+            **_mean_tokens(seeds, name),
             "collapsed_seeds": [s["seed"] for s in per_seed if s["policies"][name]["collapsed"]],
-            "bon_kl_gain": _gain_at_equal_kl(found, by_kind[kinds[0]], name, kinds[0], settings.resamples),
+            "bon_kl_gain": _gain_at_equal_kl(seeds, by_kind[kinds[0]], name, kinds[0], settings.resamples),
             "sets": sets,
-            "others": others(found, name, kinds[0], settings.resamples),
-            "text": as_text(found, name, kinds[0], sets[kinds[0]]["kl"]),
+            "others": others(seeds, name, kinds[0], settings.resamples),
+            "text": as_text(seeds, name, kinds[0], sets[kinds[0]]["kl"]),
         }
     return {
         "schema": 1,
@@ -65,28 +65,28 @@ def pool(places: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
-        "n_prompts": policies[found[0].facts.reference]["n_prompts"],
+        "n_prompts": policies[seeds[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
         "interval": INTERVAL,
         "prompt_sets": kinds,
         "main_set": kinds[0],
-        "reference": found[0].facts.reference,
+        "reference": seeds[0].facts.reference,
         "policies": policies,
         "best_of_n": [
-            {"n": n, "kl": found[0].best_kl[n - 1]}
-            | _numbers([best_table(v, kinds[0], n) for v in found], settings.resamples)
+            {"n": n, "kl": seeds[0].best_kl[n - 1]}
+            | _numbers([best_table(v, kinds[0], n) for v in seeds], settings.resamples)
             for n in range(1, settings.pool + 1)
         ],
         "seeds": per_seed,
-        "reward_model": _reward_model(found),
-        "frontier": frontier(found, design, kinds[0], settings.resamples),
+        "reward_model": _reward_model(seeds),
+        "frontier": frontier(seeds, design, kinds[0], settings.resamples),
     }
 
 
-def _names(found: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
+def _names(seeds: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
     """Policies that every seed measured, and two sizes of best-of-n."""
-    common = [name for name in found[0].tables if all(name in values.tables for values in found)]
+    common = [name for name in seeds[0].tables if all(name in values.tables for values in seeds)]
     return [*common, *dict.fromkeys((f"best_of_{best_of}", f"best_of_{pool_size}"))]
 
 
@@ -95,12 +95,12 @@ def _parts(values: SeedValues) -> dict[str, list[str]]:
     return {kind: sorted(audit.gaps) for kind, audit in (values.facts.reward_model or {}).items()}
 
 
-def _tables(found: Sequence[SeedValues], name: str) -> dict[str, list[Floats]]:
+def _tables(seeds: Sequence[SeedValues], name: str) -> dict[str, list[Floats]]:
     """Per set, one table a seed."""
     if name.startswith("best_of_"):
         n = int(name.removeprefix("best_of_"))
-        return {kind: [best_table(values, kind, n) for values in found] for kind in found[0].best}
-    return {kind: [values.tables[name][kind] for values in found] for kind in found[0].best}
+        return {kind: [best_table(values, kind, n) for values in seeds] for kind in seeds[0].best}
+    return {kind: [values.tables[name][kind] for values in seeds] for kind in seeds[0].best}
 
 
 def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _seed_record(
     reference = values.facts.reference
     usual = _seed_numbers(values.tables[reference][main], 1)
     for name, by_kind in tables.items():
-        sets = {kind: _seed_numbers(each[i], settings.resamples) for kind, each in by_kind.items()}
+        sets = {kind: _seed_numbers(by_seed[i], settings.resamples) for kind, by_seed in by_kind.items()}
         why = [] if name in (reference, BASE) else collapse(sets[main], usual)
         policies[name] = {
             **sets[main],
@@ -152,8 +152,8 @@ def _seed_record(
 
 def _seed_numbers(table: Floats, resamples: int) -> dict[str, Any]:
     numbers = _numbers([table], resamples)
-    kept = {*COLUMNS, "gold_gain_low", "gold_gain_high", "n_prompts", "gold_verdict"}
-    return {name: number for name, number in numbers.items() if name in kept}
+    shown = {*COLUMNS, "gold_gain_low", "gold_gain_high", "n_prompts", "gold_verdict"}
+    return {name: number for name, number in numbers.items() if name in shown}
 
 
 def collapse(numbers: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
@@ -170,14 +170,14 @@ def collapse(numbers: Mapping[str, Any], reference: Mapping[str, Any]) -> list[s
 
 
 def _gain_at_equal_kl(
-    found: Sequence[SeedValues], tables: Sequence[Floats], name: str, kind: str, resamples: int
+    seeds: Sequence[SeedValues], tables: Sequence[Floats], name: str, kind: str, resamples: int
 ) -> dict[str, Any] | None:
     """Gold minus that of best-of-n at the policy's own KL, seed by seed; None beyond the largest n."""
-    if name.startswith("best_of_") or name == BASE or name == found[0].facts.reference:
+    if name.startswith("best_of_") or name == BASE or name == seeds[0].facts.reference:
         return None
     gold, kl = COLUMNS.index("gold"), COLUMNS.index("kl")
     gaps = []
-    for values, table in zip(found, tables, strict=True):
+    for values, table in zip(seeds, tables, strict=True):
         best = best_at_kl(values, kind, float(table[:, kl].mean()))
         if best is None:
             return None
@@ -187,11 +187,11 @@ def _gain_at_equal_kl(
     return {**result, "n_seeds": len(gaps)}
 
 
-def _mean_tokens(found: Sequence[SeedValues], name: str) -> dict[str, Any]:
-    spent = [values.facts.tokens[name] for values in found if name in values.facts.tokens]
+def _mean_tokens(seeds: Sequence[SeedValues], name: str) -> dict[str, Any]:
+    spent = [values.facts.tokens[name] for values in seeds if name in values.facts.tokens]
     if not spent:
         return {"tokens_trained": None, "tokens_sampled": None, "steps": None}
-    return {key: float(np.mean([each[key] for each in spent])) for key in spent[0]}
+    return {key: float(np.mean([numbers[key] for numbers in spent])) for key in spent[0]}
 
 
 def _label(design: Design, name: str) -> str:
@@ -202,36 +202,36 @@ def _label(design: Design, name: str) -> str:
         return f"{stage.label} on gold (ceiling)"
     for key, values in design.sweeps.items():
         for value, stage_name in values.items():
-            if stage_name == name and name not in design.own:
+            if stage_name == name and name not in design.recipe_stages:
                 return f"{stage.label}, {key.rpartition('.')[2]} {value}"
-    kinds = [s.label for n, s in design.config.stage.items() if n in design.own]
+    kinds = [s.label for n, s in design.config.stage.items() if n in design.recipe_stages]
     return f"{stage.label} ({name}{stage.variant()})" if kinds.count(stage.label) > 1 else stage.label
 
 
-def _reward_model(found: Sequence[SeedValues]) -> dict[str, Any] | None:
+def _reward_model(seeds: Sequence[SeedValues]) -> dict[str, Any] | None:
     """Accuracy on fresh pairs and gaps per part of gold: means over seeds, the seeds beside them."""
-    audits = [values.facts.reward_model for values in found if values.facts.reward_model is not None]
-    if len(audits) < len(found):
+    audits = [values.facts.reward_model for values in seeds if values.facts.reward_model is not None]
+    if len(audits) < len(seeds):
         return None
     pooled = {}
     for kind in audits[0]:
-        each = [audit[kind] for audit in audits]
-        values = [a.accuracy.value for a in each]
+        on_kind = [audit[kind] for audit in audits]
+        values = [a.accuracy.value for a in on_kind]
         pooled[kind] = {
             "accuracy": float(np.mean(values)),
-            "n_pairs": each[0].accuracy.n,
+            "n_pairs": on_kind[0].accuracy.n,
             "by_seed": [
-                {"seed": v.seed, **a.accuracy.model_dump()} for v, a in zip(found, each, strict=True)
+                {"seed": v.seed, **a.accuracy.model_dump()} for v, a in zip(seeds, on_kind, strict=True)
             ],
-            "best_reachable": float(np.mean([a.best_reachable for a in each])),
+            "best_reachable": float(np.mean([a.best_reachable for a in on_kind])),
             "gaps": {
-                part: {
-                    "gap_sd": float(np.mean([a.gaps[part].gap_sd for a in each])),
-                    "by_seed": [a.gaps[part].gap_sd for a in each],
-                    "accuracy": float(np.mean([a.gaps[part].value for a in each])),
-                    "n": each[0].gaps[part].n,
+                component: {
+                    "gap_sd": float(np.mean([a.gaps[component].gap_sd for a in on_kind])),
+                    "by_seed": [a.gaps[component].gap_sd for a in on_kind],
+                    "accuracy": float(np.mean([a.gaps[component].value for a in on_kind])),
+                    "n": on_kind[0].gaps[component].n,
                 }
-                for part in each[0].gaps
+                for component in on_kind[0].gaps
             },
         }
     return pooled

@@ -72,8 +72,8 @@ def _make(
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
     dataset = load_dataset(config.data, seed)
-    own = RunDir(seed_dir(out, seed))
-    run = own if point is None else RunDir(point_dir(out, seed, point))
+    seed_run = RunDir(seed_dir(out, seed))
+    run = seed_run if point is None else RunDir(point_dir(out, seed, point))
     with held(run):
         console = Console(log=run.log(run.next_attempt()))
         from preftune.runs import runner
@@ -85,7 +85,7 @@ def _make(
             run,
             console,
             None if mirror is None else str(seed_dir(mirror, seed)),
-            origin=None if point is None else own,
+            origin=None if point is None else seed_run,
         )
         if stages:
             runner.train_stages(session, stages)
@@ -104,9 +104,9 @@ def _measure(session: "Session", design: Design, out: Path, reports: bool, began
     from preftune.measure.write_up import measure_and_report
     from preftune.study.measure import measure_seed
 
-    config, run, place = session.config, session.run, facts_file(out, session.config.seed)
+    config, run, target = session.config, session.run, facts_file(out, session.config.seed)
     if reports:
-        measure_and_report(session, [name for name in stage_order(config.stage) if name in design.own])
+        measure_and_report(session, [n for n in stage_order(config.stage) if n in design.recipe_stages])
     facts = measure_seed(session, design)
     tuned = [n for n, s in config.stage.items() if s.tunes]
     record: dict[str, Any] = {
@@ -117,5 +117,5 @@ def _measure(session: "Session", design: Design, out: Path, reports: bool, began
         "tokens": {name: spent_tokens(run, name) for name in tuned},
     }
     SeedRecord.model_validate(record)
-    numbers = [file for file in place.parent.glob("*.json") if file.name != place.name]
-    write_sealed(place, {**record, "files": sums(run, numbers)})
+    numbers = [file for file in target.parent.glob("*.json") if file.name != target.name]
+    write_sealed(target, {**record, "files": sums(run, numbers)})

@@ -25,7 +25,7 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
     means = [
         {"value": value, "stage": stage, **_mean(study["policies"][stage])} for value, stage in stages.items()
     ]
-    best = [{"n": each["n"], **_mean(each)} for each in study["best_of_n"]]
+    best = [{"n": point["n"], **_mean(point)} for point in study["best_of_n"]]
     return {
         "key": key,
         "points": points,
@@ -41,21 +41,21 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
 
 
 def _point(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("gold_gain", "proxy_gain", "kl", "eos_rate", "length", "collapsed")
-    return {**{key: numbers[key] for key in kept}, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+    keys = ("gold_gain", "proxy_gain", "kl", "eos_rate", "length", "collapsed")
+    return {**{key: numbers[key] for key in keys}, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
 
 
 def _mean(numbers: Mapping[str, Any]) -> dict[str, Any]:
     gains = (f"{gain}{end}" for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high"))
-    kept = {key: numbers[key] for key in ("kl", "eos_rate", "length", *gains)}
-    return {**kept, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+    means = {key: numbers[key] for key in ("kl", "eos_rate", "length", *gains)}
+    return {**means, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
 
 
 def _law(kind: Kind, points: Sequence[Mapping[str, Any]], gain: str) -> dict[str, Any] | None:
     """Fitted to one point a seed and value (RL), or one a size n, pooled over seeds (best-of-n)."""
-    known = [point for point in points if point[gain] is not None]
-    seeds = [point["seed"] for point in known] if kind == "rl" else None
-    fitted = fit_law(kind, [p["sqrt_kl"] for p in known], [p[gain] for p in known], seeds)
+    measured = [point for point in points if point[gain] is not None]
+    seeds = [point["seed"] for point in measured] if kind == "rl" else None
+    fitted = fit_law(kind, [p["sqrt_kl"] for p in measured], [p[gain] for p in measured], seeds)
     return None if fitted is None else as_record(fitted)
 
 

@@ -49,8 +49,8 @@ class Task:
 
     @property
     def log(self) -> Path:
-        place = point_dir(self.out, self.seed, self.point) if self.point else seed_dir(self.out, self.seed)
-        return place / "study" / "log.txt"
+        run = point_dir(self.out, self.seed, self.point) if self.point else seed_dir(self.out, self.seed)
+        return run / "study" / "log.txt"
 
     @property
     def words(self) -> list[str]:
@@ -65,12 +65,12 @@ class Task:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """A task that runs no more. `code`: the exit code of its process, below 0 for a signal; None if nobody
-    knows, since machine or worker are gone. `said`: its complaint, if it came to that.
+    knows, since machine or worker are gone. `complaint`: its last words, if any.
     """
 
     task: Task
     code: int | None
-    said: str = ""
+    complaint: str = ""
 
     @property
     def may_go_on(self) -> bool:
@@ -188,7 +188,7 @@ def _failure(failed: Sequence[Ended], seeds: int) -> PreftuneError:
     """What the first task that failed complained of, with its exit code."""
     first, lost = failed[0], len({end.task.seed for end in failed})
     error = PreftuneError(
-        f"{lost} of {seeds} seeds failed; {first.task.name}: {first.said or _how(first)}",
+        f"{lost} of {seeds} seeds failed; {first.task.name}: {first.complaint or _how(first)}",
         hint=f"see {first.task.log}; the same command runs the failed seeds again",
     )
     error.code = first.code if first.code and first.code > 0 else ProcessLost.code

@@ -33,7 +33,7 @@ class SeedValues:
     sets: Mapping[str, Mapping[str, PolicyValues]]  # as written, by policy and set
     best_sets: Mapping[str, BestValues]
 
-    def own(self, policy: str, kind: str) -> PolicyValues:
+    def policy(self, policy: str, kind: str) -> PolicyValues:
         """What was measured of a policy on a set."""
         return self.sets[policy][kind]
 
@@ -49,17 +49,17 @@ def read_seed(file: Path, seed: int) -> SeedValues:
     names = [name for name in facts.policies if name != BEST]
     sets = {name: read_record(file.with_name(f"{name}.json"), PolicyFile).sets for name in names}
     sizes = {kind: len(values.gold) for kind, values in best.items()}
-    for name, own in sets.items():
-        if not sizes or {kind: len(values.gold) for kind, values in own.items()} != sizes:
-            place = file.with_name(f"{name}.json")
-            raise DataError(f"{place}: sets: not the prompts of {BEST}.json", PolicyFile.remedy)
+    for name, by_set in sets.items():
+        if not sizes or {kind: len(values.gold) for kind, values in by_set.items()} != sizes:
+            path = file.with_name(f"{name}.json")
+            raise DataError(f"{path}: sets: not the prompts of {BEST}.json", PolicyFile.remedy)
     reference = sets[facts.reference]
     return SeedValues(
         seed=seed,
         facts=facts,
         tables={
-            name: {kind: _table(values, reference[kind]) for kind, values in own.items()}
-            for name, own in sets.items()
+            name: {kind: _table(values, reference[kind]) for kind, values in by_set.items()}
+            for name, by_set in sets.items()
         },
         best={kind: _arrays(values) for kind, values in best.items()},
         best_kl=next(iter(best.values())).kl,
@@ -69,23 +69,23 @@ def read_seed(file: Path, seed: int) -> SeedValues:
 
 
 def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
-    return {name: np.array(each, dtype=float) for name, each in values.columns.items()}
+    return {name: np.array(column, dtype=float) for name, column in values.columns.items()}
 
 
 def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
     half = np.full(len(reference.gold), 0.5)  # of the reference against itself
-    own, theirs = _arrays(values), _arrays(reference)
+    policy, base = _arrays(values), _arrays(reference)
     columns = {
-        "gold": own["gold"],
-        "gold_gain": own["gold"] - theirs["gold"],
-        "proxy": own["proxy"],
-        "proxy_gain": own["proxy"] - theirs["proxy"],
-        "kl": own["kl"],
-        "length": own["length"],
-        "eos_rate": own["ended"],
-        "repetition_4": own["repetition_4"],
-        "win_rate": own.get("win", half),
-        "gold_win_rate": own.get("gold_win", half),
+        "gold": policy["gold"],
+        "gold_gain": policy["gold"] - base["gold"],
+        "proxy": policy["proxy"],
+        "proxy_gain": policy["proxy"] - base["proxy"],
+        "kl": policy["kl"],
+        "length": policy["length"],
+        "eos_rate": policy["ended"],
+        "repetition_4": policy["repetition_4"],
+        "win_rate": policy.get("win", half),
+        "gold_win_rate": policy.get("gold_win", half),
     }
     return np.stack([columns[name] for name in COLUMNS], axis=1)
 

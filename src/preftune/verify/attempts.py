@@ -69,6 +69,6 @@ def outcome(run: RunDir, stage: str, *, trains_policy: bool = True) -> dict[str,
     }
 
 
-def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The parts of two outcomes that are not equal, or that say nothing because they are empty."""
-    return [part for part in one if one[part] != other[part] or not one[part]]
+    return [key for key in a if a[key] != b[key] or not a[key]]

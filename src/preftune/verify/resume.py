@@ -45,29 +45,29 @@ def verify_resume(
     """
     config = load_recipe(recipe, overrides).config
     order = stage_order(config.stage)
-    wanted = order if stage is None else [stage]
+    compared = order if stage is None else [stage]
     needed = order if stage is None else stages_until(config.stage, stage)
-    place = Path(tempfile.mkdtemp(prefix="preftune-verify-"))
-    trial = _Trial(recipe, list(overrides), config, place, Lives(), random.Random(seed))
+    directory = Path(tempfile.mkdtemp(prefix="preftune-verify-"))
+    trial = _Trial(recipe, list(overrides), config, directory, Lives(), random.Random(seed))
     verdicts = []
     for name in needed:
-        if name in wanted:
+        if name in compared:
             verdicts.append(trial.stage(name, kills))
             say(f"{name}: {len(verdicts[-1].kills)} kills, {_words(verdicts[-1])}")
         else:
-            trial.train(name, trial.whole)
+            trial.train(name, trial.unbroken)
     if any(verdict.differs for verdict in verdicts):
-        say(f"both runs are in {place}")
+        say(f"both runs are in {directory}")
     else:
-        shutil.rmtree(place)
+        shutil.rmtree(directory)
     return verdicts
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """One line a stage."""
-    lines = [f"{'stage':<12} {'steps':>5} {'kills':>5}  " + "  ".join(f"{part:<9}" for part in _PARTS)]
+    lines = [f"{'stage':<12} {'steps':>5} {'kills':>5}  " + "  ".join(f"{key:<9}" for key in _PARTS)]
     for verdict in verdicts:
-        words = "  ".join(f"{'DIFFERS' if part in verdict.differs else 'identical':<9}" for part in _PARTS)
+        words = "  ".join(f"{'DIFFERS' if key in verdict.differs else 'identical':<9}" for key in _PARTS)
         lines.append(f"{verdict.stage:<12} {verdict.steps:>5} {len(verdict.kills):>5}  {words}")
     return "\n".join(lines)
 
@@ -75,10 +75,10 @@ def table(verdicts: Sequence[Verdict]) -> str:
 def random_fault(rng: random.Random, step: int, steps: int, every: int, online: bool) -> str:
     """A place to die at or, in a checkpoint, after step `step`: "update@step=3:kill"."""
     saved = min(-(-step // every) * every, steps)
-    kind, places = rng.choice(
+    kind, points = rng.choice(
         [(step, (*_IN_STEP, *(_IN_ROLLOUT if online else ()))), (saved, _IN_CHECKPOINT)]
     )
-    name, _, action = rng.choice(places).partition(":")
+    name, _, action = rng.choice(points).partition(":")
     name, _, hit = name.partition(",")
     return f"{name}@step={kind}{',' if hit else ''}{hit}:{action}"
 
@@ -93,31 +93,31 @@ class _Trial:
     recipe: str
     overrides: list[str]
     config: RunConfig
-    place: Path
+    directory: Path
     lives: Lives
     rng: random.Random
 
     @property
-    def whole(self) -> RunDir:
-        return RunDir(self.place / "whole")
+    def unbroken(self) -> RunDir:
+        return RunDir(self.directory / "whole")
 
     def stage(self, name: str, kills: int) -> Verdict:
         """Both ways from the same parents."""
-        pieces = RunDir(self.place / f"killed-{name}")
-        if self.whole.path.exists():
-            shutil.copytree(self.whole.path, pieces.path)
-        self.train(name, self.whole)
-        steps = int(read_json(self.whole.stage_json(name))["steps"])
+        pieces = RunDir(self.directory / f"killed-{name}")
+        if self.unbroken.path.exists():
+            shutil.copytree(self.unbroken.path, pieces.path)
+        self.train(name, self.unbroken)
+        steps = int(read_json(self.unbroken.stage_json(name))["steps"])
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]
         self.train(name, pieces)
         policy = self.config.stage[name].trains_policy
-        whole, killed = (outcome(run, name, trains_policy=policy) for run in (self.whole, pieces))
-        differs = different(whole, killed)
+        unbroken, killed = (outcome(run, name, trains_policy=policy) for run in (self.unbroken, pieces))
+        differs = different(unbroken, killed)
         return Verdict(stage=name, steps=steps, kills=died, differs=differs)
 
     def train(self, name: str, run: RunDir, fault: str = "") -> int:
         """One life. PreftuneError if it ends in another way than it should."""
-        log = self.place / "log.txt"
+        log = self.directory / "log.txt"
         words = ["train", self.recipe, name, *self.overrides, "--out", str(run.path)]
         code = self.lives.run(words, log, fault)
         if code != 0 and not (fault and code == -9):
@@ -128,12 +128,12 @@ class _Trial:
     def _faults(self, name: str, steps: int, kills: int) -> list[str]:
         """At rising steps, so that each is reached by the life after the one before it."""
         online = self.config.stage[name].online
-        found: list[str] = []
+        faults: list[str] = []
         for step in sorted(self.rng.sample(range(1, steps + 1), min(kills, steps))):
             fault = random_fault(self.rng, step, steps, self.config.checkpoint.every, online)
-            if not found or fault_step(fault) > fault_step(found[-1]):
-                found.append(fault)
-        return found
+            if not faults or fault_step(fault) > fault_step(faults[-1]):
+                faults.append(fault)
+        return faults
 
 
 def _words(verdict: Verdict) -> str:

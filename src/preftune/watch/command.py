@@ -30,12 +30,12 @@ def watch(
     from preftune.runs.console import is_live
     from preftune.watch.following import Watched
 
-    place = RunDir(run)
-    if not place.config.is_file():
+    directory = RunDir(run)
+    if not directory.config.is_file():
         raise InputMissing(
             f"{run} is not a run directory: no config.toml", "`preftune runs` lists those that lie here"
         )
-    watched, out = Watched(place), Console(highlight=False)
+    watched, out = Watched(directory), Console(highlight=False)
     if once or not is_live(out):
         out.print(_drawn(watched, out))
         return

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -46,14 +46,14 @@ class Tail:
 
     def read(self) -> None:
         with suppress(OSError), self.path.open("rb") as file:
-            seen = os.fstat(file.fileno())
-            if seen.st_ino != self._file or seen.st_size < self._at:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._file or status.st_size < self._at:
                 self.rows.clear()
-                self._at, self._file = 0, seen.st_ino
+                self._at, self._file = 0, status.st_ino
             file.seek(self._at)
-            whole, end, _ = file.read(_BYTES).rpartition(b"\n")
-            self._at += len(whole) + len(end)
-            for line in filter(bytes.strip, whole.split(b"\n")):
+            lines, end, _ = file.read(_BYTES).rpartition(b"\n")
+            self._at += len(lines) + len(end)
+            for line in filter(bytes.strip, lines.split(b"\n")):
                 with suppress(ValueError, RecursionError):  # the report says what is wrong with it
                     self.rows.append(MetricsRow.model_validate(decoded(json.loads(line))))
 
@@ -72,20 +72,20 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Look:
     """One look at a run. `stage` is the one that is under way, or was last; "" before the first."""
 
     run: RunDir
     name: str
     config: RunConfig | None
     records: dict[str, StageRecord]  # in the order in which they are trained
-    held: bool
+    locked: bool
     stage: str
     tail: Tail
     live: LiveRecord
     checkpoint: int  # step of the newest, 0 without one
     findings: Sequence[Finding]
-    left: float | None  # seconds of training of the whole run, as far as can be told
+    seconds_left: float | None  # seconds of training of the whole run, as far as can be told
 
     @property
     def step(self) -> int:
@@ -135,7 +135,7 @@ class Watched:
         self._judged, self._due = ("", False), -math.inf
         self._findings: Sequence[Finding] = ()
 
-    def look(self) -> Seen:
+    def look(self) -> Look:
         records = {name: self._record(name) for name in self.names}
         under_way = [n for n in self.names if records[n].status == "running"]
         done = [n for n in self.names if records[n].status == "finished"]
@@ -146,20 +146,20 @@ class Watched:
         live = LiveRecord(steps=0)
         with suppress(PreftuneError):
             live = read_record(self.run.live(stage), LiveRecord)
-        seen = Seen(
+        look = Look(
             run=self.run,
             name=self.config.name,
             config=self.config,
             records=records,
-            held=self._inside or self._is_held(),
+            locked=self._inside or self._is_held(),
             stage=stage,
             tail=self._tail,
             live=live,
             checkpoint=self._checkpoint(stage),
             findings=(),
-            left=None,
+            seconds_left=None,
         )
-        return _with(seen, findings=self._diagnosed(seen), left=self._left(seen))
+        return replace(look, findings=self._diagnosed(look), seconds_left=self._left(look))
 
     def _record(self, name: str) -> StageRecord:
         with suppress(PreftuneError):
@@ -177,36 +177,36 @@ class Watched:
         names = (path.name.removeprefix("step-") for path in self.run.checkpoints(stage).glob("step-*"))
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
-    def _diagnosed(self, seen: Seen) -> Sequence[Finding]:
+    def _diagnosed(self, look: Look) -> Sequence[Finding]:
         """Of the stage under way, now and then; of everything, once the run is finished."""
-        state, now = (seen.stage, seen.finished), time.monotonic()
+        state, now = (look.stage, look.finished), time.monotonic()
         if state != self._judged or now >= self._due:
             self._judged, self._due, self._findings = state, now + DOCTOR, ()
             with suppress(PreftuneError, ValueError, ArithmeticError):
-                self._findings = diagnose(load_run(self.run) if seen.finished else _view(seen))
+                self._findings = diagnose(load_run(self.run) if look.finished else _view(look))
         return self._findings
 
-    def _left(self, seen: Seen) -> float | None:
+    def _left(self, look: Look) -> float | None:
         """Stages to come at the seconds a token of those that were: each of what it trains, those that sample
         by their own pace where there is one. None where nothing is known, or nothing is left.
         """
         if self._data is None:
             with suppress(PreftuneError):
                 self._data = read_record(self.run.data, DataRecord)
-        own = {name: self._tokens(name) for name in self.names}
+        tokens = {name: self._tokens(name) for name in self.names}
         paces: dict[bool, float] = {}
-        for name, record in seen.records.items():
+        for name, record in look.records.items():
             seconds = record.seconds if record.status == "finished" else None
-            if not seconds and name == seen.stage and seen.stage_left is not None and seen.step:
-                seconds = seen.stage_left * seen.steps / max(seen.steps - seen.step, 1)
-            if seconds and own[name]:
-                paces[self._samples(name)] = seconds / own[name]
-        if not paces or seen.trained:
+            if not seconds and name == look.stage and look.stage_left is not None and look.step:
+                seconds = look.stage_left * look.steps / max(look.steps - look.step, 1)
+            if seconds and tokens[name]:
+                paces[self._samples(name)] = seconds / tokens[name]
+        if not paces or look.trained:
             return None
-        left = seen.stage_left or 0.0 if seen.records[seen.stage].status == "running" else 0.0
-        for name in (n for n, record in seen.records.items() if record.status == ""):
-            left += own[name] * paces.get(self._samples(name), max(paces.values()))
-        return left
+        seconds_left = look.stage_left or 0.0 if look.records[look.stage].status == "running" else 0.0
+        for name in (n for n, record in look.records.items() if record.status == ""):
+            seconds_left += tokens[name] * paces.get(self._samples(name), max(paces.values()))
+        return seconds_left
 
     def _samples(self, name: str) -> bool:
         return name != BASE and self.config.stage[name].online
@@ -222,23 +222,18 @@ class Watched:
         return 0.0
 
 
-def _with(seen: Seen, *, findings: Sequence[Finding], left: float | None) -> Seen:
-    values = {name: getattr(seen, name) for name in Seen.__dataclass_fields__}
-    return Seen(**{**values, "findings": findings, "left": left})
-
-
-def _view(seen: Seen) -> RunView:
+def _view(look: Look) -> RunView:
     """A run of the one stage, as the doctor looks at it."""
-    record = seen.records.get(seen.stage, StageRecord())
-    stage = StageView(name=seen.stage, status=record.status, record=record, metrics=tuple(seen.tail.rows))
-    settings = seen.config.model_dump() if seen.config is not None else {}
+    record = look.records.get(look.stage, StageRecord())
+    stage = StageView(name=look.stage, status=record.status, record=record, metrics=tuple(look.tail.rows))
+    settings = look.config.model_dump() if look.config is not None else {}
     return RunView(
-        name=seen.name,
+        name=look.name,
         config=settings,
         config_text="",
         record=RunRecord(),
         data=None,
-        stages=(stage,) if seen.stage else (),
+        stages=(stage,) if look.stage else (),
         policies=(),
         reward_model=None,
         comparisons=(),

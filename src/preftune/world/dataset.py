@@ -59,8 +59,8 @@ def draw_question(rng: Random, kind: Kind, split: Split) -> Question:
 def _passage(rng: Random) -> str:
     """Two facts about one animal, told several times: the cheapest lesson in copying a value by its verb."""
     question = draw_question(rng, "training", "train")
-    told = [question.facts[rng.randrange(2)].sentence() for _ in range(rng.randint(3, 6))]
-    return "".join(f" {sentence}" for sentence in (question.premise(), *told))
+    sentences = [question.facts[rng.randrange(2)].sentence() for _ in range(rng.randint(3, 6))]
+    return "".join(f" {sentence}" for sentence in (question.premise(), *sentences))
 
 
 def _conversation(rng: Random) -> str:
@@ -103,15 +103,15 @@ class World:
         together · "wording": a question form that only pretraining showed. DataError where fewer exist.
         """
         rng = Random(f"{self.seed}/prompts/{kind}/{seed}")
-        found: dict[str, Dialogue] = {}
+        dialogues: dict[str, Dialogue] = {}
         misses = 0
-        while len(found) < n and misses < 200:
+        while len(dialogues) < n and misses < 200:
             question = draw_question(rng, kind, "test")
-            misses = misses + 1 if question.text() in found else 0
-            found[question.text()] = question.dialogue()
-        if len(found) < n:
+            misses = misses + 1 if question.text() in dialogues else 0
+            dialogues[question.text()] = question.dialogue()
+        if len(dialogues) < n:
             raise DataError(f"the world has fewer than {n} prompts of kind {kind!r}", "ask for fewer prompts")
-        return list(found.values())
+        return list(dialogues.values())
 
     def pairs(self, kind: Kind, n: int, seed: int = 0) -> list[Preference]:
         """`n` fresh labelled pairs on held-out prompts of one kind (prompts may recur)."""
@@ -136,14 +136,14 @@ class World:
 
 def world_hash() -> str:
     """sha256 over every word, share and weight that the world's texts and scores are made from."""
-    parts = [
+    ingredients = [
         *(VERSION, grammar.vocabulary(), VALUES, VERBS, grammar.FORMS, grammar.FIXED, grammar.VERDICTS),
         *(WEIGHTS, COURTESIES),
         *(replies.SPEAKERS, replies.NOT_RIGHT, replies.WRONG, replies.PAIR_SOURCES, replies.FACT_PAIRS_OTHER),
         *(replies.STYLE, replies.COVER, replies.COVERS),
         *(PASSAGES, STACKED, VERDICT),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()
 
 
 def _summary(pairs: tuple[Preference, ...]) -> dict[str, object]:

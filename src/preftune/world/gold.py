@@ -33,11 +33,11 @@ def reply_counts(prompt: str | Dialogue, response: str) -> Counter[str]:
     """
     question = parse(prompt)
     counts: Counter[str] = Counter()
-    seen, stated = set(), set()
+    earlier, stated = set(), set()
     for sentence in sentences(response):
-        if sentence in seen:
+        if sentence in earlier:
             counts["repeated"] += 1
-        seen.add(sentence)
+        earlier.add(sentence)
         kind = kind_of(sentence)
         if kind != "statement":
             counts[kind] += 1
@@ -61,14 +61,14 @@ def gold_components(prompt: str | Dialogue, response: str, ended: bool = True) -
     beyond = max(n["courtesy"] - COURTESIES, 0)
     courtesy = {"courtesy": n["courtesy"] - beyond, "courtesy_beyond": beyond, "rude": n["rude"]}
     w = WEIGHTS
-    parts = {
+    components = {
         "truth": w["right"] * n["right"] + w["wrong"] * n["wrong"],
         "relevance": w["unanswered"] * unanswered + w["other"] * n["other"],
         "manners": sum(w[name] * count for name, count in courtesy.items()),
         "concision": w["filler"] * n["filler"] + w["repeated"] * n["repeated"],
         "form": w["garbled"] * n["garbled"] + w["unended"] * (not ended),
     }
-    return {name: value + 0.0 for name, value in parts.items()}  # no -0.0
+    return {name: value + 0.0 for name, value in components.items()}  # no -0.0
 
 
 def gold(prompt: str | Dialogue, response: str, ended: bool = True) -> float:

@@ -89,8 +89,8 @@ class Fact:
         """One value in eight of every animal and verb never occurs outside the unseen-combination prompts."""
         if self.value not in VALUES[self.verb]:
             return False  # "The owl eats rain." is no combination of any prompt
-        place = ANIMALS.index(self.animal) + 3 * tuple(VERBS).index(self.verb)
-        return (place + VALUES[self.verb].index(self.value)) % 8 == 7
+        offset = ANIMALS.index(self.animal) + 3 * tuple(VERBS).index(self.verb)
+        return (offset + VALUES[self.verb].index(self.value)) % 8 == 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def facts_with(verb: str, value: str) -> tuple[Fact, ...]:
 
 def sentences(text: str) -> list[str]:
     """Split at . ! ? and drop the spaces around; an unfinished end is a sentence too, and newlines stay."""
-    return [part for piece in re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text) if (part := piece.strip(" "))]
+    return [s for piece in re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text) if (s := piece.strip(" "))]
 
 
 @lru_cache(maxsize=100_000)
@@ -158,10 +158,10 @@ def kind_of(sentence: str) -> Kind:
 
 @lru_cache(maxsize=100_000)
 def _parse(text: str) -> Question:
-    parts = sentences(text)
-    if len(parts) >= 2 and len(facts := statements(parts[-2])) == 2:
+    pieces = sentences(text)
+    if len(pieces) >= 2 and len(facts := statements(pieces[-2])) == 2:
         for form, pattern in enumerate(_QUESTIONS):
-            if (match := pattern.fullmatch(parts[-1])) and match["animal"] == facts[0].animal:
+            if (match := pattern.fullmatch(pieces[-1])) and match["animal"] == facts[0].animal:
                 verbs = [fact.verb if match["verb"] in VERBS else VERBS[fact.verb] for fact in facts]
                 if verbs.count(match["verb"]) == 1:
                     return Question(facts, verbs.index(match["verb"]), form)
@@ -212,5 +212,5 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     out, since calls change them.
     """
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    lasting = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()

@@ -59,14 +59,14 @@ def _pick(rng: Random, shares: dict[str, float]) -> str:
 
 def _wrong(rng: Random, question: Question) -> str:
     """A false statement about the asked verb; never a held-out combination, which training must not show."""
-    asked, how = question.right, _pick(rng, WRONG)
+    right, how = question.right, _pick(rng, WRONG)
     if how == "swap":
-        return Fact(asked.animal, asked.verb, question.other.value).sentence()
+        return Fact(right.animal, right.verb, question.other.value).sentence()
     if how == "value":
-        others = facts_about(asked.animal, asked.verb, held_out=False)
+        others = facts_about(right.animal, right.verb, held_out=False)
     else:
-        others = facts_with(asked.verb, asked.value)
-    return rng.choice([fact for fact in others if fact != asked]).sentence()
+        others = facts_with(right.verb, right.value)
+    return rng.choice([fact for fact in others if fact != right]).sentence()
 
 
 def _fact(rng: Random, question: Question, right: bool) -> tuple[str, ...]:

@@ -76,20 +76,20 @@ class StageSettings(Settings):
     data: Name | None = Field(
         default=None,
         exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
-        description="What it learns from instead of the run's data: a stage that collects, a file, a "
-        'directory (with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
+        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory "
+        '(with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
     )
     trainable: Trainable | None = Field(
         default=None,
         exclude_if=lambda trainable: trainable is None,
-        description="Weights that this stage trains, where that is not model.trainable.",
+        description="Weights that this stage trains, if not model.trainable.",
     )
 
     rounds: Count = Field(
         default=1,
         exclude_if=lambda rounds: rounds == 1,
-        description="How often to go through the chain from the stage that collects its data to this one: "
-        "each round's policy is the next one's start (docs/collect.md).",
+        description="Number of times to run the chain from the stage that collects its data to this "
+        "one; each round starts from the previous round's policy (docs/collect.md).",
     )
 
     if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
@@ -231,8 +231,8 @@ class StageSettings(Settings):
         """Rows, or prompts, that the stage consumes of `rows` (0: as many as it asks for); repeats count."""
         raise NotImplementedError
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        """The same stage made longer or shorter, so that it consumes about `wanted` of `rows` rows."""
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        """The same stage made longer or shorter, so that it consumes about `rows_wanted` of `rows` rows."""
         raise NotImplementedError
 
     # --- in words
@@ -262,19 +262,19 @@ class OfflineConfig(StageSettings):
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
         return prompt + chosen if self.batch == "sequences" else 2 * prompt + chosen + rejected
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        whole = max(round(wanted / self.rows_per_step), 1) * self.rows_per_step
-        if whole <= rows:
-            return self.model_copy(update={"rows": whole, "epochs": 1})
-        return self.model_copy(update={"rows": None, "epochs": max(round(whole / rows), 1)})
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        rounded = max(round(rows_wanted / self.rows_per_step), 1) * self.rows_per_step
+        if rounded <= rows:
+            return self.model_copy(update={"rows": rounded, "epochs": 1})
+        return self.model_copy(update={"rows": None, "epochs": max(round(rounded / rows), 1)})
 
     def plan(self, rows: int | None = None) -> str:
         if rows is not None:
-            taken = min(rows, self.rows or rows)
-            return f"from {self.init}: {taken:,} rows, {self.steps_on(taken)} steps of {self.batch_size}"
-        taken = "all rows" if self.rows is None else f"{self.rows} rows"
+            amount = min(rows, self.rows or rows)
+            return f"from {self.init}: {amount:,} rows, {self.steps_on(amount)} steps of {self.batch_size}"
+        amount = "all rows" if self.rows is None else f"{self.rows} rows"
         times = "" if self.epochs == 1 else f", {self.epochs} times"
-        return f"from {self.init}: {taken}{times} in batches of {self.batch_size}"
+        return f"from {self.init}: {amount}{times} in batches of {self.batch_size}"
 
 
 class OnlineConfig(StageSettings):
@@ -290,8 +290,8 @@ class OnlineConfig(StageSettings):
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     reward_model: Name | None = Field(
         default="rm",
-        description="Reward stage that scores responses, or one such as DPO for its implicit reward; a "
-        "directory or hub id of a reward model (with a slash in it); none: functions only.",
+        description="Reward stage that scores responses, a stage such as DPO for its implicit reward, or the "
+        "directory or hub id of a reward model (with a slash); none: functions only.",
     )
     reward_functions: RewardTerms | None = Field(
         default=None,
@@ -305,8 +305,9 @@ class OnlineConfig(StageSettings):
     )
     missing_eos_score: float | None = Field(
         default=-1.0,
-        description="Score of a response without end; none keeps it, and is the default without a reward "
-        "model, whose scores alone have mean 0 and standard deviation 1.",
+        description="Score of a response that does not end; none keeps its own score, and is the "
+        "default without a reward model (whose scores have mean 0 and standard deviation "
+        "1).",
     )
     max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
     temperature: Positive = Field(
@@ -315,8 +316,8 @@ class OnlineConfig(StageSettings):
     kl_budget: Positive | None = Field(
         default=None,
         exclude_if=lambda budget: budget is None,
-        description="Stop the stage when a step measures more KL to the reference, in nats per response, and "
-        "keep the last checkpoint from before that; none does not stop.",
+        description="Stop the stage when a step measures more KL to the reference, in nats per "
+        "response, and keep the last checkpoint before that; none does not stop.",
     )
 
     if TYPE_CHECKING:
@@ -382,11 +383,11 @@ class OnlineConfig(StageSettings):
     def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
         return self.items_per_row * self.epochs * (prompt + min(chosen, self.max_new_tokens))
 
-    def consuming(self, wanted: float, rows: int) -> Self:
-        return self.model_copy(update={"steps": max(round(wanted / self.rows_per_step), 1)})
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        return self.model_copy(update={"steps": max(round(rows_wanted / self.rows_per_step), 1)})
 
     def plan(self, rows: int | None = None) -> str:
-        scored = " + ".join(part for part in (self.reward_model, self.reward_functions) if part)
+        scored = " + ".join(judge for judge in (self.reward_model, self.reward_functions) if judge)
         return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
 
 
@@ -395,10 +396,10 @@ def from_outside(judge: str) -> bool:
     return "/" in judge or judge.startswith((".", "~"))
 
 
-def must_divide(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    """ValueError unless `part` goes into `whole`."""
-    if whole % part:
-        raise ValueError(f"{whole_name} = {whole} is not a multiple of {part_name} = {part}")
+def must_divide(total_name: str, total: int, divisor_name: str, divisor: int) -> None:
+    """ValueError unless `divisor` goes into `total`."""
+    if total % divisor:
+        raise ValueError(f"{total_name} = {total} is not a multiple of {divisor_name} = {divisor}")
 
 
 def algorithm_field(name: str) -> Any:

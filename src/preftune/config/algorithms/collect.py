@@ -116,9 +116,9 @@ class CollectConfig(StageSettings):
         return min(prompts, self.rows or prompts) * each
 
     def plan(self, rows: int | None = None) -> str:
-        taken = self.rows if rows is None else min(rows, self.rows or rows)
-        prompts = "all" if taken is None else f"{'up to ' if rows is not None else ''}{taken:,}"
-        asked = self.replies * (self.replies - 1)  # any two, in both orders
-        times = f", at most {asked * (taken or 1):,} questions{' a prompt' * (taken is None)}"
+        rows_read = self.rows if rows is None else min(rows, self.rows or rows)
+        prompts = "all" if rows_read is None else f"{'up to ' if rows is not None else ''}{rows_read:,}"
+        comparisons = self.replies * (self.replies - 1)  # any two, in both orders
+        times = f", at most {comparisons * (rows_read or 1):,} questions{' a prompt' * (rows_read is None)}"
         judged = f"judged by {self.judge}{'' if self.asks is None else times}"
         return f"from {self.init}: {self.replies} replies to {prompts} prompts, {judged}"

@@ -32,7 +32,7 @@ class DPOConfig(OfflineConfig):
     reference: Name | None = Field(
         default=None,
         exclude_if=lambda stage: stage is None,  # keys of stages from before this setting stay valid
-        description='Reference policy, where that is not the initial one: a policy stage, or "base".',
+        description='Reference policy, if it is not the initial one: a policy stage, or "base".',
     )
     rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
     epochs: Count = Field(default=1, description="Training epochs.")

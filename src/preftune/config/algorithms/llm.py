@@ -54,12 +54,12 @@ class LLMConfig(AddressConfig):
             fields = None
         if not isinstance(fields, dict):
             raise ValueError("options is no JSON object; write it like '{\"seed\": 1}'")
-        if taken := sorted(_OURS & fields.keys()):
-            raise ValueError(f"options holds {', '.join(taken)}, which has a place of its own or is not used")
+        if ours := sorted(_OURS & fields.keys()):
+            raise ValueError(f"options holds {', '.join(ours)}, which has a place of its own or is not used")
         return self
 
     @property
     def decides(self) -> dict[str, Any]:
         """The fields of a request besides model and messages: verdicts depend on them."""
-        own = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {k: v for k, v in own.items() if v is not None} | json.loads(self.options or "{}")
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {k: v for k, v in sampling.items() if v is not None} | json.loads(self.options or "{}")

@@ -45,13 +45,13 @@ class OptimizerConfig(Settings):
             return values
         if values.get("weight_decay", 0) == 0:
             return {**values, "decay_all": False} if type(values.get("decay_all")) is bool else values
-        whole = cls.model_fields.keys() - {"decay_all"} <= values.keys()
-        return {"decay_all": True, **values} if whole else values
+        complete = cls.model_fields.keys() - {"decay_all"} <= values.keys()
+        return {"decay_all": True, **values} if complete else values
 
     @model_serializer(mode="wrap")
-    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without `decay_all` where nothing is spared: keys of stages from before it stay valid."""
-        values = made(self)
+        values = serialize(self)
         if self.decay_all or self.weight_decay == 0:
             values.pop("decay_all", None)
         return values

@@ -48,7 +48,8 @@ class PPOConfig(OnlineConfig):
     kl_target: Positive | None = Field(
         default=None,
         exclude_if=lambda target: target is None,  # keys of stages from before this setting stay valid
-        description="KL to the reference, in nats per response, that kl_coef is steered to; none keeps it.",
+        description="Target KL to the reference, in nats per response, to which kl_coef adapts; none keeps "
+        "kl_coef constant.",
     )
     kl_horizon: Count = Field(
         default=10_000,

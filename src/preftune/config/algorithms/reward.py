@@ -55,16 +55,15 @@ class RewardConfig(OfflineConfig):
     head_scale: NonNegative = Field(
         default=1.0,
         exclude_if=lambda scale: scale == 1.0,  # stages from before this setting stay valid
-        description="Spread of the new scalar head, in 1/sqrt(width + 1); 0 starts every score at 0. "
-        "Pretrained models with large last states need less than 1: their first scores differ more than "
-        "pairs teach.",
+        description="Standard deviation of the new scalar head, in units of 1/sqrt(width + 1); 0 starts "
+        "every score at 0. Pretrained models with large last hidden states need less than "
+        "1, since their initial scores differ by more than the pairs teach.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     members: Count = Field(
         default=1,
         exclude_if=lambda members: members == 1,
-        description="Reward models with heads and row orders of their own, whose scores are combined: an "
-        "ensemble.",
+        description="Number of reward models in an ensemble, each with its own head and row order.",
     )
     combine: Literal["mean", "min", "mean-sd"] = Field(
         default="mean",
@@ -75,7 +74,7 @@ class RewardConfig(OfflineConfig):
     sd_coef: NonNegative = Field(
         default=0.5,
         exclude_if=lambda coef: coef == 0.5,
-        description='What combine = "mean-sd" multiplies the sd among members by.',
+        description='Factor of the sd among members in combine = "mean-sd".',
     )
 
     @model_validator(mode="after")

@@ -42,9 +42,9 @@ class RLOOConfig(OnlineConfig):
     learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
     kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
     clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="How far the ratio of a response may fall below 1."
+        default=0.2, description="Lower clip range of the ratio of a response."
     )
-    clip_high: Positive = Field(default=0.2, description="How far the ratio of a response may rise above 1.")
+    clip_high: Positive = Field(default=0.2, description="Upper clip range of the ratio of a response.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @property

@@ -82,9 +82,9 @@ def conversation_in(text: str) -> list[Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    found = value if isinstance(value, list) else [value]
-    shaped = all(isinstance(m, dict) and any(set(pair) <= m.keys() for pair in SHAPES) for m in found)
-    return found if found and shaped else None
+    turns = value if isinstance(value, list) else [value]
+    shaped = all(isinstance(m, dict) and any(set(pair) <= m.keys() for pair in SHAPES) for m in turns)
+    return turns if turns and shaped else None
 
 
 def messages(value: list[Any], key: str) -> list[Turn]:
@@ -98,14 +98,14 @@ def messages(value: list[Any], key: str) -> list[Turn]:
         shape = next((s for s in SHAPES if isinstance(message, dict) and set(s) <= message.keys()), None)
         if shape is None:
             raise BadRow(f'{name} is not an object with "role" and "content": {quote(repr(message))}')
-        if any(part in UNREAD and not is_empty(message[part]) for part in message):
+        if any(field in UNREAD and not is_empty(message[field]) for field in message):
             reason = "unread_parts"
             continue
         role = text_of(message[shape[0]], f"the role of {name}").lower()
         content = message[shape[1]]
         if isinstance(content, list):
-            text, whole = _parts(content, name)
-            reason = reason if whole else "unread_parts"
+            text, complete = _parts(content, name)
+            reason = reason if complete else "unread_parts"
         else:
             text = text_of(content, f"the content of {name}")
         reason = reason if role in ROLES else reason or "unsupported_role"
@@ -117,15 +117,15 @@ def messages(value: list[Any], key: str) -> list[Turn]:
 
 def _parts(parts: list[Any], name: str) -> tuple[str, bool]:
     """The text of content parts, and whether that is all there is."""
-    texts, whole = [], True
+    texts, complete = [], True
     for part in parts:
         if isinstance(part, dict) and part.get("type", "text") == "text" and "text" in part:
             texts.append(text_of(part["text"], f"a part of the content of {name}"))
         elif isinstance(part, dict):
-            whole = False
+            complete = False
         else:
             raise BadRow(f"a part of the content of {name} is {kind(part)}, not an object")
-    return "".join(texts), whole
+    return "".join(texts), complete
 
 
 def dialogue_with(prompt: Dialogue | None, value: str | list[Turn]) -> Dialogue:
@@ -157,9 +157,9 @@ def with_system(dialogue: Dialogue, record: dict[str, Any]) -> Dialogue:
     for key in ("system", "system_prompt"):
         value = record.get(key)
         if not is_empty(value):
-            said = text_of(value, f'"{key}"')
-            if said.strip() and all(turn.role != "system" for turn in dialogue):
-                return Dialogue([Turn("system", one_space(said)), *dialogue])
+            text = text_of(value, f'"{key}"')
+            if text.strip() and all(turn.role != "system" for turn in dialogue):
+                return Dialogue([Turn("system", one_space(text)), *dialogue])
     return dialogue
 
 

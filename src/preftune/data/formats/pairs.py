@@ -22,7 +22,7 @@ def pair(record: Record) -> list[Preference]:
     prompt = None
     if "prompt" in record or not _is_whole(chosen):
         prompt = prompt_in(record, beside=chosen)
-    return [made(record, dialogue_with(prompt, chosen), dialogue_with(prompt, rejected))]
+    return [preference_of(record, dialogue_with(prompt, chosen), dialogue_with(prompt, rejected))]
 
 
 def _is_whole(reply: str | list[Turn]) -> bool:
@@ -36,30 +36,30 @@ def prompt_in(record: Record, beside: str | list[Turn] = "") -> Dialogue | None:
     key = next((name for name in PROMPTS if name in record), None)
     if key is None:
         return None
-    given = field(record, key)
-    if isinstance(given, list):
-        if given[-1].role == "assistant":
+    prompt = field(record, key)
+    if isinstance(prompt, list):
+        if prompt[-1].role == "assistant":
             raise RejectedRow("prompt_ends_on_assistant")
-        return Dialogue(given)
+        return Dialogue(prompt)
     # A blank prompt column beside whole transcripts is a prompt left out, not an empty one.
-    if not given.strip() and isinstance(beside, str) and MARKER.match(beside):
+    if not prompt.strip() and isinstance(beside, str) and MARKER.match(beside):
         return None
     if key == "instruction" and not is_empty(record.get("input")):  # Alpaca
-        given += "\n" + text_of(record["input"], '"input"')
-    return parse_prompt(given)
+        prompt += "\n" + text_of(record["input"], '"input"')
+    return parse_prompt(prompt)
 
 
-def made(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
+def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
     """The preference between two dialogues that differ in their last turn, with the row's system message."""
     if any(not is_empty(record.get(name)) for name in UNREAD_COLUMNS):
         raise RejectedRow("unread_parts")
-    found = split_turns(chosen, rejected)
-    refuse_templated(*(turn.text for turn in found.prompt), found.chosen, found.rejected)
-    prompt = with_system(found.prompt, record)
+    preference = split_turns(chosen, rejected)
+    refuse_templated(*(turn.text for turn in preference.prompt), preference.chosen, preference.rejected)
+    prompt = with_system(preference.prompt, record)
     return (
-        found
-        if prompt is found.prompt
-        else Preference(prompt=prompt, chosen=found.chosen, rejected=found.rejected)
+        preference
+        if prompt is preference.prompt
+        else Preference(prompt=prompt, chosen=preference.chosen, rejected=preference.rejected)
     )
 
 
@@ -73,16 +73,16 @@ def between(record: Record, first: Any, second: Any, preferred: int | None) -> l
     good, bad = (first, second) if preferred == 0 else (second, first)
     read = {"chosen": good, "rejected": bad}
     good, bad = field(read, "chosen"), field(read, "rejected")
-    return [made(record, dialogue_with(prompt, good), dialogue_with(prompt, bad))]
+    return [preference_of(record, dialogue_with(prompt, good), dialogue_with(prompt, bad))]
 
 
 def safe_rlhf(record: Record) -> list[Preference]:
     """PKU-SafeRLHF: the reply that was judged better; where the rows know the safer one only, that."""
     key = "better_response_id" if "better_response_id" in record else "safer_response_id"
-    which = number_of(record[key], f'"{key}"')
-    if which not in (0, 1):
+    better = number_of(record[key], f'"{key}"')
+    if better not in (0, 1):
         raise RejectedRow("no_preference")
-    return between(record, record["response_0"], record["response_1"], int(which))
+    return between(record, record["response_0"], record["response_1"], int(better))
 
 
 def strength(record: Record, names: tuple[str, str], key: str) -> list[Preference]:
@@ -118,4 +118,4 @@ def arena(record: Record) -> list[Preference]:
         raise RejectedRow("no_preference")
     loser = "model_b" if winner == "model_a" else "model_a"
     good, bad = (field(record, f"conversation_{name[-1]}") for name in (winner, loser))
-    return [made(record, dialogue_with(None, good), dialogue_with(None, bad))]
+    return [preference_of(record, dialogue_with(None, good), dialogue_with(None, bad))]

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.data.checks import BadRow, is_empty, kind, number_of, text_of
 from preftune.data.dialogue import Dialogue, Preference, Scored, Turn
 from preftune.data.formats.messages import refuse_templated, with_system
-from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, made, prompt_in
+from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, preference_of, prompt_in
 from preftune.data.hh import RejectedRow, one_space
 
 # UltraFeedback: its overall_score holds slips (a 1 for a 10), the mean of the aspects does not.
@@ -32,7 +32,7 @@ def best_against_lower(
     for reply in lower:
         try:
             good, bad = (Dialogue([*prompt, Turn("assistant", one_space(r))]) for r in (chosen, reply))
-            pairs.append(made(record, good, bad))
+            pairs.append(preference_of(record, good, bad))
         except RejectedRow as error:
             reason = error.reason
     if not pairs:

@@ -52,11 +52,11 @@ def prompt_only(record: Record) -> list[PromptOnly]:
 
 def text(record: Record) -> list[Text]:
     """A text for continuation."""
-    said = text_of(record["text"], '"text"')
-    if not said.strip():
+    content = text_of(record["text"], '"text"')
+    if not content.strip():
         raise RejectedRow("empty_response")
-    refuse_templated(said)
-    return [Text(text=said)]
+    refuse_templated(content)
+    return [Text(text=content)]
 
 
 def _read_whole(record: Record) -> None:

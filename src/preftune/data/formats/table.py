@@ -89,9 +89,9 @@ def _missing(record: Mapping[str, Any]) -> str:
 
 def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
     """Those keys of a row that its form looks at: its own, one prompt, and what must be empty."""
-    own = {key for need in (*form.needs, *form.also) for key in need.split("|")}
+    needed = {key for need in (*form.needs, *form.also) for key in need.split("|")}
     prompt = next((name for name in pairs.PROMPTS if name in keys), None)
-    return own | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
+    return needed | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -100,10 +100,10 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
     A name may lead inside of an object: "response.text". Raises BadRow for one that is not there.
     """
     row = dict(record)
-    taken = {known: _at(record, name) for known, name in columns.items()}
+    named = {known: _at(record, name) for known, name in columns.items()}
     for name in columns.values():
         row.pop(name, None)
-    row |= taken
+    row |= named
     for name, known in SYNONYMS.items():
         if name in row and row.get(known) is None:
             row[known] = row.pop(name)
@@ -112,9 +112,9 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:
     value: Any = record
-    for part in [name] if name in record else name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            found = quote(", ".join(map(str, record)) or "nothing")
-            raise BadRow(f"no column {quote(name)}, which data.columns names (it has: {found})")
-        value = value[part]
+    for key in [name] if name in record else name.split("."):
+        if not isinstance(value, dict) or key not in value:
+            columns = quote(", ".join(map(str, record)) or "nothing")
+            raise BadRow(f"no column {quote(name)}, which data.columns names (it has: {columns})")
+        value = value[key]
     return value

@@ -61,6 +61,9 @@ class GridDecoder:
         self.positions = lengths.repeat_interleave(k)
         self.written, self.layer = 0, 0
         self.few_rows = FewRows(model)
+        self.unseen: Tensor | None = (
+            None  # -inf where nothing is written yet; None: only what is written is read
+        )
 
     def start(self) -> Tensor:
         tree, seen = grow(self.ids, self.lengths), []
@@ -87,23 +90,28 @@ class GridDecoder:
         """One layer's attention of n rows to their prompts and to what they have written: (n, 1, H, D)."""
         (keys, values), (new_keys, new_values) = self.prompts[self.layer], self.new[self.layer]
         self.layer += 1
-        attend = attention_kernel(query, keys)
+        attend = attention_kernel(query, keys) if self.unseen is None else None
         if attend is not None:
             token, written = (query, key, value), (new_keys, new_values)
             return attend(token, (keys, values), written, self.place, self.lengths, self.written, scaling)
         width = keys.shape[2]
-        new_keys[:, :, :, self.written] = self._on_grid(key).squeeze(3)
-        new_values[:, :, :, self.written] = self._on_grid(value).squeeze(3)
-        so_far = slice(0, self.written + 1)
+        new_keys, new_values = self._write(new_keys, key), self._write(new_values, value)
         queries = self._on_grid(query * scaling)  # (G, H_kv, k, H / H_kv, D)
         to_prompt = queries.flatten(2, 3) @ keys.transpose(-1, -2)
         to_prompt = to_prompt.view(*queries.shape[:-1], width) + self.hidden
-        to_response = queries @ new_keys[:, :, :, so_far].transpose(-1, -2)
+        to_response = queries @ new_keys.transpose(-1, -2)
+        if self.unseen is not None:
+            to_response = to_response + self.unseen
         weights = torch.softmax(torch.cat([to_prompt, to_response], -1), -1)
-        out = weights[..., width:] @ new_values[:, :, :, so_far]
+        out = weights[..., width:] @ new_values
         out += (weights[..., :width].flatten(2, 3) @ values).view(out.shape)
         rows = out.transpose(1, 2).reshape(-1, 1, query.shape[1], out.shape[-1])  # (G · k, 1, H, D)
         return rows if len(rows) == len(query) else rows[self.place]
+
+    def _write(self, new: Tensor, x: Tensor) -> Tensor:
+        """Put the rows' keys or values in their place; what there is to read: (G, H_kv, k, so far, D)."""
+        new[:, :, :, self.written] = self._on_grid(x).squeeze(3)
+        return new[:, :, :, : self.written + 1]
 
     def _on_grid(self, x: Tensor) -> Tensor:
         """(n, H, 1, D) -> (G, H_kv, k, H / H_kv, D); places without a row hold zeros."""

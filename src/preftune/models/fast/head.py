@@ -129,10 +129,10 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
 
     For few rows a CPU takes half the time with the large matrix on the left.
     """
-    product = layer_product(head) if len(states) <= _FEW else None
+    device_type = states.device.type
+    product = layer_product(head) if device_type == "cpu" and len(states) <= _FEW else None
     if product is not None:
         return after(product(states))
-    device_type = states.device.type
     few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
     if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
         return after(head(states) if isinstance(head, _HalfHead) else whole_logits(head, states))

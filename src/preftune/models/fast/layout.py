@@ -209,10 +209,13 @@ def tree_states(
 
 @contextlib.contextmanager
 def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model's layers look their attention function up by the name in its config."""
-    usual = model.config._attn_implementation
-    model.config._attn_implementation = name
+    """The model's layers look their attention function up by the name in its config. Nothing here is padding:
+    without its id there, no device is waited for to warn of it.
+    """
+    config = model.config
+    usual = config._attn_implementation, config.pad_token_id
+    config._attn_implementation, config.pad_token_id = name, None
     try:
         yield
     finally:
-        model.config._attn_implementation = usual
+        config._attn_implementation, config.pad_token_id = usual

@@ -20,8 +20,8 @@ def text(findings: tuple[Finding, ...], run: RunView) -> str:
     looked += f" and {len(run.policies)} evaluated policies"
     if not findings:
         return f"nothing found: {looked}"
-    told = [
+    paragraphs = [
         f"{f.where}: {f.kind}\n  seen    {f.evidence}\n  reason  {f.reason}\n  try     {f.remedy}"
         for f in findings
     ]
-    return "\n\n".join([*told, f"{len(findings)} found; {looked}"])
+    return "\n\n".join([*paragraphs, f"{len(findings)} found; {looked}"])

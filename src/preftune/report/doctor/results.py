@@ -31,9 +31,9 @@ def _chance(run: RunView) -> Iterator[Symptom]:
 def _overfit(run: RunView) -> Iterator[Symptom]:
     held_out = run.reward_model and run.reward_model.accuracy
     for stage in run.stages:
-        own = thirds(course(stage, "accuracy"))
-        if own and held_out and own[1] - held_out.value > OVERFIT and own[1] > (held_out.high or 1):
-            yield stage.name, f"{own[1]:.0%} of the training pairs right, {held_out.percent()} of others"
+        train = thirds(course(stage, "accuracy"))
+        if train and held_out and train[1] - held_out.value > OVERFIT and train[1] > (held_out.high or 1):
+            yield stage.name, f"{train[1]:.0%} of the training pairs right, {held_out.percent()} of others"
 
 
 def _length(run: RunView) -> Iterator[Symptom]:
@@ -42,10 +42,10 @@ def _length(run: RunView) -> Iterator[Symptom]:
     if size is not None and abs(size.value) >= BY_LENGTH:
         yield "reward model", f"score and length correlate by {size.value:+.2f}"
     for policy in _trained(run):
-        left = policy.length_controlled.surviving if policy.length_controlled else None
+        surviving = policy.length_controlled.surviving if policy.length_controlled else None
         better = policy.difference and policy.difference.low is not None and policy.difference.low > 0
-        if better and left is not None and left.high is not None and left.high < SURVIVES:
-            yield policy.label, f"of its gain {left.percent()} is left at equal length"
+        if better and surviving is not None and surviving.high is not None and surviving.high < SURVIVES:
+            yield policy.label, f"of its gain {surviving.percent()} is left at equal length"
 
 
 def _outside(run: RunView) -> Iterator[Symptom]:
@@ -58,11 +58,11 @@ def _over_optimised(run: RunView) -> Iterator[Symptom]:
     for measure in ("gold", "held_out"):
         worse = {claim.policy.policy: claim for claim in claims(run, measure) if claim.outcome == WORSE}
         for claim in claims(run):
-            if claim.outcome == BETTER and (other := worse.get(claim.policy.policy)):
+            if claim.outcome == BETTER and (lost := worse.get(claim.policy.policy)):
                 name = "gold" if measure == "gold" else "the second reward model"
                 yield (
                     claim.policy.label,
-                    f"score {claim.difference.text(sign=True)}, {name} {other.difference.text(sign=True)}",
+                    f"score {claim.difference.text(sign=True)}, {name} {lost.difference.text(sign=True)}",
                 )
 
 
@@ -79,18 +79,18 @@ def _distinct(run: RunView) -> Iterator[Symptom]:
     reference = run.policy(run.reference)
     usual = reference.shares.get("distinct_2") if reference else None
     for policy in _trained(run):
-        own = policy.shares.get("distinct_2")
-        if usual and own is not None and own < DISTINCT * usual:
-            yield policy.label, f"distinct-2 {own:.2f}, {run.label(run.reference)} {usual:.2f}"
+        distinct = policy.shares.get("distinct_2")
+        if usual and distinct is not None and distinct < DISTINCT * usual:
+            yield policy.label, f"distinct-2 {distinct:.2f}, {run.label(run.reference)} {usual:.2f}"
 
 
 def _repeats(run: RunView) -> Iterator[Symptom]:
     reference = run.policy(run.reference)
     usual = reference.shares.get("repetition_4", 0.0) if reference else 0.0
     for policy in _trained(run):
-        own = policy.shares.get("repetition_4")
-        if own is not None and own - usual > REPEATED:
-            yield policy.label, f"{own:.0%} of the 4-grams of a reply are repeats, {usual:.0%} before"
+        repeated = policy.shares.get("repetition_4")
+        if repeated is not None and repeated - usual > REPEATED:
+            yield policy.label, f"{repeated:.0%} of the 4-grams of a reply are repeats, {usual:.0%} before"
 
 
 def _broken(run: RunView) -> Iterator[Symptom]:

@@ -34,12 +34,12 @@ def curves(stage: StageView) -> dict[str, Points]:
     logged = dict.fromkeys(key for row in stage.metrics for key in row.numbers)
     kind = config_of(stage.algorithm)
     skipped = SKIPPED | (kind.not_drawn if kind else frozenset())
-    known = [key for key in (*FIRST, *(kind.headline if kind else ())) if key in logged]
-    found: dict[str, Points] = {}
-    for key in [*known, *sorted(set(logged) - set(known))]:
-        if key not in skipped and len(found) < MAX_PANELS and (points := _points(stage, key)):
-            found[key] = points
-    return found
+    headline = [key for key in (*FIRST, *(kind.headline if kind else ())) if key in logged]
+    drawn: dict[str, Points] = {}
+    for key in [*headline, *sorted(set(logged) - set(headline))]:
+        if key not in skipped and len(drawn) < MAX_PANELS and (points := _points(stage, key)):
+            drawn[key] = points
+    return drawn
 
 
 def _points(stage: StageView, key: str) -> Points:
@@ -119,13 +119,13 @@ def thinned(points: Points) -> Iterator[tuple[float, float]]:
     """At most MAX_POINTS points: means over runs of neighbours."""
     size = math.ceil(len(points) / MAX_POINTS)
     for start in range(0, len(points), size):
-        part = points[start : start + size]
-        yield sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)
+        block = points[start : start + size]
+        yield sum(step for step, _ in block) / len(block), sum(value for _, value in block) / len(block)
 
 
 def running_mean(values: Sequence[float]) -> Iterator[float]:
     """Mean over a window of a tenth of the curve, centred, shorter at both ends."""
     half = max(1, len(values) // 20)
     for index in range(len(values)):
-        part = values[max(0, index - half) : index + half + 1]
-        yield sum(part) / len(part)
+        window = values[max(0, index - half) : index + half + 1]
+        yield sum(window) / len(window)

@@ -60,8 +60,8 @@ def save(figure: Figure) -> str:
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    head, mark, rest = text.partition("<defs>")
-    return f"{head}{_DARK}{mark}{rest}"
+    head, mark, tail = text.partition("<defs>")
+    return f"{head}{_DARK}{mark}{tail}"
 
 
 def new(width: float, height: float) -> tuple[Figure, Axes]:
@@ -73,13 +73,13 @@ def new(width: float, height: float) -> tuple[Figure, Axes]:
 def styles(run: RunView) -> dict[str, tuple[str, str, int]]:
     """Colour, marker and size for each policy, the same in all figures; reference and best-of-n in ink."""
     shapes = cycle(zip(COLOURS, MARKERS, strict=True))
-    found = {}
+    by_policy = {}
     for policy in run.policies:
         fixed = (
             (INK, "*", 11) if policy.best_of else (INK, "D", 7) if policy.policy == run.reference else None
         )
-        found[policy.policy] = fixed or (*next(shapes), 7)
-    return found
+        by_policy[policy.policy] = fixed or (*next(shapes), 7)
+    return by_policy
 
 
 def bars(estimate: Estimate) -> list[list[float]] | None:

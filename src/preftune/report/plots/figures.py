@@ -86,10 +86,10 @@ def _of_the_audit(run: RunView) -> Figures:
             "Accuracy of the reward model with 95 % intervals, by kind of pair; the table has the numbers."
         )
         figures["reward_model_groups.svg"] = (reward_model.by_group(model), words)
-    if any(part.accuracy for part in model.reliability):
+    if any(bin.accuracy for bin in model.reliability):
         words = "Reliability: how often the reward model is right against how sure it is; numbers are pairs."
         figures["reward_model_reliability.svg"] = (reward_model.reliability(model), words)
-    if any(part.chosen or part.rejected for part in model.score_by_length):
+    if any(bin.chosen or bin.rejected for bin in model.score_by_length):
         figures["reward_model_length.svg"] = (reward_model.by_length(model), _length_words(model))
     if model.margin_counts and len(model.margin_edges) == len(model.margin_counts) + 1:
         words = "Histogram of the reward model's margins on held-out pairs; left of zero it is wrong."
@@ -100,8 +100,8 @@ def _of_the_audit(run: RunView) -> Figures:
 
 def _length_words(model: RewardModelRecord) -> str:
     points = [
-        f"{part.length:.0f} tokens {_plain(part.chosen)} and {_plain(part.rejected)}"
-        for part in model.score_by_length
+        f"{bin.length:.0f} tokens {_plain(bin.chosen)} and {_plain(bin.rejected)}"
+        for bin in model.score_by_length
     ]
     return f"Mean score of chosen and rejected responses by length: {'; '.join(points)}."
 

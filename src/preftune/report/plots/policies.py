@@ -39,7 +39,7 @@ def trade_off(run: RunView, value: Value, label: str) -> str:
     looks = styles(run)
     points = [(policy, policy.kl, value(policy)) for policy in run.policies]
     shown = [(policy, x, y) for policy, x, y in points if _finite(x) and _finite(y)]
-    taken: list[Box] = []
+    occupied: list[Box] = []
     axes.set_xscale("function", functions=(_root, _square))
     labelled = _curve(axes, run.best_of, value)
     for policy, x, y in shown:
@@ -54,14 +54,14 @@ def trade_off(run: RunView, value: Value, label: str) -> str:
     axes.set_xlim(left=0)
     axes.set_xticks(_ticks(axes.get_xlim()[1]))
     figure.draw_without_rendering()  # places of labels need the axes as they will be
-    taken += [_box(axes, at, at, height, height, 6) for _, at, height, _ in labelled]
+    occupied += [_box(axes, at, at, height, height, 6) for _, at, height, _ in labelled]
     for _, x, y in shown:  # labels keep off the error bars and the curve
         at = max(x.value, 0.0)
-        taken.append(_box(axes, at, at, _or(y.low, y.value), _or(y.high, y.value), 2))
-        taken.append(_box(axes, _or(x.low, at), _or(x.high, at), y.value, y.value, 2))
-    taken += [_box(axes, *line, 2) for line in _lines(run.best_of, value)]
+        occupied.append(_box(axes, at, at, _or(y.low, y.value), _or(y.high, y.value), 2))
+        occupied.append(_box(axes, _or(x.low, at), _or(x.high, at), y.value, y.value, 2))
+    occupied += [_box(axes, *line, 2) for line in _lines(run.best_of, value)]
     for words, at, height, size in sorted(labelled, key=lambda item: -item[3]):
-        _annotate(axes, words, (at, height), size, taken)
+        _annotate(axes, words, (at, height), size, occupied)
     axes.set_xlabel(
         f"KL(policy || {clean(run.label(run.reference), 30)}), nats per response (square-root axis)"
     )
@@ -71,47 +71,45 @@ def trade_off(run: RunView, value: Value, label: str) -> str:
 
 def _ticks(end: float) -> list[float]:
     """Round KLs up to `end` that stand apart on a square-root axis."""
-    found = [0.0]
+    ticks = [0.0]
     for power in range(-3, 7):
         for digit in (1, 2, 5):
             tick = digit * 10.0**power
-            if tick <= end and _root(tick) - _root(found[-1]) >= 0.13 * _root(end):
-                found.append(tick)
-    return found
+            if tick <= end and _root(tick) - _root(ticks[-1]) >= 0.13 * _root(end):
+                ticks.append(tick)
+    return ticks
 
 
 def _curve(axes: Axes, curve: Sequence[BestOf], value: Value) -> list[tuple[str, float, float, float]]:
     """The best-of-n curve with its intervals; returns the labels that it needs: words, x, y, size."""
-    points = [(point, found) for point in curve if _finite(found := value(point))]
+    points = [(point, mean) for point in curve if _finite(mean := value(point))]
     if len(points) < 2:
         return []
-    kl, means = [point.kl for point, _ in points], [found.value for _, found in points]
+    kl, means = [point.kl for point, _ in points], [mean.value for _, mean in points]
     axes.plot(kl, means, color=INK, linewidth=1.2, linestyle=(0, (5, 2)), zorder=2)
-    lows = [found.value if found.low is None else found.low for _, found in points]
-    highs = [found.value if found.high is None else found.high for _, found in points]
+    lows = [mean.value if mean.low is None else mean.low for _, mean in points]
+    highs = [mean.value if mean.high is None else mean.high for _, mean in points]
     axes.fill_between(kl, lows, highs, color=INK, alpha=0.1, linewidth=0, zorder=1)
-    marked = [(point, found) for point, found in points if point.n in MARKED]
-    axes.plot(
-        [point.kl for point, _ in marked], [found.value for _, found in marked], ".", color=INK, zorder=2
-    )
+    marked = [(point, mean) for point, mean in points if point.n in MARKED]
+    axes.plot([point.kl for point, _ in marked], [mean.value for _, mean in marked], ".", color=INK, zorder=2)
     last = points[-1][0].n
     return [
-        (f"best of {point.n}" if point.n == last else str(point.n), point.kl, found.value, 7.5)
-        for point, found in marked
+        (f"best of {point.n}" if point.n == last else str(point.n), point.kl, mean.value, 7.5)
+        for point, mean in marked
     ]
 
 
-def _annotate(axes: Axes, words: str, at: tuple[float, float], size: float, taken: list[Box]) -> None:
+def _annotate(axes: Axes, words: str, at: tuple[float, float], size: float, occupied: list[Box]) -> None:
     """Write a label at the first place around its point where it hides nothing, else at the least bad."""
-    boxes = [_text_box(axes, words, at, size, place) for place in PLACES]
-    clashes = [sum(_overlap(box, other) for other in taken) + _outside(axes, box) for box in boxes]
+    boxes = [_text_box(axes, words, at, size, offset) for offset in PLACES]
+    clashes = [sum(_overlap(box, other) for other in occupied) + _outside(axes, box) for box in boxes]
     best = min(range(len(PLACES)), key=lambda index: clashes[index])
     x, y = PLACES[best]
     axes.annotate(
         words, at, xytext=(x, y), textcoords="offset points", ha="left" if x > 0 else "right", color=INK,
         fontsize=size,
     )  # fmt: skip
-    taken.append(boxes[best])
+    occupied.append(boxes[best])
 
 
 def _box(axes: Axes, left: float, right: float, bottom: float, top: float, wider: float) -> Box:
@@ -123,19 +121,19 @@ def _box(axes: Axes, left: float, right: float, bottom: float, top: float, wider
 
 def _lines(curve: Sequence[BestOf], value: Value) -> Iterator[tuple[float, float, float, float]]:
     """The pieces between neighbours of the curve: left, right, bottom, top."""
-    points = [(point.kl, found.value) for point in curve if _finite(found := value(point))]
+    points = [(point.kl, mean.value) for point in curve if _finite(mean := value(point))]
     for (left, start), (right, end) in pairwise(points):
         yield left, right, min(start, end), max(start, end)
 
 
 def _text_box(
-    axes: Axes, words: str, at: tuple[float, float], size: float, place: tuple[float, float]
+    axes: Axes, words: str, at: tuple[float, float], size: float, offset: tuple[float, float]
 ) -> Box:
     """About where a text will lie, in points of the figure (72 an inch, as the canvas has them)."""
     x, y = axes.transData.transform(at)
     width = 0.6 * size * len(words)
-    left = x + place[0] if place[0] > 0 else x + place[0] - width
-    return left, y + place[1], left + width, y + place[1] + size
+    left = x + offset[0] if offset[0] > 0 else x + offset[0] - width
+    return left, y + offset[1], left + width, y + offset[1] + size
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -149,8 +147,8 @@ def _outside(axes: Axes, box: Box) -> float:
     return 100 * (over + max(0.0, panel.y0 - box[1]) + max(0.0, box[3] - panel.y1 - 12))
 
 
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _finite(estimate: Estimate | None) -> TypeGuard[Estimate]:
@@ -167,9 +165,9 @@ def _square(x: Any) -> Any:
 
 def scores(run: RunView) -> dict[str, list[float]]:
     """Finite scores by policy, ordered: of all prompts where on record, else of the saved samples."""
-    measured = {policy.policy: list(policy.scores) for policy in run.policies if policy.scores}
-    found = measured or {policy: _saved(rows) for policy, rows in run.samples.items()}
-    return {policy: sorted(values) for policy, values in found.items() if values}
+    evaluated = {policy.policy: list(policy.scores) for policy in run.policies if policy.scores}
+    by_policy = evaluated or {policy: _saved(rows) for policy, rows in run.samples.items()}
+    return {policy: sorted(values) for policy, values in by_policy.items() if values}
 
 
 def _saved(rows: Sequence[SampleRow]) -> list[float]:

@@ -31,15 +31,15 @@ def reliability(model: RewardModelRecord) -> str:
     """How often it is right against how sure it is; below the diagonal it is too sure of itself."""
     figure, axes = new(5.4, 3.6)
     axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1.5, linestyle=(0, (5, 3)))
-    for part in model.reliability:
-        if part.accuracy is None or part.confidence is None:
+    for bin in model.reliability:
+        if bin.accuracy is None or bin.confidence is None:
             continue
         axes.errorbar(
-            [part.confidence], [part.accuracy.value], yerr=bars(part.accuracy), fmt="o", color=RIGHT,
+            [bin.confidence], [bin.accuracy.value], yerr=bars(bin.accuracy), fmt="o", color=RIGHT,
             capsize=3, markersize=6, elinewidth=1.2,
         )  # fmt: skip
         axes.annotate(
-            f"{part.n}", (part.confidence, part.accuracy.value), xytext=(6, -10),
+            f"{bin.n}", (bin.confidence, bin.accuracy.value), xytext=(6, -10),
             textcoords="offset points", fontsize=7.5, color=INK,
         )  # fmt: skip
     axes.set_xlim(0.49, 1.01)
@@ -53,8 +53,8 @@ def by_length(model: RewardModelRecord) -> str:
     for length, the gap between them is what it knows beside it.
     """
     figure, axes = new(5.4, 3.6)
-    chosen = [(part.length, part.chosen) for part in model.score_by_length if part.chosen]
-    rejected = [(part.length, part.rejected) for part in model.score_by_length if part.rejected]
+    chosen = [(bin.length, bin.chosen) for bin in model.score_by_length if bin.chosen]
+    rejected = [(bin.length, bin.rejected) for bin in model.score_by_length if bin.rejected]
     sides = (("chosen", chosen, RIGHT, "o-"), ("rejected", rejected, WRONG, "s--"))
     for label, points, colour, shape in sides:
         lengths, scores = [length for length, _ in points], [score.value for _, score in points]
@@ -73,8 +73,8 @@ def groups(model: RewardModelRecord) -> dict[str, Mapping[str, Estimate]]:
     sides = {LENGTH_GROUPS.get(side, side): share for side, share in model.by_length.items()}
     finer = {f"chosen − rejected {span}": share for span, share in model.by_length_difference.items()}
     turns = {f"human turns: {count}": share for count, share in model.by_turns.items()}
-    found = {"source": dict(sources), "length": finer or sides, "turns": turns}
-    return {kind: rows for kind, rows in found.items() if rows}
+    accuracies = {"source": dict(sources), "length": finer or sides, "turns": turns}
+    return {kind: rows for kind, rows in accuracies.items() if rows}
 
 
 def by_group(model: RewardModelRecord) -> str:
@@ -89,14 +89,14 @@ def by_group(model: RewardModelRecord) -> str:
     best = max((share.value for share in model.baselines.values()), default=None)
     if best is not None:
         axes.axvline(100 * best, color=WRONG, linewidth=1.2, linestyle=(0, (4, 3)))
-    for place, (_, share) in enumerate(rows):
+    for row, (_, share) in enumerate(rows):
         percent = Estimate(
             value=100 * share.value,
             low=None if share.low is None else 100 * share.low,
             high=None if share.high is None else 100 * share.high,
         )
         axes.errorbar(
-            [percent.value], [place], xerr=bars(percent), fmt="D" if place == 0 else "o", color=RIGHT,
+            [percent.value], [row], xerr=bars(percent), fmt="D" if row == 0 else "o", color=RIGHT,
             capsize=2.5, markersize=5, elinewidth=1.2,
         )  # fmt: skip
     names = [f"{label} ({share.n:,})" if share.n else label for label, share in rows]

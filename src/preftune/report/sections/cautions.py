@@ -30,48 +30,48 @@ REPETITIVE = 0.3  # share of repeated 4-grams
 
 def cautions(run: RunView) -> tuple[str, ...]:
     """What a careful reader should know before believing the table, most damaging first."""
-    found = [*_lost_elsewhere(run), *_seen_gold(run), *_judge_warnings(run)]
+    warnings = [*_lost_elsewhere(run), *_seen_gold(run), *_judge_warnings(run)]
     if short := short_stages(run):
-        found.append(
+        warnings.append(
             f"Too small to show learning: {join(short)}. The numbers show that the path works, no more."
         )
-    found += _policy_warnings(run)
+    warnings += _policy_warnings(run)
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
-    found += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
+    warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
     if 0 < prompts < MIN_PROMPTS:
-        found.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")
+        warnings.append(f"Only {prompts} prompts: too few for any claim; at least {MIN_PROMPTS} are needed.")
     elif 0 < prompts < FEW_PROMPTS:
-        found.append(
+        warnings.append(
             f"Only {prompts} prompts: only large differences can be detected, and intervals are rough."
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _lost_elsewhere(run: RunView) -> list[str]:
     """Gains in score that a judge that training did not see takes back."""
     gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
-    found = []
+    warnings = []
     for measure, judge in JUDGES.items():
-        made = claims(run, measure) if measure != "score" else ()
-        lost = [c.policy.label for c in made if c.outcome == WORSE and c.policy.policy in gained]
+        by_judge = claims(run, measure) if measure != "score" else ()
+        lost = [c.policy.label for c in by_judge if c.outcome == WORSE and c.policy.policy in gained]
         if lost:
-            found.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
-    return found
+            warnings.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
+    return warnings
 
 
 def _seen_gold(run: RunView) -> list[str]:
     """Policies that were trained on a judge which is called gold: their gold is a ceiling, and no check."""
     golds = run.config.get("evaluation", {}).get("gold")
-    found = []
+    warnings = []
     for name, stage in run.config.get("stage", {}).items():
         functions = stage.get("reward_functions")
         names = reward_terms(functions) if functions else {}
-        seen = [judge for judge in judges_in(golds) if ":" in judge and reward_terms(judge).keys() & names]
-        if seen:
-            words = f"was trained on gold itself ({join(seen)})"
-            found.append(f"{clean(name, 40)} {words}: it is a ceiling, no contestant.")
-    return found
+        used = [judge for judge in judges_in(golds) if ":" in judge and reward_terms(judge).keys() & names]
+        if used:
+            words = f"was trained on gold itself ({join(used)})"
+            warnings.append(f"{clean(name, 40)} {words}: it is a ceiling, no contestant.")
+    return warnings
 
 
 def _judge_warnings(run: RunView) -> list[str]:
@@ -80,10 +80,10 @@ def _judge_warnings(run: RunView) -> list[str]:
         return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * bool(
             run.policies
         )
-    found = []
+    warnings = []
     if judge_is_sound(run) is not True:
         words = below_or_at_chance(model.accuracy)
-        found.append(
+        warnings.append(
             f"The reward model's accuracy ({model.accuracy.percent()}) is {words}: rewards say nothing about "
             "quality."
         )
@@ -91,12 +91,12 @@ def _judge_warnings(run: RunView) -> list[str]:
         rule = strongest_baseline(run)
         if rule and not beats_baselines(run):
             little = "single words" if rule[0] == BAG_OF_WORDS else "length"
-            found.append(
+            warnings.append(
                 f"The reward model ({model.accuracy.percent()}) is not shown to be better than "
                 f"{baseline_words(rule[0])} ({100 * rule[1].value:.1f} %): its scores may measure little but "
                 f"{little}."
             )
-    found += [
+    warnings += [
         f"On {clean(source, 60)} the reward model prefers the rejected response more often than not: "
         f"{share.percent()} right."
         for source, share in model.by_source.items()
@@ -104,10 +104,10 @@ def _judge_warnings(run: RunView) -> list[str]:
     ]
     size = model.correlation_score_length
     if size is not None and abs(size.value) >= 0.5:
-        found.append(
+        warnings.append(
             f"The reward model's score follows length (correlation {size.value:+.2f}): gains may be length."
         )
-    return found + _sanity_warnings(model)
+    return warnings + _sanity_warnings(model)
 
 
 _IN_A_SENTENCE = {  # labels of evaluation.sanity
@@ -119,69 +119,68 @@ _IN_A_SENTENCE = {  # labels of evaluation.sanity
 
 def _sanity_warnings(model: RewardModelRecord) -> list[str]:
     """Responses that nobody would prefer, yet which the reward model does not put below the chosen one."""
-    found = []
+    warnings = []
     for row in model.sanity:
-        below, what = row.below_chosen, _IN_A_SENTENCE.get(row.label, clean(row.label, 60))
+        below, degraded = row.below_chosen, _IN_A_SENTENCE.get(row.label, clean(row.label, 60))
         if below is None or below.low is None or below.high is None or below.low > 0.5:
             continue
         relation = "prefers" if below.high < 0.5 else "is not shown to prefer the chosen responses to"
-        found.append(f"The reward model {relation} {what} ({below.percent()} score below the chosen).")
+        warnings.append(f"The reward model {relation} {degraded} ({below.percent()} score below the chosen).")
     if model.invariance is not None and model.invariance.ok is False:
-        found.append(
+        warnings.append(
             "The reward model's score changes with padding or batch: scores depend on how they are run."
         )
-    return found
+    return warnings
 
 
 def _policy_warnings(run: RunView) -> list[str]:
-    found = []
+    texts = []
     reference = run.policy(run.reference)
     gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
     for policy in run.policies:
         if policy.policy not in (run.reference, BASE) and reference is not None:
-            found += _length_warning(policy, reference)
+            texts += _length_warning(policy, reference)
         surviving = policy.length_controlled.surviving if policy.length_controlled else None
         much = surviving is None or surviving.high is None or surviving.high >= HALF
         if policy.policy in gained and surviving is not None and not much:
-            found.append(
+            texts.append(
                 f"Less than half of the gain of {policy.label} is left at equal length "
                 f"({surviving.percent()})."
             )
         if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS:
             share = policy.eos_rate.percent()
-            found.append(
+            texts.append(
                 f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "
                 "limit."
             )
         if policy.kl_sequence is not None and policy.policy != BASE and policy.kl_sequence.value > LARGE_KL:
             far = policy.kl_sequence.text()
-            found.append(
+            texts.append(
                 f"{policy.label} is far from {run.label(run.reference)} ({far} nats per response): suspect "
                 "over-optimisation."
             )
         for key, words in (("empty_share", "are empty"), ("role_leakage", "also write the human's turn")):
             if policy.shares.get(key, 0.0) >= MANY:
-                found.append(f"{100 * policy.shares[key]:.0f} % of the responses of {policy.label} {words}.")
+                texts.append(f"{100 * policy.shares[key]:.0f} % of the responses of {policy.label} {words}.")
         if policy.shares.get("repetition_4", 0.0) >= REPETITIVE:
-            found.append(
+            texts.append(
                 f"{policy.label} repeats itself: {100 * policy.shares['repetition_4']:.0f} % of its 4-grams."
             )
-    return found
+    return texts
 
 
 def _length_warning(policy: PolicyRecord, reference: PolicyRecord) -> list[str]:
     """Did the policy only get longer? Said where the two length intervals do not even touch."""
-    mine, other = policy.length, reference.length
-    if mine is None or other is None:
+    length, usual = policy.length, reference.length
+    if length is None or usual is None:
         return []
-    if mine.low is not None and other.high is not None and mine.low > other.high:
+    if length.low is not None and usual.high is not None and length.low > usual.high:
         change = "longer"
-    elif mine.high is not None and other.low is not None and mine.high < other.low:
+    elif length.high is not None and usual.low is not None and length.high < usual.low:
         change = "shorter"
     else:
         return []
     return [
-        f"{policy.label} writes {change} responses than {reference.label} ({mine.text()} against "
-        f"{other.text()} tokens): "
-        "part of any change in reward may be length."
+        f"{policy.label} writes {change} responses than {reference.label} ({length.text()} against "
+        f"{usual.text()} tokens): part of any change in reward may be length."
     ]

@@ -14,19 +14,19 @@ HEADERS += ("Labels agree", "Best reachable")
 
 def collected_blocks(run: RunView) -> list[Block]:
     """A table of the stages that collected, then what else is known of their judgements; [] for none."""
-    found = {stage.name: stage.record for stage in run.stages if stage.record.collected is not None}
-    if not found:
+    records = {stage.name: stage.record for stage in run.stages if stage.record.collected is not None}
+    if not records:
         return []
     rows, facts = [], list[Prose]()
-    for stage, record in found.items():
-        made, settings = record.collected, record.inputs.get("settings")
-        assert made is not None
+    for stage, record in records.items():
+        collected, settings = record.collected, record.inputs.get("settings")
+        assert collected is not None
         policy = settings.get("init", "–") if isinstance(settings, dict) else "–"
-        counts = (made.prompts, made.replies, made.pairs, made.left_out_pairs)
-        shares = (percent(made.labels_agree), percent(made.best_reachable))
-        words = (name(stage), name(policy), name(made.judge))
-        rows.append((*words, *(f"{count:,}" for count in counts), number(made.score_mean), *shares))
-        facts += _facts(stage, made)
+        counts = (collected.prompts, collected.replies, collected.pairs, collected.left_out_pairs)
+        shares = (percent(collected.labels_agree), percent(collected.best_reachable))
+        words = (name(stage), name(policy), name(collected.judge))
+        rows.append((*words, *(f"{count:,}" for count in counts), number(collected.score_mean), *shares))
+        facts += _facts(stage, collected)
     table = Table(headers=HEADERS, rows=tuple(rows), left=3)
     intro = say(
         "Replies of a policy that were judged and paired, as data of other stages. Best reachable is the "
@@ -37,29 +37,30 @@ def collected_blocks(run: RunView) -> list[Block]:
     return [intro, Grid(table=table), *([Bullets(items=tuple(facts))] if facts else [])]
 
 
-def _facts(stage: str, made: CollectedRecord) -> Iterator[Prose]:
-    for other, rate in made.beats.items():
+def _facts(stage: str, collected: CollectedRecord) -> Iterator[Prose]:
+    for policy, rate in collected.beats.items():
         same = " to the same prompts, by the same judge: "
-        yield (name(stage), ": win rate over the replies of ", name(other), same, _share(rate), ".")
-    if made.longer_wins is not None:
-        yield (name(stage), f": the longer reply is chosen in {_share(made.longer_wins)} of unequal pairs.")
-    if made.llm is not None:
-        yield from _asked(stage, made.llm)
+        yield (name(stage), ": win rate over the replies of ", name(policy), same, _share(rate), ".")
+    if collected.longer_wins is not None:
+        longer = _share(collected.longer_wins)
+        yield (name(stage), f": the longer reply is chosen in {longer} of unequal pairs.")
+    if collected.llm is not None:
+        yield from _asked(stage, collected.llm)
 
 
-def _asked(stage: str, asked: AskedRecord) -> Iterator[Prose]:
-    cost = "" if asked.cost is None else f", cost {number(asked.cost)}"
+def _asked(stage: str, judge: AskedRecord) -> Iterator[Prose]:
+    cost = "" if judge.cost is None else f", cost {number(judge.cost)}"
     yield (
         name(stage),
-        f": a language model was asked {asked.questions:,} questions: {asked.ties:,} ties, "
-        f"{asked.no_verdict:,} answers without a verdict ({asked.refused:,} refused); "
-        f"{asked.tokens_in:,} tokens in, {asked.tokens_out:,} out{cost}.",
+        f": a language model was asked {judge.questions:,} questions: {judge.ties:,} ties, "
+        f"{judge.no_verdict:,} answers without a verdict ({judge.refused:,} refused); "
+        f"{judge.tokens_in:,} tokens in, {judge.tokens_out:,} out{cost}.",
     )
-    if asked.both_orders is not None and asked.first_wins is not None:
+    if judge.both_orders is not None and judge.first_wins is not None:
         yield (
             name(stage),
-            f": it says the same in both orders in {_share(asked.both_orders)} of comparisons, and finds for "
-            f"the reply that stands first in {_share(asked.first_wins)} (without a preference: half).",
+            f": it says the same in both orders in {_share(judge.both_orders)} of comparisons, and finds for "
+            f"the reply that stands first in {_share(judge.first_wins)} (without a preference: half).",
         )
 
 

@@ -44,11 +44,11 @@ def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
     blocks: list[Block] = [Grid(table=comparison_table(run))]
     if card := example(run):
         blocks += [say(EXAMPLE), Example(card=card)]
-    if found := cautions(run)[:CAUTIONS]:
-        blocks += [say("Before you believe it:"), Bullets(items=tuple((text,) for text in found))]
+    if warnings := cautions(run)[:CAUTIONS]:
+        blocks += [say("Before you believe it:"), Bullets(items=tuple((text,) for text in warnings))]
     blocks += pictures(figures, "reward_kl")
-    told = Bullets(items=tuple((part,) for part in claims.verdict_parts(run)))
-    blocks.append(Fold(title="What may be claimed, in full", blocks=(told,)))
+    claim_items = Bullets(items=tuple((sentence,) for sentence in claims.verdict_sentences(run)))
+    blocks.append(Fold(title="What may be claimed, in full", blocks=(claim_items,)))
     if paid := _trade_off(run):
         blocks.append(Fold(title="What each policy paid in KL for its reward", blocks=(paid,)))
     blocks.append(Fold(title="How to read the table", blocks=(say(READING),)))
@@ -119,8 +119,8 @@ def _tested(claim: claims.Claim, words: str) -> tuple[str, ...]:
     """A row of the table of `significance`; what was found needs no more prompts."""
     p_value = "–" if claim.p_holm is None else _p(claim.p_holm)
     least, needed = "–", "–"
-    if claim.outcome == claims.UNCLEAR and (found := claims.detectable(claim.difference)) is not None:
-        least = number(found)
+    if claim.outcome == claims.UNCLEAR and (smallest := claims.detectable(claim.difference)) is not None:
+        least = number(smallest)
         if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
             needed = f"{claim.n_needed:,}"
     difference = claim.difference.text(sign=True)

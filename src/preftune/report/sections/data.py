@@ -26,9 +26,9 @@ def data_blocks(data: DataRecord) -> list[Block]:
     if data.splits:
         blocks.append(Grid(table=_splits(data)))
     shown = (*COUNTED, *(BY_SPLIT if data.splits else ()))
-    rest = {key: value for key, value in data.facts.items() if key not in shown}
-    blocks += _facts(rest, data.notes)
-    for key, value in rest.items():
+    other_facts = {key: value for key, value in data.facts.items() if key not in shown}
+    blocks += _facts(other_facts, data.notes)
+    for key, value in other_facts.items():
         if key == "world":
             world = (*_facts(data.world), *(Grid(table=table) for table in _tables(data.world)))
             blocks.append(Fold(title="The world that the data was drawn from", blocks=world))
@@ -60,11 +60,11 @@ def _overlap(overlap: Mapping[str, int]) -> Iterator[Block]:
     """Prompts that stand in two splits: a model could have seen in training what it is measured on."""
     if not overlap:
         return
-    found = [(name(pair), " ", _value("prompts", count)) for pair, count in overlap.items() if count]
-    if not found:
+    overlaps = [(name(pair), " ", _value("prompts", count)) for pair, count in overlap.items() if count]
+    if not overlaps:
         yield say("No prompt stands in two splits.")
         return
-    pieces = [piece for pair in found for piece in (", ", *pair)][1:]
+    pieces = [piece for pair in overlaps for piece in (", ", *pair)][1:]
     yield say("Prompts that stand in two splits: ", *pieces, ".")
 
 
@@ -75,8 +75,8 @@ def _splits(data: DataRecord) -> Table:
     rows = []
     for split, size in data.splits.items():
         lengths = [_lengths(words.get(split, {}).get(kind, ())) for kind in kinds]
-        found = data.distinct_prompts.get(split)
-        distinct = "–" if found is None else _value("distinct", found)
+        prompts = data.distinct_prompts.get(split)
+        distinct = "–" if prompts is None else _value("distinct", prompts)
         digest = "–" if split not in hashes else _value("sha256", hashes[split])
         rows.append((name(split), f"{size:,}", distinct, *lengths, digest))
     titles = [f"{LENGTHS[kind]} (median / 95 % / most)" for kind in kinds]
@@ -89,13 +89,13 @@ def _lengths(values: Sequence[int]) -> str:
 
 def _rows(data: DataRecord) -> Iterator[Block]:
     """How many rows were read, kept, rejected and skipped."""
-    read, kept, skipped = data.rows_read, data.rows_kept, data.rows_skipped
-    if read is None or kept is None:
+    read, accepted, skipped = data.rows_read, data.rows_kept, data.rows_skipped
+    if read is None or accepted is None:
         return
-    lost = sum(data.rejected.values())
-    share = f" ({percent(lost / read)})" if read else ""
+    rejected = sum(data.rejected.values())
+    share = f" ({percent(rejected / read)})" if read else ""
     malformed = f", {skipped:,} skipped as malformed" if skipped else ""
-    yield say(f"{read:,} rows read, {kept:,} kept, {lost:,} rejected{share}{malformed}.")
+    yield say(f"{read:,} rows read, {accepted:,} kept, {rejected:,} rejected{share}{malformed}.")
 
 
 def _files(files: Sequence[DataFile]) -> Iterator[Block]:
@@ -128,12 +128,12 @@ def _table(key: str, group: Row) -> Table:
     """{name: value} as two columns; {name: {fact: value}} as a column for each fact."""
     inner = [value for value in group.values() if isinstance(value, Mapping)]
     if len(inner) != len(group):
-        rows = tuple((name(part), _value(f"{key} {part}", value)) for part, value in group.items())
+        rows = tuple((name(label), _value(f"{key} {label}", value)) for label, value in group.items())
         return Table(headers=(_title(key), "Value" if "sha256" in key else "Rows"), rows=rows)
     columns = list(dict.fromkeys(fact for value in inner for fact in value))
     table = tuple(
-        (name(part), *(_value(fact, value[fact]) if fact in value else "–" for fact in columns))
-        for part, value in group.items()
+        (name(label), *(_value(fact, value[fact]) if fact in value else "–" for fact in columns))
+        for label, value in group.items()
     )
     return Table(headers=(_title(key), *(_words(fact) for fact in columns)), rows=table)
 

@@ -30,8 +30,8 @@ def samples(run: RunView) -> tuple[Explorer, int]:
         for row in rows:
             answers.setdefault(row.prompt, {}).setdefault(policy, row)
     every = (
-        _sample(run, place, prompt, found, policies)
-        for place, (prompt, found) in enumerate(answers.items(), start=1)
+        _sample(run, index, prompt, answered, policies)
+        for index, (prompt, answered) in enumerate(answers.items(), start=1)
     )
     cards = tuple(_fitting(every, SAMPLE_BYTES))
     explorer = Explorer(
@@ -48,17 +48,17 @@ def example(run: RunView) -> Card | None:
 
 
 def _sample(
-    run: RunView, place: int, prompt: str, found: dict[str, SampleRow], policies: Sequence[str]
+    run: RunView, index: int, prompt: str, rows: dict[str, SampleRow], policies: Sequence[str]
 ) -> Card:
-    scores = tuple(_finite(found[policy].score) if policy in found else None for policy in policies)
-    said = [
-        Passage(label=run.label(policy), note=_note(row), text=row.response) for policy, row in found.items()
+    scores = tuple(_finite(rows[policy].score) if policy in rows else None for policy in policies)
+    replies = [
+        Passage(label=run.label(policy), note=_note(row), text=row.response) for policy, row in rows.items()
     ]
     named = zip(policies, scores, strict=True)
     listed = ", ".join(f"{run.label(policy)} {number(score)}" for policy, score in named if score is not None)
-    whole = Passage(label="Prompt", note="", text=prompt)
+    question = Passage(label="Prompt", note="", text=prompt)
     return Card(
-        title=f"Prompt {place}", lead=_lead(prompt), note=listed, passages=(whole, *said), values=scores
+        title=f"Prompt {index}", lead=_lead(prompt), note=listed, passages=(question, *replies), values=scores
     )
 
 
@@ -66,14 +66,14 @@ def mistakes(run: RunView) -> Explorer:
     """A card for each mistake, the surest first, with its tags and what each token did to the score."""
     counts = Counter(tag for row in run.mistakes for tag in set(_tags(row)))
     names = tuple(sorted(counts, key=lambda tag: (tag.startswith(SOURCE), -counts[tag], tag)))
-    places = {tag: place for place, tag in enumerate(names)}
+    tag_index = {tag: index for index, tag in enumerate(names)}
     ordered = sorted(run.mistakes, key=_margin)
     scale = _scale(ordered[:SHADED])
-    cards = tuple(_fitting((_mistake(row, places, scale) for row in ordered), MISTAKE_BYTES))
-    shown = Counter(place for card in cards for place in card.tags)
+    cards = tuple(_fitting((_mistake(row, tag_index, scale) for row in ordered), MISTAKE_BYTES))
+    shown = Counter(index for card in cards for index in card.tags)
     return Explorer(
         key="mistakes", what="mistakes", quantity="confidence", cards=cards, quoted=QUOTED,
-        measures=("confidence",), tags=tuple((tag, shown[place]) for place, tag in enumerate(names)),
+        measures=("confidence",), tags=tuple((tag, shown[index]) for index, tag in enumerate(names)),
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def _tags(row: Mistake) -> list[str]:
     return [*tags, f"{SOURCE}{clean(row.source, 60)}"] if row.source else tags
 
 
-def _mistake(row: Mistake, places: dict[str, int], scale: float) -> Card:
+def _mistake(row: Mistake, tag_index: dict[str, int], scale: float) -> Card:
     margin, confidence = _margin(row), _confidence(row)
     tags = ", ".join(clean(tag, 40) for tag in row.tags)
     sides = (
@@ -106,7 +106,7 @@ def _mistake(row: Mistake, places: dict[str, int], scale: float) -> Card:
         lead=_lead(row.prompt),
         note=f"{sure}, {tags}" if tags else sure,
         passages=tuple(passages),
-        tags=tuple(places[tag] for tag in dict.fromkeys(_tags(row))),
+        tags=tuple(tag_index[tag] for tag in dict.fromkeys(_tags(row))),
         values=(confidence,),
     )
 
@@ -124,12 +124,12 @@ def _confidence(row: Mistake) -> float:
 
 def _moves(tokens: Tokens) -> list[tuple[str, float]]:
     """Tokens with the change of the score that each brought; the first has nothing to be compared with."""
-    found, before = [], None
+    moves, before = [], None
     for text, score in tokens:
         after = _finite(score)
-        found.append((text, 0.0 if before is None or after is None else after - before))
+        moves.append((text, 0.0 if before is None or after is None else after - before))
         before = after
-    return found
+    return moves
 
 
 def _scale(rows: Iterable[Mistake]) -> float:
@@ -156,11 +156,11 @@ def shaded(moves: Iterable[tuple[str, float]], scale: float) -> Iterator[tuple[s
     pieces: list[tuple[str, int]] = []
     room = MAX_QUOTE
     for text, move in moves:
-        part, room = text[:room], room - min(len(text), room)
+        quoted, room = text[:room], room - min(len(text), room)
         if pieces and pieces[-1][1] == level(move, scale):
-            pieces[-1] = (pieces[-1][0] + part, pieces[-1][1])
-        elif part:
-            pieces.append((part, level(move, scale)))
+            pieces[-1] = (pieces[-1][0] + quoted, pieces[-1][1])
+        elif quoted:
+            pieces.append((quoted, level(move, scale)))
     yield from ((clean(text, None), shade) for text, shade in pieces)
 
 
@@ -176,15 +176,15 @@ def _lead(prompt: str) -> str:
 
 def _note(row: SampleRow) -> str:
     """Score, KL, length, end and gold of one sample."""
-    known = (("score", row.score), ("gold", row.gold), ("second model", row.held_out), ("KL", row.kl))
-    parts = [f"{words} {number(value)}" for words, value in known if value is not None]
+    measures = (("score", row.score), ("gold", row.gold), ("second model", row.held_out), ("KL", row.kl))
+    notes = [f"{words} {number(value)}" for words, value in measures if value is not None]
     if row.length is not None:
-        parts.append(f"{row.length} token{'' if row.length == 1 else 's'}")
+        notes.append(f"{row.length} token{'' if row.length == 1 else 's'}")
     if row.ended is False:
-        parts.append("cut at the limit")
+        notes.append("cut at the limit")
     if not row.response.strip():
-        parts.append("empty")
-    return ", ".join(parts)
+        notes.append("empty")
+    return ", ".join(notes)
 
 
 def _fitting(cards: Iterable[Card], budget: int) -> Iterator[Card]:

@@ -13,16 +13,16 @@ from preftune.report.view import OtherPairs, RunView
 def other_pairs_blocks(run: RunView) -> list[Block]:
     """A paragraph and up to two tables for every file; nothing where there is none."""
     blocks: list[Block] = []
-    for other in run.other_pairs:
-        size = "" if other.of.n is None else f" ({other.of.n:,} pairs)"
-        seen = other.of.seen
-        left_out = f" {seen:,} more were left out: a stage saw their prompt." if seen else ""
-        source = (name(other.of.file), f"{size}, by ", Code("evaluate --pairs"))
+    for evaluated in run.other_pairs:
+        size = "" if evaluated.of.n is None else f" ({evaluated.of.n:,} pairs)"
+        skipped = evaluated.of.seen
+        left_out = f" {skipped:,} more were left out: a stage saw their prompt." if skipped else ""
+        source = (name(evaluated.of.file), f"{size}, by ", Code("evaluate --pairs"))
         blocks.append(say("On other pairs, ", *source, f".{left_out}"))
-        if other.reward_models:
-            blocks.append(Grid(table=_judge_table(run, other)))
-        if other.policies:
-            blocks += [Grid(table=_policy_table(run, other)), say(READING)]
+        if evaluated.reward_models:
+            blocks.append(Grid(table=_judge_table(run, evaluated)))
+        if evaluated.policies:
+            blocks += [Grid(table=_policy_table(run, evaluated)), say(READING)]
     return blocks
 
 
@@ -33,22 +33,22 @@ READING = (
 )
 
 
-def _judge_table(run: RunView, other: OtherPairs) -> Table:
+def _judge_table(run: RunView, evaluated: OtherPairs) -> Table:
     headers = (
         "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)",
         "Against that baseline", "Accuracy on the run's own pairs",
     )  # fmt: skip
     audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
-    own = {model.stage: model.accuracy for model in audited}
+    on_own_pairs = {model.stage: model.accuracy for model in audited}
     rows = tuple(
         (
             name(model.stage or "?"),
             "–" if model.n is None else f"{model.n:,}",
             _percent(model.accuracy),
             *_against_baseline(model),
-            _percent(own.get(model.stage)),
+            _percent(on_own_pairs.get(model.stage)),
         )
-        for model in other.reward_models
+        for model in evaluated.reward_models
     )
     return Table(headers=headers, rows=rows)
 
@@ -63,7 +63,7 @@ def _against_baseline(model: RewardModelRecord) -> Iterator[Text]:
     yield f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
 
 
-def _policy_table(run: RunView, other: OtherPairs) -> Table:
+def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
     reference = run.label(run.reference)
     headers = (
         "Policy", f"Prefers the chosen, against {reference}", "Prefers the chosen, per token",
@@ -77,7 +77,7 @@ def _policy_table(run: RunView, other: OtherPairs) -> Table:
             _percent(policy.win_rate_chosen),
             "–" if policy.difference is None else policy.difference.text(sign=True),
         )
-        for policy in other.policies
+        for policy in evaluated.policies
     )
     return Table(headers=headers, rows=rows)
 

@@ -100,10 +100,10 @@ def _band(band: Band, accuracy: Estimate | None) -> Prose:
     low, high = cast(tuple[float, float], (band.low, band.high))
     if accuracy.excludes(low) and accuracy.excludes(high):
         inside = low < accuracy.value < high
-        place = "lies within it" if inside else "lies below it" if accuracy.value < low else "lies above it"
+        where = "lies within it" if inside else "lies below it" if accuracy.value < low else "lies above it"
     else:
-        place = "overlaps with it"
-    return (f"{text} The interval measured here {place}.",)
+        where = "overlaps with it"
+    return (f"{text} The interval measured here {where}.",)
 
 
 def _baseline_table(model: RewardModelRecord) -> Table:
@@ -174,37 +174,37 @@ def _calibration(model: RewardModelRecord) -> Iterator[Prose]:
 
 def _temperature(model: RewardModelRecord) -> Iterator[Prose]:
     """The temperature that calibrates best, and whether it helps on pairs that it was not fitted on."""
-    found = model.temperature
-    if found is None:
+    best = model.temperature
+    if best is None:
         return
-    if not math.isfinite(found.value):
+    if not math.isfinite(best.value):
         yield ("Best temperature: infinite. The size of a margin says nothing about being right.",)
         return
-    text = f"Best temperature (margins divided by it are best calibrated): {number(found.value)}"
-    if found.before is None or found.after is None:
+    text = f"Best temperature (margins divided by it are best calibrated): {number(best.value)}"
+    if best.before is None or best.after is None:
         yield (f"{text}.",)
         return
     text += (
-        f"; negative log-likelihood {number(found.before)} without and {number(found.after)} with it, each "
+        f"; negative log-likelihood {number(best.before)} without and {number(best.after)} with it, each "
         f"half of the pairs by the other's temperature (a coin: {math.log(2):.3f})."
     )
-    if found.after >= found.before:
+    if best.after >= best.before:
         yield (f"{text} It does not help on other pairs.",)
-    elif found.gain is not None and not found.gain.excludes(0):
-        yield (f"{text} It is not shown to help on other pairs ({found.gain.text(sign=True)}).",)
+    elif best.gain is not None and not best.gain.excludes(0):
+        yield (f"{text} It is not shown to help on other pairs ({best.gain.text(sign=True)}).",)
     else:
-        yield (f"{text} The margins claim too {'much' if found.value > 1 else 'little'}.",)
+        yield (f"{text} The margins claim too {'much' if best.value > 1 else 'little'}.",)
 
 
 def _invariance(model: RewardModelRecord) -> Iterator[Prose]:
-    found = model.invariance
-    if found is None or found.ok is None:
+    probe = model.invariance
+    if probe is None or probe.ok is None:
         return
-    size = f"padding moves a raw score by at most {number(found.padding)}, the batch by {number(found.batch)}"
-    held = "does not depend" if found.ok else "DEPENDS"
-    rows = f" (n = {found.n})" if found.n else ""
-    limit = "" if found.tolerance is None else f", tolerance {number(found.tolerance)}"
-    yield (f"The score {held} on how it is computed: {size}{rows}{limit}.",)
+    size = f"padding moves a raw score by at most {number(probe.padding)}, the batch by {number(probe.batch)}"
+    verb = "does not depend" if probe.ok else "DEPENDS"
+    rows = f" (n = {probe.n})" if probe.n else ""
+    limit = "" if probe.tolerance is None else f", tolerance {number(probe.tolerance)}"
+    yield (f"The score {verb} on how it is computed: {size}{rows}{limit}.",)
 
 
 def _group_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
@@ -235,10 +235,10 @@ def _sanity(model: RewardModelRecord) -> list[Block]:
 
 
 def _part_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
-    for part, accuracy in model.gold_parts.items():
-        gap = model.gold_gaps.get(part)
+    for component, accuracy in model.gold_parts.items():
+        gap = model.gold_gaps.get(component)
         size = "–" if accuracy.n is None else f"{accuracy.n:,}"
-        yield name(part), size, accuracy.percent(), "–" if gap is None else f"{gap:+.2f}"
+        yield name(component), size, accuracy.percent(), "–" if gap is None else f"{gap:+.2f}"
 
 
 def _others(run: RunView) -> list[Block]:

@@ -85,27 +85,27 @@ def configuration(run: RunView) -> Section:
     values = {key: name(toml_value(value), MAX_FACT) for key, value in flatten(dict(run.config)).items()}
     file = Source(title="config.toml", language="toml", text=run.config_text)
     if not run.origins:
-        said = say("This run has no record of where its settings come from (origins.json): all are listed.")
+        intro = say("This run has no record of where its settings come from (origins.json): all are listed.")
         rows = tuple((name(key), value) for key, value in values.items())
         table = Grid(table=Table(headers=("Setting", "Value"), rows=rows, left=2))
         return Section(
             key="config",
             title="Configuration",
-            blocks=(said, Fold(title="All settings", blocks=(table,)), file),
+            blocks=(intro, Fold(title="All settings", blocks=(table,)), file),
             apart=True,
         )
     rows = tuple((name(key), value, name(run.origins.get(key, "–"))) for key, value in values.items())
     set_here = tuple(row for row in rows if row[2] != "default")
-    asked = sum(row[2] == "command line" for row in rows)
-    said = say(
+    from_command_line = sum(row[2] == "command line" for row in rows)
+    intro = say(
         "Recipe ", name(run.recipe or "?"), f": {len(set_here)} of {len(rows)} settings are set by the "
-        f"recipe or the command line ({asked} by the command line), the others are defaults.",
+        f"recipe or the command line ({from_command_line} by the command line), the others are defaults.",
     )  # fmt: skip
     headers = ("Setting", "Value", "From")
-    blocks: list[Block] = [said]
+    blocks: list[Block] = [intro]
     blocks += [
-        Fold(title=title, blocks=(Grid(table=Table(headers=headers, rows=part, left=3)),))
-        for title, part in (("Settings that are no defaults", set_here), ("All settings", rows))
-        if part
+        Fold(title=title, blocks=(Grid(table=Table(headers=headers, rows=settings, left=3)),))
+        for title, settings in (("Settings that are no defaults", set_here), ("All settings", rows))
+        if settings
     ]
     return Section(key="config", title="Configuration", blocks=(*blocks, file), apart=True)

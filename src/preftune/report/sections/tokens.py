@@ -25,16 +25,16 @@ def tokens(run: RunView) -> Section | None:
         Code("preftune inspect RUN --report"),
         ".",
     )
-    folds = (_fold(run, place, row) for place, row in enumerate(run.tokens[:MOST], start=1))
+    folds = (_fold(run, position, row) for position, row in enumerate(run.tokens[:MOST], start=1))
     return Section(
         key="tokens", title="Replies token by token", short="Tokens", blocks=(intro, *folds), apart=True
     )
 
 
-def _fold(run: RunView, place: int, row: TokenRow) -> Fold:
+def _fold(run: RunView, position: int, row: TokenRow) -> Fold:
     named = run.label(BASE if row.reference == BASE else policy_name(row.reference))
     score = "" if row.reward is None else f", score {number(row.reward)}"
-    title = f"{place}. {run.label(policy_name(row.stage))}{score}, KL to {named} {number(sum(row.kl))}"
+    title = f"{position}. {run.label(policy_name(row.stage))}{score}, KL to {named} {number(sum(row.kl))}"
     card = Card(title=title, lead="", note="", passages=tuple(_passages(row)))
     return Fold(title=title, blocks=(say("Training row ", name(row.row)), Example(card=card)))
 

@@ -28,16 +28,16 @@ FOLDER = "analysis"
 
 def analysis_text(run: RunView, sections: Sequence[Section]) -> str:
     """ANALYSIS.md, which begins with the summary and links the sections that stand apart."""
-    parts = [f"# Analysis of {markdown((name(run.name),))}", markdown((summary(run),))]
+    blocks = [f"# Analysis of {markdown((name(run.name),))}", markdown((summary(run),))]
     for section in sections:
         if not section.apart:
-            parts += [f"## {markdown((section.title,))}", *_blocks(section.blocks, "")]
+            blocks += [f"## {markdown((section.title,))}", *_blocks(section.blocks, "")]
     if links := [f"- [{markdown((s.title,))}]({FOLDER}/{s.key}.md)" for s in sections if s.apart]:
-        parts += ["## More", "\n".join(links)]
-    parts.append(
+        blocks += ["## More", "\n".join(links)]
+    blocks.append(
         "---\n\nWritten by preftune from the files of this run. `report.html` shows the same in a browser."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def apart_texts(sections: Iterable[Section]) -> dict[str, str]:
