@@ -11,6 +11,8 @@ from preftune.config import EvaluationConfig
 from preftune.data import Dialogue, Preference, Turn
 from preftune.errors import PreftuneError
 from preftune.evaluation.policy import Bench, _finite
+from preftune.evaluation.stats import bootstrap_mean
+from preftune.evaluation.summary import _possible
 from tiny import EOS, Judge, sequences
 
 
@@ -45,3 +47,12 @@ def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
         device=torch.device("cpu"),
     )
     assert [row["ended"] for row in bench.human([row.chosen for row in rows])] == [True, False]
+
+
+def test_an_interval_of_lengths_ends_where_lengths_do() -> None:
+    """Of ten replies of which eight were cut off at 48 tokens, the interval of the mean reaches beyond."""
+    low, high = bootstrap_mean([48.0] * 8 + [3.0, 20.0], resamples=400)
+    assert high > 48 > low
+    assert _possible({"interval": [low, high]}, 48)["interval"] == [max(low, 0), 48]
+    assert _possible({"interval": [-3.0, 5.0]})["interval"] == [0, 5.0]
+    assert _possible({"interval": [-math.inf, math.inf]}, 48)["interval"] == [-math.inf, math.inf]

@@ -78,7 +78,7 @@ class Bench:
         prompts = [self.encoder.prompt(self.prompts[row["row"]].prompt) for row in rows]
         return pad_sequences(prompts, [row["ids"] for row in rows], self.encoder.pad_id).to(self.device)
 
-    def reverse_kl(self, policy: Policy, rows: Sequence[Row]) -> list[float]:
+    def reverse_kl(self, policy: Policy | Reference, rows: Sequence[Row]) -> list[float]:
         """KL(reference || policy) on each of the reference's own `rows`, summed over each, in nats."""
         batches: list[tuple[int, list[float]]] = []
         size = self.settings.batch_size

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,7 @@ class Session:
     origin: RunDir | None = None  # the run that finished stages are taken from (--from)
     outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
     anew: Sequence[str] = ()  # stages that are made here (--redo), whatever there is elsewhere
+    cut: Callable[[str, Any], Any] = lambda stage, job: job  # of a stage's job what is done: a probe's part
 
     def __post_init__(self) -> None:
         quiet_libraries()

@@ -48,7 +48,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
         return False
     reset_peak_memory()
     began = time.monotonic()
-    job = _prepare(session, stage.name)
+    job: Job = session.cut(stage.name, _prepare(session, stage.name))
     check_space(session.run.checkpoints(stage.name), job.learner)
     if job.learner.is_main:
         if longer := goes_on(session.run, stage):
@@ -147,6 +147,7 @@ def _prepare(session: Session, name: str) -> Job:
         updates=config.updates_per_step * len(kind.trains),
         budget=None if config.budget is None else Budget(*config.budget),
         worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
+        rows=len(feed.rows),
         tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,
         rejected=feed.rejected,
     )
