@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,17 @@ CASES = {
 
 def planned(words: list[str]) -> dict[str, Any]:
     """Seconds and MiB of every stage by the probe."""
+    from preftune import cli
     from preftune.config import load_recipe
+    from preftune.measure.probe import probe
     from preftune.runs.inputs import absolute
-    from preftune.runs.probe import probe
     from preftune.runs.reopen import found_data
 
+    _ = cli  # in memory, as in the command
     config = absolute(load_recipe(words[0], words[1:]).config)
     dataset, base = found_data(config, None)
-    costs = [asdict(cost) for cost in probe(config, dataset, base)]
-    return {cost["name"]: {"seconds": cost["seconds"], "mib": cost["memory_mb"]} for cost in costs}
+    costs = list(probe(config, dataset, base))
+    return {cost.name: {"seconds": cost.seconds, "mib": cost.memory_mb} for cost in costs}
 
 
 def measured(words: list[str]) -> dict[str, Any]:
@@ -82,23 +83,26 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, result in known().items():
-        both = [(stage, sides) for stage, sides in result["stages"].items() if sides["planned"]]
-        rows = [(stage, sides["planned"], sides["measured"]) for stage, sides in both]
-        for stage, said, was in sorted(rows, key=lambda row: -row[2]["seconds"]):
-            times = f"{said['seconds']:.1f} s | {was['seconds']:.1f} s"
-            lines.append(f"| {name}, {stage} | {times} | {said['mib']:,.0f} MiB | {was['mib']:,.0f} MiB |")
-        sums = [sum(row[side]["seconds"] for row in rows) for side in (1, 2)]
-        peaks = [max(row[side]["mib"] for row in rows) for side in (1, 2)]
-        off = [f"{planned / was - 1:+.0%}".replace("-", "−") for planned, was in (sums, peaks)]
-        lines.append(
-            f"| **{name}, all stages** | {sums[0]:.1f} s ({off[0]}) | {sums[1]:.1f} s | "
-            f"{peaks[0]:,.0f} MiB ({off[1]}) | {peaks[1]:,.0f} MiB |"
-        )
-        rest = result["stages"]["evaluation"]["measured"]
-        lines.append(
-            f"| {name}, evaluation | not planned | {rest['seconds']:.1f} s | | {rest['mib']:,.0f} MiB |"
-        )
+        both = [(stage, sides["planned"], sides["measured"]) for stage, sides in result["stages"].items()]
+        for stage, said, was in sorted(both, key=lambda row: -row[2]["seconds"]):
+            lines.append(f"| {name}, {stage} | {_beside(said, was)} |")
+        sums = [
+            {
+                "seconds": sum(row[side]["seconds"] for row in both),
+                "mib": max(row[side]["mib"] for row in both),
+            }
+            for side in (1, 2)
+        ]
+        lines.append(f"| **{name}, all** | {_beside(*sums)} |")
     return "\n".join(lines)
+
+
+def _beside(said: dict[str, float], was: dict[str, float]) -> str:
+    off = {unit: f"{said[unit] / was[unit] - 1:+.0%}".replace("-", "−") for unit in said}
+    return (
+        f"{said['seconds']:.1f} s ({off['seconds']}) | {was['seconds']:.1f} s | "
+        f"{said['mib']:,.0f} MiB ({off['mib']}) | {was['mib']:,.0f} MiB"
+    )
 
 
 def main() -> None:

@@ -214,13 +214,12 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def test_the_budgets_for_own_data_are_those_of_the_code() -> None:
     """Steps from the recipes' batches, what is detectable from the numbers of held-out pairs and prompts."""
     _, *rows = tables(ROOT / "docs" / "own-data.md")["Budgets"]
-    commands = re.findall(r"^preftune run (\S+) .*--out runs/mine\d+$", own_data(), re.M)
-    prompts = [int(n) for n in re.findall(r"evaluation\.prompts=(\d+) --out", own_data())]
-    assert len(rows) == len(commands) == len(prompts)
-    for row, recipe, n in zip(rows, commands, prompts, strict=True):
+    commands = re.findall(r"^preftune run (\S+) (.*) --out runs/mine\d+$", own_data(), re.M)
+    assert len(rows) == len(commands) == 3
+    for row, (recipe, words) in zip(rows, commands, strict=True):
         train_pairs, validation, _ = (int(cell.replace(",", "")) for cell in row[1].split("/"))
-        config = load_recipe(recipe, ["data.name=pairs.jsonl"]).config
-        stages = [config.stage[name] for name in ("sft", "rm", "dpo")]
+        config = load_recipe(recipe, words.split()).config
+        stages, n = [config.stage[name] for name in ("sft", "rm", "dpo")], config.evaluation.prompts
         steps = ", ".join(
             str(stage.model_copy(update={"rows": None}).steps_on(train_pairs)) for stage in stages
         )

@@ -309,8 +309,8 @@ def _say_slow(what: str) -> None:
 
 
 def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
-    """What a run would take, in lines: rows that are really used, steps, time, memory, disk, from two steps
-    of every stage in a directory that is thrown away; and what its evaluation could find.
+    """What a run would take, in lines: rows that are really used, steps, time, memory, disk, from a few
+    steps of every stage in a directory that is thrown away; and what its evaluation could find.
     """
     config = absolute(load_recipe(recipe, overrides).config)
     from preftune.runs.plan import check_kind
@@ -318,8 +318,8 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, None)
     check_kind(config, dataset, stage_order(config.stage), whole=True)
-    _say_slow("loading torch, then two steps of every stage")
-    from preftune.runs.probe import planned
+    _say_slow("loading torch, then a few steps of every stage")
+    from preftune.measure.probe import planned
 
     with handled():
         return list(planned(config, dataset, base))

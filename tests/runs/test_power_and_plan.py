@@ -3,6 +3,8 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,14 @@ from preftune.config import load_recipe
 from preftune.config.schema import settings
 from preftune.config.show import show_values
 from preftune.data import Dialogue, Preference, Turn
+from preftune.data.batch import real_tokens
 from preftune.data.dataset import make_dataset
 from preftune.evaluation.stats import bootstrap_mean
+from preftune.measure import probe
+from preftune.measure.probe import Cost, fits
 from preftune.records.verdict import BETTER, outcome, smallest_gain
-from preftune.runs import probe
+from preftune.runs.job import Job
 from preftune.runs.plan import power
-from preftune.runs.probe import Cost, fits, shortened
 
 
 def test_a_gain_of_that_size_is_called_better_four_times_in_five() -> None:
@@ -76,35 +80,55 @@ def test_a_dry_run_shows_every_setting_with_its_origin() -> None:
     assert (shown["stage.ppo.kl_budget"], shown["checkpoint.best"]) == ("command line", "default")
 
 
-def test_two_steps_of_every_stage_of_the_same_size() -> None:
-    config = load_recipe("tiny").config
-    short = shortened(config)
-    assert short.model.scratch is not None
-    assert short.model.scratch.steps == 2
-    for name, stage in short.stage.items():
-        assert stage.steps_on(stage.rows_planned(10_000)) == 2
-        assert stage.batch_size == config.stage[name].batch_size
-
-
 def test_the_plan_is_that_of_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
 ) -> None:
     costs: list[Cost] = []
-    measured = probe.probe
+    measured, trained = probe.probe, list[tuple[str, int, int]]()
     monkeypatch.setattr(probe, "probe", lambda *args: costs.extend(measured(*args)) or costs)
-    left_out = [f"stage.{name}=none" for name in ("rm", "grpo", "dpo")]
+    cut = probe._cut
+
+    def seen(taken: dict[str, Any], name: str, job: Job) -> Job:
+        sizes = [real_tokens(job.batch_at(step)) for step in range(job.steps)]
+        short = cut(taken, name, job)
+        taken_sizes = [real_tokens(short.batch_at(step)) for step in range(short.steps)]
+        del taken[name].began[:]  # these were no steps
+        trained.append((name, short.steps, taken_sizes[0] - max(sizes)))
+        assert job.steps <= 3 or max(abs(n - fmean(sizes)) for n in taken_sizes[1:]) <= 0.05 * fmean(sizes)
+        return short
+
+    monkeypatch.setattr(probe, "_cut", seen)
+    left_out = [f"stage.{name}=none" for name in ("grpo", "dpo")]
     own = ["stage.ppo.reward_model=none", "stage.ppo.reward_functions=preftune.judges.style:length_band"]
     assert main(["plan", "tiny", "stage.sft.rows=100", "stage.sft.epochs=3", *left_out, *own]) == 0
-    assert [(cost.name, cost.steps) for cost in costs] == [("base", 60), ("sft", 10), ("ppo", 3)]
+    assert [(cost.name, cost.steps) for cost in costs[:-1]] == [
+        ("base", 60),
+        ("sft", 10),
+        ("rm", 4),
+        ("ppo", 3),
+    ]
+    assert [(name, steps) for name, steps, _ in trained] == [("base", 3), ("sft", 3), ("rm", 3), ("ppo", 3)]
+    assert [short for name, _, short in trained if name != "ppo"] == [0, 0, 0]  # the largest is among them
     assert costs[1].rows == 100
-    assert all(cost.seconds > 0 and cost.disk > 0 for cost in costs)
+    assert all(cost.seconds > 0 for cost in costs)
+    assert all(cost.disk > 0 for cost in costs[:-1])
     # 4 bytes of each of 2 blocks of 12 d² + 13 d, the last norm's 2 d, and vectors of tokens and positions
     weights = 4 * (2 * (12 * 32**2 + 13 * 32) + 2 * 32 + (139 + 88) * 32)
-    assert [cost.trained / weights for cost in costs] == pytest.approx([4, 4, 8], rel=0.1)
-    assert [cost.read / weights for cost in costs] == pytest.approx([0, 0, 1], rel=0.1)  # PPO's reference
+    assert [cost.trained / weights for cost in costs[:-1]] == pytest.approx([4, 4, 4, 8], rel=0.1)
+    read = [cost.read / weights for cost in costs[:-1]]
+    assert read == pytest.approx([0, 0, 0, 1], rel=0.1)  # PPO's reference
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said
+    assert "evaluation  16 prompts, 3 replies and 16 of best-of-n to each, " in said
+    assert costs[-1].evaluated is not None
+    assert min(costs[-1].evaluated.parts.values()) > 0
+    assert {*costs[-1].evaluated.parts} == {
+        "3 policies",
+        "pool of 16",
+        "audit of the reward model",
+        "numbers",
+    }
     assert "too few" not in said
 
 
@@ -136,11 +160,12 @@ def test_the_table_of_what_was_measured_is_that_of_the_results() -> None:
         stages = {
             name: [each[side] for side in sides] for name, each in result["stages"].items() if each["planned"]
         }
+        assert stages.keys() == result["stages"].keys()  # the evaluation, too
         for name, both in stages.items():
             expected = [each[unit] for unit in ("seconds", "mib") for each in both]
             assert shown[f"{recipe}, {name}"] == pytest.approx(expected, abs=0.51)
+            assert both[0]["seconds"] == pytest.approx(both[1]["seconds"], rel=0.25)
+            assert both[0]["mib"] == pytest.approx(both[1]["mib"], rel=0.15)
         time = [sum(both[side]["seconds"] for both in stages.values()) for side in (0, 1)]
         memory = [max(both[side]["mib"] for both in stages.values()) for side in (0, 1)]
-        assert shown[f"{recipe}, all stages"] == pytest.approx([*time, *memory], abs=0.51)
-        assert time[0] == pytest.approx(time[1], rel=0.25)
-        assert memory[0] == pytest.approx(memory[1], rel=0.15)
+        assert shown[f"{recipe}, all"] == pytest.approx([*time, *memory], abs=0.51)

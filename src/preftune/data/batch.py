@@ -102,6 +102,17 @@ class Prompts:
         return Prompts(self.ids.to(device), self.attention.to(device), self.seeds, self.rows)
 
 
+def real_tokens(batch: Sequences | Pairs | Unpaired | Prompts) -> int:
+    """How many tokens of a batch are not padding."""
+    match batch:
+        case Pairs():
+            return real_tokens(batch.chosen) + real_tokens(batch.rejected)
+        case Unpaired():
+            return real_tokens(batch.sequences) + real_tokens(batch.mismatched)
+        case _:
+            return int(batch.attention.sum())
+
+
 @dataclass(frozen=True, slots=True)
 class PairIds:
     """The token ids of one pair. In arrays of four bytes each, so that a data set's fit in memory."""

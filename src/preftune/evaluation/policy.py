@@ -65,7 +65,7 @@ class Bench:
         rows: list[Row] = []
         for i, (pair, text) in enumerate(zip(self.prompts, texts, strict=True)):
             try:
-                prompt_ids, response_ids = self.encoder.sequence(pair.prompt, text)
+                prompt_ids, response_ids = self.encoder.sequence(pair.prompt, text, pair.ended[0])
             except RejectedRow:
                 rows.append({"row": i, "response": text, "score": None, "held_out": None, "gold": None})
                 continue
@@ -78,7 +78,7 @@ class Bench:
         prompts = [self.encoder.prompt(self.prompts[row["row"]].prompt) for row in rows]
         return pad_sequences(prompts, [row["ids"] for row in rows], self.encoder.pad_id).to(self.device)
 
-    def reverse_kl(self, policy: Policy, rows: Sequence[Row]) -> list[float]:
+    def reverse_kl(self, policy: Policy | Reference, rows: Sequence[Row]) -> list[float]:
         """KL(reference || policy) on each of the reference's own `rows`, summed over each, in nats."""
         batches: list[tuple[int, list[float]]] = []
         size = self.settings.batch_size

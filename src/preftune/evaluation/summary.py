@@ -1,6 +1,7 @@
 """From measured responses to the numbers of evaluation/<policy>.json. Intervals are over prompts."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def summarise(
     each of the reference's responses; `human`: the chosen responses as rows.
     """
     settings, seed = bench.settings, bench.seed
-    lengths = [row["length"] for row in rows]
+    lengths, longest = [row["length"] for row in rows], settings.max_new_tokens
     return {
         "policy": policy,
         "label": label,
@@ -42,7 +43,7 @@ def summarise(
         "held_out_difference_to_sft": None,
         "length_controlled": None,
         "kl": _kl(rows, reverse, settings, seed) if best_of_n is None else {"formula": kl_formula(best_of_n)},
-        "length": {"median": float(np.median(lengths)), **_mean(lengths, settings, seed)},
+        "length": {"median": float(np.median(lengths)), **_possible(_mean(lengths, settings, seed), longest)},
         "eos_rate": _share(sum(row["ended"] for row in rows), len(rows)),
         **_texts(rows, settings, seed),
         "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold or bench.golds else None,
@@ -121,6 +122,14 @@ def _mean(values: Sequence[float], settings: EvaluationConfig, seed: int) -> Sum
     return {"mean": float(np.mean(values)), "interval": list(interval), "n": len(values)}
 
 
+def _possible(summary: Summary, most: float = math.inf) -> Summary:
+    """The same with an interval of what a mean can be that is never negative, or more than `most`: that of
+    few and skewed values reaches beyond. One without ends says nothing, and stays.
+    """
+    low, high = summary["interval"]
+    return {**summary, "interval": [max(low, 0.0), min(high, most)] if math.isfinite(low) else [low, high]}
+
+
 def _spread(values: Sequence[float], settings: EvaluationConfig, seed: int) -> Summary:
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {**_mean(values, settings, seed), "sd": sd}
@@ -132,9 +141,9 @@ def _kl(
     """Per sequence: sums over the response. Per token: the ratio of total KL to total length."""
     tokens = sum(row["length"] for row in rows)
     return {
-        "exact_per_sequence": _mean([row["kl"] for row in rows], settings, seed),
+        "exact_per_sequence": _possible(_mean([row["kl"] for row in rows], settings, seed)),
         "exact_per_token": sum(row["kl"] for row in rows) / tokens,
         "k1_per_sequence": _mean([row["k1"] for row in rows], settings, seed),
         "k1_per_token": sum(row["k1"] for row in rows) / tokens,
-        "reverse_per_sequence": None if reverse is None else _mean(reverse, settings, seed),
+        "reverse_per_sequence": None if reverse is None else _possible(_mean(reverse, settings, seed)),
     }

@@ -220,13 +220,26 @@ def measure_policies(
     reference = reference_stage(session, stages)
     bench, learner = make_bench(session, reference, prompts, gold, cache.learner)
     names = [BASE, *stages]
-    baseline = policy_name_of(reference)
     rows, reverse = _measured(session, bench, learner, reference, names, cache)
-    labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
     human = cache.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
-    best, pool = f"best_of_{bench.settings.best_of}", list[Row]()
+    pool = list[Row]() if bench.scorer is None else cache.take("pool", {}, lambda: _pool(session, bench))
+    return compared(session, bench, names, rows, reverse, human, pool)
+
+
+def compared(
+    session: Session,
+    bench: Bench,
+    names: Sequence[str],
+    rows: dict[str, list[Row]],
+    reverse: Mapping[str, Sequence[float]],
+    human: Sequence[Row],
+    pool: Sequence[Row],
+) -> Measured:
+    """All numbers that follow from replies: `rows` and `reverse` by policy, the reference's `pool`."""
+    baseline = policy_name_of(reference_stage(session, names[1:]))
+    labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
+    best = f"best_of_{bench.settings.best_of}"
     if bench.scorer is not None:
-        pool = cache.take("pool", {}, lambda: _pool(session, bench))
         rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
         labels[best] = f"best of {bench.settings.best_of} ({labels[baseline]})"
     comparisons = _comparisons(bench, rows, baseline, best, human)
@@ -252,7 +265,7 @@ def _measured(
     for name in [reference, *(n for n in names if n != reference)]:
 
         def measure(name: str = name) -> tuple[list[Row], list[float]]:
-            policy = frozen_policy(session, learner, name)
+            policy = bench.reference if name == reference else frozen_policy(session, learner, name)
             with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
                 rows = bench.rows(policy, advance)
             return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)

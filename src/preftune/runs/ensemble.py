@@ -41,7 +41,7 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
     if learner.is_main:
         _begin(session.run, stage)
     inner = _with_members(session, stage.name)
-    members = [inner.stage(name) for name in _names(session, stage.name)]
+    members = [inner.stage(name) for name in names_of_members(session, stage.name)]
     for member in members:
         if learner.is_main:
             fetch(inner, member)
@@ -53,7 +53,8 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
     return True
 
 
-def _names(session: Session, name: str) -> list[str]:
+def names_of_members(session: Session, name: str) -> list[str]:
+    """The stages that an ensemble's stage consists of."""
     return [f"{name}/member-{i}" for i in range(session.config.stage[name].models)]
 
 
@@ -61,7 +62,7 @@ def _with_members(session: Session, name: str) -> Session:
     """The session with the members among its stages, which nobody else sees."""
     settings = session.config.stage[name]
     alone = {key: type(settings).model_fields[key].default for key in settings.combining}
-    members = dict.fromkeys(_names(session, name), settings.model_copy(update=alone))
+    members = dict.fromkeys(names_of_members(session, name), settings.model_copy(update=alone))
     config = session.config.model_copy(update={"stage": {**session.config.stage, **members}})
     return replace(session, config=config)
 

@@ -28,5 +28,6 @@ class Job:
     updates: int = 1  # of the weights, in a step
     budget: Budget | None = None  # that ends it early
     worth: Worth | None = None  # by which its best checkpoint is found
+    rows: int | None = None  # that its steps go over, where they are the data's
     tokens: float | None = None  # that a step learns from, on average, where its rows are known before it
     rejected: dict[str, int] = field(default_factory=dict)

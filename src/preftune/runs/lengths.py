@@ -1,10 +1,15 @@
 """How long the rows of a run are, before anything is trained."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from preftune.config import RunConfig
-from preftune.data import Dataset, Encoder
+from preftune.data import Dataset, Encoder, Preference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ROWS = 256
 
@@ -29,23 +34,38 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
         tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
     else:
         tokenizer = load_tokenizer(locate(config.model.base))
-    encoder = Encoder(
+    encoder, rows = _encoder(config, tokenizer), _some(dataset)
+
+    def mean(sizes: Iterable[int]) -> float:
+        return sum(sizes) / len(rows)
+
+    return Lengths(
+        prompt=mean(len(encoder.prompt(row.prompt)) for row in rows),
+        chosen=mean(len(encoder.response(row.chosen)) for row in rows),
+        rejected=mean(len(encoder.response(row.rejected)) for row in rows),
+    )
+
+
+def chosen_lengths(config: RunConfig, dataset: Dataset, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Of the chosen replies of some training rows, in tokens, end token counted."""
+    encoder = _encoder(config, tokenizer)
+    return [len(encoder.response(row.chosen)) for row in _some(dataset) if row.chosen]
+
+
+def _some(dataset: Dataset) -> list[Preference]:
+    """At most so many training rows, evenly spaced."""
+    step = max(len(dataset.train) // _ROWS, 1)
+    return list(islice(dataset.train, 0, None, step))[:_ROWS]
+
+
+def _encoder(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+    data = config.data
+    return Encoder(
         tokenizer,
         data.form,
         data.max_prompt_length,
         data.max_response_length,
         template_arguments=data.template_arguments,
-    )
-    step = max(len(dataset.train) // _ROWS, 1)
-    rows = list(islice(dataset.train, 0, None, step))[:_ROWS]
-
-    def mean(sizes: list[int]) -> float:
-        return sum(sizes) / len(sizes)
-
-    return Lengths(
-        prompt=mean([len(encoder.prompt(row.prompt)) for row in rows]),
-        chosen=mean([len(encoder.response(row.chosen)) for row in rows]),
-        rejected=mean([len(encoder.response(row.rejected)) for row in rows]),
     )
 
 

@@ -48,7 +48,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
         return False
     reset_peak_memory()
     began = time.monotonic()
-    job = _prepare(session, stage.name)
+    job: Job = session.cut(stage.name, _prepare(session, stage.name))
     check_space(session.run.checkpoints(stage.name), job.learner)
     if job.learner.is_main:
         if longer := goes_on(session.run, stage):
@@ -109,7 +109,8 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
     if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
         return {}
     rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
-    batches = [job.encoder.sequences([(row.prompt, row.chosen)]).to(job.learner.device) for row in rows]
+    sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in rows)
+    batches = [each.to(job.learner.device) for each in sequences]
     return {"validation": response_nll(job.model, batches)}
 
 
@@ -146,6 +147,7 @@ def _prepare(session: Session, name: str) -> Job:
         updates=config.updates_per_step * len(kind.trains),
         budget=None if config.budget is None else Budget(*config.budget),
         worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
+        rows=len(feed.rows),
         tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,
         rejected=feed.rejected,
     )
