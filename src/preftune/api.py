@@ -45,8 +45,8 @@ def run(
 
     `overrides` are "key=value" strings; `out` is the run directory (runs/<name> by default; "." puts models/,
     samples/ and analysis/ right here). `resume=False` removes what an earlier run left there. Stages that
-    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and what
-    hangs on them, are made anew.
+    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and the
+    stages that depend on them, are trained again.
     """
     return run_recipe(recipe, overrides, out=out, resume=resume, from_run=from_run, redo=redo)
 
@@ -98,10 +98,10 @@ def run_recipe(
     redo: Sequence[str] = (),
 ) -> RunDir:
     """What the command line calls: all stages and the report, or the stages up to `until` only. Stages that
-    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and what
-    hangs on them, are made anew.
+    `from_run`, another run directory, has finished with the same key are copied; those in `redo`, and the
+    stages that depend on them, are trained again.
 
-    `mirror` is a directory for copies of checkpoints and models, from which a new machine goes on.
+    `mirror` is a directory for copies of checkpoints and models, from which a new machine resumes.
     """
     resolved = load_recipe(recipe, overrides)
     config = absolute(resolved.config)
@@ -174,7 +174,7 @@ def kept_stages(
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
     anew = with_children(config.stage, redo)
-    lines = [f"made anew: {', '.join(anew)}"] if anew else []
+    lines = [f"training again: {', '.join(anew)}"] if anew else []
     if from_run is None:
         return lines
     origin = other_run(from_run, run)
@@ -210,12 +210,12 @@ def _how_to_go_on(
         new = directory.with_name(f"{directory.name or config.name}-2")
         anew = [*words, "--out", str(directory), "--redo", error.stage]
         beside = [*words, "--out", str(new), "--from", str(directory)]
-        where = "here, the old one kept until then" if error.stage != BASE else "from nothing, in place"
+        where = "here, keeping the old one until then" if error.stage != BASE else "from scratch, in place"
         if error.stage == BASE:
             anew = [*anew[:-2], "--restart"]
         error.hint = (
-            f"make it and what hangs on it anew {where}: {shlex.join(anew)}\n"
-            f"or another run that takes over what is the same: {shlex.join(beside)}"
+            f"train it and the stages that depend on it again {where}: {shlex.join(anew)}\n"
+            f"or make another run that takes over unchanged stages: {shlex.join(beside)}"
         )
         raise
 

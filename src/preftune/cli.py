@@ -38,15 +38,15 @@ DryRun = Annotated[
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
 FromRun = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Take over the stages that RUN has finished alike."),
+    typer.Option("--from", metavar="RUN", help="Take over the finished stages of RUN that are unchanged."),
 ]
 Redo = Annotated[
     list[str] | None,
-    typer.Option(metavar="STAGE", help="Make a stage, and what hangs on it, anew; may be repeated."),
+    typer.Option(metavar="STAGE", help="Train a stage, and those that depend on it, again; may be repeated."),
 ]
 Mirror = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine goes on from there."),
+    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
 ]
 JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -20,7 +20,7 @@ WRITTEN_FOLDERS += ("labels", "collected", "chats", ".aside")
 WRITTEN_FILES = ("config.toml", "run.json", "origins.json", "data.json", "ANALYSIS.md", "report.html")
 CARD = "README.md"  # of a model: written again when it has been evaluated, so it is the evaluation's file
 _OWN = "record_sha256"
-_REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made anew"
+_REMEDY = "restore it from a copy; or remove its directory and run the same command: it is made again"
 _known: dict[tuple[str, int, int, int], str] = {}  # a file that did not change is read once a command
 
 
@@ -65,7 +65,7 @@ def read_sealed(file: Path, stage: str | None = None) -> dict[str, Any]:
     if digest is not None and digest != sum_of(record):
         raise DataError(
             f"{file} is not what preftune wrote: it does not match its own SHA-256",
-            hint=_REMEDY if name else f"remove {file} and run the same command: it is made anew",
+            hint=_REMEDY if name else f"remove {file} and run the same command: it is made again",
         )
     return record
 

@@ -159,7 +159,7 @@ def pads_on_the_left(path: Path) -> None:
     edit(path, "tokenizer_config.json", padding_side="left")
 
 
-PAD, COMPANY = "has a pad token of its own", "company in the batch does not matter"
+PAD, COMPANY = "has its own pad token", "other rows in the batch do not matter"
 READ, RIGHT = "where the score is read", "padding on the right does not matter"
 FAULTS = [
     (pad_is_end, {PAD, READ, "the end token"}),

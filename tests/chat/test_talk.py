@@ -52,6 +52,9 @@ def test_a_preference_of_a_chat_is_a_row_that_stages_read(
         assert (row["policy_chosen"], row["judge"]) == ("ppo", "people:chat")
         assert row["policy_rejected"] in ("sft", "grpo")
         assert row["chosen"] != row["rejected"]
+        for side in ("chosen", "rejected"):  # a cut reply is no lesson in ending
+            _, _, rest = out.partition(f"] {row[side][0]['content']}\n")
+            assert row[f"ended_{side}"] == ("cut at the limit" not in rest.partition("\n")[0])
     assert {row["chosen"][0]["content"] for row in rows} <= {piece.strip() for piece in out.splitlines()} | {
         line.partition("] ")[2].strip() for line in out.splitlines()
     }

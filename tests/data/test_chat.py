@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from preftune.data import Dialogue, Encoder, RejectedRow, Turn, first_usable, parse_prompt, split_pair
 from preftune.errors import ConfigError, DataError
+from preftune.rollout.score import read_alike
 
 CHATS = {
     "one question": [("human", "Hi")],
@@ -54,6 +55,19 @@ def rendered(own: Encoder, turns: list[tuple[Any, str]], opened: bool = False) -
     messages = [{"role": "user" if role == "human" else role, "content": text} for role, text in turns]
     text: Any = own.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
     return text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_judge_from_elsewhere_reads_to_the_end_of_what_the_template_writes(name: str) -> None:
+    policy, judge, turns = (
+        encoder(FAMILIES[name]),
+        encoder(FAMILIES[name], whole_turns=True),
+        CHATS["one question"],
+    )
+    whole: Any = judge.tokenizer(rendered(judge, [*turns, ("assistant", "Yes.")]), **SPEC).input_ids
+    prompt, reply = judge.sequence(dialogue(turns), " Yes.")
+    assert (prompt + reply)[-4:] == whole[-4:]
+    assert read_alike(policy, judge) == (policy.sequence(dialogue(turns), " Yes.")[1] == reply)
 
 
 @pytest.mark.parametrize("chat", CHATS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 from data_helpers import hh_row, write_jsonl
@@ -319,6 +320,29 @@ def test_parquet_rows_are_checked_like_lines(tmp_path: Path, table: dict[str, An
         read_preferences(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".jsonl"])
+def test_columns_that_are_not_read_are_there_for_reward_functions(tmp_path: Path, suffix: str) -> None:
+    """And those of cut replies for all who train: a reply that did not end must not be taught to."""
+    row = {
+        "chosen": TEXT + " a",
+        "rejected": TEXT + " b",
+        "solution": "4",
+        "level": 2,
+        "ended_rejected": False,
+    }
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        write_jsonl(path, [row])
+    else:
+        table = pa.Table.from_pylist([row])
+        table = table.append_column("made", pa.array([1], pa.timestamp("ns")))  # Python has no nanoseconds
+        write = parquet.write_table if suffix == ".parquet" else feather.write_feather
+        write(table, path)
+    (pair,) = read_preferences(path)
+    assert {name: pair.columns[name] for name in ("solution", "level")} == {"solution": "4", "level": 2}
+    assert pair.ended == (True, False)
 
 
 @pytest.mark.parametrize(

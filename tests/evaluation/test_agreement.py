@@ -2,6 +2,8 @@
 Alpha-Reliability").
 """
 
+import math
+
 import pytest
 
 from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
@@ -27,8 +29,9 @@ def test_nothing_to_agree_on() -> None:
     assert krippendorff_alpha([["a", "a"], ["a", "a", "a"]]) is None
 
 
-def test_agreement_is_one() -> None:
+def test_agreement_is_one_and_of_few_items_that_is_not_certain() -> None:
     assert krippendorff_alpha([["a", "a"], ["b", "b", "b"]]) == 1.0
+    assert alpha_interval([["a", "a"], ["b", "b", "b"]]) == (-math.inf, math.inf)
 
 
 def test_the_interval_holds_alpha_and_narrows_with_units() -> None:

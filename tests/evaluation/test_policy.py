@@ -1,12 +1,16 @@
 """What the measurement of a policy refuses."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from preftune.config import EvaluationConfig
+from preftune.data import Dialogue, Preference, Turn
 from preftune.errors import PreftuneError
-from preftune.evaluation.policy import _finite
+from preftune.evaluation.policy import Bench, _finite
 from preftune.evaluation.stats import bootstrap_mean
 from preftune.evaluation.summary import _possible
 from tiny import EOS, Judge, sequences
@@ -29,3 +33,26 @@ def test_an_interval_of_lengths_ends_where_lengths_do() -> None:
     assert _possible({"interval": [low, high]}, 48)["interval"] == [max(low, 0), 48]
     assert _possible({"interval": [-3.0, 5.0]})["interval"] == [0, 5.0]
     assert _possible({"interval": [-math.inf, math.inf]}, 48)["interval"] == [-math.inf, math.inf]
+
+
+def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
+    def sequence(prompt: Dialogue, text: str, ended: bool = True) -> tuple[list[int], list[int]]:
+        return [1, 2], [3, EOS] if ended else [3]
+
+    encoder: Any = SimpleNamespace(
+        sequence=sequence, ends=(EOS,), pad_id=EOS, decode=lambda ids: "Yes", shown=lambda prompt: "Hi"
+    )
+    rows = [
+        Preference(prompt=Dialogue([Turn("human", " Hi")]), chosen=" Yes", rejected=" No", columns=columns)
+        for columns in ({}, {"ended_chosen": False})
+    ]
+    bench = Bench(
+        prompts=rows,
+        encoder=encoder,
+        scorer=None,
+        reference=encoder,
+        settings=EvaluationConfig(),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    assert [row["ended"] for row in bench.human([row.chosen for row in rows])] == [True, False]

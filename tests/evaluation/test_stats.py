@@ -236,6 +236,15 @@ def test_a_statistic_of_resampled_rows() -> None:
     assert stats.bootstrap_statistic(lambda rows: float("nan"), 5, 10) == (-np.inf, np.inf)
 
 
+def test_a_statistic_that_no_redraw_changes_has_no_interval() -> None:
+    """Two points lie on a line, whatever they are: a correlation of 1 that shows nothing."""
+    x, y = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+    interval = stats.bootstrap_statistic(
+        lambda rows: np.corrcoef(x[rows], y[rows])[0, 1] if x[rows].std() else np.nan, 2
+    )
+    assert interval == (-np.inf, np.inf)
+
+
 @pytest.mark.parametrize("values", [[0.7], [0.0] * 3, [1.0, np.nan, 2.0], [1.0, np.inf, 2.0]])
 def test_values_that_say_nothing_of_their_spread_have_no_interval(values: list[float]) -> None:
     assert stats.bootstrap_mean(values, 50, 0) == (-np.inf, np.inf)

@@ -76,6 +76,6 @@ def test_a_killed_evaluation_goes_on_where_it_was(lab: Lab, whole: RunDir, unmea
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
     code, said = evaluated(lab, unmeasured.path)
     assert code == 0, said
-    assert [name for name in PARTS if f"evaluation of {name}: measured before" in said] == PARTS[:3]
+    assert [name for name in PARTS if f"evaluation of {name}: already measured" in said] == PARTS[:3]
     assert results(unmeasured) == results(whole)
     assert not parts(unmeasured)

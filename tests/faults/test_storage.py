@@ -103,7 +103,7 @@ def test_a_new_machine_goes_on_from_the_mirror(lab: Lab, out: Path, tmp_path: Pa
     third = tmp_path / "third"
     assert lab.lives.run([*lab.words("ppo", third), "--mirror", str(mirror)], lab.log) == 0
     assert lab.differs("ppo", third) == []
-    assert lab.log.read_bytes()[before:].count(b"finished before") == 4
+    assert lab.log.read_bytes()[before:].count(b"already finished") == 4
     # Other settings are refused before anything is fetched.
     fourth = [*lab.words("ppo", tmp_path / "fourth"), "seed=1", "--mirror", str(mirror)]
     assert lab.lives.run(fourth, lab.log) == 78

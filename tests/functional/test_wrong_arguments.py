@@ -217,6 +217,10 @@ NUMBERS: dict[str, Case] = {
         "kl is nan; it must lie in [-inf, inf]",
         lambda: pf.AdaptiveKL(0.1, 6.0, 100.0).observe(math.nan, 1),
     ),
+    "a horizon of few steps": (  # 0.1 (1 - 0.2 64 / 10) is -0.028: the penalty would be a bonus
+        "horizon is 10; for 64 sequences a step it must be above 12.8",
+        lambda: pf.AdaptiveKL(0.1, 6.0, 10).observe(0.0, 64),
+    ),
 }
 
 

@@ -17,6 +17,11 @@ from preftune.rollout.calls import Case, load_functions
         ("7 apples, no, 8", "7", 0.0),
         ("so 1,234.50 in all", "1234.5", 1.0),
         ("#### 12", 12, 1.0),
+        ("#### 12\nThat is all.", 12, 1.0),
+        ("so it is 12", "6 + 6 = <<6+6=12>>12. #### 12", 1.0),  # GSM8K's column is a solution
+        ("so it is 6", "6 + 6 = <<6+6=12>>12. #### 12", 0.0),
+        (r"thus \boxed{\frac{1}{2}}", r"\frac{1}{2}", 1.0),  # MATH's answers have braces
+        (r"thus \boxed{\frac{1}{3}}", r"\frac{1}{2}", 0.0),
         (r"thus \boxed{12} or 13", "12", 1.0),
         ("<answer> Paris. </answer>", "paris", 1.0),
         (" Paris!", "Paris", 1.0),

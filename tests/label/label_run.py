@@ -18,6 +18,7 @@ def collected(folder: Path, n: int = 30, replies: int = 2, scores: bool = True) 
             "prompt": [{"role": "user", "content": f"Question {i}?"}],
             "replies": [f"Reply {i}.{j}" + "!" * j for j in range(replies)],
             "scores": [0.1 * (n - i) * j for j in range(replies)] if scores else [],
+            "ended": [j != 1 for j in range(replies)],
         }
         for i in range(n)
     ]

@@ -99,6 +99,7 @@ def test_the_export_is_read_as_preferences(tmp_path: Path) -> None:
     pairs = [*data.train, *data.validation, *data.test]
     assert len(pairs) == 20
     assert all(pair.chosen.endswith("!") and not pair.rejected.endswith("!") for pair in pairs)
+    assert {pair.ended for pair in pairs} == {(False, True)}  # no end is learnt where the reply was cut
 
 
 def test_raters_who_disagree_give_no_pair_and_a_majority_says_how_large(tmp_path: Path) -> None:
@@ -126,6 +127,12 @@ def test_a_corrected_reply_is_preferred_to_what_it_corrects(tmp_path: Path) -> N
     rows = read_jsonl(tmp_path / "out.jsonl")
     own = [row["rejected"][0]["content"] for row in rows if row["chosen"][0]["content"] == "Best of all"]
     assert len(own) == 3
+    cut = {
+        row["rejected"][0]["content"].endswith("!"): row["ended_rejected"]
+        for row in rows
+        if row["ended_chosen"]
+    }
+    assert cut == {True: False, False: True}
     assert state["slot"]["a"] in own
     assert state["slot"]["b"] not in own
 

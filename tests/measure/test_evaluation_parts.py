@@ -26,7 +26,7 @@ def test_a_part_is_the_same_whether_made_or_read(tmp_path: Path) -> None:
     assert not said
     read = parts(tmp_path, said).take("base", {"stage": "a"}, never)
     assert repr(read) == repr(made)  # a NaN equals nothing
-    assert said == ["evaluation of base: measured before"]
+    assert said == ["evaluation of base: already measured"]
     (row,), (nan, tiny) = made
     assert math.isnan(nan)
     assert (row["kl"], row["response"], row["score"], tiny) == (
@@ -50,7 +50,7 @@ def test_a_damaged_part_is_named_and_made_again(tmp_path: Path, damage: str) -> 
     changed = json.dumps(json.loads(text) | {"value": [1.5]})
     file.write_text({"cut": text[:-9], "empty": "", "changed": changed, "of another form": "[1]"}[damage])
     assert parts(tmp_path, said).take("base", {}, lambda: [1.25]) == [1.25]
-    assert said == [f"{file} is damaged: it is made again"]
+    assert said == [f"{file} is damaged; making it again"]
     assert parts(tmp_path, said).take("base", {}, never) == [1.25]
 
 

@@ -278,6 +278,16 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         merge_saved(made(TREES["llama"]()), tmp_path / "adapter", config)
 
 
+def test_an_adapter_of_a_head_that_is_the_embedding_is_refused(tmp_path: Path) -> None:
+    """peft's model adds it to the head alone; merged, the embedding would move along."""
+    base = made(TREES["gpt2"]())
+    lora = peft.LoraConfig(r=RANK, target_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    with pytest.raises(DataError, match="adapts lm_head, which is the embedding, too"):
+        merge_saved(made(TREES["gpt2"]()), tmp_path / "adapter", config)
+
+
 def test_the_embedding_and_the_head_are_not_adapted() -> None:
     model = made(TREES["opt"]())
     names = linear_layers(model)

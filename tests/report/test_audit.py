@@ -39,7 +39,7 @@ def change(run: RunDir, **keys: Any) -> RunDir:
 @pytest.mark.parametrize(
     "words",
     [
-        "an accuracy of 54.4 % or more would be told from chance 4 times in 5",
+        "an accuracy of 54.4 % or more would be detected as above chance with 80 % power",
         "What to expect: 62 to 66 % for GPT-2 small on HH (source: our estimate). The interval measured here "
         "overlaps with it.",
         "| A logistic model of word counts | 61.0 % [58.0, 64.0] | +7.0 [3.0, 11.0] | better |",

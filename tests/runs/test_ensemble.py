@@ -133,10 +133,10 @@ def test_a_kill_in_a_member_changes_no_bit(
     stopped_in_the_second_member(begun, monkeypatch)
     assert read_json(begun.stage_json("rm"))["status"] == "running"
     said = train(begun)
-    assert "rm/member-0  finished before" in said
+    assert "rm/member-0  already finished" in said
     whole, killed = (outcome(each, "rm", trains_policy=False) for each in (run, begun))
     assert different(whole, killed) == []
-    assert "rm           finished before" in train(begun)
+    assert "rm           already finished" in train(begun)
 
 
 def test_another_machine_goes_on_from_the_mirror(
@@ -159,7 +159,7 @@ def test_a_member_more_or_another_combination_trains_no_other(begun: RunDir, run
     shutil.copytree(run.models / "reward_model", begun.models / "reward_model")
     before = (begun.models / "reward_model" / "member-2" / "model.safetensors").read_bytes()
     said = train(begun, "stage.rm.members=4", "stage.rm.combine=min")
-    assert [f"rm/member-{i}  finished before" in said for i in range(4)] == [True, True, True, False]
+    assert [f"rm/member-{i}  already finished" in said for i in range(4)] == [True, True, True, False]
     assert (begun.models / "reward_model" / "member-2" / "model.safetensors").read_bytes() == before
     train(begun, "stage.rm.members=2", "stage.rm.combine=min")
     assert {path.name for path in (begun.models / "reward_model").glob("member-*")} == {

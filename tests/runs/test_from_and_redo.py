@@ -52,7 +52,7 @@ def test_stages_of_the_same_key_are_copied_and_the_rest_is_trained(tiny_run: Run
     assert model(new, "policy_dpo") != model(tiny_run, "policy_dpo")
     again = train(new, "dpo", *SLOW)
     assert again.count("taken from") == 2  # and a call without --from finds everything finished
-    assert "dpo          finished before" in again
+    assert "dpo          already finished" in again
 
 
 def test_damaged_or_linked_files_are_not_taken(copy: RunDir, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_dry_run_says_what_is_taken_over_and_writes_nothing(
     said = capsys.readouterr().out
     assert f"taken over from {tiny_run.path}: base, sft\n" in said
     assert "trained here: dpo (settings.learning_rate" in said
-    assert "made anew: rm, ppo, grpo" in said
+    assert "training again: rm, ppo, grpo" in said
     assert not (tmp_path / "new").exists()
 
 
@@ -138,8 +138,8 @@ def test_a_kill_while_directories_move_loses_nothing(
 def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:
     before = {name: model(copy, name) for name in ("policy_sft", "policy_dpo", "policy_ppo")}
     said = train(copy, "dpo", *SLOW, redo=["dpo"])
-    assert "made anew: dpo; the old ones are kept" in said
-    assert "sft          finished before" in said
+    assert "training again: dpo; the old ones are kept" in said
+    assert "sft          already finished" in said
     assert model(copy, "policy_dpo") != before["policy_dpo"]
     assert {n: model(copy, n) for n in ("policy_sft", "policy_ppo")} == {
         n: before[n] for n in ("policy_sft", "policy_ppo")
@@ -175,7 +175,7 @@ def test_after_a_kill_the_next_call_goes_on_or_puts_the_old_one_back(
     assert checkpoints
     unfinished = RunDir(shutil.copytree(copy.path, copy.path.parent / "other"))
     said = train(copy, "dpo", *settings)  # with --redo or without: on from the last checkpoint
-    assert said.count("made anew") == 1
+    assert said.count("training again") == 1
     assert model(copy, "policy_dpo") != old
     assert not copy.aside.exists()
     train(unfinished, "dpo", "checkpoint.every=1")  # the settings of before, without --redo
@@ -203,11 +203,11 @@ def test_a_stage_that_becomes_longer_goes_on_and_makes_the_same_bits(tmp_path: P
     train(run, "sft", *LONGER)
     assert [path.name for path in run.checkpoints("sft").iterdir()] == ["step-000004"]
     said = train(run, "sft", *LONGER, "stage.sft.epochs=2")
-    assert "sft          goes on after step 4: settings.epochs: 1 -> 2" in said
+    assert "sft          continues after step 4: settings.epochs: 1 -> 2" in said
     train(fresh, "sft", *FLAT, "stage.sft.epochs=2")
     assert different(outcome(fresh, "sft"), outcome(run, "sft")) == []
     assert not fresh.checkpoints("sft").exists()
-    assert "sft          finished before" in train(run, "sft", *FLAT, "stage.sft.epochs=2")
+    assert "sft          already finished" in train(run, "sft", *FLAT, "stage.sft.epochs=2")
     assert not run.checkpoints("sft").exists()  # nobody wants it any longer
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_go_on_says_why(copy: RunDir, words: list[str], why: str | N
     """Another schedule is another stage: nothing is said about going on."""
     with pytest.raises(ConfigError) as caught:
         train(copy, "sft", *words)
-    assert ("cannot go on from where it ended" in caught.value.message) == (why is not None)
+    assert ("cannot continue from where it ended" in caught.value.message) == (why is not None)
     assert why is None or why in caught.value.message
 
 

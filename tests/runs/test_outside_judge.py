@@ -3,18 +3,28 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from preftune import api
 from preftune.config import load_recipe
+from preftune.data import Dialogue, Turn
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir
+from preftune.runs.cards import _loading
+from preftune.runs.stages import Stage
+from preftune.runs.standalone import load_policy, load_reward_model
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -76,8 +86,9 @@ def own_score(judge: Path, scorer: Scorer, row: int, response: str, ended: bool)
     text = tokenizer.apply_chat_template(
         [*messages, {"role": "assistant", "content": response.strip()}], tokenize=False
     )
-    ids = tokenizer(text.removesuffix("\n"), add_special_tokens=False).input_ids
-    ids = ids if ended else ids[:-1]
+    assert text.endswith("<|im_end|>\n")  # the line feed is the last token, where TRL reads the score, too
+    text = text if ended else text.removesuffix("<|im_end|>\n")
+    ids = tokenizer(text, add_special_tokens=False).input_ids
     model: Any = LlamaForSequenceClassification.from_pretrained(judge).eval()
     with torch.no_grad():
         return float(model(torch.tensor([ids])).logits[0, 0])
@@ -108,6 +119,32 @@ def test_it_scores_what_its_own_template_writes_and_a_mean_that_it_states_is_tak
     (judge / "preftune.json").write_text(json.dumps({"mean": 0.25, "std": 2.0}))  # another judge
     with pytest.raises(ConfigError, match="side_sha256"):
         train(begun, judge)
+
+
+@pytest.mark.parametrize("form", ["transcript", "chat", "plain"])
+@pytest.mark.parametrize("trains_policy", [False, True])
+def test_the_code_on_a_card_asks_in_the_form_that_the_model_was_trained_in(
+    judge: Path, form: str, trains_policy: bool
+) -> None:
+    settings = SimpleNamespace(temperature=0.7, max_new_tokens=2)
+    data = SimpleNamespace(form=form, template_arguments={})
+    session: Any = SimpleNamespace(config=SimpleNamespace(data=data, evaluation=settings))
+    (judge / "preftune.json").write_text(json.dumps({"stage": "own", "form": form}))
+    if trains_policy:
+        scores = LlamaForSequenceClassification.from_pretrained(judge)
+        LlamaForCausalLM(scores.config).save_pretrained(judge)
+    stage = Stage(name="own", algorithm="sft" if trains_policy else "reward", parents=(), inputs={})
+    code, names = _loading(session, stage).removeprefix("```python").removesuffix("```"), dict[str, Any]()
+    exec(code.replace("THIS_DIRECTORY", str(judge)), names)  # noqa: S102 - our own card
+    if not trains_policy:
+        own = load_reward_model(judge).raw_score([names["prompt"]], [names["response"]])
+        assert names["raw"].item() == pytest.approx(own.item(), abs=1e-6)
+        return
+    encoder, asked = load_policy(judge).encoder, names["prompt"]
+    prompt = Dialogue([Turn("human", " Hello")]) if form == "chat" else asked
+    wanted = encoder.prompt(prompt) if isinstance(prompt, Dialogue) else encoder.text(prompt)
+    assert names["reply"][0].tolist()[: len(wanted)] == wanted
+    assert names["as_measured"]["temperature"] == 0.7
 
 
 def test_a_judge_without_a_unit_is_measured_and_a_broken_one_is_refused_before_training(

@@ -51,8 +51,8 @@ def test_both_are_evaluated_reported_and_described(run: RunDir) -> None:
 def test_a_finished_stage_is_skipped(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     preftune.run("tiny", *ADDED, *FEWER, out=str(run.path))
     said = capsys.readouterr().out
-    assert "rloo         finished before" in said
-    assert "kto          finished before" in said
+    assert "rloo         already finished" in said
+    assert "kto          already finished" in said
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -63,8 +63,8 @@ def test_a_stage_can_be_made_anew_bit_for_bit(copy: RunDir, capsys: pytest.Captu
     assert main(["run", "tiny", f"out={copy.path}"]) == 0
     assert model.read_bytes() == whole
     said = capsys.readouterr().out
-    assert "ppo          finished before" in said
-    assert "evaluation   finished before" in said
+    assert "ppo          already finished" in said
+    assert "evaluation   already finished" in said
 
 
 def test_a_child_of_another_model_is_no_child(copy: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_a_run_from_before_sums_opens_and_says_so_once(
     assert main(["run", "tiny", f"out={copy.path}"]) == 0
     said = capsys.readouterr().out
     assert said.count("not verified: made before preftune kept sums") == 1
-    assert "sft          finished before" in said
+    assert "sft          already finished" in said
     metrics = copy.metrics("ppo")
     metrics.write_bytes(metrics.read_bytes()[:-20])
     assert main(["report", str(copy.path)]) == 65

@@ -40,7 +40,8 @@ def session(base: str, data: str, source: str, reason: str) -> Any:
         seed=0,
         precision="float32",
         model=SimpleNamespace(base=base),
-        data=SimpleNamespace(name=data, form="transcript"),
+        data=SimpleNamespace(name=data, form="transcript", template_arguments={}),
+        evaluation=SimpleNamespace(temperature=1.0, max_new_tokens=64),
     )
     return SimpleNamespace(
         config=config,

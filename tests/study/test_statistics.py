@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from preftune.evaluation.laws import fit_law
 from preftune.evaluation.pooled import (
+    pooled_gain,
     pooled_means,
     prompts_needed,
     seed_widening,
@@ -95,6 +96,15 @@ def test_nothing_has_no_mean() -> None:
         pooled_means([])
     with pytest.raises(ValueError, match="at least one seed"):
         pooled_means([np.zeros((0, 1))])
+
+
+def test_one_seed_of_few_prompts_allows_no_claim() -> None:
+    """As within a run (`records.verdict`): such an interval leaves out a true 0 in one case of six."""
+    few = np.array([1.0, 1.1, 0.9, 1.2, 1.0])
+    assert pooled_gain([few]).low > 0
+    assert pooled_gain([few]).verdict == UNCLEAR
+    assert pooled_gain([np.tile(few, 2)]).verdict == BETTER
+    assert pooled_gain([few, few + 0.01, few - 0.01]).verdict == BETTER
 
 
 def test_verdicts_come_from_intervals_only() -> None:

@@ -43,7 +43,7 @@ def test_a_finished_seed_is_not_run_again(
     again = study_of(out, seeds=2, first_seed=3)
     assert again["policies"] == study_json(two_seeds)["policies"]
     assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()} == before
-    assert "seed 3 finished before" in capsys.readouterr().out
+    assert "seed 3 already finished" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="run again"):  # one seed more is work
         study_of(out, seeds=3, first_seed=3)
 

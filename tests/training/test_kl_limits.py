@@ -46,6 +46,12 @@ def test_a_coefficient_of_nothing_cannot_be_steered() -> None:
         build(PPOConfig, {"kl_coef": 0.0, "kl_target": 6.0})
 
 
+def test_a_horizon_counted_in_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kl_horizon = 12 counts responses, and a step has 64"):
+        build(PPOConfig, {"kl_target": 6.0, "kl_horizon": 12, "batch_size": 64})
+    assert build(PPOConfig, {"kl_target": 6.0, "kl_horizon": 13, "batch_size": 64}).kl_horizon == 13
+
+
 def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
     steered = {"kl_target": 0.5, "kl_horizon": 16}
     whole = run("ppo", tmp_path / "whole", **steered)

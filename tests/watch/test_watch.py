@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_last_ten_steps(run: RunDir) -> None:
     assert "training 34 s, about 56 s left" in text  # no stage after this one
     assert "checkpoint of step 10, 4 s of training ago" in text
     assert [said in text for said in ("Who?", "Me.", "You!", "at 11", "SFT")] == [True] * 5
-    assert "stopped: the same command goes on" in text  # nobody holds it: the process was killed
+    assert "stopped: the same command resumes" in text  # nobody holds it: the process was killed
 
 
 def test_whoever_holds_it_is_seen(run: RunDir) -> None:

@@ -23,6 +23,7 @@ from preftune.data.encode import UNLIMITED
 from preftune.models.aligned import aligned
 from preftune.models.load import context_length, declared_ends, quiet_libraries
 from preftune.models.locate import Source, locate, reading
+from preftune.runs.outside import is_foreign
 from preftune.runs.save import check_sums, read_side_file
 
 _SHORT_CONTEXT = 256  # tokens; dialogues of HH-RLHF have 175 in the mean
@@ -56,10 +57,13 @@ class Directory:
 
     @cached_property
     def chat(self) -> Encoder | None:
-        """How whole dialogues are encoded as its chat template writes them; None if it reads joined text."""
+        """How whole dialogues are encoded as its chat template writes them, for a judge from elsewhere to the
+        last token; None if it reads joined text.
+        """
         if not _in_chat_form(self):
             return None
-        return Encoder(self.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=self.ends)
+        whole = self.kind == "reward model" and is_foreign(read_side_file(self.source))
+        return Encoder(self.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=self.ends, whole_turns=whole)
 
     @property
     def embeddings(self) -> int:
@@ -223,7 +227,7 @@ def _in_chat_form(directory: Directory) -> bool:
 def _pad_token(directory: Directory) -> Iterator[Check]:
     tokenizer, stated = directory.tokenizer, directory.model.config.get_text_config().pad_token_id
     pad, judge = tokenizer.pad_token_id, directory.kind == "reward model"
-    name = "has a pad token of its own"
+    name = "has its own pad token"
     if pad is None:
         yield Check(
             name=name,
@@ -245,9 +249,7 @@ def _pad_token(directory: Directory) -> Iterator[Check]:
             "response ends makes no difference to it"
             if judge
             else "a mask by `ids != pad` drops EOS from the loss: it unlearns to stop",
-            remedy="train it again with a pad token of its own"
-            if judge
-            else "mask by length, as preftune does",
+            remedy="train it again with its own pad token" if judge else "mask by length, as preftune does",
         )
     elif judge and stated != pad:
         yield Check(

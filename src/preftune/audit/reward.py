@@ -42,7 +42,7 @@ def check_reward_model(directory: Directory) -> list[Check]:
     for name, body in (
         ("where the score is read", _position),
         ("padding does not matter", _padding),
-        ("company in the batch does not matter", _company),
+        ("other rows in the batch do not matter", _company),
         ("the end token", _end),
         ("unit of the score", _unit),
         ("plain sense", _sense),
@@ -186,7 +186,7 @@ def _company(directory: Directory) -> Iterator[Check]:
     worst = (scores(directory, rows) - alone).abs().max().item()
     fine = worst <= TOLERANCE * unit
     yield Check(
-        name="company in the batch does not matter",
+        name="other rows in the batch do not matter",
         status=OK if fine else FAULT,
         found=f"scores change by up to {worst:.2g} (sd {unit:.2g}) in a batch of {len(rows)}",
         consequence="" if fine else "results depend on the batch size; two evaluations will not agree",

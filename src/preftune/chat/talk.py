@@ -93,6 +93,8 @@ class Talk:
                     "prompt": prompt,
                     "chosen": reply_of(chosen["response"], plain),
                     "rejected": reply_of(row["response"], plain),
+                    "ended_chosen": chosen["ended"],
+                    "ended_rejected": row["ended"],
                     "policy_chosen": names[index],
                     "policy_rejected": names[rival],
                     "judge": "people:chat",

@@ -31,13 +31,15 @@ class Frame:
 
     surplus: what the opened reply begins with and a finished conversation does not have (an open `<think>`);
     it is left out, since a reply must continue its prompt · before: from there to the text (an empty think
-    block, a space) · after: from the text to the end token · end: that token; "" if the template has none.
+    block, a space) · after: from the text to the end token · end: that token; "" if the template has none ·
+    rest: what follows that token, as the line feed of ChatML does.
     """
 
     surplus: str
     before: str
     after: str
     end: str
+    rest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,18 +116,19 @@ class Chat:
             at = dialogue.rfind(_REPLY)
             common = len(os.path.commonprefix([opened, dialogue[: max(at, 0)]]))  # noqa: RUF071 (texts, no paths)
             if opened.rfind(_QUESTION) < common:
-                after, end = self._closing(dialogue[at + len(_REPLY) :])
-                return Frame(surplus=opened[common:], before=dialogue[common:at], after=after, end=end)
+                after, end, rest = self._closing(dialogue[at + len(_REPLY) :])
+                before = dialogue[common:at]
+                return Frame(surplus=opened[common:], before=before, after=after, end=end, rest=rest)
         return None
 
-    def _closing(self, rest: str) -> tuple[str, str]:
-        """The end token in what follows a reply, the first that is declared or else the first at all, and
-        what stands before it.
+    def _closing(self, rest: str) -> tuple[str, str, str]:
+        """The end token in what follows a reply, the first that is declared or else the first at all, between
+        what stands before and behind it.
         """
         markers = list(self.control.finditer(rest))
         for match in [m for m in markers if m[0] in self._ends] or markers:
-            return rest[: match.start()], match[0]
-        return rest.rstrip(), ""
+            return rest[: match.start()], match[0], rest[match.end() :]
+        return rest.rstrip(), "", ""
 
     def show(self, text: str) -> str:
         """The text with hidden tokens back in their places."""

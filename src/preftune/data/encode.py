@@ -43,9 +43,9 @@ class Encoder:
 
     `ends`: ids at which the model declares that a reply ends, beside the one that training appends
     (`eos_id`): the template's turn end, or the tokenizer's. Lengths are in tokens; `max_response_length`
-    counts the end token, `max_length` (None: unlimited) is the model's context. Text that spells a special
-    token is encoded as plain text. Raises ConfigError if the tokenizer has no end token or, for "chat", no
-    template.
+    counts the end token, `max_length` (None: unlimited) is the model's context. `whole_turns`: replies go on
+    to the end of what the template writes (see `after_end`). Text that spells a special token is encoded as
+    plain text. Raises ConfigError if the tokenizer has no end token or, for "chat", no template.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Encoder:
         *,
         ends: Sequence[int] = (),
         template_arguments: Mapping[str, Any] = {},
+        whole_turns: bool = False,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -74,6 +75,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length
+        self.whole_turns = whole_turns
         end: Any = tokenizer.eos_token_id  # the library allows lists; no causal model's tokenizer has one
         pad: Any = tokenizer.pad_token_id
         self._eos_id: int = end
@@ -97,6 +99,18 @@ class Encoder:
     def ends(self) -> tuple[int, ...]:
         """All ids that end a reply, `eos_id` first."""
         return tuple(dict.fromkeys([self.eos_id, self._eos_id, *self._declared]))
+
+    @cached_property
+    def after_end(self) -> list[int]:
+        """Ids of what the template writes behind a reply's end token, where whole turns are read: ChatML's
+        line feed. Judges of TRL and of others are trained on whole conversations and read their score there,
+        but not on padding: transformers' classifiers look past it.
+        """
+        frame = self._chat.frame if self._chat and self.whole_turns else None
+        ids = self._encode(frame.end + frame.rest, special=True)[1:] if frame and frame.end else []
+        while ids and ids[-1] == self.tokenizer.pad_token_id:
+            ids.pop()
+        return ids
 
     def prompt(self, prompt: Dialogue, limit: int | None = None) -> list[int]:
         """Token ids of a prompt, at least one and at most `limit` (`max_prompt_length`).
@@ -282,7 +296,7 @@ class Encoder:
             context, body, closing, complete = reply.context, reply.body, reply.closing, reply.complete
             end = [] if self._chat.frame and self._chat.frame.end else end
         if ended and len(shown) == len(text):
-            ids = self._behind(context, body + closing) + end
+            ids = self._behind(context, body + closing) + end + self.after_end
             if len(ids) <= limit:
                 return ids, complete
         return self._behind(context, body)[:limit], complete

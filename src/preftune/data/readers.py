@@ -156,13 +156,21 @@ def lines(
 
 
 def parquet_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
-    """The rows of a parquet file, of the columns that may be read."""
+    """The rows of a parquet file."""
     return _arrow_rows(_parquet_batches, file, path, tally)
 
 
 def arrow_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
     """The rows of an Arrow stream (`save_to_disk`) or file (Feather)."""
     return _arrow_rows(_arrow_batches, file, path, tally)
+
+
+def _other(value: Any) -> Any:
+    """A value of a column that is not read here, None for one that Python has no value for (nanoseconds)."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, TypeError, NotImplementedError):
+        return None
 
 
 Batches = Callable[[BinaryIO, Callable[[list[str]], list[str]]], Iterator[Any]]
@@ -185,9 +193,11 @@ def _arrow_rows(batches: Batches, file: BinaryIO, path: Path, tally: Tally) -> R
     try:
         for batch in batches(file, readable):
             names = readable(batch.schema.names)
+            others = [name for name in batch.schema.names if name not in names]  # for reward functions
             for i in range(batch.num_rows):
                 number += 1
                 record = {name: batch.column(name)[i].as_py() for name in names}
+                record |= {name: _other(batch.column(name)[i]) for name in others}
                 total += _characters(record)
                 if total > limit:
                     raise DataError(
@@ -210,12 +220,12 @@ def _parquet_batches(file: BinaryIO, readable: Callable[[list[str]], list[str]])
     import pyarrow.parquet as parquet
 
     table = parquet.ParquetFile(file)
-    names = readable(table.schema_arrow.names)
+    readable(table.schema_arrow.names)
     columns = (table.schema.column(i) for i in range(len(table.schema)))
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     table = parquet.ParquetFile(file, read_dictionary=texts)
     for group in range(table.num_row_groups):
-        yield from table.iter_batches(1024, row_groups=[group], columns=names)
+        yield from table.iter_batches(1024, row_groups=[group])
 
 
 def _arrow_batches(file: BinaryIO, readable: Callable[[list[str]], list[str]]) -> Iterator[Any]:

@@ -65,7 +65,7 @@ class Bench:
         rows: list[Row] = []
         for i, (pair, text) in enumerate(zip(self.prompts, texts, strict=True)):
             try:
-                prompt_ids, response_ids = self.encoder.sequence(pair.prompt, text)
+                prompt_ids, response_ids = self.encoder.sequence(pair.prompt, text, pair.ended[0])
             except RejectedRow:
                 rows.append({"row": i, "response": text, "score": None, "held_out": None, "gold": None})
                 continue

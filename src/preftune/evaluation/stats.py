@@ -186,15 +186,16 @@ def bootstrap_statistic(
 ) -> Interval:
     """Percentile bootstrap interval of any statistic of `n` rows: it is given the row numbers drawn.
 
-    Draws on which it is not finite (a correlation of constants, a share of nothing) are left out.
-    ValueError: n < 1.
+    Draws on which it is not finite (a correlation of constants, a share of nothing) are left out. Where all
+    others are equal, as of two points that always lie on one line, they say nothing of the spread: (-inf,
+    inf), as where there are none. ValueError: n < 1.
     """
     if n < 1:
         raise ValueError("no values to take a statistic of")
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
     values = values[np.isfinite(values)]
-    if len(values) == 0:
+    if len(values) == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Interval(float("-inf"), float("inf"))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))

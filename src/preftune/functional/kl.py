@@ -59,7 +59,8 @@ class AdaptiveKL:
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. `kl` is the mean over sequences of the KL summed over
     tokens, `n` the number of those sequences, `horizon` is counted in sequences too.
-    ValueError: target or horizon not above 0, a measurement of NaN.
+    ValueError: target or horizon not above 0, a measurement of NaN, or of so many sequences (5 horizons) that
+    one step would turn the penalty into a bonus.
     """
 
     def __init__(self, initial: float, target: float, horizon: float) -> None:
@@ -72,6 +73,10 @@ class AdaptiveKL:
         """Take one measurement in and return the new coefficient."""
         kl = float(kl)
         check_range(-math.inf, math.inf, kl=kl)  # one NaN would stay in the coefficient
+        if n >= 5 * self.horizon:
+            raise ValueError(
+                f"horizon is {self.horizon:g}; for {n} sequences a step it must be above {n / 5:g}"
+            )
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * n / self.horizon
         return self.coef

@@ -230,7 +230,7 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
             count=len(best),
             of=len(common),
             text=f"phrases: {len(best) or 'none'} of {len(common):,} (1 to {LONGEST} words) "
-            f"{'stand' if best else 'stands'} more in the {name} reply",
+            f"{'occur' if best else 'occurs'} more in the {name} reply",
             examples=tuple(
                 f"{' '.join(p)}: in {only[side][p]:,} pairs in the {name} reply alone, in "
                 f"{only[1 - side][p]:,} in the {opposite}"

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_MARKED = re.compile(r"<answer>(.*?)</answer>|\\boxed\{([^{}]*)\}|####(.*)", re.DOTALL)
+_BRACES = r"(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*"  # as \frac{1}{2} has them, three deep
+_MARKED = re.compile(rf"<answer>(.*?)</answer>|\\boxed\{{({_BRACES})\}}|####([^\n]*)", re.DOTALL)
 _TAGGED = re.compile(
     r"\s*<think>(?:(?!</?think>|</?answer>).)+</think>\s*<answer>(?:(?!</?answer>).)+</answer>\s*", re.DOTALL
 )
@@ -13,16 +14,16 @@ _TAGGED = re.compile(
 def exact(prompt: str, response: str, answer: Any = None) -> float | None:
     """1 if the response gives the column `answer`, else 0; None for a row without one.
 
-    What is compared is the last part marked as an answer (`<answer>…</answer>`, `\\boxed{…}`, `#### …`);
-    without such a mark the last number, where the answer is one, else the whole response. Case, punctuation
-    at the ends and commas in numbers do not count.
+    What is compared is the last part marked as an answer (`<answer>…</answer>`, `\\boxed{…}`, `#### …` to the
+    end of the line), in the column as in the response: GSM8K's `answer` is a whole solution. Without such a
+    mark it is the last number, where the answer is one, else the whole response. Case, punctuation at the
+    ends and commas in numbers do not count.
     """
     if answer is None:
         return None
-    target = _plain(str(answer))
-    marked = [next(text for text in groups if text) for groups in _MARKED.findall(response) if any(groups)]
-    if marked:
-        return float(_plain(marked[-1]) == target)
+    target = _plain(_marked(str(answer)) or str(answer))
+    if (marked := _marked(response)) is not None:
+        return float(_plain(marked) == target)
     if _NUMBER.fullmatch(target):
         numbers = _NUMBER.findall(response)
         return float(bool(numbers) and _plain(numbers[-1]) == target)
@@ -32,6 +33,11 @@ def exact(prompt: str, response: str, answer: Any = None) -> float | None:
 def tagged(prompt: str, response: str) -> float:
     """1 for exactly `<think>…</think><answer>…</answer>`, neither of them empty; else 0."""
     return float(_TAGGED.fullmatch(response) is not None)
+
+
+def _marked(text: str) -> str | None:
+    found = [next(part for part in parts if part) for parts in _MARKED.findall(text) if any(parts)]
+    return found[-1] if found else None
 
 
 def _plain(text: str) -> str:

@@ -156,5 +156,5 @@ def _serve(store: "Store", port: int) -> None:
         typer.echo(
             f"  {name or 'results (yours; raters should not see them)'}: http://127.0.0.1:{port}/#{token}"
         )
-    typer.echo("Ctrl-C ends it; the same command goes on.")
+    typer.echo("Ctrl-C ends it; the same command continues.")
     serve(make_app(store, tokens, port), port)

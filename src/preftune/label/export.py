@@ -56,7 +56,10 @@ def _majority(item: Item, by_rater: dict[str, Event]) -> dict[str, Any] | None:
     if best is None or (others and others[0][1] == most):
         return None
     judges = ",".join(sorted(by_rater))
+    ended = item.ended or (True, True)
     return _pair(item, item.replies[best], item.replies[1 - best]) | {
+        "ended_chosen": ended[best],
+        "ended_rejected": ended[1 - best],
         "judge": f"people:{judges}",
         "agreement": most / len(by_rater),
         "judgements": len(by_rater),
@@ -67,9 +70,12 @@ def _corrections(item: Item, rater: str, event: Event) -> Iterator[dict[str, Any
     text = event.corrected.strip()
     if not text:
         return
-    for reply in item.replies if event.preferred is None else (item.replies[event.preferred],):
+    ended = item.ended or (True, True)
+    for place in (0, 1) if event.preferred is None else (event.preferred,):
+        reply = item.replies[place]
         if text != reply.strip() and reply.strip():
-            yield _pair(item, text, reply) | {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
+            said = {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
+            yield _pair(item, text, reply) | {"ended_chosen": True, "ended_rejected": ended[place], **said}
 
 
 def _pair(item: Item, chosen: str, rejected: str) -> dict[str, Any]:

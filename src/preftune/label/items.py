@@ -42,6 +42,7 @@ class Item(Record):
     replies: Two
     names: Two
     scores: Annotated[tuple[Number, Number], Field(strict=False)] | None = None
+    ended: Annotated[tuple[bool, bool], Field(strict=False)] | None = None  # or cut at the limit of tokens
     disagreement: Number | None = None  # sd among an ensemble's members of the difference of these scores
 
     @property
@@ -65,6 +66,7 @@ class Collected(Record):
     replies: Several[str]
     scores: Several[Number | None] = ()
     members: Several[Several[Number]] = ()
+    ended: Several[bool] = ()
 
 
 class Chosen(NamedTuple):
@@ -140,7 +142,8 @@ def read_items(
     return sorted(ordered, key=lambda item: item.certainty) if informative else ordered
 
 
-Reply = tuple[str, str, float | None, Sequence[float]]  # text, whose, score, an ensemble's members' scores
+# Text, whose, score, an ensemble's members' scores, whether it ended.
+Reply = tuple[str, str, float | None, Sequence[float], bool | None]
 Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
 
 
@@ -148,15 +151,16 @@ def _collected(path: Path) -> Rows:
     for line, row in enumerate(read_records(path, Collected), start=1):
         scores = row.scores or (None,) * len(row.replies)
         members = row.members or ((),) * len(row.replies)
-        for what, values in (("scores", scores), ("members' scores", members)):
+        ended = row.ended or (None,) * len(row.replies)
+        for what, values in (("scores", scores), ("members' scores", members), ("ends", ended)):
             if len(values) != len(row.replies):
                 raise DataError(
                     f"{path}:{line}: {len(values)} {what} of {len(row.replies)} replies", row.remedy
                 )
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
-        scored = zip(row.replies, scores, members, strict=True)
-        yield prompt, [(reply, name, score, each) for reply, score, each in scored], row.row
+        scored = zip(row.replies, scores, members, ended, strict=True)
+        yield prompt, [(reply, name, score, each, closed) for reply, score, each, closed in scored], row.row
 
 
 def _of_policies(source: Chosen) -> Rows:
@@ -166,7 +170,7 @@ def _of_policies(source: Chosen) -> Rows:
     for key in first:
         if key in second:
             replies = [
-                (row.response, name, row.score, row.members)
+                (row.response, name, row.score, row.members, row.ended)
                 for row, name in zip((first[key], second[key]), source.policies, strict=True)
             ]
             yield _messages(key[1]), replies, key[0]
@@ -180,7 +184,7 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
     """None where both replies are the same text, which nobody can prefer."""
-    (first, first_name, score, members), (second, second_name, rival, rivals) = two
+    (first, first_name, score, members, closed), (second, second_name, rival, rivals, shut) = two
     if first.strip() == second.strip():
         return None
     named = json.dumps(
@@ -193,6 +197,7 @@ def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) ->
         replies=(first.strip(), second.strip()),
         names=(first_name, second_name),
         scores=None if score is None or rival is None else (score, rival),
+        ended=None if closed is None or shut is None else (closed, shut),
         disagreement=pstdev(a - b for a, b in zip(members, rivals, strict=False))
         if members and rivals
         else None,

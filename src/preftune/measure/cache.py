@@ -46,7 +46,7 @@ class Cache:
         if self.learner is not None:
             cached = self.learner.together([cached])[0]
         if cached is not None:
-            self.say(f"evaluation of {name}: measured before")
+            self.say(f"evaluation of {name}: already measured")
             return cached["value"]
         forget_states()
         value = json.loads(json.dumps(plain(make())))
@@ -69,7 +69,7 @@ class Cache:
         except DataError:
             record = None
         if not isinstance(record, dict) or record.get("sha256") != digest({"value": record.get("value")}):
-            self.say(f"{file} is damaged: it is made again")
+            self.say(f"{file} is damaged; making it again")
             return None
         return record if record.get("key") == key else None
 

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
+from preftune.models.parts import token_embedding
 from preftune.rundir import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
@@ -218,6 +219,10 @@ def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, An
         name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
         layer = dict(model.named_modules()).get(name)
+        if getattr(layer, "weight", None) is token_embedding(model).weight:
+            raise DataError(
+                f"{directory / WEIGHTS} adapts {name}, which is the embedding, too: {_BOTH}", _APART
+            )
         if not isinstance(layer, nn.Linear | Conv1D) or b is None or len(a) != config["r"]:
             raise DataError(f"{directory / WEIGHTS}: {key} does not fit the base model", _FITS)
         change = _change(a.float(), b.float(), scale, layer)
@@ -228,6 +233,8 @@ def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, An
         raise DataError(f"{directory / WEIGHTS} holds more than LoRA's weights: {min(tensors)[:80]}", _FITS)
 
 
+_BOTH = "merged, it would change both"
+_APART = "train it without this layer, or on a base whose tie_word_embeddings is false"
 _FITS = "give the adapter of a language model, with the base that it was trained on in adapter_config.json"
 
 

@@ -74,7 +74,7 @@ class CollectedRecord(Record):
 
 
 class StageRecord(Record):
-    remedy: ClassVar[str] = "remove its directory and run the same command: that stage is made anew"
+    remedy: ClassVar[str] = "remove its directory and run the same command: the stage is trained again"
 
     stage: str = ""
     algorithm: str = ""

@@ -129,9 +129,9 @@ class Scorer:
 
 
 def read_alike(policy: Encoder, reward: Encoder) -> bool:
-    """Whether both write a dialogue as the same token ids."""
+    """Whether both write a dialogue as the same token ids, to its last one."""
     templates = [each.tokenizer.chat_template if each.form == "chat" else None for each in (policy, reward)]
-    same = policy.form == reward.form and templates[0] == templates[1]
+    same = policy.form == reward.form and templates[0] == templates[1] and not reward.after_end
     return same and same_vocabulary(policy, reward)
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -45,7 +45,7 @@ def model_card(session: "Session", stage: Stage) -> str:
         "## Recipe\n\n" + _recipe(session, stage),
         "## Measured\n\n" + _measured(stage, numbers),
         "## Limits\n\n" + "\n".join([*_LIMITS, *(kind.card_limits if kind else ())]),
-        "## How to load\n\n" + _loading(stage),
+        "## How to load\n\n" + _loading(session, stage),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -201,12 +201,15 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
     )
 
 
-def _loading(stage: Stage) -> str:
+def _loading(session: "Session", stage: Stage) -> str:
+    """Code that prompts the model in the form in which it was trained, and samples as it was measured."""
+    asked = _asked(session, reply=not stage.trains_policy)
     if "members" in stage.inputs.get("settings", {}):
         code_lines = (
             "from preftune import load_reward_model  # member-0 and so on load as plain Hugging Face models",
             "",
             'ensemble = load_reward_model("THIS_DIRECTORY")',
+            *asked.words,
             "normalised = ensemble.score([prompt], [response], ended=True)",
             "disagreement = ensemble.member_scores([prompt], [response]).std(0, correction=0)",
         )
@@ -215,8 +218,9 @@ def _loading(stage: Stage) -> str:
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
-            'text = "\\n\\nHuman: Hello\\n\\nAssistant:" + " Hi!" + tokenizer.eos_token',
-            'raw = model(**tokenizer(text, return_tensors="pt")).logits  # preftune.json: mean, std',
+            *asked.words,
+            f"text = {asked.text}",
+            f"raw = model(**{asked.ids}).logits  # preftune.json: mean, std",
             "",
             "from preftune import load_reward_model",
             'normalised = load_reward_model("THIS_DIRECTORY").score([prompt], [response], ended=True)',
@@ -226,11 +230,50 @@ def _loading(stage: Stage) -> str:
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
-            'prompt = tokenizer("\\n\\nHuman: Hello\\n\\nAssistant:", return_tensors="pt")',
-            "reply = model.generate(**prompt, do_sample=True, max_new_tokens=64)",
+            *asked.words,
+            f"text = {asked.text}",
+            f"as_measured = {_sampling(session)}  # not what generation_config.json may say",
+            f"reply = model.generate(**{asked.ids}, **as_measured)",
         )
     lines = "\n".join(code_lines)
     return f"```python\n{lines}\n```"
+
+
+class _Asked(NamedTuple):
+    """Lines that name a prompt (and a response), the text of them, and its ids, as code."""
+
+    words: tuple[str, ...]
+    text: str
+    ids: str
+
+
+def _asked(session: "Session", reply: bool) -> _Asked:
+    form, arguments = session.config.data.form, session.config.data.template_arguments
+    ids = 'tokenizer(text, return_tensors="pt")'
+    if form != "chat":
+        prompt = '"\\n\\nHuman: Hello\\n\\nAssistant:"' if form == "transcript" else '"The film was"'
+        if not reply:
+            return _Asked((f"prompt = {prompt}",), "prompt", ids)
+        return _Asked(
+            (f'prompt, response = {prompt}, " Hi!"',), "prompt + response + tokenizer.eos_token", ids
+        )
+    ids = 'tokenizer(text, add_special_tokens=False, return_tensors="pt")'
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items()).replace("```", "")
+    prompt = '[{"role": "user", "content": "Hello"}]'
+    if not reply:
+        text = f"tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True{given})"
+        return _Asked((f"prompt = {prompt}",), text, ids)
+    said = 'prompt + [{"role": "assistant", "content": response}]'
+    text = f"tokenizer.apply_chat_template({said}, tokenize=False{given}).rstrip()  # up to the end token"
+    return _Asked((f'prompt, response = {prompt}, "Hi!"',), text, ids)
+
+
+def _sampling(session: "Session") -> str:
+    settings = session.config.evaluation
+    return (
+        f"dict(do_sample=True, temperature={settings.temperature:g}, top_k=0, top_p=1.0, "
+        f"repetition_penalty=1.0, max_new_tokens={settings.max_new_tokens})"
+    )
 
 
 def code(text: str) -> str:

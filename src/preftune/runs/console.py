@@ -65,7 +65,7 @@ class Console:
         self._out.print(table)
 
     def skipped(self, stage: str) -> None:
-        self.line(f"{stage:<12} finished before")
+        self.line(f"{stage:<12} already finished")
 
     def finished(self, stage: str, facts: Mapping[str, Any]) -> None:
         memory = facts.get("peak_memory_mb")

@@ -33,13 +33,13 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
 
 
 def key_of(asked: AddressConfig, who: str = "the LLM judge") -> str:
-    """The key of an endpoint, from the environment; "" where none is wanted. The only place that reads it."""
+    """The key of an endpoint, from the environment; "" if none is required. The only place that reads it."""
     if asked.key_variable is None:
         return ""
     key = os.environ.get(asked.key_variable, "").strip()
     if not key:
         raise InputMissing(
-            f"{who} at {asked.url} wants a key, and the variable {asked.key_variable} is not set",
+            f"{who} at {asked.url} requires a key, and the variable {asked.key_variable} is not set",
             f"export {asked.key_variable}=..., in the shell that runs the command",
         )
     if not re.fullmatch(r"[!-~]{8,4096}", key):
@@ -81,7 +81,7 @@ def other_run(path: str | Path, run: RunDir) -> RunDir:
     if other.path.resolve() == run.path.resolve():
         raise UsageError(
             f"--from {path} is the run directory itself",
-            "give the new run a place of its own with --out DIR; --redo STAGE makes a stage anew here",
+            "give the new run its own directory with --out DIR, or train a stage again with --redo STAGE",
         )
     return other
 

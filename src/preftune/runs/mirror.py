@@ -43,7 +43,7 @@ class Mirror:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_sealed(self.directory / COMMITS, commits)
         except (PreftuneError, OSError) as error:
-            self.say(f"warning: cannot note commits of the hub in the mirror: {error}; training goes on")
+            self.say(f"warning: cannot note commits of the hub in the mirror: {error}; training continues")
 
     def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
         """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
@@ -130,7 +130,7 @@ class Mirror:
                 return True
             self.say(f"warning: {unit} does not read back as it was written")
         except OSError as error:
-            self.say(f"warning: cannot copy to the mirror {unit}: {error.strerror}; training goes on")
+            self.say(f"warning: cannot copy to the mirror {unit}: {error.strerror}; training continues")
         return False
 
     def _same_settings(self, stage: Stage, unit: Path) -> None:
@@ -139,7 +139,7 @@ class Mirror:
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
                 + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:5]),
-                hint="give this run a mirror of its own",
+                hint="give this run its own mirror",
             )
 
 

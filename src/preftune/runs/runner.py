@@ -88,7 +88,7 @@ def _make_way(session: Session, redo: Sequence[str]) -> None:
         moved = put_aside(run, [session.stage(name) for name in session.anew], redo)
         if moved:
             session.console.line(
-                f"made anew: {', '.join(moved)}; the old ones are kept in {run.aside} until then"
+                f"training again: {', '.join(moved)}; the old ones are kept in {run.aside} until then"
             )
         if moved and session.mirror is not None:
             forget(session.mirror.directory, moved)

@@ -6,10 +6,10 @@ from typing import Any
 from preftune.config import from_outside
 from preftune.config.rewards import source_hashes
 from preftune.data import Encoder
-from preftune.data.encode import UNLIMITED
-from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer
-from preftune.models.locate import fingerprint, locate
+from preftune.models.load import load_causal_lm
+from preftune.models.locate import Source, fingerprint, locate
 from preftune.models.roles import ImplicitReward, RewardModel
+from preftune.runs.outside import encoder_of, reading_of
 from preftune.runs.save import load_reward_model, normalisation, read_side_file
 from preftune.runs.session import Session
 from preftune.training.learner import Learner
@@ -50,25 +50,18 @@ def _measure_unit(session: Session, judge: str, model: RewardModel) -> None:
 
 
 def judge_encoder(session: Session, stage: str) -> Encoder:
-    """How the judge reads text. One from elsewhere: in the form that its preftune.json states, else in its
-    own chat template, if it has one; whole replies, up to its context.
-    """
+    """How the judge reads text: as its stage does, or as `encoder_of` says of one from elsewhere."""
     source = session.source(stage)
-    if not from_outside(stage):
-        return session.encoder(source)
-    tokenizer, side = load_tokenizer(source), read_side_file(source)
-    context = context_length(source) or UNLIMITED
-    return Encoder(
-        tokenizer,
-        side.get("form") or ("chat" if tokenizer.chat_template else "transcript"),
-        max_prompt_length=context,
-        max_response_length=context,
-        max_length=context,
-        ends=declared_ends(source),
-        template_arguments=side.get("template_arguments", {}),
-    )
+    if from_outside(stage):
+        return encoder_of(source, read_side_file(source), judge=True)
+    return session.encoder(source)
 
 
 def judge_hashes(judges: Iterable[str]) -> dict[str, Any]:
     """What the scores of judges depend on: the files of functions, or the weights of a directory."""
-    return {j: source_hashes(j) if ":" in j else fingerprint(locate(j)) for j in judges}
+    return {j: source_hashes(j) if ":" in j else _content(locate(j)) for j in judges}
+
+
+def _content(source: Source) -> Any:
+    reading = reading_of(source)
+    return {"sha256": fingerprint(source), **reading} if reading else fingerprint(source)

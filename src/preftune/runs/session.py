@@ -27,6 +27,7 @@ from preftune.rundir import BASE, RunDir, sha256_file
 from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
+from preftune.runs.outside import reading_of
 from preftune.runs.sources import data_settings, held_out_prompts
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
@@ -226,7 +227,7 @@ class Session:
             inputs["llm"] = self._asked(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
-    def contents(self, judge: str) -> dict[str, str]:
+    def contents(self, judge: str) -> dict[str, Any]:
         """What a reward model from elsewhere consists of, wherever it lies."""
         source = self.source(judge)
         side = Path(source.path) / SIDE_FILE
@@ -235,6 +236,7 @@ class Session:
             "beside_sha256": surroundings(source),
             **({"side_sha256": sha256_file(side)} if side.is_file() else {}),
             **({"name": source.name, "commit": source.commit} if source.commit else {}),
+            **reading_of(source),
         }
 
     def commits(self) -> dict[str, str]:
@@ -273,7 +275,8 @@ class Session:
             found["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
         if judge := config.judge_directory:
             source = self.source(judge)
-            of = self.contents(judge) if source.commit else fingerprint(source)
+            whole = source.commit or reading_of(source)
+            of = self.contents(judge) if whole else fingerprint(source)
             found["settings"] = {**settings_of(config), "judge": of}
         return found
 

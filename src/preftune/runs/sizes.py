@@ -31,7 +31,7 @@ def sizes(
         return
     model = _outline(config, base)
     if model is None:
-        yield f"trainable: sizes are known where {config.model.base} is at hand"
+        yield f"trainable: sizes are known only if {config.model.base} is available locally"
         return
     whole, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
     for name, part in parts.items():
@@ -101,7 +101,7 @@ def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
 
 
 def _outline(config: RunConfig, base: Source | None) -> PreTrainedModel | None:
-    """The base model without memory for its weights; None where its config is not at hand."""
+    """The base model without memory for its weights; None if its config is not available locally."""
     if (scratch := config.model.scratch) is not None:
         shape = GPT2Config(
             vocab_size=scratch.vocab_size,

@@ -93,14 +93,14 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
         why_not = why_not_longer(run, stage, recorded, changed)
         if why_not == "" or _is_combined_otherwise(run, stage, changed):
             return False
-        more = f"\n  it cannot go on from where it ended: {why_not}" if why_not else ""
+        more = f"\n  it cannot continue from where it ended: {why_not}" if why_not else ""
         raise OtherSettings(
             stage.name,
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
             + "\n  ".join(changed[:6])
             + more,
-            hint="--redo makes it and what hangs on it anew here, --from takes over what is the same into "
-            "another run, --restart begins from nothing",
+            hint="--redo trains it and the stages that depend on it again, --from takes over unchanged "
+            "stages into another run, --restart begins from scratch",
         )
     if recorded.get("status") != "finished" or not stage.model_dir(run).is_dir():
         return False
@@ -155,7 +155,7 @@ def goes_on(run: RunDir, stage: Stage) -> str:
     if recorded.get("status") != "finished" or recorded.get("key") == stage.key:
         return ""
     changed = differences(recorded.get("inputs", {}), dict(stage.inputs))
-    return f"goes on after step {recorded.get('steps')}: {'; '.join(changed)}"
+    return f"continues after step {recorded.get('steps')}: {'; '.join(changed)}"
 
 
 def members_begun(run: RunDir, name: str) -> list[Path]:

@@ -7,7 +7,7 @@ is in preftune.json; without it, it is the chat template of a tokenizer that has
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch import Tensor
 from preftune.data import Dialogue, Encoder, Sequences, Turn, pad_prompts, pad_sequences
 from preftune.data.encode import UNLIMITED
 from preftune.errors import DataError, InputMissing
-from preftune.models.load import context_length, declared_ends, load_causal_lm, load_tokenizer
+from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
 from preftune.rollout.sample import sample
+from preftune.runs.outside import encoder_of
 from preftune.runs.save import check_sums, read_side_file
 from preftune.runs.save import load_reward_model as _load_roles
 from preftune.seeding import derive_seed
@@ -126,33 +127,15 @@ def load_reward_model(directory: str | Path) -> RewardModelHandle:
     1).
     """
     source = _directory(directory)
-    return RewardModelHandle(role=_load_roles(source), encoder=encoder_of(source))
+    encoder = encoder_of(source, read_side_file(source), judge=True)
+    return RewardModelHandle(role=_load_roles(source), encoder=encoder)
 
 
 def load_policy(directory: str | Path) -> PolicyHandle:
     """A policy saved by preftune, or any causal LM directory."""
     source = _directory(directory)
-    return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=encoder_of(source))
-
-
-def encoder_of(source: Source, untold: Literal["transcript", "plain"] = "transcript") -> Encoder:
-    """Prompts and responses as they are, up to the model's context, in the form in which it was trained;
-    `untold` where neither its files nor a chat template say which.
-    """
-    context, tokenizer, side = (
-        context_length(source) or UNLIMITED,
-        load_tokenizer(source),
-        read_side_file(source),
-    )
-    return Encoder(
-        tokenizer,
-        side.get("form") or ("chat" if tokenizer.chat_template else untold),
-        max_prompt_length=context,
-        max_response_length=context,
-        max_length=context,
-        ends=declared_ends(source),
-        template_arguments=side.get("template_arguments", {}),
-    )
+    encoder = encoder_of(source, read_side_file(source))
+    return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=encoder)
 
 
 def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:

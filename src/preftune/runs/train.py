@@ -109,7 +109,8 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
     if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
         return {}
     rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
-    batches = [job.encoder.sequences([(row.prompt, row.chosen)]).to(job.learner.device) for row in rows]
+    sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in rows)
+    batches = [each.to(job.learner.device) for each in sequences]
     return {"validation": response_nll(job.model, batches)}
 
 

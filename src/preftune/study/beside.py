@@ -31,7 +31,7 @@ def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) ->
             "gain": float(pooled.mean[1]),
             "gain_low": low,
             "gain_high": high,
-            "verdict": None if low == high == 0 else verdict(low, high),
+            "verdict": None if low == high == 0 else verdict(low, high, tables),
             "by_seed": [float(table[:, 1].mean()) for table in tables],
         }
     return result

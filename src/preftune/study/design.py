@@ -92,7 +92,7 @@ def make_design(request: Request, config: RunConfig, dataset: Dataset, lengths: 
     judge = judge_of(stages)
     if judge is None or from_outside(judge):
         raise ConfigError(
-            "a study needs a reward model of its own, for the proxy score and for best-of-n, and this recipe "
+            "a study needs its own reward model, for the proxy score and for best-of-n, and this recipe "
             f"has {'none' if judge is None else judge}",
             hint='add a stage with algorithm = "reward", and name it as reward_model',
         )
@@ -235,7 +235,7 @@ def load_design(out: Path) -> Design:
             replies=int(record["replies"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        hint = "remove it and request.json and run the same command: both are made anew"
+        hint = "remove it and request.json and run the same command: both are made again"
         raise DataError(f"{file} is not as preftune writes it ({error!r})", hint) from error
 
 

@@ -90,7 +90,7 @@ def run_study(
         waiting = [seed for seed in numbers if seed not in records and not finished(out, design, seed)]
         for seed in numbers:
             if seed not in waiting:
-                console.line(f"seed {seed} finished before")
+                console.line(f"seed {seed} already finished")
         _run(out, waiting, design, jobs, reports, where, console)
         records = {seed: records.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
         _write(out, design, records, _command(request, numbers, out, reports, keep))

@@ -119,7 +119,7 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
             numbers[f"{name}_verdict"] = None
         else:
-            numbers[f"{name}_verdict"] = verdict(low, high)
+            numbers[f"{name}_verdict"] = verdict(low, high, tables)
     column = COLUMNS.index("gold_gain")
     numbers["seeds_needed"] = seeds_needed([float(table[:, column].mean()) for table in tables])
     numbers["prompts_needed"] = prompts_needed(tables[0][:, column]) if len(tables) == 1 else None

@@ -43,7 +43,9 @@ class StepLog:
     def _complain(self, error: StorageError) -> None:
         if time.monotonic() - self._complained >= _QUIET_SECONDS:
             self._complained = time.monotonic()
-            self._say(f"warning: {error.message}; training goes on, {len(self._waiting)} rows wait in memory")
+            self._say(
+                f"warning: {error.message}; training continues, {len(self._waiting)} rows wait in memory"
+            )
 
 
 class MetricsLog(StepLog):

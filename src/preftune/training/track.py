@@ -58,4 +58,6 @@ class Tracked:
             tracker.finish()
         except BaseException as error:  # SystemExit of a library, too: it ends this thread and no other
             what = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-            self._say(f"warning: {self._kind} failed ({what}); training goes on, metrics.jsonl has all rows")
+            self._say(
+                f"warning: {self._kind} failed ({what}); training continues, metrics.jsonl has all rows"
+            )

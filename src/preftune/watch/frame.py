@@ -91,7 +91,7 @@ def _state(look: Look) -> str:
     if look.finished:
         return "finished, reported"
     if not look.locked:
-        return "stopped: the same command goes on" if look.stage else "not begun"
+        return "stopped: the same command resumes" if look.stage else "not begun"
     return "evaluating" if look.trained else "running"
 
 

@@ -80,6 +80,11 @@ class PPOConfig(OnlineConfig):
     def _something_to_steer(self) -> Self:
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(f"kl_target = {self.kl_target:g} cannot steer kl_coef = 0: it is multiplied")
+        if self.kl_target is not None and self.batch_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon = {self.kl_horizon} counts responses, and a step has {self.batch_size}: kl_coef "
+                f"could fall below 0; set it above {self.batch_size / 5:g}, and well above batch_size"
+            )
         return self
 
     def rate_of(self, role: str) -> float:

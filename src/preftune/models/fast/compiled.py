@@ -42,14 +42,16 @@ def compile_kernel(capability: str, to: Path | None = None) -> Path:
             f"no kernel for a processor with {capability}", "nothing to do: torch does the work"
         )
     if compiler is None:
-        raise BackendMissing("no C++ compiler (c++, g++) found", "install one, or go on without the kernel")
+        raise BackendMissing(
+            "no C++ compiler (c++, g++) found", "install one, or continue without the kernel"
+        )
     draft = target.with_suffix(".part")
     command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[capability]]
     try:
         draft.touch()
         done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
         if done.returncode:
-            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "go on without the kernel")
+            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "continue without the kernel")
         draft.replace(target)
     except OSError as error:
         raise PermissionMissing(

@@ -59,8 +59,8 @@ def _asked(stage: str, judge: AskedRecord) -> Iterator[Prose]:
     if judge.both_orders is not None and judge.first_wins is not None:
         yield (
             name(stage),
-            f": it says the same in both orders in {_share(judge.both_orders)} of comparisons, and finds for "
-            f"the reply that stands first in {_share(judge.first_wins)} (without a preference: half).",
+            f": it says the same in both orders in {_share(judge.both_orders)} of comparisons, and prefers "
+            f"the first reply in {_share(judge.first_wins)} (without a preference: half).",
         )
 
 

@@ -62,7 +62,7 @@ def _overlap(overlap: Mapping[str, int]) -> Iterator[Block]:
         return
     overlaps = [(name(pair), " ", _value("prompts", count)) for pair, count in overlap.items() if count]
     if not overlaps:
-        yield say("No prompt stands in two splits.")
+        yield say("No prompt is in two splits.")
         return
     pieces = [piece for pair in overlaps for piece in (", ", *pair)][1:]
     yield say("Prompts that stand in two splits: ", *pieces, ".")

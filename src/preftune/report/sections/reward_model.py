@@ -80,13 +80,13 @@ def _power(model: RewardModelRecord) -> str:
     if power is None or power.detectable is None or power.n is None:
         return ""
     text = (
-        f"With {power.n:,} pairs, an accuracy of {percent(power.detectable)} or more would be told from "
-        "chance 4 times in 5. "
+        f"With {power.n:,} pairs, an accuracy of {percent(power.detectable)} or more would be "
+        "detected as above chance with 80 % power. "
     )
     if power.n_needed_baseline is not None and power.baseline:
         text += (
-            f"Were the accuracies what was measured, {power.n_needed_baseline:,} pairs would tell it from "
-            f"{claims.baseline_words(power.baseline)}. "
+            f"If the accuracies are as measured, {power.n_needed_baseline:,} pairs are needed to "
+            f"distinguish it from {claims.baseline_words(power.baseline)}. "
         )
     return text
 
