@@ -26,6 +26,15 @@ def test_a_score_that_is_no_number_stops_the_evaluation(score: float) -> None:
     assert _finite(Judge(lambda rows: scores[:2], EOS), batch[slice(0, 2)]) == ([0.5, 1.0], None)
 
 
+def test_an_interval_of_lengths_ends_where_lengths_do() -> None:
+    """Of ten replies of which eight were cut off at 48 tokens, the interval of the mean reaches beyond."""
+    low, high = bootstrap_mean([48.0] * 8 + [3.0, 20.0], resamples=400)
+    assert high > 48 > low
+    assert _possible({"interval": [low, high]}, 48)["interval"] == [max(low, 0), 48]
+    assert _possible({"interval": [-3.0, 5.0]})["interval"] == [0, 5.0]
+    assert _possible({"interval": [-math.inf, math.inf]}, 48)["interval"] == [-math.inf, math.inf]
+
+
 def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
     def sequence(prompt: Dialogue, text: str, ended: bool = True) -> tuple[list[int], list[int]]:
         return [1, 2], [3, EOS] if ended else [3]
@@ -47,12 +56,3 @@ def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
         device=torch.device("cpu"),
     )
     assert [row["ended"] for row in bench.human([row.chosen for row in rows])] == [True, False]
-
-
-def test_an_interval_of_lengths_ends_where_lengths_do() -> None:
-    """Of ten replies of which eight were cut off at 48 tokens, the interval of the mean reaches beyond."""
-    low, high = bootstrap_mean([48.0] * 8 + [3.0, 20.0], resamples=400)
-    assert high > 48 > low
-    assert _possible({"interval": [low, high]}, 48)["interval"] == [max(low, 0), 48]
-    assert _possible({"interval": [-3.0, 5.0]})["interval"] == [0, 5.0]
-    assert _possible({"interval": [-math.inf, math.inf]}, 48)["interval"] == [-math.inf, math.inf]

@@ -165,7 +165,7 @@ def test_the_table_of_what_was_measured_is_that_of_the_results() -> None:
             expected = [each[unit] for unit in ("seconds", "mib") for each in both]
             assert shown[f"{recipe}, {name}"] == pytest.approx(expected, abs=0.51)
             assert both[0]["seconds"] == pytest.approx(both[1]["seconds"], rel=0.25)
-            assert both[0]["mib"] == pytest.approx(both[1]["mib"], rel=0.15)
+            assert both[0]["mib"] == pytest.approx(both[1]["mib"], rel=0.165)  # the page tells of 16 %
         time = [sum(both[side]["seconds"] for both in stages.values()) for side in (0, 1)]
         memory = [max(both[side]["mib"] for both in stages.values()) for side in (0, 1)]
         assert shown[f"{recipe}, all"] == pytest.approx([*time, *memory], abs=0.51)
