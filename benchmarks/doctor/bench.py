@@ -244,14 +244,19 @@ def outcome(out: Path, faults: tuple[Fault, ...]) -> dict[str, object]:
     """Which planted faults are found where they are, and what else is found. A stage that has not run yet
     counts for nothing.
     """
-    found = findings(out)
+    symptoms = findings(out)
     ran = [f for f in faults if f.stage == "reward model" or RunDir(out).metrics(f.stage).is_file()]
     planted = {
-        f.kind: [each.evidence for each in found if each.kind == f.kind and f.stage in each.where]
+        f.kind: [each.evidence for each in symptoms if each.kind == f.kind and each.where in places(out, f)]
         for f in ran
     }
-    others = [[e.kind, e.where, e.evidence] for e in found if e.kind not in planted]
+    others = [[e.kind, e.where, e.evidence] for e in symptoms if e.kind not in planted]
     return {"planted": planted, "others": others}
+
+
+def places(out: Path, fault: Fault) -> tuple[str, str]:
+    """What a finding may call the place of a fault: its stage, or the policy that the stage made ("PPO")."""
+    return fault.stage, load_run(RunDir(out)).label(f"policy_{fault.stage}")
 
 
 def summary(runs: dict[str, dict]) -> dict[str, object]:

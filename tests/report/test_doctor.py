@@ -126,6 +126,19 @@ def test_what_a_policy_shows_is_found_alone(tmp_path: Path, kind: str, planted: 
     assert kinds(run_with(tmp_path / "b", HEALTHY, policies=ill)) == [kind]
 
 
+@pytest.mark.parametrize(("low", "kinds_found"), [(0.09, []), (0.21, ["broken replies"])])
+def test_broken_replies_that_chance_may_have_made_are_no_finding(
+    tmp_path: Path, low: float, kinds_found: list[str]
+) -> None:
+    """2 of 32 of SFT's replies speak for the human, [0.02, 0.20]; 6 of 32 of the policy's, from 0.09 on."""
+    kind_of = type(load_run(make_run(tmp_path / "a")).policies[0])
+    usual = {"role_leakage": 0.0625, "role_leakage_rate": {"value": 0.0625, "interval": [0.02, 0.2], "n": 32}}
+    more = {"role_leakage": 0.1875, "role_leakage_rate": {"value": 0.1875, "interval": [low, 0.36], "n": 32}}
+    rows = policy("policy_sft", **usual), policy("policy_ppo", **more)
+    policies = tuple(kind_of.model_validate(row) for row in rows)
+    assert kinds(run_with(tmp_path / "b", HEALTHY, policies=policies)) == kinds_found
+
+
 def test_a_score_that_rises_while_gold_falls_is_over_optimisation(tmp_path: Path) -> None:
     kind_of = type(load_run(make_run(tmp_path / "a")).policies[0])
     policies = tuple(kind_of.model_validate(policy(name)) for name in ("policy_sft", "policy_ppo"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, WORSE
 from preftune.report.claims import claims, judge_is_sound
@@ -98,8 +99,15 @@ def _broken(run: RunView) -> Iterator[Symptom]:
     for policy in _trained(run):
         for key, words in (("empty_share", "are empty"), ("role_leakage", "speak for the human")):
             usual = reference.shares.get(key, 0.0) if reference else 0.0
-            if policy.shares.get(key, 0.0) - usual > MANY:
-                yield policy.label, f"{policy.shares[key]:.0%} of its replies {words}, {usual:.0%} before"
+            share, interval = policy.shares.get(key, 0.0), policy.intervals.get(key)
+            if share - usual > MANY and _above(interval, reference and reference.intervals.get(key)):
+                yield policy.label, f"{share:.0%} of its replies {words}, {usual:.0%} before"
+
+
+def _above(interval: Estimate | None, usual: Estimate | None) -> bool:
+    """Whether the one lies above the other. True where an end is unknown: then the shares alone decide."""
+    low, high = interval and interval.low, usual and usual.high
+    return low is None or high is None or low > high
 
 
 RESULTS = (
