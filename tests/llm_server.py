@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -149,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # who asked was killed meanwhile
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Tests read `asked` instead."""

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "label"))
 from label_run import begun, collected
 from label_server import Served
 
-from patience import PATIENCE
+from patience import PATIENCE, wait_for
 from preftune.label.export import take
 from preftune.label.page import write_file
 from preftune.label.store import Store
@@ -67,13 +67,21 @@ class Tab:
 
 
 def kill_tabs(browser: Any) -> None:
-    """SIGKILL to the process of every page: nothing of them runs any more."""
-    found = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-    renderers = [process["id"] for process in found if process["type"] == "renderer"]
-    assert renderers
-    for number in renderers:
+    """SIGKILL to the process of every page: nothing of them runs any more. A page that is opened before the
+    browser has noticed may be given a dead process, and never comes.
+    """
+    session = browser.new_browser_cdp_session()
+
+    def renderers() -> set[int]:
+        processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+        return {process["id"] for process in processes if process["type"] == "renderer"}
+
+    killed = renderers()
+    assert killed
+    for number in killed:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
+    wait_for(lambda: not killed & renderers())
 
 
 @pytest.fixture

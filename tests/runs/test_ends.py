@@ -90,8 +90,16 @@ def chat_ids(tokenizer: Any, messages: Sequence[Any], opened: bool) -> list[int]
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-@pytest.mark.parametrize("recorded", [None, {"form": "chat", "template_arguments": {}}])
-def test_a_handle_takes_finished_text_and_messages(base: Path, tmp_path: Path, recorded: Any) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "behind"),
+    [(None, 1), ({"form": "chat", "template_arguments": {}}, 1), ({"form": "chat", "stage": "rm"}, 0)],
+)
+def test_a_handle_takes_finished_text_and_messages(
+    base: Path, tmp_path: Path, recorded: Any, behind: int
+) -> None:
+    """A model from elsewhere is read behind the line break that its template writes after a turn, one of a
+    stage of ours at the end token.
+    """
     source, tokenizer = Source(str(base)), load_tokenizer(Source(str(base)))
     init_scalar_model(source, tokenizer, 0).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -99,7 +107,8 @@ def test_a_handle_takes_finished_text_and_messages(base: Path, tmp_path: Path, r
         (tmp_path / "preftune.json").write_text(json.dumps(recorded))
     model = preftune.load_reward_model(tmp_path)
     answered = [*ASKED, {"role": "assistant", "content": "Ok."}]
-    whole = chat_ids(tokenizer, answered, False)[:-1]  # without the line break after the turn
+    ids = chat_ids(tokenizer, answered, False)
+    whole = ids[: len(ids) - 1 + behind]
     ids = torch.tensor([whole])
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
