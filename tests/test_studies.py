@@ -69,6 +69,15 @@ def test_the_table_of_sentiment_is_the_studys(name: str) -> None:
     assert any(row.startswith("|") and " | ".join(cells) in row for row in rows)
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "ceiling"])
+def test_what_top_1_costs_is_what_the_two_studies_say(study: dict[str, Any], name: str) -> None:
+    text = (ROOT / "docs/studies/quickstart-top1/study.json").read_text(encoding="utf-8")
+    whole, upper = study["policies"][name], json.loads(text)["policies"][name]
+    cells = [whole["label"], interval(whole), interval(upper), f"{whole['gold']:.2f}", f"{upper['gold']:.2f}"]
+    rows = (ROOT / "docs" / "trainable.md").read_text(encoding="utf-8").splitlines()
+    assert f"| {' | '.join(cells)} |" in rows
+
+
 def test_kept_seeds_of_sentiment_hold_no_text() -> None:
     files = list((ROOT / "docs" / "studies" / "sentiment" / "seeds").rglob("*.json"))
     assert files
