@@ -112,8 +112,8 @@ def _judge_warnings(run: RunView) -> list[str]:
 
 _IN_A_SENTENCE = {  # labels of evaluation.sanity
     "rejected by people": "those that people rejected",
-    "chosen, its words shuffled": "the same with their words shuffled",
-    "its first word, over and over": "the same length of their first word, over and over",
+    "chosen, its words shuffled": "the words of the chosen responses in random order",
+    "its first word, over and over": "the first word of the chosen responses, over and over",
 }
 
 
