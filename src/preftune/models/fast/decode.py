@@ -61,9 +61,8 @@ class GridDecoder:
         self.positions = lengths.repeat_interleave(k)
         self.written, self.layer = 0, 0
         self.few_rows = FewRows(model)
-        self.unseen: Tensor | None = (
-            None  # -inf where nothing is written yet; None: only what is written is read
-        )
+        # -inf where nothing is written yet; None: only what is written is read.
+        self.unseen: Tensor | None = None
 
     def start(self) -> Tensor:
         tree, seen = grow(self.ids, self.lengths), []

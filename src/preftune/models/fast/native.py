@@ -22,10 +22,12 @@ from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import PreftuneError
 from preftune.models.fast.compiled import compile_kernel, library, made_for
+from preftune.models.fast.switch import Switch
 
 MOST_ROWS = 64  # above, a library's product is as fast
 _Product = Callable[[Tensor], Tensor]
-_off = False
+_kernel = Switch()
+without_kernel = _kernel.turned_off  # as if it were not built
 
 
 def kernel_file(capability: str | None = None) -> Path:
@@ -121,20 +123,9 @@ def _built() -> Kernel | None:
 
 def kernel() -> Kernel | None:
     """The kernel, where it is built, and of use here: without gradients and in float32."""
-    if _off or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if _kernel.off or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     return _built()
-
-
-@contextlib.contextmanager
-def without_kernel() -> Iterator[None]:
-    """As if it were not built: what the kernel is compared with."""
-    global _off
-    before, _off = _off, True
-    try:
-        yield
-    finally:
-        _off = before
 
 
 def layer_product(layer: nn.Module) -> _Product | None:

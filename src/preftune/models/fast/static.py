@@ -7,9 +7,8 @@ written is a number on the device, every token attends to all places, and those 
 **Never run on a GPU.** That a step can be recorded is shown on a CPU (tests/models/test_static.py).
 """
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from preftune.models.fast.decode import NAME, GridDecoder
 from preftune.models.fast.layout import attending
 from preftune.models.fast.support import lays_out_trees
+from preftune.models.fast.switch import Switch
 
 Step = Callable[[], None]
 WARM_UP = 2  # steps before one is recorded: kernels are loaded and workspaces made in them
@@ -71,7 +71,8 @@ def recorded(step: Step) -> Step:
 # How a step is recorded, by type of device; on others rows go by the plain decoders.
 RECORDERS: dict[str, Callable[[Step], Step]] = {"cuda": recorded}
 _refused: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
-_off = False
+_graphs = Switch()
+without_graphs = _graphs.turned_off  # the plain decoder everywhere
 
 
 def recorder(model: PreTrainedModel, device: torch.device) -> Callable[[Step], Step] | None:
@@ -79,7 +80,7 @@ def recorder(model: PreTrainedModel, device: torch.device) -> Callable[[Step], S
     models that may not be laid out as trees, those of which `refuse` was told, and those that are gathered a
     block at a time: what is done before a block is no work of the device, and would not be repeated.
     """
-    record = None if _off or model in _refused else RECORDERS.get(device.type)
+    record = None if _graphs.off or model in _refused else RECORDERS.get(device.type)
     if record is None or any(module._forward_pre_hooks for module in model.modules()):
         return None
     return record if lays_out_trees(model) else None
@@ -88,14 +89,3 @@ def recorder(model: PreTrainedModel, device: torch.device) -> Callable[[Step], S
 def refuse(model: PreTrainedModel) -> None:
     """The model's steps cannot be recorded: the plain decoder does them from now on."""
     _refused.add(model)
-
-
-@contextlib.contextmanager
-def without_graphs() -> Iterator[None]:
-    """The plain decoder everywhere: what a graph is compared with."""
-    global _off
-    before, _off = _off, True
-    try:
-        yield
-    finally:
-        _off = before

@@ -14,13 +14,15 @@ from transformers import PreTrainedModel
 
 from preftune.models.fast.head import uncast
 from preftune.models.fast.layout import grow, grow_to, tree_states
+from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Branch, Row, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
-_plain_only = False
-_undivided = False
+_trees, _parts = Switch(), Switch()
+plain_layout = _trees.turned_off  # padded forwards for all models
+undivided = _parts.turned_off  # every model goes through whole, as one that shares nothing
 
 
 def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
     ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. What stands after the last
     position that is read in a row never enters the network if the model is laid out as a tree.
     """
-    branch, by_tree = None if _undivided else branch_of(model), lays_out_trees(model)
+    branch, by_tree = None if _parts.off else branch_of(model), lays_out_trees(model)
     if branch is None and by_tree:
         tree, nodes, _ = grow_to(ids, read)
         return tree_states(model, tree).index_select(0, nodes)
@@ -83,31 +85,9 @@ def under(mask: Tensor, values: Tensor, count: int) -> Tensor:
     return values.new_zeros(count + 1).scatter_(0, rank, values.flatten())[:count]
 
 
-@contextlib.contextmanager
-def plain_layout() -> Iterator[None]:
-    """Padded forwards for all models: what the tree is compared with."""
-    global _plain_only
-    before, _plain_only = _plain_only, True
-    try:
-        yield
-    finally:
-        _plain_only = before
-
-
-@contextlib.contextmanager
-def undivided() -> Iterator[None]:
-    """Every model goes through whole, as one that shares nothing."""
-    global _undivided
-    before, _undivided = _undivided, True
-    try:
-        yield
-    finally:
-        _undivided = before
-
-
 def lays_out_trees(model: PreTrainedModel) -> bool:
     """Whether the model's forward passes go by tree here and now."""
-    return not _plain_only and takes_trees(model)
+    return not _trees.off and takes_trees(model)
 
 
 def takes_trees(model: PreTrainedModel) -> bool:
