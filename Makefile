@@ -30,10 +30,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 demo: $(VENV)/.installed ## install, then run the built-in recipe `quickstart` through all stages
 	$(BIN)/preftune run quickstart
 
+# Three workers for two cores: tests of processes and browsers wait a quarter of their time.
 # COVERAGE=1 measures it too, prints the files that are not wholly covered, and fails where the total has fallen.
 COVERED := 95
 test: $(VENV)/.installed-test ## install what tests need, then run them
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 \
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 3 --dist loadgroup --durations 15 \
 		$(if $(COVERAGE),--cov --cov-report term --cov-fail-under $(COVERED))
 
 # What needs no trained run, no compiler, no browser, no process to kill and no thousand samples.

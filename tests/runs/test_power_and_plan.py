@@ -169,3 +169,5 @@ def test_the_table_of_what_was_measured_is_that_of_the_results() -> None:
         time = [sum(both[side]["seconds"] for both in stages.values()) for side in (0, 1)]
         memory = [max(both[side]["mib"] for both in stages.values()) for side in (0, 1)]
         assert shown[f"{recipe}, all"] == pytest.approx([*time, *memory], abs=0.51)
+        assert time[0] == pytest.approx(time[1], rel=0.25)
+        assert memory[0] == pytest.approx(memory[1], rel=0.15)
