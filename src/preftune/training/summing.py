@@ -29,7 +29,7 @@ class Summing:
 
     @contextlib.contextmanager
     def whole(self, last: bool) -> Iterator[None]:
-        """Within `with` a backward pass; if it is the `last`, sums begin as its gradients come, except one sum of
+        """Within `with` a backward pass; if it is the `last`, sums begin as its gradients come, except one of
         all, which could not begin before the end.
         """
         if not (last and self.along and len(self._ahead) > 1):
