@@ -29,8 +29,10 @@ class Summing:
 
     @contextlib.contextmanager
     def whole(self, last: bool) -> Iterator[None]:
-        """Within `with` a backward pass; sums begin as its gradients come, if it is the `last`."""
-        if not (last and self.along):
+        """Within `with` a backward pass; if it is the `last`, sums begin as its gradients come, except one of
+        all, which could not begin before the end.
+        """
+        if not (last and self.along and len(self._ahead) > 1):
             yield
             return
         self._come.clear()  # of a pass that was broken off
