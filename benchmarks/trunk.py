@@ -224,7 +224,7 @@ class Side:
 
 
 class _Ends:
-    """A model's last token ends a reply: one in 50,000 of what is drawn. It pads, too, so that no -1 will do."""
+    """The last token of a model ends a reply, one in 50,000 of those drawn; it pads, too: -1 will not do."""
 
     def __init__(self, size: str) -> None:
         self.ends = (SIZES[size]["vocabulary"] - 1,)
