@@ -146,9 +146,8 @@ class Side:
                 learner.freeze(role)
         extra = []
         if "max_new_tokens" in settings:
-            extra = [
-                Scorer(reward_model=self.roles["reward_model"], encoder=_Ends(), translate=None)  # type: ignore[arg-type]
-            ]
+            encoder: Any = _Ends(self.size)
+            extra = [Scorer(reward_model=self.roles["reward_model"], encoder=encoder, translate=None)]
         config: Any = {"algorithm": self.stage, "microbatch_size": 8, **settings}
         return kind(kind.Config(**config), {n: self.roles[n] for n in kind.needs}, learner, *extra)
 
@@ -208,14 +207,14 @@ class Side:
         from preftune.rollout.sample import sample
 
         reference, judge = self.role("reference"), self.role("reward_model")
-        policies = [self.role("policy") for _ in range(POLICIES)]
+        policies, end = [self.role("policy") for _ in range(POLICIES)], _Ends(self.size).ends[0]
 
         def step(number: int) -> dict[str, float]:
             total = 0.0
             for policy in policies:
                 forget_states()
                 out = sample(
-                    policy, self.prompts(number), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=-1
+                    policy, self.prompts(number), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=end
                 )
                 total += float(judge.scores(out).detach().sum())
                 total += sum(divergences(policy, reference, out, 1.0)[0])
@@ -225,7 +224,10 @@ class Side:
 
 
 class _Ends:
-    ends = (-1,)
+    """The last token of a model ends a reply, one in 50,000 of those drawn; it pads, too: -1 will not do."""
+
+    def __init__(self, size: str) -> None:
+        self.ends = (SIZES[size]["vocabulary"] - 1,)
 
 
 def worker() -> None:
@@ -282,7 +284,8 @@ def flops(size: str, stage: str, states: str, data: list[Any], step: int, side: 
     train, words = (2 if side == "lora" else 3) * look, 2 * head * reply
     learnt = (6 if side == "full" else 4) * head * reply
     drawn = 2 * layers * b * nodes + words  # sampling
-    below *= PASSES[stage] if side == "frozen" else int(not whole and states != "kept")
+    kept = states == "kept" or stage in ("ppo", "grpo")  # whose states the sampler brings
+    below *= PASSES[stage] if side == "frozen" else int(not (whole or kept))
     match stage:
         case "sft":
             return below + train + learnt

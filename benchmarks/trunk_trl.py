@@ -3,7 +3,7 @@
 Usage: trunk_trl.py [SIZE ...] [--stages ...] [--pairs N] --shared DIRECTORY, with TRL's environments of
 `make bench`. Models, rows and steps are those of trunk.py, whose rows of results lie in the same file with
 "against": "trl". TRL takes one step for both states of ours, first and kept; losses agree in
-every step. Rows are written after each pair.
+every step, with adapters in the first (each side draws its own). Rows are written after each pair.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def compare(
         found = theirs.step()
         rounds.append([{**found, "seconds": found["cpu_seconds"]}, *(worker.step(i) for worker in ours)])
         for k in range(1, len(rounds[0])):
-            bench.check(stage, [[r[k], r[0]] for r in rounds])
+            bench.check(stage, [[r[k], r[0]] for r in (rounds[:1] if how else rounds)])
         if i:
             yield [row_of(size, stage, how, kinds[k - 1], k, data, rounds) for k in range(1, len(rounds[0]))]
     for worker in (theirs, *ours):
