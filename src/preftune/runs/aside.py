@@ -21,25 +21,25 @@ from preftune.runs.stages import Stage, made_of_what_is_here
 from preftune.sums import read_sealed
 
 
-def with_children(stages: Mapping[str, StageSettings], asked: Sequence[str]) -> list[str]:
+def with_children(stages: Mapping[str, StageSettings], names: Sequence[str]) -> list[str]:
     """The stages asked for and all that read their models. UsageError for a name that is no stage."""
-    for name in asked:
+    for name in names:
         if name not in stages:
             raise UsageError(
                 f"--redo {name}: there is no such stage",
                 f"{meant(name, stages)}the stages are: {', '.join(stages)}",
             )
-    found = set(asked)
-    while more := {n for n, s in stages.items() if n not in found and found & set(parents(s))}:
-        found |= more
-    return [name for name in stages if name in found]
+    affected = set(names)
+    while more := {n for n, s in stages.items() if n not in affected and affected & set(parents(s))}:
+        affected |= more
+    return [name for name in stages if name in affected]
 
 
-def put_aside(run: RunDir, stages: Sequence[Stage], asked: Sequence[str]) -> list[str]:
+def put_aside(run: RunDir, stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
     """Move what is there of these stages out of the way; the names of those that were moved now. A call with
     what was asked before, some of it not made yet, goes on with that and moves nothing.
     """
-    request: dict[str, Any] = {"asked": list(asked), "keys": {stage.name: stage.key for stage in stages}}
+    request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
     waiting = any(_place(run, stage).is_dir() for stage in stages)
     if waiting and _request(run) == {**request, "moved": True}:
         return []
@@ -66,19 +66,19 @@ def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
 
 def put_back(run: RunDir, stage: Stage) -> bool:
     """The old stage in its place again, if it is the one that is wanted, and not the new one."""
-    place = _place(run, stage)
-    if not place.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
+    folder = _place(run, stage)
+    if not folder.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
         return False
-    old = place / "stage" / "stage.json"
+    old = folder / "stage" / "stage.json"
     record = read_sealed(old if old.is_file() else run.stage_json(stage.name), stage.name)
     if record.get("key") != stage.key or not made_of_what_is_here(run, record):
         return False
     if old.is_file():
         _drop(run, stage)
     for target, name in _parts(run, stage):
-        if (place / name).is_dir():
+        if (folder / name).is_dir():
             shutil.rmtree(target, ignore_errors=True)
-            os.rename(place / name, target)
+            os.rename(folder / name, target)
     settle(run, stage)
     return True
 
@@ -108,11 +108,11 @@ def _parts(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
 
 
 def _move(run: RunDir, stage: Stage) -> None:
-    place = _place(run, stage)
-    place.mkdir(parents=True, exist_ok=True)
+    folder = _place(run, stage)
+    folder.mkdir(parents=True, exist_ok=True)
     for source, name in _parts(run, stage):
-        if source.is_dir() and not (place / name).exists():
-            os.rename(source, place / name)
+        if source.is_dir() and not (folder / name).exists():
+            os.rename(source, folder / name)
 
 
 def _drop(run: RunDir, stage: Stage) -> None:

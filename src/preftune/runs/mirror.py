@@ -79,13 +79,13 @@ class Mirror:
             self._fetch_logs(stage, finished)
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
-        here = newest_step(self.run.checkpoints(stage.name))
+        newest = newest_step(self.run.checkpoints(stage.name))
         for unit in self._checkpoints(stage):
-            if step_of(unit) <= here:
+            if step_of(unit) <= newest:
                 return
             if _is_complete(unit):
                 target = checkpoint_at(self.run.checkpoints(stage.name), step_of(unit))
-                shutil.rmtree(target, ignore_errors=True)  # not valid, or `here` would be its step
+                shutil.rmtree(target, ignore_errors=True)  # not valid, or `newest` would be its step
                 _fetch_files(unit, "", target, without=self._logs(stage))
                 self._fetch_logs(stage, unit)
                 self.say(f"{stage.name:<12} checkpoint of step {step_of(unit)} fetched from {unit}")
