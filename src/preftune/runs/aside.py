@@ -40,13 +40,13 @@ def put_aside(run: RunDir, stages: Sequence[Stage], names: Sequence[str]) -> lis
     what was asked before, some of it not made yet, goes on with that and moves nothing.
     """
     request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
-    waiting = any(_place(run, stage).is_dir() for stage in stages)
+    waiting = any(_folder(run, stage).is_dir() for stage in stages)
     if waiting and _request(run) == {**request, "moved": True}:
         return []
     write_json(_file(run), request)
     moved = []
     for stage in stages:
-        if (_place(run, stage) / "stage").is_dir():
+        if (_folder(run, stage) / "stage").is_dir():
             _drop(run, stage)  # a new one that was not finished
         elif run.stage_json(stage.name).is_file():
             _move(run, stage)
@@ -66,7 +66,7 @@ def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
 
 def put_back(run: RunDir, stage: Stage) -> bool:
     """The old stage in its place again, if it is the one that is wanted, and not the new one."""
-    folder = _place(run, stage)
+    folder = _folder(run, stage)
     if not folder.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
         return False
     old = folder / "stage" / "stage.json"
@@ -75,7 +75,7 @@ def put_back(run: RunDir, stage: Stage) -> bool:
         return False
     if old.is_file():
         _drop(run, stage)
-    for target, name in _parts(run, stage):
+    for target, name in _folders(run, stage):
         if (folder / name).is_dir():
             shutil.rmtree(target, ignore_errors=True)
             os.rename(folder / name, target)
@@ -85,7 +85,7 @@ def put_back(run: RunDir, stage: Stage) -> bool:
 
 def settle(run: RunDir, stage: Stage) -> None:
     """The old stage goes: a new one stands, or it is back itself."""
-    shutil.rmtree(_place(run, stage), ignore_errors=True)
+    shutil.rmtree(_folder(run, stage), ignore_errors=True)
     if run.aside.is_dir() and not any(path.is_dir() for path in run.aside.iterdir()):
         shutil.rmtree(run.aside, ignore_errors=True)
 
@@ -98,23 +98,23 @@ def _request(run: RunDir) -> dict[str, Any]:
     return read_object(_file(run)) if _file(run).is_file() else {}
 
 
-def _place(run: RunDir, stage: Stage) -> Path:
+def _folder(run: RunDir, stage: Stage) -> Path:
     return run.aside / stage.name
 
 
-def _parts(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
+def _folders(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
     """The model first: a stage whose record is still in place can be recognised."""
     return (stage.model_dir(run), "model"), (run.stage_dir(stage.name), "stage")
 
 
 def _move(run: RunDir, stage: Stage) -> None:
-    folder = _place(run, stage)
+    folder = _folder(run, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    for source, name in _parts(run, stage):
+    for source, name in _folders(run, stage):
         if source.is_dir() and not (folder / name).exists():
             os.rename(source, folder / name)
 
 
 def _drop(run: RunDir, stage: Stage) -> None:
-    for path, _ in _parts(run, stage):
+    for path, _ in _folders(run, stage):
         shutil.rmtree(path, ignore_errors=True)

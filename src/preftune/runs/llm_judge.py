@@ -35,7 +35,7 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Question:
     """One question: which reply stands first, which second, and the request."""
 
     first: int
@@ -68,7 +68,7 @@ class LLMJudge:
         self._ask({each.key: each for row in rows for each in self.questions(row)})
         return [self._shares(row) for row in rows]
 
-    def questions(self, row: Json) -> Iterator[_Asked]:
+    def questions(self, row: Json) -> Iterator[_Question]:
         """Any two different replies, in both orders."""
         texts, prompt = [text.strip() for text in row["replies"]], _in_words(row["prompt"])
         for i, j in permutations(range(len(texts)), 2):
@@ -76,7 +76,7 @@ class LLMJudge:
                 content = question(self.template, prompt, texts[i], texts[j])
                 messages = [{"role": "user", "content": content}]
                 request = {"model": self.model, "messages": messages, **self.config.decides}
-                yield _Asked(first=i, second=j, request=request)
+                yield _Question(first=i, second=j, request=request)
 
     def judgements(self, rows: Sequence[Json]) -> list[Json]:
         """What was answered about rows, in their order."""
@@ -125,7 +125,7 @@ class LLMJudge:
             sum(won[i][j] + 1 - won[j][i] for j in others[i]) / (2 * len(others[i])) for i in range(count)
         ]
 
-    def _ask(self, questions: dict[str, _Asked]) -> None:
+    def _ask(self, questions: dict[str, _Question]) -> None:
         new = {k: item for k, item in questions.items() if "refused" in self.answers.get(k, {"refused": ""})}
         pool, waiting = ThreadPoolExecutor(self.config.parallel), dict[Future[Answer], str]()
         try:

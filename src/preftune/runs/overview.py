@@ -47,7 +47,7 @@ class RunSummary:
 def runs_in(folder: Path) -> list[RunSummary]:
     """The runs in a folder, the one that was written last first."""
     folders = [path for path in folder.glob("*") if (path / "config.toml").is_file()]
-    return [_summary(RunDir(path)) for path in sorted(folders, key=_written, reverse=True)]
+    return [_summary(RunDir(path)) for path in sorted(folders, key=_changed_at, reverse=True)]
 
 
 def first_screen() -> str:
@@ -104,7 +104,9 @@ def _summary(run: RunDir) -> RunSummary:
         flat = dict(_flat(settings))
         numbers = [line for name in stages if (line := _headline(run, name))]
         step = (
-            f"read it: {run.report_page}" if done and run.report_page.is_file() else f"go on: {_again(run)}"
+            f"read it: {run.report_page}"
+            if done and run.report_page.is_file()
+            else f"go on: {_resume_command(run)}"
         )
     except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = str(error).partition("\n")[0][:120]
@@ -142,7 +144,7 @@ def _headline(run: RunDir, stage: str) -> str:
     return f"{stage}: {'; '.join(gains)}" if gains else ""
 
 
-def _again(run: RunDir) -> str:
+def _resume_command(run: RunDir) -> str:
     """The command that made the run, which goes on with it."""
     command = _object(run.run).get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
@@ -166,7 +168,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _written(folder: Path) -> float:
+def _changed_at(folder: Path) -> float:
     files = [folder / "config.toml", *folder.glob("stages/*/stage.json"), folder / "report.html"]
     return max(file.stat().st_mtime for file in files if file.is_file())
 

@@ -36,7 +36,7 @@ def remove_run(run: RunDir) -> list[Path]:
     """
     refuse_links(run)
     removed = []
-    for path in _written(run):
+    for path in _written_files(run):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -50,7 +50,7 @@ def remove_run(run: RunDir) -> list[Path]:
     return removed
 
 
-def _written(run: RunDir) -> Iterator[Path]:
+def _written_files(run: RunDir) -> Iterator[Path]:
     """Files of a run that are there, and models and checkpoints as directories."""
     names = _recorded(run)
     stages = run.stage_dir("x").parent

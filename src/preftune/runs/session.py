@@ -204,7 +204,7 @@ class Session:
         keys = {parent: self.stage(parent).key for parent in above}
         if BASE in config.parents():
             keys[BASE] = self.stage(BASE).key
-        inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
+        inputs = {**self._inputs(config), "parents": keys, **self._data_inputs(config)}
         if config.scored_by is not None and from_outside(config.scored_by):
             inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
@@ -224,7 +224,7 @@ class Session:
         if config.online and config.makes == "model" and self.config.sampler.url is not None:
             inputs["sampler"] = self.config.sampler.decides
         if config.asks is not None:
-            inputs["llm"] = self._asked(name, config.asks)
+            inputs["llm"] = self._llm_inputs(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def contents(self, judge: str) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class Session:
         """The longest reply that a stage which collects samples."""
         return self.config.stage[stage].new_tokens or self.config.evaluation.max_new_tokens
 
-    def _own_data(self, config: StageSettings) -> dict[str, Any]:
+    def _data_inputs(self, config: StageSettings) -> dict[str, Any]:
         """For a stage with data of its own: the hash of its rows (those that are collected have the key of
         their stage), of undesirable replies, and of a judge from elsewhere.
         """
@@ -280,7 +280,7 @@ class Session:
             inputs["settings"] = {**settings_of(config), "judge": identity}
         return inputs
 
-    def _asked(self, stage: str, llm: LLMConfig) -> Any:
+    def _llm_inputs(self, stage: str, llm: LLMConfig) -> Any:
         """What a language model's verdicts depend on besides its name; where it is asked is no part of it."""
         if (recorded := self._recorded_inputs(stage).get("llm")) is not None:
             return recorded

@@ -81,7 +81,7 @@ class VLLM:
         self.calls += 1
         vocabulary = int(policy.model.config.get_text_config().vocab_size)
         texts = [ids[real].tolist() for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
-        settings = _asked_alike(self.model, responses_per_prompt, max_new_tokens, temperature, eos_id)
+        settings = _common_settings(self.model, responses_per_prompt, max_new_tokens, temperature, eos_id)
         requests = [
             {**settings, "prompt": ids, "seed": seed >> 1}  # reply i has seed + i, which must stay below 2^63
             for ids, seed in zip(texts, prompts.seeds, strict=True)
@@ -228,7 +228,7 @@ def server_of(session: Session, stage: str, tokenizer: Any, learner: Learner) ->
     )
 
 
-def _asked_alike(
+def _common_settings(
     model: str, count: int, max_new_tokens: int, temperature: float, ends: Sequence[int]
 ) -> dict[str, Any]:
     """What all requests of a step say, so that draws are from softmax(logits / T), whole, and end where the
