@@ -38,7 +38,7 @@ def one_of_two(rank: int, port: int, fault: str, words: list[str], told: Connect
         told.send(cli.main(words))
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 @pytest.mark.usefixtures("small_data")
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     preftune.ppo_train("tiny", *OVERRIDES, out=str(tmp_path / "one"))

@@ -12,7 +12,7 @@ from faultlab import Lab
 
 from preftune.rundir import RunDir, read_json
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("forked")
 
 SETTINGS = [
     *("stage.ppo=none", "stage.grpo=none", "evaluation.prompts=4", "evaluation.max_new_tokens=6"),

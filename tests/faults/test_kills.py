@@ -9,7 +9,7 @@ from faultlab import EVERY, Lab, consumed
 from preftune.rundir import RunDir
 from preftune.training.checkpoint import newest_step
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("forked")
 
 KILLS = [  # one of each kind, in every kind of stage
     ("sft", "updated@step=3:kill", 2),

@@ -12,7 +12,7 @@ from patience import PATIENCE, wait_for
 from preftune.rundir import RunDir
 from preftune.training.checkpoint import newest_step
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("forked")
 
 
 def said(lab: Lab, before: int) -> str:

@@ -15,7 +15,7 @@ from full_disk import fills_up, small_disk, too_small
 from preftune.rundir import RunDir
 from preftune.training.checkpoint import fault_of, newest_step
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("forked")
 
 
 @pytest.fixture(scope="module")

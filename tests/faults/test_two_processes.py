@@ -8,7 +8,7 @@ from world_size import POISONED, STAGE, apart, fail_in_one, train
 
 from preftune.rundir import RunDir
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("forked")
 
 
 def test_the_real_error_is_shown_and_one_process_goes_on(lab: Lab, out: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs import collect
 
 pytestmark = [
-    pytest.mark.xdist_group("distributed"),  # one worker starts what takes two processes
+    pytest.mark.xdist_group("forked"),  # one worker has all that fork
     pytest.mark.usefixtures("few_pairs"),
 ]
 

@@ -202,7 +202,7 @@ def command(words: list[str], log: Path) -> None:
         main(words)
 
 
-@pytest.mark.xdist_group("distributed")  # where processes are forked
+@pytest.mark.xdist_group("forked")  # where processes are forked
 @pytest.mark.usefixtures("small_data")
 def test_killed_in_the_middle_it_asks_nothing_twice_and_writes_the_key_nowhere(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,9 +71,9 @@ def prepare(
     return kind(config, models, learner, **extra), learner, models
 
 
-def plan_for(algorithm: str, out: Path, **more: Any) -> Plan:
+def plan_for(algorithm: str, out: Path, steps: int = STEPS, **more: Any) -> Plan:
     return Plan(
-        steps=STEPS,
+        steps=steps,
         metrics=out / "metrics.jsonl",
         checkpoints=out / "checkpoints",
         checkpoint_every=2,
@@ -93,6 +93,7 @@ def run(
     top: int | None = None,
     rank: int | None = None,
     size: int = 8,
+    steps: int = STEPS,
     **own: Any,
 ) -> dict[str, dict[str, Tensor]]:
     """Train with settings of its own, or die in the on_step call of `kill_at`; the trained roles' weights."""
@@ -103,7 +104,7 @@ def run(
             raise Killed
 
     size, make = min(size, 4) if grouped(algorithm) else size, BATCHES[ALGORITHMS[algorithm].Config.batch]
-    plan = plan_for(algorithm, out, say=say)
+    plan = plan_for(algorithm, out, steps, say=say)
     train(made, learner, lambda step: learner.place(make(step, size)), plan, on_step)
     found = {}
     for name in learner.trained:
@@ -116,6 +117,6 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(out / "metrics.jsonl")]
 
 
-def optimizer_digests(out: Path) -> dict[str, str]:
+def optimizer_digests(out: Path, step: int = STEPS) -> dict[str, str]:
     """SHA-256 of weights and moments in the last checkpoint."""
-    return checkpoint.digests(checkpoint.checkpoint_at(out / "checkpoints", STEPS))
+    return checkpoint.digests(checkpoint.checkpoint_at(out / "checkpoints", step))

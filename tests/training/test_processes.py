@@ -52,7 +52,7 @@ def add_twice(rank: int, port: int, number: int, told: Connection) -> None:
     os._exit(0)  # the process group cannot be taken down in order
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -148,7 +148,7 @@ def update_along(rank: int, port: int, told: Connection) -> None:
     )
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_gradients_are_summed_along_the_last_backward_pass_also_if_it_is_made_again() -> None:
     _, update, weights, _ = taught()
     update(), update()
@@ -165,7 +165,7 @@ def test_gradients_are_summed_along_the_last_backward_pass_also_if_it_is_made_ag
     assert [each[3] for each in heard] == [2, 1]
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_what_one_process_meets_in_an_update_both_take_together() -> None:
     _, update, weights, _ = taught()
     norm, alone = update()["grad_norm"], weights()
@@ -206,7 +206,7 @@ def one_loss(policy: Policy, part: Sequences) -> Loss:
     return Loss(-policy.logprobs(part), {"ones": torch.ones_like(part.response).float()})
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_a_process_without_rows_takes_part_in_the_update_of_the_others() -> None:
     metrics, weights = one_row(Learner())
     with two(gather_and_update) as ears:
@@ -240,7 +240,7 @@ def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
     runner.train_stages(session, [])
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_every_process_begins_a_stage_with_what_the_first_has_fetched(tmp_path: Path) -> None:
     with two(fetch_slowly, tmp_path / "fetched") as ears:
         assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == [True, True]

@@ -5,6 +5,7 @@ import os
 import shutil
 import traceback
 import weakref
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over t
 # The bias of a key has no gradient: with its usual eps AdamW would make steps of what rounding leaves there.
 ADAMW = OptimizerConfig(eps=1e-3)
 
+STEPS = 3  # the third begins at a checkpoint, with moments that two have made
+
 HOW: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS}
 
 Weights = dict[str, list[float]]
@@ -40,14 +43,17 @@ Heard = tuple[Path, dict[str, list[Any]]]
 def trained(algorithm: str, out: Path, **more: Any) -> Weights:
     """The weights of each trained role, as numbers that may be sent."""
     out.mkdir(parents=True, exist_ok=True)
-    found = run(algorithm, out, adamw=ADAMW, say=lambda text: None, **more)
+    found = run(algorithm, out, adamw=ADAMW, say=lambda text: None, steps=STEPS, **more)
     return {name: flat(weights).tolist() for name, weights in found.items()}
 
 
+alone = cache(trained)  # by one process, once for all who ask
+
+
 def killed(algorithm: str, out: Path, **more: Any) -> None:
-    """Begun, and gone in step 4: there is a checkpoint of step 2."""
+    """Begun, and gone in step 3: there is a checkpoint of step 2."""
     with pytest.raises(Killed):
-        trained(algorithm, out, kill_at=4, **more)
+        trained(algorithm, out, kill_at=STEPS, **more)
 
 
 def held(role: Role, optimizer: Any = None) -> tuple[int, int]:
@@ -199,21 +205,21 @@ def close(found: Weights, expected: Weights, within: float = 2e-6) -> None:
         assert torch.tensor(found[name]) == pytest.approx(torch.tensor(expected[name]), abs=within), name
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_with_parts_train_what_one_with_all_does(heard: Heard, name: str) -> None:
-    """Rollouts, metrics of every step, and weights after five steps with moments."""
+    """Rollouts, metrics of every step, and weights after three steps with moments."""
     folder, said = heard
-    one = trained(name, folder / "one" / name)
+    one = alone(name, folder / "one" / name)
     for found in said[name]:
         close(found, one)
     ours, theirs = rows(folder / "one" / name), rows(folder / "two" / name)
-    assert len(ours) == len(theirs) == 5
+    assert len(ours) == len(theirs) == STEPS
     for mine, other in zip(ours, theirs, strict=True):
         assert other == pytest.approx(mine, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("name", UNEVEN)
 def test_three_rows_are_shared_by_two_processes(heard: Heard, name: str) -> None:
     """One has two of them; of a minibatch with one row, the other has none."""
@@ -226,7 +232,7 @@ def test_three_rows_are_shared_by_two_processes(heard: Heard, name: str) -> None
         assert other == pytest.approx(mine, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_adapters_are_sharded_with_what_is_below(heard: Heard) -> None:
     folder, said = heard
     one = trained("sft", folder / "lora_one", rank=2)
@@ -234,7 +240,7 @@ def test_adapters_are_sharded_with_what_is_below(heard: Heard) -> None:
         close(found, one)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo"])
 def test_upper_blocks_that_are_trained_alone_are_sharded(heard: Heard, name: str) -> None:
     """The reward model was begun by one that has all; DPO keeps states on disk; PPO reads by block."""
@@ -251,7 +257,7 @@ def test_upper_blocks_that_are_trained_alone_are_sharded(heard: Heard, name: str
         close(trained("sft", folder / "cut_fewer", top=1), one, 1e-6)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_what_is_trained_is_in_parts_and_what_is_shared_lies_there_once(heard: Heard) -> None:
     for names, share, places in heard[1]["cut parts"]:
         assert all(name.startswith(("transformer.h.1.", "transformer.ln_f.")) for name in names)
@@ -261,7 +267,7 @@ def test_what_is_trained_is_in_parts_and_what_is_shared_lies_there_once(heard: H
         assert len(places) == len(names) + 14
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_what_is_read_a_block_at_a_time_gives_the_same_numbers(heard: Heard) -> None:
     """The same bits; adapters stay beside their weights then, which changes the last of them."""
     folder, said = heard
@@ -272,7 +278,7 @@ def test_what_is_read_a_block_at_a_time_gives_the_same_numbers(heard: Heard) -> 
         close(found, one)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_one_block_is_whole_at_a_time_whatever_the_processes_do(heard: Heard) -> None:
     """Process 1 has more rows, and takes half of them at a time after a pass that it has to break off."""
     drawn = sample(Policy(causal_lm(1)), prompts(3, 5), **HOW)
@@ -284,24 +290,24 @@ def test_one_block_is_whole_at_a_time_whatever_the_processes_do(heard: Heard) ->
     assert sum(warnings for _, _, warnings in heard[1]["one block"]) == 1
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_a_killed_run_goes_on_bit_for_bit_or_with_other_processes(heard: Heard) -> None:
     """By two that wrote the parts: each bit, weights and moments. By one, by two after one: to rounding."""
     folder, said = heard
     assert said["pieces"] == said["ppo"]
-    digests = optimizer_digests(folder / "pieces")
-    assert digests == optimizer_digests(folder / "two" / "ppo")
+    digests = optimizer_digests(folder / "pieces", STEPS)
+    assert digests == optimizer_digests(folder / "two" / "ppo", STEPS)
     names = ("critic", "critic-optimizer", "policy", "policy-optimizer")
     files = [f"{name}-0000{i}-of-00002.safetensors" for name in names for i in (1, 2)]
     assert sorted(digests) == files
     assert (folder / "fewer" / "checkpoints" / "step-000002" / files[0]).is_file()
-    one = trained("ppo", folder / "one" / "again")
+    one = alone("ppo", folder / "one" / "ppo")
     close(trained("ppo", folder / "fewer"), one)
     for found in said["more"]:
         close(found, one)
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_each_process_holds_its_part_only(heard: Heard) -> None:
     """Of weights and moments, also of what is only looked up; an uneven row more is the first one's."""
     for parts in heard[1]["parts"]:
@@ -312,12 +318,12 @@ def test_each_process_holds_its_part_only(heard: Heard) -> None:
         assert sum(parts[name][0] for parts in heard[1]["parts"]) == heard[1]["parts"][0][name][1]
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_a_finished_stages_models_in_parts_are_given_back(heard: Heard) -> None:
     assert heard[1]["kept"] == [[], []]
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_a_model_that_cannot_be_cut_is_refused(heard: Heard) -> None:
     assert heard[1]["tied"] == [78, 78]
 

@@ -13,6 +13,7 @@ import pytest
 from resuming import optimizer_digests, rows, run
 from torch import Tensor
 
+from patience import wait_for
 from preftune import faults, stops
 from preftune.stops import Interrupted, deferred, handled, requested
 from preftune.training.checkpoint import newest_step
@@ -159,7 +160,7 @@ try:
     with stops.handled():
         stops.end_with_parent()
         print("there", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 except stops.Interrupted as stop:
     sys.exit(stop.code)
 """
@@ -179,13 +180,16 @@ def test_a_child_ends_with_its_parent_however_that_ends() -> None:
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(200):
-        try:
-            os.kill(child, 0)
-            if "State:\tZ" in Path(f"/proc/{child}/status").read_text():
-                return
-        except (ProcessLookupError, FileNotFoundError):
-            return
-        time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
-    raise AssertionError("the child went on")
+    try:
+        wait_for(lambda: over(child))
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        raise
+
+
+def over(process: int) -> bool:
+    """Gone, or ended with nobody to ask how."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -150,7 +150,7 @@ def stepped(server: VLLMServer, where: Path, shard: bool = False) -> dict[str, f
     return made.step(learner.place(prompts(1, 3)))
 
 
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("forked")
 def test_two_processes_with_parts_hand_over_once_and_ask_for_what_one_asks(
     server: VLLMServer, tmp_path: Path
 ) -> None:

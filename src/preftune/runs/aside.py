@@ -21,32 +21,32 @@ from preftune.runs.stages import Stage, made_of_what_is_here
 from preftune.sums import read_sealed
 
 
-def with_children(stages: Mapping[str, StageSettings], asked: Sequence[str]) -> list[str]:
+def with_children(stages: Mapping[str, StageSettings], names: Sequence[str]) -> list[str]:
     """The stages asked for and all that read their models. UsageError for a name that is no stage."""
-    for name in asked:
+    for name in names:
         if name not in stages:
             raise UsageError(
                 f"--redo {name}: there is no such stage",
                 f"{meant(name, stages)}the stages are: {', '.join(stages)}",
             )
-    found = set(asked)
-    while more := {n for n, s in stages.items() if n not in found and found & set(parents(s))}:
-        found |= more
-    return [name for name in stages if name in found]
+    affected = set(names)
+    while more := {n for n, s in stages.items() if n not in affected and affected & set(parents(s))}:
+        affected |= more
+    return [name for name in stages if name in affected]
 
 
-def put_aside(run: RunDir, stages: Sequence[Stage], asked: Sequence[str]) -> list[str]:
+def put_aside(run: RunDir, stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
     """Move what is there of these stages out of the way; the names of those that were moved now. A call with
     what was asked before, some of it not made yet, goes on with that and moves nothing.
     """
-    request: dict[str, Any] = {"asked": list(asked), "keys": {stage.name: stage.key for stage in stages}}
-    waiting = any(_place(run, stage).is_dir() for stage in stages)
+    request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
+    waiting = any(_folder(run, stage).is_dir() for stage in stages)
     if waiting and _request(run) == {**request, "moved": True}:
         return []
     write_json(_file(run), request)
     moved = []
     for stage in stages:
-        if (_place(run, stage) / "stage").is_dir():
+        if (_folder(run, stage) / "stage").is_dir():
             _drop(run, stage)  # a new one that was not finished
         elif run.stage_json(stage.name).is_file():
             _move(run, stage)
@@ -66,26 +66,26 @@ def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
 
 def put_back(run: RunDir, stage: Stage) -> bool:
     """The old stage in its place again, if it is the one that is wanted, and not the new one."""
-    place = _place(run, stage)
-    if not place.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
+    folder = _folder(run, stage)
+    if not folder.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
         return False
-    old = place / "stage" / "stage.json"
+    old = folder / "stage" / "stage.json"
     record = read_sealed(old if old.is_file() else run.stage_json(stage.name), stage.name)
     if record.get("key") != stage.key or not made_of_what_is_here(run, record):
         return False
     if old.is_file():
         _drop(run, stage)
-    for target, name in _parts(run, stage):
-        if (place / name).is_dir():
+    for target, name in _folders(run, stage):
+        if (folder / name).is_dir():
             shutil.rmtree(target, ignore_errors=True)
-            os.rename(place / name, target)
+            os.rename(folder / name, target)
     settle(run, stage)
     return True
 
 
 def settle(run: RunDir, stage: Stage) -> None:
     """The old stage goes: a new one stands, or it is back itself."""
-    shutil.rmtree(_place(run, stage), ignore_errors=True)
+    shutil.rmtree(_folder(run, stage), ignore_errors=True)
     if run.aside.is_dir() and not any(path.is_dir() for path in run.aside.iterdir()):
         shutil.rmtree(run.aside, ignore_errors=True)
 
@@ -98,23 +98,23 @@ def _request(run: RunDir) -> dict[str, Any]:
     return read_object(_file(run)) if _file(run).is_file() else {}
 
 
-def _place(run: RunDir, stage: Stage) -> Path:
+def _folder(run: RunDir, stage: Stage) -> Path:
     return run.aside / stage.name
 
 
-def _parts(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
+def _folders(run: RunDir, stage: Stage) -> tuple[tuple[Path, str], ...]:
     """The model first: a stage whose record is still in place can be recognised."""
     return (stage.model_dir(run), "model"), (run.stage_dir(stage.name), "stage")
 
 
 def _move(run: RunDir, stage: Stage) -> None:
-    place = _place(run, stage)
-    place.mkdir(parents=True, exist_ok=True)
-    for source, name in _parts(run, stage):
-        if source.is_dir() and not (place / name).exists():
-            os.rename(source, place / name)
+    folder = _folder(run, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in _folders(run, stage):
+        if source.is_dir() and not (folder / name).exists():
+            os.rename(source, folder / name)
 
 
 def _drop(run: RunDir, stage: Stage) -> None:
-    for path, _ in _parts(run, stage):
+    for path, _ in _folders(run, stage):
         shutil.rmtree(path, ignore_errors=True)

@@ -35,7 +35,7 @@ _LIMITS = (
 def model_card(session: "Session", stage: Stage) -> str:
     """Metadata and text; the measurements are those that the run directory holds now."""
     numbers, kind = list(_numbers(session.run, stage)), config_of(stage.algorithm)
-    parts = [
+    sections = [
         "---\n"
         + yaml.safe_dump(_metadata(session, stage, numbers), sort_keys=False, allow_unicode=False)
         + "---",
@@ -47,7 +47,7 @@ def model_card(session: "Session", stage: Stage) -> str:
         "## Limits\n\n" + "\n".join([*_LIMITS, *(kind.card_limits if kind else ())]),
         "## How to load\n\n" + _loading(session, stage),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
@@ -131,16 +131,16 @@ def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str
 
 
 def _in_digits(number: Estimate) -> str:
-    known = number.low is not None and number.high is not None
-    ends = f" [{number.low:.3f}, {number.high:.3f}]" if known else ""
+    bounded = number.low is not None and number.high is not None
+    ends = f" [{number.low:.3f}, {number.high:.3f}]" if bounded else ""
     return f"{number.value:.3f}{ends}"
 
 
 def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
     """(key, words, estimate) of what the evaluation found about this model."""
     if not stage.trains_policy:
-        own = run.evaluation(f"reward_model_{stage.name}")
-        file = own if own.is_file() else run.reward_evaluation
+        stage_file = run.evaluation(f"reward_model_{stage.name}")
+        file = stage_file if stage_file.is_file() else run.reward_evaluation
         record = read_record(file, RewardModelRecord) if file.is_file() else None
         if record is not None and record.stage == stage.name:
             yield from _reward_numbers(record)
@@ -203,13 +203,13 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
 
 def _loading(session: "Session", stage: Stage) -> str:
     """Code that prompts the model in the form in which it was trained, and samples as it was measured."""
-    asked = _asked(session, reply=not stage.trains_policy)
+    snippet = _snippet(session, reply=not stage.trains_policy)
     if "members" in stage.inputs.get("settings", {}):
         code_lines = (
             "from preftune import load_reward_model  # member-0 and so on load as plain Hugging Face models",
             "",
             'ensemble = load_reward_model("THIS_DIRECTORY")',
-            *asked.words,
+            *snippet.words,
             "normalised = ensemble.score([prompt], [response], ended=True)",
             "disagreement = ensemble.member_scores([prompt], [response]).std(0, correction=0)",
         )
@@ -218,9 +218,9 @@ def _loading(session: "Session", stage: Stage) -> str:
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
-            *asked.words,
-            f"text = {asked.text}",
-            f"raw = model(**{asked.ids}).logits  # preftune.json: mean, std",
+            *snippet.words,
+            f"text = {snippet.text}",
+            f"raw = model(**{snippet.ids}).logits  # preftune.json: mean, std",
             "",
             "from preftune import load_reward_model",
             'normalised = load_reward_model("THIS_DIRECTORY").score([prompt], [response], ended=True)',
@@ -230,16 +230,16 @@ def _loading(session: "Session", stage: Stage) -> str:
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
-            *asked.words,
-            f"text = {asked.text}",
+            *snippet.words,
+            f"text = {snippet.text}",
             f"as_measured = {_sampling(session)}  # not what generation_config.json may say",
-            f"reply = model.generate(**{asked.ids}, **as_measured)",
+            f"reply = model.generate(**{snippet.ids}, **as_measured)",
         )
     lines = "\n".join(code_lines)
     return f"```python\n{lines}\n```"
 
 
-class _Asked(NamedTuple):
+class _Snippet(NamedTuple):
     """Lines that name a prompt (and a response), the text of them, and its ids, as code."""
 
     words: tuple[str, ...]
@@ -247,25 +247,25 @@ class _Asked(NamedTuple):
     ids: str
 
 
-def _asked(session: "Session", reply: bool) -> _Asked:
+def _snippet(session: "Session", reply: bool) -> _Snippet:
     form, arguments = session.config.data.form, session.config.data.template_arguments
     ids = 'tokenizer(text, return_tensors="pt")'
     if form != "chat":
         prompt = '"\\n\\nHuman: Hello\\n\\nAssistant:"' if form == "transcript" else '"The film was"'
         if not reply:
-            return _Asked((f"prompt = {prompt}",), "prompt", ids)
-        return _Asked(
+            return _Snippet((f"prompt = {prompt}",), "prompt", ids)
+        return _Snippet(
             (f'prompt, response = {prompt}, " Hi!"',), "prompt + response + tokenizer.eos_token", ids
         )
     ids = 'tokenizer(text, add_special_tokens=False, return_tensors="pt")'
-    given = "".join(f", {name}={value!r}" for name, value in arguments.items()).replace("```", "")
+    options = "".join(f", {name}={value!r}" for name, value in arguments.items()).replace("```", "")
     prompt = '[{"role": "user", "content": "Hello"}]'
     if not reply:
-        text = f"tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True{given})"
-        return _Asked((f"prompt = {prompt}",), text, ids)
-    said = 'prompt + [{"role": "assistant", "content": response}]'
-    text = f"tokenizer.apply_chat_template({said}, tokenize=False{given}).rstrip()  # up to the end token"
-    return _Asked((f'prompt, response = {prompt}, "Hi!"',), text, ids)
+        text = f"tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True{options})"
+        return _Snippet((f"prompt = {prompt}",), text, ids)
+    chat = 'prompt + [{"role": "assistant", "content": response}]'
+    text = f"tokenizer.apply_chat_template({chat}, tokenize=False{options}).rstrip()  # up to the end token"
+    return _Snippet((f'prompt, response = {prompt}, "Hi!"',), text, ids)
 
 
 def _sampling(session: "Session") -> str:

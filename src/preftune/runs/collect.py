@@ -84,20 +84,20 @@ class _Collector:
             say=learner.say_once,
         )
         texts = [
-            self.encoder.decode(ids[own].tolist())
-            for ids, own in zip(replies.ids, replies.response, strict=True)
+            self.encoder.decode(ids[mask].tolist())
+            for ids, mask in zip(replies.ids, replies.response, strict=True)
         ]
         closed = ended(replies, self.encoder.ends).tolist()
-        plain, found = self.encoder.form == "plain", list[Json]()
-        for place, number in enumerate(numbers):
-            row, mine = self.rows[number], slice(place * config.replies, (place + 1) * config.replies)
-            said = {"replies": texts[mine], "ended": closed[mine], "scores": []}
-            found.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **said})
+        plain, collected = self.encoder.form == "plain", list[Json]()
+        for index, number in enumerate(numbers):
+            row, span = self.rows[number], slice(index * config.replies, (index + 1) * config.replies)
+            answers = {"replies": texts[span], "ended": closed[span], "scores": []}
+            collected.append({"row": row.row, "prompt": prompt_of(row.prompt, plain), **answers})
         if isinstance(self.scorer, Scorer):
-            for row, scored in zip(found, self._scores(self.scorer, replies, numbers), strict=True):
+            for row, scored in zip(collected, self._scores(self.scorer, replies, numbers), strict=True):
                 row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         lengths = replies.response.sum(1).tolist(), closed
-        rows, sizes = learner.together(found), learner.together(list(zip(*lengths, strict=True)))
+        rows, sizes = learner.together(collected), learner.together(list(zip(*lengths, strict=True)))
         if not learner.is_main:
             return rows, {}
         if isinstance(self.scorer, LLMJudge):  # which keeps its answers in one file
@@ -110,16 +110,16 @@ class _Collector:
         size = self.config.replies
         of = [number for number in numbers for _ in range(size)]
         scores, members = scorer.scores_and_members(replies, of)
-        places = [slice(place, place + size) for place in range(0, len(scores), size)]
-        more = [{} if members is None else {"members": members[:, own].T.tolist()} for own in places]
-        return [{"scores": scores[own].tolist(), **each} for own, each in zip(places, more, strict=True)]
+        spans = [slice(start, start + size) for start in range(0, len(scores), size)]
+        more = [{} if members is None else {"members": members[:, span].T.tolist()} for span in spans]
+        return [{"scores": scores[span].tolist(), **each} for span, each in zip(spans, more, strict=True)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequence[tuple[int, bool]]) -> dict[str, float]:
         """Of rows, and of the length of each reply and whether it has ended."""
         spreads = [pstdev(row["scores"]) for row in rows]
         judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
-        said = [] if judge is None else judge.judgements(rows)
-        lost = {"no_verdict": float(sum(each["verdict"] is None for each in said))} if judge else {}
+        judgements = [] if judge is None else judge.judgements(rows)
+        lost = {"no_verdict": float(sum(each["verdict"] is None for each in judgements))} if judge else {}
         return {
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
@@ -153,8 +153,8 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     if learner.is_main:
         begin(run, stage)
     steps = config.steps_on(len(collector.rows))
-    kept = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
-    done = learner.together([kept])[0]
+    resumed = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
+    done = learner.together([resumed])[0]
     with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
         if learner.is_main:
             tell(session, stage, {"steps": steps, "start": config.init})
@@ -247,9 +247,9 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
     """The stage's files, whole; returns what to say of them."""
     run, config = collector.session.run, collector.config
     rows, target = read_jsonl(run.replies(stage.name)), run.collected(stage.name)
-    tried = [(row, pair) for row in rows for pair in collector.pairs(row)]
-    made = [(row, pair) for row, pair in tried if pair is not None]
-    if not made:
+    candidates = [(row, pair) for row in rows for pair in collector.pairs(row)]
+    labelled = [(row, pair) for row, pair in candidates if pair is not None]
+    if not labelled:
         raise DataError(
             f"stage {stage.name}: no two replies with different scores, so there is no pair",
             f"use a judge that tells replies apart, or set stage.{stage.name}.ties=random",
@@ -260,15 +260,15 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
         "policy_sha256": policy,
         "prompts": len(rows),
         "replies": sum(len(row["replies"]) for row in rows),
-        "pairs": len(made),
-        "left_out_pairs": len(tried) - len(made),
+        "pairs": len(labelled),
+        "left_out_pairs": len(candidates) - len(labelled),
         "score_mean": fmean(score for row in rows for score in row["scores"]),
-        **labels(made, config.label_temperature),
+        **labels(labelled, config.label_temperature),
     }
     if beats := earlier(collector.session, stage.name, rows):
         facts["beats"] = beats
-    beside = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
-    preferences = [{**_preference(collector, row, pair), **beside} for row, pair in made]
+    provenance = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
+    preferences = [{**_preference(collector, row, pair), **provenance} for row, pair in labelled]
     if isinstance(collector.scorer, LLMJudge):
         facts["llm"] = collector.scorer.summary(rows)
         write_jsonl(target / "judgements.jsonl", collector.scorer.judgements(rows))

@@ -20,17 +20,17 @@ from preftune.version import __version__
 Json = dict[str, Any]
 
 
-def labels(made: Sequence[tuple[Json, Pair]], noise: float | None) -> Json:
+def labels(labelled: Sequence[tuple[Json, Pair]], noise: float | None) -> Json:
     """How the labels agree with the judge's scores, how well anybody could do where they are drawn, and how
     often the longer reply is chosen.
     """
-    scores = [(row["scores"][pair.chosen], row["scores"][pair.rejected]) for row, pair in made]
-    words = [[len(row["replies"][i].split()) for i in (pair.chosen, pair.rejected)] for row, pair in made]
+    scores = [(row["scores"][pair.chosen], row["scores"][pair.rejected]) for row, pair in labelled]
+    words = [[len(row["replies"][i].split()) for i in (pair.chosen, pair.rejected)] for row, pair in labelled]
     uneven = [a > b for a, b in words if a != b]
     return {
         "label_temperature": noise,
         "labels_agree": fmean(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in scores),
-        "best_reachable": best_reachable([pair for _, pair in made]),
+        "best_reachable": best_reachable([pair for _, pair in labelled]),
         "longer_wins": share(sum(uneven), len(uneven)),
     }
 
@@ -40,23 +40,23 @@ def earlier(session: Session, name: str, rows: Sequence[Json]) -> Json:
     prompts and that the same judge scored. A language model's scores are among the replies of one prompt, so
     that they do not say which of two collections is better.
     """
-    stages, found = session.config.stage, Json()
-    for other in stages_until(stages, name)[:-1]:
-        theirs = stages[other]
-        same = isinstance(theirs, CollectConfig) and theirs.judge == getattr(stages[name], "judge", "")
-        if same and theirs.asks is None:
-            scores = read_jsonl(session.run.collected(other) / "replies.jsonl")
-            found[other] = _win_rate(rows, scores, session.config.evaluation.resamples)
-    return found
+    stages, rates = session.config.stage, Json()
+    for previous in stages_until(stages, name)[:-1]:
+        settings = stages[previous]
+        same = isinstance(settings, CollectConfig) and settings.judge == getattr(stages[name], "judge", "")
+        if same and settings.asks is None:
+            scores = read_jsonl(session.run.collected(previous) / "replies.jsonl")
+            rates[previous] = _win_rate(rows, scores, session.config.evaluation.resamples)
+    return rates
 
 
 def _win_rate(ours: Sequence[Json], theirs: Sequence[Json], resamples: int) -> Json:
     """Over common prompts the share of pairs, one reply of each, that ours wins; the interval is a bootstrap
     over prompts.
     """
-    there = {json.dumps(row["prompt"]): row["scores"] for row in theirs}
-    both = [(row["scores"], there.get(json.dumps(row["prompt"]))) for row in ours]
-    rates = [win_rate([a for a in mine for _ in other], other * len(mine)) for mine, other in both if other]
+    by_prompt = {json.dumps(row["prompt"]): row["scores"] for row in theirs}
+    both = [(row["scores"], by_prompt.get(json.dumps(row["prompt"]))) for row in ours]
+    rates = [win_rate([a for a in new for _ in old], old * len(new)) for new, old in both if old]
     if not rates:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = bootstrap_mean(rates, resamples)
@@ -71,12 +71,12 @@ def in_words(facts: Json) -> str:
     if facts["label_temperature"] is not None:
         text += f"; labels agree with the judge in {facts['labels_agree']:.1%}"
         text += f", at best {facts['best_reachable']:.1%} can be predicted"
-    for other, rate in facts.get("beats", {}).items():
-        text += f"; win rate over {other} {_percent(rate)}"
-    if (asked := facts.get("llm")) is not None:
-        text += f"; {asked['questions']:,} questions, {asked['no_verdict']:,} without a verdict"
-        text += f"; {asked['tokens_in']:,} tokens in, {asked['tokens_out']:,} out"
-        text += "" if asked["cost"] is None else f", cost {asked['cost']:.4g}"
+    for stage, rate in facts.get("beats", {}).items():
+        text += f"; win rate over {stage} {_percent(rate)}"
+    if (usage := facts.get("llm")) is not None:
+        text += f"; {usage['questions']:,} questions, {usage['no_verdict']:,} without a verdict"
+        text += f"; {usage['tokens_in']:,} tokens in, {usage['tokens_out']:,} out"
+        text += "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
     return text
 
 
@@ -93,7 +93,7 @@ def data_card(session: Session, name: str, facts: Json) -> str:
         *_trust(facts),
     ]
     use = 'load_dataset("json", data_files="preferences.jsonl")  # prompt, chosen, rejected: TRL reads it'
-    parts = [
+    sections = [
         f"---\n{head}---",
         f"# {name}",
         f"Replies of a policy, judged: preference data. Made with preftune {__version__}, run "
@@ -103,29 +103,29 @@ def data_card(session: Session, name: str, facts: Json) -> str:
         "## Limits\n\n- The prompts are those of the run's training data, with its licence and its texts.\n"
         "- The replies are a model's: they can be wrong or harmful. The labels are a judge's, not people's.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _trust(facts: Json) -> list[str]:
     """Label noise, length, the language model that was asked, other collections."""
     noise, reachable = facts["label_temperature"], facts["best_reachable"]
     drawn = "the higher score is chosen" if noise is None else f"labels are drawn at temperature {noise:g}"
-    found = [
+    lines = [
         f"- {drawn}: they agree with the scores in {facts['labels_agree']:.1%}; the best accuracy that "
         f"anybody can be expected to reach on them is {reachable:.1%}",
         f"- the longer reply is chosen in {_percent(facts['longer_wins'])} of pairs of unequal length",
     ]
-    for other, rate in facts.get("beats", {}).items():
-        found.append(f"- win rate over the replies of {code(other)} to the same prompts: {_percent(rate)}")
-    if (asked := facts.get("llm")) is not None:
-        named = ", ".join(code(each) for each in asked["answered_by"]) or "a model that gave no name"
-        found += [
-            f"- asked {asked['questions']:,} questions, answered by {named}: {asked['ties']:,} ties, "
-            f"{asked['no_verdict']:,} without a verdict, {asked['refused']:,} of them refused",
-            f"- the same outcome in both orders: {_percent(asked['both_orders'])}; the reply that stands "
-            f"first wins {_percent(asked['first_wins'])} (without a preference for a place: about half)",
+    for stage, rate in facts.get("beats", {}).items():
+        lines.append(f"- win rate over the replies of {code(stage)} to the same prompts: {_percent(rate)}")
+    if (usage := facts.get("llm")) is not None:
+        named = ", ".join(code(each) for each in usage["answered_by"]) or "a model that gave no name"
+        lines += [
+            f"- asked {usage['questions']:,} questions, answered by {named}: {usage['ties']:,} ties, "
+            f"{usage['no_verdict']:,} without a verdict, {usage['refused']:,} of them refused",
+            f"- the same outcome in both orders: {_percent(usage['both_orders'])}; the reply that stands "
+            f"first wins {_percent(usage['first_wins'])} (without a preference for a place: about half)",
         ]
-    return found
+    return lines
 
 
 def _percent(share: Mapping[str, Any]) -> str:

@@ -91,16 +91,16 @@ class Console:
         shown = kind.headline if kind else _HEADLINE
         with self._bar() as bar:
             task = bar.add_task(f"{stage:<12}", total=steps, info="")
-            said = time.monotonic()
+            last_line = time.monotonic()
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
-                nonlocal said
+                nonlocal last_line
                 info = "  ".join(
                     f"{name} {metrics[key]:.3g}" for key, name in shown.items() if key in metrics
                 )
                 bar.update(task, completed=step, info=info)
-                if not is_live(self._out) and time.monotonic() - said > _LINE_SECONDS:
-                    said = time.monotonic()
+                if not is_live(self._out) and time.monotonic() - last_line > _LINE_SECONDS:
+                    last_line = time.monotonic()
                     self.line(f"{stage:<12} step {step} of {steps}  {info}")
 
             yield on_step

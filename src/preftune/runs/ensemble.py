@@ -80,8 +80,8 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
     """The directory's own files, and the stage's record of all of them."""
     run, target = session.run, stage.model_dir(session.run)
     reset_peak_memory()
-    for place in (target, run.stage_dir(stage.name)):
-        for old in sorted(place.glob("member-*")):
+    for folder in (target, run.stage_dir(stage.name)):
+        for old in sorted(folder.glob("member-*")):
             if old.name not in {member.name.partition("/")[2] for member in members}:
                 shutil.rmtree(old)
     facts = _combine(session, stage, members)

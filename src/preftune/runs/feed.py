@@ -49,14 +49,14 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     if session.config.stage[name].online:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
-    part = session.training_rows(config.training_part(), name)
-    if (count := min(len(part), config.rows or len(part))) >= MANY:
+    candidates = session.training_rows(config.training_part(), name)
+    if (count := min(len(candidates), config.rows or len(candidates))) >= MANY:
         session.console.line(f"{name}: encoding {count:,} rows")
-    rows, encoded, rejected = first_encoded(encoder, part, config.rows)
+    rows, encoded, rejected = first_encoded(encoder, candidates, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
     pad_id, alone = encoder.pad_id, session.data_of(name).kind == "unpaired"
-    made: dict[str, Callable[[Sequence[PairIds]], Any]] = {
+    collate: dict[str, Callable[[Sequence[PairIds]], Any]] = {
         "sequences": lambda pairs: pad_sequences(
             [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
         ),
@@ -71,16 +71,16 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     def batch_of(rows: Sequence[Preference], encoded: Sequence[PairIds]) -> Any:
         if alone and config.batch == "unpaired":
             return _labelled(list(zip(rows, encoded, strict=True)), encoder)
-        return made[config.batch](encoded)
+        return collate[config.batch](encoded)
 
     def batch_at(step: int) -> Any:
         numbers = numbers_at(step)
         return batch_of([rows[i] for i in numbers], [encoded[i] for i in numbers])
 
     def held_out() -> Any:
-        found = session.shuffled(session.data_of(name).validation or session.dataset.validation)
-        kept, ids, _ = first_encoded(encoder, found, HELD_OUT)
-        return batch_of(kept, ids)
+        shuffled = session.shuffled(session.data_of(name).validation or session.dataset.validation)
+        usable, ids, _ = first_encoded(encoder, shuffled, HELD_OUT)
+        return batch_of(usable, ids)
 
     return Feed(
         rows=rows,
@@ -126,8 +126,8 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
 
 def _tokens(pair: PairIds, batch: Batch) -> int:
     """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
-    one, other = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
-    return one if batch == "sequences" else (one + other) * (2 if batch == "unpaired" else 1)
+    chosen, rejected = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
+    return chosen if batch == "sequences" else (chosen + rejected) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

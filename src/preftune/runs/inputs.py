@@ -23,27 +23,27 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """
     named = [stage.functions() for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
-    for asked in [stage.asks for stage in config.stage.values()] if stages else []:
-        if asked is not None:
-            read_template(asked.template)
-            key_of(asked)
+    for llm in [stage.asks for stage in config.stage.values()] if stages else []:
+        if llm is not None:
+            read_template(llm.template)
+            key_of(llm)
     for terms in [config.evaluation.reward_functions, *golds, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
 
 
-def key_of(asked: AddressConfig, who: str = "the LLM judge") -> str:
+def key_of(address: AddressConfig, who: str = "the LLM judge") -> str:
     """The key of an endpoint, from the environment; "" if none is required. The only place that reads it."""
-    if asked.key_variable is None:
+    if address.key_variable is None:
         return ""
-    key = os.environ.get(asked.key_variable, "").strip()
+    key = os.environ.get(address.key_variable, "").strip()
     if not key:
         raise InputMissing(
-            f"{who} at {asked.url} requires a key, and the variable {asked.key_variable} is not set",
-            f"export {asked.key_variable}=..., in the shell that runs the command",
+            f"{who} at {address.url} requires a key, and the variable {address.key_variable} is not set",
+            f"export {address.key_variable}=..., in the shell that runs the command",
         )
     if not re.fullmatch(r"[!-~]{8,4096}", key):
-        raise ConfigError(f"what the variable {asked.key_variable} holds cannot be a key")
+        raise ConfigError(f"what the variable {address.key_variable} holds cannot be a key")
     return key
 
 
@@ -75,15 +75,15 @@ def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
 
 def other_run(path: str | Path, run: RunDir) -> RunDir:
     """The run that stages are taken from. InputMissing if there is none, UsageError if it is `run` itself."""
-    other = RunDir(Path(path))
-    if not other.config.is_file():
+    origin = RunDir(Path(path))
+    if not origin.config.is_file():
         raise InputMissing(f"{path} is not a run directory: no config.toml", "give the directory of a run")
-    if other.path.resolve() == run.path.resolve():
+    if origin.path.resolve() == run.path.resolve():
         raise UsageError(
             f"--from {path} is the run directory itself",
             "give the new run its own directory with --out DIR, or train a stage again with --redo STAGE",
         )
-    return other
+    return origin
 
 
 def recorded_commits(run: RunDir | None) -> dict[str, str]:

@@ -54,14 +54,14 @@ def _packages() -> Iterator[str]:
             yield f"note  {name} is not installed: no {use}"
 
 
-def kernel_hint(sampling: float, whole: float) -> str | None:
-    """A line for a run of `whole` seconds that sampled for so many of them without the kernel, if that is
+def kernel_hint(sampling: float, total: float) -> str | None:
+    """A line for a run of `total` seconds that sampled for so many of them without the kernel, if that is
     much of it.
     """
-    if sampling <= MUCH * whole:
+    if sampling <= MUCH * total:
         return None
     return (
-        f"{sampling / whole:.0%} of this command's time was sampling, which the kernel makes 1.5 to 3 times "
+        f"{sampling / total:.0%} of this command's time was sampling, which the kernel makes 1.5 to 3 times "
         "faster: python -m preftune.models.fast.native compiles it in seconds"
     )
 
@@ -76,7 +76,7 @@ def _machine() -> Iterator[str]:
         yield f"ok    sampling kernel {kernel}"
     else:
         yield "note  no sampling kernel: sampling is 1.5 to 3 times slower (make native)"
-    for what, place in (("the cache", cache_dir()), ("runs", Path.cwd())):
-        free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    for what, folder in (("the cache", cache_dir()), ("runs", Path.cwd())):
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         sign = "ok  " if free > ROOM else "note"
-        yield f"{sign}  {free / 2**30:,.0f} GiB free for {what} ({place})"
+        yield f"{sign}  {free / 2**30:,.0f} GiB free for {what} ({folder})"

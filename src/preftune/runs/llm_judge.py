@@ -35,7 +35,7 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Question:
     """One question: which reply stands first, which second, and the request."""
 
     first: int
@@ -68,7 +68,7 @@ class LLMJudge:
         self._ask({each.key: each for row in rows for each in self.questions(row)})
         return [self._shares(row) for row in rows]
 
-    def questions(self, row: Json) -> Iterator[_Asked]:
+    def questions(self, row: Json) -> Iterator[_Question]:
         """Any two different replies, in both orders."""
         texts, prompt = [text.strip() for text in row["replies"]], _in_words(row["prompt"])
         for i, j in permutations(range(len(texts)), 2):
@@ -76,7 +76,7 @@ class LLMJudge:
                 content = question(self.template, prompt, texts[i], texts[j])
                 messages = [{"role": "user", "content": content}]
                 request = {"model": self.model, "messages": messages, **self.config.decides}
-                yield _Asked(first=i, second=j, request=request)
+                yield _Question(first=i, second=j, request=request)
 
     def judgements(self, rows: Sequence[Json]) -> list[Json]:
         """What was answered about rows, in their order."""
@@ -93,26 +93,26 @@ class LLMJudge:
             keys = {(each.first, each.second): each.key for each in self.questions(row)}
             answers |= {key: self.answers[key] for key in keys.values()}
             for (i, j), key in keys.items():
-                other = keys[j, i]
-                both[frozenset((key, other))] = (answers[key]["verdict"], answers[other]["verdict"])
-        said, verdicts = answers.values(), [each["verdict"] for each in answers.values()]
+                reverse = keys[j, i]
+                both[frozenset((key, reverse))] = (answers[key]["verdict"], answers[reverse]["verdict"])
+        records, verdicts = answers.values(), [each["verdict"] for each in answers.values()]
         clear = [pair for pair in both.values() if None not in pair]
         alike = sum(_POINTS.get(one, 0.5) == 1 - _POINTS.get(two, 0.5) for one, two in clear)
         first = verdicts.count("first")
-        tokens = [sum(each[key] for each in said) for key in ("tokens_in", "tokens_out")]
+        tokens = [sum(each[key] for each in records) for key in ("tokens_in", "tokens_out")]
         prices = [self.config.price_in, self.config.price_out]
         cost = sum(n * (price or 0.0) for n, price in zip(tokens, prices, strict=True)) / 1e6
         return {
-            "questions": len(said),
+            "questions": len(records),
             "no_verdict": verdicts.count(None),
-            "refused": sum("refused" in each for each in said),
+            "refused": sum("refused" in each for each in records),
             "ties": verdicts.count("tie"),
             "both_orders": share(alike, len(clear)),
             "first_wins": share(first, first + verdicts.count("second")),
             "tokens_in": tokens[0],
             "tokens_out": tokens[1],
             "cost": None if prices == [None, None] else cost,
-            "answered_by": sorted({each["model"] for each in said if each["model"]}),
+            "answered_by": sorted({each["model"] for each in records if each["model"]}),
         }
 
     def _shares(self, row: Json) -> list[float]:
@@ -125,12 +125,12 @@ class LLMJudge:
             sum(won[i][j] + 1 - won[j][i] for j in others[i]) / (2 * len(others[i])) for i in range(count)
         ]
 
-    def _ask(self, wanted: dict[str, _Asked]) -> None:
-        new = {k: asked for k, asked in wanted.items() if "refused" in self.answers.get(k, {"refused": ""})}
+    def _ask(self, questions: dict[str, _Question]) -> None:
+        new = {k: item for k, item in questions.items() if "refused" in self.answers.get(k, {"refused": ""})}
         pool, waiting = ThreadPoolExecutor(self.config.parallel), dict[Future[Answer], str]()
         try:
-            for key, asked in new.items():
-                waiting[pool.submit(self.endpoint.ask, asked.request)] = key
+            for key, item in new.items():
+                waiting[pool.submit(self.endpoint.ask, item.request)] = key
             for done in as_completed(waiting):
                 key = waiting.pop(done)
                 self._keep(key, done.result())
@@ -152,10 +152,10 @@ class LLMJudge:
                 f"the LLM judge at {self.endpoint.url} answers as {answer.model}, and {self.model} was asked",
                 f'name the model as the server does, judge = "{LLM}{answer.model}", or serve the other one',
             )
-        said = {"verdict": verdict(answer.text), "answer": answer.text.strip()[-_KEPT:]}
+        outcome = {"verdict": verdict(answer.text), "answer": answer.text.strip()[-_KEPT:]}
         counts = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "model": answer.model}
         refused = {"refused": answer.refused} if answer.refused else {}
-        self.answers[key] = {"key": key, **said, **counts, **refused}
+        self.answers[key] = {"key": key, **outcome, **counts, **refused}
         append_jsonl(self.file, self.answers[key])
 
     def _check(self) -> None:
@@ -173,7 +173,7 @@ class LLMJudge:
 def llm_judge(judge: str, config: LLMConfig, file: Path) -> LLMJudge:
     """The judge of a stage that keeps its answers in `file`."""
     assert config.url is not None
-    known = read_jsonl(file) if file.is_file() else []
+    earlier = read_jsonl(file) if file.is_file() else []
     return LLMJudge(
         model=judge.removeprefix(LLM),
         config=config,
@@ -186,7 +186,7 @@ def llm_judge(judge: str, config: LLMConfig, file: Path) -> LLMJudge:
             retries=config.retries,
         ),
         file=file,
-        answers={row["key"]: row for row in known},
+        answers={row["key"]: row for row in earlier},
     )
 
 
@@ -203,7 +203,7 @@ def _in_words(prompt: str | Sequence[Json]) -> str:
     return "\n\n".join(f"{_SPEAKERS[m['role']]}: {m['content'].strip()}" for m in prompt)
 
 
-def _is_same(asked: str, answered: str) -> bool:
+def _is_same(requested: str, answered: str) -> bool:
     """Whether a server that answers as one was asked for the other: apart from a path, a date, a revision."""
-    ours, theirs = (name.casefold().rsplit("/", 1)[-1] for name in (asked, answered))
-    return theirs.startswith(ours) and re.fullmatch(r"(?:-\d[\d-]*|[@:].*)?", theirs[len(ours) :]) is not None
+    base, served = (name.casefold().rsplit("/", 1)[-1] for name in (requested, answered))
+    return served.startswith(base) and re.fullmatch(r"(?:-\d[\d-]*|[@:].*)?", served[len(base) :]) is not None

@@ -70,8 +70,8 @@ def refuse_if_held(run: RunDir) -> None:
 def _opened(path: Path) -> int:
     """The lock file, made if need be. OSError for a link; ConfigError for a file with a second name."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    seen = os.fstat(number)
-    if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(number)
         raise ConfigError(f"{path} is no lock of preftune", hint="remove it, or use another --out DIR")
     return number
@@ -83,9 +83,9 @@ def _make_own(run: RunDir) -> None:
     """
     if read_sealed(run.marker):
         return
-    found = [path for pattern in _WRITTEN for path in sorted(run.path.glob(pattern))]
-    if found and not _is_of_before(run):
-        names = ", ".join(str(path.relative_to(run.path)) for path in found[:6])
+    foreign = [path for pattern in _WRITTEN for path in sorted(run.path.glob(pattern))]
+    if foreign and not _is_of_before(run):
+        names = ", ".join(str(path.relative_to(run.path)) for path in foreign[:6])
         raise ConfigError(
             f"{run.path} was not made by preftune and holds {names}, which would be overwritten",
             hint="use another --out DIR, or an empty one",
@@ -98,8 +98,8 @@ def _is_of_before(run: RunDir) -> bool:
     for file, key in ((run.run, "versions"), (run.path / "request.json", "recipe_config")):
         with contextlib.suppress(OSError, ValueError):
             record = json.loads(file.read_text(encoding="utf-8"))
-            part = record.get(key) if isinstance(record, dict) else None
-            if isinstance(part, dict) and (key != "versions" or "preftune" in part):
+            table = record.get(key) if isinstance(record, dict) else None
+            if isinstance(table, dict) and (key != "versions" or "preftune" in table):
                 return True
     return False
 

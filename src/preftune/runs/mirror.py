@@ -48,7 +48,7 @@ class Mirror:
     def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
         """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
         files = {file.name: file for file in checkpoint.iterdir()}
-        if self._put(self._place(stage) / checkpoint.name, {**files, **self._logs(stage)}):
+        if self._put(self._folder(stage) / checkpoint.name, {**files, **self._logs(stage)}):
             for old in self._checkpoints(stage)[self.keep :]:
                 _discard(old)
 
@@ -79,26 +79,26 @@ class Mirror:
             self._fetch_logs(stage, finished)
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
-        here = newest_step(self.run.checkpoints(stage.name))
+        newest = newest_step(self.run.checkpoints(stage.name))
         for unit in self._checkpoints(stage):
-            if step_of(unit) <= here:
+            if step_of(unit) <= newest:
                 return
             if _is_complete(unit):
                 target = checkpoint_at(self.run.checkpoints(stage.name), step_of(unit))
-                shutil.rmtree(target, ignore_errors=True)  # not valid, or `here` would be its step
+                shutil.rmtree(target, ignore_errors=True)  # not valid, or `newest` would be its step
                 _fetch_files(unit, "", target, without=self._logs(stage))
                 self._fetch_logs(stage, unit)
                 self.say(f"{stage.name:<12} checkpoint of step {step_of(unit)} fetched from {unit}")
                 return
 
-    def _place(self, stage: Stage) -> Path:
+    def _folder(self, stage: Stage) -> Path:
         return self.directory / stage.name
 
     def _finished(self, stage: Stage) -> Path:
-        return self._place(stage) / "finished"
+        return self._folder(stage) / "finished"
 
     def _checkpoints(self, stage: Stage) -> list[Path]:
-        named = self._place(stage).glob("step-[0-9]*")
+        named = self._folder(stage).glob("step-[0-9]*")
         return sorted((path for path in named if path.name[5:].isdecimal()), key=step_of, reverse=True)
 
     def _logs(self, stage: Stage) -> dict[str, Path]:

@@ -43,12 +43,12 @@ def onlookers(session: Session, stage: Stage, job: Job, on_step: OnStep) -> Iter
         return
     tracked = Tracked(kind, session.config.name, stage.name, session.run.path, session.console.line)
 
-    def told(step: int, metrics: Mapping[str, float]) -> None:
+    def tracked_step(step: int, metrics: Mapping[str, float]) -> None:
         on_step(step, metrics)
         tracked.add(step, metrics)
 
     try:
-        yield _live(session, stage, job, told)
+        yield _live(session, stage, job, tracked_step)
     finally:
         tracked.finish()
 
@@ -108,8 +108,8 @@ def _replies(session: Session, job: Job) -> Callable[[str], dict[str, str]] | No
             )
         except RuntimeError:  # memory, above all
             return {}
-        said = encoder.decode(out.ids[0][out.response[0]].tolist(), list(ids))
-        return {"prompt": text, name: said[:_CHARACTERS]}
+        response = encoder.decode(out.ids[0][out.response[0]].tolist(), list(ids))
+        return {"prompt": text, name: response[:_CHARACTERS]}
 
     return reply
 

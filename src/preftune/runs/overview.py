@@ -34,7 +34,7 @@ _BEGIN = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class RunSummary:
     """A run directory, its settings by dotted key, its state in words, and the next command."""
 
     run: RunDir
@@ -44,10 +44,10 @@ class Found:
     numbers: Sequence[str]
 
 
-def runs_in(folder: Path) -> list[Found]:
+def runs_in(folder: Path) -> list[RunSummary]:
     """The runs in a folder, the one that was written last first."""
-    places = [place for place in folder.glob("*") if (place / "config.toml").is_file()]
-    return [_found(RunDir(place)) for place in sorted(places, key=_written, reverse=True)]
+    folders = [path for path in folder.glob("*") if (path / "config.toml").is_file()]
+    return [_summary(RunDir(path)) for path in sorted(folders, key=_changed_at, reverse=True)]
 
 
 def first_screen() -> str:
@@ -56,9 +56,9 @@ def first_screen() -> str:
     lines = [f"preftune {__version__}: RLHF for small language models, measured and written up", "", "begin:"]
     lines += [f"  {command:<{wide}}  {what}" for command, what in _BEGIN]
     lines += ["", f"this machine: {', '.join(_machine())}"]
-    if found := runs_in(RUNS):
+    if runs := runs_in(RUNS):
         lines += ["", "last runs here (`preftune runs` lists all):"]
-        for each in found[:_SHOWN]:
+        for each in runs[:_SHOWN]:
             lines += [f"  {each.run.path}: {each.state}", f"      {each.next}"]
     return "\n".join(lines)
 
@@ -74,29 +74,29 @@ def show_runs(folder: str | Path = RUNS) -> str:
     """Every run with state, headline numbers, the settings in which it differs from others, the next command.
     InputMissing if there is none.
     """
-    found = runs_in(Path(folder))
-    if not found:
+    runs = runs_in(Path(folder))
+    if not runs:
         raise InputMissing(
             f"no run in {folder}", "`preftune run quickstart` makes one; or give another folder"
         )
-    keys = {key for each in found for key in each.settings if key != "name"}
-    known = [each.settings for each in found if each.settings]
-    shared = {key: Counter(repr(settings.get(key)) for settings in known) for key in sorted(keys)}
+    keys = {key for each in runs for key in each.settings if key != "name"}
+    tables = [each.settings for each in runs if each.settings]
+    shared = {key: Counter(repr(settings.get(key)) for settings in tables) for key in sorted(keys)}
     differ = [key for key, values in shared.items() if len(values) > 1]
     lines = []
-    for each in found:
-        mine = [key for key in differ if key in each.settings]
-        mine.sort(key=lambda key, run=each: shared[key][repr(run.settings[key])])  # its own values first
-        own = [f"{key}={each.settings[key]}" for key in mine]
-        more = f" and {len(own) - _SETTINGS} more" if len(own) > _SETTINGS else ""
+    for each in runs:
+        own_keys = [key for key in differ if key in each.settings]
+        own_keys.sort(key=lambda key, run=each: shared[key][repr(run.settings[key])])  # its own values first
+        assignments = [f"{key}={each.settings[key]}" for key in own_keys]
+        more = f" and {len(assignments) - _SETTINGS} more" if len(assignments) > _SETTINGS else ""
         lines.append(f"{each.run.path}: {each.state}")
         lines += [f"    {number}" for number in each.numbers]
-        lines += [f"    differs: {', '.join(own[:_SETTINGS])}{more}"] if own else []
+        lines += [f"    differs: {', '.join(assignments[:_SETTINGS])}{more}"] if assignments else []
         lines += [f"    {each.next}"] if each.next else []
     return "\n".join(lines)
 
 
-def _found(run: RunDir) -> Found:
+def _summary(run: RunDir) -> RunSummary:
     try:
         settings = tomllib.loads(run.config.read_text(encoding="utf-8"))
         stages = dict(settings.get("stage", {}))
@@ -104,12 +104,14 @@ def _found(run: RunDir) -> Found:
         flat = dict(_flat(settings))
         numbers = [line for name in stages if (line := _headline(run, name))]
         step = (
-            f"read it: {run.report_page}" if done and run.report_page.is_file() else f"go on: {_again(run)}"
+            f"read it: {run.report_page}"
+            if done and run.report_page.is_file()
+            else f"go on: {_resume_command(run)}"
         )
     except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         why = str(error).partition("\n")[0][:120]
-        return Found(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
-    return Found(run=run, settings=flat, state=state, next=step, numbers=numbers)
+        return RunSummary(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
+    return RunSummary(run=run, settings=flat, state=state, next=step, numbers=numbers)
 
 
 def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
@@ -117,32 +119,32 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     records = {name: _object(run.stage_json(name)).get("status") for name in stages}
     finished = [name for name, status in records.items() if status == "finished"]
     begun = [name for name, status in records.items() if status == "running"]
-    held = False
+    in_use = False
     try:
         refuse_if_held(run)
     except RunLocked:
-        held = True
-    parts = [f"{len(finished)} of {len(stages)} stages finished"]
-    parts += [f"{'under way' if held else 'stopped'} in {' and '.join(begun)}"] if begun else []
-    parts += ["reported"] if len(finished) == len(stages) and run.report_page.is_file() else []
-    return ", ".join(parts) + (" (in use now)" if held else ""), len(finished) == len(stages)
+        in_use = True
+    phrases = [f"{len(finished)} of {len(stages)} stages finished"]
+    phrases += [f"{'under way' if in_use else 'stopped'} in {' and '.join(begun)}"] if begun else []
+    phrases += ["reported"] if len(finished) == len(stages) and run.report_page.is_file() else []
+    return ", ".join(phrases) + (" (in use now)" if in_use else ""), len(finished) == len(stages)
 
 
 def _headline(run: RunDir, stage: str) -> str:
     """The gains of a policy over SFT (or base) by each judge, as far as they were measured, with verdicts."""
     rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
-    parts = []
+    gains = []
     for row in rows:
         over = {policy_name("sft"): "SFT", BASE: "base"}.get(row.get("reference", ""))
         with suppress(KeyError, TypeError, ValueError):
             if row["policy"] == policy_name(stage) and over is not None:
                 low, high = row["interval"]
                 gain = f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}], {row['verdict']}"
-                parts.append(f"{row['measure']} {gain}" if parts else f"{row['measure']} over {over} {gain}")
-    return f"{stage}: {'; '.join(parts)}" if parts else ""
+                gains.append(f"{row['measure']} {gain}" if gains else f"{row['measure']} over {over} {gain}")
+    return f"{stage}: {'; '.join(gains)}" if gains else ""
 
 
-def _again(run: RunDir) -> str:
+def _resume_command(run: RunDir) -> str:
     """The command that made the run, which goes on with it."""
     command = _object(run.run).get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
@@ -166,8 +168,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _written(place: Path) -> float:
-    files = [place / "config.toml", *place.glob("stages/*/stage.json"), place / "report.html"]
+def _changed_at(folder: Path) -> float:
+    files = [folder / "config.toml", *folder.glob("stages/*/stage.json"), folder / "report.html"]
     return max(file.stat().st_mtime for file in files if file.is_file())
 
 

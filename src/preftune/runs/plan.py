@@ -42,14 +42,14 @@ def power(config: RunConfig, dataset: Dataset) -> str:
     """What the evaluation can find on the test prompts that there are, before anything is known but that
     scores of replies have sd 1.
     """
-    asked, held = config.evaluation.prompts, dataset.report.get("distinct_prompts", {}).get("test", math.inf)
-    prompts, knob = (asked, "evaluation.prompts=") if asked <= held else (int(held), "test prompts: ")
+    count, limit = config.evaluation.prompts, dataset.report.get("distinct_prompts", {}).get("test", math.inf)
+    prompts, knob = (count, "evaluation.prompts=") if count <= limit else (int(limit), "test prompts: ")
     policies = sum(stage.tunes and stage.makes == "model" for stage in config.stage.values())
     if prompts < MIN_PROMPTS:
         return f"{prompts} prompts are too few for any claim; {knob}{MIN_PROMPTS} or more"
     gain = smallest_gain(prompts, SPREAD, max(policies, 1))
     several = f", {policies} policies compared" if policies > 1 else ""
-    few = "" if asked <= held else f" (all test prompts; evaluation.prompts={asked} asks for more)"
+    few = "" if count <= limit else f" (all test prompts; evaluation.prompts={count} asks for more)"
     return (
         f"with {prompts} prompts{few} and this spread a gain of {gain:.2f} sd of the score is detected with "
         f"80 % power (replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); "
@@ -59,11 +59,11 @@ def power(config: RunConfig, dataset: Dataset) -> str:
 
 def _with_data(stage: StageSettings, dataset: Dataset) -> str:
     """The plan of a stage, and its data where that is not the run's (collected: not known yet)."""
-    own = dataset.of(stage.data)
-    told = "" if stage.data is None else f"; data: {stage.data}"
-    if own is None or own.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
-        return f"{stage.plan()}{told}"
-    return f"{stage.plan(len(own.train))}{told}"
+    data = dataset.of(stage.data)
+    note = "" if stage.data is None else f"; data: {stage.data}"
+    if data is None or data.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
+        return f"{stage.plan()}{note}"
+    return f"{stage.plan(len(data.train))}{note}"
 
 
 def data_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -101,15 +101,15 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
         )
     for name in stages:
         stage = config.stage[name]
-        own = dataset.of(stage.data)
-        if own is not None and own.kind not in stage.uses:
+        data = dataset.of(stage.data)
+        if data is not None and data.kind not in stage.uses:
             raise DataError(
-                f"{stage.data or config.data.name}: its rows are {KINDS[own.kind]}, and the stage {name} "
+                f"{stage.data or config.data.name}: its rows are {KINDS[data.kind]}, and the stage {name} "
                 f"({stage.algorithm}) needs "
                 + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
-                f"{FORMS}; row 1 has the columns {own.report.get('columns', 'of pairs')}",
+                f"{FORMS}; row 1 has the columns {data.report.get('columns', 'of pairs')}",
             )
-        if own is not None and own.kind == stage.batch == "unpaired" and not own.undesirable:
+        if data is not None and data.kind == stage.batch == "unpaired" and not data.undesirable:
             raise DataError(
                 f"{stage.data or config.data.name}: no training row is an undesirable reply, and the stage "
                 f"{name} ({stage.algorithm}) learns from both kinds",

@@ -27,14 +27,14 @@ def found_data(
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset, with_stage_data
 
-    known, name, base = mirrored_commits(mirror), config.data.name, config.model.base
-    commit = recorded_commit(run, name, "data") or known.get(f"data {name}")
+    mirrored, name, base = mirrored_commits(mirror), config.data.name, config.model.base
+    commit = recorded_commit(run, name, "data") or mirrored.get(f"data {name}")
     dataset = load_dataset(config.data, config.seed, commit)
-    kept = {key.removeprefix("data "): value for key, value in known.items() if key.startswith("data ")}
-    dataset = with_stage_data(config, dataset, kept | recorded_commits(run))
+    commits = {key.removeprefix("data "): value for key, value in mirrored.items() if key.startswith("data ")}
+    dataset = with_stage_data(config, dataset, commits | recorded_commits(run))
     if base == "scratch":
         return dataset, None
-    return dataset, locate(base, recorded_commit(run, base, "base") or known.get(f"base {base}"))
+    return dataset, locate(base, recorded_commit(run, base, "base") or mirrored.get(f"base {base}"))
 
 
 def existing(path: str | Path) -> RunDir:

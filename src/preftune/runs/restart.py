@@ -36,7 +36,7 @@ def remove_run(run: RunDir) -> list[Path]:
     """
     refuse_links(run)
     removed = []
-    for path in _written(run):
+    for path in _written_files(run):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -50,17 +50,17 @@ def remove_run(run: RunDir) -> list[Path]:
     return removed
 
 
-def _written(run: RunDir) -> Iterator[Path]:
+def _written_files(run: RunDir) -> Iterator[Path]:
     """Files of a run that are there, and models and checkpoints as directories."""
     names = _recorded(run)
     stages = run.stage_dir("x").parent
-    for place in sorted([*stages.glob("*"), *stages.glob("*/member-*")]):
+    for path in sorted([*stages.glob("*"), *stages.glob("*/member-*")]):
         for kind in ("step-*", ".tmp-*", "corrupt"):
-            yield from sorted(place.glob(f"checkpoints/{kind}"))
+            yield from sorted(path.glob(f"checkpoints/{kind}"))
         for pattern in _OF_A_STAGE:
-            yield from sorted(place.glob(pattern))
-    made = [*run.models.glob("*"), *run.collected("x").parent.glob("*")]
-    yield from sorted(folder for folder in made if (folder / SIDE_FILE).is_file())
+            yield from sorted(path.glob(pattern))
+    candidates = [*run.models.glob("*"), *run.collected("x").parent.glob("*")]
+    yield from sorted(folder for folder in candidates if (folder / SIDE_FILE).is_file())
     for pattern in _OF_AN_EVALUATION:
         yield from sorted(run.comparisons.parent.glob(pattern))
     for record in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/pairs.json")):
@@ -69,9 +69,7 @@ def _written(run: RunDir) -> Iterator[Path]:
     for pattern in _FIGURES:
         yield from sorted(file for file in run.figures.glob(pattern) if not names or file in names)
     yield from sorted(file for file in run.analysis_details.glob("*.md") if file in names)
-    yield from (
-        place for place in sorted(run.aside.glob("*")) if place.is_dir() or place.name == "request.json"
-    )
+    yield from (path for path in sorted(run.aside.glob("*")) if path.is_dir() or path.name == "request.json")
     yield from sorted(run.log(1).parent.glob("attempt-[0-9]*.log"))
     files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
     files += (run.report_record, run.analysis_details / TOKENS, *run.samples_files().values())

@@ -37,7 +37,7 @@ def make_roles(
         return judge
 
     top = top_blocks(session.config.trainable_of(name))
-    made: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     makers: dict[str, Callable[[], Role]] = {
         "policy": lambda: Policy(load_causal_lm(source)),
         "reference": lambda: Reference(load_causal_lm(session.source(config.reference_stage))),
@@ -45,24 +45,24 @@ def make_roles(
         "critic": lambda: critic_of(session, config, judge),
     }
     for role in kind.needs:
-        made[role] = makers[role]()
-        share(made[role], top)
+        roles[role] = makers[role]()
+        share(roles[role], top)
     if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
     if session.config.trainable_of(name) == LORA:
-        _adapt(session, name, {role: made[role] for role in kind.trains}, [*made.values(), judge])
-    for role in made.values():
+        _adapt(session, name, {role: roles[role] for role in kind.trains}, [*roles.values(), judge])
+    for role in roles.values():
         for model in models_of(role):
             # DPO asks its reference once in a run: a row's states must not depend on whether that was now.
             keep_states(model, config.online or config.epochs == 1)
-    return made
+    return roles
 
 
 def _adapt(session: Session, name: str, trained: dict[str, Role], roles: Iterable[Role | None]) -> None:
     """Adapters for what is trained, on one copy of what all roles have in common."""
     lora = session.config.model.lora
-    for role, made in trained.items():
-        adapt(made.model, lora.rank, lora.alpha, derive_seed(session.config.seed, name, role, "adapter"))
+    for role, adapted in trained.items():
+        adapt(adapted.model, lora.rank, lora.alpha, derive_seed(session.config.seed, name, role, "adapter"))
     hold_once([model for role in roles if role is not None for model in models_of(role)])
 
 

@@ -157,8 +157,8 @@ def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:
 def member_sources(source: Source) -> list[Source]:
     """The directories of an ensemble's members; [] for one model. As safe to load as any other's."""
     count = len(read_side_file(source).get("members", ()))
-    place = Path(source.path).resolve()  # in full: a short name could be that of a model on the hub
-    return [locate(str(place / f"member-{i}")) for i in range(count)]
+    folder = Path(source.path).resolve()  # in full: a short name could be that of a model on the hub
+    return [locate(str(folder / f"member-{i}")) for i in range(count)]
 
 
 def _unit(side: Mapping[str, Any]) -> tuple[float, float]:
@@ -226,14 +226,14 @@ def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preferenc
 @torch.no_grad()
 def _scores(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> torch.Tensor:
     device = next(model.model.parameters()).device
-    parts = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
-    return torch.cat(parts)
+    scores = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
+    return torch.cat(scores)
 
 
 def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> list[Sequences]:
     items, ended = [(row.prompt, row.chosen) for row in rows], [row.ended[0] for row in rows]
-    parts = [slice(i, i + size) for i in range(0, len(rows), size)]
-    return [encoder.sequences(items[part], ended[part]) for part in parts]
+    spans = [slice(i, i + size) for i in range(0, len(rows), size)]
+    return [encoder.sequences(items[span], ended[span]) for span in spans]
 
 
 def _prove_reload(session: Session, stage: Stage, job: Job, directory: Path) -> None:

@@ -38,8 +38,8 @@ _JUDGES = ("reward_model", "judge")  # settings that may name a reward model fro
 
 def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
     """A hash of the data's further columns, where functions may read them: {} where there is nothing."""
-    taken = data_columns(terms)
-    values = [[dict(r.columns)] if "**" in taken else [r.columns.get(n) for n in taken] for r in rows]
+    columns = data_columns(terms)
+    values = [[dict(r.columns)] if "**" in columns else [r.columns.get(n) for n in columns] for r in rows]
     read = any(value not in (None, {}) for row in values for value in row)
     return {"columns": digest({"values": json.loads(json.dumps(values, default=str))})} if read else {}
 
@@ -155,8 +155,8 @@ class Session:
         if from_outside(stage):
             if stage not in self.outside:
                 try:
-                    known = mirrored_commits(self.mirror.directory if self.mirror else None)
-                    commit = self._recorded_commit(stage) or known.get(f"judge {stage}")
+                    mirrored = mirrored_commits(self.mirror.directory if self.mirror else None)
+                    commit = self._recorded_commit(stage) or mirrored.get(f"judge {stage}")
                     self.outside[stage] = locate(stage, commit)
                 except InputMissing as error:
                     hint = "reward_model takes a stage, a directory or a hub id"
@@ -204,7 +204,7 @@ class Session:
         keys = {parent: self.stage(parent).key for parent in above}
         if BASE in config.parents():
             keys[BASE] = self.stage(BASE).key
-        inputs = {**self._inputs(config), "parents": keys, **self._own_data(config)}
+        inputs = {**self._inputs(config), "parents": keys, **self._data_inputs(config)}
         if config.scored_by is not None and from_outside(config.scored_by):
             inputs["settings"] = {**inputs["settings"], "reward_model": self.contents(config.scored_by)}
         if (trainable := self.config.trainable_of(name)) != ALL:
@@ -224,7 +224,7 @@ class Session:
         if config.online and config.makes == "model" and self.config.sampler.url is not None:
             inputs["sampler"] = self.config.sampler.decides
         if config.asks is not None:
-            inputs["llm"] = self._asked(name, config.asks)
+            inputs["llm"] = self._llm_inputs(name, config.asks)
         return Stage(name=name, algorithm=config.algorithm, parents=tuple(keys), inputs=inputs)
 
     def contents(self, judge: str) -> dict[str, Any]:
@@ -242,19 +242,19 @@ class Session:
     def commits(self) -> dict[str, str]:
         """Of what the run reads from the hub, under the names that `inputs.mirrored_commits` has them by."""
         reports = {self.config.data.name: self.dataset.report, **self.dataset.report.get("others", {})}
-        found = {f"data {name}": report.get("commit") for name, report in reports.items()}
-        found[f"base {self.config.model.base}"] = self.commit_of_base
-        found |= {f"judge {name}": source.commit for name, source in self.outside.items()}
-        return {name: commit for name, commit in found.items() if commit}
+        by_name = {f"data {name}": report.get("commit") for name, report in reports.items()}
+        by_name[f"base {self.config.model.base}"] = self.commit_of_base
+        by_name |= {f"judge {name}": source.commit for name, source in self.outside.items()}
+        return {name: commit for name, commit in by_name.items() if commit}
 
     def _recorded_commit(self, judge: str) -> str | None:
         """That with which a stage of this run was begun, for a judge of the hub."""
         for name in self.config.stage:
             inputs = read_sealed(self.run.stage_json(name)).get("inputs")
             settings = inputs.get("settings") if isinstance(inputs, dict) else None
-            for found in map(settings.get, _JUDGES) if isinstance(settings, dict) else ():
-                if isinstance(found, dict) and found.get("name") == judge:
-                    commit = found.get("commit")
+            for record in map(settings.get, _JUDGES) if isinstance(settings, dict) else ():
+                if isinstance(record, dict) and record.get("name") == judge:
+                    commit = record.get("commit")
                     return commit if isinstance(commit, str) else None
         return None
 
@@ -262,30 +262,30 @@ class Session:
         """The longest reply that a stage which collects samples."""
         return self.config.stage[stage].new_tokens or self.config.evaluation.max_new_tokens
 
-    def _own_data(self, config: StageSettings) -> dict[str, Any]:
+    def _data_inputs(self, config: StageSettings) -> dict[str, Any]:
         """For a stage with data of its own: the hash of its rows (those that are collected have the key of
         their stage), of undesirable replies, and of a judge from elsewhere.
         """
-        found: dict[str, Any] = {}
-        own = self.dataset.of(config.data)
-        if config.batch == "unpaired" and own is not None and own.undesirable:
-            found["undesirable"] = own.report["undesirable"]
+        inputs: dict[str, Any] = {}
+        dataset = self.dataset.of(config.data)
+        if config.batch == "unpaired" and dataset is not None and dataset.undesirable:
+            inputs["undesirable"] = dataset.report["undesirable"]
         if (data := config.data) is not None:
             rows = {"stage": data} if names_a_stage(data) else self.dataset.others[data].report
-            found["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
+            inputs["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
         if judge := config.judge_directory:
             source = self.source(judge)
-            whole = source.commit or reading_of(source)
-            of = self.contents(judge) if whole else fingerprint(source)
-            found["settings"] = {**settings_of(config), "judge": of}
-        return found
+            pinned = source.commit or reading_of(source)
+            identity = self.contents(judge) if pinned else fingerprint(source)
+            inputs["settings"] = {**settings_of(config), "judge": identity}
+        return inputs
 
-    def _asked(self, stage: str, asked: LLMConfig) -> Any:
+    def _llm_inputs(self, stage: str, llm: LLMConfig) -> Any:
         """What a language model's verdicts depend on besides its name; where it is asked is no part of it."""
-        if (known := self._recorded_inputs(stage).get("llm")) is not None:
-            return known
-        template = hashlib.sha256(read_template(asked.template).encode()).hexdigest()
-        return {**asked.decides, "template_sha256": template}
+        if (recorded := self._recorded_inputs(stage).get("llm")) is not None:
+            return recorded
+        template = hashlib.sha256(read_template(llm.template).encode()).hexdigest()
+        return {**llm.decides, "template_sha256": template}
 
     def _recorded_inputs(self, stage: str) -> dict[str, Any]:
         """Of a finished stage, for a session that trains nothing: it goes by them."""

@@ -26,30 +26,30 @@ def sizes(
     """For each stage that freezes a part: parameters trained, and memory for weights and Adam; tokens through
     what is frozen and what is not, at the lengths of `dataset`, or the longest that the settings allow.
     """
-    parts = {name: config.trainable_of(name) for name in stages if config.stage[name].makes == "model"}
-    if {*parts.values()} <= {ALL}:
+    trainable = {name: config.trainable_of(name) for name in stages if config.stage[name].makes == "model"}
+    if {*trainable.values()} <= {ALL}:
         return
     model = _outline(config, base)
     if model is None:
         yield f"trainable: sizes are known only if {config.model.base} is available locally"
         return
-    whole, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
-    for name, part in parts.items():
-        if part == LORA:
+    total, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
+    for name, choice in trainable.items():
+        if choice == LORA:
             yield f"{name}: {_adapters(model, config, name)}"
-        if (top := top_blocks(part)) is None:
+        if (top := top_blocks(choice)) is None:
             continue
         kind, judge = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by
         judges = config.stage[judge].models if judge in config.stage else int(judge is not None)
         below = _below(model, top)
         roles, trained = len(kind.needs) + judges, len(kind.trains)
-        weights, states = below + roles * (whole - below), trained * _STATES * (whole - below)
+        weights, states = below + roles * (total - below), trained * _STATES * (total - below)
         yield (
-            f"{name}: trains the upper {top} of {len(blocks)} blocks, {_millions(whole - below)} of "
-            f"{_millions(whole)} parameters; about {_mb(weights)} of weights for {roles} "
+            f"{name}: trains the upper {top} of {len(blocks)} blocks, {_millions(total - below)} of "
+            f"{_millions(total)} parameters; about {_mb(weights)} of weights for {roles} "
             f"{'model' if roles == 1 else 'models'}, "
-            f"{_mb(states)} for gradients and Adam (all: {_mb(roles * whole)} and "
-            f"{_mb(trained * _STATES * whole)})"
+            f"{_mb(states)} for gradients and Adam (all: {_mb(roles * total)} and "
+            f"{_mb(trained * _STATES * total)})"
         )
         yield f"{name}: {_tokens(config, name, model.config.get_text_config().hidden_size, dataset)}"
 
@@ -59,13 +59,13 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     the states of fixed rows take. Of unknown rows: for each thousand.
     """
     stage, kind = config.stage[name], ALGORITHMS[config.stage[name].algorithm]
-    own = None if dataset is None else dataset.of(stage.data)
-    known = own is not None and own.kind == "pairs" and _reads_at_once(config)
-    lengths = mean_lengths(config, own) if own is not None and known else longest(config)
-    planned = stage.rows_planned(0 if own is None else len(own.rows_for(stage.batch)))
+    data = None if dataset is None else dataset.of(stage.data)
+    exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
+    lengths = mean_lengths(config, data) if data is not None and exact else longest(config)
+    planned = stage.rows_planned(0 if data is None else len(data.rows_for(stage.batch)))
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
-    once, kept = trained / stage.epochs, ""
+    once, note = trained / stage.epochs, ""
     if stage.online:
         judge = stage.scored_by or ""
         judges = config.stage[judge].models if judge in config.stage else int(bool(judge))
@@ -73,11 +73,11 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     else:
         above = trained * len(kind.needs) * stage.models
         disk = once * width * (4 if config.model.kept_dtype == "float32" else 2) / 1e9
-        kept = f"; their states take {disk:.2g} GB on disk"
+        note = f"; their states take {disk:.2g} GB on disk"
         if disk > config.model.kept_gb:
-            once, kept = trained * stage.models, f"{kept}, more than model.kept_gb: none are kept"
+            once, note = trained * stage.models, f"{note}, more than model.kept_gb: none are kept"
     return (
-        f"{'about' if known else 'at most'} {once:,.0f} tokens through the frozen blocks{kept}; {above:,.0f} "
+        f"{'about' if exact else 'at most'} {once:,.0f} tokens through the frozen blocks{note}; {above:,.0f} "
         f"through those above{'' if planned < math.inf else ' (for 1,000 rows)'}"
     )
 
@@ -90,13 +90,13 @@ def _reads_at_once(config: RunConfig) -> bool:
 def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
     """What a stage with adapters trains: r · (in + out) numbers in each layer."""
     layers, rank = linear_layers(model), config.model.lora.rank
-    whole = sum(p.numel() for p in model.parameters())
-    own = rank * sum(sum(layer.get_parameter("weight").shape) for layer in layers.values())
+    total = sum(p.numel() for p in model.parameters())
+    numbers = rank * sum(sum(layer.get_parameter("weight").shape) for layer in layers.values())
     trained = len(ALGORITHMS[config.stage[stage].algorithm].trains)
     return (
-        f"trains adapters of rank {rank} in {len(layers)} linear layers, {own:,} of "
-        f"{whole:,} parameters; about {_mb(trained * _STATES * own)} for gradients and Adam (all: "
-        f"{_mb(trained * _STATES * whole)}); what roles have in common is one copy"
+        f"trains adapters of rank {rank} in {len(layers)} linear layers, {numbers:,} of "
+        f"{total:,} parameters; about {_mb(trained * _STATES * numbers)} for gradients and Adam (all: "
+        f"{_mb(trained * _STATES * total)}); what roles have in common is one copy"
     )
 
 

@@ -35,18 +35,18 @@ def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, s
     that the run holds out. `commits`: of those from the hub, as the run has recorded them.
     """
     named = dict.fromkeys(stage.data for stage in config.stage.values() if stage.data is not None)
-    wanted = [name for name in named if not names_a_stage(name)]
-    if not wanted:
+    names = [name for name in named if not names_a_stage(name)]
+    if not names:
         return dataset
-    kept, found = held_out_prompts(dataset), dict[str, Dataset]()
-    for name in wanted:
+    held_out, datasets = held_out_prompts(dataset), dict[str, Dataset]()
+    for name in names:
         if name == WORLD:
-            whole = load_dataset(config.data.model_copy(update={"name": WORLD}), config.seed)
-            found[name] = training_only(whole.train, kept, {"name": WORLD})
+            world = load_dataset(config.data.model_copy(update={"name": WORLD}), config.seed)
+            datasets[name] = training_only(world.train, held_out, {"name": WORLD})
         else:
-            found[name] = read_training(data_settings(config, name), kept, commits.get(name))
-    reports = {name: each.report for name, each in found.items()}
-    return replace(dataset, others=found, report=dataset.report | {"others": reports})
+            datasets[name] = read_training(data_settings(config, name), held_out, commits.get(name))
+    reports = {name: each.report for name, each in datasets.items()}
+    return replace(dataset, others=datasets, report=dataset.report | {"others": reports})
 
 
 def held_out_prompts(dataset: Dataset) -> set[str]:

@@ -131,15 +131,15 @@ def why_not_longer(
         or [c.split(":")[0] for c in changed] != [f"settings.{name}"]
     ):
         return None
-    was, asked, steps = before.get(name), now.get(name), recorded.get("steps")
-    if type(was) is not int or type(steps) is not int or asked <= was:
+    old_length, new_length, steps = before.get(name), now.get(name), recorded.get("steps")
+    if type(old_length) is not int or type(steps) is not int or new_length <= old_length:
         return None
     optimizer = OptimizerConfig.model_validate(now["optimizer"])
     if "members" in now:
         return "an ensemble is trained anew"
     if "kl_budget" in recorded or "best" in recorded:
         return "its model is not that after its last step (kl_budget, checkpoint.best)"
-    if not optimizer.same_rates(steps, math.ceil(steps * asked / was)):
+    if not optimizer.same_rates(steps, math.ceil(steps * new_length / old_length)):
         return (
             f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "
             f"{optimizer.warmup:g}); optimizer.schedule=constant optimizer.warmup=0 would not"
@@ -193,8 +193,8 @@ def unverified(run: RunDir) -> list[str]:
 def model_sum(run: RunDir, name: str) -> str | None:
     """One hash for the model, or data, that a stage has recorded; None if it has not."""
     files = listed(read_sealed(run.stage_json(name)))
-    made = ("models/", "collected/")
-    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(made)})
+    prefixes = ("models/", "collected/")
+    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(prefixes)})
 
 
 def made_of_what_is_here(
@@ -204,17 +204,17 @@ def made_of_what_is_here(
     made_from = record.get("made_from")
     sums_here = others or {}
     return all(
-        was is None or was == (sums_here[parent] if parent in sums_here else model_sum(run, parent))
-        for parent, was in (made_from.items() if isinstance(made_from, dict) else ())
+        old_sum is None or old_sum == (sums_here[parent] if parent in sums_here else model_sum(run, parent))
+        for parent, old_sum in (made_from.items() if isinstance(made_from, dict) else ())
     )
 
 
 def _check(run: RunDir, recorded: Mapping[str, Any], name: str, model: Path) -> None:
     check(run, recorded, _remedy(run, name, model))
     made_from = recorded.get("made_from")
-    for parent, was in made_from.items() if isinstance(made_from, dict) else ():
-        now = model_sum(run, parent)
-        if None not in (now, was) and now != was:
+    for parent, old_sum in made_from.items() if isinstance(made_from, dict) else ():
+        new_sum = model_sum(run, parent)
+        if None not in (new_sum, old_sum) and new_sum != old_sum:
             raise ConfigError(
                 f"stage {name} in {run.path} was made from another model of {parent} than is there now",
                 hint=_remedy(run, name, model),

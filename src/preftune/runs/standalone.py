@@ -73,13 +73,13 @@ class RewardModelHandle:
         ]
         for i, (prompt_ids, response_ids) in enumerate(rows):
             _room(i, len(prompt_ids) + len(response_ids), self.encoder)
-        found: list[tuple[Tensor, Tensor | None]] = []
+        results: list[tuple[Tensor, Tensor | None]] = []
         for start in range(0, len(rows), _BATCH):
             prompt_ids, response_ids = zip(*rows[start : start + _BATCH], strict=True)
             batch = pad_sequences(prompt_ids, response_ids, self.encoder.pad_id)
-            found.append(self.role.raw_and_members(batch))
-        members = [own for _, own in found if own is not None]
-        return torch.cat([torch.zeros(0), *(raw for raw, _ in found)]), torch.cat(
+            results.append(self.role.raw_and_members(batch))
+        members = [scores for _, scores in results if scores is not None]
+        return torch.cat([torch.zeros(0), *(raw for raw, _ in results)]), torch.cat(
             members, 1
         ) if members else None
 
@@ -108,17 +108,17 @@ class PolicyHandle:
         for limit in sorted(set(limits)):
             equal = [i for i in range(len(rows)) if limits[i] == limit]
             for start in range(0, len(equal), _BATCH):
-                part = equal[start : start + _BATCH]
-                seeds = [derive_seed(seed, "generate", i) for i in part]
+                numbers = equal[start : start + _BATCH]
+                seeds = [derive_seed(seed, "generate", i) for i in numbers]
                 out = sample(
                     self.role,
-                    pad_prompts([rows[i] for i in part], seeds, self.encoder.eos_id),
+                    pad_prompts([rows[i] for i in numbers], seeds, self.encoder.eos_id),
                     max_new_tokens=limit,
                     temperature=temperature,
                     eos_id=self.encoder.ends,
                 )
-                for i, ids, own in zip(part, out.ids, out.response, strict=True):
-                    replies[i] = self.encoder.decode(ids[own].tolist(), rows[i])
+                for i, ids, mask in zip(numbers, out.ids, out.response, strict=True):
+                    replies[i] = self.encoder.decode(ids[mask].tolist(), rows[i])
         return [replies[i] for i in range(len(rows))]
 
 

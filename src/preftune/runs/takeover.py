@@ -27,70 +27,72 @@ def what_is_kept(session: Session, stages: Sequence[str]) -> Iterator[str]:
     """Lines for people: which of the stages, parents first, are taken over, and why others are not."""
     if session.origin is None:
         return
-    other, found, reasons = session.origin, list[str](), dict[str, str]()
+    origin, reusable, reasons = session.origin, list[str](), dict[str, str]()
     for stage in map(session.stage, stages):
         if stage.name in session.anew or is_finished(session.run, stage):
             continue
-        if why := _reason(session.run, other, stage, found):
+        if why := _reason(session.run, origin, stage, reusable):
             reasons[stage.name] = why
         else:
-            found.append(stage.name)
-    yield f"taken over from {other.path}: {', '.join(found) or 'nothing'}"
+            reusable.append(stage.name)
+    yield f"taken over from {origin.path}: {', '.join(reusable) or 'nothing'}"
     yield from (f"trained here: {name} ({why})" for name, why in reasons.items())
 
 
-def take(session: Session, other: RunDir, stage: Stage) -> bool:
+def take(session: Session, origin: RunDir, stage: Stage) -> bool:
     """Copy a finished stage of the same key, its record last, with `taken_from`: the run that trained it.
     Returns whether there was one. DataError, naming the file, for what was not written so, or is a link.
     """
     run = session.run
-    if stage.name in session.anew or is_finished(run, stage) or _reason(run, other, stage):
+    if stage.name in session.anew or is_finished(run, stage) or _reason(run, origin, stage):
         return False
-    record = read_sealed(other.stage_json(stage.name))
-    check(other, record, f"leave out --from, which makes {stage.name} anew")
-    here, there = stage.model_dir(run), stage.model_dir(other)
-    files = {name: other.path / name for name in listed(record) or {}}
-    for path in (there.parent, there, *there.rglob("*"), other.stage_dir(stage.name), *files.values()):
+    record = read_sealed(origin.stage_json(stage.name))
+    check(origin, record, f"leave out --from, which makes {stage.name} anew")
+    target, folder = stage.model_dir(run), stage.model_dir(origin)
+    files = {name: origin.path / name for name in listed(record) or {}}
+    for path in (folder.parent, folder, *folder.rglob("*"), origin.stage_dir(stage.name), *files.values()):
         if path.is_symlink():
             raise DataError(f"{path} is a link", "give a run directory that holds its own files")
-    if any(not f.is_relative_to(there) and f.parent != other.stage_dir(stage.name) for f in files.values()):
+    if any(not f.is_relative_to(folder) and f.parent != origin.stage_dir(stage.name) for f in files.values()):
         raise DataError(
-            f"the record of {stage.name} in {other.path} names files of others", "leave out --from"
+            f"the record of {stage.name} in {origin.path} names files of others", "leave out --from"
         )
-    draft = here.with_name(f".tmp-{here.name}-{os.getpid()}")
+    draft = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    made = [file for file in (*files.values(), there / CARD) if file.is_relative_to(there) and file.is_file()]
-    for source in made:
-        copy = draft / source.relative_to(there)
+    model_files = [
+        file for file in (*files.values(), folder / CARD) if file.is_relative_to(folder) and file.is_file()
+    ]
+    for source in model_files:
+        copy = draft / source.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
-    shutil.rmtree(here, ignore_errors=True)  # of an attempt that was not finished
-    os.rename(draft, here)
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was not finished
+    os.rename(draft, target)
     drop_checkpoints(run, stage)
     run.stage_dir(stage.name).mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
-        if source not in made:
+        if source not in model_files:
             partial = (run.path / name).with_name(f".{source.name}.tmp-{os.getpid()}")
             shutil.copyfile(source, partial)
             os.replace(partial, run.path / name)
-    write_sealed(run.stage_json(stage.name), {"taken_from": redact(str(other.path.resolve())), **record})
-    session.console.line(f"{stage.name:<12} taken from {other.path}")
+    write_sealed(run.stage_json(stage.name), {"taken_from": redact(str(origin.path.resolve())), **record})
+    session.console.line(f"{stage.name:<12} taken from {origin.path}")
     return True
 
 
-def _reason(run: RunDir, other: RunDir, stage: Stage, taken: Sequence[str] = ()) -> str:
-    """Why the stage of `other` is not that of this run; "" if it is: finished there with the same key, and
-    made of the parents that are here, or of those that are `taken` from there as well.
+def _reason(run: RunDir, origin: RunDir, stage: Stage, reused: Sequence[str] = ()) -> str:
+    """Why the stage of `origin` is not that of this run; "" if it is: finished there with the same key, and
+    made of the parents that are here, or of those that are `reused` from there as well.
     """
-    record = read_sealed(other.stage_json(stage.name))
-    if record.get("status") != "finished" or not stage.model_dir(other).is_dir():
+    record = read_sealed(origin.stage_json(stage.name))
+    if record.get("status") != "finished" or not stage.model_dir(origin).is_dir():
         return "not finished there"
     if record.get("key") != stage.key:
         inputs = record.get("inputs")
         changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
-        own = [line for line in changed if not line.startswith("parents.")]
-        return "; ".join(own[:3]) or f"another {' and '.join(line[8:].split(':')[0] for line in changed)}"
+        lines = [line for line in changed if not line.startswith("parents.")]
+        return "; ".join(lines[:3]) or f"another {' and '.join(line[8:].split(':')[0] for line in changed)}"
     if listed(record) is None:
         return "made before sums were kept"
-    parents = {parent: model_sum(other, parent) for parent in taken}
+    parents = {parent: model_sum(origin, parent) for parent in reused}
     return "" if made_of_what_is_here(run, record, parents) else "its parent here has other bits"

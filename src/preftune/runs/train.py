@@ -59,8 +59,8 @@ def run_stage(session: Session, stage: Stage) -> bool:
         session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
         onlookers(session, stage, job, on_step) as looks,
     ):
-        place = job.learner.place
-        ended = train(job.algorithm, job.learner, lambda step: place(job.batch_at(step)), plan, looks)
+        to_device = job.learner.place
+        ended = train(job.algorithm, job.learner, lambda step: to_device(job.batch_at(step)), plan, looks)
     with whole(job.model):
         _finish(session, stage, job, plan, began, ended)
     job.learner.wait()
@@ -214,8 +214,8 @@ def _pretraining(session: Session) -> Job:
     batches = texts.batches([len(d) for d in documents], scratch.batch_size, scratch.steps, seed)
 
     def batch_at(step: int) -> Sequences:
-        part = [documents[i] for i in batches[step]]
-        return pad_sequences([[]] * len(part), part, encoder.pad_id)
+        rows = [documents[i] for i in batches[step]]
+        return pad_sequences([[]] * len(rows), rows, encoder.pad_id)
 
     learner = session.learner(scratch.microbatch_size)
     learner.train("policy", policy, scratch.optimizer, scratch.learning_rate)

@@ -81,13 +81,13 @@ class VLLM:
         self.calls += 1
         vocabulary = int(policy.model.config.get_text_config().vocab_size)
         texts = [ids[real].tolist() for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
-        how = _asked_alike(self.model, responses_per_prompt, max_new_tokens, temperature, eos_id)
-        asked = [
-            {**how, "prompt": ids, "seed": seed >> 1}  # reply i has seed + i, which must stay below 2^63
+        settings = _common_settings(self.model, responses_per_prompt, max_new_tokens, temperature, eos_id)
+        requests = [
+            {**settings, "prompt": ids, "seed": seed >> 1}  # reply i has seed + i, which must stay below 2^63
             for ids, seed in zip(texts, prompts.seeds, strict=True)
         ]
         limits = _Limits(responses_per_prompt, max_new_tokens, vocabulary, frozenset(eos_id))
-        replies = [reply for each in self._ask(asked, limits) for reply in each]
+        replies = [reply for each in self._ask(requests, limits) for reply in each]
         repeated = [ids for ids in texts for _ in range(responses_per_prompt)]
         batch = pad_sequences(repeated, [ids for ids, _ in replies], eos_id[0])
         logprobs = torch.zeros(batch.ids.shape)
@@ -112,16 +112,16 @@ class VLLM:
                 for job in done:
                     job.result()
                 stopping_point("rollout.token")
-            found = [job.result() for job in jobs]
+            answers = [job.result() for job in jobs]
         except BaseException:
             self.endpoint.stop()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        for replies in found:
+        for replies in answers:
             if wrong := limits.broken_by(replies):
                 raise SamplerDisagrees(f"{WHO} at {self.endpoint.url} {wrong}", _HINT)
-        return found
+        return answers
 
     def _read(self, content: bytes) -> list[Reply]:
         """Token ids and log-probs of an answer. FailedError for one that is no completion with both."""
@@ -129,8 +129,8 @@ class VLLM:
             choices = json.loads(content)["choices"]
             return [(_ids(choice), list(choice["logprobs"]["token_logprobs"])) for choice in choices]
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            said = f"its answer has no token ids and log-probs: {self.endpoint.shown(content[:1000])!r}"
-            raise FailedError(said) from None
+            message = f"its answer has no token ids and log-probs: {self.endpoint.shown(content[:1000])!r}"
+            raise FailedError(message) from None
 
     def _hand_over(self, policy: Policy) -> None:
         """Write the policy where the server sees it, have it loaded, and drop what was there before."""
@@ -213,9 +213,9 @@ def server_of(session: Session, stage: str, tokenizer: Any, learner: Learner) ->
     endpoint.call("GET", "/health", None, lambda content: None)
     served = endpoint.call("GET", "/v1/models", None, lambda content: _names(endpoint, content))
     if len(served) != 1 if config.model is None else config.model not in served:
-        asked = "one model" if config.model is None else config.model
+        expected = "one model" if config.model is None else config.model
         raise ConfigError(
-            f"{WHO} at {endpoint.url} serves {', '.join(served) or 'nothing'}, not {asked}",
+            f"{WHO} at {endpoint.url} serves {', '.join(served) or 'nothing'}, not {expected}",
             "name the one to use as sampler.model",
         )
     return VLLM(
@@ -228,7 +228,7 @@ def server_of(session: Session, stage: str, tokenizer: Any, learner: Learner) ->
     )
 
 
-def _asked_alike(
+def _common_settings(
     model: str, count: int, max_new_tokens: int, temperature: float, ends: Sequence[int]
 ) -> dict[str, Any]:
     """What all requests of a step say, so that draws are from softmax(logits / T), whole, and end where the
