@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
 from preftune.models.parts import token_embedding
+from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
 from preftune.rundir import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
@@ -56,7 +57,8 @@ def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
     BackendMissing without peft; DataError for a model without such layers.
     """
     try:
-        import peft
+        with no_code_from_the_hub():
+            import peft
     except ImportError as error:
         raise BackendMissing('trainable = "lora" needs peft', hint="pip install 'preftune[lora]'") from error
     layers = linear_layers(model)
@@ -70,12 +72,22 @@ def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
     )
     digest = _digest(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _as_peft_knows(model):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
     _adapters[model.eval()] = Adapter(rank, alpha, digest)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_own(name))
+
+
+@contextlib.contextmanager
+def _as_peft_knows(model: Any) -> Iterator[None]:
+    """Within `with`, a quantised model says so as peft asks it, whose layers for 4 bits then are taken."""
+    model.is_loaded_in_4bit = is_quantised(model)
+    try:
+        yield
+    finally:
+        del model.is_loaded_in_4bit
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -128,8 +140,10 @@ def tie_alike(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Within `with`, a model with an adapter computes by its merged weights: one product a layer."""
-    layers = _layers(model)
+    """Within `with`, a model with an adapter computes by its merged weights: one product a layer. A quantised
+    one keeps its adapter beside its weights: merged, they would have to be rounded to 4 bits again.
+    """
+    layers = {} if is_quantised(model) else _layers(model)
     before = {layer: layer.base_layer.weight.data for layer in layers.values()}
     with instead({layer: layer.base_layer for layer in layers.values()}):
         try:
@@ -172,6 +186,7 @@ def fold(model: PreTrainedModel) -> tuple[Adapter, dict[str, Tensor]] | None:
         if _is_own(name)
     }
     for name, layer in _found(model).items():
+        layer.base_layer = in_float(layer.base_layer)
         layer.base_layer.weight.data = _merged_weight(layer)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.base_layer)
@@ -293,8 +308,8 @@ def _merged_weight(layer: Any) -> Tensor:
 def _digest(model: nn.Module) -> str:
     """SHA-256 over the weights that stay as they are."""
     found = hashlib.sha256(b"lora")
-    for name, parameter in sorted(model.named_parameters()):
+    for name, weight in sorted({**dict(model.named_parameters()), **scales(model)}.items()):
         if not _is_own(name):
-            found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            found.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+            found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            found.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()
