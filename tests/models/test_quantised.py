@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,10 +20,10 @@ from families import PLAIN, TREES, made
 from peft_oracle import ALPHA, RANK, loss_of, peft_model
 from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
-from preftune.errors import BackendMissing, ConfigError
+from preftune.errors import BackendMissing, ConfigError, DataError
 from preftune.models.adapter import adapt, fold, hold_once, linear_layers, save_adapter
 from preftune.models.fast.support import takes_trees
-from preftune.models.quantised import BITS, backend, computes_in, scales
+from preftune.models.quantised import BITS, backend, computes_in, quantise, scales
 from preftune.models.roles import Policy, Reference, RewardModel, Role, quantise_role
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
@@ -71,11 +72,15 @@ def shaken(family: str) -> PreTrainedModel:
     """In 4 bits, with an adapter that changes the numbers."""
     model = in_four_bits(Policy(fresh(family)).model)
     adapt(model, RANK, ALPHA, seed=3)
-    random = torch.Generator().manual_seed(4)
+    shake(model, 0.3, seed=4)
+    return model
+
+
+def shake(model: PreTrainedModel, size: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if "lora_B" in name:
-            p.data.copy_(0.3 * torch.randn(p.shape, generator=random))
-    return model
+            p.data.copy_(size * torch.randn(p.shape, generator=random))
 
 
 FORMULAS = [("gpt2", "dpo"), ("llama", "dpo"), ("opt", "sft"), ("gpt2", "reward")]
@@ -203,6 +208,44 @@ def test_what_is_saved_is_what_was_trained_in_float(family: str, tmp_path: Path)
     }
     layers = {f"{name}.weight" for name in linear_layers(base)}
     assert layers == {name for name, weight in found.items() if not torch.equal(weight, plain[name])}
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_stage_starts_from_what_the_stages_before_it_have_learnt(family: str, tmp_path: Path) -> None:
+    """Adapters too small for the steps of 4 bits, which quantising the saved model by itself takes back. The
+    4-bit numbers are those of the base in every stage; the scales are rounded once more.
+    """
+    ids, four = sequences(2).ids, list[list[Tensor]]()
+    fresh(family).save_pretrained(tmp_path / "0")
+    for stage in range(3):
+        saved, alone, model = (AutoModelForCausalLM.from_pretrained(tmp_path / str(stage)) for _ in range(3))
+        quantise(alone, linear_layers(alone), {})
+        in_four_bits(model)
+        four.append([p for p in model.parameters() if p.dtype == torch.uint8])
+        assert all(map(torch.equal, four[0], four[stage]))
+        with torch.no_grad():
+            goal, lost, kept = (each.eval()(ids).logits for each in (saved, alone, model))
+        if stage:
+            assert (kept - goal).abs().mean() < 0.05 * (lost - goal).abs().mean()
+        adapt(model, RANK, ALPHA, seed=stage)
+        shake(model, 0.01, seed=stage)
+        folded = fold(model)
+        assert folded is not None
+        model.save_pretrained(tmp_path / str(stage + 1))
+        save_adapter(folded, tmp_path / str(stage + 1) / "adapter", f"../../{stage}")
+
+
+@needs_bitsandbytes
+def test_an_adapter_of_another_shape_beside_a_model_is_refused(tmp_path: Path) -> None:
+    folded = fold(shaken("llama"))
+    assert folded is not None
+    config = TREES["llama"]()
+    config.intermediate_size = 32
+    made(config).save_pretrained(tmp_path)
+    save_adapter(folded, tmp_path / "adapter", "some/base")
+    with pytest.raises(DataError, match=r"beside the model has another model\.layers\.0\.mlp"):
+        in_four_bits(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
 @needs_bitsandbytes

@@ -23,7 +23,7 @@ from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
 from preftune.models.parts import token_embedding
 from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
-from preftune.rundir import write_json
+from preftune.rundir import read_object, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 _PREFIX, _NAME = "base_model.model.", "default"
@@ -217,6 +217,32 @@ def save_adapter(folded: tuple[Adapter, Mapping[str, Tensor]], directory: Path, 
     write_json(directory / CONFIG, record)
 
 
+def earlier_changes(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """What adapters have added to a saved model's linear layers, those of all stages that led to it one below
+    the other: A (r, in) and α/r · B (out, r), by the layers' names; {} where no adapter lies beside it.
+
+    Whoever subtracts it and adds it again has the model in any case, were the adapter another's.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    seen = set[Path]()
+    while (place := directory / "adapter") not in seen and (place / WEIGHTS).is_file():
+        seen.add(place)
+        config, tensors = read_object(place / CONFIG), load_file(place / WEIGHTS)
+        if _strange({**config, "modules_to_save": None}):
+            break
+        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+            a, b = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
+            b = b * (config["lora_alpha"] / config["r"])
+            if (held := found.get(_layer_of(key))) is not None:
+                a, b = torch.cat([held[0], a]), torch.cat([held[1], b], 1)
+            found[_layer_of(key)] = a, b
+        base = str(config["base_model_name_or_path"])
+        if not base.startswith("."):
+            break
+        directory = (place / base).resolve()
+    return found
+
+
 @torch.no_grad()
 def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, Any]) -> None:
     """Add the adapter in a directory, whose `adapter_config.json` holds `config`, to a model's weights.
@@ -231,7 +257,7 @@ def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, An
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
     tensors = load_file(directory / WEIGHTS)
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        name = _layer_of(key)
         a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
         layer = dict(model.named_modules()).get(name)
         if getattr(layer, "weight", None) is token_embedding(model).weight:
@@ -269,6 +295,11 @@ def _strange(config: Mapping[str, Any]) -> str:
 def _is_own(name: str) -> bool:
     """Whether a parameter belongs to the adapter, or to a scalar head, which is trained beside it."""
     return ".lora_" in name or name.startswith("score.")
+
+
+def _layer_of(key: str) -> str:
+    """The layer of which a saved adapter holds A under this name."""
+    return key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
 
 
 def _found(model: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ that are dequantised for each: a trained model is saved as these, in float32, pl
 """
 
 import contextlib
+import functools
 import logging
 import sys
 import weakref
@@ -16,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from preftune.errors import BackendMissing, ConfigError
+from preftune.errors import BackendMissing, ConfigError, DataError
 
 BITS = 4 + 8 / 64 + 32 / (64 * 256)  # of a weight, with the scale of its block and the scales' own
 _plain: "weakref.WeakKeyDictionary[nn.Module, nn.Module]" = weakref.WeakKeyDictionary()
@@ -58,13 +60,17 @@ def no_code_from_the_hub() -> Iterator[None]:
 
 
 @torch.no_grad()
-def quantise(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
-    """Put 4-bit layers in the place of some linear ones, by their names; biases stay. Changes the model in
-    place.
+def quantise(
+    model: PreTrainedModel, layers: Mapping[str, nn.Module], earlier: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Put 4-bit layers in the place of some linear ones, by their names; biases stay, and so does the part
+    B · A that is `earlier`'s, A (r, in) and B (out, r). Changes the model in place.
+
+    DataError where these are another model's.
     """
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, _in_four_bits(layer))
+        setattr(model.get_submodule(parent), last, _in_four_bits(name, layer, earlier.get(name)))
     _models.add(model)
 
 
@@ -72,17 +78,35 @@ def is_quantised(model: nn.Module) -> bool:
     return model in _models
 
 
-def _in_four_bits(layer: nn.Module) -> nn.Module:
+@functools.cache
+def _layer_class() -> Any:
+    """bitsandbytes' layer with B · A beside its weights."""
+
+    class Linear4bit(backend().nn.Linear4bit):
+        def forward(self, x: Tensor) -> Tensor:
+            out, a, b = super().forward(x), self.earlier_a, self.earlier_b
+            return out if a is None or b is None else out + linear(linear(x, a), b)
+
+    return Linear4bit
+
+
+def _in_four_bits(name: str, layer: nn.Module, earlier: tuple[Tensor, Tensor] | None) -> nn.Module:
     """The same layer, (out, in) as all of bitsandbytes' are. The given one is kept, empty, for `in_float`."""
-    nn4 = backend().nn
     weight, bias = layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias")
     values = weight.data.T.contiguous() if isinstance(layer, Conv1D) else weight.data
-    made = nn4.Linear4bit(values.shape[1], values.shape[0], bias=False, quant_type="nf4", device="meta")
+    made = _layer_class()(values.shape[1], values.shape[0], bias=False, quant_type="nf4", device="meta")
+    a, b = earlier or (None, None)
+    if a is not None and b is not None:
+        if (len(b), len(a), a.shape[1]) != (len(values), b.shape[1], values.shape[1]):
+            raise DataError(f"the adapter beside the model has another {name}", "move adapter/ away from it")
+        values = values - b @ a
+    for which, part in {"earlier_a": a, "earlier_b": b}.items():
+        made.register_parameter(which, None if part is None else nn.Parameter(part, requires_grad=False))
     # Without gradients it would repack the weights on some CPUs, for products in bfloat16 that, in eval mode,
     # have no gradient later either.
     made.support_avx512bf16_for_cpu = False
     kept = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": made}
-    made.weight = nn4.Params4bit(values, **kept).to("cpu" if values.is_cpu else values.device)
+    made.weight = backend().nn.Params4bit(values, **kept).to(values.device)
     made.bias = bias
     weight.data = weight.data.new_empty(0)
     _plain[made.eval()] = layer
@@ -107,7 +131,7 @@ def computes_in(model: nn.Module, dtype: torch.dtype, device: torch.device) -> N
             layer.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
 
 
-def in_float(layer: nn.Module) -> Any:
+def in_float(layer: Any) -> Any:
     """The plain layer that a 4-bit one stands for, with the values that it computes with; itself if it is
     none.
     """
@@ -115,6 +139,8 @@ def in_float(layer: nn.Module) -> Any:
         return layer
     four: Any = layer.weight
     values = backend().functional.dequantize_4bit(four.data, four.quant_state)
+    if layer.earlier_a is not None:
+        values = values + layer.earlier_b @ layer.earlier_a
     plain.to(values.device)
     plain.get_parameter("weight").data = values.T.contiguous() if isinstance(plain, Conv1D) else values
     return plain

@@ -9,6 +9,7 @@ DPO).
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
-from preftune.models.adapter import linear_layers
+from preftune.models.adapter import earlier_changes, linear_layers
 from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.static import refuse
@@ -303,12 +304,13 @@ def models_in(
 
 def quantise_role(role: Role) -> None:
     """The linear layers below the heads in 4 bits. Whether rows may be laid out as trees is found out before,
-    in whole float32; nobody has recorded bitsandbytes' kernels as a CUDA graph.
+    in whole float32; nobody has recorded bitsandbytes' kernels as a CUDA graph. What adapters of earlier
+    stages have learnt stays in float32: rounded to 4 bits with the weights, most of it would be lost.
     """
     for model in models_of(role):
         takes_trees(model)
         refuse(model)
-        quantise(model, linear_layers(model))
+        quantise(model, linear_layers(model), earlier_changes(Path(model.name_or_path)))
 
 
 def by_tree(role: Role) -> bool:
