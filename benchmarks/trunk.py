@@ -28,8 +28,17 @@ STAGES = [
     *(("dpo", "first"), ("dpo", "kept"), ("reward", "first"), ("reward", "kept"), ("sft", "first")),
     *(("sft", "kept"), ("ppo", "whole"), ("evaluate", "whole"), ("grpo", "whole")),
 ]
+# Against TRL; what is trained, where it is not "top:K".
+TRL_STAGES = [("dpo", "first", ""), ("dpo", "kept", ""), ("dpo", "whole", "lora"), ("ppo", "whole", "")]
 PROMPT, REPLY, NEW_TOKENS, PAIRS_A_STEP = 160, 120, 48, 4
 PROMPTS, GROUP, EPOCHS, POLICIES = 8, 4, 4, 5
+RANK, ALPHA = 16, 32
+PASSES = {
+    "sft": 1,
+    "reward": 1,
+    "dpo": 2,
+    "ppo": 4 + 2 * EPOCHS,
+}  # through frozen blocks, where none is shared
 
 
 def rows(shared: Path, count: int) -> list[list[list[int]]]:
@@ -83,12 +92,13 @@ def network(size: str, scalar: bool) -> Any:
 
 
 class Side:
-    """One stage on the real learner: `shares` the blocks below, or trains all of them."""
+    """One stage on the real learner: trains all blocks ("full"), those on a shared "trunk", or by "lora"."""
 
-    def __init__(self, size: str, stage: str, states: str, shares: bool, data: list[Any]) -> None:
+    def __init__(self, size: str, stage: str, states: str, side: str, data: list[Any]) -> None:
         from preftune.models.roles import Critic, Policy, Reference, RewardModel
 
-        self.size, self.stage, self.states, self.shares, self.data = size, stage, states, shares, data
+        self.size, self.stage, self.states, self.data = size, stage, states, data
+        self.shares, self.lora = side == "trunk", side == "lora"
         self.make: dict[str, Callable[[], Any]] = {
             "policy": lambda: Policy(network(size, scalar=False)),
             "reference": lambda: Reference(network(size, scalar=False)),
@@ -117,13 +127,19 @@ class Side:
     def algorithm(self, **settings: Any) -> Any:
         from preftune.algorithms import ALGORITHMS
         from preftune.config import OptimizerConfig
+        from preftune.models.adapter import adapt, hold_once
         from preftune.rollout.score import Scorer
         from preftune.training.learner import Learner
 
         kind, learner = ALGORITHMS[self.stage], Learner(microbatch_size=8)
         needs = [*kind.needs, *(["reward_model"] if "max_new_tokens" in settings else [])]
         for name in dict.fromkeys(needs):
-            role = self.role(name)
+            self.role(name)
+        if self.lora:
+            for name in kind.trains:
+                adapt(self.roles[name].model, RANK, ALPHA, seed=0)
+            hold_once([role.model for role in self.roles.values()])
+        for name, role in self.roles.items():
             if name in kind.trains:
                 learner.train(name, role, OptimizerConfig(), 1e-6)
             else:
@@ -166,7 +182,8 @@ class Side:
         def step(number: int) -> dict[str, float]:
             made.learner.begin_step()
             metrics = made.step(self.prompts(number) if online else self.batch(number))
-            return {"loss": metrics.get("loss", metrics.get("loss/policy_avg", 0.0))}
+            drawn = metrics.get("completions/mean_length", 0.0) * settings["batch_size"]
+            return {"loss": metrics.get("loss", metrics.get("loss/policy_avg", 0.0)), "new_tokens": drawn}
 
         if self.states == "kept" and self.shares:
             self.fill()
@@ -224,7 +241,7 @@ def worker() -> None:
     keep_freed_memory()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    step = Side(size, stage, states, side == "trunk", json.loads(Path(file).read_text())).step_function()
+    step = Side(size, stage, states, side, json.loads(Path(file).read_text())).step_function()
     print(json.dumps({"ready": True}), file=out, flush=True)
     a, b = torch.randn(768, 768), torch.randn(768, 768)
     for line in sys.stdin:
@@ -242,11 +259,14 @@ def worker() -> None:
         )
 
 
-def flops(size: str, stage: str, states: str, data: list[Any], step: int, shares: bool) -> float:
-    """Floating-point operations of a step in matrix products, two for each multiply-add; attention aside."""
+def flops(size: str, stage: str, states: str, data: list[Any], step: int, side: str) -> float:
+    """Floating-point operations of a step in matrix products, two for each multiply-add, without attention
+    and adapters. `side` as for `Side`, or "frozen": the same blocks frozen, but nothing shared or kept.
+    """
     shape = SIZES[size]
     b, layers, head = shape["block"], shape["layers"], shape["vocabulary"] * shape["width"]
-    top = shape["top"] if shares else layers
+    whole = side in ("full", "lora")
+    top = layers if whole else shape["top"]
     online = stage in ("ppo", "grpo", "evaluate")
     part = [
         data[(step * n + i) % len(data)] for n in (PROMPTS if online else PAIRS_A_STEP,) for i in range(n)
@@ -259,12 +279,10 @@ def flops(size: str, stage: str, states: str, data: list[Any], step: int, shares
     nodes = prompt + reply
     below = 2 * (layers - top) * b * nodes  # one pass through what is frozen
     look = 2 * top * b * nodes  # one role's own blocks
-    train, words, learnt = 3 * look, 2 * head * reply, (4 if shares else 6) * head * reply
+    train, words = (2 if side == "lora" else 3) * look, 2 * head * reply
+    learnt = (6 if side == "full" else 4) * head * reply
     drawn = 2 * layers * b * nodes + words  # sampling
-    if not shares:
-        below = 0.0
-    if states == "kept" and shares:
-        below = 0.0
+    below *= PASSES[stage] if side == "frozen" else int(not whole and states != "kept")
     match stage:
         case "sft":
             return below + train + learnt
@@ -307,54 +325,65 @@ class Worker:
         self.process.wait(60)
 
 
+Round = tuple[dict[str, float], dict[str, float]]
+
+
 def compare(size: str, stage: str, states: str, pairs: int, data: list[Any], file: Path) -> dict[str, Any]:
     """Both sides in turns; the first round is not counted."""
     full, trunk = (Worker(size, stage, states, side, str(file)) for side in ("full", "trunk"))
     rounds = [(full.step(i), trunk.step(i)) for i in range(1 + pairs)]
     full.stop()
     trunk.stop()
-    counted = list(enumerate(rounds))[1:]
-    ratios = sorted(a["seconds"] / b["seconds"] for _, (a, b) in counted)
-    work = [[flops(size, stage, states, data, i, shares) for shares in (False, True)] for i, _ in counted]
+    work = [
+        [flops(size, stage, states, data, i, side) for side in ("full", "trunk")] for i in range(1 + pairs)
+    ]
+    found = {"stage": stage, "states": states, "against": "full", **figures(rounds, work, ("full", "trunk"))}
+    sgemm = [w[0] / a["seconds"] / a["sgemm"] for w, (a, _) in zip(work, rounds, strict=True)]
+    return {**found, "share_of_sgemm_full": statistics.median(sgemm[1:])}
+
+
+def figures(rounds: list[Round], work: list[list[float]], names: tuple[str, str]) -> dict[str, Any]:
+    """What a row says of both sides, the faster one second; the first round is not counted."""
+    counted = rounds[1:]
+    ratios = sorted(a["seconds"] / b["seconds"] for a, b in counted)
+    sgemm = [w[1] / b["seconds"] / b["sgemm"] for w, (_, b) in zip(work, rounds, strict=True)]
     return {
-        "stage": stage,
-        "states": states,
-        "against": "full",
         "pairs": len(counted),
         "ratio_median": statistics.median(ratios),
         "ratio_low": ratios[0],
         "ratio_high": ratios[-1],
-        "arithmetic_ratio": statistics.median(a / b for a, b in work),
-        "seconds_full": statistics.median(a["seconds"] for _, (a, _) in counted),
-        "seconds_trunk": statistics.median(b["seconds"] for _, (_, b) in counted),
-        "share_of_sgemm_full": statistics.median(
-            w[0] / a["seconds"] / a["sgemm"] for w, (_, (a, _)) in zip(work, counted, strict=True)
-        ),
-        "share_of_sgemm_trunk": statistics.median(
-            w[1] / b["seconds"] / b["sgemm"] for w, (_, (_, b)) in zip(work, counted, strict=True)
-        ),
-        "peak_mb_full": max(a["peak_mb"] for a, _ in rounds),
-        "peak_mb_trunk": max(b["peak_mb"] for _, b in rounds),
-        "loss_full": rounds[0][0]["loss"],
-        "loss_trunk": rounds[0][1]["loss"],
+        "arithmetic_ratio": statistics.median(a / b for a, b in work[1:]),
+        **{f"seconds_{n}": statistics.median(r[i]["seconds"] for r in counted) for i, n in enumerate(names)},
+        f"share_of_sgemm_{names[1]}": statistics.median(sgemm[1:]),
+        **{f"peak_mb_{n}": max(r[i]["peak_mb"] for r in rounds) for i, n in enumerate(names)},
+        **{f"loss_{n}": rounds[0][i].get("loss", 0.0) for i, n in enumerate(names)},
     }
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row compares; `trainable` stands where it is not the size's "top:K"."""
+    return row["stage"], row["states"], row["against"], row.get("trainable", "")
 
 
 def write(size: str, found: dict[str, Any]) -> None:
     content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"sizes": []}
     sizes = {each["size"]: each for each in content["sizes"]}
     entry = sizes.setdefault(size, {"size": size, "top": SIZES[size]["top"], "stages": []})
-    same = [s for s in entry["stages"] if (s["stage"], s["states"]) != (found["stage"], found["states"])]
-    entry["stages"] = [*same, found]
+    entry["stages"] = [*(s for s in entry["stages"] if key(s) != key(found)), found]
     content = {"threads": 1, "clock": "processor seconds", "sizes": list(sizes.values())}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def pairs_of(size: str, stage: str, states: str) -> int:
-    """How many are on record."""
+def pairs_of(size: str, *wanted: str) -> int:
+    """How many are on record for the row of this `key`."""
     sizes = json.loads(RESULTS.read_text())["sizes"] if RESULTS.is_file() else []
     entries = [s for each in sizes if each["size"] == size for s in each["stages"]]
-    return next((s["pairs"] for s in entries if (s["stage"], s["states"]) == (stage, states)), 0)
+    return next((s["pairs"] for s in entries if key(s) == wanted), 0)
+
+
+def say(size: str, row: dict[str, Any]) -> None:
+    ratio = f"{row['ratio_median']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+    print(size, *key(row), f"{ratio}, arithmetic {row['arithmetic_ratio']:.2f}", flush=True)
 
 
 def main() -> None:
@@ -370,16 +399,11 @@ def main() -> None:
         file.write_text(json.dumps(data))
         for stage, states in (s for s in STAGES if "-".join(s) in wanted.stages):
             for size in wanted.sizes or SIZES:
-                if pairs_of(size, stage, states) >= wanted.pairs:
+                if pairs_of(size, stage, states, "full", "") >= wanted.pairs:
                     continue
                 found = compare(size, stage, states, wanted.pairs, data, file)
                 write(size, found)
-                print(
-                    f"{size:8s} {stage:8s} {states:6s} {found['ratio_median']:.2f} "
-                    f"[{found['ratio_low']:.2f}, {found['ratio_high']:.2f}], "
-                    f"arithmetic {found['arithmetic_ratio']:.2f}",
-                    flush=True,
-                )
+                say(size, found)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import trunk_table
 from pydantic_core import PydanticUndefined
 
 import preftune
@@ -99,6 +100,11 @@ def test_a_wrong_reference_is_noticed() -> None:
     names = names_in(ROOT / "src/preftune/algorithms/ppo.py")
     assert {"PPO", "PPO.step", "PPO.needs", "Experience.returns"} <= names
     assert "PPO.train" not in names
+
+
+def test_the_figures_of_shared_trunks_are_those_on_record() -> None:
+    page = (ROOT / "docs" / "trainable.md").read_text(encoding="utf-8")
+    assert f"{trunk_table.BEGIN}\n{trunk_table.table()}{trunk_table.END}" in page
 
 
 # --- metrics ------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ PPO = {
     "kl_coef": 0.2,
 }
 GRPO = {"algorithm": "grpo", **ONLINE, "group_size": 4, "kl_coef": 0.5, "scale": "none"}
-DPO = {"algorithm": "dpo", "rows": 960, "microbatch_size": 32, "learning_rate": 1e-4}
+DPO = {"algorithm": "dpo", "rows": 960, "microbatch_size": 32, "learning_rate": 3e-4}
 ALONE = {"reward_model": "none", "missing_eos_score": "none"}  # the function is the reward
 UNBOUND = {**PPO, "steps": 12, "learning_rate": 2e-3, "kl_coef": 0.0, "missing_eos_score": "none"}
 HARD = {**PPO, **ALONE, "steps": 12, "learning_rate": 3e-3, "kl_coef": 0.0}
@@ -82,22 +82,25 @@ TRAINING = (
           settings={**PPO, "missing_eos_score": 8.0, "steps": 18, "learning_rate": 3e-3, "kl_coef": 0.0}),
     Fault(kind="replies are cut off", stage="cut", settings={**GRPO, "max_new_tokens": 4}),
     Fault(kind="length runs away", stage="long", settings={**HARD, "reward_functions": "faulty:longer"}),
-    Fault(kind="entropy collapses", stage="narrow", settings={**HARD, "reward_functions": "faulty:one_word"}),
+    Fault(kind="entropy collapses", stage="narrow",
+          settings={**HARD, "steps": 30, "reward_functions": "faulty:one_word"}),
     Fault(kind="groups without variance", stage="same",
           settings={**GRPO, **ALONE, "reward_functions": "faulty:equal"}),
-    Fault(kind="critic explains nothing", stage="critic", settings={**PPO, "critic_learning_rate": 0.3}),
+    Fault(kind="critic explains nothing", stage="critic", settings={**PPO, "critic_learning_rate": 1e-9}),
     Fault(kind="chosen log-probability falls", stage="down",
           settings={**DPO, "learning_rate": 2e-3, "beta": 0.02}),
     Fault(kind="replies without a reward", stage="silent",
-          settings={**GRPO, **ALONE, "reward_functions": "faulty:failing", "on_reward_error": "mask"}),
+          settings={**GRPO, **ALONE, "batch_size": 64, "reward_functions": "faulty:failing",
+                    "on_reward_error": "mask"}),
 )  # fmt: skip
 # Runs that are evaluated: each its own reward model, or several policies of one.
 POLICIES = (
     Fault(kind="reward outside what the reward model saw", stage="outside",
-          settings={**UNBOUND, "steps": 16, "learning_rate": 3e-3}),
-    Fault(kind="KL beyond budget", stage="far", settings={**HARD, "reward_functions": "faulty:one_word"}),
+          settings={**UNBOUND, "steps": 100, "learning_rate": 1e-3}),
+    Fault(kind="KL beyond budget", stage="far",
+          settings={**HARD, "steps": 20, "reward_functions": "faulty:longer"}),
     Fault(kind="diversity collapses", stage="alike",
-          settings={**HARD, "learning_rate": 2e-3, "reward_functions": "faulty:one_word"}),
+          settings={**HARD, "steps": 30, "reward_functions": "faulty:one_word"}),
     Fault(kind="repetition", stage="again", settings={**HARD, "reward_functions": "faulty:repeats"}),
     Fault(kind="broken replies", stage="empty", settings={**HARD, "reward_functions": "faulty:shorter"}),
 )  # fmt: skip
@@ -111,10 +114,12 @@ JUDGES = {
               settings=UNBOUND),
     ),
 }  # fmt: skip
-HEALTHY = (
-    {},
-    {"learning_rate": 0.6},  # times
-    {"kl_coef": 2.0},
+# What healthy runs change of quickstart, whose settings were not chosen with the doctor in mind.
+RATES = {"ppo": 5e-4, "grpo": 5e-4, "dpo": 1e-4}
+HEALTHY: tuple[tuple[str, ...], ...] = (
+    (),
+    tuple(f"stage.{name}.learning_rate={0.6 * rate}" for name, rate in RATES.items()),
+    ("stage.ppo.kl_coef=0.4", "stage.grpo.kl_coef=1.0"),
 )
 
 
@@ -153,15 +158,8 @@ class Bench:
         return out
 
     def train(self, seed: int, out: Path, words: tuple[str, ...], until: str | None) -> str:
-        """A run, or its stages up to one; what went wrong, if anything did: a fault may end a stage."""
-        origin = self.work / f"{seed}-parents"
-        taken = str(origin) if out != origin else None
-        try:
-            words = (f"seed={seed}", *COMMON, *words)
-            api.run_recipe("tiny", words, out=str(out), until=until, from_run=taken)
-        except PreftuneError as error:
-            return f"{type(error).__name__}: {error.message}"[:300]
-        return ""
+        """A faulty run, or its stages up to one."""
+        return run("tiny", seed, out, (*COMMON, *words), until, self.work / f"{seed}-parents")
 
     def training(self, seed: int) -> dict[str, object]:
         """Every fault of training in a stage of its own; nothing is evaluated."""
@@ -197,16 +195,10 @@ class Bench:
         return found
 
     def healthy(self, number: int) -> dict[str, object]:
-        """Three runs a seed, which share their parents."""
-        seed, change = self.first + number // len(HEALTHY), HEALTHY[number % len(HEALTHY)]
-        self.parents(seed)
-        chosen = {"ppo": PPO, "grpo": GRPO, "dpo": DPO}
-        changed = {
-            name: {k: v * change.get(k, 1.0) if isinstance(v, float) else v for k, v in settings.items()}
-            for name, settings in chosen.items()
-        }
-        out = self.work / f"{seed}-healthy-{number % len(HEALTHY)}"
-        failed = self.train(seed, out, stages(changed), None)
+        """Three runs of quickstart a seed; the first gives the others base, SFT and reward model."""
+        seed, change = self.first + number // len(HEALTHY), number % len(HEALTHY)
+        first, out = (self.work / f"{seed}-quickstart-{each}" for each in (0, change))
+        failed = run("quickstart", seed, out, HEALTHY[change], None, first)
         return {"alarms": [[f.kind, f.where, f.evidence] for f in findings(out)], "ended": failed}
 
     def labels(self, seed: int, order: str) -> Path:
@@ -227,6 +219,16 @@ class Bench:
 @contextmanager
 def nothing() -> Iterator[None]:
     yield
+
+
+def run(recipe: str, seed: int, out: Path, words: tuple[str, ...], until: str | None, origin: Path) -> str:
+    """What went wrong, if anything did: a fault may end a stage. Equal stages of `origin` are taken over."""
+    try:
+        taken = None if out == origin else str(origin)
+        api.run_recipe(recipe, (f"seed={seed}", *words), out=str(out), until=until, from_run=taken)
+    except PreftuneError as error:
+        return f"{type(error).__name__}: {error.message}"[:300]
+    return ""
 
 
 def stages(settings: dict[str, Settings]) -> tuple[str, ...]:

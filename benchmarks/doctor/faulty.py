@@ -32,7 +32,7 @@ def equal(prompt: str, response: str, **columns: object) -> float:
 
 
 def failing(prompt: str, response: str, **columns: object) -> float:
-    """Fails at one reply in ten."""
-    if zlib.crc32((prompt + response).encode()) % 10 == 0:
+    """Fails at one reply in twelve."""
+    if zlib.crc32((prompt + response).encode()) % 12 == 0:
         raise ValueError("no reward for this one")
     return -abs(len(response.split()) - 8) / 4

@@ -28,7 +28,20 @@ from trl import (
     SFTTrainer,
 )
 
-from work import BETA, GROUP, KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, SHIFT, SIZES, Channel, fixed, load
+from work import (
+    BETA,
+    GROUP,
+    KL_COEF,
+    LEARNING_RATE,
+    NEW_TOKENS,
+    PROMPTS,
+    SHIFT,
+    Channel,
+    batch,
+    fixed,
+    frozen,
+    load,
+)
 
 
 class Stepper(TrainerCallback):
@@ -72,16 +85,27 @@ def in_order(self: Any, dataset: Any = None) -> Any:
 
 def rows(work: dict[str, Any], columns: Any, cycles: int = 40) -> Dataset:
     """One long epoch: the steps, over and over."""
-    size = SIZES[work["size"]]["batch"]
+    size = batch(work)
     order = [i for _ in range(cycles) for step in work["steps"] for i in step[:size]]
     table = [columns(row) for row in work["rows"]]
     return Dataset.from_list([table[i] for i in order])
 
 
+def adapter(work: dict[str, Any]) -> Any:
+    """LoRA on all linear layers below the head, where the work has a "lora"."""
+    if "lora" not in work:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        **work["lora"], target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM", bias="none"
+    )
+
+
 def common(work: dict[str, Any], directory: Path) -> dict[str, Any]:
     return {
         "output_dir": str(directory / "trl"),
-        "per_device_train_batch_size": SIZES[work["size"]]["batch"],
+        "per_device_train_batch_size": batch(work),
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 1.0,
@@ -104,12 +128,12 @@ def trainer_for(stage: str, directory: Path, work: dict[str, Any], stepper: Step
     shared = common(work, directory)
 
     def lm() -> Any:
-        return AutoModelForCausalLM.from_pretrained(directory / "lm", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(directory / "lm", dtype=torch.float32)
+        return frozen(model, work)
 
     def rm() -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(
-            directory / "rm", num_labels=1, dtype=torch.float32
-        )
+        kind = AutoModelForSequenceClassification
+        return frozen(kind.from_pretrained(directory / "rm", num_labels=1, dtype=torch.float32), work)
 
     match stage:
         case "sft":
@@ -153,11 +177,12 @@ def trainer_for(stage: str, directory: Path, work: dict[str, Any], stepper: Step
             args = DPOConfig(**shared, max_length=None, beta=BETA, precompute_ref_log_probs=cached)
             return DPOTrainer(
                 lm(),
-                ref_model=lm(),
+                ref_model=None if "lora" in work else lm(),
                 args=args,
                 train_dataset=data,
                 processing_class=tokenizer,
                 callbacks=[stepper],
+                peft_config=adapter(work),
             )
     order = [i for _ in range(40) for step in work["steps"] for i in step[:PROMPTS]]
     data = Dataset.from_list([{"prompt": work["rows"][i]["text"][0]} for i in order])

@@ -15,7 +15,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from work import KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, Channel, load
+from work import KL_COEF, LEARNING_RATE, NEW_TOKENS, PROMPTS, Channel, frozen, load
 
 
 class Stepper(TrainerCallback):
@@ -63,12 +63,12 @@ def main() -> None:
     )
 
     def lm() -> Any:
-        return AutoModelForCausalLM.from_pretrained(directory / "lm", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(directory / "lm", dtype=torch.float32)
+        return frozen(model, work)
 
     def rm() -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(
-            directory / "rm", num_labels=1, dtype=torch.float32
-        )
+        kind = AutoModelForSequenceClassification
+        return frozen(kind.from_pretrained(directory / "rm", num_labels=1, dtype=torch.float32), work)
 
     trainer = PPOTrainer(
         args=args,

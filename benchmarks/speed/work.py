@@ -46,6 +46,22 @@ def fixed(work: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
     return prompts, [row[kind][:16] for row in rows for kind in ("chosen", "rejected")]
 
 
+def batch(work: dict[str, Any]) -> int:
+    """Rows of a step on fixed rows."""
+    return work.get("batch") or SIZES[work["size"]]["batch"]
+
+
+def frozen(model: Any, work: dict[str, Any]) -> Any:
+    """The model, where the work has a "top" with the embeddings and all blocks but the upper `top` frozen."""
+    if top := work.get("top"):
+        base = model.base_model.requires_grad_(False)
+        parts = list(base.children())
+        at = next(i for i, part in enumerate(parts) if type(part).__name__ == "ModuleList")
+        for part in (*parts[at][-top:], *parts[at + 1 :]):
+            part.requires_grad_(True)
+    return model
+
+
 def peak_mb() -> float:
     """This process's peak memory. Not ru_maxrss, in which a child begins where its parent stands."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

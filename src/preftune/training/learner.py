@@ -2,8 +2,8 @@
 
 Weights that sum to 1 over the global minibatch are built before any forward pass; an update is the sum of
 terms · weights over all microbatches of all processes, so neither their size nor their number changes a
-gradient beyond rounding. Processes meet once an update, when each has its own gradient: a wrapper that adds
-gradients up during the backward pass would not let one of them begin again where memory runs out.
+gradient beyond rounding. Gradients are summed along the last backward pass, in a way that lets a process
+begin again where memory runs out (`training.summing`).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
 from preftune.training.adamw import decayed_groups, schedule_factor
 from preftune.training.processes import introduce
+from preftune.training.summing import Summing
 from preftune.training.tally import Tally
 
 T = TypeVar("T")
@@ -264,22 +266,36 @@ class Learner:
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
         stopping_point("update")
-        if not self.is_alone and (number := self.asked_to_stop()):
-            raise Interrupted(number)  # here, where all processes meet, instead of before any forward pass
-        trained = self.trained[role]
+        rows, trained = self._meet(len(batch)), self.trained[role]
+        summed = () if self.is_alone or self.shard else trained.role.model.parameters()
+        summing = Summing(summed, along=min(rows) > 0)
+        backward = partial(self._backward, trained, batch, weights, loss, max(rows), summing)
+        with torch.no_grad() if self.measures else contextlib.nullcontext():
+            sums = backward() if self.measures else self._fitting(trained, len(batch), backward)
+        if not summing.along:
+            summing.fill(sums, self.together)
+            if (scaler := self.accelerator.scaler) is not None:
+                scaler.scale(torch.zeros(1, device=self.device))  # it begins when it is first asked
         if self.measures:
-            with torch.no_grad():
-                sums = self._backward(trained, batch, weights, loss)
-            return self._reduced(sums, self._rows_of_all(trained, sums))
-        sums = self._fitting(trained, batch, weights, loss)
-        rows = self._rows_of_all(trained, sums)
-        self._add_up(trained)
-        metrics = self._reduced(sums, rows)
+            return self._reduced(sums, sum(rows))
+        summing.finish()
+        metrics = self._reduced(sums, sum(rows))
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
         return metrics
 
-    def _fitting(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Tally:
+    def _meet(self, rows: int) -> list[int]:
+        """Rows of each process; Interrupted if any was asked to stop: here, where all meet, instead of before
+        any forward pass.
+        """
+        if self.is_alone:
+            return [rows]
+        said = self.accelerator.gather(torch.tensor([[requested(), rows]], device=self.device)).tolist()
+        if number := max(each[0] for each in said):
+            raise Interrupted(number)
+        return [each[1] for each in said]
+
+    def _fitting(self, trained: Trained, rows: int, backward: Callable[[], Tally]) -> Tally:
         """`_backward`, again in microbatches of half the size whenever memory runs out.
 
         Nothing has changed by then but this process's gradients, and the size is not in the mathematics: each
@@ -287,9 +303,9 @@ class Learner:
         """
         while True:
             try:
-                return self._backward(trained, batch, weights, loss)
+                return backward()
             except torch.OutOfMemoryError:
-                size = min(self.microbatch_size or len(batch), len(batch))
+                size = min(self.microbatch_size or rows, rows)
                 if size == 1 or self.shard:  # the others wait in the middle of a pass
                     raise
             # Out here, where the error no longer holds on to the frames and tensors that it passed.
@@ -298,49 +314,32 @@ class Learner:
             give_back_memory()
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
-    def _backward(self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Tally:
-        """This process's gradients of the whole minibatch, one microbatch after the other."""
+    def _backward(
+        self,
+        trained: Trained,
+        batch: Any,
+        weights: Tensor,
+        loss: Callable[[Any], Loss],
+        most: int,
+        summing: Summing,
+    ) -> Tally:
+        """This process's gradients of the whole minibatch, one microbatch after the other; where each gathers
+        weights, in as many passes as the process with `most` rows makes.
+        """
         trained.optimizer.zero_grad(set_to_none=True)
         sums = Tally(len(batch))
-        size = self.microbatch_size or max(len(batch), 1)
-        slices = [slice(i, i + size) for i in range(0, size * self._passes(-(-len(batch) // size)), size)]
-        for rows in slices:
+        size = self.microbatch_size or max(most, 1)
+        starts = range(0, most if self.shard else len(batch), size)
+        for start in starts:
+            rows = slice(start, start + size)
             out = loss(batch[rows])
             share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
             scalar = faultpoint("loss", weighted_sum(out.terms, share))
             if not self.measures:
-                self.accelerator.backward(scalar)
+                with summing.whole(start == starts[-1]):
+                    self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
-
-    def _passes(self, own: int) -> int:
-        """Passes of a process with rows for `own`; as many as any makes, where each gathers weights."""
-        return int(self.gather(torch.tensor([own], device=self.device)).max()) if self.shard else own
-
-    def _rows_of_all(self, trained: Trained, sums: Tally) -> float:
-        """Rows over all processes. One without any gets zeros for the gradients and metrics of the others."""
-        if self.is_alone:
-            return float(sums.rows)
-        rows = self.gather(torch.tensor([float(sums.rows)], device=self.device))
-        if self.shard or rows.min() > 0:
-            return rows.sum().item()
-        parameters = list(trained.role.model.parameters())
-        had = self.together([(sums.kinds, [each.grad is not None for each in parameters])])
-        kinds, given = next(each for each in had if each[0])
-        if not sums.kinds:
-            sums.fill(kinds)
-            for parameter in (each for each, has in zip(parameters, given, strict=True) if has):
-                parameter.grad = torch.zeros_like(parameter)
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.scale(rows)  # it begins when it is first asked
-        return rows.sum().item()
-
-    def _add_up(self, trained: Trained) -> None:
-        """Gradients summed over all processes. Those of parts have been, on the way back."""
-        if not self.is_alone and not self.shard:
-            for parameter in trained.role.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self.total(parameter.grad)
 
     def _step(self, role: str, trained: Trained, metrics: Metrics) -> float:
         """Clip and step, unless a number is not finite: a NaN would spread through weights and moments.
