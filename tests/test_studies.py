@@ -71,7 +71,8 @@ def test_the_table_of_sentiment_is_the_studys(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "ceiling"])
 def test_what_top_1_costs_is_what_the_three_studies_say(study: dict[str, Any], name: str) -> None:
-    files = [ROOT / "docs/studies" / each / "study.json" for each in ("quickstart-top1", "quickstart-top1-time")]
+    names = ("quickstart-top1", "quickstart-top1-time")
+    files = [ROOT / "docs" / "studies" / each / "study.json" for each in names]
     policies = [study["policies"][name]]
     policies += [json.loads(file.read_text(encoding="utf-8"))["policies"][name] for file in files]
     cells = [policies[0]["label"], *map(interval, policies), *(f"{each['gold']:.2f}" for each in policies)]
