@@ -85,8 +85,8 @@ class ModelConfig(Settings):
         default=ALL,
         exclude_if=lambda trainable: trainable == ALL,
         description='Weights to train: "all"; "top:K", the upper K blocks and everything after them, '
-        'with the rest frozen and shared by policy, reference, reward model and critic; or "lora", '
-        "adapters on all linear layers.",
+        "with the rest frozen and shared by policy, reference, reward model and critic; or "
+        '"lora", adapters on all linear layers.',
     )
     lora: LoraConfig = Field(
         default_factory=LoraConfig,
@@ -388,8 +388,7 @@ class RunConfig(Settings):
             return
         longest = {"data.max_response_length": self.data.max_response_length}
         longest["evaluation.max_new_tokens"] = self.evaluation.max_new_tokens
-        for name, stage in self.stage.items():
-            longest[f"stage.{name}.max_new_tokens"] = stage.new_tokens
+        longest |= {f"stage.{name}.max_new_tokens": stage.new_tokens for name, stage in self.stage.items()}
         key = max(longest, key=lambda key: longest[key])
         need = self.data.max_prompt_length + longest[key]
         have, prompt = self.model.scratch.positions, self.data.max_prompt_length

@@ -310,7 +310,8 @@ def quantise_role(role: Role) -> None:
     for model in models_of(role):
         takes_trees(model)
         refuse(model)
-        quantise(model, linear_layers(model), earlier_changes(Path(model.name_or_path)))
+        place = model.name_or_path  # none: made in memory
+        quantise(model, linear_layers(model), earlier_changes(Path(place)) if place else {})
 
 
 def by_tree(role: Role) -> bool:
