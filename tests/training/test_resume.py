@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from preftune.errors import DataError
 from preftune.models.aligned import ALIGNMENT
+from preftune.models.fast.trunk import Trunk
 from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
-from tiny import misplaced, roles, same_weights, sequences, state
+from tiny import misplaced, online, roles, same_weights, sequences, state
 
 
 @EVERY
@@ -101,8 +102,12 @@ def test_a_resumed_state_lies_in_memory_as_that_of_a_run_without_end(algorithm: 
 
 
 @EVERY
-def test_a_stage_that_trains_the_upper_blocks_resumes_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
-    """Its checkpoints hold what is trained, and the hash of what is not."""
+def test_a_stage_that_trains_the_upper_blocks_resumes_bit_for_bit(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints hold what is trained, and the hash of what is not; states come from the sampler."""
+    taken, own = list[int](), Trunk.take
+    monkeypatch.setattr(Trunk, "take", lambda *rows: (taken.append(1), own(*rows)))
     whole = run(algorithm, tmp_path / "whole", top=1)
     for step in (1, 4):
         with pytest.raises(Killed):
@@ -118,6 +123,7 @@ def test_a_stage_that_trains_the_upper_blocks_resumes_bit_for_bit(algorithm: str
     for name in whole:
         assert same_weights(pieces[name], whole[name])
     assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    assert bool(taken) == online(algorithm)
 
 
 @EVERY

@@ -53,7 +53,7 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
             hint='set model.trainable="all", or another number of blocks',
         ) from error
     if known is not None:
-        known.keeps, known.kept = True, None  # until the stage that begins says otherwise
+        known.keeps, known.kept, known.drawn = True, None, None  # until the stage that begins says otherwise
         attach(model, Branch(cut, tuple(frozen), known))
     for parameter in frozen.values():
         parameter.requires_grad_(False)

@@ -70,8 +70,8 @@ def collect(
 
 
 def _here(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
-    """The sampler of this process, which draws from the policy itself."""
-    return sample(policy, prompts, **how), None
+    """The sampler of this process, which draws from the policy itself: a trunk takes the states over."""
+    return sample(policy, prompts, keeps_states=True, **how), None
 
 
 def by_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, batch_size: int) -> Tensor:

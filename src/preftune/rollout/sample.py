@@ -21,6 +21,7 @@ from preftune.models.adapter import merged
 from preftune.models.fast.decode import decoder
 from preftune.models.fast.head import after_head, for_sampling, next_logits
 from preftune.models.fast.native import lacking
+from preftune.models.fast.passing import PassingDecoder, passing_decoder
 from preftune.models.fast.static import WARM_UP, StaticGrid, Step, recorder, refuse
 from preftune.models.memory import give_back_memory
 from preftune.models.parts import language_head
@@ -47,9 +48,11 @@ def sample(
     eos_id: int | Sequence[int],
     responses_per_prompt: int = 1,
     say: Callable[[str], None] | None = None,
+    keeps_states: bool = False,
 ) -> Sequences:
     """Draw responses up to and including an end token (`eos_id`: one, or all that the model declares), at
-    most `max_new_tokens` long; temperature 0 is greedy.
+    most `max_new_tokens` long; temperature 0 is greedy. `keeps_states`: the policy's trunk, if it has one,
+    takes over what was computed on the way.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
     Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
@@ -59,7 +62,9 @@ def sample(
         return Sequences(prompts.ids[:, :1], prompts.attention[:, :1], prompts.attention[:, :1])
     began = time.monotonic()
     try:
-        return _sampled(policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt, say)
+        return _sampled(
+            policy, prompts, max_new_tokens, temperature, eos_id, responses_per_prompt, say, keeps_states
+        )
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise
@@ -80,6 +85,7 @@ def sample(
             eos_id=eos_id,
             responses_per_prompt=responses_per_prompt,
             say=say,
+            keeps_states=keeps_states,
         )
         for rows in (slice(0, half), slice(half, None))
     ]
@@ -94,6 +100,7 @@ def _sampled(
     eos_id: int | Sequence[int],
     k: int,
     say: Callable[[str], None] | None,
+    keeps_states: bool,
 ) -> Sequences:
     """Responses to all prompts at once, k to each."""
     packed = _packed_prompts(prompts)
@@ -106,8 +113,13 @@ def _sampled(
         head = for_sampling(language_head(policy.model), device)
         record = recorder(policy.model, device)
         drawn = _by_recorded_steps(drawing, head, record, say) if record is not None else None
-        new, lengths = drawn or _by_token(drawing, head)
-    return _joined(packed, new, lengths, pad_id)
+        if drawn is not None:
+            return _joined(packed, *drawn, pad_id)
+        passing = passing_decoder(*drawing.to_decode(), say) if keeps_states else None
+        sequences = _joined(packed, *_by_token(drawing, head, passing), pad_id)
+        if passing is not None:
+            passing.hand_over(sequences.ids, sequences.attention)
+    return sequences
 
 
 class _Drawing(NamedTuple):
@@ -133,14 +145,16 @@ class _Drawing(NamedTuple):
         return self.model, prompts.ids, prompts.attention.sum(1), self.k, self.uniforms.shape[1]
 
 
-def _by_token(given: _Drawing, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """The rows' tokens and lengths; rows that have ended drop out."""
+def _by_token(given: _Drawing, head: nn.Module, passing: PassingDecoder | None) -> tuple[Tensor, Tensor]:
+    """The rows' tokens and lengths; rows that have ended drop out: those that are `passing` once their last
+    token has passed, too.
+    """
     uniforms, ends, pad_id, temperature = given.uniforms, given.ends, given.pad_id, given.temperature
     limit, device = uniforms.shape[1], uniforms.device
     new, lengths, done = given.nothing_yet()  # done: of the rows that are still computed
     alive = torch.arange(len(new), device=device)  # these
     ask_every = _ASK_EVERY.get(device.type, _ASK_EVERY_ELSEWHERE)
-    after, model = after_head(given.model), decoder(*given.to_decode())
+    after, model = after_head(given.model), passing or decoder(*given.to_decode())
     logits = next_logits(head, model.start(), after).repeat_interleave(given.k, 0)
     for t in range(limit):
         stopping_point("rollout.token")
@@ -148,13 +162,14 @@ def _by_token(given: _Drawing, head: nn.Module) -> tuple[Tensor, Tensor]:
         new[alive, t] = torch.where(done, pad_id, token)
         ending = is_end(token, ends) & ~done
         lengths[alive] = torch.where(ending, t + 1, lengths[alive])
-        done = done | ending
-        if t + 1 == limit:
+        before, done = done, done | ending
+        count = int(done.sum()) if (t + 1) % ask_every == 0 else 0
+        if t + 1 == limit or count == len(done):
+            if passing is not None:
+                passing.end(token)
             break
-        if (t + 1) % ask_every == 0 and (count := int(done.sum())):
-            if count == len(done):
-                break
-            kept = (~done).nonzero().squeeze(1)
+        if count:
+            kept = (~(done if passing is None else before)).nonzero().squeeze(1)
             model.keep(kept)
             alive, token, done = alive[kept], token[kept], done[kept]
         logits = next_logits(head, model.step(token), after)

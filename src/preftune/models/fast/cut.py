@@ -42,18 +42,27 @@ class Cut:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
         caught: list[Tensor] = []
 
-        def stop(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            caught.append(_states(args, named))
+        def stop(states: Tensor) -> None:
+            caught.append(states)
             raise _Reached
 
+        with torch.no_grad(), contextlib.suppress(_Reached), self.watched(stop):
+            forward()
+        return caught[0]
+
+    @contextlib.contextmanager
+    def watched(self, seen: Callable[[Tensor], None]) -> Iterator[None]:
+        """Within `with`, `seen` is given the states (., ., d) that forward passes bring to block `at`."""
+
+        def reached(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen(_states(args, named))
+
         # Before the block's other hooks: one of a sharded block would gather its weights, and wait for that.
-        hook = self.blocks[self.at].register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+        hook = self.blocks[self.at].register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
         try:
-            with torch.no_grad(), contextlib.suppress(_Reached):
-                forward()
+            yield
         finally:
             hook.remove()
-        return caught[0]
 
     def given(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
         """Forward passes begin at block `at`, with these states (., ., d)."""

@@ -21,7 +21,11 @@ _WORTH_MOVING = 0.75  # finished rows are cleared away when the rest needs at mo
 
 
 class Decoder(Protocol):
-    """G prompts with k rows each, in succession; rows drop out as they finish."""
+    """G prompts with k rows each, in succession; rows drop out as they finish. `node` (G, P), known after
+    `start`: where in its pass each token of the right-padded prompts lies.
+    """
+
+    node: Tensor
 
     def start(self) -> Tensor:
         """Last hidden state of each prompt: (G, d)."""
@@ -72,6 +76,7 @@ class GridDecoder:
             self.prompts.append((key, value))
             room = (key.shape[0], key.shape[1], self.k, self.limit)
             self.new.append((key.new_empty(*room, key.shape[-1]), value.new_empty(*room, value.shape[-1])))
+        self.node = tree.node
         last = tree.node.gather(1, (self.lengths - 1).unsqueeze(1)).squeeze(1)
         return states[last]
 
@@ -167,6 +172,8 @@ class CachedDecoder:
         column = torch.arange(ids.shape[1], device=ids.device)
         shift = (ids.shape[1] - lengths).unsqueeze(1)
         self.ids = ids.gather(1, (column - shift) % ids.shape[1])
+        first = torch.arange(len(ids), device=ids.device).unsqueeze(1) * ids.shape[1] + shift
+        self.node = (first + column).clamp(max=ids.numel() - 1)
         self.mask = (column >= shift).long()
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.cache = DynamicCache(config=model.config)

@@ -37,7 +37,7 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return tree_states(model, tree).index_select(0, nodes)
     if branch is None:
         return _plain_states(model, ids, attention)[read]
-    rows = branch.trunk.rows(ids, attention, lambda *rows: _below(model, branch, *rows))
+    rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch, *rows))
     if not by_tree:
         with branch.cut.given(padded(rows, ids.shape[1])):
             return _plain_states(model, ids, attention)[read]
@@ -46,7 +46,7 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return tree_states(model, tree).index_select(0, nodes)
 
 
-def _below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: Tensor) -> list[Row]:
+def rows_below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: Tensor) -> list[Row]:
     """All tokens of some rows through the blocks below the cut, in one pass."""
     lengths = attention.sum(1)
     if lays_out_trees(model):

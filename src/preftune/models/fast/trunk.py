@@ -50,7 +50,8 @@ Pass = Callable[[Tensor, Tensor], list[Row]]  # rows ids (B, T), attention (B, T
 @dataclass(eq=False, slots=True)
 class Trunk:
     """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`; `kept`: where
-    they stay for good, if they will come again in other steps, stages or runs.
+    they stay for good, if they will come again in other steps, stages or runs; `drawn`: whether a
+    sampler computes the same states, to rounding; None while that has not been tried.
     """
 
     digest: str  # of all weights below the cut
@@ -58,6 +59,7 @@ class Trunk:
     keeps: bool = True
     kept: KeptStates | None = None
     say: Callable[[str], None] = print
+    drawn: bool | None = None
     _rows: dict[bytes, Row] = field(default_factory=dict)
     _passes: deque[tuple[list[bytes], int]] = field(default_factory=deque)  # oldest first: rows, bytes
     _bytes: int = 0
@@ -80,6 +82,14 @@ class Trunk:
             self._keep(new)
             found |= new
         return [found[key] for key in keys]
+
+    def takes(self, size: int) -> bool:
+        """Whether `size` bytes of states from elsewhere are kept, in memory alone and until `forget`."""
+        return self.keeps and self.kept is None and size <= _ROOM
+
+    def take(self, ids: Tensor, attention: Tensor, rows: Sequence[Row]) -> None:
+        """Keep rows that have been through the lower blocks already, all in one pass."""
+        self._keep(dict(zip(row_keys(ids, attention), rows, strict=True)))
 
     def _known(self, key: bytes, device: torch.device) -> Row | None:
         """A row in memory or on disk."""
@@ -117,7 +127,7 @@ class Trunk:
             old, size = self._passes.popleft()
             self._bytes -= size
             for key in old:
-                del self._rows[key]
+                self._rows.pop(key, None)  # two halves of a rollout may have drawn the same row
 
 
 class Branch(NamedTuple):

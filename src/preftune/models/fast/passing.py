@@ -1,0 +1,128 @@
+"""The states at the cut that a sampler computes on its way, kept for the passes over what it has drawn.
+
+A decoder brings every token but a row's last through all blocks, the frozen ones too: those states are the
+trunk's, up to rounding. Whether they are is tried once for each trunk, on a few short rows: frozen weights
+alone decide it, so that a stage which is killed and resumed finds the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.models.fast.decode import decoder
+from preftune.models.fast.support import near, rows_below, trial
+from preftune.models.fast.switch import Switch
+from preftune.models.fast.trunk import Branch, Row, branch_of
+from preftune.models.parts import token_embedding
+
+_drawn = Switch()
+without_drawn_states = _drawn.turned_off  # the trunk computes the states of what was drawn once more
+_BYTES = 4  # of a number
+
+
+class PassingDecoder:
+    """A `Decoder` that remembers what it brings to the cut.
+
+    states: those of each pass, (n, d) · places (G · k, P + limit): where among all of them each token of each
+    row lies · ends (G · k,): tokens of each row so far · rows (n,): those that are still computed.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, branch: Branch, ids: Tensor, lengths: Tensor, k: int, limit: int
+    ) -> None:
+        self.inner, self.branch, self.k = decoder(model, ids, lengths, k, limit), branch, k
+        self.states: list[Tensor] = []
+        self.places = ids.new_zeros(len(ids) * k, ids.shape[1] + limit)
+        self.ends = lengths.repeat_interleave(k)
+        self.rows = torch.arange(len(self.ends), device=ids.device)
+
+    def start(self) -> Tensor:
+        with self.branch.cut.watched(self._passed):
+            states = self.inner.start()
+        self.places[:, : self.inner.node.shape[1]] = self.inner.node.repeat_interleave(self.k, 0)
+        return states
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._placed()
+        with self.branch.cut.watched(self._passed):
+            return self.inner.step(tokens)
+
+    def end(self, tokens: Tensor) -> None:
+        """The last tokens of the rows, which nothing follows: no further than the cut."""
+        self._placed()
+        self._passed(self.branch.cut.below(lambda: self.inner.step(tokens)))
+
+    def keep(self, rows: Tensor) -> None:
+        self.inner.keep(rows)
+        self.rows = self.rows[rows]
+
+    def hand_over(self, ids: Tensor, attention: Tensor) -> None:
+        """The trunk keeps all rows that were drawn."""
+        self.branch.trunk.take(ids, attention, self.passed(attention))
+
+    def passed(self, attention: Tensor) -> list[Row]:
+        """The rows that were drawn, of the tokens under attention (G · k, T), in one tensor of states."""
+        del self.inner  # nothing more will be drawn: its caches make room
+        states, self.states = torch.cat(self.states), []
+        lengths = attention.sum(1).tolist()
+        return [Row(states, row[:n]) for row, n in zip(self.places, lengths, strict=True)]
+
+    def _passed(self, states: Tensor) -> None:
+        self.states.append(states.flatten(0, 1))
+
+    def _placed(self) -> None:
+        """The next token of each row is the next to come by."""
+        count = sum(map(len, self.states))
+        new = torch.arange(count, count + len(self.rows), device=self.rows.device)
+        self.places[self.rows, self.ends[self.rows]] = new
+        self.ends[self.rows] += 1
+
+
+def passing_decoder(
+    model: PreTrainedModel,
+    ids: Tensor,
+    lengths: Tensor,
+    k: int,
+    limit: int,
+    say: Callable[[str], None] | None,
+) -> PassingDecoder | None:
+    """A decoder whose states the model's trunk may take; None where nothing is kept in memory, where they
+    would fill it, and, as `say` is told once, where they are not the trunk's own to rounding.
+    """
+    branch = branch_of(model)
+    if branch is None or _drawn.off:
+        return None
+    if not branch.trunk.takes((ids.numel() + len(ids) * k * limit) * branch.cut.width * _BYTES):
+        return None
+    if branch.trunk.drawn is None:
+        branch.trunk.drawn = _same_states(model, branch)
+        if not branch.trunk.drawn and say is not None:
+            say(
+                "the sampler's states below the trained blocks differ by more than rounding from those of a "
+                "plain pass: each rollout goes through the frozen blocks once more"
+            )
+    return PassingDecoder(model, branch, ids, lengths, k, limit) if branch.trunk.drawn else None
+
+
+@torch.no_grad()
+def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
+    """Whether both ways give the same to rounding: two rows for each prompt; every third ends early."""
+    device = next(model.parameters()).device
+    ids, lengths = (x.to(device) for x in trial(token_embedding(model).num_embeddings))
+    tokens = torch.stack([ids[:, :4], ids[:, :4].flip(1)], 1).flatten(0, 1)
+    one = PassingDecoder(model, branch, ids, lengths, 2, 4)
+    one.start()
+    one.step(tokens[:, 0])
+    one.step(tokens[:, 1])
+    some = (torch.arange(len(tokens), device=device) % 3 > 0).nonzero().squeeze(1)
+    one.keep(some)
+    one.step(tokens[some, 2])
+    one.end(tokens[some, 3])
+    column, starts = torch.arange(ids.shape[1] + 4, device=device), lengths.repeat_interleave(2).unsqueeze(1)
+    table = torch.nn.functional.pad(ids.repeat_interleave(2, 0), (0, 4))
+    table, attention = table.scatter(1, starts + column[:4], tokens), column < one.ends.unsqueeze(1)
+    ways = one.passed(attention), rows_below(model, branch, table, attention)
+    found, plain = (torch.cat([row.states[row.places] for row in rows]) for rows in ways)
+    return near(found, plain)
