@@ -53,7 +53,7 @@ FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know ho
 
 # Third-party packages that may appear in one place only.
 HOMES: dict[str, str | tuple[str, ...]] = {"accelerate": ("training/learner.py", "training/track.py")}
-HOMES |= {"peft": "models/adapter.py", "datasets": "data/"}
+HOMES |= {"peft": "models/adapter.py", "bitsandbytes": "models/quantised.py", "datasets": "data/"}
 HOMES |= {"starlette": "label/", "uvicorn": "label/"}
 HOMES |= {"submitit": "study/on_slurm.py", "ray": "study/on_ray.py"}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}

@@ -63,6 +63,31 @@ def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("dpo: trains adapters of rank 8 in 8 linear layers, 8,192 of ")
 
 
+def test_the_plan_counts_4_bit_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 · 640² in each of two blocks: 4 bits, 8 for each 64 of them, 32 for each 256 of those."""
+    words = ["model.trainable=lora", "model.lora.quantize=nf4", "model.scratch.width=640"]
+    assert main(["run", "tiny", "--dry-run", *words, "model.scratch.heads=4"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sft: trains"))
+    frozen = 2 * 12 * 640**2
+    size = frozen * (4 + 8 / 64 + 32 / (64 * 256)) / 8e6
+    assert line.endswith(
+        f"; {frozen:,} frozen weights in NF4, 4.13 bits each, {size:.0f} MB instead of 39 MB"
+    )
+
+
+REFUSED = {
+    "stages train all": ["model.lora.quantize=nf4"],
+    "with parallel.shard": ["model.trainable=lora", "model.lora.quantize=nf4", "parallel.shard=true"],
+    'expected "none"': ["model.trainable=lora", "model.lora.quantize=fp4"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_4_bit_weights_are_refused_where_they_have_no_use(words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("tiny", REFUSED[words])
+
+
 @pytest.mark.usefixtures("small_data")
 def test_stages_leave_the_blocks_below_as_they_were_and_keep_their_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

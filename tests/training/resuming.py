@@ -13,6 +13,7 @@ from preftune.algorithms.base import Algorithm
 from preftune.config import OptimizerConfig
 from preftune.data import Sequences
 from preftune.models.adapter import adapt, hold_once
+from preftune.models.roles import quantise_role
 from preftune.models.shards import whole
 from preftune.models.trunk import keep_on_disk, share_trunk
 from preftune.rundir import read_jsonl
@@ -42,6 +43,7 @@ def prepare(
     shard: bool = False,
     by_block: bool = False,
     kept: bool = False,
+    quantised: bool = False,
     adamw: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
     **own: Any,
 ) -> tuple[Algorithm, Learner, dict[str, Any]]:
@@ -58,6 +60,8 @@ def prepare(
             share_trunk(role.model, top)
         if kept:
             keep_on_disk(role.model, 1000, 1 << 30, "float32", print)
+        if quantised:
+            quantise_role(role)
         if rank is not None and name in kind.trains:
             adapt(role.model, rank, 8, seed=3)
         if name in kind.trains:

@@ -144,6 +144,26 @@ def test_a_stage_that_trains_adapters_resumes_bit_for_bit(algorithm: str, tmp_pa
     assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
 
 
+def test_a_stage_on_4_bit_weights_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Quantised anew, they are the same; its checkpoints hold adapters and scalar heads, and nothing else."""
+    pytest.importorskip("bitsandbytes", reason="pip install -c constraints.txt 'preftune[qlora]'")
+    whole = run("ppo", tmp_path / "whole", rank=2, quantised=True)
+    with pytest.raises(Killed):
+        run("ppo", tmp_path / "pieces", kill_at=4, rank=2, quantised=True)
+    for name in whole:
+        held = load_file(tmp_path / "pieces" / "checkpoints" / "step-000002" / f"{name}.safetensors")
+        assert held.keys() == {key for key in whole[name] if ".lora_" in key or key == "score.weight"}
+    pieces = run("ppo", tmp_path / "pieces", rank=2, quantised=True)
+    for name in whole:
+        assert same_weights(pieces[name], whole[name])
+    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    kept = tmp_path / "whole" / "checkpoints"
+    plain, learner, _ = prepare("ppo", rank=2)
+    assert plain
+    with pytest.raises(DataError, match="what is frozen in them differs"):
+        checkpoint.restore(kept, learner)
+
+
 def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path) -> None:
     run("sft", tmp_path, top=1)
     _, learner, models = prepare("sft")

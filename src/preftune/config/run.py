@@ -12,7 +12,7 @@ from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
 from preftune.config.rounds import unrolled
 from preftune.config.sampler import SamplerConfig
-from preftune.config.trainable import ALL, LoraConfig, Trainable, top_blocks
+from preftune.config.trainable import ALL, LoraConfig, Trainable, check_quantize, top_blocks
 from preftune.errors import ConfigError
 
 
@@ -93,7 +93,6 @@ class ModelConfig(Settings):
         exclude_if=lambda lora: lora == LoraConfig(),
         description='Adapters of stages with trainable = "lora".',
     )
-
     kept_gb: NonNegative = Field(
         default=8.0,
         exclude_if=lambda size: size == 8.0,
@@ -364,6 +363,8 @@ class RunConfig(Settings):
         """What is not sharded is refused by name."""
         if self.parallel.shard and self.precision == "fp16":
             raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
+        others = {"parallel.shard": self.parallel.shard, "sampler.url": self.sampler.url is not None}
+        check_quantize(self.model.lora, {*map(self.trainable_of, self.stage)}, others)
 
     def _check_gold(self) -> None:
         """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,
@@ -387,8 +388,7 @@ class RunConfig(Settings):
             return
         longest = {"data.max_response_length": self.data.max_response_length}
         longest["evaluation.max_new_tokens"] = self.evaluation.max_new_tokens
-        for name, stage in self.stage.items():
-            longest[f"stage.{name}.max_new_tokens"] = stage.new_tokens
+        longest |= {f"stage.{name}.max_new_tokens": stage.new_tokens for name, stage in self.stage.items()}
         key = max(longest, key=lambda key: longest[key])
         need = self.data.max_prompt_length + longest[key]
         have, prompt = self.model.scratch.positions, self.data.max_prompt_length

@@ -1,11 +1,13 @@
 """Which weights of a model a stage trains: all of them, the blocks at the top, or an adapter."""
 
 import re
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from preftune.config.base import Count, Positive, Settings
+from preftune.errors import ConfigError
 
 ALL, LORA = "all", "lora"
 
@@ -30,3 +32,24 @@ class LoraConfig(Settings):
 
     rank: Count = Field(default=16, description="Rank r of the adapter matrices.")
     alpha: Positive = Field(default=32.0, description="α: A·B is scaled by α / r.")
+    quantize: Literal["none", "nf4"] = Field(
+        default="none",
+        exclude_if=lambda kind: kind == "none",  # keys of stages from before this setting stay valid
+        description='"nf4": frozen linear layers in 4 bits (QLoRA), by bitsandbytes; never run on a GPU.',
+    )
+
+
+def check_quantize(lora: LoraConfig, trainable: Collection[str], others: Mapping[str, bool]) -> None:
+    """ConfigError for 4-bit weights where nothing trains adapters, or one of the `others`, which cannot take
+    them, is set.
+    """
+    if lora.quantize == "none":
+        return
+    whose = f"model.lora.quantize = {lora.quantize}"
+    if LORA not in trainable:
+        raise ConfigError(
+            f"{whose} has a use with adapters only: stages train {', '.join(sorted(trainable))}",
+            'set model.trainable="lora"',
+        )
+    if other := next((name for name, is_set in others.items() if is_set), None):
+        raise ConfigError(f"{whose} is not supported with {other}", 'set model.lora.quantize="none"')

@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
 from preftune.models.parts import token_embedding
-from preftune.rundir import write_json
+from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
+from preftune.rundir import read_object, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 _PREFIX, _NAME = "base_model.model.", "default"
@@ -56,7 +57,8 @@ def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
     BackendMissing without peft; DataError for a model without such layers.
     """
     try:
-        import peft
+        with no_code_from_the_hub():
+            import peft
     except ImportError as error:
         raise BackendMissing('trainable = "lora" needs peft', hint="pip install 'preftune[lora]'") from error
     layers = linear_layers(model)
@@ -70,12 +72,22 @@ def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
     )
     digest = _digest(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _as_peft_knows(model):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
     _adapters[model.eval()] = Adapter(rank, alpha, digest)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_own(name))
+
+
+@contextlib.contextmanager
+def _as_peft_knows(model: Any) -> Iterator[None]:
+    """Within `with`, a quantised model says so as peft asks it, whose layers for 4 bits then are taken."""
+    model.is_loaded_in_4bit = is_quantised(model)
+    try:
+        yield
+    finally:
+        del model.is_loaded_in_4bit
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -128,8 +140,10 @@ def tie_alike(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Within `with`, a model with an adapter computes by its merged weights: one product a layer."""
-    layers = _layers(model)
+    """Within `with`, a model with an adapter computes by its merged weights: one product a layer. A quantised
+    one keeps its adapter beside its weights: merged, they would have to be rounded to 4 bits again.
+    """
+    layers = {} if is_quantised(model) else _layers(model)
     before = {layer: layer.base_layer.weight.data for layer in layers.values()}
     with instead({layer: layer.base_layer for layer in layers.values()}):
         try:
@@ -172,6 +186,7 @@ def fold(model: PreTrainedModel) -> tuple[Adapter, dict[str, Tensor]] | None:
         if _is_own(name)
     }
     for name, layer in _found(model).items():
+        layer.base_layer = in_float(layer.base_layer)
         layer.base_layer.weight.data = _merged_weight(layer)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.base_layer)
@@ -202,6 +217,32 @@ def save_adapter(folded: tuple[Adapter, Mapping[str, Tensor]], directory: Path, 
     write_json(directory / CONFIG, record)
 
 
+def earlier_changes(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """What adapters have added to a saved model's linear layers, those of all stages that led to it one below
+    the other: A (r, in) and α/r · B (out, r), by the layers' names; {} where no adapter lies beside it.
+
+    Whoever subtracts it and adds it again has the model in any case, were the adapter another's.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    seen = set[Path]()
+    while (place := directory / "adapter") not in seen and (place / WEIGHTS).is_file():
+        seen.add(place)
+        config, tensors = read_object(place / CONFIG), load_file(place / WEIGHTS)
+        if _strange({**config, "modules_to_save": None}):
+            break
+        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+            a, b = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
+            b = b * (config["lora_alpha"] / config["r"])
+            if (held := found.get(_layer_of(key))) is not None:
+                a, b = torch.cat([held[0], a]), torch.cat([held[1], b], 1)
+            found[_layer_of(key)] = a, b
+        base = str(config["base_model_name_or_path"])
+        if not base.startswith("."):
+            break
+        directory = (place / base).resolve()
+    return found
+
+
 @torch.no_grad()
 def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, Any]) -> None:
     """Add the adapter in a directory, whose `adapter_config.json` holds `config`, to a model's weights.
@@ -216,7 +257,7 @@ def merge_saved(model: PreTrainedModel, directory: Path, config: Mapping[str, An
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
     tensors = load_file(directory / WEIGHTS)
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        name = _layer_of(key)
         a, b = tensors.pop(key), tensors.pop(key.replace("lora_A", "lora_B"), None)
         layer = dict(model.named_modules()).get(name)
         if getattr(layer, "weight", None) is token_embedding(model).weight:
@@ -256,6 +297,11 @@ def _is_own(name: str) -> bool:
     return ".lora_" in name or name.startswith("score.")
 
 
+def _layer_of(key: str) -> str:
+    """The layer of which a saved adapter holds A under this name."""
+    return key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+
+
 def _found(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
 
@@ -293,8 +339,8 @@ def _merged_weight(layer: Any) -> Tensor:
 def _digest(model: nn.Module) -> str:
     """SHA-256 over the weights that stay as they are."""
     found = hashlib.sha256(b"lora")
-    for name, parameter in sorted(model.named_parameters()):
+    for name, weight in sorted({**dict(model.named_parameters()), **scales(model)}.items()):
         if not _is_own(name):
-            found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            found.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+            found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            found.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()

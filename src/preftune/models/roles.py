@@ -9,6 +9,7 @@ DPO).
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.batch import Sequences
+from preftune.models.adapter import earlier_changes, linear_layers
 from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
+from preftune.models.fast.static import refuse
 from preftune.models.fast.support import hidden_at, place, takes_trees, under
 from preftune.models.parts import language_head
+from preftune.models.quantised import quantise
 from preftune.models.scalar import ScalarPerPosition, one_token
 
 
@@ -298,6 +302,18 @@ def models_in(
     return (module.model,)
 
 
+def quantise_role(role: Role) -> None:
+    """The linear layers below the heads in 4 bits. Whether rows may be laid out as trees is found out before,
+    in whole float32; nobody has recorded bitsandbytes' kernels as a CUDA graph. What adapters of earlier
+    stages have learnt stays in float32: rounded to 4 bits with the weights, most of it would be lost.
+    """
+    for model in models_of(role):
+        takes_trees(model)
+        refuse(model)
+        place = model.name_or_path  # none: made in memory
+        quantise(model, linear_layers(model), earlier_changes(Path(place)) if place else {})
+
+
 def by_tree(role: Role) -> bool:
     """Whether a role's passes skip what its rows repeat: not where a trial gave other numbers."""
     return all(takes_trees(model) for model in models_of(role))
@@ -312,7 +328,8 @@ def casting(role: Role | _Scalar) -> Iterator[None]:
         yield
         return
     # Autocast remembers only what requires a gradient.
-    frozen = [] if torch.is_grad_enabled() else [p for p in role.module.parameters() if not p.requires_grad]
+    asked = [] if torch.is_grad_enabled() else role.module.parameters()
+    frozen = [p for p in asked if not p.requires_grad and p.is_floating_point()]
     with torch.autocast(next(role.model.parameters()).device.type, role.dtype):
         try:
             for parameter in frozen:

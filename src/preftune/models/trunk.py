@@ -64,9 +64,9 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters to be trained, told to keep gradients: all of a model that is not cut and
     has no adapter.
     """
-    model.requires_grad_(True)
-    for parameter in [*below_adapter(model), *below_cut(model)]:
-        parameter.requires_grad_(False)
+    frozen = {*below_adapter(model), *below_cut(model)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter not in frozen)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

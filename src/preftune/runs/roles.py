@@ -9,7 +9,16 @@ from preftune.config.trainable import LORA, top_blocks
 from preftune.errors import PreftuneError
 from preftune.models.adapter import adapt, hold_once
 from preftune.models.load import load_causal_lm, load_tokenizer
-from preftune.models.roles import Critic, ImplicitReward, Policy, Reference, RewardModel, Role, models_of
+from preftune.models.roles import (
+    Critic,
+    ImplicitReward,
+    Policy,
+    Reference,
+    RewardModel,
+    Role,
+    models_of,
+    quantise_role,
+)
 from preftune.models.scalar import init_scalar_model
 from preftune.models.trunk import keep_on_disk, keep_states, share_trunk
 from preftune.runs.save import load_first_scalar
@@ -50,7 +59,7 @@ def make_roles(
     if judge is not None and not from_outside(config.scored_by or ""):
         share(judge, top)
     if session.config.trainable_of(name) == LORA:
-        _adapt(session, name, {role: roles[role] for role in kind.trains}, [*roles.values(), judge])
+        _adapt(session, name, {role: roles[role] for role in kind.trains}, roles.values(), judge)
     for role in roles.values():
         for model in models_of(role):
             # DPO asks its reference once in a run: a row's states must not depend on whether that was now.
@@ -58,12 +67,20 @@ def make_roles(
     return roles
 
 
-def _adapt(session: Session, name: str, trained: dict[str, Role], roles: Iterable[Role | None]) -> None:
-    """Adapters for what is trained, on one copy of what all roles have in common."""
+def _adapt(
+    session: Session, name: str, trained: dict[str, Role], roles: Iterable[Role], judge: Role | None
+) -> None:
+    """Adapters for what is trained, on one copy of what all roles have in common. A judge that is only asked
+    is not quantised: the evaluation reads its scores, too.
+    """
     lora = session.config.model.lora
+    inner = [role for role in roles if role is not judge]
+    for role in inner if lora.quantize != "none" else ():
+        quantise_role(role)
     for role, adapted in trained.items():
         adapt(adapted.model, lora.rank, lora.alpha, derive_seed(session.config.seed, name, role, "adapter"))
-    hold_once([model for role in roles if role is not None for model in models_of(role)])
+    asked = [judge] if judge is not None else []
+    hold_once([model for role in [*inner, *asked] for model in models_of(role)])
 
 
 def share(role: Role, top: int | None) -> None:

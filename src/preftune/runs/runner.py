@@ -13,6 +13,7 @@ from preftune.models.check import check_scalar_head
 from preftune.models.load import load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
 from preftune.models.memory import give_back_memory
+from preftune.models.quantised import backend
 from preftune.models.trunk import share_trunk
 from preftune.records.base import read_record, write_record
 from preftune.records.run import DataRecord, RunRecord
@@ -163,6 +164,8 @@ def _fetch(session: Session, stage: Stage) -> None:
 
 def check_base(session: Session, stages: Sequence[str]) -> None:
     """DataError for a base model that a stage could not use, before any of them is trained."""
+    if session.config.model.lora.quantize != "none":
+        backend()
     if session.config.model.scratch is not None:
         return
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]

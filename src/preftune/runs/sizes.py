@@ -14,6 +14,7 @@ from preftune.data import Dataset
 from preftune.models.adapter import linear_layers
 from preftune.models.locate import Source
 from preftune.models.parts import blocks_of, token_embedding
+from preftune.models.quantised import BITS
 from preftune.runs.lengths import longest, mean_lengths
 
 _BYTES = 4  # of a float32
@@ -91,12 +92,15 @@ def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
     """What a stage with adapters trains: r · (in + out) numbers in each layer."""
     layers, rank = linear_layers(model), config.model.lora.rank
     total = sum(p.numel() for p in model.parameters())
-    numbers = rank * sum(sum(layer.get_parameter("weight").shape) for layer in layers.values())
+    weights = [layer.get_parameter("weight") for layer in layers.values()]
+    numbers, frozen = rank * sum(sum(weight.shape) for weight in weights), sum(w.numel() for w in weights)
+    four = f"; {frozen:,} frozen weights in NF4, {BITS:.2f} bits each, {_mb(frozen * BITS / 32)} instead of "
     trained = len(ALGORITHMS[config.stage[stage].algorithm].trains)
     return (
         f"trains adapters of rank {rank} in {len(layers)} linear layers, {numbers:,} of "
         f"{total:,} parameters; about {_mb(trained * _STATES * numbers)} for gradients and Adam (all: "
         f"{_mb(trained * _STATES * total)}); what roles have in common is one copy"
+        f"{f'{four}{_mb(frozen)}' if config.model.lora.quantize != 'none' else ''}"
     )
 
 
@@ -133,5 +137,5 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M"
 
 
-def _mb(count: int) -> str:
+def _mb(count: float) -> str:
     return f"{_BYTES * count / 1e6:,.0f} MB"

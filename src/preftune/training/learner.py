@@ -28,6 +28,7 @@ from preftune.faults import faultpoint
 from preftune.functional import weighted_sum
 from preftune.models.adapter import tie_alike
 from preftune.models.memory import give_back_memory
+from preftune.models.quantised import computes_in
 from preftune.models.roles import Role, by_tree, models_of
 from preftune.models.shards import is_sharded, number, shard
 from preftune.models.trunk import forget_states, tie, trained_parameters
@@ -214,6 +215,7 @@ class Learner:
         role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
         for model in models_of(role):
+            computes_in(model, role.dtype, self.device)
             tie(model)
             if not self.shard:
                 tie_alike(model)
