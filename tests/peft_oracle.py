@@ -1,16 +1,25 @@
 """peft's own models with TRL's formulas on padded rows: what adapters are compared with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import peft
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import PreTrainedModel
 
+from preftune.algorithms import ALGORITHMS
+from preftune.config import OptimizerConfig
 from preftune.data import Sequences
+from preftune.models.roles import Role
+from preftune.training.learner import Learner
+from tiny import pairs, sequences, step
 
 RANK, ALPHA = 2, 8
+RATE = 1e-2
+ADAM = OptimizerConfig(eps=1e-3, max_grad_norm=1e9)  # eps: where a gradient is 0, its rounding has no sign
 
 
 def peft_model(model: PreTrainedModel, ours: PreTrainedModel) -> Any:
@@ -51,3 +60,32 @@ def loss_of(algorithm: str, model: Any, batch: Any) -> Tensor:
     with torch.no_grad(), model.disable_adapter():
         reference = logps(model, batch.chosen) - logps(model, batch.rejected)
     return -logsigmoid(0.1 * (logps(model, batch.chosen) - logps(model, batch.rejected) - reference)).mean()
+
+
+def trained(theirs: Any) -> dict[str, nn.Parameter]:
+    """What peft's model trains, by our names."""
+    return {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): p
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+
+
+def update_three_times(algorithm: str, roles: Mapping[str, Role], learner: Learner, theirs: Any) -> None:
+    """Our role, and peft's model by torch's AdamW: losses and gradient norms of every update are equal."""
+    kind = ALGORITHMS[algorithm]
+    learner.train(kind.trains[0], roles[kind.trains[0]], ADAM, RATE)
+    algo = kind(kind.Config(algorithm=algorithm, microbatch_size=3), roles, learner)
+    parameters: list[Any] = list(trained(theirs).values())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, eps=ADAM.eps, weight_decay=ADAM.weight_decay)
+    for i in range(3):
+        batch = (sequences if algorithm == "sft" else pairs)(5 + i)
+        learner.begin_step()
+        metrics = step(algorithm, algo, batch)
+        optimizer.zero_grad()
+        loss = loss_of(algorithm, theirs, batch)
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+        optimizer.step()
+        assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=2e-5, abs=2e-6)
+        assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4, abs=1e-7)

@@ -107,6 +107,20 @@ def test_the_figures_of_shared_trunks_are_those_on_record() -> None:
     assert f"{trunk_table.BEGIN}\n{trunk_table.table()}{trunk_table.END}" in page
 
 
+def test_what_a_second_process_brings_is_what_is_on_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "processes.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+    def cell(values: dict[str, float]) -> str:
+        return f"{values['median']:.2f} ({values['lowest']:.2f} to {values['highest']:.2f})"
+
+    shapes = [each for name, each in record["clock"].items() if name.endswith(("_whole", "_parts"))]
+    gains = [f"{cell(each['gain'])} | {cell(each['over_products'])} |" for each in shapes if "gain" in each]
+    assert len(gains) == 5
+    assert all(gain in page for gain in gains)
+    assert f"n = {record['n']}, medians (lowest to highest), by the clock" in " ".join(page.split())
+
+
 # --- metrics ------------------------------------------------------------------------------------------------
 
 METRICS = ROOT / "docs" / "metrics.md"

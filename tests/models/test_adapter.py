@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from families import PLAIN, TREES, made
-from peft_oracle import ALPHA, RANK, last_scores, loss_of, peft_model
+from peft_oracle import ADAM, ALPHA, RANK, RATE, last_scores, peft_model, trained, update_three_times
 from preftune.algorithms import ALGORITHMS
-from preftune.config import OptimizerConfig
 from preftune.errors import DataError
 from preftune.models.adapter import (
     adapt,
@@ -29,11 +28,9 @@ from preftune.models.parts import token_embedding
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
-from tiny import EOS, batch_for, pairs, prompts, sequences, state, step
+from tiny import EOS, batch_for, prompts, sequences, state, step
 
 LAYERS = {**TREES, **PLAIN}
-RATE = 1e-2
-ADAM = OptimizerConfig(eps=1e-3, max_grad_norm=1e9)  # eps: where a gradient is 0, its rounding has no sign
 
 
 def scalar(family: str) -> PreTrainedModel:
@@ -62,27 +59,9 @@ def test_three_updates_are_those_of_peft_and_adamw(family: str, algorithm: str) 
     adapt(role.model, RANK, ALPHA, seed=3)
     hold_once([each.model for each in roles.values()])
     theirs = peft_model(plain, role.model)
-    learner.train(kind.trains[0], role, ADAM, RATE)
-    algo = kind(kind.Config(algorithm=algorithm, microbatch_size=3), roles, learner)
-    own = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(own, lr=RATE, eps=ADAM.eps, weight_decay=ADAM.weight_decay)
-    for i in range(3):
-        batch = (sequences if algorithm == "sft" else pairs)(5 + i)
-        learner.begin_step()
-        metrics = step(algorithm, algo, batch)
-        optimizer.zero_grad()
-        loss = loss_of(algorithm, theirs, batch)
-        loss.backward()
-        norm = torch.stack([p.grad.norm() for p in own]).norm()
-        optimizer.step()
-        assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=2e-5, abs=2e-6)
-        assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4, abs=1e-7)
+    update_three_times(algorithm, roles, learner, theirs)
     ours = {n: p for n, p in role.model.named_parameters() if p.requires_grad}
-    expected = {
-        n.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): p
-        for n, p in theirs.named_parameters()
-        if p.requires_grad
-    }
+    expected = trained(theirs)
     assert ours.keys() == expected.keys()
     assert max(float((p - expected[n]).abs().max()) for n, p in ours.items()) <= 2e-6
     assert all(p.any() for n, p in ours.items() if "lora_B" in n)

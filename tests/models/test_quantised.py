@@ -17,9 +17,8 @@ from transformers import (
 )
 
 from families import PLAIN, TREES, made
-from peft_oracle import ALPHA, RANK, loss_of, peft_model
+from peft_oracle import ADAM, ALPHA, RANK, RATE, peft_model, trained, update_three_times
 from preftune.algorithms import ALGORITHMS
-from preftune.config import OptimizerConfig
 from preftune.errors import BackendMissing, ConfigError, DataError
 from preftune.models.adapter import adapt, fold, hold_once, linear_layers, save_adapter
 from preftune.models.fast.support import takes_trees
@@ -29,8 +28,7 @@ from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
 from tiny import EOS, pairs, prompts, sequences, state, step
 
-FAMILIES, RATE = {**TREES, **PLAIN}, 1e-2
-ADAM = OptimizerConfig(eps=1e-3, max_grad_norm=1e9)
+FAMILIES = {**TREES, **PLAIN}
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None,
     reason="needs bitsandbytes: pip install -c constraints.txt 'preftune[qlora]'",
@@ -108,29 +106,13 @@ def test_three_updates_are_those_of_bitsandbytes_and_peft(
     if "reference" in roles:
         learner.freeze(roles["reference"])
     oracle = peft_model(plain, role.model)
-    learner.train(kind.trains[0], role, ADAM, RATE)
-    algo = kind(kind.Config(algorithm=algorithm, microbatch_size=3), roles, learner)
-    own = [p for p in oracle.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(own, lr=RATE, eps=ADAM.eps, weight_decay=ADAM.weight_decay)
     before = state(role.model)
-    for i in range(3):
-        batch = (sequences if algorithm == "sft" else pairs)(5 + i)
-        learner.begin_step()
-        metrics = step(algorithm, algo, batch)
-        optimizer.zero_grad()
-        loss = loss_of(algorithm, oracle, batch)
-        loss.backward()
-        norm = torch.stack([p.grad.norm() for p in own]).norm()
-        optimizer.step()
-        assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=2e-5, abs=2e-6)
-        assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4, abs=1e-7)
+    update_three_times(algorithm, roles, learner, oracle)
     after = state(role.model)
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert changed == {name for name in after if ".lora_" in name or name == "score.weight"}
-    for name, p in oracle.named_parameters():
-        if p.requires_grad:
-            name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-            assert (after[name] - p).abs().max() <= 2e-6, name
+    for name, p in trained(oracle).items():
+        assert (after[name] - p).abs().max() <= 2e-6, name
 
 
 @needs_bitsandbytes

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -130,6 +131,21 @@ def test_the_plan_is_that_of_the_run(
         "numbers",
     }
     assert "too few" not in said
+
+
+def test_the_plan_of_upper_blocks_says_what_is_trained_and_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
+) -> None:
+    cost = Cost(name="sft", steps=4, seconds=1.0, memory_mb=400.0, disk=0)
+    monkeypatch.setattr(probe, "probe", lambda *args: [cost])
+    assert main(["plan", "tiny", "model.trainable=top:1"]) == 0
+    said = capsys.readouterr().out
+    # Of width 32: 12 d² + 13 d in each of 2 blocks, the last norm 2 d, at most 4,000 tokens and 88 positions
+    block, rest = 12 * 32**2 + 13 * 32, (4000 + 88) * 32 + 2 * 32
+    assert f"trains the upper 1 of 2 blocks, 0.0 M of {(2 * block + rest) / 1e6:.1f} M parameters; " in said
+    for stage in ("sft", "rm", "ppo", "grpo", "dpo"):
+        assert f"\n{stage}: trains the upper 1 of 2 blocks" in said
+        assert re.search(rf"\n{stage}: about [1-9].* tokens through the frozen blocks", said)
 
 
 def test_what_does_not_fit_says_which_setting_to_turn() -> None:

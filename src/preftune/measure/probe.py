@@ -38,6 +38,7 @@ from preftune.runs.plan import data_lines, power
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.runner import open_session, train_stages
 from preftune.runs.session import Session
+from preftune.runs.sizes import sizes
 
 STEPS = 3  # of every stage: the largest, and the pace
 _LOOKED_AT = 64  # steps of a stage, for their sizes
@@ -93,6 +94,8 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
         if cost.evaluated is not None:
             parts = [f"{what} {_time(seconds)}" for what, seconds in cost.evaluated.parts.items()]
             yield f"{'':<{names}}  {', '.join(parts)}"
+    located = None if config.model.scratch is not None else base
+    yield from sizes(config, located, stage_order(config.stage), dataset)
     training = sum(cost.seconds for cost in costs if cost.evaluated is None)
     whole = sum(cost.seconds for cost in costs)
     after = _time(whole - training)
