@@ -128,6 +128,14 @@ def test_reader_that_goes_away_is_no_failure() -> None:
     assert done.stdout.split("\n")[1] in ("0", "1")
 
 
+@pytest.mark.parametrize("words", [[], ["runs"], ["label"]])
+def test_the_short_option_of_help_works_everywhere(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-h"]) == 0
+    assert f"Usage: {' '.join(['preftune', *words])} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["run"], ["run", "tiny", "--nonsense"], ["fly"]])
 def test_wrong_usage_is_64(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 64
@@ -138,6 +146,17 @@ def test_run_passes_its_words_on(api: SimpleNamespace) -> None:
     assert main(["run", "tiny", "seed=1", "--out", "x", "stage.ppo.steps=2", "--restart"]) == 0
     named = {"out": "x", "resume": False, "until": None, "mirror": None, "from_run": None, "redo": ()}
     assert api.calls == [(("tiny", ("seed=1", "stage.ppo.steps=2")), named)]
+
+
+def test_dry_run_names_the_command_that_reads_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--dry-run", "data.name=two words", "seed=1"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(": preftune plan tiny 'data.name=two words' seed=1")
+    words = ["model.trainable=top:1", "out=/nowhere/x"]
+    assert main(["train", "tiny", "rm", "--dry-run", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "rm: trains" in shown
+    assert "ppo: trains" not in shown
 
 
 def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:

@@ -1,5 +1,6 @@
 """The command line: verbs only. Commands import what they need when they run, so that `--help` is instant."""
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # errors are shown by main
     rich_markup_mode=None,  # rich would double the time of --help
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
 )
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")]
@@ -286,14 +288,20 @@ def _run(
         resolved = load_recipe(recipe, overrides)
         typer.echo(printable(show_plan(resolved, until=until)))
         if resolved.config.trains_parts():
+            from preftune.config.graph import stages_until
             from preftune.runs.sizes import sizes  # it builds the model, without weights
 
-            typer.echo("\n" + "\n".join(sizes(resolved.config, None, list(resolved.config.stage))))
+            stages = resolved.config.stage
+            names = stages_until(stages, until) if until else list(stages)
+            typer.echo("\n" + "\n".join(sizes(resolved.config, None, names)))
         if reuse.from_run is not None or reuse.redo:
             from preftune import api
 
             lines = api.kept_stages(resolved, out=out, until=until, from_run=reuse.from_run, redo=reuse.redo)
             typer.echo(printable("\n" + "\n".join(lines)))
+        if until is None:
+            command = shlex.join(["preftune", "plan", recipe, *(overrides or ())])
+            typer.echo(f"\nrows that are kept, time, memory, disk: {printable(command)}")
         return
     if reuse.restart and reuse.redo:
         raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")

@@ -1,6 +1,8 @@
 """A run that trains the upper blocks: what its stages leave as it was, share, and keep."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from safetensors.torch import load_file
@@ -8,9 +10,11 @@ from safetensors.torch import load_file
 from preftune import api
 from preftune.cli import main
 from preftune.config import load_recipe
+from preftune.data import Dataset
 from preftune.errors import ConfigError
 from preftune.models import kept
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.sizes import sizes
 
 SMALL = ["model.scratch.steps=2", "stage.sft.rows=64", "stage.rm.rows=64", "stage.dpo.rows=64"]
 
@@ -53,6 +57,22 @@ def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> 
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm: at most"))
     assert line.startswith(f"rm: at most {pairs * 2 * 3:,} tokens")
     assert "more than model.kept_gb: none are kept" in line
+
+
+def test_the_plan_counts_collected_pairs_as_many_as_there_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """Six pairs of four replies: of 20 prompts; of the 7 that the data has; for 1,000 if unknown."""
+    words = ["model.trainable=top:1", "stage.pairs.algorithm=collect", "stage.pairs.judge=a:f"]
+    words += ["stage.pairs.replies=4", "stage.pairs.pairing=all", "stage.rm.data=pairs", "stage.rm.rows=none"]
+    for more, pairs in (["stage.pairs.rows=20"], 20 * 6), ([], 1000):
+        assert main(["run", "tiny", "--dry-run", *words, *more]) == 0
+        line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("rm: at most"))
+        assert line.startswith(f"rm: at most {pairs * 2 * 88:,} tokens through the frozen blocks")
+        assert line.endswith(" (for 1,000 rows)") == (not more)
+    rows = SimpleNamespace(rows_for=lambda batch: range(7))
+    data = cast(Dataset, SimpleNamespace(of=lambda name: rows if name is None else None))
+    config = load_recipe("tiny", [*words, "stage.pairs.rows=20"]).config
+    line = list(sizes(config, None, ["rm"], data))[-1]
+    assert line.startswith(f"rm: at most {7 * 6 * 2 * 88:,} tokens through the frozen blocks")
 
 
 def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import RunConfig
+from preftune.config import RunConfig, StageConfig
 from preftune.config.trainable import ALL, LORA, top_blocks
 from preftune.data import Dataset
 from preftune.models.adapter import linear_layers
@@ -63,7 +63,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     data = None if dataset is None else dataset.of(stage.data)
     exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
     lengths = mean_lengths(config, data) if data is not None and exact else longest(config)
-    planned = stage.rows_planned(0 if data is None else len(data.rows_for(stage.batch)))
+    planned = stage.rows_planned(_rows(config, stage, dataset)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
     once, note = trained / stage.epochs, ""
@@ -81,6 +81,15 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
         f"{'about' if exact else 'at most'} {once:,.0f} tokens through the frozen blocks{note}; {above:,.0f} "
         f"through those above{'' if planned < math.inf else ' (for 1,000 rows)'}"
     )
+
+
+def _rows(config: RunConfig, stage: StageConfig, dataset: Dataset | None) -> int:
+    """Rows that a stage can take: of a collecting stage as many as it makes at most; 0 if that is unknown."""
+    data = None if dataset is None else dataset.of(stage.data)
+    if data is not None:
+        return len(data.rows_for(stage.batch))
+    maker = config.stage.get(stage.data or "")
+    return 0 if maker is None else maker.rows_made(_rows(config, maker, dataset))
 
 
 def _reads_at_once(config: RunConfig) -> bool:

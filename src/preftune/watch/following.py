@@ -218,6 +218,8 @@ class Watched:
             return scratch.steps * scratch.batch_size * 2 * _USUAL if scratch is not None else 0.0
         stage = self.config.stage[name]
         with suppress(NotImplementedError, ValueError):
+            maker = self.config.stage.get(stage.data or "")
+            rows = rows if maker is None else maker.rows_made(rows)
             return stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
         return 0.0
 

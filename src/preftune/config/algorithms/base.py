@@ -224,7 +224,7 @@ class StageSettings(Settings):
         raise NotImplementedError
 
     def rows_made(self, prompts: int) -> int:
-        """Data rows that it makes of so many prompts, if it makes data and leaves none out."""
+        """Data rows that it makes of so many prompts (0: unknown), if it makes data and leaves none out."""
         return 0
 
     def rows_planned(self, rows: int) -> float:

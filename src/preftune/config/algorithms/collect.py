@@ -113,7 +113,7 @@ class CollectConfig(StageSettings):
 
     def rows_made(self, prompts: int) -> int:
         each = math.comb(self.replies, 2) if self.pairing == "all" else 1
-        return min(prompts, self.rows or prompts) * each
+        return min(prompts or self.rows or 0, self.rows or prompts) * each
 
     def plan(self, rows: int | None = None) -> str:
         rows_read = self.rows if rows is None else min(rows, self.rows or rows)
