@@ -14,7 +14,9 @@ from synthetic import make_run
 
 from preftune.cli import main
 from preftune.errors import DataError, InputMissing
+from preftune.records.base import Estimate
 from preftune.report import build, load_run
+from preftune.report.tables import column
 from preftune.rundir import RunDir, write_json, write_text
 
 HOSTILE = (
@@ -284,6 +286,19 @@ def test_a_heading_is_not_broken_before_its_percent_sign(whole: RunDir) -> None:
     analysis, page = read(whole)
     assert "| Reward [95 %] |" in analysis
     assert ">Reward [95\u00a0%]</th>" in page
+
+
+def test_a_column_has_as_many_decimals_in_every_row(tiny_run: RunDir) -> None:
+    wide, narrow = Estimate(value=-3.17, low=-8.6, high=0.16), Estimate(value=1.164, low=0.48, high=2.03)
+    assert column([wide, None, narrow]) == ["-3.17 [-8.60, 0.16]", "–", "1.16 [0.48, 2.03]"]
+    small, large = Estimate(value=0.0133, low=0.0083, high=0.0202), Estimate(value=0.37, low=0.23, high=0.56)
+    assert column([small, large], sign=True) == ["+0.013 [0.008, 0.020]", "+0.370 [0.230, 0.560]"]
+    lines = tiny_run.analysis_text.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| Policy | Reward [95 %]"))
+    rows = [line.split("|")[1:-1] for line in lines[start + 2 : lines.index("", start)]]
+    for cells in zip(*rows, strict=True):
+        decimals = {len(found) for cell in cells[1:] for found in re.findall(r"\d\.(\d+)", cell)}
+        assert len(decimals) <= 1, cells
 
 
 def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:

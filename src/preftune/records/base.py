@@ -1,7 +1,7 @@
 """The ground of all records: numbers and estimates as the files hold them, and the one reader and writer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -63,14 +63,19 @@ class Estimate(Record):
             row["low"], row["high"] = interval
         return row
 
-    def text(self, *, sign: bool = False, scale: float = 1.0) -> str:
-        """`0.41 [0.22, 0.60]`, to the digits that the interval supports."""
+    def text(self, *, sign: bool = False, scale: float = 1.0, digits: int | None = None) -> str:
+        """`0.41 [0.22, 0.60]`, to the decimals that the interval supports, or to so many `digits`."""
         plus = "+" if sign else ""
+        digits = decimals_for(self.spread * scale) if digits is None else digits
         if self.low is None or self.high is None:
-            return f"{self.value * scale:{plus}.{decimals_for(abs(self.value * scale))}f}"
-        digits = decimals_for((self.high - self.low) * scale / 2)
+            return f"{self.value * scale:{plus}.{digits}f}"
         low, high = (f"{bound * scale + 0.0:.{digits}f}" for bound in (self.low, self.high))
         return f"{self.value * scale:{plus}.{digits}f} [{low}, {high}]"
+
+    @property
+    def spread(self) -> float:
+        """Half the width of the interval, or the size of the value where it has none."""
+        return abs(self.value) if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def percent(self) -> str:
         """The same for a share: `71.0 % [68.1, 73.7]`."""
@@ -88,6 +93,16 @@ def decimals_for(size: float) -> int:
     if not math.isfinite(size) or size <= 0:
         return 2
     return min(4, max(0, 1 - math.floor(math.log10(size))))
+
+
+def decimals_alike(estimates: Iterable[Estimate | None], scale: float = 1.0) -> int:
+    """Decimals for all of a column: what its narrowest interval supports, but at most three significant
+    digits of its largest value.
+    """
+    known = [estimate for estimate in estimates if estimate is not None]
+    needed = [decimals_for(each.spread * scale) for each in known if each.spread > 0]
+    largest = max((abs(each.value * scale) for each in known), default=0.0)
+    return min(max(needed, default=2), decimals_for(largest) + 1)
 
 
 def _or_none(row: Any) -> Any:

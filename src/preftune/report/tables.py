@@ -1,9 +1,9 @@
 """The tables of a run as plain strings, for the terminal, ANALYSIS.md and report.html alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from preftune.records.base import Estimate
+from preftune.records.base import Estimate, decimals_alike
 from preftune.records.policy import PolicyRecord
 from preftune.report.blocks import Table
 from preftune.report.claims import Claim, claims
@@ -26,18 +26,22 @@ def comparison_table(run: RunView) -> Table:
     headers += [f"KL to {reference} (nats/response)", "Length (tokens)", "Ends by itself"]
     headers += [f"{words} [95 %]" for words in golds]
     outcomes = {claim.policy.policy: claim.outcome for claim in claims(run)}
-    rows = []
-    for policy in run.policies:
-        baseline = policy.policy == run.reference
-        cells = [policy.label, _cell(policy.reward), number(policy.reward_sd)]
-        cells += [
-            "reference" if baseline else _cell(policy.difference, sign=True),
-            outcomes.get(policy.policy, "–"),
-        ]
-        cells += ["–" if baseline or policy.win_rate is None else policy.win_rate.percent(), kl_text(policy)]
-        cells += [_cell(policy.length), policy.eos_rate.percent() if policy.eos_rate else "–"]
-        rows.append(tuple(cells + [_cell(value(policy)) for value in golds.values()]))
-    return Table(headers=tuple(headers), rows=tuple(rows))
+    baseline = [policy.policy == run.reference for policy in run.policies]
+    differences = column((policy.difference for policy in run.policies), sign=True)
+    win_rates = map(_percent, (policy.win_rate for policy in run.policies))
+    columns: list[Iterable[str]] = [
+        (policy.label for policy in run.policies),
+        column(policy.reward for policy in run.policies),
+        (number(policy.reward_sd) for policy in run.policies),
+        ("reference" if own else text for own, text in zip(baseline, differences, strict=True)),
+        (outcomes.get(policy.policy, "–") for policy in run.policies),
+        ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
+        _kl_column(run),
+        column(policy.length for policy in run.policies),
+        map(_percent, (policy.eos_rate for policy in run.policies)),
+        *(column(map(value, run.policies)) for value in golds.values()),
+    ]
+    return Table(headers=tuple(headers), rows=tuple(zip(*columns, strict=True)))
 
 
 def gold_columns(run: RunView) -> dict[str, Callable[[PolicyRecord], Estimate | None]]:
@@ -57,12 +61,16 @@ def detail_table(run: RunView) -> Table:
     """KL in all its forms. In nats; forward is KL(policy || reference), backward the other way round."""
     headers = ["Policy", "Exact KL / response", "Exact KL / token", "k1 / response", "k1 / token"]
     backward = any(policy.reverse_kl for policy in run.policies)
-    rows = []
-    for policy in run.policies:
-        cells = [policy.label, kl_text(policy)]
-        cells += map(_cell, (policy.kl_token, policy.k1_sequence, policy.k1_token))
-        rows.append(tuple(cells + [_cell(policy.reverse_kl)] * backward))
-    return Table(headers=(*headers, *["Backward KL / response"] * backward), rows=tuple(rows))
+    columns = [
+        [policy.label for policy in run.policies],
+        _kl_column(run),
+        column(policy.kl_token for policy in run.policies),
+        column(policy.k1_sequence for policy in run.policies),
+        column(policy.k1_token for policy in run.policies),
+        *[column(policy.reverse_kl for policy in run.policies)] * backward,
+    ]
+    rows = tuple(zip(*columns, strict=True))
+    return Table(headers=(*headers, *["Backward KL / response"] * backward), rows=rows)
 
 
 def text_table(run: RunView) -> Table:
@@ -89,15 +97,19 @@ def length_table(run: RunView) -> Table:
         "Policy", "Length (tokens)", f"Win rate vs {reference}", "Win rate, length-controlled",
         "Prompts (n)", "Gain in reward", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
-    rows = []
-    for policy in run.policies:
-        control = policy.length_controlled
-        if control is not None:
-            shares = [_percent(control.raw_win_rate), _percent(control.win_rate)]
-            gains = [_cell(control.gain, sign=True), _cell(control.matched, sign=True)]
-            n = "–" if control.gain is None or control.gain.n is None else f"{control.gain.n:,}"
-            rows.append((policy.label, _cell(policy.length), *shares, n, *gains, _percent(control.surviving)))
-    return Table(headers=headers, rows=tuple(rows))
+    known = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
+    controls = [control for _, control in known]
+    columns: list[Iterable[str]] = [
+        (policy.label for policy, _ in known),
+        column(policy.length for policy, _ in known),
+        (_percent(control.raw_win_rate) for control in controls),
+        (_percent(control.win_rate) for control in controls),
+        (f"{c.gain.n:,}" if c.gain is not None and c.gain.n is not None else "–" for c in controls),
+        column((control.gain for control in controls), sign=True),
+        column((control.matched for control in controls), sign=True),
+        (_percent(control.surviving) for control in controls),
+    ]
+    return Table(headers=headers, rows=tuple(zip(*columns, strict=True)))
 
 
 def other_judges_table(run: RunView) -> Table:
@@ -107,29 +119,41 @@ def other_judges_table(run: RunView) -> Table:
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
         columns["Win rate vs human-chosen"] = [_percent(policy.win_rate_chosen) for policy in run.policies]
-        columns["Reward − human-chosen"] = [_claimed(chosen.get(policy.policy)) for policy in run.policies]
+        columns["Reward − human-chosen"] = _claimed(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
-        columns["Second reward model"] = [_cell(policy.held_out) for policy in run.policies]
-        name = f"Second model − {run.label(run.reference)}"
-        columns[name] = [_claimed(second.get(policy.policy)) for policy in run.policies]
+        columns["Second reward model"] = column(policy.held_out for policy in run.policies)
+        columns[f"Second model − {run.label(run.reference)}"] = _claimed(run, second)
     rows = zip([policy.label for policy in run.policies], *columns.values(), strict=True)
     return Table(headers=("Policy", *columns), rows=tuple(rows) if columns else ())
 
 
-def _claimed(claim: Claim | None) -> str:
-    return "–" if claim is None else f"{claim.outcome}: {claim.difference.text(sign=True)}"
+def _claimed(run: RunView, claimed: Mapping[str, Claim]) -> list[str]:
+    found = [claimed.get(policy.policy) for policy in run.policies]
+    texts = column((claim and claim.difference for claim in found), sign=True)
+    return [
+        text if claim is None else f"{claim.outcome}: {text}"
+        for claim, text in zip(found, texts, strict=True)
+    ]
 
 
 def _percent(share: Estimate | None) -> str:
     return "–" if share is None else share.percent()
 
 
-def kl_text(policy: PolicyRecord) -> str:
+def kl_text(policy: PolicyRecord, digits: int | None = None) -> str:
     """KL per response; best-of-n has an upper bound from its formula, not a measurement."""
     if policy.kl_sequence is None and policy.kl_formula is not None:
-        return f"≤ {policy.kl_formula:.2f} (formula)"
-    return _cell(policy.kl_sequence)
+        return f"≤ {policy.kl_formula:.{2 if digits is None else digits}f} (formula)"
+    return "–" if policy.kl_sequence is None else policy.kl_sequence.text(digits=digits)
 
 
-def _cell(estimate: Estimate | None, *, sign: bool = False) -> str:
-    return "–" if estimate is None else estimate.text(sign=sign)
+def _kl_column(run: RunView) -> list[str]:
+    digits = decimals_alike(policy.kl_sequence for policy in run.policies)
+    return [kl_text(policy, digits) for policy in run.policies]
+
+
+def column(estimates: Iterable[Estimate | None], *, sign: bool = False, scale: float = 1.0) -> list[str]:
+    """The cells of a column, all with as many decimals; a dash for none."""
+    cells = list(estimates)
+    digits = decimals_alike(cells, scale)
+    return ["–" if each is None else each.text(sign=sign, scale=scale, digits=digits) for each in cells]

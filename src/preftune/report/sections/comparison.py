@@ -1,6 +1,6 @@
 """The comparison of policies: the table, what each paid in KL, what is significant, what their text is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from preftune.records.policy import PolicyRecord
 from preftune.report import claims
@@ -8,6 +8,7 @@ from preftune.report.blocks import Block, Bullets, Example, Fold, Grid, Picture,
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.explorers import example
 from preftune.report.tables import (
+    column,
     comparison_table,
     detail_table,
     kl_text,
@@ -96,9 +97,9 @@ def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | No
 def significance(run: RunView) -> Section:
     """Every claim with its interval, its corrected p-value and what the comparison could have found."""
     rows = [
-        _tested(claim, words)
+        _tested(claim, words, difference)
         for measure, against, words in TESTED
-        for claim in claims.claims(run, measure, against)
+        for claim, difference in _written(claims.claims(run, measure, against))
     ]
     intro = say(
         "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
@@ -115,7 +116,12 @@ def significance(run: RunView) -> Section:
     )
 
 
-def _tested(claim: claims.Claim, words: str) -> tuple[str, ...]:
+def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str]]:
+    """Claims in one unit, each with its difference; all with as many decimals."""
+    return zip(found, column((claim.difference for claim in found), sign=True), strict=True)
+
+
+def _tested(claim: claims.Claim, words: str, difference: str) -> tuple[str, ...]:
     """A row of the table of `significance`; what was found needs no more prompts."""
     p_value = "–" if claim.p_holm is None else _p(claim.p_holm)
     least, needed = "–", "–"
@@ -123,7 +129,6 @@ def _tested(claim: claims.Claim, words: str) -> tuple[str, ...]:
         least = number(smallest)
         if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
             needed = f"{claim.n_needed:,}"
-    difference = claim.difference.text(sign=True)
     return (claim.policy.label, words, claim.outcome, difference, p_value, least, needed)
 
 

@@ -6,6 +6,7 @@ from preftune.records.base import Estimate
 from preftune.records.reward_model import RewardModelRecord
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
+from preftune.report.tables import column
 from preftune.report.text import Code, Text, name
 from preftune.report.view import OtherPairs, RunView
 
@@ -69,15 +70,16 @@ def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
         "Policy", f"Prefers the chosen, against {reference}", "Prefers the chosen, per token",
         "Wins over the chosen", f"Reward − {reference}",
     )  # fmt: skip
+    differences = column((policy.difference for policy in evaluated.policies), sign=True)
     rows = tuple(
         (
             policy.label,
             _percent(policy.prefers),
             _percent(policy.prefers_per_token),
             _percent(policy.win_rate_chosen),
-            "–" if policy.difference is None else policy.difference.text(sign=True),
+            difference,
         )
-        for policy in evaluated.policies
+        for policy, difference in zip(evaluated.policies, differences, strict=True)
     )
     return Table(headers=headers, rows=rows)
 

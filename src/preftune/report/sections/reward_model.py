@@ -11,6 +11,7 @@ from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.plots.reward_model import LENGTH_GROUPS
 from preftune.report.sections.other_pairs import other_pairs_blocks
+from preftune.report.tables import column
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
 
@@ -110,9 +111,10 @@ def _baseline_table(model: RewardModelRecord) -> Table:
     """What rules without a model reach on the same pairs, and whether the reward model is better."""
     tests = {test.baseline: test for test in model.baseline_tests}
     rows: list[tuple[Text, ...]] = []
-    for rule, share in model.baselines.items():
-        words, test = claims.baseline_words(rule), tests.get(rule)
-        gap = "–" if test is None else f"{test.difference.text(sign=True, scale=100)}"
+    found = [tests.get(rule) for rule in model.baselines]
+    gaps = column((test and test.difference for test in found), sign=True, scale=100)
+    for (rule, share), test, gap in zip(model.baselines.items(), found, gaps, strict=True):
+        words = claims.baseline_words(rule)
         verdict = "–" if test is None else claims.outcome(test.difference, test.p_holm)
         rows.append((words[:1].upper() + words[1:], share.percent(), *[gap, verdict] * bool(tests)))
     headers = ("Baseline on the same pairs", "Accuracy")
@@ -220,13 +222,10 @@ def _sanity(model: RewardModelRecord) -> list[Block]:
     """Does it put nonsense below what people chose?"""
     if not model.sanity:
         return []
+    scores = column(row.score for row in model.sanity)
     rows = tuple(
-        (
-            clean(row.label, 60),
-            "–" if row.score is None else row.score.text(),
-            "–" if row.below_chosen is None else row.below_chosen.percent(),
-        )
-        for row in model.sanity
+        (clean(row.label, 60), score, "–" if row.below_chosen is None else row.below_chosen.percent())
+        for row, score in zip(model.sanity, scores, strict=True)
     )
     size = model.sanity[0].score.n if model.sanity[0].score else None
     of = "The same prompts" if size is None else f"The same {size:,} prompts"
