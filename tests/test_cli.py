@@ -257,7 +257,7 @@ def test_alone_it_says_how_to_begin_and_what_lies_here(tmp_path: Path) -> None:
 
 
 def test_runs_are_listed_with_state_numbers_and_what_differs(
-    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seed in (("a", 0), ("b", 7)):
         shutil.copytree(tiny_run.path, tmp_path / name)
@@ -286,6 +286,9 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert [row[0] for row in found] == 2 * [f"{gain['mean']:+.2f}"]
     assert [row[1::2] for row in found] == 2 * [tuple(verdicts)]  # an interval alone is no verdict
     assert main(["runs", str(tmp_path / "none")]) == 66
+    monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
+    assert main([]) == 0
+    assert all(line.strip() for line in capsys.readouterr().out.partition("last runs")[2].splitlines())
 
 
 def test_a_name_that_is_nearly_right_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

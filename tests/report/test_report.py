@@ -297,13 +297,21 @@ def test_a_column_has_as_many_decimals_in_every_row(tiny_run: RunDir) -> None:
     start = next(i for i, line in enumerate(lines) if line.startswith("| Policy | Reward [95 %]"))
     rows = [line.split("|")[1:-1] for line in lines[start + 2 : lines.index("", start)]]
     for cells in zip(*rows, strict=True):
-        decimals = {len(found) for cell in cells[1:] for found in re.findall(r"\d\.(\d+)", cell)}
+        decimals = {len(found) for cell in cells for found in re.findall(r"\d\.(\d+)", cell)}
         assert len(decimals) <= 1, cells
+
+
+def test_the_analysis_of_a_whole_run_is_short_and_links_the_rest(tiny_run: RunDir) -> None:
+    analysis = tiny_run.analysis_text.read_text()
+    assert len(analysis.splitlines()) < 300
+    for file in ("samples", "mistakes", "data", "setup", "config"):
+        assert f"(analysis/{file}.md)" in analysis
+        assert (tiny_run.analysis_details / f"{file}.md").is_file()
 
 
 def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:
     analysis, _ = read(whole)
-    card = analysis.split("## Data\n")[1].split("\n## ")[0]
+    card = analysis.split("# Data\n")[1].split("\n# ")[0]
     assert "1,000 rows read, 990 kept, 10 rejected (1.0 %)." in card
     assert "Prompts that stand in two splits: `train/test` 2." in card
     assert "| `train` | 890 | 888 | 31 / 140 / 1,207 | 9 / 60 / 300 | 8 / 61 / 299 |" in card

@@ -64,7 +64,8 @@ def _doctor(run: RunView) -> Section | None:
 
 def _data(run: RunView) -> Section:
     if run.data is None:
-        return Section(key="data", title="Data", blocks=(say("There is no record of the data (data.json)."),))
+        blocks: list[Block] = [say("There is no record of the data (data.json).")]
+        return Section(key="data", title="Data", blocks=tuple(blocks), apart=True)
     blocks = data_blocks(run.data)
     rows = [
         (name(stage.name), name(reason), f"{count:,}")
@@ -76,7 +77,7 @@ def _data(run: RunView) -> Section:
             headers=("Left out when encoded for stage", "Because", "Rows"), rows=tuple(rows), left=2
         )
         blocks.append(Grid(table=table))
-    return Section(key="data", title="Data", blocks=tuple(blocks))
+    return Section(key="data", title="Data", blocks=tuple(blocks), apart=True)
 
 
 def _reward_model(run: RunView, figures: Mapping[str, str]) -> Section:

@@ -59,7 +59,7 @@ def first_screen() -> str:
     if runs := runs_in(RUNS):
         lines += ["", "last runs here (`preftune runs` lists all):"]
         for each in runs[:_SHOWN]:
-            lines += [f"  {each.run.path}: {each.state}", f"      {each.next}"]
+            lines += [f"  {each.run.path}: {each.state}", *([f"      {each.next}"] if each.next else [])]
     return "\n".join(lines)
 
 

@@ -53,7 +53,7 @@ def setup(run: RunView) -> Section:
             say("Not there when this was written:"),
             Bullets(items=tuple((item,) for item in run.missing)),
         ]
-    return Section(key="setup", title="Set-up", blocks=tuple(blocks))
+    return Section(key="setup", title="Set-up", blocks=tuple(blocks), apart=True)
 
 
 def _subset(data: Row) -> tuple[str, ...]:
