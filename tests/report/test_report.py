@@ -15,7 +15,7 @@ from synthetic import make_run
 from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import Estimate
-from preftune.report import build, load_run
+from preftune.report import build, cautions, load_run
 from preftune.report.tables import column
 from preftune.rundir import RunDir, write_json, write_text
 
@@ -307,6 +307,12 @@ def test_the_analysis_of_a_whole_run_is_short_and_links_the_rest(tiny_run: RunDi
     for file in ("samples", "mistakes", "data", "setup", "config"):
         assert f"(analysis/{file}.md)" in analysis
         assert (tiny_run.analysis_details / f"{file}.md").is_file()
+
+
+def test_a_run_too_small_to_learn_says_so_among_the_first_three_cautions(tiny_run: RunDir) -> None:
+    assert any(
+        caution.startswith("Too small to show learning") for caution in cautions(load_run(tiny_run))[:3]
+    )
 
 
 def test_the_data_card_says_what_was_kept_how_long_and_what_overlaps(whole: RunDir) -> None:

@@ -30,12 +30,12 @@ REPETITIVE = 0.3  # share of repeated 4-grams
 
 def cautions(run: RunView) -> tuple[str, ...]:
     """What a careful reader should know before believing the table, most damaging first."""
-    warnings = [*_lost_elsewhere(run), *_seen_gold(run), *_judge_warnings(run)]
-    if short := short_stages(run):
+    warnings = _lost_elsewhere(run)
+    if short := short_stages(run):  # it explains the others: always among the first, which all readers see
         warnings.append(
             f"Too small to show learning: {join(short)}. The numbers show only that the pipeline works."
         )
-    warnings += _policy_warnings(run)
+    warnings += [*_seen_gold(run), *_judge_warnings(run), *_policy_warnings(run)]
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
     warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
