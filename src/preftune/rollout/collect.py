@@ -9,7 +9,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences
 from preftune.faults import faultpoint
 from preftune.models.roles import Critic, Policy, Reference, Role
-from preftune.models.shards import readable, whole
+from preftune.models.shards import readable, unsharded
 from preftune.rollout.functions import masked
 from preftune.rollout.rollout import Rollout
 from preftune.rollout.sample import ended, sample
@@ -37,7 +37,7 @@ def collect(
     so that the first ratio is 1 to rounding.
     """
     draw = scorer.sampler or _here
-    with readable(policy) if scorer.sampler is None else whole(policy):
+    with readable(policy) if scorer.sampler is None else unsharded(policy):
         sequences, theirs = draw(
             policy,
             prompts,

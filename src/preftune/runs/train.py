@@ -14,7 +14,7 @@ from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
-from preftune.models.shards import whole
+from preftune.models.shards import unsharded
 from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.sampler import Sampler
@@ -61,7 +61,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
     ):
         to_device = job.learner.place
         ended = train(job.algorithm, job.learner, lambda step: to_device(job.batch_at(step)), plan, looks)
-    with whole(job.model):
+    with unsharded(job.model):
         _finish(session, stage, job, plan, began, ended)
     job.learner.wait()
     return True
