@@ -1,4 +1,4 @@
-"""From prompts to a `Rollout`: sample, score, look the responses up under policy, reference, critic."""
+"""From prompts to a `Rollout`: sample, score, evaluate the responses under policy, reference, critic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +36,9 @@ def collect(
     Old log-probs come from a pass of their own through the training forward, not from the sampler's logits,
     so that the first ratio is 1 to rounding.
     """
-    draw = scorer.sampler or _here
+    draw = scorer.sampler or _own_sampler
     with readable(policy) if scorer.sampler is None else unsharded(policy):
-        sequences, theirs = draw(
+        sequences, sampler_logprobs = draw(
             policy,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -64,13 +64,13 @@ def collect(
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.ends),
         valid=valid,
-        sampler_logprobs=theirs,
+        sampler_logprobs=sampler_logprobs,
         cap=None if scorer.sampler is None else scorer.sampler.cap,
     )
 
 
-def _here(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
-    """The sampler of this process, which draws from the policy itself: a trunk takes the states over."""
+def _own_sampler(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
+    """The sampler of this process. It draws from the policy itself, so a trunk may keep the states."""
     return sample(policy, prompts, keeps_states=True, **how), None
 
 

@@ -22,8 +22,8 @@ def show_plan(
 ) -> None:
     """The data, and every stage with what it starts from and how long it is."""
     counts = (f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
-    what = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
-    console.line(f"data: {', '.join(counts)} {what}")
+    items = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
+    console.line(f"data: {', '.join(counts)} {items}")
     for line in data_lines(dataset.report):
         console.line(f"data: {line}")
     trained = [(name, config.stage[name]) for name in stages]
@@ -106,7 +106,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
             raise DataError(
                 f"{stage.data or config.data.name}: its rows are {KINDS[data.kind]}, and the stage {name} "
                 f"({stage.algorithm}) needs "
-                + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
+                + " or ".join(words for kind, words in KINDS.items() if kind in stage.uses),
                 f"{FORMS}; row 1 has the columns {data.report.get('columns', 'of pairs')}",
             )
         if data is not None and data.kind == stage.batch == "unpaired" and not data.undesirable:

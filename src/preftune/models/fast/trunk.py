@@ -24,7 +24,7 @@ _ROOM = 1 << 30  # bytes of states in memory, at most
 
 
 class Row(NamedTuple):
-    """A row of T tokens: `states` (N, d) of its whole pass, `state_index` (T,) where its own are among them."""
+    """A row of T tokens: `states` (N, d) of its whole pass, `state_index` (T,) its own among them."""
 
     states: Tensor
     state_index: Tensor
