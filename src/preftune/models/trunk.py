@@ -79,7 +79,7 @@ def below_cut(model: nn.Module) -> list[nn.Parameter]:
 def same_cut(model: PreTrainedModel, copied: PreTrainedModel) -> None:
     """A copy of a model that shares its lower blocks shares them, too."""
     if (branch := branch_of(model)) is not None:
-        cut = dataclasses.replace(branch.cut, held=tuple(map(weakref.ref, blocks_of(copied))))
+        cut = dataclasses.replace(branch.cut, block_refs=tuple(map(weakref.ref, blocks_of(copied))))
         attach(copied, branch._replace(cut=cut))
 
 
