@@ -82,9 +82,9 @@ def data_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from report.get("notes", [])
 
 
-def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, whole: bool) -> None:
-    """Refuse rows that a stage cannot use, before anything is trained. `whole`: all stages and the comparison
-    of their policies.
+def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, compared: bool) -> None:
+    """Refuse rows that a stage cannot use, before anything is trained. `compared`: the policies are compared
+    on held-out replies afterwards.
 
     Raises DataError that names the kind of the rows, the stage and what it needs.
     """
@@ -115,7 +115,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
                 f"{name} ({stage.algorithm}) learns from both kinds",
                 'label them: {"prompt", "completion", "label": false}',
             )
-    if whole and kind not in ("pairs", "unpaired"):
+    if compared and kind not in ("pairs", "unpaired"):
         raise DataError(
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",
             f"`preftune train RECIPE {stages[-1]}` trains without the comparison",
