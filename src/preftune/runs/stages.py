@@ -199,12 +199,12 @@ def model_sum(run: RunDir, name: str) -> str | None:
 
 
 def made_of_what_is_here(
-    run: RunDir, record: Mapping[str, Any], sums: Mapping[str, str | None] | None = None
+    run: RunDir, record: Mapping[str, Any], parent_sums: Mapping[str, str | None] | None = None
 ) -> bool:
-    """Whether the parents that a record names have the models that it was made of; `sums`: those of parents
+    """Whether the parents that a record names have the models that it was made of; `parent_sums`: of parents
     that are not looked up in the run.
     """
-    made_from, given_sums = record.get("made_from"), sums or {}
+    made_from, given_sums = record.get("made_from"), parent_sums or {}
     return all(
         old_sum is None or old_sum == (given_sums[parent] if parent in given_sums else model_sum(run, parent))
         for parent, old_sum in (made_from.items() if isinstance(made_from, dict) else ())
