@@ -205,14 +205,16 @@ def test_a_launcher_that_shards_models_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_an_fp16_scaler_skips_is_no_update_and_its_norm_is_left_out() -> None:
-    """With a scaler that works on a CPU; its scale is so large that the first updates overflow."""
+    """With a scaler that works on a CPU, and a first gradient that overflows."""
     policy, batch = Policy(causal_lm(1)), sequences(5)
     learner, plain = Learner(), Policy(causal_lm(1))
     accelerator = learner.accelerator
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     algorithm, before = sft(learner, policy), state(policy.model)
+    overflow = policy.model.lm_head.weight.register_hook(lambda gradient: gradient + math.inf)
     rows = [algorithm.step(batch)]
+    overflow.remove()
     assert not math.isfinite(rows[0]["grad_norm"])
     assert learner.updates == 0
     assert learner.not_finite == []
