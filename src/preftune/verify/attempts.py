@@ -23,7 +23,8 @@ class Lives:
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         forks = "forkserver" in multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        get = multiprocessing.get_context
+        self._context = get("forkserver") if forks else get("spawn")
         if forks:
             self._context.set_forkserver_preload(["preftune.cli", "preftune.runs.runner", *preload])
 
