@@ -165,7 +165,7 @@ def test_hostile_text_is_only_text_in_markdown(hostile: tuple[str, str]) -> None
     flat = [inner for token in tokens for inner in [token, *(token.children or [])]]
     assert not [token for token in flat if token.type in ("html_block", "html_inline")]
     links = {str(token.attrs["href"]) for token in flat if token.type == "link_open"}
-    own = {f"analysis/{key}.md" for key in ("samples", "mistakes", "config")}
+    own = {f"analysis/{key}.md" for key in ("samples", "mistakes", "data", "setup", "config")}
     assert links == {*own, "../ANALYSIS.md"}
     assert {token.tag for token in tokens if token.type == "heading_open"} <= {"h1", "h2", "h3"}
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
