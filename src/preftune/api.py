@@ -114,7 +114,7 @@ def run_recipe(
 
     _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
-    check_kind(config, dataset, stages, whole=until is None)
+    check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
     faults.arm()
@@ -236,7 +236,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
         if not finished:
             raise InputMissing(f"no stage of {path} is finished", hint="preftune run RECIPE trains them")
         if pairs is None:
-            check_kind(session.config, session.dataset, finished, whole=True)
+            check_kind(session.config, session.dataset, finished, compared=True)
             measure_and_report(session, finished)
         elif is_main_process():
             from preftune.measure.pairs import evaluate_on_pairs
@@ -317,7 +317,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
 
     _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, None)
-    check_kind(config, dataset, stage_order(config.stage), whole=True)
+    check_kind(config, dataset, stage_order(config.stage), compared=True)
     _say_slow("loading torch, then a few steps of every stage")
     from preftune.measure.probe import planned
 

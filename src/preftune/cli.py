@@ -166,9 +166,9 @@ def cache(
     empty: Annotated[bool, typer.Option("--empty", help="Remove all of it; runs compute it again.")] = False,
 ) -> None:
     """Say how large the kept states of frozen blocks are, on this machine, and where they lie."""
-    from preftune.models.kept import told
+    from preftune.models.kept import cache_lines
 
-    typer.echo("\n".join(told(remove=empty)))
+    typer.echo("\n".join(cache_lines(remove=empty)))
 
 
 @app.command()

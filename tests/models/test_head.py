@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_a_log_softmax(
     rows_a_block: int, rows: int, bias: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "_ROWS", rows_a_block)
-    monkeypatch.setattr(head, "_KEPT", kept)
+    monkeypatch.setattr(head, "_SAVED", kept)
     monkeypatch.setitem(head._ENTRIES, "cpu", 256 * min(rows_a_block, STATES))  # tiles of 256 columns
     torch.manual_seed(0)
     layer = nn.Linear(WIDTH, VOCABULARY, bias=bias)
@@ -52,7 +52,7 @@ def test_tiles_that_find_room_are_computed_once(
 ) -> None:
     """Three tiles, of 256, 256 and 188 columns."""
     monkeypatch.setitem(head._ENTRIES, "cpu", 256 * STATES)
-    monkeypatch.setattr(head, "_KEPT", room)
+    monkeypatch.setattr(head, "_SAVED", room)
     tiles: list[slice] = []
     usual = head._Head.logits
     monkeypatch.setattr(head._Head, "logits", lambda self, h, c: tiles.append(c) or usual(self, h, c))
@@ -76,7 +76,7 @@ def test_a_large_card_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
     usual = head._one_pass
-    monkeypatch.setattr(head, "_one_pass", lambda *a: kept.extend(tile.kept for tile in a[3]) or usual(*a))
+    monkeypatch.setattr(head, "_one_pass", lambda *a: kept.extend(tile.saved for tile in a[3]) or usual(*a))
     layer, states = nn.Linear(WIDTH, VOCABULARY), torch.randn(STATES, WIDTH)
     targets = torch.zeros(STATES, dtype=torch.long)
     with torch.no_grad():

@@ -147,7 +147,7 @@ def test_a_rows_states_do_not_depend_on_the_rows_beside_it() -> None:
     policy = trunk.model
     branch = branch_of(policy)
     assert branch is not None
-    assert branch.trunk.kept is not None
+    assert branch.trunk.disk is not None
     trunk.logprobs(batch[torch.tensor([4, 1, 2])])
     mixed = trunk.logprobs(batch[torch.tensor([1, 4])])
     kept.empty()

@@ -51,10 +51,10 @@ def test_kinds_of_rows_and_stages(
     config = load_recipe("tiny", [f"data.name={path}", *settings]).config
     dataset = load_dataset(config.data, 0)
     if message is None:
-        check_kind(config, dataset, [stage], whole=False)
+        check_kind(config, dataset, [stage], compared=False)
         return
     with pytest.raises(PreftuneError) as caught:
-        check_kind(config, dataset, [stage], whole=False)
+        check_kind(config, dataset, [stage], compared=False)
     assert message in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.code == (78 if isinstance(caught.value, ConfigError) else 65)
@@ -66,7 +66,7 @@ SFT_ALONE = tuple(f"stage.{name}=none" for name in ("rm", "ppo", "grpo", "dpo"))
 def test_a_run_with_its_comparison_needs_replies(tmp_path: Path) -> None:
     config = load_recipe("tiny", [f"data.name={write(tmp_path, PROMPTS)}", "model.base=gpt2"]).config
     with pytest.raises(PreftuneError, match="policies are compared on held-out replies"):
-        check_kind(config, load_dataset(config.data, 0), ["grpo"], whole=True)
+        check_kind(config, load_dataset(config.data, 0), ["grpo"], compared=True)
 
 
 def test_a_run_on_cut_texts_is_compared_and_measures_no_reward_model(tmp_path: Path) -> None:

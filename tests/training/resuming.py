@@ -14,7 +14,7 @@ from preftune.config import OptimizerConfig
 from preftune.data import Sequences
 from preftune.models.adapter import adapt, hold_once
 from preftune.models.roles import quantise_role
-from preftune.models.shards import whole
+from preftune.models.shards import unsharded
 from preftune.models.trunk import keep_on_disk, share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
@@ -113,7 +113,7 @@ def run(
     train(made, learner, lambda step: learner.place(make(step, size)), plan, on_step)
     found = {}
     for name in learner.trained:
-        with whole(models[name]):
+        with unsharded(models[name]):
             found[name] = state(models[name].model)
     return found
 

@@ -97,7 +97,7 @@ def tree_of_any(chosen: int, ids: Tensor) -> tuple[Tree, Tensor, list[int]]:
     lanes = tuple(Lane(lane.rows, on_meta(lane.nodes)) for lane in tree.lanes)
     parts = (on_meta(x) for x in (tree.ids, tree.positions, tree.node))
     nodes = torch.empty(chosen, dtype=torch.long, device=META)
-    return Tree(*parts, lanes, on_meta(tree.held)), nodes, [width] * rows
+    return Tree(*parts, lanes, on_meta(tree.lane_index)), nodes, [width] * rows
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from patience import PATIENCE
 from preftune.config import OptimizerConfig, load_recipe
 from preftune.errors import ConfigError
 from preftune.models.roles import Policy, Reference, Role
-from preftune.models.shards import local, readable, shard, whole
+from preftune.models.shards import local, readable, shard, unsharded
 from preftune.models.trunk import share_trunk
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
@@ -107,7 +107,7 @@ def parts_of_a_cut() -> tuple[Any, ...]:
     places: dict[str, set[int]] = {}
     for role in models:
         named = [*role.model.named_parameters()]
-        with whole(role):
+        with unsharded(role):
             named += [(name, p) for name, p in role.model.named_parameters() if name not in trained]
         for name, p in named:
             places.setdefault(name, set()).add(0 if isinstance(p, DTensor) else p.data_ptr())

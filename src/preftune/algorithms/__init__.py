@@ -11,8 +11,8 @@ class _Classes(Mapping[str, type[Algorithm]]):
     """The registered algorithms by name, each loaded when it is asked for."""
 
     def __getitem__(self, name: str) -> type[Algorithm]:
-        module, _, found = ALGORITHM_CONFIGS[name].implementation.partition(":")
-        return getattr(import_module(module), found)
+        module, _, class_name = ALGORITHM_CONFIGS[name].implementation.partition(":")
+        return getattr(import_module(module), class_name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(ALGORITHM_CONFIGS)

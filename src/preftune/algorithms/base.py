@@ -28,9 +28,9 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The models of an algorithm by the part that each plays; UsageError for a part that was not given."""
+    """The models of an algorithm by role; UsageError for a role that was not given."""
 
-    given: Mapping[str, Role]
+    roles: Mapping[str, Role]
 
     @property
     def policy(self) -> Policy:
@@ -49,15 +49,15 @@ class Roles:
         return cast(Critic, self._get("critic"))
 
     def _get(self, name: str) -> Role:
-        if name not in self.given:
-            raise UsageError(f"no {name} was given, but {', '.join(self.given) or 'nothing'}")
-        return self.given[name]
+        if name not in self.roles:
+            raise UsageError(f"no {name} was given, but {', '.join(self.roles) or 'nothing'}")
+        return self.roles[name]
 
 
 class Learner(Protocol):
     """The part of training/learner.py that algorithms use. They receive it; they never import it."""
 
-    kept: dict[str, float]  # numbers that an algorithm goes on with: part of the state of training
+    scalars: dict[str, float]  # numbers that an algorithm carries from step to step, saved in checkpoints
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Callable[[Any], Loss]) -> Metrics:
         """One optimizer step of `role` on all rows of `batch`, this process's share of a global one.

@@ -42,7 +42,7 @@ class DPO:
     def __init__(self, config: DPOConfig, models: Mapping[str, Role], learner: Learner) -> None:
         self.config, self.learner = config, learner
         self.policy, self.reference = Roles(models).policy, Roles(models).reference
-        self.seen: dict[tuple[bytes, ...], Tensor] = {}
+        self.cache: dict[tuple[bytes, ...], Tensor] = {}
 
     def step(self, batch: Pairs) -> Metrics:
         rows = torch.ones(len(batch), device=batch.chosen.ids.device)
@@ -53,27 +53,27 @@ class DPO:
         return {**metrics, "tokens/trained": trained}
 
     def with_reference(self, batch: Pairs) -> ScoredPairs:
-        again = self.config.epochs > 1  # pairs come back
-        size = 1 if again else self.config.microbatch_size
-        parts = [batch[slice(i, i + size)] for i in range(0, max(len(batch), 1), size)]
+        repeated = self.config.epochs > 1  # pairs come back
+        size = 1 if repeated else self.config.microbatch_size
+        batches = [batch[slice(i, i + size)] for i in range(0, max(len(batch), 1), size)]
         with readable(self.reference):
-            summed = [self.remembered(part) if again else self.reference_sums(part) for part in parts]
+            summed = [self.remembered(pairs) if repeated else self.reference_sums(pairs) for pairs in batches]
         chosen, rejected = torch.cat(summed, 1)
         return ScoredPairs(batch, chosen, rejected)
 
     def reference_sums(self, pairs: Pairs) -> Tensor:
         """Log-probabilities of whole responses, chosen and rejected: (2, B)."""
-        both = concatenate(pairs.chosen, pairs.rejected)
-        return torch.stack(self.reference.logprobs(both).sum(1).chunk(2))
+        sequences = concatenate(pairs.chosen, pairs.rejected)
+        return torch.stack(self.reference.logprobs(sequences).sum(1).chunk(2))
 
     def remembered(self, pair: Pairs) -> Tensor:
-        """The same for one pair, (2, 1), computed once in a run; alone, so that its last digits are the same
-        in a run that was resumed.
+        """The same for one pair, (2, 1), computed once in a run; one pair at a time, so that a resumed run
+        has the same last digits.
         """
         key = (*content_keys(pair.chosen), *content_keys(pair.rejected))
-        if key not in self.seen:
-            self.seen[key] = self.reference_sums(pair)
-        return self.seen[key]
+        if key not in self.cache:
+            self.cache[key] = self.reference_sums(pair)
+        return self.cache[key]
 
     def loss(self, batch: ScoredPairs) -> Loss:
         pairs, beta = batch.pairs, self.config.beta

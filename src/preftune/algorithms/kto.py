@@ -74,9 +74,9 @@ class KTO:
 
     def distance(self, batch: Unpaired) -> Tensor:
         """z over the mismatched rows of all processes: a scalar, never below 0."""
-        ours = self.learner.gather(self.sums(self.policy, batch.mismatched))
-        theirs = self.learner.gather(self.sums(self.reference, batch.mismatched))
-        return kto_kl(ours, theirs)
+        policy_sums = self.learner.gather(self.sums(self.policy, batch.mismatched))
+        reference_sums = self.learner.gather(self.sums(self.reference, batch.mismatched))
+        return kto_kl(policy_sums, reference_sums)
 
     @torch.no_grad()
     def sums(self, role: Policy | Reference, sequences: Sequences) -> Tensor:

@@ -37,13 +37,13 @@ def sampled(
     learner: Learner,
     critic: Critic | None = None,
 ) -> Rollout:
-    """Responses of the policy to the prompts, scored, looked up under reference and critic: those of all
-    processes, each of which sampled its own.
+    """Responses of the policy to the prompts, with scores, and with log-probs and values under reference and
+    critic: those of all processes, each of which samples for its own prompts.
     """
     if scorer is None:
         raise UsageError(f"nothing scores the responses of {config.algorithm}", "give the algorithm a scorer")
     began = time.monotonic()
-    own = collect(
+    local_rollout = collect(
         batch,
         policy=roles.policy,
         reference=roles.reference,
@@ -57,7 +57,7 @@ def sampled(
         say=learner.say_once,
     )
     learner.note("sampling_seconds", torch.tensor(time.monotonic() - began))
-    rollout = of_all(own, learner.gather, config.items_per_row)
+    rollout = of_all(local_rollout, learner.gather, config.items_per_row)
     if scorer.sampler is not None:
         check_agreement(rollout, scorer.sampler.max_kl)
     return rollout
@@ -88,18 +88,18 @@ def order_seed(batch: Prompts, learner: Learner) -> int:
 def passes(
     experience: R, config: OnlineConfig, seed: int, learner: Learner, update: Callable[[R], Metrics]
 ) -> list[Metrics]:
-    """`epochs` passes of updates over `minibatches` parts; the metrics of each update. The parts are cut from
-    the experience of all processes, and each is shared among them.
+    """`epochs` passes of updates over `minibatches` minibatches; the metrics of each update. Minibatches are
+    cut from the experience of all processes, and each is split among them.
     """
     return [
-        update(learner.share(part))
+        update(learner.share(minibatch))
         for epoch in range(config.epochs)
-        for part in minibatches(experience, config.minibatches, derive_seed(seed, epoch))
+        for minibatch in minibatches(experience, config.minibatches, derive_seed(seed, epoch))
     ]
 
 
 def minibatches(experience: R, count: int, seed: int) -> Iterator[R]:
-    """`count` parts of nearly equal size in an order drawn from `seed`; one part keeps the order as it is."""
+    """`count` minibatches of nearly equal size in an order drawn from `seed`; one alone is not shuffled."""
     if count == 1:
         yield experience
         return
@@ -113,7 +113,7 @@ def response_metrics(rollout: Rollout, config: OnlineConfig) -> Metrics:
     record, else as long as the limit. Tokens sampled, and tokens of prompt and response that the step's
     updates pass through the policy; the share of responses left out because a reward function failed.
     """
-    whole = rollout.sequences.attention.sum().item()
+    tokens = rollout.sequences.attention.sum().item()
     lengths = rollout.sequences.response.sum(1).float()
     cut = lengths >= config.max_new_tokens if rollout.ended is None else ~rollout.ended
     return {
@@ -122,7 +122,7 @@ def response_metrics(rollout: Rollout, config: OnlineConfig) -> Metrics:
         "completions/min_length": lengths.min().item(),
         "completions/clipped_ratio": cut.float().mean().item(),
         "tokens/sampled": lengths.sum().item(),
-        "tokens/trained": config.epochs * whole,
+        "tokens/trained": config.epochs * tokens,
         "frac_reward_masked": 1 - len(rollout.valid_scores) / len(rollout),
         **sampler_metrics(rollout),
     }

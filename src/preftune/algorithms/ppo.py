@@ -80,8 +80,8 @@ class PPO:
 
     @property
     def kl_coef(self) -> float:
-        """As set, or where `steer` has brought it: the learner keeps it with the state of training."""
-        return self.learner.kept.get("kl_coef", self.config.kl_coef)
+        """As set, or as `steer` has changed it: the learner saves it with the training state."""
+        return self.learner.scalars.get("kl_coef", self.config.kl_coef)
 
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample responses, score them, look them up under policy, reference and critic
@@ -107,7 +107,7 @@ class PPO:
         config = self.config
         if config.kl_target is not None and math.isfinite(kl):
             controller = AdaptiveKL(self.kl_coef, config.kl_target, config.kl_horizon)
-            self.learner.kept["kl_coef"] = controller.observe(kl, responses)
+            self.learner.scalars["kl_coef"] = controller.observe(kl, responses)
 
     def experience(self, rollout: Rollout) -> Experience:
         config, sequences = self.config, rollout.learnable

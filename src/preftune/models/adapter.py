@@ -1,8 +1,8 @@
 """LoRA (Hu et al., arXiv:2106.09685): small trained additions to the linear layers of a model that is frozen.
 
 Each layer computes x·W + α/r · x·A·B, by peft's layers in the place of the model's own. The only file that
-knows of peft. Weights that several models hold alike (policy and reference, critic and reward model) lie in
-memory once. Sampler and saved models use W + α/r · A·B itself; W comes back as it was, to the last bit.
+imports peft. Frozen weights that are equal in several models (policy and reference, critic and reward model)
+lie in memory once. Sampler and saved models use W + α/r · A·B; W is restored to the last bit.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ _alike: "weakref.WeakKeyDictionary[nn.Module, _Group]" = weakref.WeakKeyDictiona
 
 
 def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
-    """Put an adapter into all linear layers but the heads, which changes no number yet: A is random, B is 0.
-    Changes the model in place; what is trained then are adapter and scalar head.
+    """Put an adapter into all linear layers but the heads, which changes no output yet: A is random, B is 0.
+    Changes the model in place; adapter and scalar head are trained.
 
     BackendMissing without peft; DataError for a model without such layers.
     """
@@ -82,7 +82,7 @@ def adapt(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
 
 @contextlib.contextmanager
 def _as_peft_knows(model: Any) -> Iterator[None]:
-    """Within `with`, a quantised model says so as peft asks it, whose layers for 4 bits then are taken."""
+    """Within `with`, a quantised model has the attribute by which peft chooses its 4-bit layers."""
     model.is_loaded_in_4bit = is_quantised(model)
     try:
         yield
@@ -102,7 +102,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 
 def same_adapter(model: nn.Module, copied: nn.Module) -> None:
-    """A copy of a model with an adapter is one, too."""
+    """A copy of a model with an adapter has the adapter, too."""
     if (adapter := adapter_of(model)) is not None:
         _adapters[copied] = adapter
 
@@ -124,18 +124,18 @@ def hold_once(models: Sequence[PreTrainedModel]) -> None:
 
 
 def tie_alike(model: nn.Module) -> None:
-    """Put a model's frozen weights in the place of equal ones of its group on the same device: each in that
-    of the first which has it, since models that followed any one would change places with each other.
+    """Let a model's frozen weights be those of its group's first model that has equal ones on the same device
+    (the first: if any would do, two models could swap their weights instead of sharing them).
     """
-    own = _frozen(model) if model in _alike else {}
-    for other in (each() for each in _alike.get(model, ())):
-        for name, theirs in _frozen(other).items() if other is not None and other is not model else ():
-            mine = own.get(name)
-            if mine is None or mine.shape != theirs.shape or mine.device != theirs.device:
+    untied = _frozen(model) if model in _alike else {}
+    for member in (reference() for reference in _alike.get(model, ())):
+        for name, source in _frozen(member).items() if member is not None and member is not model else ():
+            weight = untied.get(name)
+            if weight is None or weight.shape != source.shape or weight.device != source.device:
                 continue
-            if mine.data_ptr() == theirs.data_ptr() or torch.equal(mine, theirs):
-                mine.data = theirs.data
-                own.pop(name)
+            if weight.data_ptr() == source.data_ptr() or torch.equal(weight, source):
+                weight.data = source.data
+                untied.pop(name)
 
 
 @contextlib.contextmanager
@@ -180,18 +180,18 @@ def fold(model: PreTrainedModel) -> tuple[Adapter, dict[str, Tensor]] | None:
     if adapter is None:
         return None
     _alike.pop(model, None)
-    taken = {
+    tensors = {
         _PREFIX + name.replace(f".{_NAME}.", "."): p.detach().cpu().clone().contiguous()
         for name, p in model.named_parameters()
         if _is_own(name)
     }
-    for name, layer in _found(model).items():
+    for name, layer in _wrapped_layers(model).items():
         layer.base_layer = in_float(layer.base_layer)
         layer.base_layer.weight.data = _merged_weight(layer)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.base_layer)
     vars(model).pop("peft_config", None)
-    return adapter, taken
+    return adapter, tensors
 
 
 def save_adapter(folded: tuple[Adapter, Mapping[str, Tensor]], directory: Path, base: str) -> None:
@@ -218,29 +218,29 @@ def save_adapter(folded: tuple[Adapter, Mapping[str, Tensor]], directory: Path, 
 
 
 def earlier_changes(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """What adapters have added to a saved model's linear layers, those of all stages that led to it one below
-    the other: A (r, in) and α/r · B (out, r), by the layers' names; {} where no adapter lies beside it.
+    """What the adapters of all stages that led to a saved model have added to its linear layers, stacked:
+    A (r, in) and α/r · B (out, r), by the layers' names; {} where no adapter lies beside it.
 
-    Whoever subtracts it and adds it again has the model in any case, were the adapter another's.
+    To subtract it and add it again gives the model back, even if the adapter is another model's.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    seen = set[Path]()
-    while (place := directory / "adapter") not in seen and (place / WEIGHTS).is_file():
-        seen.add(place)
-        config, tensors = read_object(place / CONFIG), load_file(place / WEIGHTS)
+    changes: dict[str, tuple[Tensor, Tensor]] = {}
+    visited = set[Path]()
+    while (folder := directory / "adapter") not in visited and (folder / WEIGHTS).is_file():
+        visited.add(folder)
+        config, tensors = read_object(folder / CONFIG), load_file(folder / WEIGHTS)
         if _strange({**config, "modules_to_save": None}):
             break
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             a, b = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
             b = b * (config["lora_alpha"] / config["r"])
-            if (held := found.get(_layer_of(key))) is not None:
-                a, b = torch.cat([held[0], a]), torch.cat([held[1], b], 1)
-            found[_layer_of(key)] = a, b
+            if (previous := changes.get(_layer_of(key))) is not None:
+                a, b = torch.cat([previous[0], a]), torch.cat([previous[1], b], 1)
+            changes[_layer_of(key)] = a, b
         base = str(config["base_model_name_or_path"])
         if not base.startswith("."):
             break
-        directory = (place / base).resolve()
-    return found
+        directory = (folder / base).resolve()
+    return changes
 
 
 @torch.no_grad()
@@ -298,17 +298,17 @@ def _is_own(name: str) -> bool:
 
 
 def _layer_of(key: str) -> str:
-    """The layer of which a saved adapter holds A under this name."""
+    """The layer whose A a saved adapter has under this key."""
     return key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
 
 
-def _found(model: nn.Module) -> dict[str, Any]:
+def _wrapped_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
     """The layers with an adapter, by name; {} for a model that has none."""
-    return _found(model) if model in _adapters else {}
+    return _wrapped_layers(model) if model in _adapters else {}
 
 
 def _frozen(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -338,9 +338,9 @@ def _merged_weight(layer: Any) -> Tensor:
 
 def _digest(model: nn.Module) -> str:
     """SHA-256 over the weights that stay as they are."""
-    found = hashlib.sha256(b"lora")
+    digest = hashlib.sha256(b"lora")
     for name, weight in sorted({**dict(model.named_parameters()), **scales(model)}.items()):
         if not _is_own(name):
-            found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            found.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

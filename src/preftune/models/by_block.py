@@ -1,8 +1,8 @@
-"""Reading a model that lies in parts a block at a time: a block's weights are whole while it computes only.
+"""Reading a sharded model a block at a time: a block's weights are whole only while it computes.
 
-Processes make unequal numbers of passes (replies end, a pair is known already), and gather together. So all
-say before each pass whether they make one; who is through goes on to gather for the others until none does,
-and who broke one off (for want of memory) first gathers what was left of it.
+Processes make unequal numbers of passes (replies end, a pair is known already), but gather together. So each
+says before every pass whether it makes one. A process that has finished goes on gathering until all have; one
+that broke a pass off (out of memory) first gathers for the blocks that remained.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class Turns:
-    """The blocks of a plain copy, in the order in which a pass comes to them, each with the one that has its
-    parts; those that have none stay as they are.
+    """The blocks of a plain copy in the order of a pass, each with its sharded block; those that are not
+    sharded stay as they are.
     """
 
     def __init__(self, blocks: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-        self.blocks = [(plain, part) for plain, part in blocks if isinstance(part, FSDPModule)]
+        self.blocks = [(plain, sharded) for plain, sharded in blocks if isinstance(sharded, FSDPModule)]
         self.inside = {parameter for plain, _ in self.blocks for parameter in plain.parameters()}
         self._next = 0  # the block that a pass comes to next; 0 where none is under way
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def passes(self) -> Iterator[None]:
         """Within `with`, all processes make passes through the plain copy, each as many as it wants."""
         hooks = [
             hook
@@ -47,8 +47,8 @@ class Turns:
                 hook.remove()
 
     @staticmethod
-    def _then(what: Callable[[int], None], i: int) -> Callable[..., None]:
-        return lambda *_: what(i)
+    def _then(action: Callable[[int], None], i: int) -> Callable[..., None]:
+        return lambda *_: action(i)
 
     def _enter(self, i: int) -> None:
         if i == 0:
@@ -59,41 +59,42 @@ class Turns:
         self._next = (i + 1) % len(self.blocks)
 
     def _make_up(self) -> None:
-        """What is left of a pass that was broken off."""
+        """Gather for the blocks that remained of a pass that was broken off."""
         self._free(self._next - 1)
         if self._next:
             self._through(self._next)
             self._next = 0
 
     def _through(self, start: int = 0) -> None:
-        """A pass of the others."""
+        """Gather as the others do in a pass, from block `start` on."""
         for i in range(start, len(self.blocks)):
             self._gather(i)
             self._free(i)
 
-    def _any_makes(self, own: int) -> bool:
-        passes = next(iter(self.inside)).new_tensor(own)
+    def _any_makes(self, count: int) -> bool:
+        """Whether any process makes another pass; `count`: 1 if this one does, else 0."""
+        passes = next(iter(self.inside)).new_tensor(count)
         torch.distributed.all_reduce(passes)
         return bool(passes)
 
     def _gather(self, i: int) -> None:
-        plain, part = self.blocks[i]
-        part.unshard()
-        for parameter, whole in zip(plain.parameters(), _parameters(part), strict=True):
-            parameter.data = whole.detach()
+        plain, sharded = self.blocks[i]
+        sharded.unshard()
+        for parameter, weight in zip(plain.parameters(), _parameters(sharded), strict=True):
+            parameter.data = weight.detach()
 
     def _free(self, i: int) -> None:
-        plain, part = self.blocks[i]
+        plain, sharded = self.blocks[i]
         for parameter in plain.parameters():
             parameter.data = nothing(parameter)
-        part.reshard()
-        torch.clear_autocast_cache()  # it would keep every block's, rounded
+        sharded.reshard()
+        torch.clear_autocast_cache()  # it would keep a rounded copy of every block
 
 
-def _parameters(part: Any) -> Iterator[nn.Parameter]:
-    return part.parameters()
+def _parameters(module: Any) -> Iterator[nn.Parameter]:
+    return module.parameters()
 
 
 def nothing(weight: Tensor) -> Tensor:
-    """In the place of a weight that is not there: its shape, of one number, which no kernel takes for one."""
+    """Stands for a weight that is not in memory: its shape with stride 0, which no kernel of ours accepts."""
     return weight.detach().new_zeros(()).expand(weight.shape)

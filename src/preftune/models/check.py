@@ -1,6 +1,7 @@
-"""Whether a causal language model can be trained and sampled here: found out on a few tokens, not by name.
+"""Whether a causal language model can be trained and sampled here: tried on a few tokens, not told by name.
 
-`load_causal_lm` refuses what fails; `preftune audit` says the same words; a run asks before its first stage.
+`load_causal_lm` refuses a model that fails; `preftune audit` prints the same words; a run checks before its
+first stage.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,8 +39,8 @@ def check_causal_lm(model: PreTrainedModel, where: str) -> None:
 
 @torch.no_grad()
 def findings(model: PreTrainedModel) -> Iterator[Finding]:
-    """Finite, causal, no dropout, a head that is understood, and a cache that changes nothing. The later
-    questions are asked only where the ones before are answered.
+    """Finite, causal, no dropout, a head that is understood, and a cache that changes nothing. Ends after the
+    first that is wrong.
     """
     for name, ask, hint in _QUESTIONS:
         try:
@@ -82,8 +83,8 @@ def _causal(model: PreTrainedModel) -> str:
     logits, middle = _logits(model), _LENGTH // 2
     if _far(logits[1], logits[0]):
         return "gives other numbers for the same row: something random is left on"
-    seen = _far(logits[2, :middle], logits[0, :middle]) or _far(logits[3, :-1], logits[0, :-1])
-    return "is no causal language model: a token changes the logits before it" if seen else ""
+    leaks = _far(logits[2, :middle], logits[0, :middle]) or _far(logits[3, :-1], logits[0, :-1])
+    return "is no causal language model: a token changes the logits before it" if leaks else ""
 
 
 def _head(model: PreTrainedModel) -> str:
@@ -94,20 +95,20 @@ def _head(model: PreTrainedModel) -> str:
 
 
 def _cache(model: PreTrainedModel) -> str:
-    """The general decoder, two replies to prompts of two lengths, against a forward pass of the whole."""
+    """The general decoder, two replies to prompts of two lengths, against a forward pass without a cache."""
     rows, k = _rows(model)[2:], 2
     lengths, written = torch.tensor([4, 5], device=rows.device), 3
     ends = lengths.repeat_interleave(k)
     try:
         decoder = CachedDecoder(model, rows[:, :5], lengths, k, written)
         decoder.start()
-        found = decoder.step(rows.repeat_interleave(k, 0)[torch.arange(2 * k), ends])
+        states = decoder.step(rows.repeat_interleave(k, 0)[torch.arange(2 * k), ends])
         decoder.keep(torch.tensor([0, 3], device=rows.device))
-        found = decoder.step(rows[torch.arange(2), lengths + 1])
+        states = decoder.step(rows[torch.arange(2), lengths + 1])
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         return f"cannot sample with a cache of keys and values ({first_line(error)}): a recurrent layer?"
-    whole = model.base_model(rows, use_cache=False).last_hidden_state
-    if _far(found, whole[torch.arange(2), lengths + 1]):
+    uncached = model.base_model(rows, use_cache=False).last_hidden_state
+    if _far(states, uncached[torch.arange(2), lengths + 1]):
         return "samples from other numbers with its cache than without: a recurrent layer?"
     return ""
 

@@ -1,9 +1,9 @@
 """States of rows on disk, for all runs of this machine: a directory per trunk, with a file of numbers that
 only grows and an index into it. No torch.
 
-Several processes may write at once (a lock of the system orders them), and any of them may die: a number of
-bytes counts once its record is in the index, and each record has a hash of itself and of what it points to.
-A row is read back once its hash has been found right; one that is damaged is computed and written again.
+Several processes may write at once (a lock of the system orders them), and any of them may die: bytes count
+once their record is in the index, and each record has a hash of itself and of the bytes it points to. A row
+is used only if its hash is right; a damaged one is computed and written again.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ _SIZE = _RECORD.size + _HASH
 _NUMBERS, _INDEX, _ABOUT = "states.bin", "rows.idx", "about.json"
 
 
-class Place(NamedTuple):
-    """Where a row lies: the first of its bytes, its tokens, the hash of its numbers."""
+class Extent(NamedTuple):
+    """Where a row lies: its first byte, its number of tokens, the hash of its states."""
 
     start: int
     tokens: int
@@ -49,7 +49,7 @@ class KeptStates:
         """OSError if the directory cannot be written."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.width, self.dtype, self.limit = directory, width, dtype, limit
-        self._places: dict[bytes, Place] = {}
+        self._extents: dict[bytes, Extent] = {}
         self._right: set[bytes] = set()  # rows whose hash has been compared
         self._read = 0  # bytes of the index
         self._numbers: np.ndarray[Any, Any] | None = None
@@ -61,14 +61,14 @@ class KeptStates:
 
     def get(self, key: bytes) -> np.ndarray[Any, Any] | None:
         """A row's states as they lie in the file, or None for one that is not there or damaged."""
-        if key not in self._places:
+        if key not in self._extents:
             self._look()
-        place = self._places.get(key)
-        if place is None:
+        extent = self._extents.get(key)
+        if extent is None:
             return None
-        row = self._row(place)
-        if row is None or (key not in self._right and _digest(row) != place.digest):
-            del self._places[key]
+        row = self._row(extent)
+        if row is None or (key not in self._right and _digest(row) != extent.digest):
+            del self._extents[key]
             return None
         self._right.add(key)
         return row
@@ -85,30 +85,30 @@ class KeptStates:
             record = _RECORD.pack(key, _digest(data), start, len(data))
             with (self.directory / _INDEX).open("ab") as index:
                 end = index.seek(0, os.SEEK_END)
-                index.write(bytes(-end % _SIZE))  # what a kill has left half written is filled up
+                index.write(bytes(-end % _SIZE))  # fill up a record that a kill left half written
                 index.write(record + hashlib.blake2b(record, digest_size=_HASH).digest())
 
-    def _row(self, place: Place) -> np.ndarray[Any, Any] | None:
-        end = place.start + place.tokens * self.width * self.dtype.itemsize
+    def _row(self, extent: Extent) -> np.ndarray[Any, Any] | None:
+        end = extent.start + extent.tokens * self.width * self.dtype.itemsize
         if self._numbers is None or len(self._numbers) < end:
             if (self.directory / _NUMBERS).stat().st_size < end:
                 return None
             # "c": what is changed in memory stays there
             self._numbers = np.memmap(self.directory / _NUMBERS, np.uint8, "c")
-        return self._numbers[place.start : end].view(self.dtype).reshape(place.tokens, self.width)
+        return self._numbers[extent.start : end].view(self.dtype).reshape(extent.tokens, self.width)
 
     def _look(self) -> None:
         """Read what has been added to the index."""
         with (self.directory / _INDEX).open("rb") as index:
             index.seek(self._read)
             added = index.read()
-        whole = len(added) // _SIZE * _SIZE
-        self._read += whole
-        for i in range(0, whole, _SIZE):
-            record, own = added[i : i + _RECORD.size], added[i + _RECORD.size : i + _SIZE]
-            if hashlib.blake2b(record, digest_size=_HASH).digest() == own:
+        complete = len(added) // _SIZE * _SIZE
+        self._read += complete
+        for i in range(0, complete, _SIZE):
+            record, checksum = added[i : i + _RECORD.size], added[i + _RECORD.size : i + _SIZE]
+            if hashlib.blake2b(record, digest_size=_HASH).digest() == checksum:
                 key, digest, start, tokens = _RECORD.unpack(record)
-                self._places[key] = Place(start, tokens, digest)
+                self._extents[key] = Extent(start, tokens, digest)
                 self._right.discard(key)
 
     @contextlib.contextmanager
@@ -140,21 +140,21 @@ def sizes() -> dict[Path, int]:
 
 
 def empty(to: int = 0, keep: Path | None = None) -> int:
-    """Remove whole trunks, those used longest ago first, until at most `to` bytes are left besides `keep`;
-    gives the bytes that went.
+    """Remove trunks, those used longest ago first, until at most `to` bytes remain besides `keep`; returns
+    the bytes removed.
     """
-    there = {folder: size for folder, size in sizes().items() if folder != keep}
-    left = whole = sum(there.values())
-    for folder, size in there.items():
-        if left <= to:
+    folders = {folder: size for folder, size in sizes().items() if folder != keep}
+    remaining = total = sum(folders.values())
+    for folder, size in folders.items():
+        if remaining <= to:
             break
         shutil.rmtree(folder, ignore_errors=True)
-        left -= size
-    return whole - left
+        remaining -= size
+    return total - remaining
 
 
-def told(*, remove: bool) -> Iterator[str]:
-    """What `preftune cache` says; with `remove` it empties the cache."""
+def cache_lines(*, remove: bool) -> Iterator[str]:
+    """The lines that `preftune cache` prints; with `remove` it empties the cache."""
     for folder, size in sizes().items():
         yield f"{folder}  {size / 1e6:,.0f} MB"
     if remove:

@@ -134,7 +134,7 @@ def declared_ends(source: Source) -> tuple[int, ...]:
             with suppress(OSError):  # a hub model without that file
                 settings = GenerationConfig.from_pretrained(source.path, trust_remote_code=False)
                 stated.append(settings.eos_token_id)
-    ids = (i for each in stated for i in (each if isinstance(each, list | tuple) else [each]))
+    ids = (i for entry in stated for i in (entry if isinstance(entry, list | tuple) else [entry]))
     return tuple(sorted({i for i in ids if isinstance(i, int) and i >= 0}))
 
 

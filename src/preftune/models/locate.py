@@ -97,8 +97,8 @@ def locate(base: str, commit: str | None = None) -> Source:
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 of a model directory's config and weights, an ensemble's members' too; of the hub, of those
-    that are loaded.
+    """SHA-256 of a model directory's config and weights, with those of an ensemble's members; for a model of
+    the hub, of the weights that are loaded.
     """
     return _hashed(source, ("config.json",), ("*.safetensors", "member-*/*.safetensors"))
 
@@ -112,11 +112,11 @@ def surroundings(source: Source) -> str:
 
 def _hashed(source: Source, fixed: tuple[str, ...], patterns: tuple[str, ...], names: bool = False) -> str:
     digest, path = hashlib.sha256(b"" if source.exists() else source.path.encode()), Path(source.path)
-    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     if source.commit:  # other programs may have left more weights in the cache
-        loaded = _weights([file.name for file in found], path)
-        found = {file for file in found if file.suffix != ".safetensors" or file.name in loaded}
-    for file in [*(path / name for name in fixed), *sorted(found)] if source.exists() else ():
+        loaded = _weights([file.name for file in files], path)
+        files = {file for file in files if file.suffix != ".safetensors" or file.name in loaded}
+    for file in [*(path / name for name in fixed), *sorted(files)] if source.exists() else ():
         digest.update(file.relative_to(path).as_posix().encode() if names else b"")
         digest.update(bytes.fromhex(sha256_file(file)))
     return digest.hexdigest()
@@ -127,11 +127,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def reading(source: Source, what: str) -> Iterator[None]:
+def reading(source: Source, content: str) -> Iterator[None]:
     """Check a model's files, then turn whatever a library says about them into an error for people.
 
     Every loader goes through here, so that a directory which never passed `locate` (a run from elsewhere) is
-    checked as well. `what` is what the body loads: "a tokenizer".
+    checked as well. `content` is what the body loads: "a tokenizer".
     """
     if source.exists():
         path = Path(source.path)
@@ -147,14 +147,16 @@ def reading(source: Source, what: str) -> Iterator[None]:
             hint="quantised models and models with kernels of their own are not supported; give a plain one",
         ) from error
     except OSError as error:
-        raise InputMissing(f"cannot load {what} from {source.path}: {first_line(error)}", _PLAIN) from error
+        raise InputMissing(
+            f"cannot load {content} from {source.path}: {first_line(error)}", _PLAIN
+        ) from error
     except BaseException as error:  # half a dozen libraries parse these files and raise what they like
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         why = f"{type(error).__name__}: {first_line(error)}"
         if "ignore_mismatched_sizes" in why:  # the library refers to a table that is not shown
             why = "its weights have other shapes than its config.json says"
-        raise DataError(f"cannot load {what} from {source.path}: {why}", _PLAIN) from error
+        raise DataError(f"cannot load {content} from {source.path}: {why}", _PLAIN) from error
 
 
 def _refuse_unsafe(path: Path) -> None:
@@ -197,9 +199,9 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
 
 
 def _refuse_adapter(where: Path | str, names: Iterable[str]) -> None:
-    found = set(names)
-    alone = "config.json" not in found and any(name.startswith("adapter_model.") for name in found)
-    if alone or "adapter_config.json" in found:
+    files = set(names)
+    alone = "config.json" not in files and any(name.startswith("adapter_model.") for name in files)
+    if alone or "adapter_config.json" in files:
         raise DataError(
             f"{where} holds an adapter, which names another model to load",
             hint="a directory with adapter_config.json and adapter_model.safetensors, and no config.json, is "
@@ -210,14 +212,14 @@ def _refuse_adapter(where: Path | str, names: Iterable[str]) -> None:
 def _copies(path: Path) -> set[str]:
     """Python files that `auto_map` names, once it is clear that they repeat what transformers has."""
     maps = [_object(path / name).get("auto_map", {}) for name in _JSON if (path / name).exists()]
-    return {f"{each.rpartition('.')[0]}.py" for given in maps for each in _classes(given)}
+    return {f"{entry.rpartition('.')[0]}.py" for auto_map in maps for entry in _classes(auto_map)}
 
 
 def _classes(auto_map: Any) -> list[str]:
     """The "file.Class" entries of an auto_map, whose values may be lists with nulls."""
     values = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
-    each = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return [str(item) for item in each if item is not None]
+    entries = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [str(item) for item in entries if item is not None]
 
 
 def _native(file: Path, auto_map: Any) -> bool:
@@ -227,11 +229,11 @@ def _native(file: Path, auto_map: Any) -> bool:
     from transformers.models.auto import configuration_auto
 
     config = file.with_name("config.json")
-    known: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
-    family = str(known.get(str(_object(config).get("model_type"))) if config.is_file() else None)
+    config_names: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    family = str(config_names.get(str(_object(config).get("model_type"))) if config.is_file() else None)
     if not family.endswith("Config"):
         return False
-    names = [each.rpartition(".")[2] for each in _classes(auto_map)]
+    names = [entry.rpartition(".")[2] for entry in _classes(auto_map)]
     return bool(names) and all(name.startswith(family.removesuffix("Config")) for name in names)
 
 
@@ -272,7 +274,7 @@ def _from_hub(name: str, commit: str | None) -> Source:
     weights = _weights(snapshot.files, path)
     if not weights:
         raise InputMissing(f"model {name!r} has no .safetensors weights on the hub", _NO_PICKLE)
-    _whole(snapshot, weights)
+    _fetch_weights(snapshot, weights)
     return Source(str(path), name, snapshot.commit)
 
 
@@ -287,8 +289,8 @@ def _weights(files: Collection[str], path: Path) -> list[str]:
     return ["model.safetensors"] if "model.safetensors" in files else list(shards(path))
 
 
-def _whole(snapshot: Snapshot, weights: Sequence[str]) -> None:
-    """Fetch weights, each a whole safetensors file."""
+def _fetch_weights(snapshot: Snapshot, weights: Sequence[str]) -> None:
+    """Fetch weights, and check that each is a complete safetensors file."""
     if lacking := sorted({*weights} - {*snapshot.files}):
         raise InputMissing(f"model {snapshot.name!r}: the hub lacks {lacking[0]}, which its index names")
     path = snapshot.fetch(weights)
@@ -358,7 +360,7 @@ def _is_adapter(path: Path) -> bool:
 
 def _merge_adapter(path: Path) -> Source:
     """A LoRA adapter added to the base that it names, once, in the cache. A base whose name begins with a dot
-    lies there seen from the adapter.
+    is a path from the adapter's directory.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -374,9 +376,9 @@ def _merge_adapter(path: Path) -> Source:
     if Path(base, "adapter_config.json").exists():
         raise DataError(f"{path}: its base {base} is an adapter, too", hint="merge that one first")
     source = locate(base)
-    parts = [fingerprint(source), surroundings(source), surroundings(Source(str(path)))]
-    parts += [sha256_file(path / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
-    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    digests = [fingerprint(source), surroundings(source), surroundings(Source(str(path)))]
+    digests += [sha256_file(path / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    key = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     target = cache_dir() / "merged" / key[:32]
     if (target / "config.json").is_file():
         return Source(str(target))
@@ -391,7 +393,7 @@ def _merge_adapter(path: Path) -> Source:
 
 
 def _cached(target: Path, model: Any, tokenizer: Any) -> Source:
-    """A model written to the cache, whole or not at all."""
+    """A model written to the cache, completely or not at all."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

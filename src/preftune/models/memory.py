@@ -16,7 +16,7 @@ _MOST = 32 << 20  # bytes; glibc takes no higher one
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library, for the rest of this process; False where it is not glibc and nothing is done."""
+    """Set this in the C library, until this process ends; False where it is not glibc and nothing is done."""
     if sys.platform != "linux":
         return False
     try:
@@ -27,8 +27,8 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_memory() -> None:
-    """Free what only cycles hold, such as the frames of an error, and what the device's allocator has kept of
-    it: between stages, and before something is tried again in smaller parts.
+    """Free what only reference cycles hold, such as the frames of an error, and empty the device allocator's
+    cache: between stages, and before something is tried again in smaller parts.
     """
     gc.collect()
     if torch.cuda.is_available():

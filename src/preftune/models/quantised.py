@@ -63,8 +63,8 @@ def no_code_from_the_hub() -> Iterator[None]:
 def quantise(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], earlier: Mapping[str, tuple[Tensor, Tensor]]
 ) -> None:
-    """Put 4-bit layers in the place of some linear ones, by their names; biases stay, and so does the part
-    B · A that is `earlier`'s, A (r, in) and B (out, r). Changes the model in place.
+    """Put 4-bit layers in the place of some linear ones, by their names; biases stay in float32, and so does
+    what earlier adapters added, B · A with A (r, in) and B (out, r). Changes the model in place.
 
     DataError where these are another model's.
     """
@@ -94,23 +94,24 @@ def _in_four_bits(name: str, layer: nn.Module, earlier: tuple[Tensor, Tensor] | 
     """The same layer, (out, in) as all of bitsandbytes' are. The given one is kept, empty, for `in_float`."""
     weight, bias = layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias")
     values = weight.data.T.contiguous() if isinstance(layer, Conv1D) else weight.data
-    made = _layer_class()(values.shape[1], values.shape[0], bias=False, quant_type="nf4", device="meta")
+    quantised = _layer_class()(values.shape[1], values.shape[0], bias=False, quant_type="nf4", device="meta")
     a, b = earlier or (None, None)
     if a is not None and b is not None:
         if (len(b), len(a), a.shape[1]) != (len(values), b.shape[1], values.shape[1]):
             raise DataError(f"the adapter beside the model has another {name}", "move adapter/ away from it")
         values = values - b @ a
-    for which, part in {"earlier_a": a, "earlier_b": b}.items():
-        made.register_parameter(which, None if part is None else nn.Parameter(part, requires_grad=False))
-    # Without gradients it would repack the weights on some CPUs, for products in bfloat16 that, in eval mode,
-    # have no gradient later either.
-    made.support_avx512bf16_for_cpu = False
-    kept = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": made}
-    made.weight = backend().nn.Params4bit(values, **kept).to(values.device)
-    made.bias = bias
+    for key, factor in {"earlier_a": a, "earlier_b": b}.items():
+        frozen = None if factor is None else nn.Parameter(factor, requires_grad=False)
+        quantised.register_parameter(key, frozen)
+    # Without gradients it would repack the weights on some CPUs, for products in bfloat16 through which, in
+    # eval mode, no gradient can pass later.
+    quantised.support_avx512bf16_for_cpu = False
+    options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": quantised}
+    quantised.weight = backend().nn.Params4bit(values, **options).to(values.device)
+    quantised.bias = bias
     weight.data = weight.data.new_empty(0)
-    _plain[made.eval()] = layer
-    return made
+    _plain[quantised.eval()] = layer
+    return quantised
 
 
 def computes_in(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
@@ -147,12 +148,12 @@ def in_float(layer: Any) -> Any:
 
 
 def scales(model: nn.Module) -> dict[str, Tensor]:
-    """What a model's 4-bit numbers are multiplied by, by name; {} for one that has none."""
-    found: dict[str, Tensor] = {}
+    """The scales and code book of a model's 4-bit weights, by name; {} for one that has none."""
+    by_name: dict[str, Tensor] = {}
     for name, layer in _layers(model).items():
         state = layer.weight.quant_state.as_dict(packed=True)
-        found |= {f"{name}.{key}": value for key, value in state.items()}
-    return found
+        by_name |= {f"{name}.{key}": value for key, value in state.items()}
+    return by_name
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

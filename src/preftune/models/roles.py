@@ -1,4 +1,4 @@
-"""The four parts a model can play. How a forward pass is laid out is private to `probe`, `layout` and `head`.
+"""The four roles of a model. How a forward pass is laid out is private to `models.fast`.
 
 Alignment: column t of every result is about token t of `ids`. `logprobs[:, t] = log π(ids_t | ids_<t)` and
 `values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens here, once.
@@ -21,7 +21,7 @@ from preftune.models.adapter import earlier_changes, linear_layers
 from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.static import refuse
-from preftune.models.fast.support import hidden_at, place, takes_trees, under
+from preftune.models.fast.support import gather_masked, hidden_at, scatter_masked, takes_trees
 from preftune.models.parts import language_head
 from preftune.models.quantised import quantise
 from preftune.models.scalar import ScalarPerPosition, one_token
@@ -62,11 +62,11 @@ class TokenLogprobs(nn.Module):
             return logprobs[:0].clone(), entropy[:0].clone()  # no views, which sharded modules may not return
         sequences = Sequences(ids, attention, response)
         states = predicting_states(self.model, sequences, response)
-        targets = under(response, ids, len(states))
+        targets = gather_masked(response, ids, len(states))
         logprobs, entropy = logprobs_and_entropy(
             language_head(self.model), states, targets, temperature, after_head(self.model)
         )
-        return place(logprobs, response), place(entropy, response)
+        return scatter_masked(logprobs, response), scatter_masked(entropy, response)
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ class MembersPerPosition(nn.Module):
 
     def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
         raw = [member(ids, attention, read) for member in self.members]
-        normal = [(each - mean) / std for each, (mean, std) in zip(raw, self.units, strict=True)]
+        normal = [(scores - mean) / std for scores, (mean, std) in zip(raw, self.units, strict=True)]
         return torch.where(read, torch.stack(normal), 0.0)
 
 
@@ -303,33 +303,33 @@ def models_in(
 
 
 def quantise_role(role: Role) -> None:
-    """The linear layers below the heads in 4 bits. Whether rows may be laid out as trees is found out before,
-    in whole float32; nobody has recorded bitsandbytes' kernels as a CUDA graph. What adapters of earlier
-    stages have learnt stays in float32: rounded to 4 bits with the weights, most of it would be lost.
+    """The linear layers below the heads in 4 bits. Whether rows may be laid out as trees is tried before, in
+    float32; bitsandbytes' kernels have never been recorded as a CUDA graph, so that is refused. What adapters
+    of earlier stages have learnt stays in float32: rounded to 4 bits with the weights, most would be lost.
     """
     for model in models_of(role):
         takes_trees(model)
         refuse(model)
-        place = model.name_or_path  # none: made in memory
-        quantise(model, linear_layers(model), earlier_changes(Path(place)) if place else {})
+        path = model.name_or_path  # none: made in memory
+        quantise(model, linear_layers(model), earlier_changes(Path(path)) if path else {})
 
 
 def by_tree(role: Role) -> bool:
-    """Whether a role's passes skip what its rows repeat: not where a trial gave other numbers."""
+    """Whether a role's passes lay rows out as trees: not where a trial gave other numbers."""
     return all(takes_trees(model) for model in models_of(role))
 
 
 @contextlib.contextmanager
 def casting(role: Role | _Scalar) -> Iterator[None]:
-    """The precision of a role's forward passes. Where no gradient is wanted, each weight is rounded once as
-    long as this lasts: the sampler asks for it at every token.
+    """The precision of a role's forward passes. Without gradients each weight is rounded only once within
+    `with`: the sampler uses it at every token.
     """
     if role.dtype == torch.float32:
         yield
         return
     # Autocast remembers only what requires a gradient.
-    asked = [] if torch.is_grad_enabled() else role.module.parameters()
-    frozen = [p for p in asked if not p.requires_grad and p.is_floating_point()]
+    parameters = [] if torch.is_grad_enabled() else role.module.parameters()
+    frozen = [p for p in parameters if not p.requires_grad and p.is_floating_point()]
     with torch.autocast(next(role.model.parameters()).device.type, role.dtype):
         try:
             for parameter in frozen:

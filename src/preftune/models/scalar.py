@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from preftune.errors import DataError
 from preftune.models.aligned import aligned
 from preftune.models.fast.head import uncast
-from preftune.models.fast.support import hidden_at, place
+from preftune.models.fast.support import hidden_at, scatter_masked
 from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
 
@@ -83,11 +83,11 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def one_token(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What goes through the network in the place of no rows (0, T): a token of which nothing is read, (1, T)
-    ids, attention and mask. A process that has no rows must not miss a pass in which weights are gathered.
+    """What goes through the network in the place of no rows (0, T): one token that is not read, as ids,
+    attention and mask (1, T). A process without rows must not miss a pass in which weights are gathered.
     """
-    one = ids.new_zeros(1, ids.shape[1])
-    return one, torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) == 0, one.bool()
+    token = ids.new_zeros(1, ids.shape[1])
+    return token, torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) == 0, token.bool()
 
 
 class ScalarPerPosition(nn.Module):
@@ -104,4 +104,4 @@ class ScalarPerPosition(nn.Module):
         head = score_head(self.model)
         with uncast(hidden.device):  # half would round a score by 0.7 % of the sd of scores
             scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
-        return place(scores, read)
+        return scatter_masked(scores, read)

@@ -1,11 +1,11 @@
 """Models of which every process holds a part of each weight: FSDP2, torch's `fully_shard`.
 
-Where a model is trained, its weights are gathered a block at a time, and its gradients are summed into parts;
-weights, gradients and moments lie in parts between. Where it is only read (sampling, scoring, the reference,
-the finished model) all of it is gathered, one model at a time, into a plain copy that is empty otherwise:
-what is made for plain models, kernel, decoder and merged adapters, works as ever. All processes gather
-together, so each has to come by the same `whole` and the same forward passes. Blocks that are frozen and
-shared (`models.trunk`) stay whole, once for all roles: each process goes through them by itself.
+In training, weights are gathered a block at a time, and gradients are summed into parts; in between, weights,
+gradients and moments lie in parts. Where a model is only read (sampling, scoring, the reference, the finished
+model) all of it is gathered, one model at a time, into a plain copy that is empty otherwise: kernel, decoder
+and merged adapters, which are made for plain models, work on it. All processes gather together, so each must
+enter the same `unsharded` and make the same forward passes. Blocks that are frozen and shared
+(`models.trunk`) stay whole, once for all roles: each process goes through them by itself.
 
 Zhao et al., arXiv:2304.11277; Rajbhandari et al., arXiv:1910.02054 (stage 3).
 """
@@ -67,41 +67,41 @@ def is_sharded(role: Role) -> bool:
 
 @contextlib.contextmanager
 def readable(role: Role) -> Iterator[None]:
-    """Within `with`, passes without gradient may be made through a sharded role: through all of it, or, where
-    it was sharded so, with one block whole at a time, and adapters beside their weights. Any other stays.
+    """Within `with`, passes without gradient may be made through a sharded role: all of it is gathered, or,
+    if it was sharded `by_block`, one block at a time, with adapters unmerged. Any other role stays as it is.
     """
     if role.module not in _by_block:
-        with whole(role):
+        with unsharded(role):
             yield
         return
-    # Made anew: FSDP2's blocks know the whole role, which whoever kept them would keep.
+    # Made anew each time: FSDP2's blocks refer to the whole role, which would be kept alive with them.
     plain = _blocks(models_in(cast(Any, _plain[role.module])))
     turns = Turns(zip(plain, _blocks(models_of(role)), strict=True))
-    with whole(role, turns.inside), turns.taken(), contextlib.ExitStack() as stack:
+    with unsharded(role, turns.inside), turns.passes(), contextlib.ExitStack() as stack:
         for model in models_of(role):
             stack.enter_context(unmerged(model))
         yield
 
 
 @contextlib.contextmanager
-def whole(role: Role, but: Collection[nn.Parameter] = ()) -> Iterator[None]:
-    """Within `with`, a sharded role is a plain one that has all weights, for reading, `but` some that come
-    later. Any other stays.
+def unsharded(role: Role, but: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """Within `with`, a sharded role is a plain one with all its weights, for reading, `but` for some that are
+    gathered later. Any other role stays as it is.
     """
-    held: Any = role  # a role's class says which module it has, and the copy is of that class
-    own = held.module
-    if (plain := _plain.get(own)) is None:
+    holder: Any = role  # a role's class says which module it has, and the copy is of that class
+    sharded = holder.module
+    if (plain := _plain.get(sharded)) is None:
         yield
         return
-    both = zip(plain.parameters(), own.parameters(), strict=True)
-    parts = [(p, part) for p, part in both if isinstance(part, DTensor) and p not in but]
+    pairs = zip(plain.parameters(), sharded.parameters(), strict=True)
+    parts = [(p, part) for p, part in pairs if isinstance(part, DTensor) and p not in but]
     for parameter, part in parts:
         parameter.data = cast(DTensor, part.detach()).full_tensor()
-    held.module = plain
+    holder.module = plain
     try:
         yield
     finally:
-        held.module = own
+        holder.module = sharded
         for parameter, _ in parts:
             parameter.data = nothing(parameter)
 
@@ -131,7 +131,7 @@ def as_part(part: Tensor, of: Tensor) -> Tensor:
 
 
 def number(tensor: Tensor) -> float:
-    """A scalar that each process may know its part of."""
+    """A scalar, of which each process may have a part."""
     return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
@@ -140,7 +140,7 @@ def _mesh(device: torch.device) -> DeviceMesh:
 
 
 def _refuse(role: Role, blocks: list[nn.Module], shared: set[nn.Parameter]) -> None:
-    """What FSDP2 would fail at later, with a message for nobody."""
+    """ConfigError, with a message that helps, for what FSDP2 would fail at later."""
     kind, hint = type(role.model).__name__, "set parallel.shard=false"
     if not all(parameter.is_floating_point() for parameter in role.module.parameters()):
         raise ConfigError(f"{kind} has quantised weights, which cannot be sharded", hint)
@@ -158,9 +158,9 @@ def _empty_copy(role: Role, shared: set[nn.Parameter]) -> nn.Module:
         id(p): p if p in shared else nn.Parameter(nothing(p), p.requires_grad)
         for p in role.module.parameters()
     }
-    made = cast(nn.Module, copy.deepcopy(role.module, cast(Any, weights)))
-    for model, new in zip(models_of(role), models_in(cast(Any, made)), strict=True):
+    copied = cast(nn.Module, copy.deepcopy(role.module, cast(Any, weights)))
+    for model, new in zip(models_of(role), models_in(cast(Any, copied)), strict=True):
         same_layout(model, new)
         same_adapter(model, new)
         same_cut(model, new)
-    return made
+    return copied

@@ -42,9 +42,8 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
         digest = _digest(frozen, token_embedding(model).weight, cut)
-        known = next((trunk for trunk in trunks() if trunk.digest == digest), None)
-        own = Trunk(digest)
-        attach(model, Branch(cut, tuple(frozen), own))
+        existing = next((trunk for trunk in trunks() if trunk.digest == digest), None)
+        attach(model, Branch(cut, tuple(frozen), Trunk(digest)))
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)
@@ -52,17 +51,17 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
             f"{type(model).__name__}: the upper {top} blocks cannot be trained by themselves ({error})",
             hint='set model.trainable="all", or another number of blocks',
         ) from error
-    if known is not None:
-        known.keeps, known.kept, known.drawn = True, None, None  # until the stage that begins says otherwise
-        attach(model, Branch(cut, tuple(frozen), known))
+    if existing is not None:
+        existing.keeps, existing.disk, existing.drawn = True, None, None  # until the new stage sets them
+        attach(model, Branch(cut, tuple(frozen), existing))
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     tie(model)
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to be trained, told to keep gradients: all of a model that is not cut and
-    has no adapter.
+    """Set `requires_grad` on the parameters to be trained, and return them: all of a model that is not cut
+    and has no adapter.
     """
     frozen = {*below_adapter(model), *below_cut(model)}
     for parameter in model.parameters():
@@ -80,7 +79,7 @@ def below_cut(model: nn.Module) -> list[nn.Parameter]:
 def same_cut(model: PreTrainedModel, copied: PreTrainedModel) -> None:
     """A copy of a model that shares its lower blocks shares them, too."""
     if (branch := branch_of(model)) is not None:
-        cut = dataclasses.replace(branch.cut, held=tuple(map(weakref.ref, blocks_of(copied))))
+        cut = dataclasses.replace(branch.cut, block_refs=tuple(map(weakref.ref, blocks_of(copied))))
         attach(copied, branch._replace(cut=cut))
 
 
@@ -93,7 +92,7 @@ def trunk_digest(model: nn.Module) -> str:
 
 
 def alone() -> contextlib.AbstractContextManager[None]:
-    """Every model goes through whole, as a saved one will."""
+    """Within `with`, no model shares anything, as a saved one will not."""
     return undivided()
 
 
@@ -106,7 +105,7 @@ def forget_states() -> None:
 
 
 def keep_states(model: PreTrainedModel, keeps: bool) -> None:
-    """Whether rows that went through for one of those that share a trunk are kept for the others."""
+    """Whether the states of rows that one model computed are kept for the others of its trunk."""
     if (branch := branch_of(model)) is not None:
         branch.trunk.keeps = keeps
 
@@ -117,7 +116,7 @@ def keep_on_disk(
     """Keep the states of rows on disk from now on, if `tokens` of them fit into `limit` bytes; those of other
     trunks make room. What their last bits depend on is in the name of the directory.
     """
-    if (branch := branch_of(model)) is None or not limit or branch.trunk.kept is not None:
+    if (branch := branch_of(model)) is None or not limit or branch.trunk.disk is not None:
         return
     numbers = np.dtype(np.float32 if dtype == "float32" else np.int16)
     need = tokens * branch.cut.width * numbers.itemsize
@@ -138,7 +137,7 @@ def keep_on_disk(
     directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:
         empty(limit - need, keep=directory)
-        branch.trunk.kept = KeptStates(directory, branch.cut.width, numbers, limit, about)
+        branch.trunk.disk = KeptStates(directory, branch.cut.width, numbers, limit, about)
         branch.trunk.say = say
     except OSError as error:
         say(f"warning: no states are kept in {directory}: {error.strerror}")
@@ -155,10 +154,10 @@ def tie(model: PreTrainedModel) -> None:
     members = [m for m in branch.trunk.members if next(m.parameters()).device == device]
     weights = [_frozen(m, branch) for m in members]
     for name in branch.frozen:
-        holder = max((each[name] for each in weights), key=len)
-        for each in weights:
-            rows = len(each[name])
-            each[name].data = holder.data if rows == len(holder) else holder.data[:rows]
+        holder = max((named[name] for named in weights), key=len)
+        for named in weights:
+            rows = len(named[name])
+            named[name].data = holder.data if rows == len(holder) else holder.data[:rows]
 
 
 def _frozen(model: PreTrainedModel, branch: Branch) -> dict[str, nn.Parameter]:
@@ -178,38 +177,38 @@ def _below(model: PreTrainedModel, cut: Cut, ids: Tensor) -> dict[str, nn.Parame
     """
     upper = {p for block in cut.blocks[cut.at :] for p in block.parameters()}
     named = dict(model.base_model.named_parameters())
-    others = {name: p for name, p in named.items() if p not in upper}
-    before = {p: p.requires_grad for p in others.values()}
+    candidates = {name: p for name, p in named.items() if p not in upper}
+    before = {p: p.requires_grad for p in candidates.values()}
     states = cut.below(lambda: model.base_model(ids, use_cache=False))
-    for parameter in others.values():
+    for parameter in candidates.values():
         parameter.requires_grad_(True)
-    with cut.given(states):
+    with cut.resumed_from(states):
         out = model.base_model(ids, use_cache=False).last_hidden_state.float()
-    slopes = torch.autograd.grad(out.square().sum(), list(others.values()), allow_unused=True)
+    slopes = torch.autograd.grad(out.square().sum(), list(candidates.values()), allow_unused=True)
     for parameter, required in before.items():
         parameter.requires_grad_(required)
-    return {name: p for (name, p), slope in zip(others.items(), slopes, strict=True) if slope is None}
+    return {name: p for (name, p), slope in zip(candidates.items(), slopes, strict=True) if slope is None}
 
 
 def _digest(frozen: dict[str, nn.Parameter], embedding: Tensor, cut: Cut) -> str:
     """SHA-256 over the weights below the cut, without rows of zeros at the end of the embedding: a reward
     model's own pad token is one, and no text has it.
     """
-    found = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]}".encode())
+    digest = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]}".encode())
     for name, parameter in sorted(frozen.items()):
         weights = parameter.detach()
         if parameter is embedding:
             used = weights.any(1).nonzero()
             weights = weights[: int(used[-1]) + 1] if len(used) else weights
-        found.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
-        found.update(weights.contiguous().cpu().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
+        digest.update(weights.contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()
 def _prove(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> None:
-    """ValueError unless both parts together give what the whole gives, in both layouts, also if other rows
-    went through the lower part last.
+    """ValueError unless both parts together give what the undivided model gives: in both layouts, and also
+    after other rows went through the lower part.
     """
     real = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
     with undivided(), plain_layout():
@@ -217,7 +216,7 @@ def _prove(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> None:
     for layout in (plain_layout(), contextlib.nullcontext()):
         with layout:
             for rows in (ids, ids.flip(1), ids):
-                found = hidden_at(model, rows, real, real)
+                states = hidden_at(model, rows, real, real)
         forget_states()
-        if not near(found, plain):
+        if not near(states, plain):
             raise ValueError("in two parts it gives other numbers than in one")

@@ -35,9 +35,9 @@ from preftune.isolated import isolated, passes
 COLUMNS = ("ended", "source", "row", "chosen", "rejected")
 LARGEST = torch.finfo(torch.float32).max
 _ALL = "**"  # a function that takes every column
-_GIVEN = ("prompt", "response", "prompts", "completions", "completion_ids", "trainer_state")
+_RESERVED = ("prompt", "response", "prompts", "completions", "completion_ids", "trainer_state")
 
-Given = float | DataError | None  # a reward, what went wrong, or "does not apply"
+Outcome = float | DataError | None  # a reward, what went wrong, or "does not apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,58 +60,56 @@ class RewardFunction:
     seconds: float  # that a call may take
     batched: bool = False
 
-    def values(self, cases: Sequence[Case], stop: bool) -> list[Given]:
-        """The unweighted reward of each case; with `stop` the first failure is raised. What the calls do to
-        the process is put back.
+    def values(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
+        """The unweighted reward of each case; with `stop` the first failure is raised. What the calls change
+        in the process is restored.
         """
         if not cases:  # a process may have no rows
             return []
         with isolated():
-            return self._batch(cases, stop) if self.batched else self._each(cases, stop)
+            return self._batch(cases, stop) if self.batched else self._one_by_one(cases, stop)
 
-    def _each(self, cases: Sequence[Case], stop: bool) -> list[Given]:
-        found: list[Given] = []
+    def _one_by_one(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
+        rewards: list[Outcome] = []
         for case in cases:
-            value = self._called(case, partial(self.call, case.prompt, case.response, **self._of(case)))
-            found.append(value if isinstance(value, DataError) else self._number(case, value))
-            if stop and isinstance(found[-1], DataError):
-                raise found[-1]
-        return found
+            columns = {name: case.columns[name] for name in self._names([case])}
+            value = self._called(case, partial(self.call, case.prompt, case.response, **columns))
+            rewards.append(value if isinstance(value, DataError) else self._number(case, value))
+            if stop and isinstance(rewards[-1], DataError):
+                raise rewards[-1]
+        return rewards
 
-    def error(self, case: Case, what: str) -> DataError:
+    def error(self, case: Case, problem: str) -> DataError:
         """A failure that names the function and the row."""
         columns = case.columns
         where = f"row {columns['row']}" + (f" of {columns['source']}" if columns["source"] else "")
         return DataError(
-            f"reward function {self.name}, {where}: it {what}; the response was {case.response[:80]!r}",
+            f"reward function {self.name}, {where}: it {problem}; the response was {case.response[:80]!r}",
             hint="mend the function, or set on_reward_error=mask in its stage to leave such responses out",
         )
 
-    def _batch(self, cases: Sequence[Case], stop: bool) -> list[Given]:
-        """All cases in one call. What it raises, or a list of another length, fails every one."""
+    def _batch(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
+        """All cases in one call. If it raises, or returns a list of another length, all have failed."""
         columns = {name: [case.columns.get(name) for case in cases] for name in self._names(cases)}
         prompts, completions = [case.prompt for case in cases], [case.response for case in cases]
         call = partial(self.call, prompts=prompts, completions=completions, **columns)
-        given = self._called(cases[0], call, len(cases))
-        if isinstance(given, Tensor | np.ndarray):
-            given = given.tolist()
-        found: list[Given]
-        if isinstance(given, list | tuple) and len(given) == len(cases):
-            found: list[Given] = list(map(self._number, cases, given))
+        returned = self._called(cases[0], call, len(cases))
+        if isinstance(returned, Tensor | np.ndarray):
+            returned = returned.tolist()
+        if isinstance(returned, list | tuple) and len(returned) == len(cases):
+            rewards: list[Outcome] = list(map(self._number, cases, returned))
         else:
-            what = f"returned {_what(given)}, not a list of {len(cases)} rewards"
-            found = [given if isinstance(given, DataError) else self.error(cases[0], what)] * len(cases)
-        failed = next((value for value in found if isinstance(value, DataError)), None)
+            problem = f"returned {_described(returned)}, not a list of {len(cases)} rewards"
+            error = returned if isinstance(returned, DataError) else self.error(cases[0], problem)
+            rewards = [error] * len(cases)
+        failed = next((value for value in rewards if isinstance(value, DataError)), None)
         if stop and failed is not None:
             raise failed
-        return found
+        return rewards
 
     def _names(self, cases: Sequence[Case]) -> list[str]:
-        known = dict.fromkeys(name for case in cases for name in case.columns if name not in _GIVEN)
-        return [name for name in known if name in self.takes or _ALL in self.takes]
-
-    def _of(self, case: Case) -> dict[str, Any]:
-        return {name: case.columns[name] for name in self._names([case])}
+        names = dict.fromkeys(name for case in cases for name in case.columns if name not in _RESERVED)
+        return [name for name in names if name in self.takes or _ALL in self.takes]
 
     def _called(self, case: Case, call: Callable[[], Any], times: int = 1) -> Any:
         """What a call gives, or a DataError."""
@@ -129,13 +127,13 @@ class RewardFunction:
             failure.__cause__ = error
             return failure
 
-    def _number(self, case: Case, value: Any) -> Given:
+    def _number(self, case: Case, value: Any) -> Outcome:
         if value is None:
             return None
         if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
             value = value.item()
         if not isinstance(value, Real):
-            return self.error(case, f"returned {_what(value)}, not one number")
+            return self.error(case, f"returned {_described(value)}, not one number")
         try:
             number = float(value)
         except (OverflowError, ValueError) as error:
@@ -153,9 +151,9 @@ class _Late(BaseException):
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """_Late in what runs here for longer, and after it if it caught that. Only in the main thread, where
-    Python allows signals, and on systems that have them; code that never comes back to the interpreter is not
-    interrupted.
+    """Raises _Late in a body that takes longer, and after it if the body caught that. Only in the main
+    thread, where Python allows signals, and on systems that have them; code that never returns to the
+    interpreter is not interrupted.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -188,11 +186,11 @@ def _awaited(value: Awaitable[Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(wait())
-    with ThreadPoolExecutor(1) as other:
-        return other.submit(asyncio.run, wait()).result()
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, wait()).result()
 
 
-def _what(value: Any) -> str:
+def _described(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return f"a Tensor of shape {tuple(value.shape)}"
@@ -203,18 +201,18 @@ def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, 
     """The functions of a setting such as "0.5 * module:function + other:function", each of whose calls may
     take `seconds` a response.
     """
-    found = []
+    functions = []
     for name, weight in reward_terms(terms).items():
         call = find_function(name)
         takes = columns_of(call)
-        found.append(RewardFunction(name, weight, call, takes, seconds, "completions" in takes))
-    return tuple(found)
+        functions.append(RewardFunction(name, weight, call, takes, seconds, "completions" in takes))
+    return tuple(functions)
 
 
 def data_columns(terms: str) -> list[str]:
     """The columns of the data, beyond text and place, that functions of a setting may read; "**" for all."""
-    taken = {name for term in reward_terms(terms) for name in columns_of(find_function(term))}
-    return sorted(taken - {*COLUMNS, *_GIVEN})
+    names = {name for term in reward_terms(terms) for name in columns_of(find_function(term))}
+    return sorted(names - {*COLUMNS, *_RESERVED})
 
 
 def columns_of(call: Callable[..., Any]) -> tuple[str, ...]:

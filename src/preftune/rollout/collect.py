@@ -1,4 +1,4 @@
-"""From prompts to a `Rollout`: sample, score, look the responses up under policy, reference, critic."""
+"""From prompts to a `Rollout`: sample, score, evaluate the responses under policy, reference, critic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from preftune.data.batch import Prompts, Sequences
 from preftune.faults import faultpoint
 from preftune.models.roles import Critic, Policy, Reference, Role
-from preftune.models.shards import readable, whole
+from preftune.models.shards import readable, unsharded
 from preftune.rollout.functions import masked
 from preftune.rollout.rollout import Rollout
 from preftune.rollout.sample import ended, sample
@@ -36,9 +36,9 @@ def collect(
     Old log-probs come from a pass of their own through the training forward, not from the sampler's logits,
     so that the first ratio is 1 to rounding.
     """
-    draw = scorer.sampler or _here
-    with readable(policy) if scorer.sampler is None else whole(policy):
-        sequences, theirs = draw(
+    draw = scorer.sampler or _own_sampler
+    with readable(policy) if scorer.sampler is None else unsharded(policy):
+        sequences, sampler_logprobs = draw(
             policy,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -64,13 +64,13 @@ def collect(
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.ends),
         valid=valid,
-        sampler_logprobs=theirs,
+        sampler_logprobs=sampler_logprobs,
         cap=None if scorer.sampler is None else scorer.sampler.cap,
     )
 
 
-def _here(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
-    """The sampler of this process, which draws from the policy itself: a trunk takes the states over."""
+def _own_sampler(policy: Policy, prompts: Prompts, **how: Any) -> tuple[Sequences, None]:
+    """The sampler of this process. It draws from the policy itself, so a trunk may keep the states."""
     return sample(policy, prompts, keeps_states=True, **how), None
 
 

@@ -1,7 +1,7 @@
 """The reward of sampled responses under the functions of a setting: their weighted sum, or what failed.
 
-A failure never becomes a reward: it stops the run, or masks the response, and is counted. To take longer than
-the time limit is a failure too. How a function is called is in `calls`.
+A failure never becomes a reward: it stops the run, or masks the response and is counted. A call over the time
+limit has failed, too. How a function is called is in `calls`.
 """
 
 import math
@@ -73,8 +73,8 @@ class RewardFunctions:
         totals: list[float | DataError] = [0.0] * len(cases)
         applied = [not alone] * len(cases)
         for function in self.functions:
-            given = function.values(cases, stop=self.on_error == "stop")
-            for i, (total, value) in enumerate(zip(totals, given, strict=True)):
+            rewards = function.values(cases, stop=self.on_error == "stop")
+            for i, (total, value) in enumerate(zip(totals, rewards, strict=True)):
                 if isinstance(total, DataError) or value is None:
                     continue
                 applied[i] = True

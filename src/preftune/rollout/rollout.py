@@ -73,14 +73,14 @@ class Rollout:
 
 
 def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:
-    """The rollout of all processes, out of each one's own: `gather` brings their rows together."""
-    own, values, theirs = rollout.sequences, rollout.values, rollout.sampler_logprobs
+    """The rollout of all processes, from that of this one: `gather` concatenates their rows."""
+    sequences, values, sampler_logprobs = rollout.sequences, rollout.values, rollout.sampler_logprobs
     valid = gather(
-        torch.ones_like(own.ids[:, 0], dtype=torch.bool) if rollout.valid is None else rollout.valid
+        torch.ones_like(sequences.ids[:, 0], dtype=torch.bool) if rollout.valid is None else rollout.valid
     )
     ended = rollout.ended
     return Rollout(
-        sequences=Sequences(gather(own.ids), gather(own.attention), gather(own.response)),
+        sequences=Sequences(gather(sequences.ids), gather(sequences.attention), gather(sequences.response)),
         logprobs=gather(rollout.logprobs),
         reference_logprobs=gather(rollout.reference_logprobs),
         values=None if values is None else gather(values),
@@ -88,6 +88,6 @@ def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_p
         group=torch.arange(len(valid), device=valid.device) // responses_per_prompt,
         ended=None if ended is None else gather(ended),
         valid=None if bool(valid.all()) else valid,
-        sampler_logprobs=None if theirs is None else gather(theirs),
+        sampler_logprobs=None if sampler_logprobs is None else gather(sampler_logprobs),
         cap=rollout.cap,
     )

@@ -52,11 +52,11 @@ def sample(
 ) -> Sequences:
     """Draw responses up to and including an end token (`eos_id`: one, or all that the model declares), at
     most `max_new_tokens` long; temperature 0 is greedy. `keeps_states`: the policy's trunk, if it has one,
-    takes over what was computed on the way.
+    keeps the states computed on the way.
 
     Returns right-padded rows, `responses_per_prompt` in succession for each prompt. Left padding ends here.
-    Where memory runs out, half of the prompts are taken at a time, and `say` is told: a response does not
-    know its neighbours.
+    Where memory runs out, half of the prompts are sampled at a time, with a warning: a response does not
+    depend on its neighbours.
     """
     if not len(prompts):
         return Sequences(prompts.ids[:, :1], prompts.attention[:, :1], prompts.attention[:, :1])
@@ -71,7 +71,7 @@ def sample(
     finally:
         if prompts.ids.device.type == "cpu" and lacking():
             without_kernel.append(time.monotonic() - began)
-    # Out here, where the error no longer holds on to the frames and tensors that it passed.
+    # Outside of `except`, where the error no longer keeps frames and tensors alive.
     give_back_memory()
     half = len(prompts) // 2
     if say is not None:
@@ -145,17 +145,17 @@ class _Drawing(NamedTuple):
         return self.model, prompts.ids, prompts.attention.sum(1), self.k, self.uniforms.shape[1]
 
 
-def _by_token(given: _Drawing, head: nn.Module, passing: PassingDecoder | None) -> tuple[Tensor, Tensor]:
-    """The rows' tokens and lengths; rows that have ended drop out: those that are `passing` once their last
-    token has passed, too.
+def _by_token(drawing: _Drawing, head: nn.Module, passing: PassingDecoder | None) -> tuple[Tensor, Tensor]:
+    """The rows' tokens and lengths. Rows that have ended drop out; with `passing` one step later, so that the
+    states of their last token are computed, too.
     """
-    uniforms, ends, pad_id, temperature = given.uniforms, given.ends, given.pad_id, given.temperature
+    uniforms, ends, pad_id, temperature = drawing.uniforms, drawing.ends, drawing.pad_id, drawing.temperature
     limit, device = uniforms.shape[1], uniforms.device
-    new, lengths, done = given.nothing_yet()  # done: of the rows that are still computed
+    new, lengths, done = drawing.nothing_yet()  # done: of the rows that are still computed
     alive = torch.arange(len(new), device=device)  # these
     ask_every = _ASK_EVERY.get(device.type, _ASK_EVERY_ELSEWHERE)
-    after, model = after_head(given.model), passing or decoder(*given.to_decode())
-    logits = next_logits(head, model.start(), after).repeat_interleave(given.k, 0)
+    after, model = after_head(drawing.model), passing or decoder(*drawing.to_decode())
+    logits = next_logits(head, model.start(), after).repeat_interleave(drawing.k, 0)
     for t in range(limit):
         stopping_point("rollout.token")
         token = _draw(logits, uniforms[alive, t], temperature)
@@ -169,43 +169,43 @@ def _by_token(given: _Drawing, head: nn.Module, passing: PassingDecoder | None) 
                 passing.end(token)
             break
         if count:
-            kept = (~(done if passing is None else before)).nonzero().squeeze(1)
-            model.keep(kept)
-            alive, token, done = alive[kept], token[kept], done[kept]
+            rows = (~(done if passing is None else before)).nonzero().squeeze(1)
+            model.keep(rows)
+            alive, token, done = alive[rows], token[rows], done[rows]
         logits = next_logits(head, model.step(token), after)
     return new, lengths
 
 
 class _FixedSteps:
-    """The same a step at a time that is always the same work on the same memory: all that it knows of where
-    it is are tensors that it changes in place. Rows that have ended go on, unseen.
+    """The same, by steps that are all the same work on the same memory: its whole state is tensors that it
+    changes in place. Rows that have ended go on; their tokens are dropped.
 
     now (1,): tokens drawn · token (rows,): the last of each.
     """
 
-    def __init__(self, given: _Drawing, head: nn.Module) -> None:
-        self.given, self.head, self.after = given, head, after_head(given.model)
-        self.new, self.lengths, self.done = given.nothing_yet()
+    def __init__(self, drawing: _Drawing, head: nn.Module) -> None:
+        self.drawing, self.head, self.after = drawing, head, after_head(drawing.model)
+        self.new, self.lengths, self.done = drawing.nothing_yet()
         self.token, self.now = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths[:1])
-        self.grid = StaticGrid(*given.to_decode())
-        self._take(next_logits(head, self.grid.start(), self.after).repeat_interleave(given.k, 0))
+        self.grid = StaticGrid(*drawing.to_decode())
+        self._take(next_logits(head, self.grid.start(), self.after).repeat_interleave(drawing.k, 0))
 
     def step(self) -> None:
         self._take(next_logits(self.head, self.grid.step(self.token), self.after))
 
     def _take(self, logits: Tensor) -> None:
-        uniform = self.given.uniforms.index_select(1, self.now).squeeze(1)
-        token = _draw(logits, uniform, self.given.temperature)
-        self.new.index_copy_(1, self.now, torch.where(self.done, self.given.pad_id, token).unsqueeze(1))
+        uniform = self.drawing.uniforms.index_select(1, self.now).squeeze(1)
+        token = _draw(logits, uniform, self.drawing.temperature)
+        self.new.index_copy_(1, self.now, torch.where(self.done, self.drawing.pad_id, token).unsqueeze(1))
         self.now.add_(1)
-        ending = is_end(token, self.given.ends) & ~self.done
+        ending = is_end(token, self.drawing.ends) & ~self.done
         self.lengths.copy_(torch.where(ending, self.now, self.lengths))
         self.done.logical_or_(ending)
         self.token.copy_(token)
 
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
-        """What is done within is done again after it, in the same place."""
+        """After `with`, the state is that from before it."""
         state = (self.now, self.token, self.done, self.lengths, self.grid.now, self.grid.positions)
         before = [x.clone() for x in state]
         yield
@@ -213,8 +213,8 @@ class _FixedSteps:
             x.copy_(old)
 
     def recorded(self, record: Callable[[Step], Step]) -> Step | None:
-        """A step as `record` has it, after one that was done twice, by the record and here; None where the
-        two differ: by more than rounding in what the last layer has written, or in a tenth of the tokens.
+        """A step as `record` records it, once one step done both ways gave the same; None where they differ:
+        by more than rounding in what the last layer has written, or in a tenth of the tokens.
         """
         step, written = record(self.step), self.grid.new[-1][0]
         with self.undone():
@@ -227,13 +227,13 @@ class _FixedSteps:
 
 
 def _by_recorded_steps(
-    given: _Drawing, head: nn.Module, record: Callable[[Step], Step], say: Callable[[str], None] | None
+    drawing: _Drawing, head: nn.Module, record: Callable[[Step], Step], say: Callable[[str], None] | None
 ) -> tuple[Tensor, Tensor] | None:
-    """As `_by_token`, by a step that is recorded and repeated: the same to rounding, sums having more terms.
-    None where it cannot be: the reason is said, and the model is not asked again.
+    """As `_by_token`, by a step that is recorded and repeated: the same to rounding (sums have more terms).
+    None where it cannot be recorded: the reason is said, and this model is not recorded again.
     """
-    limit, why = given.uniforms.shape[1], "it gives other tokens than the step that was recorded"
-    rows = _FixedSteps(given, head)
+    limit, why = drawing.uniforms.shape[1], "it gives other tokens than the step that was recorded"
+    rows = _FixedSteps(drawing, head)
     step: Step | None = rows.step
     for t in range(1, limit):
         stopping_point("rollout.token")
@@ -249,7 +249,7 @@ def _by_recorded_steps(
         except RuntimeError as error:  # whatever a model does that cannot be recorded
             step, why = None, str(error).split("\n")[0]
         if step is None:
-            refuse(given.model)
+            refuse(drawing.model)
             if say is not None:
                 say(f"sampling goes on without a recorded step (a CUDA graph): {why}")
             return None
@@ -266,9 +266,9 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         return logits.argmax(-1)
     weights = logits - logits.amax(-1, keepdim=True)
     weights = (weights if temperature == 1 else weights.div_(temperature)).exp_()
-    whole = weights.shape[1] // _BLOCK * _BLOCK
-    blocks = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
-    blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], -1)
+    full = weights.shape[1] // _BLOCK * _BLOCK
+    blocks = weights[:, :full].unflatten(1, (-1, _BLOCK)).sum(-1)
+    blocks = torch.cat([blocks, weights[:, full:].sum(-1, keepdim=True)], -1)
     block, within = _invert(blocks, _widened(uniform))
     columns = block.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     last = weights.shape[1] - 1
@@ -298,8 +298,8 @@ def _uniforms(seeds: tuple[int, ...], k: int, count: int) -> Tensor:
     """Uniform numbers in [0, 1): (len(seeds) · k, count)."""
     rows = []
     for seed in seeds:
-        for which in range(k):
-            generator = torch.Generator().manual_seed(derive_seed(seed, which))
+        for index in range(k):
+            generator = torch.Generator().manual_seed(derive_seed(seed, index))
             rows.append(torch.rand(count, generator=generator))
     return torch.stack(rows)
 

@@ -1,8 +1,8 @@
-"""Another sampler than the one here: what it gives back, and how far it is from the policy.
+"""A sampler outside of this process: what it returns, and how far it is from the policy.
 
-It has other kernels, another precision, and weights that may be some steps old. So the learner works out
-log π of its tokens by itself; the distance of the two is measured in every step, and more than `max_kl` of it
-ends the stage before anything is learnt from what was sampled.
+It has other kernels, another precision, and weights that may be some steps old. So the learner computes log π
+of its tokens again; the KL between the two is measured in every step, and if it exceeds `max_kl`, the stage
+ends before anything is learnt from what was sampled.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,9 +53,9 @@ def sampler_metrics(rollout: Rollout) -> dict[str, float]:
     if rollout.sampler_logprobs is None:
         return {}
     response = rollout.sequences.response
-    theirs, ours = rollout.sampler_logprobs[response], rollout.logprobs[response]
-    k1, k3 = (kl_estimate(theirs, ours, kind) for kind in ("k1", "k3"))
-    weights = importance_weights(ours, theirs, rollout.cap or float("inf"))
+    sampler_logprobs, policy_logprobs = rollout.sampler_logprobs[response], rollout.logprobs[response]
+    k1, k3 = (kl_estimate(sampler_logprobs, policy_logprobs, kind) for kind in ("k1", "k3"))
+    weights = importance_weights(policy_logprobs, sampler_logprobs, rollout.cap or float("inf"))
     numbers = {
         "sampling/kl": k1.mean(),
         "sampling/kl_k3": k3.mean(),

@@ -36,16 +36,15 @@ class Scorer:
     functions: RewardFunctions | None = None
     rows: Sequence[Preference] = ()
     say: Callable[[str], None] | None = None  # whom to warn
-    said: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
     sampler: Sampler | None = None  # what draws the responses, if not the sampler here
 
     @torch.no_grad()
     def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
-        `rows`: see `RewardFunctions.scores`.
-        Infinite where the reward model gives no finite number: NaN would pass for masked. DataError where a
-        function failed and that stops the run.
+        `rows`: see `RewardFunctions.scores`. Infinite where the reward model gives no finite number: NaN
+        would mean masked. DataError where a function failed and `on_error` is "stop".
         """
         return self.scores_and_members(sequences, rows)[0]
 
@@ -53,17 +52,17 @@ class Scorer:
     def scores_and_members(
         self, sequences: Sequences, rows: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """As `scores`; with what each member of an ensemble makes of them, (M, B), if that is the judge."""
+        """As `scores`, and the scores by member, (M, B), if the reward model is an ensemble."""
         scores, members = torch.zeros(len(sequences), device=sequences.ids.device), None
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
-            parts = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
+            spans = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
             with readable(model):
-                found = [model.raw_and_members(self._read(sequences[part], rows[part])) for part in parts]
-            scores = torch.cat([(raw - model.mean) / model.std for raw, _ in found])
+                outputs = [model.raw_and_members(self._read(sequences[span], rows[span])) for span in spans]
+            scores = torch.cat([(raw - model.mean) / model.std for raw, _ in outputs])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-            each = [own for _, own in found if own is not None]
-            members = torch.cat(each, 1) if each else None
+            member_scores = [by_member for _, by_member in outputs if by_member is not None]
+            members = torch.cat(member_scores, 1) if member_scores else None
         if self.functions is not None:
             scores = scores + self.functions.scores(sequences, rows, alone=self.reward_model is None)
         return scores, members
@@ -112,15 +111,14 @@ class Scorer:
             return scores
         closed = ended(sequences, self.encoder.ends)
         self._warn(scores[closed & ~scores.isnan()], missing_eos_score)
-        whole = closed | scores.isnan()
-        return missing_eos_scores(scores, whole, replace=missing_eos_score)
+        return missing_eos_scores(scores, closed | scores.isnan(), replace=missing_eos_score)
 
     def _warn(self, ended_scores: Tensor, missing_eos_score: float) -> None:
         """Once, where no reward model gives the scores a scale and an end pays less than being cut off."""
         worse = ended_scores[ended_scores < missing_eos_score]
-        if self.reward_model is not None or self.say is None or self.said or not len(worse):
+        if self.reward_model is not None or self.say is None or self.warned or not len(worse):
             return
-        self.said.add("missing_eos_score")
+        self.warned.add("missing_eos_score")
         self.say(
             f"warning: {len(worse)} of {len(ended_scores)} responses that ended scored below "
             f"missing_eos_score = {missing_eos_score:g} (down to {worse.min().item():.3g}): "
@@ -130,9 +128,11 @@ class Scorer:
 
 def read_alike(policy: Encoder, reward: Encoder) -> bool:
     """Whether both write a dialogue as the same token ids, to its last one."""
-    templates = [each.tokenizer.chat_template if each.form == "chat" else None for each in (policy, reward)]
-    same = policy.form == reward.form and templates[0] == templates[1] and not reward.after_end
-    return same and same_vocabulary(policy, reward)
+    if policy.form != reward.form or reward.after_end:
+        return False
+    if policy.form == "chat" and policy.tokenizer.chat_template != reward.tokenizer.chat_template:
+        return False
+    return same_vocabulary(policy, reward)
 
 
 def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:

@@ -56,16 +56,18 @@ def put_aside(run: RunDir, stages: Sequence[Stage], names: Sequence[str]) -> lis
 
 
 def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
-    """What a command asked for that was killed while it moved them, if the settings are still those."""
+    """The stages that a command was asked to make again, and was killed while it moved them; [] if the
+    settings have changed since.
+    """
     request = _request(run)
     if not request or request.get("moved"):
         return []
-    same = all(name in stages and stages[name].key == key for name, key in request["keys"].items())
-    return list(request["asked"]) if same else []
+    unchanged = all(name in stages and stages[name].key == key for name, key in request["keys"].items())
+    return list(request["asked"]) if unchanged else []
 
 
 def put_back(run: RunDir, stage: Stage) -> bool:
-    """The old stage in its place again, if it is the one that is wanted, and not the new one."""
+    """Put the old stage back if the settings are those of the old stage, not of the new one."""
     folder = _folder(run, stage)
     if not folder.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
         return False

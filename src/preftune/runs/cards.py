@@ -150,7 +150,7 @@ def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
         yield from _policy_numbers(read_record(file, PolicyRecord))
 
 
-def _known(rows: Iterable[tuple[str, str, Estimate | None]]) -> Iterator[tuple[str, str, Estimate]]:
+def _non_empty(rows: Iterable[tuple[str, str, Estimate | None]]) -> Iterator[tuple[str, str, Estimate]]:
     yield from ((key, words, number) for key, words, number in rows if number is not None)
 
 
@@ -166,7 +166,7 @@ def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estim
     members = [
         (f"accuracy_{name}", f"the same of {code(name)}", share) for name, share in record.members.items()
     ]
-    yield from _known(
+    yield from _non_empty(
         [
             ("accuracy", f"accuracy{of} on held-out pairs, ties wrong", record.accuracy),
             *members,
@@ -181,7 +181,7 @@ def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estim
 
 def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]:
     controlled = record.length_controlled
-    yield from _known(
+    yield from _non_empty(
         [
             ("reward", "reward (normalised score of the run's reward model)", record.reward),
             ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),

@@ -112,14 +112,15 @@ class _Collector:
         scores, members = scorer.scores_and_members(replies, of)
         spans = [slice(start, start + size) for start in range(0, len(scores), size)]
         more = [{} if members is None else {"members": members[:, span].T.tolist()} for span in spans]
-        return [{"scores": scores[span].tolist(), **each} for span, each in zip(spans, more, strict=True)]
+        return [{"scores": scores[span].tolist(), **extra} for span, extra in zip(spans, more, strict=True)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequence[tuple[int, bool]]) -> dict[str, float]:
         """Of rows, and of the length of each reply and whether it has ended."""
         spreads = [pstdev(row["scores"]) for row in rows]
         judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
         judgements = [] if judge is None else judge.judgements(rows)
-        lost = {"no_verdict": float(sum(each["verdict"] is None for each in judgements))} if judge else {}
+        no_verdict = float(sum(judgement["verdict"] is None for judgement in judgements))
+        lost = {} if judge is None else {"no_verdict": no_verdict}
         return {
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
@@ -198,7 +199,7 @@ def _resumed(run: RunDir, name: str, size: int) -> int:
     """Steps of which everything is written down; what there is of a later one is dropped."""
     logs = [run.replies(name), run.metrics(name), run.ledger(name)]
     rows, *steps = [read_jsonl(log) if log.is_file() else [] for log in logs]
-    done = min(len(rows) // size, *(len(each) for each in steps))
+    done = min(len(rows) // size, *(len(log_rows) for log_rows in steps))
     write_jsonl(run.replies(name), rows[: done * size])
     return done
 

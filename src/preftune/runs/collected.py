@@ -36,27 +36,27 @@ def labels(labelled: Sequence[tuple[Json, Pair]], noise: float | None) -> Json:
 
 
 def earlier(session: Session, name: str, rows: Sequence[Json]) -> Json:
-    """By stage, the win rate of these replies over those that a stage above this one collected to the same
-    prompts and that the same judge scored. A language model's scores are among the replies of one prompt, so
-    that they do not say which of two collections is better.
+    """By stage, the win rate of these replies over those that an earlier stage collected to the same prompts
+    and that the same judge scored. Not for a language model: its scores compare the replies of one prompt,
+    and do not say which of two collections is better.
     """
     stages, rates = session.config.stage, Json()
     for previous in stages_until(stages, name)[:-1]:
         settings = stages[previous]
-        same = isinstance(settings, CollectConfig) and settings.judge == getattr(stages[name], "judge", "")
-        if same and settings.asks is None:
+        judge = getattr(stages[name], "judge", "")
+        if isinstance(settings, CollectConfig) and settings.judge == judge and settings.asks is None:
             scores = read_jsonl(session.run.collected(previous) / "replies.jsonl")
             rates[previous] = _win_rate(rows, scores, session.config.evaluation.resamples)
     return rates
 
 
-def _win_rate(ours: Sequence[Json], theirs: Sequence[Json], resamples: int) -> Json:
-    """Over common prompts the share of pairs, one reply of each, that ours wins; the interval is a bootstrap
-    over prompts.
+def _win_rate(new_rows: Sequence[Json], old_rows: Sequence[Json], resamples: int) -> Json:
+    """Over common prompts the share of pairs (a new and an old reply) that the new one wins; the interval is
+    a bootstrap over prompts.
     """
-    by_prompt = {json.dumps(row["prompt"]): row["scores"] for row in theirs}
-    both = [(row["scores"], by_prompt.get(json.dumps(row["prompt"]))) for row in ours]
-    rates = [win_rate([a for a in new for _ in old], old * len(new)) for new, old in both if old]
+    by_prompt = {json.dumps(row["prompt"]): row["scores"] for row in old_rows}
+    pairs = [(row["scores"], by_prompt.get(json.dumps(row["prompt"]))) for row in new_rows]
+    rates = [win_rate([a for a in new for _ in old], old * len(new)) for new, old in pairs if old]
     if not rates:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = bootstrap_mean(rates, resamples)
@@ -118,7 +118,7 @@ def _trust(facts: Json) -> list[str]:
     for stage, rate in facts.get("beats", {}).items():
         lines.append(f"- win rate over the replies of {code(stage)} to the same prompts: {_percent(rate)}")
     if (usage := facts.get("llm")) is not None:
-        named = ", ".join(code(each) for each in usage["answered_by"]) or "a model that gave no name"
+        named = ", ".join(code(model) for model in usage["answered_by"]) or "a model that gave no name"
         lines += [
             f"- asked {usage['questions']:,} questions, answered by {named}: {usage['ties']:,} ties, "
             f"{usage['no_verdict']:,} without a verdict, {usage['refused']:,} of them refused",

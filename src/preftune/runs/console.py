@@ -106,10 +106,10 @@ class Console:
             yield on_step
 
     @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar that the body advances by a number of items."""
         with self._bar() as bar:
-            task = bar.add_task(f"{what:<12}", total=total, info="")
+            task = bar.add_task(f"{label:<12}", total=total, info="")
             yield lambda n: bar.advance(task, n)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -116,13 +116,13 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     tokenizer = load_tokenizer(first)
     shutil.copyfile(Path(first.path) / "config.json", target / "config.json")
     tokenizer.save_pretrained(target)
-    beside = [read_json(member.model_dir(session.run) / SIDE_FILE) for member in members]
-    side = {key: value for key, value in beside[0].items() if key in ("form", "template_arguments")} | {
+    sides = [read_json(member.model_dir(session.run) / SIDE_FILE) for member in members]
+    side = {key: value for key, value in sides[0].items() if key in ("form", "template_arguments")} | {
         "stage": stage.name,
         "key": stage.key,
         "vocabulary_sha256": vocabulary_hash(tokenizer),
         **{key: getattr(settings, key) for key in settings.combining},
-        "members": [{"mean": each["mean"], "std": each["std"]} for each in beside],
+        "members": [{"mean": unit["mean"], "std": unit["std"]} for unit in sides],
     }
     write_json(target / SIDE_FILE, side)
     source = Source(str(target))
@@ -144,7 +144,7 @@ def _logs(run: RunDir, stage: Stage, members: Sequence[Stage]) -> None:
     write_jsonl(
         run.ledger(stage.name),
         [
-            {"step": rows[0]["step"], "rows": [row for each in rows for row in each["rows"]]}
+            {"step": rows[0]["step"], "rows": [row for entry in rows for row in entry["rows"]]}
             for rows in zip(*ledgers, strict=False)
         ],
     )

@@ -32,14 +32,14 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
             find_function(name)
 
 
-def key_of(address: AddressConfig, who: str = "the LLM judge") -> str:
+def key_of(address: AddressConfig, server: str = "the LLM judge") -> str:
     """The key of an endpoint, from the environment; "" if none is required. The only place that reads it."""
     if address.key_variable is None:
         return ""
     key = os.environ.get(address.key_variable, "").strip()
     if not key:
         raise InputMissing(
-            f"{who} at {address.url} requires a key, and the variable {address.key_variable} is not set",
+            f"{server} at {address.url} requires a key, and the variable {address.key_variable} is not set",
             f"export {address.key_variable}=..., in the shell that runs the command",
         )
     if not re.fullmatch(r"[!-~]{8,4096}", key):
@@ -47,15 +47,15 @@ def key_of(address: AddressConfig, who: str = "the LLM judge") -> str:
     return key
 
 
-def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", "base"]) -> str | None:
+def recorded_commit(run: RunDir | None, name: str | None, kind: Literal["data", "base"]) -> str | None:
     """The commit of the hub data set or model `name` that a run was begun with; None where there is none."""
-    file = None if run is None else run.data if what == "data" else run.run
+    file = None if run is None else run.data if kind == "data" else run.run
     if file is None or not os.path.isfile(file):
         return None
     content: Any = None
     with suppress(PreftuneError):  # damaged, or somebody else's: said where the directory is opened
         content = read_json(file)
-    record = content if what == "data" or not isinstance(content, dict) else content.get("base")
+    record = content if kind == "data" or not isinstance(content, dict) else content.get("base")
     if not isinstance(record, dict) or record.get("name") != name:
         return None
     commit = record.get("commit")
@@ -63,8 +63,8 @@ def recorded_commit(run: RunDir | None, name: str | None, what: Literal["data", 
 
 
 def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
-    """What is from the hub, as "data NAME", "base NAME" or "judge NAME", at the commits that a run with this
-    mirror began with; {} where the mirror has none that can be read.
+    """The commits of what is from the hub, by "data NAME", "base NAME" or "judge NAME", with which a run with
+    this mirror began; {} where the mirror has none that can be read.
     """
     content: Any = None
     if mirror is not None:
@@ -88,13 +88,13 @@ def other_run(path: str | Path, run: RunDir) -> RunDir:
 
 def recorded_commits(run: RunDir | None) -> dict[str, str]:
     """Commits of the data sets of the hub that stages of the run name, as it has recorded them."""
-    others: Any = None
+    reports: Any = None
     if run is not None and os.path.isfile(run.data):
         with suppress(PreftuneError, AttributeError):  # damaged: said where the directory is opened
-            others = read_json(run.data).get("others")
+            reports = read_json(run.data).get("others")
     return {
         name: report["commit"]
-        for name, report in (others.items() if isinstance(others, dict) else ())
+        for name, report in (reports.items() if isinstance(reports, dict) else ())
         if isinstance(report, dict) and isinstance(report.get("commit"), str)
     }
 

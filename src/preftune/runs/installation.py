@@ -76,7 +76,7 @@ def _machine() -> Iterator[str]:
         yield f"ok    sampling kernel {kernel}"
     else:
         yield "note  no sampling kernel: sampling is 1.5 to 3 times slower (make native)"
-    for what, folder in (("the cache", cache_dir()), ("runs", Path.cwd())):
+    for purpose, folder in (("the cache", cache_dir()), ("runs", Path.cwd())):
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         sign = "ok  " if free > ROOM else "note"
-        yield f"{sign}  {free / 2**30:,.0f} GiB free for {what} ({folder})"
+        yield f"{sign}  {free / 2**30:,.0f} GiB free for {purpose} ({folder})"

@@ -65,7 +65,7 @@ class LLMJudge:
 
         InputMissing or ConfigError from the endpoint, DataError where most answers have no verdict.
         """
-        self._ask({each.key: each for row in rows for each in self.questions(row)})
+        self._ask({item.key: item for row in rows for item in self.questions(row)})
         return [self._shares(row) for row in rows]
 
     def questions(self, row: Json) -> Iterator[_Question]:
@@ -81,48 +81,49 @@ class LLMJudge:
     def judgements(self, rows: Sequence[Json]) -> list[Json]:
         """What was answered about rows, in their order."""
         return [
-            {"row": row["row"], "first": each.first, "second": each.second, **self.answers[each.key]}
+            {"row": row["row"], "first": item.first, "second": item.second, **self.answers[item.key]}
             for row in rows
-            for each in self.questions(row)
+            for item in self.questions(row)
         ]
 
     def summary(self, rows: Sequence[Json]) -> Json:
         """How often it was asked about rows, how it answered, and what that cost."""
-        answers, both = dict[str, Json](), dict[frozenset[str], tuple[Any, Any]]()
+        answers, orders = dict[str, Json](), dict[frozenset[str], tuple[Any, Any]]()
         for row in rows:  # equal texts share their questions
-            keys = {(each.first, each.second): each.key for each in self.questions(row)}
+            keys = {(item.first, item.second): item.key for item in self.questions(row)}
             answers |= {key: self.answers[key] for key in keys.values()}
             for (i, j), key in keys.items():
                 reverse = keys[j, i]
-                both[frozenset((key, reverse))] = (answers[key]["verdict"], answers[reverse]["verdict"])
-        records, verdicts = answers.values(), [each["verdict"] for each in answers.values()]
-        clear = [pair for pair in both.values() if None not in pair]
-        alike = sum(_POINTS.get(one, 0.5) == 1 - _POINTS.get(two, 0.5) for one, two in clear)
+                orders[frozenset((key, reverse))] = (answers[key]["verdict"], answers[reverse]["verdict"])
+        records, verdicts = answers.values(), [record["verdict"] for record in answers.values()]
+        clear = [pair for pair in orders.values() if None not in pair]
+        alike = sum(_POINTS.get(forward, 0.5) == 1 - _POINTS.get(swapped, 0.5) for forward, swapped in clear)
         first = verdicts.count("first")
-        tokens = [sum(each[key] for each in records) for key in ("tokens_in", "tokens_out")]
+        tokens = [sum(record[key] for record in records) for key in ("tokens_in", "tokens_out")]
         prices = [self.config.price_in, self.config.price_out]
         cost = sum(n * (price or 0.0) for n, price in zip(tokens, prices, strict=True)) / 1e6
         return {
             "questions": len(records),
             "no_verdict": verdicts.count(None),
-            "refused": sum("refused" in each for each in records),
+            "refused": sum("refused" in record for record in records),
             "ties": verdicts.count("tie"),
             "both_orders": share(alike, len(clear)),
             "first_wins": share(first, first + verdicts.count("second")),
             "tokens_in": tokens[0],
             "tokens_out": tokens[1],
             "cost": None if prices == [None, None] else cost,
-            "answered_by": sorted({each["model"] for each in records if each["model"]}),
+            "answered_by": sorted({record["model"] for record in records if record["model"]}),
         }
 
     def _shares(self, row: Json) -> list[float]:
         count = len(row["replies"])
         won = [[0.5] * count for _ in range(count)]  # by the one that stands first
-        for each in self.questions(row):
-            won[each.first][each.second] = _POINTS.get(self.answers[each.key]["verdict"], 0.5)
-        others = [[j for j in range(count) if j != i] for i in range(count)]
+        for item in self.questions(row):
+            won[item.first][item.second] = _POINTS.get(self.answers[item.key]["verdict"], 0.5)
+        opponents = [[j for j in range(count) if j != i] for i in range(count)]
         return [
-            sum(won[i][j] + 1 - won[j][i] for j in others[i]) / (2 * len(others[i])) for i in range(count)
+            sum(won[i][j] + 1 - won[j][i] for j in opponents[i]) / (2 * len(opponents[i]))
+            for i in range(count)
         ]
 
     def _ask(self, questions: dict[str, _Question]) -> None:
@@ -159,7 +160,7 @@ class LLMJudge:
         append_jsonl(self.file, self.answers[key])
 
     def _check(self) -> None:
-        lost = [each for each in self.answers.values() if each["verdict"] is None]
+        lost = [answer for answer in self.answers.values() if answer["verdict"] is None]
         if len(self.answers) >= _MANY and len(lost) > len(self.answers) / 2:
             last = lost[-1].get("refused") or lost[-1]["answer"][-200:]
             raise DataError(

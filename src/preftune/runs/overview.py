@@ -54,12 +54,12 @@ def first_screen() -> str:
     """What it is, how to begin, this machine, and the last runs."""
     wide = max(len(command) for command, _ in _BEGIN)
     lines = [f"preftune {__version__}: RLHF for small language models, measured and written up", "", "begin:"]
-    lines += [f"  {command:<{wide}}  {what}" for command, what in _BEGIN]
+    lines += [f"  {command:<{wide}}  {purpose}" for command, purpose in _BEGIN]
     lines += ["", f"this machine: {', '.join(_machine())}"]
     if runs := runs_in(RUNS):
         lines += ["", "last runs here (`preftune runs` lists all):"]
-        for each in runs[:_SHOWN]:
-            lines += [f"  {each.run.path}: {each.state}", f"      {each.next}"]
+        for summary in runs[:_SHOWN]:
+            lines += [f"  {summary.run.path}: {summary.state}", f"      {summary.next}"]
     return "\n".join(lines)
 
 
@@ -79,20 +79,22 @@ def show_runs(folder: str | Path = RUNS) -> str:
         raise InputMissing(
             f"no run in {folder}", "`preftune run quickstart` makes one; or give another folder"
         )
-    keys = {key for each in runs for key in each.settings if key != "name"}
-    tables = [each.settings for each in runs if each.settings]
+    keys = {key for summary in runs for key in summary.settings if key != "name"}
+    tables = [summary.settings for summary in runs if summary.settings]
     shared = {key: Counter(repr(settings.get(key)) for settings in tables) for key in sorted(keys)}
     differ = [key for key, values in shared.items() if len(values) > 1]
     lines = []
-    for each in runs:
-        own_keys = [key for key in differ if key in each.settings]
-        own_keys.sort(key=lambda key, run=each: shared[key][repr(run.settings[key])])  # its own values first
-        assignments = [f"{key}={each.settings[key]}" for key in own_keys]
+    for summary in runs:
+        own_keys = [key for key in differ if key in summary.settings]
+        own_keys.sort(
+            key=lambda key, run=summary: shared[key][repr(run.settings[key])]
+        )  # its own values first
+        assignments = [f"{key}={summary.settings[key]}" for key in own_keys]
         more = f" and {len(assignments) - _SETTINGS} more" if len(assignments) > _SETTINGS else ""
-        lines.append(f"{each.run.path}: {each.state}")
-        lines += [f"    {number}" for number in each.numbers]
+        lines.append(f"{summary.run.path}: {summary.state}")
+        lines += [f"    {number}" for number in summary.numbers]
         lines += [f"    differs: {', '.join(assignments[:_SETTINGS])}{more}"] if assignments else []
-        lines += [f"    {each.next}"] if each.next else []
+        lines += [f"    {summary.next}"] if summary.next else []
     return "\n".join(lines)
 
 
@@ -178,7 +180,7 @@ def _machine() -> Iterator[str]:
     yield f"{platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}"
     with suppress(OSError, ValueError, KeyError):
         rows = (line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        kib = {name: int(rest.split()[0]) for name, rest in rows}
+        kib = {name: int(amount.split()[0]) for name, amount in rows}
         yield f"{kib['MemTotal'] / 2**20:.0f} GiB of memory, {kib['MemAvailable'] / 2**20:.0f} free"
     cards = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     driver = cards or shutil.which("nvidia-smi")

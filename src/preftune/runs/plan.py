@@ -22,8 +22,8 @@ def show_plan(
 ) -> None:
     """The data, and every stage with what it starts from and how long it is."""
     counts = (f"{len(getattr(dataset, split)):,} {split}" for split in SPLIT_NAMES)
-    what = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
-    console.line(f"data: {', '.join(counts)} {what}")
+    items = "pairs" if dataset.kind == "pairs" else f"rows ({KINDS[dataset.kind]})"
+    console.line(f"data: {', '.join(counts)} {items}")
     for line in data_lines(dataset.report):
         console.line(f"data: {line}")
     trained = [(name, config.stage[name]) for name in stages]
@@ -82,9 +82,9 @@ def data_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from report.get("notes", [])
 
 
-def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, whole: bool) -> None:
-    """Refuse rows that a stage cannot use, before anything is trained. `whole`: all stages and the comparison
-    of their policies.
+def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, compared: bool) -> None:
+    """Refuse rows that a stage cannot use, before anything is trained. `compared`: the policies are compared
+    on held-out replies afterwards.
 
     Raises DataError that names the kind of the rows, the stage and what it needs.
     """
@@ -106,7 +106,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
             raise DataError(
                 f"{stage.data or config.data.name}: its rows are {KINDS[data.kind]}, and the stage {name} "
                 f"({stage.algorithm}) needs "
-                + " or ".join(words for each, words in KINDS.items() if each in stage.uses),
+                + " or ".join(words for kind, words in KINDS.items() if kind in stage.uses),
                 f"{FORMS}; row 1 has the columns {data.report.get('columns', 'of pairs')}",
             )
         if data is not None and data.kind == stage.batch == "unpaired" and not data.undesirable:
@@ -115,7 +115,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, wh
                 f"{name} ({stage.algorithm}) learns from both kinds",
                 'label them: {"prompt", "completion", "label": false}',
             )
-    if whole and kind not in ("pairs", "unpaired"):
+    if compared and kind not in ("pairs", "unpaired"):
         raise DataError(
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",
             f"`preftune train RECIPE {stages[-1]}` trains without the comparison",

@@ -79,8 +79,8 @@ def _adapt(
         quantise_role(role)
     for role, adapted in trained.items():
         adapt(adapted.model, lora.rank, lora.alpha, derive_seed(session.config.seed, name, role, "adapter"))
-    asked = [judge] if judge is not None else []
-    hold_once([model for role in [*inner, *asked] for model in models_of(role)])
+    read_only = [judge] if judge is not None else []
+    hold_once([model for role in [*inner, *read_only] for model in models_of(role)])
 
 
 def share(role: Role, top: int | None) -> None:

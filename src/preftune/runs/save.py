@@ -142,8 +142,9 @@ def load_reward_model(source: Source) -> RewardModel:
     mean, std = _unit(side)
     if not (members := side.get("members")):
         return RewardModel(load_scalar_model(source), mean, std)
-    models = [load_scalar_model(member) for member in member_sources(source)]
-    return Ensemble(models, [_unit(each) for each in members], side["combine"], side["sd_coef"], mean, std)
+    models = [load_scalar_model(directory) for directory in member_sources(source)]
+    units = [_unit(member) for member in members]
+    return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std)
 
 
 def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:

@@ -311,7 +311,8 @@ class Session:
         weights = {"sha256": fingerprint(self.base), **commit, **version}
         old = digest(weights)  # of a run from before the files beside the weights were part of the key
         records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
-        if any(isinstance(each, dict) and old in (each.get("parents") or {}).values() for each in records):
+        parent_keys = [record.get("parents") or {} for record in records if isinstance(record, dict)]
+        if any(old in keys.values() for keys in parent_keys):
             return weights
         beside = surroundings(self.base)
         return {**weights, "beside_sha256": beside} if beside else weights

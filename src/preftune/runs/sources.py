@@ -45,7 +45,7 @@ def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, s
             datasets[name] = training_only(world.train, held_out, {"name": WORLD})
         else:
             datasets[name] = read_training(data_settings(config, name), held_out, commits.get(name))
-    reports = {name: each.report for name, each in datasets.items()}
+    reports = {name: data.report for name, data in datasets.items()}
     return replace(dataset, others=datasets, report=dataset.report | {"others": reports})
 
 
@@ -55,9 +55,9 @@ def held_out_prompts(dataset: Dataset) -> set[str]:
 
 
 def data_settings(config: RunConfig, name: str) -> DataConfig:
-    """How a stage's own data is read: as the run's, but for what belongs to that one's files."""
-    mine = {"name": name, "data_dir": None, "config": None, "columns": ColumnsConfig()}
-    return config.data.model_copy(update=mine)
+    """How a stage's own data is read: as the run's, but without the settings of the run's own files."""
+    settings = {"name": name, "data_dir": None, "config": None, "columns": ColumnsConfig()}
+    return config.data.model_copy(update=settings)
 
 
 def load_corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:

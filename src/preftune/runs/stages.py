@@ -187,7 +187,8 @@ def unverified(run: RunDir) -> list[str]:
     """Finished parts of a run from before sums were kept."""
     files = sorted(run.stage_json("x").parent.parent.glob("*/stage.json"))
     records = {file.parent.name: read_sealed(file) for file in files}
-    return [n for n, each in records.items() if each.get("status") == "finished" and listed(each) is None]
+    finished = {name: record for name, record in records.items() if record.get("status") == "finished"}
+    return [name for name, record in finished.items() if listed(record) is None]
 
 
 def model_sum(run: RunDir, name: str) -> str | None:
@@ -198,13 +199,14 @@ def model_sum(run: RunDir, name: str) -> str | None:
 
 
 def made_of_what_is_here(
-    run: RunDir, record: Mapping[str, Any], others: Mapping[str, str | None] | None = None
+    run: RunDir, record: Mapping[str, Any], parent_sums: Mapping[str, str | None] | None = None
 ) -> bool:
-    """Whether the parents that a record names have the models that it was made of; `others` by their sum."""
-    made_from = record.get("made_from")
-    sums_here = others or {}
+    """Whether the parents that a record names have the models that it was made of; `parent_sums`: of parents
+    that are not looked up in the run.
+    """
+    made_from, given_sums = record.get("made_from"), parent_sums or {}
     return all(
-        old_sum is None or old_sum == (sums_here[parent] if parent in sums_here else model_sum(run, parent))
+        old_sum is None or old_sum == (given_sums[parent] if parent in given_sums else model_sum(run, parent))
         for parent, old_sum in (made_from.items() if isinstance(made_from, dict) else ())
     )
 

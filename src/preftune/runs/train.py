@@ -14,7 +14,7 @@ from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
 from preftune.models.roles import Policy, RewardModel
-from preftune.models.shards import whole
+from preftune.models.shards import unsharded
 from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
 from preftune.rollout.sampler import Sampler
@@ -61,7 +61,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
     ):
         to_device = job.learner.place
         ended = train(job.algorithm, job.learner, lambda step: to_device(job.batch_at(step)), plan, looks)
-    with whole(job.model):
+    with unsharded(job.model):
         _finish(session, stage, job, plan, began, ended)
     job.learner.wait()
     return True
@@ -110,7 +110,7 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
         return {}
     rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
     sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in rows)
-    batches = [each.to(job.learner.device) for each in sequences]
+    batches = [batch.to(job.learner.device) for batch in sequences]
     return {"validation": response_nll(job.model, batches)}
 
 
@@ -260,11 +260,11 @@ def scorer_for(
     """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
     those that prompts come from.
     """
-    theirs = judge_encoder(session, stage) if stage is not None else encoder
+    reader = judge_encoder(session, stage) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,
         encoder=encoder,
-        translate=None if read_alike(encoder, theirs) else theirs,
+        translate=None if read_alike(encoder, reader) else reader,
         batch_size=batch_size,
         functions=functions,
         rows=rows,

@@ -87,7 +87,7 @@ class VLLM:
             for ids, seed in zip(texts, prompts.seeds, strict=True)
         ]
         limits = _Limits(responses_per_prompt, max_new_tokens, vocabulary, frozenset(eos_id))
-        replies = [reply for each in self._ask(requests, limits) for reply in each]
+        replies = [reply for group in self._ask(requests, limits) for reply in group]
         repeated = [ids for ids in texts for _ in range(responses_per_prompt)]
         batch = pad_sequences(repeated, [ids for ids, _ in replies], eos_id[0])
         logprobs = torch.zeros(batch.ids.shape)
@@ -100,12 +100,12 @@ class VLLM:
         that are none, Interrupted.
         """
 
-        def one(request: dict[str, Any]) -> list[Reply]:
+        def ask(request: dict[str, Any]) -> list[Reply]:
             return self.endpoint.call("POST", "/v1/completions", request, self._read)
 
         pool = ThreadPoolExecutor(self.config.parallel)
         try:
-            jobs = [pool.submit(one, request) for request in requests]
+            jobs = [pool.submit(ask, request) for request in requests]
             waiting = set(jobs)
             while waiting:
                 done, waiting = wait(waiting, _LOOK, FIRST_EXCEPTION)
@@ -145,9 +145,9 @@ class VLLM:
             order = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
             self.endpoint.call("POST", "/collective_rpc", order, lambda content: None)
             self.endpoint.call("POST", "/reset_prefix_cache", {}, lambda content: None)
-            ours = re.compile(rf"(\.tmp-)?{re.escape(self.name)}-\d+-\d{{6,}}")
+            pattern = re.compile(rf"(\.tmp-)?{re.escape(self.name)}-\d+-\d{{6,}}")
             for old in target.parent.iterdir():
-                if old != target and ours.fullmatch(old.name):
+                if old != target and pattern.fullmatch(old.name):
                     shutil.rmtree(old, ignore_errors=True)
         self.learner.wait()
 

@@ -16,8 +16,8 @@ def decayed_groups(model: torch.nn.Module, settings: OptimizerConfig) -> list[di
     parameters = trained_parameters(model)
     if settings.weight_decay == 0 or settings.decay_all:
         return [{"params": parameters}]
-    matrices, rest = ([p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False))
-    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    matrices, vectors = ([p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False))
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def schedule_factor(settings: OptimizerConfig, step: int, steps: int) -> float:

@@ -49,19 +49,20 @@ def save(
     spare: int | None = None,
     learner: Learner | None = None,
 ) -> Path:
-    """Write step-`step` and remove all but the newest `keep`, and that of the step `spare`. Of a `learner`
-    that shards, all processes come here, and each writes its parts; the main one opens and closes the
+    """Write step-`step` and remove all but the newest `keep` and that of the step `spare`. If the `learner`
+    shards, all processes must call this, and each writes its parts; the main one opens and closes the
     checkpoint.
 
-    StorageError, in all of them, if the disk refuses; what was there before is then still there.
+    StorageError, in all of them, if the disk refuses; earlier checkpoints are then still there.
     """
-    parts = learner if learner is not None and learner.shard else None
-    main = parts is None or parts.is_main
-    partial = directory / f".tmp-{step:06d}-{os.getpid() if parts is None else 'parts'}"
+    sharded = learner if learner is not None and learner.shard else None
+    main = sharded is None or sharded.is_main
+    partial = directory / f".tmp-{step:06d}-{os.getpid() if sharded is None else 'parts'}"
     try:
-        _each(parts, directory, lambda: _open(partial) if main else None)
-        _each(parts, directory, lambda: _write_tensors(partial, state, "" if parts is None else parts.part))
-        _each(parts, directory, lambda: _close(partial, step, state) if main else None)
+        suffix = "" if sharded is None else sharded.file_suffix
+        _in_every_process(sharded, directory, lambda: _open(partial) if main else None)
+        _in_every_process(sharded, directory, lambda: _write_tensors(partial, state, suffix))
+        _in_every_process(sharded, directory, lambda: _close(partial, step, state) if main else None)
     except StorageError:
         if main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -74,15 +75,15 @@ def save(
     return checkpoint_at(directory, step)
 
 
-def _each(parts: Learner | None, directory: Path, work: Callable[[], None]) -> None:
-    """A piece of work that has succeeded once it has in every process; StorageError in all otherwise."""
+def _in_every_process(sharded: Learner | None, directory: Path, work: Callable[[], None]) -> None:
+    """Do `work` in every process; StorageError in all if it fails in one."""
     cause = None
     try:
         work()
     except (OSError, SafetensorError) as error:
         cause = error
-    said = "" if cause is None else str(cause)
-    failed = [each for each in ([said] if parts is None else parts.together([said])) if each]
+    message = "" if cause is None else str(cause)
+    failed = [text for text in ([message] if sharded is None else sharded.together([message])) if text]
     if failed:
         raise StorageError(f"cannot write a checkpoint to {directory}: {failed[0]}") from cause
 
@@ -93,16 +94,16 @@ def _open(partial: Path) -> None:
     faultpoint("checkpoint.open")
 
 
-def _write_tensors(directory: Path, state: TrainState, part: str) -> None:
+def _write_tensors(directory: Path, state: TrainState, suffix: str) -> None:
     for name in state.weights:
         for file, tensors in ((name, state.weights[name]), (f"{name}-optimizer", state.moments[name])):
-            path = directory / f"{file}{part}.safetensors"
+            path = directory / f"{file}{suffix}.safetensors"
             save_file({key: tensor.cpu() for key, tensor in tensors.items()}, path)
             faultpoint("checkpoint.file", path)
 
 
 def _close(partial: Path, step: int, state: TrainState) -> None:
-    """What is not a tensor, the manifest, and the name that says that all is there."""
+    """Write what is not a tensor, and the manifest, then rename: the checkpoint is complete."""
     _describe(partial, step, state)
     target = checkpoint_at(partial.parent, step)
     faultpoint("checkpoint.rename")
@@ -121,7 +122,7 @@ def _describe(directory: Path, step: int, state: TrainState) -> None:
         "bad_steps": state.bad_steps,
         "scaler": dict(state.scaler),
         "made_with": _made_with(),
-        **({"kept": dict(state.kept)} if state.kept else {}),
+        **({"kept": dict(state.scalars)} if state.scalars else {}),
         **({"trunks": dict(state.trunks)} if state.trunks else {}),
     }
     (directory / _STATE).write_text(json.dumps(record), encoding="utf-8")
@@ -164,10 +165,10 @@ def restore(directory: Path, learner: Learner, say: Say = print) -> int:
 def check_space(directory: Path, learner: Learner) -> None:
     """StorageError if there is no room for two checkpoints, the one there is and the one being written."""
     needed = 2 * state_bytes(learner)
-    place = directory
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     have = sum(file.stat().st_size for file in directory.glob("step-*/*"))
     if free + have < needed:
         raise StorageError(
@@ -245,7 +246,7 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
         skipped=record["skipped"],
         bad_steps=record.get("bad_steps", 0),  # absent before 0.2
         scaler=record["scaler"],
-        kept=record.get("kept", {}),
+        scalars=record.get("kept", {}),
         trunks=trunks,
     )
     put(state, learner)
@@ -257,8 +258,8 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
 
 
 def _read(checkpoint: Path, name: str, rows: Mapping[str, slice]) -> dict[str, Tensor]:
-    """Of each tensor the rows that this process has, out of one file or of the parts that were written by as
-    many processes as there were then.
+    """Of each tensor the rows that this process has, from one file, or from the parts that any number of
+    processes wrote.
     """
     files = sorted(checkpoint.glob(f"{name}-[0-9]*-of-[0-9]*.safetensors"))
     with contextlib.ExitStack() as stack:
@@ -269,17 +270,17 @@ def _read(checkpoint: Path, name: str, rows: Mapping[str, slice]) -> dict[str, T
         return {key: _rows(opened, key, rows[key]) for key in opened[0].keys() if key in rows}  # noqa: SIM118
 
 
-def _rows(opened: Sequence[Any], key: str, wanted: slice) -> Tensor:
-    """Rows of a tensor whose parts lie in files one after the other; a scalar is in each of them."""
-    found, start = [], 0
+def _rows(opened: Sequence[Any], key: str, rows: slice) -> Tensor:
+    """Some rows of a tensor that is split over files in order; a scalar is in each of them."""
+    pieces, start = [], 0
     for file in opened:
-        part = file.get_slice(key)
-        if not (shape := part.get_shape()):
+        stored = file.get_slice(key)
+        if not (shape := stored.get_shape()):
             return file.get_tensor(key)
-        low, high = max(wanted.start - start, 0), min(wanted.stop - start, shape[0])
-        found += [part[low:high]] if low < high else []
+        low, high = max(rows.start - start, 0), min(rows.stop - start, shape[0])
+        pieces += [stored[low:high]] if low < high else []
         start += shape[0]
-    return torch.cat(found) if found else opened[0].get_tensor(key)[:0]
+    return torch.cat(pieces) if pieces else opened[0].get_tensor(key)[:0]
 
 
 def _made_with() -> dict[str, Any]:
@@ -295,7 +296,7 @@ def _newest_first(directory: Path) -> Iterator[Path]:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Under another name first: what is half removed must not be called step-N."""
+    """Renamed first: a half-removed directory must not be called step-N."""
     partial = checkpoint.with_name(f".tmp-{checkpoint.name}-{os.getpid()}")
     os.rename(checkpoint, partial)
     shutil.rmtree(partial, ignore_errors=True)

@@ -89,12 +89,12 @@ class Learner:
         self.shard, self.by_block = shard and not self.is_alone, by_block
         self._frozen: list[Role] = []  # to be sharded once all that is copied from them has been made
         self.say = say
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self.trained: dict[str, Trained] = {}
         self.bad_steps = 0  # in a row, with a number that is not finite
         self.updates = 0  # of the weights, in this step
         self.not_finite: list[str] = []  # what went wrong in this step
-        self.kept: dict[str, float] = {}  # what an algorithm goes on with, besides the weights
+        self.scalars: dict[str, float] = {}  # of an algorithm, carried from step to step
         self.measures = False  # `update` only looks: see `measuring`
         self.noted: dict[str, Tensor] = {}  # what an algorithm saw in this step (see `note`)
 
@@ -113,8 +113,8 @@ class Learner:
         return self.world == 1
 
     @property
-    def part(self) -> str:
-        """What a file of this process's parts is called after its name: -00001-of-00002."""
+    def file_suffix(self) -> str:
+        """What follows the name of a file of this process's parts: -00001-of-00002."""
         return f"-{self.rank + 1:05}-of-{self.world:05}"
 
     @property
@@ -136,7 +136,7 @@ class Learner:
         self.accelerator.wait_for_everyone()
 
     def begin_step(self) -> None:
-        """Forget the step before, and the states kept in it."""
+        """Forget the previous step, and the states kept in it."""
         forget_states()
         self.updates = 0
         self.not_finite.clear()
@@ -146,12 +146,12 @@ class Learner:
         self.noted[name] = values
 
     def say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._reported:
+            self._reported.add(text)
             self.say(text)
 
     def asked_to_stop(self) -> int:
-        """The signal that any process got, or 0: all processes learn the same."""
+        """The signal that any process got, or 0: the same in all processes."""
         if self.is_alone:
             return requested()
         return int(self.accelerator.gather(torch.tensor([requested()], device=self.device)).max())
@@ -167,14 +167,14 @@ class Learner:
         return batch[slice(rank * rows // world, (rank + 1) * rows // world)]
 
     def freeze(self, role: Role) -> None:
-        """Move a role that is only looked up to the device, with the same precision as the trained ones."""
+        """Move a role that is not trained to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
         self._take(role)
-        if self.shard:  # who keeps it would keep every policy that is measured
+        if self.shard:  # only then: the list would keep every measured policy in memory
             self._frozen.append(role)
 
     def shard_frozen(self) -> None:
-        """Leave this process its part of what is only looked up, once all that begins with it is made."""
+        """Shard the frozen roles, once everything that is copied from them has been made."""
         for role in self._frozen:
             shard(role, self.by_block)
         self._frozen.clear()
@@ -250,8 +250,8 @@ class Learner:
         shapes = self.accelerator.gather(torch.tensor([plain.shape], device=self.device))  # (processes, dims)
         missing = (shapes.amax(0) - torch.tensor(plain.shape, device=self.device)).tolist()
         padded = torch.nn.functional.pad(plain, [x for extra in missing[::-1] for x in (0, extra)])
-        parts = self.accelerator.gather(padded.contiguous()).chunk(len(shapes))
-        rows = [part[:n] for part, n in zip(parts, shapes[:, 0].tolist(), strict=True)]
+        chunks = self.accelerator.gather(padded.contiguous()).chunk(len(shapes))
+        rows = [chunk[:n] for chunk, n in zip(chunks, shapes[:, 0].tolist(), strict=True)]
         return torch.cat(rows).to(values.dtype)
 
     @contextlib.contextmanager
@@ -285,21 +285,21 @@ class Learner:
         return metrics
 
     def _meet(self, rows: int) -> list[int]:
-        """Rows of each process; Interrupted if any was asked to stop: here, where all meet, instead of before
-        any forward pass.
+        """Rows of each process. Interrupted if any was asked to stop: here, where all processes meet, and not
+        before a forward pass of one.
         """
         if self.is_alone:
             return [rows]
-        said = self.accelerator.gather(torch.tensor([[requested(), rows]], device=self.device)).tolist()
-        if number := max(each[0] for each in said):
+        states = self.accelerator.gather(torch.tensor([[requested(), rows]], device=self.device)).tolist()
+        if number := max(state[0] for state in states):
             raise Interrupted(number)
-        return [each[1] for each in said]
+        return [state[1] for state in states]
 
     def _fitting(self, trained: Trained, rows: int, backward: Callable[[], Tally]) -> Tally:
         """`_backward`, again in microbatches of half the size whenever memory runs out.
 
-        Nothing has changed by then but this process's gradients, and the size is not in the mathematics: each
-        process does it for itself, the others wait for it where gradients are added up.
+        Only this process's gradients have changed by then, and the size is not in the mathematics: each
+        process does this by itself; the others wait for it where gradients are summed.
         """
         while True:
             try:
@@ -308,7 +308,7 @@ class Learner:
                 size = min(self.microbatch_size or rows, rows)
                 if size == 1 or self.shard:  # the others wait in the middle of a pass
                     raise
-            # Out here, where the error no longer holds on to the frames and tensors that it passed.
+            # Outside of `except`, where the error no longer keeps frames and tensors alive.
             self.microbatch_size = size // 2
             trained.optimizer.zero_grad(set_to_none=True)
             give_back_memory()
@@ -336,7 +336,7 @@ class Learner:
             share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
             scalar = faultpoint("loss", weighted_sum(out.terms, share))
             if not self.measures:
-                with summing.whole(start == starts[-1]):
+                with summing.backward_pass(start == starts[-1]):
                     self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
@@ -362,11 +362,11 @@ class Learner:
         return numbers["grad_norm"]
 
     def _reduced(self, sums: Tally, rows: float) -> Metrics:
-        mine = [
+        sums_here = [
             sums.weight.to(self.device),
             *(value.float().to(self.device) for value in sums.values.values()),
         ]
-        weight, *values = self.total(torch.stack(mine)).tolist()  # one transfer
+        weight, *values = self.total(torch.stack(sums_here)).tolist()  # one transfer
         scale = {"weight": max(weight, 1e-12), "rows": rows, "loss": 1.0}
         return {n: v / scale[sums.kinds[n]] for n, v in zip(sums.values, values, strict=True)}
 

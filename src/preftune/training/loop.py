@@ -1,8 +1,8 @@
 """The outer loop: it counts, logs and checkpoints, and does not know which algorithm it drives.
 
 A batch is a pure function of the step, so a resumed run sees the same batches as an uninterrupted one. A step
-is taken whole or not at all: one that meets a number that is not finite, or a signal, is abandoned, and the
-state in which it began is what is kept.
+is taken completely or not at all: after a signal, or a number that is not finite, it is abandoned, and the
+state in which it began is restored or saved.
 """
 
 import math
@@ -35,8 +35,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """By what checkpoints are compared, more being better: a measurement of the models as they are, or the
-    mean over the steps since the checkpoint before of what each of them measured.
+    """By what checkpoints are compared, higher is better: `now` measures the models as they are; else the
+    mean of `of_step` over the steps since the previous checkpoint.
     """
 
     now: Callable[[], float] | None = None
@@ -45,8 +45,9 @@ class Worth:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The state is not that of the last step, but that after step `kept`. Beyond the budget: the metric had
-    this `value` at `step`, the last that was taken. The best of the checkpoints up to `step`: its worth.
+    """The final state is not that of the last step, but that after step `kept`. `why` "kl_budget": the metric
+    had this `value`, beyond the budget, at `step`, the last that was taken; "best": of the checkpoints up to
+    `step` that one has the highest worth, `value`.
     """
 
     step: int
@@ -130,16 +131,16 @@ class _Keeper:
     plan: Plan
     saved: int  # the step of the newest checkpoint
     before: TrainState | None = None  # the state in which this step began, if it makes several updates
-    kept: Mapping[str, float] = field(default_factory=dict)  # as this step began
+    scalars_before: Mapping[str, float] = field(default_factory=dict)  # the learner's, as this step began
 
     def __post_init__(self) -> None:
         if self.plan.budget is not None and self.saved == 0:
-            self.saved = -1  # that nothing is saved of step 0 is no reason to have nothing to go back to
+            self.saved = -1  # so that step 0 is saved, too: a state to go back to
             self._save(0, capture(self.learner))
 
     def begin_step(self) -> None:
         self.learner.begin_step()
-        self.kept = dict(self.learner.kept)
+        self.scalars_before = dict(self.learner.scalars)
         if self.plan.updates > 1:
             self.before = capture(self.learner).copied(self.before)
 
@@ -147,47 +148,47 @@ class _Keeper:
         """Note the checkpoint that is best so far. Sums and the best are part of the state: a resumed stage
         comes to the same.
         """
-        kept = self.learner.kept
+        scalars = self.learner.scalars
         if worth.of_step is not None and not row["skipped"]:
-            kept["worth_sum"] = kept.get("worth_sum", 0.0) + worth.of_step(row)
-            kept["worth_steps"] = kept.get("worth_steps", 0.0) + 1
+            scalars["worth_sum"] = scalars.get("worth_sum", 0.0) + worth.of_step(row)
+            scalars["worth_steps"] = scalars.get("worth_steps", 0.0) + 1
         if not due:
             return
-        total, steps = kept.pop("worth_sum", 0.0), kept.pop("worth_steps", 0.0)
+        total, steps = scalars.pop("worth_sum", 0.0), scalars.pop("worth_steps", 0.0)
         value = worth.now() if worth.now is not None else total / steps if steps else -math.inf
-        if value > kept.get("best", -math.inf):
-            kept["best"], kept["best_step"] = value, float(step)
+        if value > scalars.get("best", -math.inf):
+            scalars["best"], scalars["best_step"] = value, float(step)
 
     def best(self) -> Ended | None:
         """Go back to the best checkpoint; None if that is the last one, or nothing is compared."""
-        kept, steps = self.learner.kept, self.plan.steps
-        step = int(kept.get("best_step", steps))
+        scalars, steps = self.learner.scalars, self.plan.steps
+        step = int(scalars.get("best_step", steps))
         where = checkpoint.checkpoint_at(self.plan.checkpoints, step)
         if self.plan.worth is None or step == steps or checkpoint.fault_of(where) is not None:
             return None
-        value = kept["best"]
+        value = scalars["best"]
         self.learner.wait()
         checkpoint.load(where, self.learner, self.plan.say)
         return Ended(steps, value, step, "best")
 
     def undo_step(self) -> None:
         """Back to where the step began; a single update that was skipped has changed nothing."""
-        self.learner.kept = dict(self.kept)
+        self.learner.scalars = dict(self.scalars_before)
         if self.learner.updates and self.before is not None:
             put(self.before, self.learner)
 
     def beyond(self, step: int, row: Metrics) -> Ended | None:
-        """Whether what a step measured, before its updates, is beyond the budget. The step before has led
-        there, so the state becomes that of the newest checkpoint before that one's.
+        """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
+        led there, so the state becomes that of the newest checkpoint before those.
         """
         budget = self.plan.budget
         value = row.get(budget.metric, 0.0) if budget is not None and not row["skipped"] else 0.0
         if budget is None or value <= budget.most:
             return None
         self.learner.wait()
-        kept = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
-        checkpoint.load(checkpoint.checkpoint_at(self.plan.checkpoints, kept), self.learner, self.plan.say)
-        return Ended(step, value, kept)
+        newest = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
+        checkpoint.load(checkpoint.checkpoint_at(self.plan.checkpoints, newest), self.learner, self.plan.say)
+        return Ended(step, value, newest)
 
     def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
@@ -201,14 +202,14 @@ class _Keeper:
             raise self._reason(step, number)
 
     def keep_begun(self, step: int) -> None:
-        """Save the state in which a step began that failed before it changed anything. A process cannot tell
-        the others.
+        """Save the state in which a step began that failed before it changed anything; not if there are
+        several processes, since the others do not know of it.
         """
         if self.learner.is_alone and not self.learner.updates:
             self._save(step, capture(self.learner))
 
     def stopped(self, step: int, number: int) -> Interrupted:
-        """Save the state in which the step that was abandoned began; gives what to raise."""
+        """Save the state in which the abandoned step began; returns the exception to raise."""
         touched = self.learner.updates > 0
         if not touched:
             self._save(step, capture(self.learner))
@@ -219,7 +220,7 @@ class _Keeper:
     @property
     def spare(self) -> int | None:
         """The best checkpoint so far."""
-        return int(self.learner.kept["best_step"]) if "best_step" in self.learner.kept else None
+        return int(self.learner.scalars["best_step"]) if "best_step" in self.learner.scalars else None
 
     @property
     def keep(self) -> int:
@@ -247,7 +248,7 @@ class _Keeper:
 
 @dataclass(slots=True)
 class _Record:
-    """What each step did, for people: numbers, data rows, and the whole story of a step that went wrong."""
+    """What each step did, for people: numbers, data rows, and all about a step that went wrong."""
 
     learner: Learner
     plan: Plan

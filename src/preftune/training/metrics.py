@@ -49,7 +49,7 @@ class StepLog:
 
 
 class MetricsLog(StepLog):
-    """Numbers. "time" is seconds of training since the stage began, without the time between attempts."""
+    """Metrics. "time" is seconds of training since the stage began, without the time between attempts."""
 
     def __init__(self, path: Path, resume_at: int, say: Say = print) -> None:
         super().__init__(path, resume_at, say)

@@ -51,7 +51,7 @@ def one_update(
             single["group_size"] = int((batch.group == batch.group[0]).sum())
     sizes = {"batch_size": rows, "microbatch_size": microbatch_size or rows}
     settings = build(kind.Config, {**single, **sizes, "algorithm": algorithm, **config}, algorithm)
-    _check_roles(kind, models, given=("reference",) if isinstance(batch, Rollout) else ())
+    _check_roles(kind, models, optional=("reference",) if isinstance(batch, Rollout) else ())
     learner = Learner(microbatch_size=settings.microbatch_size)
     for name, role in models.items():
         if name in kind.trains:
@@ -62,18 +62,18 @@ def one_update(
     return runner.improve(batch) if isinstance(batch, Rollout) else runner.step(batch)
 
 
-def _check_roles(kind: type[Algorithm], models: Mapping[str, Role], given: tuple[str, ...]) -> None:
-    """All is there but what came with the batch, and nothing trained is frozen under another name:
-    UsageError otherwise.
+def _check_roles(kind: type[Algorithm], models: Mapping[str, Role], optional: tuple[str, ...]) -> None:
+    """UsageError unless all roles but the `optional` are there, each with a model of its own (one model could
+    be trained and frozen at once).
     """
-    missing = [name for name in kind.needs if name not in models and name not in given]
+    missing = [name for name in kind.needs if name not in models and name not in optional]
     if missing:
         raise UsageError(f"models lacks {', '.join(missing)}; it has {', '.join(models) or 'nothing'}")
     owners: dict[int, str] = {}
     for name, role in models.items():
-        other = owners.setdefault(id(role.model), name)
-        if other != name:
-            raise UsageError(f"{other} and {name} share one model object", hint="copy.deepcopy one of them")
+        owner = owners.setdefault(id(role.model), name)
+        if owner != name:
+            raise UsageError(f"{owner} and {name} share one model object", hint="copy.deepcopy one of them")
 
 
 def _optimizer_for(

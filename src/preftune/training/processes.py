@@ -37,29 +37,29 @@ def answering(seconds: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
+        message = str(error)
         if not torch.distributed.is_initialized():
-            if "wait timeout" not in said:  # the store's, where processes look for each other
+            if "wait timeout" not in message:  # the store's, where processes look for each other
                 raise
-            who = f"another process of this run has not come within {seconds:g} s"
+            problem = f"another process of this run has not come within {seconds:g} s"
             hint = "see whether it started; process_timeout=SECONDS waits longer"
-            raise ProcessLost(who, hint) from error
-        if any(words in said for words in _GONE):
+            raise ProcessLost(problem, hint) from error
+        if any(words in message for words in _GONE):
             hint = f"if its own error is not shown above, it was stopped from outside; {_RESUMES}"
             raise ProcessLost("another process of this run has ended", hint) from error
-        if any(words in said for words in _SILENT):
+        if any(words in message for words in _SILENT):
             silent = _silent()
             atexit.register(_end, silent)  # once the error has been shown
             names = ", ".join(f"process {rank}" for rank in silent) or "another process"
             world = torch.distributed.get_world_size()
-            who = f"{names} of {world} (counted from 0) has not answered for {seconds:g} s"
+            problem = f"{names} of {world} (counted from 0) has not answered for {seconds:g} s"
             hint = f"see whether it was stopped or its machine hangs; {_RESUMES}"
-            raise ProcessLost(who, f"{hint}; process_timeout=SECONDS waits longer") from error
+            raise ProcessLost(problem, f"{hint}; process_timeout=SECONDS waits longer") from error
         raise
 
 
 def introduce(together: Callable[[list[str]], list[str]]) -> None:
-    """Let the processes know each other's numbers, once: `together` gives what all of them say."""
+    """Tell the processes each other's process ids, once: `together` returns the items of all of them."""
     if not _met:
         _met.extend(together([f"{platform.node()} {os.getpid()} {os.getppid()}"]))
 
@@ -68,15 +68,15 @@ def _end(ranks: Sequence[int]) -> None:
     """End silent processes that the same launcher has started on this machine: it would give them half a
     minute to answer, and one that is stopped cannot.
     """
-    for said in (_met[rank] for rank in ranks if rank < len(_met)):
-        node, number, parent = said.rsplit(" ", 2)
+    for process in (_met[rank] for rank in ranks if rank < len(_met)):
+        node, number, parent = process.rsplit(" ", 2)
         if (node, int(parent)) == (platform.node(), os.getppid()):
             with contextlib.suppress(OSError):
                 os.kill(int(number), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _silent() -> list[int]:
-    """Ranks that do not report that they are waiting, too. None where that cannot be found out."""
+    """Ranks that do not report that they are waiting, too; [] where that cannot be found out."""
     own_rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         store = distributed_c10d._get_default_store()  # torch has no public name for it

@@ -1,8 +1,8 @@
 """The training state: all that one step leaves behind for the next.
 
 Random numbers are functions of (run seed, stage, step, purpose, row) and batches functions of the step, so
-the state is weights, Adam's moments, the counts of what was skipped, the fp16 scaler, and what an algorithm
-keeps besides (the coefficient of a KL controller).
+the state is weights, Adam's moments, the counts of what was skipped, the fp16 scaler, and the scalars of the
+algorithm (the coefficient of a KL controller).
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class TrainState:
     skipped: Mapping[str, int]
     bad_steps: int
     scaler: Mapping[str, Any]
-    kept: Mapping[str, float] = field(default_factory=dict)  # numbers of the algorithm's own
+    scalars: Mapping[str, float] = field(default_factory=dict)  # numbers of the algorithm (see Learner)
     trunks: Mapping[str, str] = field(default_factory=dict)  # of roles that share one: its hash
 
     def copied(self, into: "TrainState | None" = None) -> "TrainState":
@@ -42,7 +42,7 @@ class TrainState:
             skipped=dict(self.skipped),
             bad_steps=self.bad_steps,
             scaler=dict(self.scaler),
-            kept=dict(self.kept),
+            scalars=dict(self.scalars),
             trunks=dict(self.trunks),
         )
 
@@ -55,7 +55,7 @@ def capture(learner: Learner) -> TrainState:
         skipped={name: trained.skipped for name, trained in learner.trained.items()},
         bad_steps=learner.bad_steps,
         scaler=learner.scaler_state(),
-        kept=dict(learner.kept),
+        scalars=dict(learner.scalars),
         trunks=trunks_of(learner),
     )
 
@@ -75,7 +75,7 @@ def put(state: TrainState, learner: Learner) -> None:
         trained.optimizer.load_state_dict(restored)
         trained.skipped = state.skipped[name]
     learner.bad_steps = state.bad_steps
-    learner.kept = dict(state.kept)
+    learner.scalars = dict(state.scalars)
     learner.load_scaler_state(dict(state.scaler))
 
 

@@ -57,7 +57,7 @@ class Tracked:
                 tracker.log(row[1], step=row[0])
             tracker.finish()
         except BaseException as error:  # SystemExit of a library, too: it ends this thread and no other
-            what = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
             self._say(
-                f"warning: {self._kind} failed ({what}); training continues, metrics.jsonl has all rows"
+                f"warning: {self._kind} failed ({reason}); training continues, metrics.jsonl has all rows"
             )

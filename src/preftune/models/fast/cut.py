@@ -1,7 +1,7 @@
-"""A network cut in two between its blocks: the part below one of them, and what comes from there on.
+"""A network cut in two at one of its blocks: the part below it, and the part that begins with it.
 
-The blocks are found in the module tree, and nothing else needs to be known of a family: below the cut, the
-forward pass is ended where it reaches the block; above it, that block is given the states and the ones before
+The blocks are found in the module tree; nothing else depends on the family. For the lower part the forward
+pass ends where it reaches the block; for the upper part that block is given the states, and the blocks before
 it do nothing. Position ids, masks and the layout are the caller's, the same for both parts.
 """
 
@@ -24,19 +24,19 @@ class _Reached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The blocks of a model, the first of them that lies above, whether blocks return tuples, and d.
+    """The blocks of a model, the first of them above the cut (`at`), whether blocks return tuples, and d.
 
-    They are held weakly: FSDP2's know the whole model, which a table of cuts by models would keep for good.
+    Weak references: FSDP2's blocks refer to the whole model, which a table of cuts would keep alive.
     """
 
-    held: tuple["weakref.ref[nn.Module]", ...]
+    block_refs: tuple["weakref.ref[nn.Module]", ...]
     at: int
     tuples: bool
     width: int
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        return tuple(block for each in self.held if (block := each()) is not None)
+        return tuple(block for ref in self.block_refs if (block := ref()) is not None)
 
     def below(self, forward: Callable[[], object]) -> Tensor:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
@@ -51,20 +51,20 @@ class Cut:
         return caught[0]
 
     @contextlib.contextmanager
-    def watched(self, seen: Callable[[Tensor], None]) -> Iterator[None]:
-        """Within `with`, `seen` is given the states (., ., d) that forward passes bring to block `at`."""
+    def watched(self, observe: Callable[[Tensor], None]) -> Iterator[None]:
+        """Within `with`, `observe` is given the states (., ., d) that forward passes bring to block `at`."""
 
         def reached(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            seen(_states(args, named))
+            observe(_states(args, named))
 
-        # Before the block's other hooks: one of a sharded block would gather its weights, and wait for that.
+        # First of the block's hooks: FSDP's would gather the block's weights, and wait for other processes.
         hook = self.blocks[self.at].register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
 
-    def given(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
+    def resumed_from(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
         """Forward passes begin at block `at`, with these states (., ., d)."""
         entry = self.blocks[self.at].forward
 
@@ -73,31 +73,32 @@ class Cut:
                 return entry(states, *args[1:], **named)
             return entry(**{**named, "hidden_states": states})
 
-        def nothing(*args: Any, **named: Any) -> Any:
+        def skip(*args: Any, **named: Any) -> Any:
             return (_states(args, named),) if self.tuples else _states(args, named)
 
-        below = dict.fromkeys(self.blocks[: self.at], nothing)
+        below = dict.fromkeys(self.blocks[: self.at], skip)
         return instead({**below, self.blocks[self.at]: enter})
 
 
 @torch.no_grad()
 def cut_at(model: PreTrainedModel, at: int, ids: Tensor) -> Cut:
     """The model cut below block `at`; what its blocks return is checked on rows ids (B, T)."""
-    blocks, seen = blocks_of(model), list[Any]()
-    own = blocks[0].forward
+    blocks, outputs = blocks_of(model), list[Any]()
+    forward = blocks[0].forward
 
-    def watched(*args: Any, **named: Any) -> Any:
-        seen.append(own(*args, **named))
-        return seen[0]
+    def recording(*args: Any, **named: Any) -> Any:
+        outputs.append(forward(*args, **named))
+        return outputs[0]
 
-    with instead({blocks[0]: watched}):
+    with instead({blocks[0]: recording}):
         model.base_model(ids, use_cache=False)
-    tuples = isinstance(seen[0], tuple)
-    return Cut(tuple(map(weakref.ref, blocks)), at, tuples, (seen[0][0] if tuples else seen[0]).shape[-1])
+    tuples = isinstance(outputs[0], tuple)
+    states = outputs[0][0] if tuples else outputs[0]
+    return Cut(tuple(map(weakref.ref, blocks)), at, tuples, states.shape[-1])
 
 
 def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """What a block is given, by place or by name."""
+    """The states that a block is given, by position or by name."""
     return args[0] if args else named["hidden_states"]
 
 

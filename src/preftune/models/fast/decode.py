@@ -1,9 +1,9 @@
 """One more token for many rows: what the sampler needs of a model, without computing anything twice.
 
 Responses to one prompt share its keys and values: the prompt goes through the network once, by tree (see
-`layout`), and every step attends to the shared prompt and to the row's own tokens, which lie in tensors made
-once. Where the probe refuses trees, `CachedDecoder` does the same with transformers' cache and a copy of the
-prompt for each row.
+`layout`). Every step attends to the shared prompt and to the row's own tokens, in tensors allocated once. For
+models that cannot be laid out as trees, `CachedDecoder` does the same with transformers' cache and a copy of
+the prompt for each row.
 """
 
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from preftune.models.fast.native import FewRows, attention_kernel
 from preftune.models.fast.support import lays_out_trees
 
 NAME = "preftune_grid"  # of the attention function below, in transformers' register
-_WORTH_MOVING = 0.75  # finished rows are cleared away when the rest needs at most this share of the room
+_WORTH_MOVING = 0.75  # finished rows are removed when the others need at most this share of the slots
 
 
 class Decoder(Protocol):
@@ -47,10 +47,10 @@ def decoder(model: PreTrainedModel, ids: Tensor, lengths: Tensor, k: int, limit:
 
 
 class GridDecoder:
-    """Rows lie on a grid of G prompts by k places.
+    """Rows lie on a grid of G prompts by k slots.
 
     prompts, new: keys and values by layer, (G, H_kv, P, D) and (G, H_kv, k, limit, D) · hidden
-    (G, 1, 1, 1, P): -inf where a prompt has ended · place (n,): where on the grid each row lies ·
+    (G, 1, 1, 1, P): -inf where a prompt has ended · slots (n,): where on the grid each row lies ·
     positions (n,).
     """
 
@@ -61,7 +61,7 @@ class GridDecoder:
         column = torch.arange(ids.shape[1], device=ids.device)
         ended = column >= lengths.view(-1, 1, 1, 1, 1)
         self.hidden = torch.zeros(ended.shape, device=ids.device).masked_fill(ended, -torch.inf)
-        self.place = torch.arange(len(ids) * k, device=ids.device)
+        self.slots = torch.arange(len(ids) * k, device=ids.device)
         self.positions = lengths.repeat_interleave(k)
         self.written, self.layer = 0, 0
         self.few_rows = FewRows(model)
@@ -69,9 +69,9 @@ class GridDecoder:
         self.unseen: Tensor | None = None
 
     def start(self) -> Tensor:
-        tree, seen = grow(self.ids, self.lengths), []
-        states = tree_states(self.model, tree, seen)
-        for pair in seen:  # (1, H_kv, N, D) each
+        tree, keys_values = grow(self.ids, self.lengths), []
+        states = tree_states(self.model, tree, keys_values)
+        for pair in keys_values:  # (1, H_kv, N, D) each
             key, value = (x[0].transpose(0, 1)[tree.node].transpose(1, 2).contiguous() for x in pair)
             self.prompts.append((key, value))
             room = (key.shape[0], key.shape[1], self.k, self.limit)
@@ -97,7 +97,7 @@ class GridDecoder:
         attend = attention_kernel(query, keys) if self.unseen is None else None
         if attend is not None:
             token, written = (query, key, value), (new_keys, new_values)
-            return attend(token, (keys, values), written, self.place, self.lengths, self.written, scaling)
+            return attend(token, (keys, values), written, self.slots, self.lengths, self.written, scaling)
         width = keys.shape[2]
         new_keys, new_values = self._write(new_keys, key), self._write(new_values, value)
         queries = self._on_grid(query * scaling)  # (G, H_kv, k, H / H_kv, D)
@@ -110,35 +110,35 @@ class GridDecoder:
         out = weights[..., width:] @ new_values
         out += (weights[..., :width].flatten(2, 3) @ values).view(out.shape)
         rows = out.transpose(1, 2).reshape(-1, 1, query.shape[1], out.shape[-1])  # (G · k, 1, H, D)
-        return rows if len(rows) == len(query) else rows[self.place]
+        return rows if len(rows) == len(query) else rows[self.slots]
 
     def _write(self, new: Tensor, x: Tensor) -> Tensor:
-        """Put the rows' keys or values in their place; what there is to read: (G, H_kv, k, so far, D)."""
+        """Write the rows' keys or values; returns all written so far: (G, H_kv, k, so far, D)."""
         new[:, :, :, self.written] = self._on_grid(x).squeeze(3)
         return new[:, :, :, : self.written + 1]
 
     def _on_grid(self, x: Tensor) -> Tensor:
-        """(n, H, 1, D) -> (G, H_kv, k, H / H_kv, D); places without a row hold zeros."""
+        """(n, H, 1, D) -> (G, H_kv, k, H / H_kv, D); slots without a row hold zeros."""
         groups, heads = self.prompts[0][0].shape[:2]
         if len(x) < groups * self.k:
-            x = x.new_zeros(groups * self.k, *x.shape[1:]).index_copy_(0, self.place, x)
+            x = x.new_zeros(groups * self.k, *x.shape[1:]).index_copy_(0, self.slots, x)
         return x.view(groups, self.k, heads, -1, x.shape[-1]).transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
-        self.place, self.positions = self.place[rows], self.positions[rows]
-        left, group, count = torch.unique(self.place // self.k, return_inverse=True, return_counts=True)
+        self.slots, self.positions = self.slots[rows], self.positions[rows]
+        groups, group, count = torch.unique(self.slots // self.k, return_inverse=True, return_counts=True)
         k = int(count.max())
-        if len(left) * k > _WORTH_MOVING * self.hidden.shape[0] * self.k:
+        if len(groups) * k > _WORTH_MOVING * self.hidden.shape[0] * self.k:
             return
         rank = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group]
-        place = group * k + rank
-        source = self.place.new_zeros(len(left) * k).index_copy_(0, place, self.place)
-        self.prompts = [(key[left], value[left]) for key, value in self.prompts]
+        slots = group * k + rank
+        source = self.slots.new_zeros(len(groups) * k).index_copy_(0, slots, self.slots)
+        self.prompts = [(key[groups], value[groups]) for key, value in self.prompts]
         self.new = [(self._moved(key, source, k), self._moved(value, source, k)) for key, value in self.new]
-        self.hidden, self.lengths, self.place, self.k = self.hidden[left], self.lengths[left], place, k
+        self.hidden, self.lengths, self.slots, self.k = self.hidden[groups], self.lengths[groups], slots, k
 
     def _moved(self, new: Tensor, source: Tensor, k: int) -> Tensor:
-        """Rows at places `source` of the old grid, on a new one of k places: (G', H_kv, k, limit, D)."""
+        """Rows in slots `source` of the old grid, on a new one of k slots: (G', H_kv, k, limit, D)."""
         rows = new.transpose(1, 2)[source // self.k, source % self.k]
         return rows.view(-1, k, *rows.shape[1:]).transpose(1, 2).contiguous()
 

@@ -1,8 +1,8 @@
 """From hidden states to log-probabilities of chosen tokens, in tiles of the logits.
 
-The logits of a batch are its largest tensor by far. Here they are worked on one tile at a time, small enough
-to stay in the cache. For the backward pass the first tiles are kept, up to a fixed size in all; it computes
-the others again.
+The logits of a batch are its largest tensor by far. Here they are computed one tile at a time, small enough
+to stay in the cache. The first tiles are saved for the backward pass, up to a fixed size in all; the others
+are computed again.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from preftune.models.fast.native import layer_product
 _ROWS = 1024  # positions in a tile, at most
 _ENTRIES = {"cpu": 1 << 20}  # logits in a tile: 4 MB
 _ENTRIES_ELSEWHERE = 1 << 26
-_KEPT = 1 << 25  # logits that wait for the backward pass, at most: 128 MB
-_SHARE = 16  # a card lets more of them wait: this part of its memory
+_SAVED = 1 << 25  # logits saved for the backward pass, at most: 128 MB
+_SHARE = 16  # on a GPU more: one in 16 bytes of its memory
 _FEW = 64  # rows
 
 
@@ -35,7 +35,7 @@ class After(NamedTuple):
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def back(self, slope: Tensor, after: Tensor) -> Tensor:
-        """The slope by the head's own logits, from that by what became of them, `after`."""
+        """The gradient by the head's own logits, from `slope`, that by the logits `after` this."""
         slope = slope if self.cap is None else slope * (1 - (after / self.cap).square_())
         return slope if self.scale == 1 else slope * self.scale
 
@@ -73,14 +73,14 @@ def logprobs_and_entropy(
 
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Without autocast, where the device knows it."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else contextlib.nullcontext()
 
 
 def compute_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
     """What products are computed in here and now."""
-    known = torch.amp.is_autocast_available(device.type)
-    mixed = known and torch.is_autocast_enabled(device.type)
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    mixed = has_autocast and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if mixed else otherwise
 
 
@@ -98,7 +98,7 @@ def product(states: Tensor, weight: Tensor) -> Tensor:
 
 
 def whole_logits(head: nn.Module, states: Tensor) -> Tensor:
-    """What any head makes of states, in float32 whatever the precision around it."""
+    """All logits of any head, in float32 whatever the precision around it."""
     with uncast(states.device):
         return head(states.float()).float()
 
@@ -141,20 +141,20 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
 
 
 def _room(device: torch.device) -> int:
-    """Logits that wait for the backward pass instead of being computed again. By what a card has, not by
-    what is free: which ones are computed twice must not depend on the moment.
+    """How many logits are saved for the backward pass. By the memory that a GPU has, not by what is free:
+    which ones are computed twice must not depend on the moment.
     """
     if device.type != "cuda":
-        return _KEPT
-    return max(_KEPT, torch.cuda.get_device_properties(device).total_memory // (4 * _SHARE))
+        return _SAVED
+    return max(_SAVED, torch.cuda.get_device_properties(device).total_memory // (4 * _SHARE))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Some columns of the logits of a block of rows, and whether they wait for the backward pass."""
+    """Some columns of the logits of a block of rows, and whether they are saved for the backward pass."""
 
     columns: slice
-    kept: bool
+    saved: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class _Block:
 
 
 def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_Block]:
-    """Rows x vocabulary in blocks of tiles. Each tile that still finds a place in `room` logits is kept."""
+    """Rows x vocabulary in blocks of tiles. Each tile that still fits into `room` logits is saved."""
     blocks: list[_Block] = []
     for first_row in range(0, rows, _ROWS):
         height = min(_ROWS, rows - first_row)
@@ -175,9 +175,9 @@ def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_B
         for first_column in range(0, vocabulary, width):
             columns = slice(first_column, min(first_column + width, vocabulary))
             entries = height * (columns.stop - columns.start)
-            kept = entries <= room
-            room -= entries if kept else 0
-            tiles.append(_Tile(columns, kept))
+            saved = entries <= room
+            room -= entries if saved else 0
+            tiles.append(_Tile(columns, saved))
         blocks.append(_Block(slice(first_row, first_row + height), tuple(tiles)))
     return blocks
 
@@ -221,14 +221,14 @@ class _TiledLogprobs(torch.autograd.Function):
         head = _Head(weight, bias, temperature, dtype, after)
         blocks = _cut(len(states), len(weight), states.device, room)
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
-        kept_logits: list[Tensor] = []
+        saved_logits: list[Tensor] = []
         with uncast(states.device):
             for block in blocks:
                 rows = block.rows
-                seen = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)
-                logprobs[rows], entropy[rows], normaliser[rows] = seen.logprobs, seen.entropy, seen.normaliser
-                kept_logits += seen.kept_logits
-        ctx.save_for_backward(states, weight, bias, targets, normaliser, *kept_logits)
+                out = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)
+                logprobs[rows], entropy[rows], normaliser[rows] = out.logprobs, out.entropy, out.normaliser
+                saved_logits += out.saved_logits
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, *saved_logits)
         ctx.temperature, ctx.dtype, ctx.blocks, ctx.after = temperature, dtype, blocks, after
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -241,8 +241,8 @@ class _TiledLogprobs(torch.autograd.Function):
 @once_differentiable
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """d logp_i / d logits_i = (onehot(target_i) - softmax_i) / temperature."""
-    states, weight, bias, targets, normaliser, *kept_logits = ctx.saved_tensors
-    next_kept = iter(kept_logits)  # they were saved in the order of the tiles
+    states, weight, bias, targets, normaliser, *saved_logits = ctx.saved_tensors
+    next_saved = iter(saved_logits)  # they were saved in the order of the tiles
     head = _Head(weight, bias, ctx.temperature, ctx.dtype, ctx.after)
     grad_states = torch.zeros_like(states)
     fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
@@ -253,10 +253,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, share = states[rows].to(ctx.dtype), (grad[rows] / ctx.temperature).unsqueeze(1)
         for tile in block.tiles:
             columns = tile.columns
-            logits = next(next_kept) if tile.kept else head.logits(h, columns)
+            logits = next(next_saved) if tile.saved else head.logits(h, columns)
             slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
-            place, here = _within(targets[rows], columns)
-            slope.scatter_add_(1, place, share * here)
+            index, inside = _within(targets[rows], columns)
+            slope.scatter_add_(1, index, share * inside)
             if ctx.after != NOTHING:
                 slope = ctx.after.back(slope, logits * ctx.temperature)
             slope = slope.to(ctx.dtype)
@@ -272,38 +272,38 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A block's log-probs, entropies and normalisers log Σ exp(logits), all (n,), and the tiles to keep."""
+    """A block's log-probs, entropies and normalisers log Σ exp(logits), all (n,), and the saved tiles."""
 
     logprobs: Tensor
     entropy: Tensor
     normaliser: Tensor
-    kept_logits: list[Tensor]
+    saved_logits: list[Tensor]
 
 
 def _one_pass(head: _Head, states: Tensor, targets: Tensor, tiles: tuple[_Tile, ...]) -> _Pass:
     """One look at every logit of a block of rows, with a running maximum and running sums relative to it."""
     peak = torch.full((len(states), 1), -torch.inf, device=states.device)
     total, moment, target_logit = (torch.zeros_like(peak) for _ in range(3))  # Σ e, Σ e · (logit - peak), ...
-    kept_logits: list[Tensor] = []
+    saved_logits: list[Tensor] = []
     for tile in tiles:
         logits = head.logits(states, tile.columns)
-        place, here = _within(targets, tile.columns)
-        target_logit = torch.where(here, logits.gather(1, place), target_logit)
+        index, inside = _within(targets, tile.columns)
+        target_logit = torch.where(inside, logits.gather(1, index), target_logit)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
         moved = torch.where(total > 0, peak - higher, 0)
-        if tile.kept:
-            kept_logits.append(logits)
-        shifted = logits - higher if tile.kept else logits.sub_(higher)
+        if tile.saved:
+            saved_logits.append(logits)
+        shifted = logits - higher if tile.saved else logits.sub_(higher)
         weights = shifted.exp()
         moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, shifted).unsqueeze(1)
         total = total * moved.exp() + weights.sum(1, keepdim=True)
         peak = higher
     normaliser = peak + total.log()
     logprobs, entropy = target_logit - normaliser, total.log() - moment / total
-    return _Pass(logprobs.squeeze(1), entropy.squeeze(1), normaliser.squeeze(1), kept_logits)
+    return _Pass(logprobs.squeeze(1), entropy.squeeze(1), normaliser.squeeze(1), saved_logits)
 
 
 def _within(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Where in a tile each target lies, and whether it does: both (n, 1)."""
-    place, width = (targets - columns.start).unsqueeze(1), columns.stop - columns.start
-    return place.clamp(0, width - 1), (place >= 0) & (place < width)
+    """The column of each target in a tile (clamped), and whether it lies inside: both (n, 1)."""
+    index, width = (targets - columns.start).unsqueeze(1), columns.stop - columns.start
+    return index.clamp(0, width - 1), (index >= 0) & (index < width)

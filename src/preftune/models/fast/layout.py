@@ -1,14 +1,13 @@
-"""Where speed lives: rows laid out as a tree, so that no token is computed twice and none is padding.
+"""Rows laid out as a tree, so that no token is computed twice and none is padding.
 
-A batch of pairs or groups repeats every prompt, and ragged rows are half padding. Here each distinct
-beginning of the rows is one node; all nodes go through the network side by side as one row of N tokens with
-position ids. Only attention needs to know which token belongs to which row: it gathers queries, keys and
-values of whole rows, in lanes of rows of about one length, runs plain causal attention on them, and takes
-each node's output from one of the rows that hold it. Sharing is found by content, so that nobody has to
-announce it.
+A batch of pairs or groups repeats every prompt, and ragged rows are half padding. Here each distinct prefix
+of the rows is one node; all nodes go through the network side by side as one row of N tokens with position
+ids. Only attention needs to know which token belongs to which row: it gathers queries, keys and values of
+whole rows, in lanes of rows of about one length, runs plain causal attention on them, and takes each node's
+output from one of the rows that contain it. Shared prefixes are found by content.
 
 Exact up to rounding wherever attention goes through transformers' AttentionInterface and nothing else mixes
-positions; `probe` finds out for each model, and `plain_layout` switches all of this off.
+positions; `support.takes_trees` tries this for each model, and `plain_layout` switches all of this off.
 """
 
 import contextlib
@@ -36,17 +35,17 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """N nodes, each a distinct beginning of some row.
+    """N nodes, each a distinct prefix of some row.
 
-    ids, positions (1, N) · node (B, T): where each token of the batch lies, 0 where there is none · lanes ·
-    held (N,): where each node lies in the lanes' outputs, one lane after the other.
+    ids, positions (1, N) · node (B, T): the node of each token of the batch, 0 where there is none · lanes ·
+    lane_index (N,): where each node lies in the lanes' outputs, one lane after the other.
     """
 
     ids: Tensor
     positions: Tensor
     node: Tensor
     lanes: tuple[Lane, ...]
-    held: Tensor
+    lane_index: Tensor
 
 
 def grow(ids: Tensor, lengths: Tensor) -> Tree:
@@ -60,25 +59,25 @@ def grow_to(ids: Tensor, read: Tensor) -> tuple[Tree, Tensor, list[int]]:
     order of rows, and how many tokens of each row it holds.
     """
     packed = torch.where(read, ~ids, ids).cpu().numpy()  # ids are never negative: both in one transfer
-    wanted = packed < 0
-    sizes = (wanted * np.arange(1, ids.shape[1] + 1)).max(1, initial=0).tolist()
-    return _grown(np.where(wanted, ~packed, packed), sizes, ids.device, wanted)
+    is_read = packed < 0
+    sizes = (is_read * np.arange(1, ids.shape[1] + 1)).max(1, initial=0).tolist()
+    return _grown(np.where(is_read, ~packed, packed), sizes, ids.device, is_read)
 
 
 def _grown(
-    table: np.ndarray, sizes: list[int], device: torch.device, wanted: np.ndarray | None = None
+    table: np.ndarray, sizes: list[int], device: torch.device, is_read: np.ndarray | None = None
 ) -> tuple[Tree, Tensor, list[int]]:
-    """Tree, nodes under `wanted` and sizes.
+    """Tree, nodes under `is_read` and sizes.
 
-    Rows are put in lexicographic order; the tokens that a row has in common with the one before it are then
-    all that it shares with any earlier one.
+    In lexicographic order a row has with the row before it at least as many tokens in common as with any
+    earlier one.
     """
     if not any(sizes):
         sizes[0] = 1  # a network needs one token
     node = np.zeros(table.shape, dtype=np.int64)
     sorted_rows = sorted(range(len(sizes)), key=lambda i: _sort_key(table[i, : sizes[i]]))
     fresh: dict[int, int] = {}  # row -> the first column that is not shared; none for a row that adds nothing
-    tokens, places, count, before = [], [], 0, sorted_rows[0]
+    tokens, columns, count, before = [], [], 0, sorted_rows[0]
     for i in sorted_rows:
         shared = _common(table[i, : sizes[i]], table[before, : sizes[before]]) if count else 0
         node[i, :shared] = node[before, :shared]
@@ -86,16 +85,16 @@ def _grown(
             new = sizes[i] - shared
             node[i, shared : sizes[i]] = np.arange(count, count + new)
             tokens.append(table[i, shared : sizes[i]])
-            places.append(np.arange(shared, sizes[i]))
+            columns.append(np.arange(shared, sizes[i]))
             fresh[i], count = shared, count + new
         before = i
-    lanes, held = _lanes(node, sizes, fresh, count)
-    chosen = node[wanted] if wanted is not None else node[:0, 0]
-    arrays = [np.concatenate(tokens)[None], np.concatenate(places)[None], node, held, chosen]
-    on_device = _on(device, [*arrays, *(nodes for _, nodes in lanes)])
-    flat_ids, positions, nodes, held_at, chosen_at = on_device[: len(arrays)]
-    made = tuple(Lane(rows, at) for (rows, _), at in zip(lanes, on_device[len(arrays) :], strict=True))
-    return Tree(flat_ids, positions, nodes, made, held_at), chosen_at, sizes
+    lane_nodes, lane_index = _lanes(node, sizes, fresh, count)
+    chosen = node[is_read] if is_read is not None else node[:0, 0]
+    arrays = [np.concatenate(tokens)[None], np.concatenate(columns)[None], node, lane_index, chosen]
+    tensors = _on(device, [*arrays, *(nodes for _, nodes in lane_nodes)])
+    flat_ids, positions, node_of, index, chosen_nodes = tensors[: len(arrays)]
+    lanes = tuple(Lane(rows, at) for (rows, _), at in zip(lane_nodes, tensors[len(arrays) :], strict=True))
+    return Tree(flat_ids, positions, node_of, lanes, index), chosen_nodes, sizes
 
 
 def _sort_key(ids: np.ndarray) -> bytes:
@@ -108,7 +107,7 @@ def _sort_key(ids: np.ndarray) -> bytes:
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """The length of the common beginning."""
+    """The length of the common prefix."""
     length = min(len(a), len(b))
     differ = a[:length] != b[:length]
     return int(differ.argmax()) if differ.any() else length
@@ -117,20 +116,20 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _lanes(
     node: np.ndarray, sizes: list[int], fresh: dict[int, int], count: int
 ) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-    """Rows sorted by length and cut into lanes; where the lanes' outputs hold each of the `count` nodes."""
+    """Rows sorted by length and cut into lanes, (rows, nodes) each; and `Tree.lane_index`."""
     groups: list[list[int]] = []
     for i in sorted(fresh, key=lambda i: -sizes[i]):
         if not groups or sizes[i] < _SAME_LENGTH * sizes[groups[-1][0]]:
             groups.append([])
         groups[-1].append(i)
-    lanes, held, start = [], np.zeros(count, dtype=np.int64), 0
+    lanes, lane_index, start = [], np.zeros(count, dtype=np.int64), 0
     for rows in groups:
         width = sizes[rows[0]]
         for i in rows:
-            held[node[i, fresh[i] : sizes[i]]] = np.arange(start + fresh[i], start + sizes[i])
+            lane_index[node[i, fresh[i] : sizes[i]]] = np.arange(start + fresh[i], start + sizes[i])
             start += width
         lanes.append((len(rows), node[rows, :width].reshape(-1)))
-    return lanes, held
+    return lanes, lane_index
 
 
 def _on(device: torch.device, arrays: list[np.ndarray]) -> list[Tensor]:
@@ -139,8 +138,8 @@ def _on(device: torch.device, arrays: list[np.ndarray]) -> list[Tensor]:
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
     flat = flat.pin_memory() if device.type == "cuda" else flat
-    parts = flat.to(device, non_blocking=device.type == "cuda").split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    chunks = flat.to(device, non_blocking=device.type == "cuda").split([array.size for array in arrays])
+    return [chunk.view(array.shape) for chunk, array in zip(chunks, arrays, strict=True)]
 
 
 def tree_attention(
@@ -151,7 +150,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     tree: Tree | None = None,
-    seen: list[tuple[Tensor, Tensor]] | None = None,
+    keys_values: list[tuple[Tensor, Tensor]] | None = None,
     sliding_window: int | None = None,
     **_: Any,  # transformers hands every attention function all that any of them may want
 ) -> tuple[Tensor, None]:
@@ -163,8 +162,8 @@ def tree_attention(
     """
     if tree is None or attention_mask is not None or sliding_window is not None:
         raise NotImplementedError("this attention is causal and without a window, over a tree")
-    if seen is not None:
-        seen.append((key, value))
+    if keys_values is not None:
+        keys_values.append((key, value))
     repeats = query.shape[1] // key.shape[1]
     flat = [(x[0].transpose(0, 1).flatten(1), x.shape) for x in (query, key, value)]  # (N, H · D) each
     outputs = []
@@ -178,7 +177,7 @@ def tree_attention(
         out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))  # (rows · width, H · D)
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return joined.index_select(0, tree.held).view(1, query.shape[2], query.shape[1], -1), None
+    return joined.index_select(0, tree.lane_index).view(1, query.shape[2], query.shape[1], -1), None
 
 
 AttentionInterface.register(NAME, tree_attention)
@@ -197,12 +196,12 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def tree_states(
-    model: PreTrainedModel, tree: Tree, seen: list[tuple[Tensor, Tensor]] | None = None
+    model: PreTrainedModel, tree: Tree, keys_values: list[tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
-    """Last hidden states of all nodes: (N, d). Each layer's keys and values are added to `seen`."""
+    """Last hidden states of all nodes: (N, d). Each layer's keys and values are added to `keys_values`."""
     with attending(model, NAME):
         states = model.base_model(
-            tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, seen=seen
+            tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, keys_values=keys_values
         ).last_hidden_state
     return states.squeeze(0)
 

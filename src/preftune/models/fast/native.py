@@ -91,7 +91,7 @@ class Kernel:
         token: tuple[Tensor, Tensor, Tensor],
         prompts: tuple[Tensor, Tensor],
         new: tuple[Tensor, Tensor],
-        place: Tensor,
+        slots: Tensor,
         lengths: Tensor,
         written: int,
         scaling: float,
@@ -99,13 +99,13 @@ class Kernel:
         """One layer's attention as `GridDecoder.attend` has it; writes the rows' keys and values into `new`.
 
         token: query (n, H, 1, D), key and value (n, H_kv, 1, D) · prompts (G, H_kv, P, D) · new
-        (G, H_kv, k, limit, D) · place (n,) · lengths (G,) -> (n, 1, H, D).
+        (G, H_kv, k, limit, D) · slots (n,) · lengths (G,) -> (n, 1, H, D).
         """
         query, key, value = (x.contiguous() for x in token)
         n, heads, _, width = query.shape
         sizes = (n, heads, key.shape[1], width, prompts[0].shape[2], *new[0].shape[2:4], written)
         out = query.new_empty(n, 1, heads, width)
-        tensors = (query, key, value, *prompts, *new, place, lengths, out)
+        tensors = (query, key, value, *prompts, *new, slots, lengths, out)
         packed = (ctypes.c_long * len(sizes))(*sizes)
         addresses = (x.data_ptr() for x in tensors)
         self.attention(*addresses, packed, scaling, torch.get_num_threads())

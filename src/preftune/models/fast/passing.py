@@ -23,10 +23,10 @@ _BYTES = 4  # of a number
 
 
 class PassingDecoder:
-    """A `Decoder` that remembers what it brings to the cut.
+    """A `Decoder` that remembers the states at the cut.
 
-    states: those of each pass, (n, d) · places (G · k, P + limit): where among all of them each token of each
-    row lies · ends (G · k,): tokens of each row so far · rows (n,): those that are still computed.
+    states: those of each pass, (n, d) · state_index (G · k, P + limit): where among all of them each token of
+    each row lies · ends (G · k,): tokens of each row so far · rows (n,): those that are still computed.
     """
 
     def __init__(
@@ -34,24 +34,24 @@ class PassingDecoder:
     ) -> None:
         self.inner, self.branch, self.k = decoder(model, ids, lengths, k, limit), branch, k
         self.states: list[Tensor] = []
-        self.places = ids.new_zeros(len(ids) * k, ids.shape[1] + limit)
+        self.state_index = ids.new_zeros(len(ids) * k, ids.shape[1] + limit)
         self.ends = lengths.repeat_interleave(k)
         self.rows = torch.arange(len(self.ends), device=ids.device)
 
     def start(self) -> Tensor:
         with self.branch.cut.watched(self._passed):
             states = self.inner.start()
-        self.places[:, : self.inner.node.shape[1]] = self.inner.node.repeat_interleave(self.k, 0)
+        self.state_index[:, : self.inner.node.shape[1]] = self.inner.node.repeat_interleave(self.k, 0)
         return states
 
     def step(self, tokens: Tensor) -> Tensor:
-        self._placed()
+        self._index_next()
         with self.branch.cut.watched(self._passed):
             return self.inner.step(tokens)
 
     def end(self, tokens: Tensor) -> None:
-        """The last tokens of the rows, which nothing follows: no further than the cut."""
-        self._placed()
+        """The rows' last tokens, which nothing follows: computed up to the cut only."""
+        self._index_next()
         self._passed(self.branch.cut.below(lambda: self.inner.step(tokens)))
 
     def keep(self, rows: Tensor) -> None:
@@ -67,16 +67,16 @@ class PassingDecoder:
         del self.inner  # nothing more will be drawn: its caches make room
         states, self.states = torch.cat(self.states), []
         lengths = attention.sum(1).tolist()
-        return [Row(states, row[:n]) for row, n in zip(self.places, lengths, strict=True)]
+        return [Row(states, row[:n]) for row, n in zip(self.state_index, lengths, strict=True)]
 
     def _passed(self, states: Tensor) -> None:
         self.states.append(states.flatten(0, 1))
 
-    def _placed(self) -> None:
-        """The next token of each row is the next to come by."""
+    def _index_next(self) -> None:
+        """The next states at the cut are those of the next token of each row."""
         count = sum(map(len, self.states))
         new = torch.arange(count, count + len(self.rows), device=self.rows.device)
-        self.places[self.rows, self.ends[self.rows]] = new
+        self.state_index[self.rows, self.ends[self.rows]] = new
         self.ends[self.rows] += 1
 
 
@@ -112,17 +112,17 @@ def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
     device = next(model.parameters()).device
     ids, lengths = (x.to(device) for x in trial(token_embedding(model).num_embeddings))
     tokens = torch.stack([ids[:, :4], ids[:, :4].flip(1)], 1).flatten(0, 1)
-    one = PassingDecoder(model, branch, ids, lengths, 2, 4)
-    one.start()
-    one.step(tokens[:, 0])
-    one.step(tokens[:, 1])
-    some = (torch.arange(len(tokens), device=device) % 3 > 0).nonzero().squeeze(1)
-    one.keep(some)
-    one.step(tokens[some, 2])
-    one.end(tokens[some, 3])
+    passing = PassingDecoder(model, branch, ids, lengths, 2, 4)
+    passing.start()
+    passing.step(tokens[:, 0])
+    passing.step(tokens[:, 1])
+    alive = (torch.arange(len(tokens), device=device) % 3 > 0).nonzero().squeeze(1)
+    passing.keep(alive)
+    passing.step(tokens[alive, 2])
+    passing.end(tokens[alive, 3])
     column, starts = torch.arange(ids.shape[1] + 4, device=device), lengths.repeat_interleave(2).unsqueeze(1)
     table = torch.nn.functional.pad(ids.repeat_interleave(2, 0), (0, 4))
-    table, attention = table.scatter(1, starts + column[:4], tokens), column < one.ends.unsqueeze(1)
-    ways = one.passed(attention), rows_below(model, branch, table, attention)
-    found, plain = (torch.cat([row.states[row.places] for row in rows]) for rows in ways)
-    return near(found, plain)
+    table, attention = table.scatter(1, starts + column[:4], tokens), column < passing.ends.unsqueeze(1)
+    ways = passing.passed(attention), rows_below(model, branch, table, attention)
+    sampled, plain = (torch.cat([row.states[row.state_index] for row in rows]) for rows in ways)
+    return near(sampled, plain)

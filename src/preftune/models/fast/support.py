@@ -20,18 +20,18 @@ from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
-_trees, _parts = Switch(), Switch()
+_trees, _divided = Switch(), Switch()
 plain_layout = _trees.turned_off  # padded forwards for all models
-undivided = _parts.turned_off  # every model goes through whole, as one that shares nothing
+undivided = _divided.turned_off  # every model goes through whole, as one that shares nothing
 
 
 def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
     """Last hidden states at the positions under `read` (B, T), row by row: (n, d).
 
-    ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. What stands after the last
-    position that is read in a row never enters the network if the model is laid out as a tree.
+    ids (B, T), attention (B, T) bool, true on the tokens of right-padded rows. By tree, what follows the last
+    position that is read in a row never enters the network.
     """
-    branch, by_tree = None if _parts.off else branch_of(model), lays_out_trees(model)
+    branch, by_tree = None if _divided.off else branch_of(model), lays_out_trees(model)
     if branch is None and by_tree:
         tree, nodes, _ = grow_to(ids, read)
         return tree_states(model, tree).index_select(0, nodes)
@@ -39,10 +39,10 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return _plain_states(model, ids, attention)[read]
     rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch, *rows))
     if not by_tree:
-        with branch.cut.given(padded(rows, ids.shape[1])):
+        with branch.cut.resumed_from(padded(rows, ids.shape[1])):
             return _plain_states(model, ids, attention)[read]
     tree, nodes, sizes = grow_to(ids, read)
-    with branch.cut.given(on_nodes(rows, tree.node, sizes, tree.ids.shape[1])):
+    with branch.cut.resumed_from(on_nodes(rows, tree.node, sizes, tree.ids.shape[1])):
         return tree_states(model, tree).index_select(0, nodes)
 
 
@@ -51,11 +51,11 @@ def rows_below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: T
     lengths = attention.sum(1)
     if lays_out_trees(model):
         tree = grow(ids, lengths)
-        states, places = branch.cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
+        states, index = branch.cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
     else:
         states = branch.cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
-        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-    return [Row(states, row[:n]) for row, n in zip(places, lengths.tolist(), strict=True)]
+        index = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+    return [Row(states, row[:n]) for row, n in zip(index, lengths.tolist(), strict=True)]
 
 
 def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:
@@ -63,18 +63,18 @@ def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Ten
     return model.base_model(ids, attention_mask=attention.long(), use_cache=False).last_hidden_state
 
 
-def place(values: Tensor, mask: Tensor) -> Tensor:
-    """What was read, (n,), back at its columns: (B, T), 0 off the mask.
+def scatter_masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (n,) at the columns under the mask: (B, T), 0 elsewhere. The inverse of `gather_masked`.
 
-    No shape depends on what is in the mask, forwards or backwards: a GPU would be waited for.
+    No shape depends on the mask's content, forwards or backwards: that would wait for a GPU.
     """
     rank = (mask.flatten().cumsum(0) - 1).clamp(min=0)
     back = torch.nn.functional.pad(values, (0, 1)).index_select(0, rank)
     return torch.where(mask, back.view(mask.shape), 0)
 
 
-def under(mask: Tensor, values: Tensor, count: int) -> Tensor:
-    """values[mask] where it is known that these are `count`: (count,). A GPU is not waited for.
+def gather_masked(mask: Tensor, values: Tensor, count: int) -> Tensor:
+    """values[mask], of which the caller knows that they are `count`: (count,). Does not wait for a GPU.
 
     RuntimeError if they are more or fewer; on a GPU at its next synchronisation.
     """
@@ -122,7 +122,7 @@ def _same_states(model: PreTrainedModel) -> bool:
             by_tree = tree_states(model, tree)[tree.node[real]]
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except Exception:  # whatever a model does that trees are not made for: it keeps its plain forward
+    except Exception:  # a model does something that trees do not support: it keeps its plain forward
         return False
     return near(by_tree, plain)
 
@@ -138,13 +138,13 @@ def _all_digits() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def near(found: Tensor, plain: Tensor) -> bool:
+def near(states: Tensor, plain: Tensor) -> bool:
     """Whether states are those of a plain forward, to rounding."""
-    return bool((found - plain).abs().max() <= _TOLERANCE * plain.abs().max())
+    return bool((states - plain).abs().max() <= _TOLERANCE * plain.abs().max())
 
 
 def trial(vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Rows that share beginnings of several lengths; one that is all of another's beginning, one alone."""
+    """Rows that share prefixes of several lengths; one that is a prefix of another, one that shares none."""
     ids = torch.randint(0, vocabulary, (6, 12), generator=torch.Generator().manual_seed(0))
     ids[1, :5], ids[2, :7], ids[3] = ids[0, :5], ids[1, :7], ids[0]
     return ids, torch.tensor([12, 12, 9, 8, 3, 10])

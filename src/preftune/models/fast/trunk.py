@@ -1,7 +1,7 @@
-"""What several models have in common below a cut, and the states kept of it.
+"""The lower blocks that several models share, and the states kept of them.
 
-The weights below never change, so that the states of a token depend on the tokens up to it alone: a row that
-went through once, for any of the models, serves all of them, in every pass over it. Models are attached by
+Their weights never change, so the states of a token depend on the tokens up to it alone: a row that went
+through once, for any of the models, serves all of them in every later pass. Models are attached by
 `models.trunk`; here is what a forward pass needs.
 """
 
@@ -24,14 +24,14 @@ _ROOM = 1 << 30  # bytes of states in memory, at most
 
 
 class Row(NamedTuple):
-    """A row of T tokens: `states` (N, d) of the pass that it went through in, `places` (T,) its own in it."""
+    """A row of T tokens: `states` (N, d) of its whole pass, `state_index` (T,) its own among them."""
 
     states: Tensor
-    places: Tensor
+    state_index: Tensor
 
 
-def _whole(states: Tensor) -> Row:
-    """A row that lies by itself."""
+def _single_row(states: Tensor) -> Row:
+    """A row whose states are all of `states`, in order."""
     return Row(states, torch.arange(len(states), device=states.device))
 
 
@@ -49,15 +49,15 @@ Pass = Callable[[Tensor, Tensor], list[Row]]  # rows ids (B, T), attention (B, T
 
 @dataclass(eq=False, slots=True)
 class Trunk:
-    """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`; `kept`: where
-    they stay for good, if they will come again in other steps, stages or runs; `drawn`: whether a
-    sampler computes the same states, to rounding; None while that has not been tried.
+    """The lower blocks of its `members`. `keeps`: whether rows stay in memory until `forget`; `disk`: where
+    they stay for good, if other steps, stages or runs will use them again; `drawn`: whether a sampler
+    computes the same states, to rounding; None while that has not been tried.
     """
 
     digest: str  # of all weights below the cut
     members: "weakref.WeakSet[PreTrainedModel]" = field(default_factory=weakref.WeakSet)
     keeps: bool = True
-    kept: KeptStates | None = None
+    disk: KeptStates | None = None
     say: Callable[[str], None] = print
     drawn: bool | None = None
     _rows: dict[bytes, Row] = field(default_factory=dict)
@@ -65,52 +65,52 @@ class Trunk:
     _bytes: int = 0
 
     def rows(self, ids: Tensor, attention: Tensor, through: Pass) -> list[Row]:
-        """The states of all rows. Those that are not there go `through` together; where they are kept for
-        good one by one, so that not even their last bits depend on the rows beside them.
+        """The states of all rows. Missing ones go `through` together; with a `disk` one by one, so that not
+        even their last bits depend on the rows beside them.
         """
-        if self.kept is None and not self.keeps:
+        if self.disk is None and not self.keeps:
             return through(ids, attention)
         keys = row_keys(ids, attention)
-        found = {key: row for key in keys if (row := self._known(key, ids.device)) is not None}
-        missing = {key: i for i, key in enumerate(keys) if key not in found}
-        together = [missing] if self.kept is None else [{key: i} for key, i in missing.items()]
-        for part in together if missing else ():
-            which = torch.tensor(list(part.values()), device=ids.device)
-            width = int(attention[which].sum(1).max())
-            rows = through(ids[which][:, :width], attention[which][:, :width])
-            new = {key: self._on_disk(key, row) for key, row in zip(part, rows, strict=True)}
+        by_key = {key: row for key in keys if (row := self._lookup(key, ids.device)) is not None}
+        missing = {key: i for i, key in enumerate(keys) if key not in by_key}
+        together = [missing] if self.disk is None else [{key: i} for key, i in missing.items()]
+        for batch in together if missing else ():
+            index = torch.tensor(list(batch.values()), device=ids.device)
+            width = int(attention[index].sum(1).max())
+            rows = through(ids[index][:, :width], attention[index][:, :width])
+            new = {key: self._on_disk(key, row) for key, row in zip(batch, rows, strict=True)}
             self._keep(new)
-            found |= new
-        return [found[key] for key in keys]
+            by_key |= new
+        return [by_key[key] for key in keys]
 
     def takes(self, size: int) -> bool:
         """Whether `size` bytes of states from elsewhere are kept, in memory alone and until `forget`."""
-        return self.keeps and self.kept is None and size <= _ROOM
+        return self.keeps and self.disk is None and size <= _ROOM
 
     def take(self, ids: Tensor, attention: Tensor, rows: Sequence[Row]) -> None:
         """Keep rows that have been through the lower blocks already, all in one pass."""
         self._keep(dict(zip(row_keys(ids, attention), rows, strict=True)))
 
-    def _known(self, key: bytes, device: torch.device) -> Row | None:
+    def _lookup(self, key: bytes, device: torch.device) -> Row | None:
         """A row in memory or on disk."""
-        if key in self._rows or self.kept is None:
+        if key in self._rows or self.disk is None:
             return self._rows.get(key)
-        states = self.kept.get(key)
-        return None if states is None else _whole(_unpacked(torch.from_numpy(states)).to(device))
+        states = self.disk.get(key)
+        return None if states is None else _single_row(_unpacked(torch.from_numpy(states)).to(device))
 
     def _on_disk(self, key: bytes, row: Row) -> Row:
-        """Keep a row for good, where that is asked for; gives what will be read back. A disk that refuses is
-        not asked again.
+        """Write a row to the disk, if there is one; returns what will be read back. After an error nothing
+        more is written.
         """
-        if self.kept is None:
+        if self.disk is None:
             return row
-        packed = _packed(row.states.index_select(0, row.places), self.kept.dtype)
+        packed = _packed(row.states.index_select(0, row.state_index), self.disk.dtype)
         try:
-            self.kept.add(key, packed.cpu().numpy())
+            self.disk.add(key, packed.cpu().numpy())
         except OSError as error:
             self.say(f"warning: no more states are kept on disk: {error.strerror}")
-            self.kept = None
-        return _whole(_unpacked(packed))
+            self.disk = None
+        return _single_row(_unpacked(packed))
 
     def forget(self) -> None:
         """Drop what is in memory."""
@@ -149,13 +149,13 @@ def attach(model: PreTrainedModel, branch: Branch) -> None:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """The model stands alone again."""
+    """The model shares nothing any more."""
     if (branch := _branches.pop(model, None)) is not None:
         branch.trunk.members.discard(model)
 
 
 def branch_of(model: PreTrainedModel) -> Branch | None:
-    """The model's trunk and where it is cut; None for one that stands alone."""
+    """The model's trunk and where it is cut; None for one that shares nothing."""
     return _branches.get(model)
 
 
@@ -177,15 +177,15 @@ def row_keys(ids: Tensor, attention: Tensor) -> list[bytes]:
 
 def on_nodes(rows: Sequence[Row], node: Tensor, lengths: Sequence[int], count: int) -> Tensor:
     """States of the first `lengths` tokens of each row at their nodes (B, T) of a tree: (1, count, d)."""
-    given = rows[0].states.new_zeros(1, count, rows[0].states.shape[1])
+    states = rows[0].states.new_zeros(1, count, rows[0].states.shape[1])
     for row, nodes, length in zip(rows, node, lengths, strict=True):
-        given[0].index_copy_(0, nodes[:length], row.states.index_select(0, row.places[:length]))
-    return given
+        states[0].index_copy_(0, nodes[:length], row.states.index_select(0, row.state_index[:length]))
+    return states
 
 
 def padded(rows: Sequence[Row], width: int) -> Tensor:
     """States of whole rows, side by side: (B, width, d), 0 where a row has ended."""
-    given = rows[0].states.new_zeros(len(rows), width, rows[0].states.shape[1])
+    states = rows[0].states.new_zeros(len(rows), width, rows[0].states.shape[1])
     for i, row in enumerate(rows):
-        given[i, : len(row.places)] = row.states.index_select(0, row.places)
-    return given
+        states[i, : len(row.state_index)] = row.states.index_select(0, row.state_index)
+    return states

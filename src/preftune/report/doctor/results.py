@@ -26,7 +26,7 @@ def _trained(run: RunView) -> list[PolicyRecord]:
 def _chance(run: RunView) -> Iterator[Symptom]:
     model = run.reward_model
     if model is not None and model.accuracy is not None and judge_is_sound(run) is False:
-        yield "reward model", f"accuracy {model.accuracy.percent()}: the interval holds 50 %"
+        yield "reward model", f"accuracy {model.accuracy.percent()}: the interval is not above 50 %"
 
 
 def _overfit(run: RunView) -> Iterator[Symptom]:
