@@ -66,9 +66,10 @@ mutants: $(VENV)/.installed-dev ## mutate the maths and see which tests notice (
 planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, one at a time: tests must fail
 	$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/python tests/planted_run.py
 
-# Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads.
+# Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads,
+# places to stop.
 SWEPT := $(addprefix tests/,runs/test_damage.py report/test_records.py test_hub_runs.py data/test_encode.py \
-	data/test_fuzz.py browser/test_injection.py training/test_sharded.py)
+	data/test_fuzz.py browser/test_injection.py training/test_sharded.py training/test_stops.py)
 sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); not run whole yet
 	$(ONE_THREAD) PREFTUNE_SWEEPS=all $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 $(SWEPT)
 

@@ -4,6 +4,7 @@ import copy
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ from preftune.measure.compare import compare_runs, show_comparison
 from preftune.report import load_run
 from preftune.report.contents import sections
 from preftune.report.plots.figures import draw
+from preftune.report.view import RunView
 from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir
 from preftune.runs.cards import model_card
 from preftune.runs.stages import Stage
 
+NOTHING_MEASURED: dict[str, Any] = {"policies": (), "reward_model": None, "samples": {}}
 Place = tuple[str | int, ...]
 HUGE = 10**400  # a number in JSON, and no float
 WRONG: tuple[Any, ...] = (
@@ -92,10 +95,12 @@ def _inline(value: Any) -> str:
     return toml_value(value)
 
 
-def read_all(run: RunDir, other: RunDir, *, drawn: bool = False) -> None:
-    """What a report, a comparison with another run and the cards make of a run; nothing is written."""
+def read_all(run: RunDir, other: RunDir, *, drawn: Path | None = None) -> None:
+    """What a report, a comparison with another run and the cards make of a run, with the figures that show
+    the file `drawn`; nothing is written.
+    """
     view = load_run(run)
-    figures = draw(view) if drawn else {}
+    figures = draw(shown_by(view, drawn)) if drawn else {}
     parts = sections(view, {file: words for file, (_, words) in figures.items()})
     "".join([analysis_text(view, parts), *apart_texts(parts).values()]).encode()
     page_text(view, parts, {file: svg for file, (svg, _) in figures.items()}).encode()
@@ -103,6 +108,12 @@ def read_all(run: RunDir, other: RunDir, *, drawn: bool = False) -> None:
     show_comparison(console, compare_runs(run, other, resamples=20))
     for name, algorithm in (("rm", "reward"), ("ppo", "ppo"), ("base", "pretraining")):
         model_card(_session(run), Stage(name=name, algorithm=algorithm, parents=(), inputs={})).encode()
+
+
+def shown_by(view: RunView, file: Path) -> RunView:
+    """The run with one stage and nothing measured, if the file is of that stage, or without stages."""
+    stages = tuple(stage for stage in view.stages if stage.name == file.parent.name)
+    return replace(view, stages=stages, **(NOTHING_MEASURED if stages else {}))
 
 
 def _session(run: RunDir) -> Any:

@@ -79,8 +79,8 @@ class Lab:
                 self.finish(stage, self.fresh(stage, self.whole(stage).path))
 
     def whole(self, stage: str) -> RunDir:
-        """The stage, trained in one go."""
-        return RunDir(self.place / f"whole-{stage}")
+        """The stage, trained in one go: for SFT and reward model where the others have them from."""
+        return self.parents if stage in ("sft", "rm") else RunDir(self.place / f"whole-{stage}")
 
     def fresh(self, stage: str, path: Path) -> Path:
         """A run directory with the stage's parents finished and the stage not begun."""

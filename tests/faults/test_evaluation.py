@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from faultlab import Lab
 
+from gloo import begun
+from made_once import without_figures
 from preftune.rundir import RunDir, read_json
+from preftune.verify import attempts
 
 pytestmark = pytest.mark.xdist_group("forked")
 
@@ -21,12 +24,20 @@ SETTINGS = [
 PARTS = ["audit_rm", "policy_sft", "base", "policy_dpo", "chosen", "pool"]  # in the order they are made
 
 
+def without_drawing(words: list[str], log: str, fault: str) -> None:
+    """`preftune WORDS...` in a process of its own, with a report that has no figures."""
+    with without_figures():
+        attempts._command(words, log, fault)
+
+
 def evaluated(lab: Lab, out: Path, fault: str = "") -> tuple[int, str]:
     """The exit code of `preftune run` on finished stages, and what it said."""
     before = lab.log.stat().st_size
     trained = [word for word in lab.words("dpo", out)[3:] if not word.startswith(("stage.ppo", "stage.grpo"))]
-    code = lab.lives.run(["run", "tiny", *trained, *SETTINGS], lab.log, fault)
-    return code, lab.log.read_bytes()[before:].decode()
+    process = begun(without_drawing, ["run", "tiny", *trained, *SETTINGS], str(lab.log), fault)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, lab.log.read_bytes()[before:].decode()
 
 
 def results(run: RunDir) -> dict[str, Any]:

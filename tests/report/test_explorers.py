@@ -103,10 +103,11 @@ def test_cards_stop_before_the_page_is_too_large_and_say_so(tmp_path: Path, word
     view = load_run(run)
     page = page_text(view, sections(view, {}), {})
     assert len(page.encode()) < 2.3 * MEGABYTE  # figures come to it
-    for explorer, budget in ((samples(view)[0], SAMPLE_BYTES), (mistakes(view), MISTAKE_BYTES)):
+    prompts, wrong = samples(view)[0], mistakes(view)
+    for explorer, budget in ((prompts, SAMPLE_BYTES), (wrong, MISTAKE_BYTES)):
         assert rendered(page, explorer) < budget
-    assert f"This page holds the first {len(samples(view)[0].cards)} of 420 prompts." in page
-    assert f"This page holds the first {len(mistakes(view).cards)}." in page
+    assert f"This page holds the first {len(prompts.cards)} of 420 prompts." in page
+    assert f"This page holds the first {len(wrong.cards)}." in page
 
 
 def rendered(page: str, explorer: Explorer) -> int:

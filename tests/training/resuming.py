@@ -25,6 +25,7 @@ from tiny import EOS, Judge, grouped, online, pairs, prompts, roles, sequences, 
 STEPS = 5
 TIMES = ("time", "step_seconds", "sampling_seconds")
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
+Wholes = Callable[[str], tuple[Path, dict[str, dict[str, Tensor]]]]
 BATCHES = {"sequences": sequences, "pairs": pairs, "unpaired": unpaired, "prompts": prompts}
 
 
@@ -53,7 +54,7 @@ def prepare(
     if online(algorithm):
         settings |= {"max_new_tokens": 8, "batch_size": 8, "minibatches": 2, "epochs": 2}
         settings |= {"group_size": 2} if grouped(algorithm) else {}
-    config = kind.Config(**settings, **own)
+    config = kind.Config(**(settings | own))
     learner = Learner(microbatch_size=3, process_timeout=PATIENCE, shard=shard, by_block=by_block)
     for name, role in models.items():
         if top is not None:

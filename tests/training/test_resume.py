@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from resuming import EVERY, STEPS, Killed, prepare, rows, run
+from resuming import EVERY, STEPS, Killed, Wholes, prepare, rows, run
 from safetensors.torch import load_file
 
 from preftune.errors import DataError
@@ -19,11 +19,11 @@ from tiny import misplaced, online, roles, same_weights, sequences, state
 
 
 @EVERY
-def test_killed_and_resumed_equals_uninterrupted(algorithm: str, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(algorithm: str, tmp_path: Path, wholes: Wholes) -> None:
     """Killed at step 1 (no checkpoint yet), then at 4 (resuming from 0), then finished from the checkpoint of
     step 2.
     """
-    whole = run(algorithm, tmp_path / "whole")
+    out, whole = wholes(algorithm)
     for step in (1, 4):
         with pytest.raises(Killed):
             run(algorithm, tmp_path / "pieces", kill_at=step)
@@ -32,19 +32,19 @@ def test_killed_and_resumed_equals_uninterrupted(algorithm: str, tmp_path: Path)
     assert whole.keys() == pieces.keys()
     for name in whole:
         assert same_weights(pieces[name], whole[name])
-    assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "pieces") == rows(out)
     assert [row["step"] for row in rows(tmp_path / "pieces")] == list(range(1, STEPS + 1))
 
 
-def test_training_changes_every_trained_role(tmp_path: Path) -> None:
+def test_training_changes_every_trained_role(wholes: Wholes) -> None:
     fresh = {name: state(role.model) for name, role in roles("ppo").items()}
-    for name, after in run("ppo", tmp_path).items():
+    for name, after in wholes("ppo")[1].items():
         assert not same_weights(after, fresh[name])
 
 
-def test_a_lost_optimizer_state_would_show(tmp_path: Path) -> None:
+def test_a_lost_optimizer_state_would_show(tmp_path: Path, wholes: Wholes) -> None:
     """The test above can fail: without the moments the resumed weights are others."""
-    whole = run("sft", tmp_path / "whole")
+    _, whole = wholes("sft")
     with pytest.raises(Killed):
         run("sft", tmp_path / "pieces", kill_at=3)
     made, learner, models = prepare("sft")
@@ -77,8 +77,8 @@ def test_rows_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
-def test_a_stage_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
-    whole = run("sft", tmp_path / "whole")
+def test_a_stage_without_a_checkpoint_starts_again(tmp_path: Path, wholes: Wholes) -> None:
+    _, whole = wholes("sft")
     with pytest.raises(Killed):
         run("sft", tmp_path / "pieces", kill_at=4)
     shutil.rmtree(tmp_path / "pieces" / "checkpoints")
@@ -86,13 +86,13 @@ def test_a_stage_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
 
 
 @EVERY
-def test_a_resumed_state_lies_in_memory_as_that_of_a_run_without_end(algorithm: str, tmp_path: Path) -> None:
+def test_a_resumed_state_lies_in_memory_as_that_of_a_run_without_end(algorithm: str, wholes: Wholes) -> None:
     """Equal numbers at other addresses give other last bits. The file is read at 8 bytes past a multiple of
     64 somewhere, since its header is as long as the names in it.
     """
-    run(algorithm, tmp_path)
+    out, _ = wholes(algorithm)
     _, learner, _ = prepare(algorithm)
-    assert checkpoint.restore(tmp_path / "checkpoints", learner) == STEPS
+    assert checkpoint.restore(out / "checkpoints", learner) == STEPS
     for trained in learner.trained.values():
         assert misplaced(trained.role.model) == []
         moments = [value for state in trained.optimizer.state.values() for value in state.values()]

@@ -25,7 +25,7 @@ from preftune.models.trunk import share_trunk
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
 from sweeps import ALL
-from tiny import EOS, causal_lm, flat, prompts
+from tiny import EOS, causal_lm, flat, online, prompts
 
 KINDS = ("sft", "dpo", "reward", "kto", "ppo", "grpo", "rloo")
 UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over the batch, two roles, groups
@@ -33,6 +33,7 @@ UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over t
 ADAMW = OptimizerConfig(eps=1e-3)
 
 STEPS = 3  # the third begins at a checkpoint, with moments that two have made
+FEWER = 2  # where it is rows or adapters that differ: the second step has moments
 
 HOW: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS}
 
@@ -41,9 +42,12 @@ Heard = tuple[Path, dict[str, list[Any]]]
 
 
 def trained(algorithm: str, out: Path, **more: Any) -> Weights:
-    """The weights of each trained role, as numbers that may be sent."""
+    """The weights of each trained role, as numbers that may be sent. What is sampled is used once: the second
+    minibatch meets a policy that is no longer the one that sampled it.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    found = run(algorithm, out, adamw=ADAMW, say=lambda text: None, steps=STEPS, **more)
+    settings: dict[str, Any] = {"steps": STEPS} | ({"epochs": 1} if online(algorithm) else {}) | more
+    found = run(algorithm, out, adamw=ADAMW, say=lambda text: None, **settings)
     return {name: flat(weights).tolist() for name, weights in found.items()}
 
 
@@ -161,11 +165,13 @@ def work(rank: int, port: int, folder: Path, told: Connection) -> None:
         for name in KINDS:
             told.send(trained(name, folder / "two" / name, shard=True))
         for name in UNEVEN:
-            told.send(trained(name, folder / "uneven_two" / name, shard=name in ("dpo", "ppo"), size=3))
-        told.send(trained("sft", folder / "lora_two", shard=True, rank=2))
+            cut = name in ("dpo", "ppo")
+            told.send(trained(name, folder / "uneven_two" / name, shard=cut, size=3, steps=FEWER))
+        told.send(trained("sft", folder / "lora_two", shard=True, rank=2, steps=FEWER))
         cut_in_two(folder, told)
-        told.send(trained("ppo", folder / "by_block", shard=True, by_block=True))
-        told.send(trained("grpo", folder / "lora_by_block", shard=True, by_block=True, rank=2))
+        by_block: dict[str, Any] = {"shard": True, "by_block": True}
+        told.send(trained("ppo", folder / "by_block", **by_block))
+        told.send(trained("grpo", folder / "lora_by_block", rank=2, steps=FEWER, **by_block))
         told.send(one_block_at_a_time())
         told.send(kept_after_a_stage())
         told.send(trained("ppo", folder / "more", shard=True))
@@ -224,10 +230,11 @@ def test_two_processes_with_parts_train_what_one_with_all_does(heard: Heard, nam
 def test_three_rows_are_shared_by_two_processes(heard: Heard, name: str) -> None:
     """One has two of them; of a minibatch with one row, the other has none."""
     folder, said = heard
-    one = trained(name, folder / "uneven_one" / name, size=3)
+    one = trained(name, folder / "uneven_one" / name, size=3, steps=FEWER)
     for found in said[f"uneven {name}"]:
         close(found, one)
     ours, theirs = rows(folder / "uneven_one" / name), rows(folder / "uneven_two" / name)
+    assert len(ours) == len(theirs) == FEWER
     for mine, other in zip(ours, theirs, strict=True):
         assert other == pytest.approx(mine, rel=1e-4, abs=1e-5)
 
@@ -235,7 +242,7 @@ def test_three_rows_are_shared_by_two_processes(heard: Heard, name: str) -> None
 @pytest.mark.xdist_group("forked")
 def test_adapters_are_sharded_with_what_is_below(heard: Heard) -> None:
     folder, said = heard
-    one = trained("sft", folder / "lora_one", rank=2)
+    one = trained("sft", folder / "lora_one", rank=2, steps=FEWER)
     for found in said["lora"]:
         close(found, one)
 
@@ -273,7 +280,7 @@ def test_what_is_read_a_block_at_a_time_gives_the_same_numbers(heard: Heard) -> 
     folder, said = heard
     assert said["by block"] == said["ppo"]
     assert rows(folder / "by_block") == rows(folder / "two" / "ppo")
-    one = trained("grpo", folder / "lora_by_block_one", rank=2)
+    one = trained("grpo", folder / "lora_by_block_one", rank=2, steps=FEWER)
     for found in said["lora by block"]:
         close(found, one)
 

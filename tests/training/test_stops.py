@@ -5,23 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from resuming import optimizer_digests, rows, run
-from torch import Tensor
+from resuming import Wholes, optimizer_digests, rows, run
 
 from patience import wait_for
 from preftune import faults, stops
 from preftune.stops import Interrupted, deferred, handled, requested
 from preftune.training.checkpoint import newest_step
 from preftune.training.state import TrainState
+from sweeps import ALL
 from tiny import same_weights
 
 # In step 4: after the checkpoint of step 2, before that of step 4; the first and later times of each place.
-Wholes = Callable[[str], tuple[Path, dict[str, dict[str, Tensor]]]]
+# An update of PPO's policy, of its critic, and in its second epoch again; all of them in `make sweeps`.
+HITS = range(1, 9) if ALL else (1, 4, 5, 8)
 PLACES = {
     "sft": ["step", "forward", "forward@hit=3", "updated", "checkpoint.file"],
     "dpo": ["forward@hit=2", "forward@hit=4", "update"],
@@ -34,7 +34,7 @@ PLACES = {
         "update@hit=4",
         "updated@hit=4",
     ],
-    "ppo": ["rollout.token", "forward@hit=3", *(f"update@hit={n}" for n in range(1, 9)), "updated@hit=8"],
+    "ppo": ["rollout.token", "forward@hit=3", *(f"update@hit={n}" for n in HITS), "updated@hit=8"],
 }
 
 
@@ -42,18 +42,6 @@ PLACES = {
 def disarmed() -> Iterator[None]:
     yield
     faults.arm("")
-
-
-@pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
-    """Where an algorithm was trained in one go, and the weights it came to; each is trained once."""
-
-    @cache
-    def whole(algorithm: str) -> tuple[Path, dict[str, dict[str, Tensor]]]:
-        out = tmp_path_factory.mktemp(algorithm)
-        return out, run(algorithm, out)
-
-    return whole
 
 
 def armed(place: str, action: str = "term", step: int = 4) -> None:
