@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help doctor-bench sweeps slow fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-proof clean
+.PHONY: help doctor-bench sweeps slow fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-wheels gpu-proof clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -114,9 +114,17 @@ bench: native .bench/trl-1.16.0/.installed .bench/trl-1.12.0/.installed ## run p
 	$(ONE_THREAD) $(BIN)/python benchmarks/trunk_trl.py --shared $(abspath $(or $(PREFTUNE_SHARED),../shared))
 	$(BIN)/python benchmarks/trunk_table.py
 
-# Parts "a" to "e" by PARTS="a b"; what is done is not done again. REHEARSE=1: all of it, tiny, on the CPU.
+# Before a machine without a network: what it may lack beside torch and transformers, for this Python.
+gpu-wheels: $(VENV)/.installed-test ## fetch packages for `make gpu-proof` into benchmarks/gpu/wheels, in parts below 60 MB
+	rm -rf .bench/wheels
+	$(BIN)/python -m pip wheel --quiet --no-deps -c constraints.txt -w .bench/wheels \
+		$$($(BIN)/python benchmarks/gpu/wheels.py names)
+	$(BIN)/python benchmarks/gpu/wheels.py pack benchmarks/gpu/wheels .bench/wheels/*.whl
+
+# Parts "a" to "e" by PARTS="a b"; what is done is not done again. REHEARSE=DIR: all of it, tiny, on the CPU.
 gpu-proof: ## prove this installation on the GPU that is here; JSON under benchmarks/results/gpu, page docs/gpu.md
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu/proof.py $(PARTS) \
+		--data $(abspath $(or $(PREFTUNE_SHARED),../shared))/data \
 		$(if $(REHEARSE),--small --device cpu --out $(REHEARSE),--page docs/gpu.md)
 
 # What is finished is not run again. SEEDS and HEALTHY: fewer; SET=thresholds: the seeds that thresholds are set on.

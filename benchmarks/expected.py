@@ -25,15 +25,20 @@ _PEAK = re.compile(r"peak memory ([\d,]+) MiB")
 
 
 def run_of(recipe: str, seed: int, out: Path, overrides: list[str]) -> tuple[float, float]:
-    """Make a run unless it is finished; processor seconds and peak MiB of the call that made it."""
+    """Make a run unless it is finished; processor seconds and peak MiB of the call that made it. Stages that
+    another command has finished, a study's for example, are not made again: their seconds by the clock count.
+    """
     facts = out / "expected.json"
     if not facts.is_file():
+        finished = [read_json(file) for file in out.glob("stages/*/stage.json")]
         words = ["run", recipe, f"seed={seed}", *overrides, "--out", str(out)]
         command, before = [sys.executable, "-m", "preftune", *words], os.times()
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks = [float(found.replace(",", "")) for found in _PEAK.findall(text)]
+        peaks += [stage["peak_memory_mb"] for stage in finished]
         after = os.times()
         seconds = sum(after[2:4]) - sum(before[2:4])  # of children, user and system
+        seconds += sum(stage["seconds"] for stage in finished)
         write_json(facts, {"seconds": seconds, "peak_mib": max(peaks, default=0.0)})
     made = read_json(facts)
     return made["seconds"], made["peak_mib"]

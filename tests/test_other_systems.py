@@ -3,6 +3,7 @@ was there to try.
 """
 
 import ast
+import multiprocessing
 import os
 import sys
 from datetime import datetime
@@ -20,6 +21,7 @@ from preftune.models.fast import native
 from preftune.rollout.sample import _draw
 from preftune.rundir import RunDir
 from preftune.runs import lock
+from preftune.verify.attempts import Lives
 
 SOURCE = Path(__file__).parents[1] / "src" / "preftune"
 POSIX = {"fcntl", "grp", "pwd", "resource", "syslog", "termios", "tty"}
@@ -31,6 +33,35 @@ def test_no_file_needs_a_posix_module_to_be_imported() -> None:
         names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         names |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert not names & POSIX, file
+
+
+# Files that name these where they have made sure of them: a child was forked, or the signal is there.
+GUARDED = {"data/template.py", "rollout/calls.py"}
+ELSEWHERE = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIGBREAK", "SIG_IGN", "SIG_DFL"}
+NOT_THERE = {"fork", "forkserver", "alarm", "setitimer", "killpg", "getuid", "setsid"}
+
+
+def test_no_file_takes_a_signal_or_a_fork_for_granted() -> None:
+    found = set[str]()
+    for file in sorted(SOURCE.rglob("*.py")):
+        place = file.relative_to(SOURCE).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            signals = node.value.id == "signal" and node.attr.startswith("SIG") and node.attr not in ELSEWHERE
+            if signals or (node.value.id in ("os", "signal") and node.attr in NOT_THERE):
+                found |= {f"{place}: {node.attr}"} if place not in GUARDED else set()
+    assert found == {"faults.py: SIGUSR2"}  # of `hold`, for tests
+
+
+def test_where_nothing_forks_commands_to_be_killed_are_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    lives = Lives()
+    assert lives._context.get_start_method() == "spawn"
+    assert lives.run(["--version"], tmp_path / "log") == 0
+    assert (tmp_path / "log").read_text().startswith("preftune ")
 
 
 class Tokenizer:

@@ -8,21 +8,25 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from preftune.algorithms import SFT
-from preftune.config import OptimizerConfig, SFTConfig
-from preftune.data import pad_prompts, pad_sequences
+from beside import limits, peak_gib, seconds_of, slowest, trl, vllm
+from preftune.algorithms import ALGORITHMS
+from preftune.config import OptimizerConfig
+from preftune.data import Pairs, pad_prompts, pad_sequences
 from preftune.models.fast.head import logprobs_and_entropy
 from preftune.models.fast.static import recorder, without_graphs
-from preftune.models.roles import Policy, casting
+from preftune.models.roles import Policy, Reference, casting
 from preftune.rollout.sample import sample
 from preftune.rundir import RunDir, read_jsonl
+from preftune.selftest import updates
+from preftune.training import one_update
 from preftune.training.learner import Learner
 
 VOCABULARY = 50257
@@ -76,46 +80,120 @@ def gradients(words: list[str]) -> dict[str, Any]:
     return {"first": found, "near": near, "ok": bool(same) and all(same)}
 
 
+def golden(words: list[str]) -> dict[str, Any]:
+    """The updates of `preftune selftest`, whose numbers are TRL's in float32, in three precisions."""
+    device, found = Learner().device, dict[str, Any]()
+    names = list(updates.UPDATES)[:1] if "--small" in words else list(updates.UPDATES)
+    for name, (loss, norm) in {"float32": (1e-5, 1e-4), "bf16": (0.02, 0.15), "fp16": (0.005, 0.05)}.items():
+        kind = type("Half", (Learner,), {"__init__": partialmethod(_in_precision, name)})
+        step = updates.PARAMETER if name == "float32" else 2.1e-3  # AdamW's first is its rate, up or down
+        each = 1 if name == "float32" else updates.slack(device)  # the same everywhere
+        loose = {"LOSS": loss / each, "GRAD_NORM": norm / each, "PARAMETER": step / each}
+        with patch.object(one_update, "Learner", kind), patch.multiple(updates, **loose):
+            rows = [updates.compare_update(what, device) for what in names]
+        bad = [f"{row.what}: {failure}" for row in rows for failure in row.failures]
+        found[name] = {"updates": len(rows), "failures": bad}
+    return found | {"ok": not any(found[name]["failures"] for name in found)}
+
+
+def _in_precision(self: Learner, precision: Any, **more: Any) -> None:
+    Learner.__init__(self, precision, **more)
+    if self.accelerator.scaler is not None:  # one that skips no update
+        self.accelerator.scaler = torch.amp.GradScaler(self.device.type, init_scale=256.0)
+
+
 def speed(words: list[str]) -> dict[str, Any]:
-    """Tokens/s of sampling (with its graph, without) beside `generate`, seconds of an update, peak memory."""
-    shape, found = words[0], dict[str, Any]()
-    small = shape == "small"
-    rows, prompt, new = (4, 8, 8) if small else (64, 128, 128)
+    """Sampling beside `generate` and vLLM, updates beside TRL's, shares of what the card can do, peak memory;
+    where ours is slower, what it spends its time on.
+    """
+    shape, small = words[0], words[0] == "small"
+    found: dict[str, Any] = {"shape": shape, "ok": True}
     for name in ("float32", "bf16"):
-        torch.manual_seed(0)
-        policy, learner = Policy(model_of(shape)), Learner("float32" if name == "float32" else "bf16")
-        learner.train("policy", policy, OptimizerConfig(), 1e-6)
-        draw = random.Random(0)
-        top = policy.model.config.vocab_size - 1
-        ids = [[draw.randrange(top) for _ in range(prompt)] for _ in range(rows)]
-        given = pad_prompts(ids, list(range(rows)), 0).to(learner.device)
-        batch = pad_sequences(ids, ids, 0).to(learner.device)
-        algorithm = SFT(SFTConfig(batch_size=rows, microbatch_size=8), {"policy": policy}, learner)
+        half, device = name == "bf16", Learner().device
+        card = limits(device, torch.bfloat16 if half else torch.float32, small)
+        found[name] = {"card": card, "sampling": sampling(shape, name, card)}
+        for stage in ("sft", "dpo"):
+            both = update(stage, shape, name, card)
+            apart = abs(both["first loss"] - both["TRL"].get("first loss", both["first loss"]))
+            found["ok"] = found["ok"] and (half or apart < 1e-3)  # the same work
+            found[name][stage] = both
+    return found
 
-        def ours(policy: Policy = policy, given: Any = given) -> None:
-            sample(policy, given, max_new_tokens=new, temperature=1.0, eos_id=policy.model.config.vocab_size)
 
-        def theirs(policy: Policy = policy, given: Any = given) -> None:
-            with torch.no_grad(), casting(policy):
-                policy.model.generate(
-                    given.ids, attention_mask=given.attention, do_sample=True, max_new_tokens=new,
-                    min_new_tokens=new, top_k=0, pad_token_id=0,
-                )  # fmt: skip
+def sampling(shape: str, precision: Any, card: dict[str, float]) -> dict[str, Any]:
+    rows, prompt, new = (4, 8, 8) if shape == "small" else (64, 128, 128)
+    policy, learner = Policy(model_of(shape)), Learner(precision)
+    learner.freeze(policy)
+    top, ids = policy.model.config.vocab_size, drawn(policy, rows, prompt)
+    given = pad_prompts(ids, list(range(rows)), 0).to(learner.device)
 
-        tokens = rows * new
-        found[name] = {
-            "sampled tokens/s": tokens / seconds_of(ours),
-            "sampled by a CUDA graph": recorder(policy.model, learner.device) is not None,
-            "sampled tokens/s without it": tokens / seconds_of(without_graphs()(ours)),
-            "transformers.generate tokens/s": tokens / seconds_of(theirs),
-            "seconds an update": seconds_of(lambda a=algorithm, b=batch: a.step(b)),  # type: ignore[misc]
-            "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
-        }
-    return {"shape": shape, "rows": rows, "prompt": prompt, "new": new, **found, "ok": True}
+    def ours() -> None:
+        sample(policy, given, max_new_tokens=new, temperature=1.0, eos_id=top)
+
+    def theirs() -> None:
+        with torch.no_grad(), casting(policy):
+            policy.model.generate(
+                given.ids, attention_mask=given.attention, do_sample=True, max_new_tokens=new,
+                min_new_tokens=new, top_k=0, pad_token_id=0,
+            )  # fmt: skip
+
+    spent, peak = peak_gib(lambda: seconds_of(ours))
+    weights = sum(p.numel() for p in policy.model.parameters())
+    token = max(
+        (4 if precision == "float32" else 2) * weights / card["bytes/s"], 2 * weights * rows / card["FLOP/s"]
+    )
+    found: dict[str, Any] = {
+        "rows": rows, "prompt": prompt, "new": new, "tokens/s": rows * new / spent, "peak GiB": peak,
+        "share of the limit": token * new / spent,
+        "by a CUDA graph": recorder(policy.model, learner.device) is not None,
+        "tokens/s without it": rows * new / seconds_of(without_graphs()(ours)),
+        "generate, tokens/s": rows * new / seconds_of(theirs),
+        "vLLM": vllm(policy.model, ids, new, precision != "float32"),
+    }  # fmt: skip
+    if found["tokens/s"] < max(found["generate, tokens/s"], found["vLLM"].get("tokens/s", 0)):
+        found["profile"] = slowest(ours)
+    return found
+
+
+def update(stage: str, shape: str, precision: Any, card: dict[str, float]) -> dict[str, Any]:
+    """One of SFT or DPO, in one microbatch, and TRL's on the same rows and weights."""
+    count, length = (2, 8) if shape == "small" else (8, 128)
+    policy, learner = Policy(model_of(shape)), Learner(precision)
+    parts = ("prompt", "chosen") if stage == "sft" else ("prompt", "chosen", "rejected")
+    rows = {part: drawn(policy, count, length, seed) for seed, part in enumerate(parts)}
+    sides = [pad_sequences(rows["prompt"], rows[part], 0) for part in parts[1:]]
+    kind = ALGORITHMS[stage]
+    models: dict[str, Any] = {"policy": policy}
+    if stage == "dpo":
+        models["reference"] = Reference(model_of(shape))
+        learner.freeze(models["reference"])
+    settings = OptimizerConfig(weight_decay=0.0, max_grad_norm=1.0)
+    learner.train("policy", policy, settings, 1e-6)
+    made: Any = kind(kind.Config(algorithm=stage, batch_size=count), models, learner)
+    batch = learner.place(sides[0] if stage == "sft" else Pairs(*sides))
+    first = made.step(batch)["loss"]
+    spent, peak = peak_gib(lambda: seconds_of(lambda: made.step(batch)))
+    weights = sum(p.numel() for p in policy.model.parameters())
+    flops = (6 if stage == "sft" else 8) * weights * count * length * len(parts)
+    found = {
+        "rows": count, "tokens a part": length, "seconds an update": spent, "first loss": first,
+        "peak GiB": peak, "share of the limit": flops / card["FLOP/s"] / spent,
+    }  # fmt: skip
+    found["TRL"] = trl(stage, lambda: model_of(shape), rows, precision != "float32")
+    if spent > found["TRL"].get("seconds an update", math.inf):
+        found["profile"] = slowest(lambda: made.step(batch))
+    return found
+
+
+def drawn(policy: Policy, rows: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Random tokens, none of which is an end."""
+    draw, top = random.Random(seed), policy.model.config.vocab_size - 1
+    return [[draw.randrange(1, top) for _ in range(length)] for _ in range(rows)]
 
 
 def model_of(shape: str) -> Any:
-    """Random weights in a known shape."""
+    """The same random weights each time, in a known shape; no dropout."""
+    torch.manual_seed(0)
     if shape in LLAMA:
         width, inner, layers, heads, kv = LLAMA[shape]
         return LlamaForCausalLM(
@@ -125,19 +203,8 @@ def model_of(shape: str) -> Any:
             )
         )  # fmt: skip
     tiny = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    return GPT2LMHeadModel(GPT2Config(**(tiny if shape == "small" else {}), bos_token_id=0, eos_token_id=0))
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """The best of three, after one to warm up."""
-    times = []
-    for _ in range(4):
-        began = time.monotonic()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
-    return min(times[1:])
+    dry = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**(tiny if shape == "small" else {}), **dry))
 
 
 def standins(words: list[str]) -> dict[str, Any]:
@@ -159,6 +226,9 @@ def standins(words: list[str]) -> dict[str, Any]:
             prompt = row.prompt.transcript().rstrip()
             pair = {"chosen": f"{prompt} {row.chosen}", "rejected": f"{prompt} {row.rejected}"}
             file.write(json.dumps(pair) + "\n")
+    reviews = [(row.chosen, "pos") for row in rows] + [(row.rejected, "neg") for row in rows]
+    lines = [json.dumps({"text": f"{text} " * 8, "label": label}) for text, label in reviews]
+    (folder / "reviews.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters()), "ok": True}
 
 
@@ -176,7 +246,13 @@ def capped(words: list[str]) -> dict[str, Any]:
 
 
 def write(kind: str, file: Path, words: list[str]) -> int:
-    kinds = {"precision": precision, "gradients": gradients, "speed": speed, "capped": capped}
+    kinds = {
+        "precision": precision,
+        "golden": golden,
+        "gradients": gradients,
+        "speed": speed,
+        "capped": capped,
+    }
     found = standins([str(file), *words]) if kind == "standins" else kinds[kind](words)
     target = file / "standins.json" if kind == "standins" else file
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 VARIABLE = "PREFTUNE_FAULT"
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows any signal ends a process at once
 _GRAMMAR = re.compile(r"(?P<name>[\w.]+)(?:@(?P<where>[\w=,]+))?:(?P<action>[a-z]+)(?:=(?P<seconds>[\d.]+))?")
 _ACTIONS = ("kill", "term", "int", "enospc", "oom", "nan", "tear", "sleep", "hold")
 
@@ -103,9 +104,9 @@ def _strike(fault: _Fault, value: Value) -> Value:
             os.kill(os.getpid(), signal.SIGTERM if fault.action == "term" else signal.SIGINT)
         case "tear":
             os.truncate(value, os.path.getsize(value) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), KILL)
         case _:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), KILL)
     return value
 
 

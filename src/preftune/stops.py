@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from preftune.faults import faultpoint
+from preftune.faults import KILL, faultpoint
 
 PATIENCE = 60.0  # seconds that a child process has to stop
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
@@ -72,7 +72,7 @@ def end_with_parent() -> None:
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), KILL)
 
     threading.Thread(target=watch, daemon=True).start()
 

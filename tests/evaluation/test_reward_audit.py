@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data import Sequences
+from preftune.data import Sequences, pad_sequences
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.preference import PairLogprobs, preference
 from preftune.evaluation.reward_model import by_length_difference, score_by_length
@@ -60,6 +60,22 @@ def test_a_score_that_is_read_on_padding_is_noticed() -> None:
     assert found["ok"] is False
     assert found["padding_max_difference"] > 0.01
     assert found["batch_max_difference"] > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_false_alarm_and_hides_no_real_one(dtype: torch.dtype) -> None:
+    """A row's last digits depend on its company there: more than float32's tolerance allows."""
+    sound, leaky = RewardModel(classifier(1)), Leaky(classifier(1))
+    sound.dtype = leaky.dtype = dtype
+    encoder: Any = Encoder()
+    batch = pad_sequences(*rows(7, 16), EOS)
+    sd = float(sound.raw_scores(batch).detach().std())
+    found, wrong = (
+        invariance(each, encoder, numbered(16), torch.device("cpu"), sd) for each in (sound, leaky)
+    )
+    assert found["ok"]
+    assert found["tolerance"] > 1e-3 * sd
+    assert not wrong["ok"]
 
 
 def test_sanity_rows_score_what_they_say() -> None:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune.functional import (
     gae,
@@ -160,6 +162,24 @@ def test_gae_of_padded_shifted_and_permuted_rows() -> None:
     wide, wide_returns = gae(padded(r), padded(v), padded(MASK), 0.9, 0.8)
     assert torch.equal(wide, padded(advantages))
     assert torch.equal(wide_returns, padded(returns))
+
+
+class Launches(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_columns_of_the_prompt_cost_gae_nothing() -> None:
+    counts = []
+    for before, after in ((0, 0), (50, 0), (3, 70)):
+        wide = [torch.nn.functional.pad(x, (before, after)) for x in (rand(3, 6), rand(3, 6, seed=1), MASK)]
+        with Launches() as launches:
+            gae(*wide, 0.9, 0.8)
+        counts.append(launches.count)
+    assert max(counts) <= counts[0] + 1  # a slice of all columns is none
 
 
 def test_gae_without_any_response_is_zero() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from preftune.algorithms import PPO, SFT
-from preftune.algorithms.base import Loss
+from preftune.algorithms.base import Loss, averaged
 from preftune.config import OptimizerConfig, PPOConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.errors import ConfigError
@@ -202,3 +202,26 @@ def test_a_launcher_that_shards_models_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match=rf"ACCELERATE_USE_{name} is set") as caught:
         Learner()
     assert caught.value.code == 78
+
+
+def test_what_an_fp16_scaler_skips_is_no_update_and_its_norm_is_left_out() -> None:
+    """With a scaler that works on a CPU, and a first gradient that overflows."""
+    policy, batch = Policy(causal_lm(1)), sequences(5)
+    learner, plain = Learner(), Policy(causal_lm(1))
+    accelerator = learner.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    algorithm, before = sft(learner, policy), state(policy.model)
+    overflow = policy.model.lm_head.weight.register_hook(lambda gradient: gradient + math.inf)
+    rows = [algorithm.step(batch)]
+    overflow.remove()
+    assert not math.isfinite(rows[0]["grad_norm"])
+    assert learner.updates == 0
+    assert learner.not_finite == []
+    assert same_weights(state(policy.model), before)
+    rows.append(algorithm.step(batch))
+    assert learner.updates == 1
+    wanted = sft(Learner(), plain).step(batch)
+    assert rows[1]["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
+    assert averaged(rows)["grad_norm"] == rows[1]["grad_norm"]
+    assert flat(state(policy.model)) == pytest.approx(flat(state(plain.model)), abs=1e-6)

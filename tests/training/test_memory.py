@@ -13,7 +13,8 @@ from preftune.algorithms.base import Loss
 from preftune.config import OptimizerConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.functional import token_mean
-from preftune.models.roles import Policy
+from preftune.models.fast.native import without_kernel
+from preftune.models.roles import Policy, Reference
 from preftune.rollout import sample as sample_module
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner
@@ -21,6 +22,9 @@ from preftune.training.state import capture
 from tiny import EOS, NO_CLIPPING, Recorder, causal_lm, flat, gradients, prompts, sequences, state
 
 PER_MICROBATCH, PER_UPDATE = 2, 2  # times that the CPU waits for a GPU
+# Kernels that are started, of a model of two blocks.
+PER_TOKEN = {torch.float32: 119, torch.bfloat16: 131}
+A_MICROBATCH, AN_UPDATE = 300, 52
 
 
 class Device:
@@ -260,3 +264,49 @@ def test_a_microbatch_waits_for_the_device_twice_and_an_update_twice() -> None:
     each = (counts[2] - counts[1]) / 2
     assert each <= PER_MICROBATCH
     assert counts[0] - each <= PER_UPDATE
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute; views launch nothing."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def launches_of(role: Policy | Reference) -> float:
+    """Of one more token."""
+    counts = []
+    for tokens in (4, 12):
+        with Launches() as launches:
+            sample(role, prompts(5, 5), max_new_tokens=tokens, temperature=1.0, eos_id=-1)
+        counts.append(launches.count)
+    return (counts[1] - counts[0]) / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_launches_no_more_than_it_did(dtype: torch.dtype) -> None:
+    """By the plain decoder, on two blocks of GPT-2's; a frozen model casts no weight again at every token."""
+    trained, frozen = Policy(causal_lm(1)), Reference(causal_lm(1))
+    frozen.model.requires_grad_(False)
+    trained.dtype = frozen.dtype = dtype
+    with without_kernel():
+        # The first time each model is tried out.
+        counts = [[launches_of(role) for _ in range(2)][1] for role in (trained, frozen)]
+    assert counts[0] == counts[1] <= PER_TOKEN[dtype]
+
+
+def test_an_update_launches_no_more_than_it_did() -> None:
+    counts = []
+    for size in (8, 4, 2):
+        learner, policy = Learner(microbatch_size=size), Policy(causal_lm(1))
+        learner.train("policy", policy, OptimizerConfig(), 1e-3)
+        algorithm, batch = SFT(SFTConfig(), {"policy": policy}, learner), sequences(5, 8)
+        algorithm.step(batch)
+        with Launches() as launches:
+            algorithm.step(batch)
+        counts.append(launches.count)
+    assert counts[0] <= A_MICROBATCH + AN_UPDATE
+    assert counts[2] - counts[1] <= 2 * A_MICROBATCH

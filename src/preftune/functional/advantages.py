@@ -68,13 +68,18 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
     active = as_mask(response)
     rewards, values = zero_off(rewards, active), zero_off(values, active)
     advantage = next_value = torch.zeros_like(values[:, 0])  # (B,)
-    columns = []
-    for t in reversed(range(values.shape[1])):
+    columns, width = [], values.shape[1]
+    used = active.any(0)  # (T,); the columns of prompts would be launches for nothing
+    first, last = (used.cumsum(0) == 0).sum(), (used.flip(0).cumsum(0) > 0).sum()
+    start, end = divmod(int(first * (width + 1) + last), width + 1)  # a GPU is waited for once
+    for t in reversed(range(start, end)):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantage = zero_off(delta + gamma * lam * advantage, active[:, t])
         next_value = values[:, t]
         columns.append(advantage)
-    advantages = torch.stack(columns[::-1], dim=1)
+    advantages = torch.zeros_like(values)
+    if columns:
+        advantages[:, start:end] = torch.stack(columns[::-1], dim=1)
     return advantages, advantages + values
 
 

@@ -354,7 +354,7 @@ class Learner:
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if scaling or not wrong:
             trained.optimizer.step()
-            self.updates += not (scaling and trained.optimizer.step_was_skipped)  # type: ignore[attr-defined]
+            self.updates += math.isfinite(numbers["grad_norm"])  # a fused AdamW skips unseen by accelerate
         trained.skipped = trained.skipped + 1 if wrong else 0
         if wrong and (not scaling or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))

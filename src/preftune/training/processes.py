@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import os
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch.distributed
 from torch.distributed import distributed_c10d
 
 from preftune.errors import ProcessLost
+from preftune.faults import KILL
 
 _SILENT = ("Timed out waiting", "timed out", "Timeout")  # gloo, the store, the NCCL watchdog
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -72,7 +72,7 @@ def _end(ranks: Sequence[int]) -> None:
         node, number, parent = process.rsplit(" ", 2)
         if (node, int(parent)) == (platform.node(), os.getppid()):
             with contextlib.suppress(OSError):
-                os.kill(int(number), getattr(signal, "SIGKILL", signal.SIGTERM))
+                os.kill(int(number), KILL)
 
 
 def _silent() -> list[int]:

@@ -1,4 +1,6 @@
-"""Commands that may be killed, each in a process forked from one that has imported torch already."""
+"""Commands that may be killed, each in a process forked from one that has imported torch already, or, where
+nothing forks (Windows), in one that imports it anew.
+"""
 
 import gc
 import multiprocessing
@@ -20,8 +22,11 @@ class Lives:
     """Starts `preftune WORDS...` quickly, with a fault in it if wanted. Only one is needed in a process."""
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["preftune.cli", "preftune.runs.runner", *preload])
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        get = multiprocessing.get_context
+        self._context = get("forkserver") if forks else get("spawn")
+        if forks:
+            self._context.set_forkserver_preload(["preftune.cli", "preftune.runs.runner", *preload])
 
     def start(self, words: Sequence[str], log: Path, fault: str = "") -> BaseProcess:
         """A process that runs the command; its output is appended to `log`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import PreftuneError
+from preftune.faults import KILL
 from preftune.rundir import RunDir, read_json
 from preftune.verify.attempts import Lives, different, outcome
 
@@ -120,7 +121,7 @@ class _Trial:
         log = self.directory / "log.txt"
         words = ["train", self.recipe, name, *self.overrides, "--out", str(run.path)]
         code = self.lives.run(words, log, fault)
-        if code != 0 and not (fault and code == -9):
+        if code != 0 and not (fault and abs(code) == KILL):  # Windows has no minus
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-4:])
             raise PreftuneError(f"stage {name} ended with code {code}:\n{tail}", f"all output is in {log}")
         return code
