@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import beside
 import measure
 import proof
 import wheels
@@ -140,6 +142,16 @@ def test_half_precision_is_measured_and_a_wrong_head_is_noticed(monkeypatch: pyt
 
     monkeypatch.setattr(measure, "logprobs_and_entropy", rounded)
     assert not measure.precision(["--small"])["ok"]
+
+
+def test_memory_of_the_other_side_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a card of which 3 GiB are taken: a model of one more, and 2 at work."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, gib in {"memory_allocated": 3, "max_memory_allocated": 6}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda gib=gib: gib << 30)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    assert beside.peak_gib(lambda: "done", beside.held_gib()) == ("done", 3.0)
 
 
 def test_updates_are_timed_beside_trl_and_say_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,14 +24,21 @@ def seconds_of(work: Callable[[], Any], times: int = 3) -> float:
     return min(spent[1:])
 
 
-def peak_gib(work: Callable[[], Any]) -> tuple[Any, float | None]:
-    """What the work gives, and the most memory that was allocated on the card meanwhile."""
+def held_gib() -> float:
+    """Memory that is allocated on the card, by whomever in this process."""
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def peak_gib(work: Callable[[], Any], before: float) -> tuple[Any, float | None]:
+    """What the work gives, and the most memory that was allocated on the card meanwhile, above `before`: what
+    the other side holds is none of its own.
+    """
     if not torch.cuda.is_available():
         return work(), None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     found = work()
-    return found, torch.cuda.max_memory_allocated() / 2**30
+    return found, torch.cuda.max_memory_allocated() / 2**30 - before
 
 
 def limits(device: torch.device, dtype: torch.dtype, small: bool) -> dict[str, float]:
@@ -75,11 +82,11 @@ def trl(stage: str, make: Callable[[], Any], rows: dict[str, Ids], half: bool) -
             _wait()
             self.ends.append(time.monotonic())
 
-    clock = Clock()
+    clock, before = Clock(), held_gib()
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(stage, make, rows, half, Path(folder))
         trainer.add_callback(clock)
-        _, peak = peak_gib(trainer.train)
+        _, peak = peak_gib(trainer.train, before)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     spent = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return {"installed": True, "seconds an update": min(spent), "first loss": losses[0], "peak GiB": peak}

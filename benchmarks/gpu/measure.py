@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from beside import limits, peak_gib, seconds_of, slowest, trl, vllm
+from beside import held_gib, limits, peak_gib, seconds_of, slowest, trl, vllm
 from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
 from preftune.data import Pairs, pad_prompts, pad_sequences
@@ -122,7 +122,7 @@ def speed(words: list[str]) -> dict[str, Any]:
 
 def sampling(shape: str, precision: Any, card: dict[str, float]) -> dict[str, Any]:
     rows, prompt, new = (4, 8, 8) if shape == "small" else (64, 128, 128)
-    policy, learner = Policy(model_of(shape)), Learner(precision)
+    before, policy, learner = held_gib(), Policy(model_of(shape)), Learner(precision)
     learner.freeze(policy)
     top, ids = policy.model.config.vocab_size, drawn(policy, rows, prompt)
     given = pad_prompts(ids, list(range(rows)), 0).to(learner.device)
@@ -137,7 +137,7 @@ def sampling(shape: str, precision: Any, card: dict[str, float]) -> dict[str, An
                 min_new_tokens=new, top_k=0, pad_token_id=0,
             )  # fmt: skip
 
-    spent, peak = peak_gib(lambda: seconds_of(ours))
+    spent, peak = peak_gib(lambda: seconds_of(ours), before)
     weights = sum(p.numel() for p in policy.model.parameters())
     token = max(
         (4 if precision == "float32" else 2) * weights / card["bytes/s"], 2 * weights * rows / card["FLOP/s"]
@@ -158,7 +158,7 @@ def sampling(shape: str, precision: Any, card: dict[str, float]) -> dict[str, An
 def update(stage: str, shape: str, precision: Any, card: dict[str, float]) -> dict[str, Any]:
     """One of SFT or DPO, in one microbatch, and TRL's on the same rows and weights."""
     count, length = (2, 8) if shape == "small" else (8, 128)
-    policy, learner = Policy(model_of(shape)), Learner(precision)
+    before, policy, learner = held_gib(), Policy(model_of(shape)), Learner(precision)
     parts = ("prompt", "chosen") if stage == "sft" else ("prompt", "chosen", "rejected")
     rows = {part: drawn(policy, count, length, seed) for seed, part in enumerate(parts)}
     sides = [pad_sequences(rows["prompt"], rows[part], 0) for part in parts[1:]]
@@ -172,7 +172,7 @@ def update(stage: str, shape: str, precision: Any, card: dict[str, float]) -> di
     made: Any = kind(kind.Config(algorithm=stage, batch_size=count), models, learner)
     batch = learner.place(sides[0] if stage == "sft" else Pairs(*sides))
     first = made.step(batch)["loss"]
-    spent, peak = peak_gib(lambda: seconds_of(lambda: made.step(batch)))
+    spent, peak = peak_gib(lambda: seconds_of(lambda: made.step(batch)), before)
     weights = sum(p.numel() for p in policy.model.parameters())
     flops = (6 if stage == "sft" else 8) * weights * count * length * len(parts)
     found = {
