@@ -86,7 +86,7 @@ def put_back(run: RunDir, stage: Stage) -> bool:
 
 
 def settle(run: RunDir, stage: Stage) -> None:
-    """The old stage goes: a new one stands, or it is back itself."""
+    """Remove what is kept of the old stage: the new one is finished, or the old one is back."""
     shutil.rmtree(_folder(run, stage), ignore_errors=True)
     if run.aside.is_dir() and not any(path.is_dir() for path in run.aside.iterdir()):
         shutil.rmtree(run.aside, ignore_errors=True)

@@ -89,7 +89,7 @@ def _metadata(
 
 
 def _is_hub_id(name: str) -> bool:
-    """Of that form, and no path: what is not may hold line ends, or whatever else YAML folds."""
+    """Whether it has the form of a hub id. Anything else may hold line ends, or whatever else YAML folds."""
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 

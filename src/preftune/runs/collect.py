@@ -59,7 +59,7 @@ class _Collector:
     prompts: Sequence[Sequence[int]]
 
     def seed(self, row: Json | Preference) -> int:
-        """Of all that is drawn for a data row."""
+        """The seed of all that is drawn for a data row."""
         number = row["row"] if isinstance(row, dict) else row.row
         return derive_seed(self.session.config.seed, self.name, "sample", number)
 
@@ -115,7 +115,7 @@ class _Collector:
         return [{"scores": scores[span].tolist(), **extra} for span, extra in zip(spans, more, strict=True)]
 
     def _metrics(self, rows: Sequence[Json], replies: Sequence[tuple[int, bool]]) -> dict[str, float]:
-        """Of rows, and of the length of each reply and whether it has ended."""
+        """Metrics of rows, and of the length of each reply and whether it has ended."""
         spreads = [pstdev(row["scores"]) for row in rows]
         judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
         judgements = [] if judge is None else judge.judgements(rows)
@@ -177,7 +177,7 @@ def collect_stage(session: Session, stage: Stage) -> bool:
 def _logged(
     session: Session, collector: _Collector, done: int, steps: int, learner: Learner
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """The steps that are left, each written down before any process goes on."""
+    """The remaining steps, each written down before any process goes on."""
     run, name = session.run, collector.name
     logs = (MetricsLog(run.metrics(name), done), Ledger(run.ledger(name), done)) if learner.is_main else None
     for step in range(done, steps):
@@ -196,7 +196,7 @@ def _logged(
 
 
 def _resumed(run: RunDir, name: str, size: int) -> int:
-    """Steps of which everything is written down; what there is of a later one is dropped."""
+    """How many steps are written down completely; replies of a later one are dropped."""
     logs = [run.replies(name), run.metrics(name), run.ledger(name)]
     rows, *steps = [read_jsonl(log) if log.is_file() else [] for log in logs]
     done = min(len(rows) // size, *(len(log_rows) for log_rows in steps))
@@ -245,7 +245,7 @@ def _finite(scores: Sequence[float], name: str) -> list[float]:
 
 
 def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
-    """The stage's files, whole; returns what to say of them."""
+    """Write the stage's files; returns the facts about them."""
     run, config = collector.session.run, collector.config
     rows, target = read_jsonl(run.replies(stage.name)), run.collected(stage.name)
     candidates = [(row, pair) for row in rows for pair in collector.pairs(row)]

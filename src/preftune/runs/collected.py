@@ -1,4 +1,4 @@
-"""What is said of collected replies: who judged what, how often, how well it agrees; and their card."""
+"""The report on collected replies: who judged what, how often, how well it agrees; and their data card."""
 
 import json
 from collections.abc import Mapping, Sequence

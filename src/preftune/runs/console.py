@@ -143,7 +143,7 @@ class Console:
 
 
 def is_live(out: RichConsole) -> bool:
-    """Whether pictures may be drawn over each other: on a terminal that can move its cursor, and not where
+    """Whether output may be redrawn in place: on a terminal that can move its cursor, and not where
     NO_COLOR or CI asks for plain lines.
     """
     plain = any(os.environ.get(name, "") for name in ("NO_COLOR", "CI"))

@@ -59,7 +59,7 @@ def names_of_members(session: Session, name: str) -> list[str]:
 
 
 def _with_members(session: Session, name: str) -> Session:
-    """The session with the members among its stages, which nobody else sees."""
+    """A copy of the session that has the members among its stages."""
     settings = session.config.stage[name]
     alone = {key: type(settings).model_fields[key].default for key in settings.combining}
     members = dict.fromkeys(names_of_members(session, name), settings.model_copy(update=alone))
@@ -110,7 +110,7 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
 
 
 def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
-    """What makes the members one reward model: how they are combined, and mean and sd of that."""
+    """Write what makes the members one reward model: how they are combined, and mean and sd of the result."""
     target, settings = stage.model_dir(session.run), session.config.stage[stage.name]
     first = Source(str(members[0].model_dir(session.run)))
     tokenizer = load_tokenizer(first)

@@ -24,7 +24,7 @@ class Lengths:
 
 
 def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
-    """Over the first training rows, in the tokens of the base model (or of the one to be made)."""
+    """Means over the first training rows, in tokens of the base model (or of the one to be made)."""
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
     from preftune.runs.sources import make_tokenizer
@@ -47,7 +47,7 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
 
 
 def chosen_lengths(config: RunConfig, dataset: Dataset, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Of the chosen replies of some training rows, in tokens, end token counted."""
+    """Lengths of the chosen replies of some training rows, in tokens, end token counted."""
     encoder = _encoder(config, tokenizer)
     return [len(encoder.response(row.chosen)) for row in _some(dataset) if row.chosen]
 
@@ -70,6 +70,6 @@ def _encoder(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Encoder
 
 
 def longest(config: RunConfig) -> Lengths:
-    """What the settings allow: for a plan without data."""
+    """The longest that the settings allow: for a plan without data."""
     reply = float(config.data.max_response_length)
     return Lengths(prompt=float(config.data.max_prompt_length), chosen=reply, rejected=reply)

@@ -147,7 +147,7 @@ class LLMJudge:
         self._check()
 
     def _keep(self, key: str, answer: Answer) -> None:
-        """Written down at once: it is not asked again, whatever comes."""
+        """Write an answer down at once, so that its question is not asked again."""
         if answer.model and not _is_same(self.model, answer.model):
             raise ConfigError(
                 f"the LLM judge at {self.endpoint.url} answers as {answer.model}, and {self.model} was asked",

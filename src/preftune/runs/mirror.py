@@ -171,7 +171,7 @@ def _sums(unit: Path) -> dict[str, str]:
 
 
 def _discard(unit: Path) -> None:
-    """The manifest first: what is half removed is no unit."""
+    """Remove a unit, its manifest first: without one it does not count as a unit."""
     (unit / _MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(unit, ignore_errors=True)
 

@@ -139,7 +139,7 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 
 
 def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
-    """Ids of all of a prompt."""
+    """Ids of a prompt, not truncated."""
     return encoder.text(prompt) if isinstance(prompt, str) else encoder.prompt(_dialogue(prompt), UNLIMITED)
 
 

@@ -68,7 +68,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
 
 
 def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, ended: Ended | None) -> None:
-    """The main process writes the model and what is known of the stage."""
+    """In the main process, write the model and the facts about the stage."""
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         steps = job.steps if ended is None else ended.kept

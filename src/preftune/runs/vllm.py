@@ -133,7 +133,7 @@ class VLLM:
             raise FailedError(message) from None
 
     def _hand_over(self, policy: Policy) -> None:
-        """Write the policy where the server sees it, have it loaded, and drop what was there before."""
+        """Write the policy where the server sees it, have it loaded, and remove earlier ones."""
         if self.learner.is_main:
             target = Path(self.config.weights_dir or "").expanduser().resolve()
             target = target / f"{self.name}-{os.getpid()}-{self.calls:06}"
@@ -165,7 +165,7 @@ def _with_head(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What replies to one prompt must keep to."""
+    """What replies to one prompt must satisfy."""
 
     count: int
     longest: int

@@ -1,4 +1,4 @@
-"""What is added up over the microbatches of an update."""
+"""Sums over the microbatches of an update."""
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Tally:
                 self._add(name, metric.detach().sum(), "rows")
 
     def fill(self, kinds: dict[str, str]) -> None:
-        """Zeros under the names that another process has."""
+        """Set zeros under the names that another process has."""
         for name, kind in kinds.items():
             self._add(name, torch.tensor(0.0), kind)
 

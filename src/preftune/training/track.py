@@ -42,7 +42,7 @@ class Tracked:
             self._rows.put_nowait((step, {k: float(v) for k, v in metrics.items() if math.isfinite(v)}))
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """Give it a while for what is left."""
+        """Give the tracker up to `patience` seconds for the rows in the queue."""
         with suppress(queue.Full):
             self._rows.put_nowait(None)
         self._thread.join(patience)

@@ -2,7 +2,7 @@
 
 A token of a small model is hundreds of kernels of microseconds: a card waits for the host that starts them. A
 graph starts all of them at once. What is recorded must therefore not depend on numbers: how many tokens are
-written is a number on the device, every token attends to all places, and those not written yet are hidden.
+written is a number on the device, every token attends to all positions, and those not written yet are hidden.
 
 **Never run on a GPU.** That a step can be recorded is shown on a CPU (tests/models/test_static.py).
 """
@@ -58,7 +58,7 @@ class StaticGrid(GridDecoder):
 
 
 def recorded(step: Step) -> Step:
-    """`step` as a CUDA graph: the very kernels on the very memory. It is recorded, not done.
+    """`step` as a CUDA graph: the same kernels on the same memory. It is recorded, not executed.
 
     What other threads ask of the card meanwhile (NCCL's watchdog does) is no error of the recording.
     """
