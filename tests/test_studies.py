@@ -80,8 +80,23 @@ def test_what_top_1_costs_is_what_the_three_studies_say(study: dict[str, Any], n
     assert f"| {' | '.join(cells)} |" in rows
 
 
-def test_kept_seeds_of_sentiment_hold_no_text() -> None:
-    files = list((ROOT / "docs" / "studies" / "sentiment" / "seeds").rglob("*.json"))
+def test_the_table_of_the_frontier_is_the_studys() -> None:
+    place = ROOT / "docs" / "studies"
+    study = json.loads((place / "sentiment-frontier" / "study.json").read_text(encoding="utf-8"))
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert len(study["frontier"]) == 4
+    for row in study["frontier"]:
+        gains = [
+            f"{at['gain']:+.2f} [{at['gain_low']:+.2f}, {at['gain_high']:+.2f}]" for at in row["at"] if at
+        ]
+        assert f"| {row['method']} | {' | '.join(gains)} |" in text.replace(" | not reached", "").replace(
+            " (n = 64: 3.17 nats)", ""
+        )
+
+
+@pytest.mark.parametrize("name", ["sentiment", "sentiment-frontier"])
+def test_kept_seeds_of_sentiment_hold_no_text(name: str) -> None:
+    files = list((ROOT / "docs" / "studies" / name / "seeds").rglob("*.json"))
     assert files
     assert not any("response" in file.read_text(encoding="utf-8") for file in files)
 

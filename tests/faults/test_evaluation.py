@@ -42,9 +42,8 @@ def evaluated(lab: Lab, out: Path, fault: str = "") -> tuple[int, str]:
 
 def results(run: RunDir) -> dict[str, Any]:
     """All that an evaluation writes, but for its times."""
-    files = [
-        path for folder in ("evaluation", "samples", "analysis") for path in (run.path / folder).glob("*")
-    ]
+    folders = (run.path / folder for folder in ("evaluation", "samples", "analysis"))
+    files = [path for folder in folders for path in folder.glob("*") if path.name != "setup.md"]
     found: dict[str, Any] = {str(path.relative_to(run.path)): path.read_bytes() for path in files}
     record = read_json(run.stage_json("evaluation"))
     varies = ("seconds", "peak_memory_mb", "record_sha256")

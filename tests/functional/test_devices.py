@@ -36,7 +36,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "kto_kl": lambda: pf.kto_kl(EACH, EACH),
     "kto_loss": lambda: pf.kto_loss(EACH, EACH, EACH.bool(), EACH[0], beta=0.1),
     "missing_eos_scores": lambda: pf.missing_eos_scores(EACH, EACH.bool(), replace=-1.0),
-    "gae": lambda: pf.gae(CELLS, CELLS, MASK, 1.0, 0.95),
     "group_advantages": lambda: pf.group_advantages(EACH, 2),
     "leave_one_out_advantages": lambda: pf.leave_one_out_advantages(EACH, 2),
     "ppo_policy_loss": lambda: pf.ppo_policy_loss(CELLS, CELLS, EACH, mask=MASK),
@@ -56,13 +55,19 @@ def test_results_are_where_the_inputs_are(name: str) -> None:
         assert result.device == META
 
 
-def test_shaped_rewards_are_where_the_inputs_are() -> None:
-    """It reads values, which `meta` has none of: here the inputs are elsewhere than new tensors."""
+def test_rewards_and_advantages_are_where_the_inputs_are() -> None:
+    """Both read values, which `meta` has none of: here the inputs are elsewhere than new tensors."""
     cells = torch.ones(2, 3)
     with torch.device("meta"):
         assert pf.shaped_rewards(cells[:, 0], cells, cells, cells, 0.1).device == cells.device
+        advantages, returns = pf.gae(cells, cells, cells, 1.0, 0.95)
+    assert advantages.device == returns.device == cells.device
 
 
 def test_every_function_is_called() -> None:
-    reads_values = {"AdaptiveKL", "shaped_rewards"}  # floats; whether a row is empty
+    reads_values = {
+        "AdaptiveKL",
+        "shaped_rewards",
+        "gae",
+    }  # floats; empty rows; where replies are
     assert {name.split(",")[0] for name in CALLS} == set(pf.__all__) - reads_values

@@ -55,7 +55,7 @@ def test_the_run_directory_holds_exactly_these_files(tiny_run: RunDir) -> None:
     expected |= {f"models/{name}/{file}" for name in MODELS for file in saved}
     expected |= {f"models/{name}/generation_config.json" for name in MODELS if name != "reward_model"}
     expected |= {"models/reward_model/reward_head.bin", "analysis/reward_model_mistakes.jsonl"}
-    expected |= {f"analysis/{part}.md" for part in ("config", "mistakes", "samples")}
+    expected |= {f"analysis/{part}.md" for part in ("config", "data", "mistakes", "samples", "setup")}
     expected |= {f"samples/{'base_scratch' if p == 'base' else p}_samples.jsonl" for p in POLICIES}
     expected |= {f"evaluation/{name}.json" for name in [*POLICIES, "reward_model", "best_of_n"]} | {
         "evaluation/comparisons.jsonl"

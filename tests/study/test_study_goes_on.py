@@ -15,11 +15,16 @@ from preftune import cli
 from preftune.config import RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
 from preftune.rundir import read_json
+from preftune.study import measure
 from preftune.study import seed as one_seed
 from preftune.study.design import Request, make_design
 from preftune.study.launch import run_study
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # --- not twice ----------------------------------------------------------------------------------------------
@@ -49,16 +54,26 @@ def test_a_finished_seed_is_not_run_again(
 
 
 def test_an_interrupted_study_resumes(
-    two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
+    two_seeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study_of: Callable[..., dict[str, Any]],
 ) -> None:
-    """Killed in seed 4, after SFT and before the measurement of GRPO: only what is missing is made."""
+    """Killed in seed 4, after SFT and before the measurement of GRPO: only what is missing is made. Killed
+    once more while the last, best-of-n, is measured: GRPO is not measured again.
+    """
     out = tmp_path / "resumed"
     shutil.copytree(two_seeds, out)
     without_grpo(out, 4)
-    kept = [out / "seed-4/models/policy_sft/model.safetensors", out / "seed-4/study/ppo.json"]
-    before = [path.stat().st_mtime_ns for path in kept]
+    (out / "seed-4/study/best_of_n.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "_best_of_n", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            study_of(out, seeds=2, first_seed=3)
+    kept = ["models/policy_sft/model.safetensors", "study/ppo.json", "study/grpo.json"]
+    before = [(out / "seed-4" / name).stat().st_mtime_ns for name in kept]
     resumed = study_of(out, seeds=2, first_seed=3)
-    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert [(out / "seed-4" / name).stat().st_mtime_ns for name in kept] == before
     assert resumed["policies"] == study_json(two_seeds)["policies"]
 
 
@@ -123,6 +138,7 @@ def test_a_sweep_runs_its_own_stages_only(
     assert sweep["laws"]["bon_proxy"]["law"] == "d (alpha - beta d)"
     assert "## Sweep of stage.ppo.kl_coef" in (out / "STUDY.md").read_text(encoding="utf-8")
     assert (out / "figures" / "sweep.svg").is_file()
+    assert "PPO (kl_coef swept)" in (out / "figures" / "frontier.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

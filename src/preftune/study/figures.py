@@ -21,6 +21,8 @@ def draw(study: Study) -> dict[str, str]:
         figures = {"gains.svg": _gains(study), "kl.svg": _distances(study)}
         if study["sweep"] is not None:
             figures["sweep.svg"] = _sweep(study)
+        if study.get("frontier"):
+            figures["frontier.svg"] = _frontier(study)
     return figures
 
 
@@ -109,6 +111,38 @@ def _sweep(study: Study) -> str:
         axes.set_xlabel("√KL to SFT (nats per response)")
         axes.set_ylabel("gain over SFT")
     left.legend(fontsize=8, frameon=False)
+    return save(figure)
+
+
+def _frontier(study: Study) -> str:
+    """Gold against √KL, a line for each swept method and one for best-of-n; bars are intervals over seeds and
+    prompts (Rafailov et al. 2023, figure 2 left).
+    """
+    figure, (axes,) = _panels(1, 5.6, 4.0)
+    _best_of_n(axes, study["best_of_n"], "gold_gain", INK)
+    methods = {row["setting"]: row["method"] for row in study["frontier"]}
+    for i, sweep in enumerate([study["sweep"], *study["more_sweeps"]]):
+        if sweep["key"] not in methods:
+            continue
+        points = sorted(sweep["means"], key=lambda point: point["sqrt_kl"])
+        gain, low, high = (
+            np.array([point[f"gold_gain{end}"] for point in points], float) for end in ("", "_low", "_high")
+        )
+        axes.errorbar(
+            [point["sqrt_kl"] for point in points],
+            gain,
+            yerr=[gain - low, high - gain],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            elinewidth=0.8,
+            label=f"{methods[sweep['key']]} ({sweep['key'].split('.')[-1]} swept)",
+        )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlabel("√KL to SFT (nats per response)")
+    axes.set_ylabel("gold gain over SFT")
+    axes.legend(fontsize=8, frameon=False)
     return save(figure)
 
 

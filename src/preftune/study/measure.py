@@ -101,31 +101,40 @@ def _measure(
     policies: Sequence[str],
     keys: Mapping[str, str],
 ) -> None:
-    measured: dict[str, dict[str, Any]] = {name: {} for name in policies}
-    samples: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    """Each policy's file is written once it is measured on every ground: a study that is stopped keeps it."""
+    baselines: list[list[Row]] = []
     for ground in grounds:
-        bench, learner = ground.bench, ground.learner
+        bench = ground.bench
         with session.console.counting(f"{ground.name} prompts", len(bench.prompts)) as advance:
-            baseline = bench.rows(frozen_policy(session, learner, reference), advance)
-        for name in policies:
-            with session.console.counting(f"{ground.name} {name}", len(bench.prompts)) as advance:
-                if name == BEST:
-                    measured[name][ground.name] = _best_of_n(ground, baseline, advance)
-                    continue
-                same = name == reference
-                rows = baseline if same else bench.rows(frozen_policy(session, learner, name), advance)
-                measured[name][ground.name] = {key: ground.means(rows, key).tolist() for key in MEASURES}
-                others = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.others}
-                measured[name][ground.name] |= {"golds": others, **_as_text(ground, rows)}
-                if not same:
-                    for key, name_of in WINS.items():
-                        wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
-                        measured[name][ground.name][name_of] = wins.tolist()
-                samples[name][ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
+            baselines.append(bench.rows(frozen_policy(session, ground.learner, reference), advance))
     for name in policies:
-        record = {"policy": name, "key": keys[name], "sets": measured[name], "samples": samples[name]}
+        sets: dict[str, Any] = {}
+        samples: dict[str, Any] = {}
+        for ground, baseline in zip(grounds, baselines, strict=True):
+            with session.console.counting(f"{ground.name} {name}", len(ground.bench.prompts)) as advance:
+                if name == BEST:
+                    sets[ground.name] = _best_of_n(ground, baseline, advance)
+                    continue
+                rows = baseline
+                if name != reference:
+                    rows = ground.bench.rows(frozen_policy(session, ground.learner, name), advance)
+                sets[ground.name] = _values(ground, rows, None if name == reference else baseline)
+                samples[ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
+        record = {"policy": name, "key": keys[name], "sets": sets, "samples": samples}
         kind = BestFile if name == BEST else PolicyFile
         write_record(values_file(session.run.path, name), _rounded(record), kind)
+
+
+def _values(ground: Ground, rows: Sequence[Row], baseline: Sequence[Row] | None) -> dict[str, Any]:
+    """Means by prompt; against the baseline, where there is one, the chances to beat its replies."""
+    values: dict[str, Any] = {key: ground.means(rows, key).tolist() for key in MEASURES}
+    golds = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.others}
+    values |= {"golds": golds, **_as_text(ground, rows)}
+    if baseline is not None:
+        for key, win in WINS.items():
+            wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
+            values[win] = wins.tolist()
+    return values
 
 
 def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:

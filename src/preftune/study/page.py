@@ -250,7 +250,7 @@ def _sweep(sweep: Study) -> str:
             _plus_minus(law, "beta"),
             law["n"],
             f"{float(law['r2']):.2f}",
-            "-" if law["peak_sqrt_kl"] is None else f"{law['peak_sqrt_kl']:.2f}",
+            _peak(law, max(point["sqrt_kl"] for point in [*sweep["points"], *sweep["best_of_n"]])),
         ]
         for name, law in sweep["laws"].items()
         if law is not None
@@ -259,15 +259,22 @@ def _sweep(sweep: Study) -> str:
         "Laws of Gao et al. (arXiv:2210.10760) with d = √KL, least squares without a constant; ± is one "
         "standard error: for RL robust to what the points of one seed share (two seeds or more), for "
         "best-of-n that of independent points, which neighbouring n are not. `peak` is the √KL from which on "
-        "more optimisation loses gold, by the law; outside the range of the points it is extrapolation."
+        "more optimisation loses gold, by the law; outside the range of the points it is extrapolation, and "
+        "beyond ten times the farthest of them no number."
     )
     heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
     fits = table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
     return f"## Sweep of {sweep['key']}\n\n{table(heads, rows)}\n\n{words}\n\n{fits}"
 
 
+def _peak(law: Mapping[str, Any], farthest: float) -> str:
+    peak = law["peak_sqrt_kl"]
+    return "-" if peak is None or peak > 10 * farthest else f"{peak:.2f}"
+
+
 def _figures(study: Study) -> str:
     names = ["gains", "kl", *(["sweep"] if study["sweep"] else [])]
+    names += ["frontier"] if study.get("frontier") else []
     return "\n".join(["## Figures", "", *(f"![{name}](figures/{name}.svg)" for name in names)])
 
 
