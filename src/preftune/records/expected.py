@@ -7,7 +7,9 @@ from preftune.records.base import Number, Record, Several
 
 
 class ExpectedRecord(Record):
-    """Numbers of runs of one recipe that differ in their seed alone; processor seconds of whole runs."""
+    """Numbers of runs of one recipe that differ in their seed alone; processor seconds of whole runs, or, of
+    stages that a study had finished, seconds by the clock.
+    """
 
     remedy: ClassVar[str] = "python benchmarks/expected.py RECIPE measures it again"
 
