@@ -32,7 +32,7 @@ def comparison_table(run: RunView) -> Table:
     columns: list[Iterable[str]] = [
         (policy.label for policy in run.policies),
         column(policy.reward for policy in run.policies),
-        (number(policy.reward_sd) for policy in run.policies),
+        column(None if sd is None else Estimate(value=sd) for sd in (p.reward_sd for p in run.policies)),
         ("reference" if own else text for own, text in zip(baseline, differences, strict=True)),
         (outcomes.get(policy.policy, "–") for policy in run.policies),
         ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
