@@ -35,10 +35,10 @@ def run_of(recipe: str, seed: int, out: Path, overrides: list[str]) -> tuple[flo
         command, before = [sys.executable, "-m", "preftune", *words], os.times()
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks = [float(found.replace(",", "")) for found in _PEAK.findall(text)]
-        peaks += [stage["peak_memory_mb"] for stage in finished]
+        peaks += [stage.get("peak_memory_mb", 0.0) for stage in finished]  # an evaluation under way has none
         after = os.times()
         seconds = sum(after[2:4]) - sum(before[2:4])  # of children, user and system
-        seconds += sum(stage["seconds"] for stage in finished)
+        seconds += sum(stage.get("seconds", 0.0) for stage in finished)
         write_json(facts, {"seconds": seconds, "peak_mib": max(peaks, default=0.0)})
     made = read_json(facts)
     return made["seconds"], made["peak_mib"]
