@@ -99,15 +99,11 @@ def test_what_has_been_answered_is_not_asked_again(model: Model, tmp_path: Path)
     with (tmp_path / "answers.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')
     assert judge(model, tmp_path).scores(ROWS) == [[0.0, 1.0, 0.5], [0.75, 0.75, 0.0]]
-    times = Counter(model.questions)
-    assert len(times) == 8
-    assert [times[text] for text in model.questions[:5]] == [1, 1, 1, 1, 2]  # the one that failed
-    count = len(model.asked)
-    assert count in (9, 10)  # on a busy machine the next was under way
+    assert Counter(Counter(model.questions).values()) == {1: 7, 2: 1}  # the one that failed
     judge(model, tmp_path).scores(ROWS)
-    assert len(model.asked) == count
+    assert len(model.asked) == 9
     judge(model, tmp_path, temperature=1.0).scores(ROWS)  # another judge
-    assert len(model.asked) == count + 8
+    assert len(model.asked) == 17
 
 
 def test_a_refused_question_is_noted_and_asked_again_later(model: Model, tmp_path: Path) -> None:

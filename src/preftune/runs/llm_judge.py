@@ -11,7 +11,7 @@ an answer without a verdict gives either side half of that.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -129,18 +129,31 @@ class LLMJudge:
     def _ask(self, questions: dict[str, _Question]) -> None:
         new = {k: item for k, item in questions.items() if "refused" in self.answers.get(k, {"refused": ""})}
         pool, waiting = ThreadPoolExecutor(self.config.parallel), dict[Future[Answer], str]()
+        failures = list[Exception]()
+
+        def ask(request: Mapping[str, Any]) -> Answer:
+            """A failure ends all questions at once, before this thread takes the next."""
+            try:
+                return self.endpoint.ask(request)
+            except (ConfigError, InputMissing) as failure:
+                failures.append(failure)
+                self.endpoint.stop()
+                raise
+
         try:
             for key, item in new.items():
-                waiting[pool.submit(self.endpoint.ask, item.request)] = key
+                waiting[pool.submit(ask, item.request)] = key
             for done in as_completed(waiting):
                 key = waiting.pop(done)
                 self._keep(key, done.result())
-        except BaseException:
+        except BaseException as error:
             self.endpoint.stop()
             for done, key in waiting.items():  # what has come all the same
                 with suppress(ConfigError, InputMissing, StoppedError):
                     if done.done() and not done.cancelled():
                         self._keep(key, done.result())
+            if isinstance(error, StoppedError) and failures:
+                raise failures[0] from None  # why the others were ended
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
