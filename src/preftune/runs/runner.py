@@ -139,19 +139,20 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
             _fetch(session, stage)
         _meet(session.config)
         with answering(session.config.process_timeout):
-            _make(session, stage)
-        give_back_memory()
+            made = _make(session, stage)
+        if made:
+            give_back_memory()
         if is_main_process():
             settle(session.run, stage)
 
 
-def _make(session: Session, stage: Stage) -> None:
+def _make(session: Session, stage: Stage) -> bool:
+    """Train or collect a stage unless it is finished; returns whether anything was done."""
     if not stage.makes_model:
-        collect_stage(session, stage)
-    elif stage.name != BASE and session.config.stage[stage.name].models > 1:
-        make_ensemble(session, stage, _fetch)
-    else:
-        run_stage(session, stage)
+        return collect_stage(session, stage)
+    if stage.name != BASE and session.config.stage[stage.name].models > 1:
+        return make_ensemble(session, stage, _fetch)
+    return run_stage(session, stage)
 
 
 def _fetch(session: Session, stage: Stage) -> None:
