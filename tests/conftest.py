@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             raise pytest.UsageError(f"{item.nodeid}: this pytest does not take its group from pytest-xdist")
 
 
+_MANY = 300  # modules: what a library brings in
+_frozen = 0  # modules that no collection of garbage looks at
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """What is imported and collected stays to the end: no collection of garbage looks at it, neither now nor
@@ -45,9 +50,21 @@ def pytest_collection() -> Iterator[None]:
     """
     gc.disable()
     yield
+    _freeze()
+    gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    """The same for what a test was the first to import."""
+    if len(sys.modules) > _frozen + _MANY:
+        _freeze()
+
+
+def _freeze() -> None:
+    global _frozen
     gc.collect()
     gc.freeze()
-    gc.enable()
+    _frozen = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ import preftune
 from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
+from preftune.records.verdict import BETTER, RULE, UNCLEAR
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.stops import Interrupted
 
@@ -270,11 +271,15 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     RunDir(tmp_path / "b").stage_json("ppo").write_text(json.dumps(record))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.toml").write_text("stage = [")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.toml").touch()
     assert main(["runs", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"{tmp_path}/a: 6 of 6 stages finished, reported" in said
     assert f"{tmp_path}/b: 5 of 6 stages finished, stopped in ppo" in said
     assert f"{tmp_path}/c: cannot be read" in said
+    assert f"{tmp_path}/e: cannot be read (its config.toml names no stage)" in said
+    assert f"--out {tmp_path}/e" not in said
     settings = re.findall(r"differs: (\S+),", said)
     assert sorted(settings) == ["evaluation.prompts=16", "evaluation.prompts=17", "seed=7"]  # its own first
     gain = read_json(tiny_run.evaluation("policy_dpo"))["reward_difference_to_sft"]
@@ -285,6 +290,11 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     ]
     assert [row[0] for row in found] == 2 * [f"{gain['mean']:+.2f}"]
     assert [row[1::2] for row in found] == 2 * [tuple(verdicts)]  # an interval alone is no verdict
+    assert RULE not in said  # nothing is called better or worse
+    table = RunDir(tmp_path / "a").comparisons
+    table.write_text(table.read_text().replace(f'"{UNCLEAR}"', f'"{BETTER}"'))
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == RULE
     assert main(["runs", str(tmp_path / "none")]) == 66
     monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
     assert main([]) == 0

@@ -14,6 +14,7 @@ from preftune.records.base import read_record, read_records
 from preftune.records.policy import PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
+from preftune.records.verdict import RULE
 from preftune.report.load import check_intact, settings_of
 from preftune.rundir import RunDir, read_object, read_text, sha256_file
 from preftune.runs.stages import check_model, differences
@@ -231,6 +232,7 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
         console.line(f"the same in both runs on every prompt: {', '.join(same)}")
     if shown := [record for record in result["policies"] if record["label"] in differ]:
         console.table(headers, list(comparison_table(shown)))
+        console.line(RULE)
     if not result["same_reward_model"]:
         console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")
     for line in result["settings_that_differ"]:

@@ -6,6 +6,10 @@ from statistics import NormalDist
 BETTER, WORSE, UNCLEAR = "better", "worse", "no detectable difference"
 SIGNIFICANCE = 0.05
 Z95, Z80 = 1.959963984540054, 0.8416212335729143  # normal quantiles for two-sided 5 % and for 80 % power
+RULE = (
+    "better or worse: the 95 % interval leaves out 0, and p, larger the more policies are compared "
+    "(Holm's correction, against gains by luck), is below 0.05"
+)
 MIN_PROMPTS = 10  # below this a bootstrap over prompts gives intervals that are far too short: no claim
 
 

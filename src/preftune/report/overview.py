@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.config.toml import flatten
 from preftune.errors import InputMissing, PreftuneError
+from preftune.records.verdict import RULE
 from preftune.report.blocks import Block, Grid, Section, Table, say
 from preftune.report.claims import claims
 from preftune.report.doctor.diagnose import diagnose
@@ -51,10 +52,8 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
     if unreadable:
         table = Table(headers=("Run", "Why"), rows=tuple(unreadable), left=2)
         tables.append(Section(key="unread", title="Not read", blocks=(Grid(table=table),)))
-    summary = (
-        f"{len(runs)} runs in {name(root.resolve().name)}. Gains are over each run's own reference; one "
-    )
-    summary += "is better or worse only if its interval and Holm's correction say so."
+    count = f"{len(runs)} runs in {name(root.resolve().name)}"
+    summary = f"{count}. Gains are over each run's own reference; {RULE}."
     page = root / PAGE
     write_text(page, page_of(f"Runs in {name(root.resolve().name)}", summary, tables, {}, beside=""))
     return page

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune.errors import InputMissing, PreftuneError, RunLocked
+from preftune.records.verdict import BETTER, RULE, WORSE
 from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl
 from preftune.runs.lock import refuse_if_held
 from preftune.untrusted import printable
@@ -96,13 +97,18 @@ def show_runs(folder: str | Path = RUNS) -> str:
         lines += [f"    {number}" for number in summary.numbers]
         lines += [f"    differs: {', '.join(assignments[:_SETTINGS])}{more}"] if assignments else []
         lines += [f"    {summary.next}"] if summary.next else []
-    return "\n".join(lines)
+    claimed = any(
+        word in number for summary in runs for number in summary.numbers for word in (BETTER, WORSE)
+    )
+    return "\n".join([*lines, RULE] if claimed else lines)
 
 
 def _summary(run: RunDir) -> RunSummary:
     try:
         settings = tomllib.loads(run.config.read_text(encoding="utf-8"))
         stages = dict(settings.get("stage", {}))
+        if not stages:
+            raise ValueError("its config.toml names no stage")
         state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
         flat = dict(_flat(settings))
         numbers = [line for name in stages if (line := _headline(run, name))]
