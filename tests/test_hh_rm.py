@@ -4,6 +4,7 @@ import argparse
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +18,8 @@ from preftune.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "studies" / "hh-rm" / "STUDY.md"
+
+TIE = "\n\nHuman: validation 10?\n\nAssistant:"
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +81,18 @@ def test_a_trained_row_is_a_run_of_the_recipe_and_scores_validation_pairs(
     scratch = {"layers": 2, "width": 16, "heads": 2, "vocab_size": 300, "steps": 1, "batch_size": 4}
     small = [f"model.scratch.{key}={value}" for key, value in scratch.items()]
     small += ["model.scratch.microbatch_size=4", "model.scratch.positions=256", "model.base=scratch"]
-    row = hh_rm.Model("hh-rm", "rm", (*small, "model.trainable=top:1", "stage.rm.microbatch_size=4"))
-    monkeypatch.setitem(hh_rm.MODELS, "smollm2-top6", row)
-    options = vars(asked(data, tmp_path)) | {"rows": ["smollm2-top6"], "seeds": 1, "validation": 6}
+    small += ["model.trainable=top:1", "stage.rm.microbatch_size=4", "data.max_response_length=3"]
+    monkeypatch.setitem(hh_rm.MODELS, "smollm2-top6", hh_rm.Model("hh-rm", "rm", tuple(small)))
+    cut = {"chosen": f"{TIE} please so it", "rejected": f"{TIE} please so it is"}  # alike to the third token
+    longer = Path(shutil.copytree(data, tmp_path / "data"))
+    with gzip.open(longer / "harmless-base" / "validation.jsonl.gz", "at", encoding="utf-8") as file:
+        file.write(json.dumps(cut) + "\n")
+    options = vars(asked(longer, tmp_path)) | {"rows": ["smollm2-top6"], "seeds": 1}
     hh_rm.run(argparse.Namespace(**options | {"fractions": ["1/2"]}))
     cell = json.loads((tmp_path / "smollm2-top6-1of2-0.json").read_text())
-    assert (cell["pairs"], len(cell["margins"]), len(cell["validation"])) == (59, 6, 6)
+    assert (cell["pairs"], len(cell["margins"]), sorted(cell["validation"])) == (59, 11, list(range(11)))
+    zeros = [i for i, margin in zip(cell["validation"], cell["margins"], strict=True) if margin == 0]
+    assert zeros == [10]  # a tie: no model was asked
     ledger = (tmp_path / "work" / "smollm2-top6-59-0" / "stages" / "rm" / "ledger.jsonl").read_text()
     rows = {name for line in ledger.splitlines() for name in json.loads(line)["rows"]}
     drawn = hh_rm.read(str(data)).drawn(59, 0)

@@ -23,8 +23,7 @@ def vocabulary(*texts: str) -> set[str]:
 
 
 def letters(n: int) -> str:
-    drawn = random.Random(0)
-    return "".join(drawn.choice("abcdefghij") for _ in range(n))
+    return "".join(random.Random(0).choices("abcdefghij", k=n))
 
 
 @pytest.mark.parametrize(
