@@ -1,6 +1,8 @@
 """Intervals over seeds and prompts, and fitted laws, against known answers."""
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from preftune.evaluation.pooled import (
     verdict,
 )
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
+from preftune.study.design import Design
+from preftune.study.sweep import sweep_records
 
 
 def drawn(
@@ -129,6 +133,27 @@ def test_the_number_that_would_be_needed() -> None:
 
 
 # --- laws ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("values", "fitted"), [(3, False), (4, True)])
+def test_two_coefficients_want_four_points_of_training(values: int, fitted: bool) -> None:
+    stages = {str(i): f"ppo-{i}" for i in range(values)}
+    gains = (
+        "gold_gain",
+        "proxy_gain",
+        "gold_gain_low",
+        "gold_gain_high",
+        "proxy_gain_low",
+        "proxy_gain_high",
+    )
+    numbers = {
+        name: dict.fromkeys(gains, 1.0 + i % 2)
+        | {"kl": 1.0 + i, "eos_rate": 1, "length": 9, "collapsed": False}
+        for i, name in enumerate(stages.values())
+    }
+    study = {"seeds": [{"seed": 0, "policies": numbers}], "policies": numbers, "best_of_n": []}
+    laws = sweep_records(cast(Design, SimpleNamespace(sweeps={"kl_coef": stages})), study)[0]["laws"]
+    assert [laws[name] is not None for name in ("rl_gold", "rl_proxy")] == [fitted, fitted]
 
 
 def test_planted_coefficients_come_back() -> None:

@@ -136,7 +136,9 @@ def test_a_sweep_runs_its_own_stages_only(
         assert point["sqrt_kl"] == pytest.approx(math.sqrt(point["kl"]))
     assert set(sweep["laws"]) == {"rl_gold", "rl_proxy", "bon_gold", "bon_proxy"}
     assert sweep["laws"]["bon_proxy"]["law"] == "d (alpha - beta d)"
-    assert "## Sweep of stage.ppo.kl_coef" in (out / "STUDY.md").read_text(encoding="utf-8")
+    page = (out / "STUDY.md").read_text(encoding="utf-8")
+    assert "## Sweep of stage.ppo.kl_coef" in page
+    assert "None for RL: 3 points, and two coefficients want 4." in page
     assert (out / "figures" / "sweep.svg").is_file()
     assert "PPO (kl_coef swept)" in (out / "figures" / "frontier.svg").read_text(encoding="utf-8")
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Kind = Literal["best_of_n", "rl"]
+LEAST_POINTS = 4  # of training that a law is fitted to: two for each of its coefficients
 FORMULAS: dict[Kind, str] = {"best_of_n": "d (alpha - beta d)", "rl": "d (alpha - beta log d)"}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from preftune.evaluation.laws import LEAST_POINTS
 from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
@@ -262,6 +263,8 @@ def _sweep(sweep: Study) -> str:
         "more optimisation loses gold, by the law; outside the range of the points it is extrapolation, and "
         "beyond ten times the farthest of them no number."
     )
+    if sweep["laws"]["rl_gold"] is None and sweep["laws"]["rl_proxy"] is None:
+        words += f" None for RL: {len(sweep['points'])} points, and two coefficients want {LEAST_POINTS}."
     heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
     fits = table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
     return f"## Sweep of {sweep['key']}\n\n{table(heads, rows)}\n\n{words}\n\n{fits}"

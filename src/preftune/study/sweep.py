@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from preftune.evaluation.laws import FORMULAS, Kind, Law, fit_law
+from preftune.evaluation.laws import FORMULAS, LEAST_POINTS, Kind, Law, fit_law
 from preftune.study.design import Design
 
 
@@ -52,8 +52,12 @@ def _mean(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _law(kind: Kind, points: Sequence[Mapping[str, Any]], gain: str) -> dict[str, Any] | None:
-    """Fitted to one point a seed and value (RL), or one a size n, pooled over seeds (best-of-n)."""
+    """Fitted to one point a seed and value (RL), or one a size n, pooled over seeds (best-of-n). None where
+    training gave fewer than two points for each of the law's two coefficients.
+    """
     measured = [point for point in points if point[gain] is not None]
+    if kind == "rl" and len(measured) < LEAST_POINTS:
+        return None
     seeds = [point["seed"] for point in measured] if kind == "rl" else None
     fitted = fit_law(kind, [p["sqrt_kl"] for p in measured], [p[gain] for p in measured], seeds)
     return None if fitted is None else as_record(fitted)
