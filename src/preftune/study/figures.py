@@ -89,28 +89,22 @@ def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour
 
 
 def _sweep(study: Study) -> str:
-    """Gold and proxy against √KL for the swept setting (left) and for best-of-n (right), with the laws."""
-    sweep = study["sweep"]
-    figure, (left, right) = _panels(2, 8.6, 3.8)
-    for gain, colour, marker, law in (
-        ("gold_gain", GOLD, "o", "rl_gold"),
-        ("proxy_gain", PROXY, "s", "rl_proxy"),
-    ):
-        word = gain.removesuffix("_gain")
-        x = [point["sqrt_kl"] for point in sweep["points"]]
-        y = [point[gain] for point in sweep["points"]]
-        left.plot(x, y, marker, color=colour, markersize=5, label=word)
-        _law(left, sweep["laws"][law], max(x), colour)
-        best = sweep["best_of_n"]
-        d = [point["sqrt_kl"] for point in best]
-        right.plot(d, [point[gain] for point in best], marker, color=colour, markersize=4, label=word)
-        _law(right, sweep["laws"][law.replace("rl", "bon")], max(d), colour)
-    for axes, title in ((left, f"RL: {sweep['key']}"), (right, "best-of-n")):
+    """Gold and proxy against √KL for each swept setting and, last, for best-of-n, with the laws."""
+    sweeps = [study["sweep"], *study.get("more_sweeps", [])]
+    figure, panels = _panels(len(sweeps) + 1, 4.3 * (len(sweeps) + 1), 3.8)
+    shown = [(sweep["key"], sweep["points"], sweep["laws"], "rl", 5) for sweep in sweeps]
+    shown.append(("best-of-n", sweeps[0]["best_of_n"], sweeps[0]["laws"], "bon", 4))
+    for axes, (title, points, laws, kind, size) in zip(panels, shown, strict=True):
+        d = [point["sqrt_kl"] for point in points]
+        for word, colour, marker in (("gold", GOLD, "o"), ("proxy", PROXY, "s")):
+            gains = [point[f"{word}_gain"] for point in points]
+            axes.plot(d, gains, marker, color=colour, markersize=size, label=word)
+            _law(axes, laws[f"{kind}_{word}"], max(d), colour)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         axes.set_xlabel("√KL to SFT (nats per response)")
         axes.set_ylabel("gain over SFT")
-    left.legend(fontsize=8, frameon=False)
+    panels[0].legend(fontsize=8, frameon=False)
     return save(figure)
 
 
