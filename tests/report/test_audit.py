@@ -1,6 +1,8 @@
 """The reward-model section and the second look at the policies, with all that an evaluation may hold."""
 
 import math
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from synthetic_audit import add_audit
 
 from preftune.errors import DataError
 from preftune.report import build, load_run
+from preftune.report.blocks import Block, Fold, Grid, Table
 from preftune.report.contents import sections
 from preftune.report.text import percent
 from preftune.report.writers.analysis import analysis_text, apart_texts
@@ -168,6 +171,37 @@ def test_an_evaluation_on_other_pairs_that_was_cut_short_is_left_out(tmp_path: P
     run = add_audit(make_run(tmp_path))
     (run.pairs("elsewhere") / "pairs.json").unlink()
     assert "On other pairs" not in written(run)
+
+
+def test_every_column_of_every_table_has_as_many_decimals_in_every_row(tmp_path: Path) -> None:
+    """But that of claims in different units, where those of one unit have."""
+    run = add_audit(make_run(tmp_path))
+    folder = run.pairs("elsewhere")
+    judge = read_json(folder / "reward_model.json")
+    other = judge | {
+        "stage": "rm2",
+        "baseline_tests": [judge["baseline_tests"][0] | {"interval": [0.049, 0.051]}],
+    }
+    write_json(folder / "reward_model_rm2.json", other)
+    for policy, median in (("policy_ppo", 131.5), ("policy_sft", 9.5)):
+        row = read_json(run.evaluation(policy))
+        write_json(run.evaluation(policy), row | {"length": row["length"] | {"median": median}})
+    tables = list(_tables(block for section in sections(load_run(run), {}) for block in section.blocks))
+    assert len(tables) > 10
+    for table in tables:
+        for heading, *shown in zip(table.headers, *table.rows, strict=True):
+            alone = [cell for cell in shown if re.fullmatch(r"[-+]?\d+\.\d+( %)?( \[.*\])?", cell)]
+            decimals = {len(found) for cell in alone for found in re.findall(r"\d\.(\d+)", cell)}
+            mixed = "In" in table.headers and heading in ("Difference [95 %]", "Would be found")
+            assert len(decimals) <= 1 or mixed, (heading, shown)
+
+
+def _tables(blocks: Iterable[Block]) -> Iterator[Table]:
+    for block in blocks:
+        if isinstance(block, Grid):
+            yield block.table
+        elif isinstance(block, Fold):
+            yield from _tables(block.blocks)
 
 
 def test_percent_of_nothing_is_a_dash() -> None:

@@ -1,5 +1,6 @@
 """`report --all`: one page over runs says what each gained and which one setting made two of them differ."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from synthetic import make_run
 
 from preftune.cli import main
-from preftune.rundir import write_text
+from preftune.rundir import RunDir, read_json, write_json, write_text
 
 
 def cells(page: str, key: str) -> list[list[str]]:
@@ -78,3 +79,23 @@ def test_names_of_strangers_are_text(folder: Path) -> None:
 def test_without_runs_or_without_a_name_it_says_what_to_do(tmp_path: Path) -> None:
     assert main(["report", "--all", str(tmp_path)]) == 66
     assert main(["report"]) == 64
+
+
+def test_a_column_has_as_many_decimals_in_every_row(folder: Path) -> None:
+    """Gains and KL whose intervals support different decimals, in one run and over runs."""
+    compared = RunDir(folder / "two").comparisons
+    rows = [json.loads(line) for line in compared.read_text().splitlines()]
+    for row in rows:
+        row["interval"] = [row["mean"] - 0.002, row["mean"] + 0.002]
+    compared.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    policy = RunDir(folder / "three").evaluation("policy_ppo")
+    record = read_json(policy)
+    record["kl_sequence"] = {"mean": 123.4, "interval": [103.0, 143.0]}
+    write_json(policy, record)
+    assert main(["report", "--all", str(folder)]) == 0
+    page = (folder / "runs.html").read_text()
+    for key, columns in (("gains", (2, 4, 6)), ("single", (6, 7))):
+        for i in columns:
+            shown = [row[i] for row in cells(page, key)[1:]]
+            decimals = {len(found) for cell in shown for found in re.findall(r"\d\.(\d+)", cell)}
+            assert len(decimals) == 1, shown

@@ -1,7 +1,7 @@
 """One page over many runs: what each gained, in which settings they differ, which pairs in one alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import Any
 
 from preftune.config.toml import flatten
 from preftune.errors import InputMissing, PreftuneError
+from preftune.records.base import Estimate
+from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import RULE
 from preftune.report.blocks import Block, Grid, Section, Table, say
-from preftune.report.claims import claims
+from preftune.report.claims import Claim, claims
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
-from preftune.report.tables import kl_text
+from preftune.report.tables import column, kl_column
 from preftune.report.text import Code, Text, name
 from preftune.report.view import RunView
 from preftune.report.writers.page import page_of
@@ -61,7 +63,7 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
 
 def _gains(runs: Sequence[_Run]) -> Section:
     """A row for each policy of each run."""
-    rows = [row for run in runs for row in _policies(run)]
+    rows = _policies([(run, claim) for run in runs for claim in claims(run.view)])
     headers = (
         "Run",
         "Policy",
@@ -77,16 +79,30 @@ def _gains(runs: Sequence[_Run]) -> Section:
     return Section(key="gains", title="Gains", blocks=tuple(blocks))
 
 
-def _policies(run: _Run) -> Iterator[tuple[Text, ...]]:
-    gold = {c.policy.policy: (c.difference.text(sign=True), c.outcome) for c in claims(run.view, "gold")}
-    findings = diagnose(run.view)
-    for claim in claims(run.view):
-        policy = claim.policy
-        stage = policy.policy.removeprefix("policy_")
-        pathologies = [f.kind for f in findings if f.where in (stage, policy.label)]
-        cells = (policy.label, claim.difference.text(sign=True), claim.outcome)
-        by_gold = gold.get(policy.policy, (DASH, DASH))
-        yield (name(run.directory), *cells, *by_gold, kl_text(policy), "; ".join(pathologies) or DASH)
+def _policies(claimed: Sequence[tuple[_Run, Claim]]) -> list[tuple[Text, ...]]:
+    """Rows of policies; within a column all have as many decimals."""
+    gold = {(run.directory, c.policy.policy): c for run, _ in claimed for c in claims(run.view, "gold")}
+    found = {run.directory: diagnose(run.view) for run, _ in claimed}
+    by_gold = [gold.get((run.directory, claim.policy.policy)) for run, claim in claimed]
+    pathologies = [
+        "; ".join(f.kind for f in found[run.directory] if f.where in (_stage(policy), policy.label)) or DASH
+        for run, policy in ((run, claim.policy) for run, claim in claimed)
+    ]
+    columns: list[Sequence[Text]] = [
+        [name(run.directory) for run, _ in claimed],
+        [claim.policy.label for _, claim in claimed],
+        column((claim.difference for _, claim in claimed), sign=True),
+        [claim.outcome for _, claim in claimed],
+        column((claim and claim.difference for claim in by_gold), sign=True),
+        [DASH if claim is None else claim.outcome for claim in by_gold],
+        kl_column([claim.policy for _, claim in claimed]),
+        pathologies,
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _stage(policy: PolicyRecord) -> str:
+    return policy.policy.removeprefix("policy_")
 
 
 def _differences(runs: Sequence[_Run]) -> Section:
@@ -100,19 +116,21 @@ def _differences(runs: Sequence[_Run]) -> Section:
 
 def _single(runs: Sequence[_Run]) -> Section:
     """Pairs of runs that differ in one setting alone, with the gains of the policies that both have."""
-    rows = list[tuple[Text, ...]]()
+    words, gains = list[tuple[Text, ...]](), list[tuple[Estimate, Estimate]]()
     for a, b in combinations(runs, 2):
         keys = _differing((a, b))
-        if len(keys) != 1 or len(rows) >= MOST:
+        if len(keys) != 1 or len(words) >= MOST:
             continue
         claims_of_b = {claim.policy.policy: claim for claim in claims(b.view)}
         for claim in claims(a.view):
             if (counterpart := claims_of_b.get(claim.policy.policy)) is not None:
-                gains = (claim.difference.text(sign=True), counterpart.difference.text(sign=True))
+                gains.append((claim.difference, counterpart.difference))
                 values = (_value(a, keys[0]), _value(b, keys[0]))
-                rows.append(
-                    (name(keys[0]), name(a.directory), name(b.directory), *values, claim.policy.label, *gains)
+                words.append(
+                    (name(keys[0]), name(a.directory), name(b.directory), *values, claim.policy.label)
                 )
+    columns = (column((pair[side] for pair in gains), sign=True) for side in (0, 1))
+    rows = [(*cells, *pair) for cells, pair in zip(words, zip(*columns, strict=True), strict=True)]
     headers = ("Setting", "Run A", "Run B", "A", "B", "Policy", "Gain of A", "Gain of B")
     intro = say(
         "Intervals that overlap are no proof of equality, and runs of different seeds differ by luck, too: ",

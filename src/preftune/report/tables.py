@@ -1,13 +1,13 @@
 """The tables of a run as plain strings, for the terminal, ANALYSIS.md and report.html alike."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from preftune.records.base import Estimate, decimals_alike
 from preftune.records.policy import PolicyRecord
 from preftune.report.blocks import Table
 from preftune.report.claims import Claim, claims
-from preftune.report.text import clean, number, percent
+from preftune.report.text import clean, numbers, percent
 from preftune.report.view import CHOSEN, RunView
 
 
@@ -36,7 +36,7 @@ def comparison_table(run: RunView) -> Table:
         ("reference" if own else text for own, text in zip(baseline, differences, strict=True)),
         (outcomes.get(policy.policy, "–") for policy in run.policies),
         ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
-        _kl_column(run),
+        kl_column(run.policies),
         column(policy.length for policy in run.policies),
         map(_percent, (policy.eos_rate for policy in run.policies)),
         *(column(map(value, run.policies)) for value in golds.values()),
@@ -63,7 +63,7 @@ def detail_table(run: RunView) -> Table:
     backward = any(policy.reverse_kl for policy in run.policies)
     columns = [
         [policy.label for policy in run.policies],
-        _kl_column(run),
+        kl_column(run.policies),
         column(policy.kl_token for policy in run.policies),
         column(policy.k1_sequence for policy in run.policies),
         column(policy.k1_token for policy in run.policies),
@@ -83,10 +83,11 @@ def text_table(run: RunView) -> Table:
         "distinct_2": "distinct-2",
     }
     rows = []
-    for policy in run.policies:
+    medians = numbers(policy.length_median for policy in run.policies)
+    for policy, median in zip(run.policies, medians, strict=True):
         with_interval = {key: share.percent() for key, share in policy.intervals.items()}
         cells = [with_interval.get(key) or percent(policy.shares.get(key)) for key in shares]
-        rows.append((policy.label, number(policy.length_median), *cells))
+        rows.append((policy.label, median, *cells))
     return Table(headers=("Policy", "Median length", *shares.values()), rows=tuple(rows))
 
 
@@ -147,9 +148,10 @@ def kl_text(policy: PolicyRecord, digits: int | None = None) -> str:
     return "–" if policy.kl_sequence is None else policy.kl_sequence.text(digits=digits)
 
 
-def _kl_column(run: RunView) -> list[str]:
-    digits = decimals_alike(policy.kl_sequence for policy in run.policies)
-    return [kl_text(policy, digits) for policy in run.policies]
+def kl_column(policies: Sequence[PolicyRecord]) -> list[str]:
+    """The cells of a column of KL, all with as many decimals."""
+    digits = decimals_alike(policy.kl_sequence for policy in policies)
+    return [kl_text(policy, digits) for policy in policies]
 
 
 def column(estimates: Iterable[Estimate | None], *, sign: bool = False, scale: float = 1.0) -> list[str]:

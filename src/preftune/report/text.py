@@ -6,6 +6,7 @@ terminal escapes, right-to-left overrides, backticks, HTML, or half of a surroga
 
 import math
 import re
+from collections.abc import Iterable
 
 from preftune.untrusted import MAX_QUOTE, clean
 
@@ -82,10 +83,26 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if size and size < 0.001:
         text = f"{value:.1e}"
         return f"+{text}" if sign and value > 0 else text
-    integer_digits = len(str(int(size))) if size >= 1 else 0
-    decimals = max(0, digits - integer_digits) if size >= 100 else max(2, digits - integer_digits)
-    text = f"{value:.{decimals}f}"
+    text = f"{value:.{_decimals(size, digits)}f}"
     return f"+{text}" if sign and value > 0 else text
+
+
+def numbers(values: Iterable[float | None], digits: int = 3) -> list[str]:
+    """The cells of a column of numbers, each with the decimals that `number` gives the largest of them."""
+    cells = list(values)
+    largest = max((abs(value) for value in cells if value is not None and math.isfinite(value)), default=0.0)
+    decimals = _decimals(largest, digits)
+    return [
+        number(value)
+        if value is None or not math.isfinite(value) or largest < 0.001
+        else f"{value:.{decimals}f}"
+        for value in cells
+    ]
+
+
+def _decimals(size: float, digits: int) -> int:
+    integer_digits = len(str(int(size))) if size >= 1 else 0
+    return max(0, digits - integer_digits) if size >= 100 else max(2, digits - integer_digits)
 
 
 def percent(value: float | None) -> str:

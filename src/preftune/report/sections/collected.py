@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from preftune.records.base import Estimate
 from preftune.records.stage import AskedRecord, CollectedRecord
 from preftune.report.blocks import Block, Bullets, Grid, Table, say
-from preftune.report.text import Code, Prose, name, number, percent
+from preftune.report.text import Code, Prose, name, number, numbers, percent
 from preftune.report.view import RunView
 
 HEADERS = ("Stage", "Policy", "Judge", "Prompts", "Replies", "Pairs", "Left out", "Mean score")
@@ -18,14 +18,15 @@ def collected_blocks(run: RunView) -> list[Block]:
     if not records:
         return []
     rows, facts = [], list[Prose]()
-    for stage, record in records.items():
+    scores = numbers(r.collected and r.collected.score_mean for r in records.values())
+    for (stage, record), score in zip(records.items(), scores, strict=True):
         collected, settings = record.collected, record.inputs.get("settings")
         assert collected is not None
         policy = settings.get("init", "–") if isinstance(settings, dict) else "–"
         counts = (collected.prompts, collected.replies, collected.pairs, collected.left_out_pairs)
         shares = (percent(collected.labels_agree), percent(collected.best_reachable))
         words = (name(stage), name(policy), name(collected.judge))
-        rows.append((*words, *(f"{count:,}" for count in counts), number(collected.score_mean), *shares))
+        rows.append((*words, *(f"{count:,}" for count in counts), score, *shares))
         facts += _facts(stage, collected)
     table = Table(headers=HEADERS, rows=tuple(rows), left=3)
     intro = say(

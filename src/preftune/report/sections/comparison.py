@@ -16,7 +16,7 @@ from preftune.report.tables import (
     other_judges_table,
     text_table,
 )
-from preftune.report.text import Code, Prose, clean, number
+from preftune.report.text import Code, Prose, clean, numbers
 from preftune.report.view import CHOSEN, RunView
 from preftune.rundir import BASE
 
@@ -97,9 +97,9 @@ def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | No
 def significance(run: RunView) -> Section:
     """Every claim with its interval, its corrected p-value and what the comparison could have found."""
     rows = [
-        _tested(claim, words, difference)
+        _tested(claim, words, difference, least)
         for measure, against, words in TESTED
-        for claim, difference in _written(claims.claims(run, measure, against))
+        for claim, difference, least in _written(claims.claims(run, measure, against))
     ]
     intro = say(
         "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
@@ -116,19 +116,22 @@ def significance(run: RunView) -> Section:
     )
 
 
-def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str]]:
-    """Claims in one unit, each with its difference; all with as many decimals."""
-    return zip(found, column((claim.difference for claim in found), sign=True), strict=True)
+def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str, str]]:
+    """Claims in one unit, each with its difference and the least one that would be found where none was; all
+    with as many decimals.
+    """
+    least = numbers(
+        claims.detectable(claim.difference) if claim.outcome == claims.UNCLEAR else None for claim in found
+    )
+    return zip(found, column((claim.difference for claim in found), sign=True), least, strict=True)
 
 
-def _tested(claim: claims.Claim, words: str, difference: str) -> tuple[str, ...]:
+def _tested(claim: claims.Claim, words: str, difference: str, least: str) -> tuple[str, ...]:
     """A row of the table of `significance`; what was found needs no more prompts."""
     p_value = "–" if claim.p_holm is None else _p(claim.p_holm)
-    least, needed = "–", "–"
-    if claim.outcome == claims.UNCLEAR and (smallest := claims.detectable(claim.difference)) is not None:
-        least = number(smallest)
-        if claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
-            needed = f"{claim.n_needed:,}"
+    needed = "–"
+    if least != "–" and claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
+        needed = f"{claim.n_needed:,}"
     return (claim.policy.label, words, claim.outcome, difference, p_value, least, needed)
 
 

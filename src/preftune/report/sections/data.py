@@ -5,7 +5,7 @@ from typing import Any
 
 from preftune.records.run import DataFile, DataRecord
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
-from preftune.report.text import Code, Prose, Text, clean, name, number, percent
+from preftune.report.text import Code, Prose, Text, clean, name, number, numbers, percent
 from preftune.report.view import Row
 
 HASH = 12  # characters shown of a SHA-256; the file has the whole
@@ -131,11 +131,18 @@ def _table(key: str, group: Row) -> Table:
         rows = tuple((name(label), _value(f"{key} {label}", value)) for label, value in group.items())
         return Table(headers=(_title(key), "Value" if "sha256" in key else "Rows"), rows=rows)
     columns = list(dict.fromkeys(fact for value in inner for fact in value))
-    table = tuple(
-        (name(label), *(_value(fact, value[fact]) if fact in value else "–" for fact in columns))
-        for label, value in group.items()
-    )
-    return Table(headers=(_title(key), *(_words(fact) for fact in columns)), rows=table)
+    cells = [_column(fact, [value.get(fact, "–") for value in inner]) for fact in columns]
+    table = zip(map(name, group), *cells, strict=True)
+    return Table(headers=(_title(key), *(_words(fact) for fact in columns)), rows=tuple(table))
+
+
+def _column(fact: Any, values: Sequence[Any]) -> list[Text]:
+    """The cells of one fact; numbers that are not whole all have as many decimals."""
+    shown = numbers(value if isinstance(value, float) else None for value in values)
+    return [
+        text if isinstance(value, float) else _value(fact, value)
+        for value, text in zip(values, shown, strict=True)
+    ]
 
 
 def _words(key: Any) -> str:

@@ -1,13 +1,11 @@
 """What `evaluate --pairs FILE` found, after the audit on the run's own pairs: does it hold elsewhere?"""
 
-from collections.abc import Iterator
-
 from preftune.records.base import Estimate
-from preftune.records.reward_model import RewardModelRecord
+from preftune.records.reward_model import BaselineTest
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
 from preftune.report.tables import column
-from preftune.report.text import Code, Text, name
+from preftune.report.text import Code, name
 from preftune.report.view import OtherPairs, RunView
 
 
@@ -41,27 +39,28 @@ def _judge_table(run: RunView, evaluated: OtherPairs) -> Table:
     )  # fmt: skip
     audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
     on_own_pairs = {model.stage: model.accuracy for model in audited}
+    strongest = [
+        min(model.baseline_tests, key=lambda test: test.difference.value, default=None)
+        for model in evaluated.reward_models
+    ]
+    differences = column((test and test.difference for test in strongest), sign=True, scale=100)
     rows = tuple(
         (
             name(model.stage or "?"),
             "–" if model.n is None else f"{model.n:,}",
             _percent(model.accuracy),
-            *_against_baseline(model),
+            difference,
+            "–" if test is None else _against(test),
             _percent(on_own_pairs.get(model.stage)),
         )
-        for model in evaluated.reward_models
+        for model, test, difference in zip(evaluated.reward_models, strongest, differences, strict=True)
     )
     return Table(headers=headers, rows=rows)
 
 
-def _against_baseline(model: RewardModelRecord) -> Iterator[Text]:
-    """The difference to the strongest baseline, which one that is, and whether it is one."""
-    test = min(model.baseline_tests, key=lambda test: test.difference.value, default=None)
-    if test is None:
-        yield from ("–", "–")
-        return
-    yield test.difference.text(sign=True, scale=100)
-    yield f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
+def _against(test: BaselineTest) -> str:
+    """Whether a model is better than a baseline, and which one that is."""
+    return f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
 
 
 def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
