@@ -1,13 +1,13 @@
 """The command line: fast and torch-free help, short errors, exit codes."""
 
 import fcntl
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from preftune.errors import DataError, RunLocked
 from preftune.records.verdict import BETTER, RULE, UNCLEAR
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.stops import Interrupted
+from preftune.sums import note, write_sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -264,11 +265,12 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
         shutil.copytree(tiny_run.path, tmp_path / name)
         file = tmp_path / name / "config.toml"
         file.write_text(file.read_text().replace("seed = 0\n", f"seed = {seed}\n"))
+        note(RunDir(tmp_path / name), [file])
     (tmp_path / "d").mkdir()
     settings = (tmp_path / "a" / "config.toml").read_text().replace("prompts = 16\n", "prompts = 17\n")
     (tmp_path / "d" / "config.toml").write_text(settings)
     record = {**read_json(RunDir(tmp_path / "b").stage_json("ppo")), "status": "running"}
-    RunDir(tmp_path / "b").stage_json("ppo").write_text(json.dumps(record))
+    write_sealed(RunDir(tmp_path / "b").stage_json("ppo"), record)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.toml").write_text("stage = [")
     (tmp_path / "e").mkdir()
@@ -299,6 +301,43 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
     assert main([]) == 0
     assert all(line.strip() for line in capsys.readouterr().out.partition("last runs")[2].splitlines())
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "settings cut short": (
+        "config.toml",
+        lambda f: os.truncate(f, 40),
+        "config.toml is not what",
+    ),
+    "settings gone": ("config.toml", Path.unlink, "it has no config.toml"),
+    "a stage that is no table": (
+        "config.toml",
+        lambda f: (f.write_text("stage.ppo = 3\n"), note(RunDir(f.parent), [f])),
+        "what its config.toml calls stages are none",
+    ),
+    "the command": ("run.json", lambda f: f.write_text("[]"), "run.json is not what was written"),
+    "a stage's record empty": ("stages/ppo/stage.json", lambda f: os.truncate(f, 0), "stage.json"),
+    "a stage's record no object": ("stages/ppo/stage.json", lambda f: f.write_text("[]"), "expected a JSON"),
+    "a stage's record changed": (
+        "stages/ppo/stage.json",
+        lambda f: f.write_text(f.read_text().replace('"finished"', '"running"')),
+        "does not match its own SHA-256",
+    ),
+    "the table": ("evaluation/comparisons.jsonl", lambda f: f.write_text("{\n{}\n"), "comparisons.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_called_one_and_not_offered(
+    name: str, tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, damage, words = DAMAGES[name]
+    shutil.copytree(tiny_run.path, tmp_path / "a", ignore=shutil.ignore_patterns("models", "figures"))
+    damage(tmp_path / "a" / file)
+    assert main(["runs", str(tmp_path)]) == 0
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"{tmp_path}/a: cannot be read (")
+    assert words in said
 
 
 def test_a_name_that_is_nearly_right_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

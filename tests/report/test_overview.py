@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,20 @@ def test_settings_that_differ_and_pairs_that_differ_in_one(folder: Path) -> None
 
 def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(folder: Path) -> None:
     write_text(folder / "two" / "config.toml", "not toml [")
+    (folder / "three" / "config.toml").unlink()
+    shutil.copytree(folder / "one", folder / "four")
+    write_text(folder / "four" / "config.toml", "")
+    write_text(folder / "five" / "config.toml", "seed = 3\n")
     assert main(["report", "--all", str(folder)]) == 0
     page = (folder / "runs.html").read_text()
-    assert cells(page, "unread")[1][0] == "two"
-    assert {row[0] for row in cells(page, "gains")[1:]} == {"one", "three"}
+    unread = {row[0]: row[1] for row in cells(page, "unread")[1:]}
+    assert "not valid TOML" in unread.pop("two")
+    assert unread == {
+        "three": "it has no settings",
+        "four": "it has no settings",
+        "five": "its config.toml names no stage",
+    }
+    assert {row[0] for row in cells(page, "gains")[1:]} == {"one"}
 
 
 def test_names_of_strangers_are_text(folder: Path) -> None:

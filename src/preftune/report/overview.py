@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config.toml import flatten
-from preftune.errors import InputMissing, PreftuneError
+from preftune.errors import DataError, InputMissing, PreftuneError
 from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import RULE
@@ -20,7 +20,7 @@ from preftune.report.tables import column, kl_column
 from preftune.report.text import Code, Text, name
 from preftune.report.view import RunView
 from preftune.report.writers.page import page_of
-from preftune.rundir import RunDir, write_text
+from preftune.rundir import BASE, RunDir, write_text
 
 PAGE = "runs.html"
 MOST = 400  # rows of a table
@@ -41,10 +41,13 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
     root = Path(folder)
     runs, unreadable = list[_Run](), list[tuple[Text, ...]]()
     for directory in sorted(root.glob("*")):
-        if not (directory / "config.toml").is_file():
+        run = RunDir(directory)
+        if not run.config.is_file() and not run.stage_dir(BASE).parent.is_dir():
             continue
         try:
-            view = load_run(RunDir(directory))
+            view = load_run(run)
+            if not view.config.get("stage"):
+                raise DataError("its config.toml names no stage" if view.config else "it has no settings")
             runs.append(_Run(directory.name, view, flatten(view.config)))
         except PreftuneError as error:
             unreadable.append((name(directory.name), error.message))

@@ -19,8 +19,9 @@ import typer
 
 from preftune.errors import InputMissing, PreftuneError, RunLocked
 from preftune.records.verdict import BETTER, RULE, WORSE
-from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl
+from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_object
 from preftune.runs.lock import refuse_if_held
+from preftune.sums import check_own, read_sealed
 from preftune.untrusted import printable
 from preftune.version import __version__
 
@@ -47,8 +48,13 @@ class RunSummary:
 
 def runs_in(folder: Path) -> list[RunSummary]:
     """The runs in a folder, the one that was written last first."""
-    folders = [path for path in folder.glob("*") if (path / "config.toml").is_file()]
+    folders = [path for path in folder.glob("*") if is_run(path)]
     return [_summary(RunDir(path)) for path in sorted(folders, key=_changed_at, reverse=True)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a directory is that of a run, be it a damaged one."""
+    return os.path.isfile(folder / "config.toml") or os.path.isdir(folder / "stages")
 
 
 def first_screen() -> str:
@@ -105,10 +111,8 @@ def show_runs(folder: str | Path = RUNS) -> str:
 
 def _summary(run: RunDir) -> RunSummary:
     try:
-        settings = tomllib.loads(run.config.read_text(encoding="utf-8"))
-        stages = dict(settings.get("stage", {}))
-        if not stages:
-            raise ValueError("its config.toml names no stage")
+        settings = _settings(run)
+        stages = settings["stage"]
         state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
         flat = dict(_flat(settings))
         numbers = [line for name in stages if (line := _headline(run, name))]
@@ -118,14 +122,30 @@ def _summary(run: RunDir) -> RunSummary:
             else f"go on: {_resume_command(run)}"
         )
     except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        why = str(error).partition("\n")[0][:120]
+        why = str(error).partition("\n")[0].removeprefix(f"{run.path}/")[:120]
         return RunSummary(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
     return RunSummary(run=run, settings=flat, state=state, next=step, numbers=numbers)
 
 
+def _settings(run: RunDir) -> dict[str, Any]:
+    """What config.toml holds. ValueError or PreftuneError if it is not there, not what was written, or no
+    settings of a run.
+    """
+    if not run.config.is_file():
+        raise ValueError("it has no config.toml")
+    check_own(run, run.config, run.run)
+    settings = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    stages = settings.get("stage", {})
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise ValueError("what its config.toml calls stages are none")
+    if not stages:
+        raise ValueError("its config.toml names no stage")
+    return settings
+
+
 def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     """In words, and whether all stages are finished."""
-    records = {name: _object(run.stage_json(name)).get("status") for name in stages}
+    records = {name: read_sealed(run.stage_json(name)).get("status") for name in stages}
     finished = [name for name, status in records.items() if status == "finished"]
     begun = [name for name, status in records.items() if status == "running"]
     in_use = False
@@ -155,14 +175,9 @@ def _headline(run: RunDir, stage: str) -> str:
 
 def _resume_command(run: RunDir) -> str:
     """The command that made the run, which goes on with it."""
-    command = _object(run.run).get("command")
+    command = (read_object(run.run) if run.run.is_file() else {}).get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
     return shlex.join(words) if words else f"preftune run {run.config} --out {run.path}"
-
-
-def _object(file: Path) -> dict[str, Any]:
-    value = read_json(file) if file.is_file() else {}
-    return value if isinstance(value, dict) else {}
 
 
 def _from_scratch(settings: Mapping[str, Any]) -> bool:
@@ -179,7 +194,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _changed_at(folder: Path) -> float:
     files = [folder / "config.toml", *folder.glob("stages/*/stage.json"), folder / "report.html"]
-    return max(file.stat().st_mtime for file in files if file.is_file())
+    return max((file.stat().st_mtime for file in files if os.path.isfile(file)), default=0.0)
 
 
 def _machine() -> Iterator[str]:
