@@ -24,7 +24,8 @@ import numpy as np
 
 from preftune import api
 from preftune.config import load_recipe
-from preftune.data import Preference, prompt_hash
+from preftune.data import Encoder, Preference, prompt_hash
+from preftune.data.batch import PairIds
 from preftune.data.dataset import read_dataset
 from preftune.data.loader import order
 from preftune.evaluation.baselines import fit_bag_of_words, tokens
@@ -246,19 +247,30 @@ def trained(
     session = reopen(work, write=False)
     by = examiner(session, row.stage)
     learnt = by.encoder.usable(pairs.drawn(count, seed)[:SLOPE_PAIRS])[0]
-    told = by.encoder.usable(validation)[0]
-    ids = [by.encoder.pair(pair) for pair in told]
-    keep_rows(session, [by.model], sum(2 * len(p) + len(c) + len(r) for p, c, r in ids))
+    readable = told_apart(by.encoder, validation)
+    tokens_read = sum(2 * len(ids.prompt) + len(ids.chosen) + len(ids.rejected) for _, ids in readable)
+    keep_rows(session, [by.model], tokens_read)
+    told = [pair for pair, _ in readable]
     found = {}
     for what, part in (("train", learnt), ("validation", told)):
         found[what] = np.array([each["chosen"] - each["rejected"] for each in by.scored(what, part)])
     margins = dict(zip(map(id, told), found["validation"], strict=True))
     return {
-        # Replies that are alike as far as the model reads them are a tie: 0.
-        "margins": np.array([margins.get(id(pair), 0.0) for pair in validation]),
+        "margins": np.array([margins.get(id(pair), 0.0) for pair in validation]),  # the others are ties
         "slope": slope_on_length(found["train"], log_lengths(learnt)),
         "settings": {"overrides": [o for o in overrides if not o.startswith("data.name")]},
     }
+
+
+def told_apart(encoder: Encoder, pairs: Sequence[Preference]) -> list[tuple[Preference, PairIds]]:
+    """The pairs whose replies differ as far as a model reads them, with their ids. SystemExit for a pair that
+    it cannot read at all.
+    """
+    rejected = Counter[str]()
+    readable = list(encoder.encoded(pairs, rejected))
+    if rejected.keys() - {"response_too_long_became_equal"}:
+        raise SystemExit(f"validation pairs cannot be encoded: {dict(rejected)}")
+    return readable
 
 
 def fitted(row: str, pairs: Pairs, count: int, seed: int, validation: Sequence[Preference]) -> dict[str, Any]:

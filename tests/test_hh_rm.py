@@ -99,6 +99,16 @@ def test_a_trained_row_is_a_run_of_the_recipe_and_scores_validation_pairs(
     assert rows == {f"{pair.source}:{pair.row}" for pair in drawn}
 
 
+@pytest.mark.parametrize("reason", ["response_too_long_became_equal", "too_long"])
+def test_a_pair_is_a_tie_only_where_its_replies_are_alike_to_the_model(reason: str) -> None:
+    encoder = SimpleNamespace(encoded=lambda pairs, rejected: rejected.update([reason]) or iter(pairs[1:]))
+    if reason == "too_long":
+        with pytest.raises(SystemExit, match=r"cannot be encoded: .'too_long': 1"):
+            hh_rm.told_apart(cast(Any, encoder), cast(Any, ["a", "b"]))
+    else:
+        assert hh_rm.told_apart(cast(Any, encoder), cast(Any, ["a", "b"])) == ["b"]
+
+
 def test_a_share_of_the_pairs_is_what_a_run_of_that_seed_learns_from(data: Path) -> None:
     pairs = hh_rm.read(str(data))
     session = cast(Session, SimpleNamespace(config=SimpleNamespace(seed=3)))

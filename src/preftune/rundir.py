@@ -41,6 +41,10 @@ class RunDir:
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
+    def exists(self) -> bool:
+        """Whether this is a run's directory, be it a damaged one; what cannot be looked at is none."""
+        return os.path.isfile(self.config) or os.path.isdir(self.path / "stages")
+
     @property
     def config(self) -> Path:
         """The frozen settings."""
@@ -103,10 +107,8 @@ class RunDir:
 
     def next_attempt(self) -> int:
         """1 for a new run, otherwise one more than the last log's number."""
-        numbers = [
-            int(path.stem.removeprefix("attempt-")) for path in self.log(1).parent.glob("attempt-[0-9]*.log")
-        ]
-        return max(numbers, default=0) + 1
+        logs = self.log(1).parent.glob("attempt-[0-9]*.log")
+        return max((int(log.stem.removeprefix("attempt-")) for log in logs), default=0) + 1
 
     def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""

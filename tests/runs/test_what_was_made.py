@@ -42,6 +42,16 @@ def test_a_report_is_made_again_when_what_it_shows_has_changed(
     assert "Another name" in copy.analysis_text.read_text()
 
 
+def test_memory_is_given_back_after_what_was_made(copy: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[None] = []
+    monkeypatch.setattr("preftune.runs.runner.give_back_memory", lambda: given.append(None))
+    for directory in (copy.models / "policy_dpo", copy.stage_dir("dpo")):
+        shutil.rmtree(directory)
+    for _ in range(2):
+        assert main(["train", "tiny", "dpo", f"out={copy.path}"]) == 0
+        assert len(given) == 1  # after dpo; its parents, and all the second time, were there
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_a_stage_can_be_made_anew_bit_for_bit(copy: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """What the hint says: remove both directories of the stage, and run the same command."""

@@ -20,7 +20,7 @@ from preftune.report.tables import column, kl_column
 from preftune.report.text import Code, Text, name
 from preftune.report.view import RunView
 from preftune.report.writers.page import page_of
-from preftune.rundir import BASE, RunDir, write_text
+from preftune.rundir import RunDir, write_text
 
 PAGE = "runs.html"
 MOST = 400  # rows of a table
@@ -42,7 +42,7 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
     runs, unreadable = list[_Run](), list[tuple[Text, ...]]()
     for directory in sorted(root.glob("*")):
         run = RunDir(directory)
-        if not run.config.is_file() and not run.stage_dir(BASE).parent.is_dir():
+        if not run.exists():
             continue
         try:
             view = load_run(run)

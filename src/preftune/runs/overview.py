@@ -48,13 +48,8 @@ class RunSummary:
 
 def runs_in(folder: Path) -> list[RunSummary]:
     """The runs in a folder, the one that was written last first."""
-    folders = [path for path in folder.glob("*") if is_run(path)]
+    folders = [path for path in folder.glob("*") if RunDir(path).exists()]
     return [_summary(RunDir(path)) for path in sorted(folders, key=_changed_at, reverse=True)]
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a directory is that of a run, be it a damaged one."""
-    return os.path.isfile(folder / "config.toml") or os.path.isdir(folder / "stages")
 
 
 def first_screen() -> str:

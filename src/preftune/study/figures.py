@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from preftune.report.plots.drawing import BLUE, COLOURS, INK, MARKERS, SETTINGS, save
-from preftune.study.sweep import from_record
+from preftune.study.sweep import from_record, sweeps_of
 
 GOLD, PROXY = BLUE, "#d55e00"
 Study = Mapping[str, Any]
@@ -90,7 +90,7 @@ def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour
 
 def _sweep(study: Study) -> str:
     """Gold and proxy against √KL for each swept setting and, last, for best-of-n, with the laws."""
-    sweeps = [study["sweep"], *study.get("more_sweeps", [])]
+    sweeps = sweeps_of(study)
     figure, panels = _panels(len(sweeps) + 1, 4.3 * (len(sweeps) + 1), 3.8)
     shown = [(sweep["key"], sweep["points"], sweep["laws"], "rl", 5) for sweep in sweeps]
     shown.append(("best-of-n", sweeps[0]["best_of_n"], sweeps[0]["laws"], "bon", 4))
@@ -115,7 +115,7 @@ def _frontier(study: Study) -> str:
     figure, (axes,) = _panels(1, 5.6, 4.0)
     _best_of_n(axes, study["best_of_n"], "gold_gain", INK)
     methods = {row["setting"]: row["method"] for row in study["frontier"]}
-    for i, sweep in enumerate([study["sweep"], *study["more_sweeps"]]):
+    for i, sweep in enumerate(sweeps_of(study)):
         if sweep["key"] not in methods:
             continue
         points = sorted(sweep["means"], key=lambda point: point["sqrt_kl"])

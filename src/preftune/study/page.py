@@ -7,6 +7,7 @@ from preftune.evaluation.laws import LEAST_POINTS
 from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
+from preftune.study.sweep import sweeps_of
 
 Study = Mapping[str, Any]
 GAINS = ("gold_gain", "proxy_gain")
@@ -31,8 +32,7 @@ def study_text(study: Study) -> str:
         _best_of_n(study),
         _seeds(study),
     ]
-    sweeps = [study["sweep"], *study.get("more_sweeps", [])] if study["sweep"] else []
-    sections += [_reward_model(study), *map(_sweep, sweeps), _frontier(study), _figures(study)]
+    sections += [_reward_model(study), *map(_sweep, sweeps_of(study)), _frontier(study), _figures(study)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -263,7 +263,7 @@ def _sweep(sweep: Study) -> str:
         "more optimisation loses gold, by the law; outside the range of the points it is extrapolation, and "
         "beyond ten times the farthest of them no number."
     )
-    if sweep["laws"]["rl_gold"] is None and sweep["laws"]["rl_proxy"] is None:
+    if len(sweep["points"]) < LEAST_POINTS:
         words += f" None for RL: {len(sweep['points'])} points, and two coefficients want {LEAST_POINTS}."
     heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
     fits = table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)

@@ -16,6 +16,11 @@ def sweep_records(design: Design, study: Mapping[str, Any]) -> list[dict[str, An
     return [_record(key, values, study) for key, values in design.sweeps.items()]
 
 
+def sweeps_of(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of study.json about swept settings, in the order of the command."""
+    return [study["sweep"], *study.get("more_sweeps", [])] if study["sweep"] else []
+
+
 def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> dict[str, Any]:
     points = [
         {"value": value, "stage": stage, "seed": seed["seed"], **_point(seed["policies"][stage])}
