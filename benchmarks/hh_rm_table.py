@@ -29,6 +29,8 @@ LABELS = {
     "terms": "words and pairs of words",
     "terms-by-kind": "the same, told the kind of pair",
     "terms-by-prompt": "the same, guessing the kind from the prompt",
+    "probe": "linear probe of SmolLM2's frozen states",
+    "probe-by-prompt": "the same, two probes, mixed by the prompt",
     "hh-scratch": "`hh-scratch`'s reward model",
     "smollm2-top6": "SmolLM2 top:6",
     "smollm2-top6-two-epochs": "SmolLM2 top:6, two epochs",

@@ -77,6 +77,15 @@ def _nothing_waits_or_is_drawn_twice() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Whoever runs the tests keeps his cache as it is: states in it would make room for those of tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFTUNE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Directory with real preference pairs and golden vectors; tests that need it are skipped without it."""
