@@ -14,6 +14,7 @@ import hh_rm_table
 import numpy as np
 import pytest
 
+from preftune.config import load_recipe
 from preftune.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,14 @@ def test_a_trained_row_is_a_run_of_the_recipe_and_scores_validation_pairs(
     rows = {name for line in ledger.splitlines() for name in json.loads(line)["rows"]}
     drawn = hh_rm.read(str(data)).drawn(59, 0)
     assert rows == {f"{pair.source}:{pair.row}" for pair in drawn}
+
+
+@pytest.mark.parametrize("row", hh_rm.MODELS)
+def test_every_row_is_a_recipe_with_a_stage_that_scores(row: str) -> None:
+    model = hh_rm.MODELS[row]
+    config = load_recipe(model.recipe, model.settings("any", 0, 50)).config
+    assert config.stage[model.stage].rows == 50
+    assert hh_rm_table.LABELS[row]
 
 
 @pytest.mark.parametrize("reason", ["response_too_long_became_equal", "too_long"])
