@@ -57,6 +57,8 @@ def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> 
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm: at most"))
     assert line.startswith(f"rm: at most {pairs * 2 * 3:,} tokens")
     assert "more than model.kept_gb: none are kept" in line
+    assert main(["run", "hh-rm", "--dry-run", "data.name=PATH"]) == 0  # reads no base
+    assert "trainable: sizes are not known before smollm2 has been read\n" in capsys.readouterr().out
 
 
 def test_the_plan_counts_collected_pairs_as_many_as_there_can_be(capsys: pytest.CaptureFixture[str]) -> None:

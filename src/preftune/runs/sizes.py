@@ -32,7 +32,7 @@ def sizes(
         return
     model = _outline(config, base)
     if model is None:
-        yield f"trainable: sizes are known only if {config.model.base} is available locally"
+        yield f"trainable: sizes are not known before {config.model.base} has been read"
         return
     total, blocks = sum(p.numel() for p in model.parameters()), blocks_of(model)
     for name, choice in trainable.items():
