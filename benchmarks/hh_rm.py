@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hh_rm_probe import probe, probe_by_prompt
+from hh_rm_probe import probe, probe_by_prompt, tokens_of, told_apart
 from hh_rm_rules import (
     Rule,
     bag,
@@ -35,8 +35,7 @@ from hh_rm_rules import (
 
 from preftune import api
 from preftune.config import load_recipe
-from preftune.data import Encoder, Preference
-from preftune.data.batch import PairIds
+from preftune.data import Preference
 from preftune.data.dataset import read_dataset
 from preftune.data.loader import order
 
@@ -138,8 +137,7 @@ def trained(
     by = examiner(session, row.stage)
     learnt = by.encoder.usable(pairs.drawn(count, seed)[:SLOPE_PAIRS])[0]
     readable = told_apart(by.encoder, validation)
-    tokens_read = sum(2 * len(ids.prompt) + len(ids.chosen) + len(ids.rejected) for _, ids in readable)
-    keep_rows(session, [by.model], tokens_read)
+    keep_rows(session, [by.model], tokens_of(readable))
     told = [pair for pair, _ in readable]
     found = {}
     for what, part in (("train", learnt), ("validation", told)):
@@ -150,17 +148,6 @@ def trained(
         "slope": slope_on_length(found["train"], log_lengths(learnt)),
         "settings": {"overrides": [o for o in overrides if not o.startswith("data.name")]},
     }
-
-
-def told_apart(encoder: Encoder, pairs: Sequence[Preference]) -> list[tuple[Preference, PairIds]]:
-    """The pairs whose replies differ as far as a model reads them, with their ids. SystemExit for a pair that
-    it cannot read at all.
-    """
-    rejected = Counter[str]()
-    readable = list(encoder.encoded(pairs, rejected))
-    if rejected.keys() - {"response_too_long_became_equal"}:
-        raise SystemExit(f"validation pairs cannot be encoded: {dict(rejected)}")
-    return readable
 
 
 def fitted(row: str, pairs: Pairs, count: int, seed: int, validation: Sequence[Preference]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hh_rm_rules import Scores, harmless, held_for_choice, logistic
-from sklearn.linear_model import LogisticRegression
 
 from preftune.config import RunConfig, load_recipe
 from preftune.data import Encoder, Preference
@@ -38,13 +37,15 @@ class States(NamedTuple):
     prompt: np.ndarray
 
 
-class Probe:
-    """Margins linear in the difference of two replies' states. `by_prompt`: with weights of their own for
-    harmless and for helpful pairs, mixed by what the prompt's state says of the kind, so that it sees what a
-    reward model sees.
+class Features:
+    """The difference of two replies' states in units of their spread among `pairs`, (n, d). `by_prompt`:
+    shared out between harmless and helpful by what the prompt's state says of the kind, (n, 2d), so that each
+    has weights of its own and it sees what a reward model sees.
     """
 
-    def __init__(self, pairs: Sequence[Preference], c: float, by_prompt: bool) -> None:
+    def __init__(self, pairs: Sequence[Preference], by_prompt: bool) -> None:
+        from sklearn.linear_model import LogisticRegression
+
         replies, prompts = stacked(pairs)
         self.spread = replies.std((0, 1)) + 1e-6
         self.kind: LogisticRegression | None = None
@@ -52,12 +53,8 @@ class Probe:
             self.prompt_centre, self.prompt_spread = prompts.mean(0), prompts.std(0) + 1e-6
             self.kind = LogisticRegression(C=KIND_C, max_iter=1000)
             self.kind.fit(self._standard(prompts), [harmless(pair) for pair in pairs])
-        self.weights = logistic(self._features(pairs), c)
 
-    def margins(self, pairs: Sequence[Preference]) -> np.ndarray:
-        return self._features(pairs) @ self.weights
-
-    def _features(self, pairs: Sequence[Preference]) -> np.ndarray:
+    def __call__(self, pairs: Sequence[Preference]) -> np.ndarray:
         replies, prompts = stacked(pairs)
         difference = (replies[:, 0] - replies[:, 1]) / self.spread
         if self.kind is None:
@@ -71,21 +68,25 @@ class Probe:
 
 def probe(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
     """One probe for all pairs."""
-    return _chosen(pairs, by_prompt=False)
+    return _fitted(pairs, by_prompt=False)
 
 
 def probe_by_prompt(pairs: Sequence[Preference], seed: int) -> tuple[Scores, dict[str, Any]]:
     """Two, mixed by the prompt."""
-    return _chosen(pairs, by_prompt=True)
+    return _fitted(pairs, by_prompt=True)
 
 
-def _chosen(pairs: Sequence[Preference], *, by_prompt: bool) -> tuple[Scores, dict[str, Any]]:
+def _fitted(pairs: Sequence[Preference], *, by_prompt: bool) -> tuple[Scores, dict[str, Any]]:
     """A probe of all pairs with the penalty that is best on the tenth."""
     held = [pair for pair in pairs if held_for_choice(pair)]
     rest = [pair for pair in pairs if not held_for_choice(pair)]
-    losses = {c: float(nll(Probe(rest, c, by_prompt).margins(held)).mean()) for c in PENALTIES}
+    features = Features(rest, by_prompt)
+    x, y = features(rest), features(held)
+    losses = {c: float(nll(y @ logistic(x, c)).mean()) for c in PENALTIES}
     c = min(losses, key=lambda c: losses[c])
-    return Probe(pairs, c, by_prompt).margins, {"C": c, "loss": losses[c], "held": len(held)}
+    features = Features(pairs, by_prompt)
+    weights = logistic(features(pairs), c)
+    return lambda of: features(of) @ weights, {"C": c, "loss": losses[c], "held": len(held)}
 
 
 def stacked(pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,10 +119,9 @@ class LowerBlocks:
 
     def of(self, pairs: Sequence[Preference]) -> list[States]:
         missing = [pair for pair in pairs if pair not in self._read]
-        readable = list(self.encoder.encoded(missing, Counter()))
-        tokens = sum(2 * len(ids.prompt) + len(ids.chosen) + len(ids.rejected) for _, ids in readable)
+        readable = told_apart(self.encoder, missing)
         limit = int(self.settings.kept_gb * 1e9)
-        keep_on_disk(self.model, tokens, limit, self.settings.kept_dtype, print)
+        keep_on_disk(self.model, tokens_of(readable), limit, self.settings.kept_dtype, print)
         for start in range(0, len(readable), BATCH):
             batch = readable[start : start + BATCH]
             states = self._pass([ids for _, ids in batch])
@@ -151,6 +151,22 @@ class LowerBlocks:
             replies = np.stack([each[len(ids.prompt) :].mean(0) for each in states])
             found.append(States(replies, states[0][len(ids.prompt) - 1].copy()))
         return found
+
+
+def told_apart(encoder: Encoder, pairs: Sequence[Preference]) -> list[tuple[Preference, PairIds]]:
+    """The pairs whose replies differ as far as a model reads them, with their ids. SystemExit for a pair that
+    it cannot read at all.
+    """
+    rejected = Counter[str]()
+    readable = list(encoder.encoded(pairs, rejected))
+    if rejected.keys() - {"response_too_long_became_equal"}:
+        raise SystemExit(f"pairs cannot be encoded: {dict(rejected)}")
+    return readable
+
+
+def tokens_of(readable: Sequence[tuple[Preference, PairIds]]) -> int:
+    """Tokens of both rows of all pairs."""
+    return sum(2 * len(ids.prompt) + len(ids.chosen) + len(ids.rejected) for _, ids in readable)
 
 
 @cache

@@ -79,7 +79,7 @@ def _nothing_waits_or_is_drawn_twice() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Whoever runs the tests keeps his cache as it is: states in it would make room for those of tests."""
+    """The cache of whoever runs the tests stays as it is: states in it would make room for others."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFTUNE_CACHE", str(folder))
