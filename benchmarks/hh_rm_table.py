@@ -33,6 +33,7 @@ LABELS = {
     "probe-by-prompt": "the same, two probes, mixed by the prompt",
     "hh-scratch": "`hh-scratch`'s reward model",
     "smollm2-top6": "SmolLM2 top:6",
+    "smollm2-top6-experts": "SmolLM2 top:6, one expert for each kind",
     "smollm2-top6-two-epochs": "SmolLM2 top:6, two epochs",
     "smollm2-top12": "SmolLM2 top:12",
     "smollm2-top12-two-epochs": "SmolLM2 top:12, two epochs",

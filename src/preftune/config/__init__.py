@@ -13,13 +13,13 @@ from preftune.config.algorithms import (
 )
 from preftune.config.algorithms.base import (
     Healthy,
-    OfflineConfig,
-    OnlineConfig,
     OptimizerConfig,
     StageSettings,
     algorithm_field,
     from_outside,
 )
+from preftune.config.algorithms.offline import OfflineConfig
+from preftune.config.algorithms.online import OnlineConfig
 from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import Option, options, options_markdown, options_text

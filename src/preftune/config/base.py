@@ -1,8 +1,8 @@
 """What every config model shares: strict types, no unknown keys, no change after it is built."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -16,3 +16,23 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]  # a part of a whole
 Name = Annotated[str, Field(min_length=1)]
+
+
+def listed(value: Any) -> Any:
+    """A list of texts as one text with commas, which a setting may also be."""
+    return ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+
+def words_in(text: str | None) -> tuple[str, ...]:
+    """The parts of a text with commas."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _are_several(text: str) -> str:
+    words = words_in(text)
+    if len(words) < 2 or len(set(words)) < len(words) or not all(words):
+        raise ValueError(f"{text!r} should be two or more different words, separated by commas")
+    return text
+
+
+Words = Annotated[str, BeforeValidator(listed), AfterValidator(_are_several)]

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from preftune.config.base import listed, words_in
 from preftune.errors import ConfigError, InputMissing
 from preftune.isolated import isolated, passes
 
@@ -54,7 +55,7 @@ def judges_in(text: str | None) -> tuple[str, ...]:
     """The judges of a setting that may name several, with commas: functions, or directories of reward models.
     ValueError for what is neither.
     """
-    judges = tuple(part.strip() for part in text.split(",")) if text else ()
+    judges = words_in(text)
     for judge in judges:
         if ":" in judge:
             reward_terms(judge)
@@ -65,16 +66,12 @@ def judges_in(text: str | None) -> tuple[str, ...]:
     return judges
 
 
-def _listed(value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
-
-
 def _are_judges(text: str) -> str:
     judges_in(text)
     return text
 
 
-Judges = Annotated[str, Field(min_length=1), BeforeValidator(_listed), AfterValidator(_are_judges)]
+Judges = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValidator(_are_judges)]
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_lo
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.static import refuse
 from preftune.models.fast.support import gather_masked, hidden_at, scatter_masked, takes_trees
+from preftune.models.gate import PromptGate
 from preftune.models.parts import language_head
 from preftune.models.quantised import quantise
 from preftune.models.scalar import ScalarPerPosition, one_token
@@ -233,11 +234,13 @@ Combine = Literal["mean", "min", "mean-sd"]
 class Ensemble(RewardModel):
     """Reward models that differ in heads and row orders; one score of their normalised ones r_i: their mean,
     min r_i, or mean - sd_coef · sd (Coste et al., arXiv:2310.02743, who subtract the variance: an sd is in
-    the unit of the scores). That score is what they call the ensemble's raw one.
+    the unit of the scores). Of experts that differ in what they have learnt from, the mean weighted by what
+    the gate says of the prompt. That score is what they call the ensemble's raw one.
     """
 
     combine: Combine
     sd_coef: float
+    gate: PromptGate | None
 
     def __init__(
         self,
@@ -247,25 +250,31 @@ class Ensemble(RewardModel):
         sd_coef: float = 0.5,
         mean: float = 0.0,
         std: float = 1.0,
+        gate: PromptGate | None = None,
     ) -> None:
         members = MembersPerPosition([_ready(model) for model in models], units)
         self.module, self.mean, self.std = members.requires_grad_(False), mean, std
-        self.dtype, self.combine, self.sd_coef = torch.float32, combine, sd_coef
+        self.dtype, self.combine, self.sd_coef, self.gate = torch.float32, combine, sd_coef, gate
 
     @property
     def in_words(self) -> str:
         """How the members' scores are combined: "mean - 0.5 sd"."""
+        if self.gate is not None:
+            return "mean by the kind of prompt"
         return f"mean - {self.sd_coef:g} sd" if self.combine == "mean-sd" else self.combine
 
     def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
-        return self._combined(super().per_position(sequences, read))
+        return self._combined(super().per_position(sequences, read), sequences)
 
     def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         members = super().per_position(sequences, _at_end(sequences)).sum(2)
-        return self._combined(members), members
+        return self._combined(members, sequences), members
 
-    def _combined(self, members: Tensor) -> Tensor:
-        """(M, ...) -> (...)"""
+    def _combined(self, members: Tensor, sequences: Sequences) -> Tensor:
+        """(M, B, ...) -> (B, ...)"""
+        if self.gate is not None:
+            shares = self.gate.to(members.device)(sequences)
+            return (shares.reshape(*shares.shape, *(1,) * (members.ndim - 2)) * members).sum(0)
         if self.combine == "min":
             return members.amin(0)
         spread = self.sd_coef * members.std(0, correction=0) if self.combine == "mean-sd" else 0.0

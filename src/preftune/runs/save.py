@@ -18,6 +18,7 @@ from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.models.adapter import fold, save_adapter
 from preftune.models.check import divergence
+from preftune.models.gate import load_gate
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Combine, Ensemble, RewardModel
@@ -144,7 +145,8 @@ def load_reward_model(source: Source) -> RewardModel:
         return RewardModel(load_scalar_model(source), mean, std)
     models = [load_scalar_model(directory) for directory in member_sources(source)]
     units = [_unit(member) for member in members]
-    return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std)
+    gate = load_gate(Path(source.path), len(members)) if side.get("experts") else None
+    return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std, gate)
 
 
 def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:

@@ -28,7 +28,7 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
-from preftune.runs.sources import data_settings, held_out_prompts
+from preftune.runs.sources import data_settings, held_out_prompts, own_rows
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
@@ -133,8 +133,10 @@ class Session:
         """Shuffled training rows of a stage, or of the run; of one half of the prompts, by their hash, for
         "first" and "second".
         """
-        batch = self.config.stage[stage].batch if stage in self.config.stage else ""
-        rows = self.shuffled(self.data_of(stage).rows_for(batch))
+        settings = self.config.stage.get(stage)
+        rows = self.shuffled(self.data_of(stage).rows_for(settings.batch if settings else ""))
+        if settings is not None:
+            rows = own_rows(rows, settings, stage)
         if part == "all":
             return rows
         half = int(part == "second")

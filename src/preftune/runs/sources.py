@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from preftune.config import DataConfig, RunConfig
-from preftune.config.algorithms.base import names_a_stage
+from preftune.config.algorithms.base import StageSettings, names_a_stage
 from preftune.config.run import ColumnsConfig
 from preftune.data import Dataset, Preference, read_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
 from preftune.data.dataset import read_training, row_key, training_only
+from preftune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,19 @@ def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, s
 def held_out_prompts(dataset: Dataset) -> set[str]:
     """What no stage may learn from: the keys of the rows that the run holds out."""
     return {row_key(row) for row in (*dataset.validation, *dataset.test)}
+
+
+def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[Preference]:
+    """The rows of the sources that a stage learns from. DataError if there are rows, and none of them is."""
+    own = [row for row in rows if settings.learns_from(row.source)]
+    if rows and not own:
+        names = ", ".join(repr(name) for name in sorted({row.source for row in rows})[:8])
+        raise DataError(
+            f"stage {stage}: none of the {len(rows):,} training rows is of a source that it learns from; "
+            f"theirs are {names}",
+            hint="in sources or experts, write a part of such a name",
+        )
+    return own
 
 
 def data_settings(config: RunConfig, name: str) -> DataConfig:

@@ -167,7 +167,8 @@ def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) ->
     """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
     kind = config_of(stage.algorithm)
     free = tuple(f"settings.{name}: " for name in kind.combining) if kind else ()
-    is_one = "members" in stage.inputs.get("settings", {}) and bool(members_begun(run, stage.name))
+    settings = stage.inputs.get("settings", {})
+    is_one = ("members" in settings or "experts" in settings) and bool(members_begun(run, stage.name))
     return is_one and all(line.startswith(free) for line in changed)
 
 

@@ -7,22 +7,21 @@ Batch sizes count items over all processes: `batch_size` is what one step consum
 into updates, `microbatch_size` bounds memory and changes no result beyond rounding.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from preftune.config.algorithms.healthy import Healthy
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
-from preftune.config.base import Count, Name, Positive, Settings
-from preftune.config.rewards import RewardTerms
+from preftune.config.base import Count, Name, Settings
 from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
+Part = Literal["all", "first", "second"]
 
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -126,6 +125,15 @@ class StageSettings(Settings):
         """How many models it trains, one after the other; more than one are an ensemble."""
         return 1
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of an ensemble of experts: what the sources of each one's rows have in their names."""
+        return ()
+
+    def member(self, number: int) -> Self:
+        """The settings of one model of an ensemble, which is a stage of its own."""
+        return self.model_copy(update={key: type(self).model_fields[key].default for key in self.combining})
+
     # --- the graph
 
     @property
@@ -211,11 +219,15 @@ class StageSettings(Settings):
         """Peak learning rate of a trained role."""
         return self.learning_rate
 
-    def training_part(self) -> str:
+    def training_part(self) -> Part:
         """The half of the training prompts that it learns from: "first", "second", or "all"."""
         return "all"
 
-    def on_part(self, part: str) -> Self:
+    def learns_from(self, source: str) -> bool:
+        """Whether it learns from the rows of a source."""
+        return True
+
+    def on_part(self, part: Part) -> Self:
         """The same stage on another half of the prompts. ConfigError for one that always takes all."""
         raise ConfigError(f"an algorithm such as {self.algorithm} cannot learn from half of the prompts")
 
@@ -244,151 +256,6 @@ class StageSettings(Settings):
     def plan(self, rows: int | None = None) -> str:
         """One line: where it starts, how much it does; in steps if the number of training rows is known."""
         raise NotImplementedError
-
-
-class OfflineConfig(StageSettings):
-    """What algorithms share that learn from training rows: how many of them, and how often."""
-
-    length: ClassVar[str] = "epochs"
-    if TYPE_CHECKING:
-        rows: int | None
-
-    def rows_planned(self, rows: int) -> float:
-        return min(self.rows or rows, rows or math.inf) * self.epochs
-
-    def steps_on(self, rows: float) -> int:
-        return math.ceil(self.epochs * rows / self.rows_per_step)
-
-    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
-        return prompt + chosen if self.batch == "sequences" else 2 * prompt + chosen + rejected
-
-    def consuming(self, rows_wanted: float, rows: int) -> Self:
-        rounded = max(round(rows_wanted / self.rows_per_step), 1) * self.rows_per_step
-        if rounded <= rows:
-            return self.model_copy(update={"rows": rounded, "epochs": 1})
-        return self.model_copy(update={"rows": None, "epochs": max(round(rounded / rows), 1)})
-
-    def plan(self, rows: int | None = None) -> str:
-        if rows is not None:
-            amount = min(rows, self.rows or rows)
-            return f"from {self.init}: {amount:,} rows, {self.steps_on(amount)} steps of {self.batch_size}"
-        amount = "all rows" if self.rows is None else f"{self.rows} rows"
-        times = "" if self.epochs == 1 else f", {self.epochs} times"
-        return f"from {self.init}: {amount}{times} in batches of {self.batch_size}"
-
-
-class OnlineConfig(StageSettings):
-    """What on-policy algorithms share: how responses are sampled, and what scores them."""
-
-    batch: ClassVar[Batch] = "prompts"
-    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
-    length: ClassVar[str] = "steps"
-    kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
-    score_metric: ClassVar[str] = "reward"
-
-    algorithm: Any = Field(description="Algorithm of this stage.")
-    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
-    reward_model: Name | None = Field(
-        default="rm",
-        description="Reward stage that scores responses, a stage such as DPO for its implicit reward, or the "
-        "directory or hub id of a reward model (with a slash); none: functions only.",
-    )
-    reward_functions: RewardTerms | None = Field(
-        default=None,
-        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
-        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
-    )
-    on_reward_error: Literal["stop", "mask"] = Field(
-        default="stop",
-        exclude_if=lambda rule: rule == "stop",
-        description="When a reward function fails: stop the run, or mask the response.",
-    )
-    missing_eos_score: float | None = Field(
-        default=-1.0,
-        description="Score of a response that does not end; none keeps its own score, and is the "
-        "default without a reward model (whose scores have mean 0 and standard deviation "
-        "1).",
-    )
-    max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
-    temperature: Positive = Field(
-        default=1.0, description="Sampling temperature; log-probabilities use it too."
-    )
-    kl_budget: Positive | None = Field(
-        default=None,
-        exclude_if=lambda budget: budget is None,
-        description="Stop the stage when a step measures more KL to the reference, in nats per "
-        "response, and keep the last checkpoint before that; none does not stop.",
-    )
-
-    if TYPE_CHECKING:
-        steps: int
-        minibatches: int
-        kl_coef: float
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_scale_no_replacement(cls, values: Any) -> Any:
-        """Where functions alone score, -1 may be more than any of them gives: being cut off would pay."""
-        if isinstance(values, dict) and "reward_model" in values and values["reward_model"] is None:
-            return {"missing_eos_score": None, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _something_scores(self) -> Self:
-        if self.reward_model is None and self.reward_functions is None:
-            raise ValueError(
-                "nothing scores the responses: name a reward_model, or reward_functions, or both"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.items_per_row > 1:
-            must_divide("batch_size", self.batch_size, "group_size", self.items_per_row)
-        must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
-        return self
-
-    @property
-    def scored_by(self) -> str | None:
-        return self.reward_model
-
-    def paths(self) -> tuple[str, ...]:
-        return (*super().paths(), *(("reward_model",) if from_outside(self.reward_model or "") else ()))
-
-    def functions(self) -> str | None:
-        return self.reward_functions
-
-    @property
-    def new_tokens(self) -> int:
-        return self.max_new_tokens
-
-    @property
-    def updates_per_step(self) -> int:
-        return self.epochs * self.minibatches
-
-    def worth(self, metrics: Mapping[str, float]) -> float:
-        """What a step measured, by which its policy is compared with those of other steps."""
-        return metrics[self.score_metric] - self.kl_coef * metrics[self.kl_metric]
-
-    @property
-    def budget(self) -> tuple[str, float] | None:
-        return None if self.kl_budget is None else (self.kl_metric, self.kl_budget)
-
-    def steps_on(self, rows: float) -> int:
-        return self.steps
-
-    def rows_planned(self, rows: int) -> float:
-        return self.steps * self.rows_per_step
-
-    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
-        return self.items_per_row * self.epochs * (prompt + min(chosen, self.max_new_tokens))
-
-    def consuming(self, rows_wanted: float, rows: int) -> Self:
-        return self.model_copy(update={"steps": max(round(rows_wanted / self.rows_per_step), 1)})
-
-    def plan(self, rows: int | None = None) -> str:
-        scored = " + ".join(judge for judge in (self.reward_model, self.reward_functions) if judge)
-        return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"
 
 
 def from_outside(judge: str) -> bool:

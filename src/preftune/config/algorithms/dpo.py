@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, Positive
 from preftune.kinds import SMOOTHED_KINDS, PreferenceKind
 

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Healthy, OnlineConfig, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.online import OnlineConfig
 from preftune.config.base import Count, NonNegative, Positive
 
 

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from preftune.config.algorithms.base import (
     Batch,
     Healthy,
-    OfflineConfig,
     OptimizerConfig,
     algorithm_field,
     must_divide,
 )
+from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, NonNegative, Positive
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Healthy, OnlineConfig, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.online import OnlineConfig
 from preftune.config.base import Count, NonNegative, Positive, Share
 
 

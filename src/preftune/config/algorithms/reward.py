@@ -5,8 +5,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, OfflineConfig, OptimizerConfig, algorithm_field
-from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.offline import OfflineConfig
+from preftune.config.base import Count, Name, NonNegative, Positive, Words, words_in
 
 
 class RewardConfig(OfflineConfig):
@@ -23,7 +24,7 @@ class RewardConfig(OfflineConfig):
         "accuracy": Healthy(words="0.60 to 0.75 on HH", low=0.60, high=0.75, on_hh=True),
         "margin": Healthy(words="positive", low=0.0),
     }
-    combining: ClassVar[tuple[str, ...]] = ("members", "combine", "sd_coef")
+    combining: ClassVar[tuple[str, ...]] = ("members", "combine", "sd_coef", "experts")
     card: ClassVar[str] = "a reward model (Bradley-Terry): it scores a response to a prompt"
     card_limits: ClassVar[tuple[str, ...]] = (
         "- Its score means something for comparing two responses to one prompt, not across prompts.",
@@ -37,12 +38,6 @@ class RewardConfig(OfflineConfig):
         default="sft", description='Initial weights of the backbone: a policy stage, or "base".'
     )
     rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
-    part: Literal["all", "first", "second"] = Field(
-        default="all",
-        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
-        description="Half of the training prompts to learn from: a judge on one half and a second reward "
-        "model on the other share no pair.",
-    )
     epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")
     microbatch_size: Count = Field(
@@ -77,6 +72,21 @@ class RewardConfig(OfflineConfig):
         description='Factor of the sd among members in combine = "mean-sd".',
     )
 
+    experts: Words | None = Field(
+        default=None,
+        exclude_if=lambda words: words is None,
+        description="One reward model for the rows of each of these kinds of source (as in sources, with "
+        'commas: "harmless, helpful"), mixed by what the tokens of a prompt say of its kind.',
+    )
+
+    @model_validator(mode="after")
+    def _experts_are_the_members(self) -> Self:
+        if self.experts is not None and (self.members > 1 or self.sources is not None):
+            raise ValueError(
+                "experts are the members, each with its own sources: leave out members and sources"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_has_nothing_to_combine(self) -> Self:
         if self.members == 1 and (self.combine != "mean" or self.sd_coef != 0.5):
@@ -85,14 +95,19 @@ class RewardConfig(OfflineConfig):
 
     @property
     def models(self) -> int:
-        return self.members
+        return len(self.kinds) or self.members
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return words_in(self.experts)
+
+    def learns_from(self, source: str) -> bool:
+        return any(kind in source for kind in self.kinds) if self.kinds else super().learns_from(source)
+
+    def member(self, number: int) -> Self:
+        alone = super().member(number)
+        return alone.model_copy(update={"sources": self.kinds[number]}) if self.kinds else alone
 
     def plan(self, rows: int | None = None) -> str:
         times = f", {self.members} members ({self.combine})" if self.members > 1 else ""
-        return super().plan(rows) + times
-
-    def training_part(self) -> str:
-        return self.part
-
-    def on_part(self, part: str) -> Self:
-        return self.model_copy(update={"part": part})
+        return super().plan(rows) + (f", experts: {self.experts}" if self.experts else times)

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Batch, OfflineConfig, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, Positive
 
 

@@ -1,0 +1,62 @@
+"""What algorithms share that learn from training rows."""
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field
+
+from preftune.config.algorithms.base import Part, StageSettings
+from preftune.config.base import Name
+
+
+class OfflineConfig(StageSettings):
+    """What algorithms share that learn from training rows: how many of them, and how often."""
+
+    length: ClassVar[str] = "epochs"
+    if TYPE_CHECKING:
+        rows: int | None
+
+    algorithm: Any = Field(description="Algorithm of this stage.")
+    part: Part = Field(
+        default="all",
+        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
+        description="Half of the training prompts to learn from: what learns from one half and a judge on "
+        "the other share no prompt.",
+    )
+    sources: Name | None = Field(
+        default=None,
+        exclude_if=lambda sources: sources is None,
+        description="Learn only from rows whose source, the directory of their file, has this in its name.",
+    )
+
+    def training_part(self) -> Part:
+        return self.part
+
+    def learns_from(self, source: str) -> bool:
+        return self.sources is None or self.sources in source
+
+    def on_part(self, part: Part) -> Self:
+        return self.model_copy(update={"part": part})
+
+    def rows_planned(self, rows: int) -> float:
+        return min(self.rows or rows, rows or math.inf) * self.epochs
+
+    def steps_on(self, rows: float) -> int:
+        return math.ceil(self.epochs * rows / self.rows_per_step)
+
+    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
+        return prompt + chosen if self.batch == "sequences" else 2 * prompt + chosen + rejected
+
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        rounded = max(round(rows_wanted / self.rows_per_step), 1) * self.rows_per_step
+        if rounded <= rows:
+            return self.model_copy(update={"rows": rounded, "epochs": 1})
+        return self.model_copy(update={"rows": None, "epochs": max(round(rounded / rows), 1)})
+
+    def plan(self, rows: int | None = None) -> str:
+        if rows is not None:
+            amount = min(rows, self.rows or rows)
+            return f"from {self.init}: {amount:,} rows, {self.steps_on(amount)} steps of {self.batch_size}"
+        amount = "all rows" if self.rows is None else f"{self.rows} rows"
+        times = "" if self.epochs == 1 else f", {self.epochs} times"
+        return f"from {self.init}: {amount}{times} in batches of {self.batch_size}"

@@ -1,0 +1,124 @@
+"""What on-policy algorithms share: they sample, and something scores what they sampled."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from preftune.config.algorithms.base import Batch, StageSettings, from_outside, must_divide
+from preftune.config.base import Count, Name, Positive
+from preftune.config.rewards import RewardTerms
+
+
+class OnlineConfig(StageSettings):
+    """What on-policy algorithms share: how responses are sampled, and what scores them."""
+
+    batch: ClassVar[Batch] = "prompts"
+    uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
+    length: ClassVar[str] = "steps"
+    kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
+    score_metric: ClassVar[str] = "reward"
+
+    algorithm: Any = Field(description="Algorithm of this stage.")
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    reward_model: Name | None = Field(
+        default="rm",
+        description="Reward stage that scores responses, a stage such as DPO for its implicit reward, or the "
+        "directory or hub id of a reward model (with a slash); none: functions only.",
+    )
+    reward_functions: RewardTerms | None = Field(
+        default=None,
+        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
+        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    )
+    on_reward_error: Literal["stop", "mask"] = Field(
+        default="stop",
+        exclude_if=lambda rule: rule == "stop",
+        description="When a reward function fails: stop the run, or mask the response.",
+    )
+    missing_eos_score: float | None = Field(
+        default=-1.0,
+        description="Score of a response that does not end; none keeps its own score, and is the "
+        "default without a reward model (whose scores have mean 0 and standard deviation "
+        "1).",
+    )
+    max_new_tokens: Count = Field(default=64, description="Maximum number of new tokens per response.")
+    temperature: Positive = Field(
+        default=1.0, description="Sampling temperature; log-probabilities use it too."
+    )
+    kl_budget: Positive | None = Field(
+        default=None,
+        exclude_if=lambda budget: budget is None,
+        description="Stop the stage when a step measures more KL to the reference, in nats per "
+        "response, and keep the last checkpoint before that; none does not stop.",
+    )
+
+    if TYPE_CHECKING:
+        steps: int
+        minibatches: int
+        kl_coef: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_scale_no_replacement(cls, values: Any) -> Any:
+        """Where functions alone score, -1 may be more than any of them gives: being cut off would pay."""
+        if isinstance(values, dict) and "reward_model" in values and values["reward_model"] is None:
+            return {"missing_eos_score": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> Self:
+        if self.reward_model is None and self.reward_functions is None:
+            raise ValueError(
+                "nothing scores the responses: name a reward_model, or reward_functions, or both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.items_per_row > 1:
+            must_divide("batch_size", self.batch_size, "group_size", self.items_per_row)
+        must_divide("batch_size", self.batch_size, "minibatches", self.minibatches)
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        return self.reward_model
+
+    def paths(self) -> tuple[str, ...]:
+        return (*super().paths(), *(("reward_model",) if from_outside(self.reward_model or "") else ()))
+
+    def functions(self) -> str | None:
+        return self.reward_functions
+
+    @property
+    def new_tokens(self) -> int:
+        return self.max_new_tokens
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.epochs * self.minibatches
+
+    def worth(self, metrics: Mapping[str, float]) -> float:
+        """What a step measured, by which its policy is compared with those of other steps."""
+        return metrics[self.score_metric] - self.kl_coef * metrics[self.kl_metric]
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        return None if self.kl_budget is None else (self.kl_metric, self.kl_budget)
+
+    def steps_on(self, rows: float) -> int:
+        return self.steps
+
+    def rows_planned(self, rows: int) -> float:
+        return self.steps * self.rows_per_step
+
+    def tokens_per_row(self, prompt: float, chosen: float, rejected: float) -> float:
+        return self.items_per_row * self.epochs * (prompt + min(chosen, self.max_new_tokens))
+
+    def consuming(self, rows_wanted: float, rows: int) -> Self:
+        return self.model_copy(update={"steps": max(round(rows_wanted / self.rows_per_step), 1)})
+
+    def plan(self, rows: int | None = None) -> str:
+        scored = " + ".join(judge for judge in (self.reward_model, self.reward_functions) if judge)
+        return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"

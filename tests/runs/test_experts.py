@@ -1,0 +1,138 @@
+"""A reward model of experts: who learns from what, and whose word counts for which prompt."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import preftune
+from made_once import without_figures
+from preftune.api import run_recipe
+from preftune.config import load_recipe
+from preftune.data.batch import pad_sequences
+from preftune.errors import ConfigError, DataError
+from preftune.models.gate import fit_gate, load_gate
+from preftune.rundir import RunDir, read_json, read_jsonl
+
+WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
+SMALL = ["data.held_out=0.2", "model.scratch.steps=5", "stage.sft.rows=32", "stage.rm.learning_rate=1e-2"]
+SMALL += ["stage.ppo.steps=1", "stage.ppo.batch_size=4", "stage.grpo=none", "stage.dpo=none"]
+SMALL += ["evaluation.prompts=4"]
+EXPERTS = "stage.rm.experts=harmless, helpful"
+
+
+def prompt(kind: str, number: int) -> str:
+    return f"\n\nHuman: Tell me about {WORDS[kind]} number {number}.\n\nAssistant:"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two kinds of pairs that contradict each other: yes is right in one, no in the other."""
+    place = tmp_path_factory.mktemp("pairs")
+    for kind, (good, bad) in {"harmless": (" No.", " Yes."), "helpful": (" Yes.", " No.")}.items():
+        (place / f"{kind}-base").mkdir()
+        rows = [{side: prompt(kind, i) + text for side, text in (("chosen", good), ("rejected", bad))}
+                for i in range(60)]  # fmt: skip
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / f"{kind}-base" / "train.jsonl").write_text(text)
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    out = tmp_path_factory.mktemp("experts") / "run"
+    with without_figures():
+        return preftune.run("tiny", f"data.name={data}", *SMALL, EXPERTS, out=str(out))
+
+
+def test_each_expert_learns_from_its_own_sources(run: RunDir) -> None:
+    for i, kind in enumerate(WORDS):
+        names = {name for step in read_jsonl(run.ledger(f"rm/member-{i}")) for name in step["rows"]}
+        assert len(names) > 10
+        assert all(f"{kind}-base" in name for name in names), names
+
+
+def test_the_prompt_says_whose_score_counts(run: RunDir) -> None:
+    place = run.models / "reward_model"
+    model = preftune.load_reward_model(place)
+    prompts, replies = [prompt("harmless", 3), prompt("helpful", 3)] * 2, [" Yes."] * 2 + [" No."] * 2
+    members = model.member_scores(prompts, replies)
+    ids = [model.encoder.text(text) for text in prompts]
+    shares = load_gate(place, 2)(pad_sequences(ids, [[1]] * 4, model.encoder.pad_id))
+    assert (shares[0] > 0.6).tolist() == [True, False, True, False]
+    np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(model.raw_score(prompts, replies), (shares * members).sum(0), atol=1e-5)
+    assert read_json(place / "preftune.json")["experts"] == "harmless, helpful"
+
+
+def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:
+    record = read_json(run.reward_evaluation)
+    assert record["combine"] == "mean by the kind of prompt"
+    assert list(record["members"]) == ["member-0", "member-1"]
+    assert "An ensemble of 2 (score: mean by the kind of prompt)" in run.analysis_text.read_text()
+    stage = load_recipe("tiny", [EXPERTS]).config.stage["rm"]
+    assert stage.plan(60).endswith("experts: harmless, helpful")
+
+
+def test_other_experts_are_other_members(run: RunDir, data: Path, tmp_path: Path) -> None:
+    """Turned round, each name stands for another model: none of the two is believed."""
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    words = [f"data.name={data}", *SMALL, "stage.rm.experts=helpful, harmless"]
+    run_recipe("tiny", words, out=str(copy.path), until="rm", redo=["rm"])
+    before, after = (read_json(each.stage_json("rm/member-0"))["key"] for each in (run, copy))
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage.rm.experts=harmless"], "two or more different words"),
+        ([EXPERTS, "stage.rm.members=2"], "leave out members and sources"),
+        ([EXPERTS, "stage.rm.sources=helpful"], "leave out members and sources"),
+    ],
+)
+def test_settings_that_contradict_each_other(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_recipe("tiny", words)
+
+
+def test_a_source_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    words = [f"data.name={data}", *SMALL, "stage.sft.sources=helpless"]
+    with pytest.raises(DataError, match=r"stage sft: none of the 81 .*'harmless-base', 'helpful-base'"):
+        run_recipe("tiny", words, out=str(tmp_path / "run"), until="sft")
+
+
+def test_a_damaged_gate_is_refused(run: RunDir, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(run.models / "reward_model", tmp_path / "model"))
+    gate = load_file(place / "gate.safetensors")
+    save_file({**gate, "weight": gate["weight"][:1].contiguous()}, place / "gate.safetensors")
+    with pytest.raises(DataError, match="not a gate of 2 kinds"):
+        preftune.load_reward_model(place)
+    save_file({**gate, "bias": gate["bias"] * torch.nan}, place / "gate.safetensors")
+    with pytest.raises(DataError, match="not finite"):
+        preftune.load_reward_model(place)
+    (place / "gate.safetensors").unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        preftune.load_reward_model(place)
+
+
+def test_a_gate_sees_the_prompt_alone_and_no_order() -> None:
+    gate = fit_gate([[1, 2, 3], [1, 2], [4, 5], [4, 5, 5], [4], [6, 5]], [0, 0, 1, 1, 1, 1], 8)
+    batch = pad_sequences([[1, 2, 3], [3, 2, 1, 1], [4, 5], []], [[4], [4, 4], [1, 2, 3], [7]], 0)
+    shares = gate(batch)
+    np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-6)
+    assert shares[0, 0] == pytest.approx(float(shares[0, 1]), abs=1e-6)
+    assert shares[0, 0] > 0.7 > 0.3 > shares[0, 2]
+    alone = gate(pad_sequences([[4, 5]], [[7]], 0))
+    assert float(alone[0, 0]) == pytest.approx(float(shares[0, 2]), abs=1e-6)
+
+
+def test_a_gate_weighs_kinds_alike_however_many_prompts_each_has() -> None:
+    """A prompt of tokens that no kind has is anybody's."""
+    gate = fit_gate([[1]] * 2 + [[2]] * 50, [0] * 2 + [1] * 50, 4)
+    shares = gate(pad_sequences([[3]], [[0]], 0))
+    assert float(shares[0, 0]) == pytest.approx(0.5, abs=0.1)
