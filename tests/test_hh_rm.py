@@ -83,7 +83,7 @@ def test_a_trained_row_is_a_run_of_the_recipe_and_scores_validation_pairs(
     small = [f"model.scratch.{key}={value}" for key, value in scratch.items()]
     small += ["model.scratch.microbatch_size=4", "model.scratch.positions=256", "model.base=scratch"]
     small += ["model.trainable=top:1", "stage.rm.microbatch_size=4", "data.max_response_length=3"]
-    monkeypatch.setitem(hh_rm.MODELS, "smollm2-top6", hh_rm.Model("hh-rm", "rm", tuple(small)))
+    monkeypatch.setitem(hh_rm.MODELS, "smollm2-top6", hh_rm.Model("hh-rm", "rm", (*hh_rm.ONE_MODEL, *small)))
     cut = {"chosen": f"{TIE} please so it", "rejected": f"{TIE} please so it is"}  # alike to the third token
     longer = Path(shutil.copytree(data, tmp_path / "data"))
     with gzip.open(longer / "harmless-base" / "validation.jsonl.gz", "at", encoding="utf-8") as file:
