@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import preftune
 from made_once import without_figures
-from preftune.api import run_recipe
+from preftune.api import audit, run_recipe
 from preftune.config import load_recipe
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
@@ -76,6 +76,8 @@ def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:
     assert "An ensemble of 2 (score: mean by the kind of prompt)" in run.analysis_text.read_text()
     stage = load_recipe("tiny", [EXPERTS]).config.stage["rm"]
     assert stage.plan(60).endswith("experts: harmless, helpful")
+    checks = audit(run.models / "reward_model")["checks"]
+    assert ("loads as an ensemble", "ok") in {(check["name"], check["status"]) for check in checks}
 
 
 def test_other_experts_are_other_members(run: RunDir, data: Path, tmp_path: Path) -> None:

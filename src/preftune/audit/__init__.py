@@ -13,7 +13,7 @@ from preftune.audit.files import Directory, check_files, open_directory
 from preftune.audit.policy import check_policy
 from preftune.audit.reward import check_reward_model
 from preftune.errors import InputMissing, PreftuneError
-from preftune.models.locate import locate
+from preftune.models.locate import GATE, locate
 from preftune.models.roles import models_of
 from preftune.runs.save import check_sums, load_reward_model
 
@@ -31,7 +31,8 @@ def audit_directory(path: Path) -> dict[str, Any]:
         raise InputMissing(
             f"there is no model directory at {path}", hint="give a directory with a config.json"
         )
-    members = [] if any(path.glob("*.safetensors")) else sorted(path.glob("member-*"))
+    weights = [file for file in path.glob("*.safetensors") if file.name != GATE]
+    members = [] if weights else sorted(path.glob("member-*"))
     kinds, checks = set[str](), _combined(path) if members else list[Check]()
     for member in members or [path]:  # an ensemble is as good as each of its members
         kind, results = _checked(member)

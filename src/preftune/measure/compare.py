@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
+from preftune.models.locate import GATE
 from preftune.records.base import read_record, read_records
 from preftune.records.policy import PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
@@ -101,13 +102,16 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
 def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     """Whether both runs hold the same weights, and normalise them in the same way."""
     models = [run.models / name for run in (a, b)]
-    weights = [sorted(model.rglob("model.safetensors")) for model in models]  # several of an ensemble
+    weights = [
+        sorted(file for name in ("model.safetensors", GATE) for file in model.rglob(name))  # of an ensemble
+        for model in models
+    ]
     if not all(weights) or not all((model / "preftune.json").is_file() for model in models):
         return False
     notes = [read_object(model / "preftune.json") for model in models]
     for run, model, note in zip((a, b), models, notes, strict=True):
         check_model(run, str(note.get("stage", name)), model)
-    keys = ("mean", "std", "members", "combine", "sd_coef")
+    keys = ("mean", "std", "members", "combine", "sd_coef", "experts")
     constants = [[note.get(key) for key in keys] for note in notes]
     hashes = [[sha256_file(file) for file in files] for files in weights]
     return constants[0] == constants[1] and hashes[0] == hashes[1]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from preftune.data.batch import Sequences
 from preftune.errors import DataError
+from preftune.models.locate import GATE
 
-GATE = "gate.safetensors"
 STRENGTH = 3.0  # inverse of the L2 penalty: of 1 to 100, the least loss on a fifth of HH's training prompts
 
 

@@ -19,6 +19,7 @@ from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneErr
 from preftune.isolated import is_panic
 from preftune.rundir import read_object, sha256_file
 
+GATE = "gate.safetensors"  # beside the members of an ensemble of experts; no model
 # Keys that make a loader import code (classes from the model's directory, kernels from the hub) or read a
 # file of their choice. `save_pretrained` of a plain model writes none of them.
 _CODE_KEYS = {
