@@ -101,7 +101,10 @@ def part_d(out: Path, data: Path, small: bool) -> list[Command]:
             "data.max_response_length=16",
         ]
         settings = {
-            "hh-smollm2": [*model, *few(), f"data.name={standins / 'pairs.jsonl'}", "data.form=transcript"],
+            "hh-smollm2": [
+                *model, *few(), f"data.name={standins / 'pairs.jsonl'}", "model.trainable=top:1",
+                "stage.rm2.rows=16",
+            ],
             "sentiment": [
                 *model, *few(("ppo", "grpo", "ceiling")), f"data.name={reviews}", "model.trainable=top:1",
                 "stage.pairs.rows=16", "stage.best.rows=16", "evaluation.pool=4",

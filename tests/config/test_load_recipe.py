@@ -24,6 +24,7 @@ ONE_STAGE = {"hh-rm"}  # trains a reward model, and no policy
 WITHOUT_RL = {"own-small"}  # a reward model of few pairs has nothing to teach
 MORE_STAGES = {
     "hh-scratch": {"rm2": "reward"},
+    "hh-smollm2": {"rm2": "reward"},
     "sentiment": {"pairs": "collect", "best": "sft", "ceiling": "ppo"},
 }
 
@@ -84,12 +85,19 @@ def test_recipe_without_data_asks_for_a_path(name: str) -> None:
     assert "data.name=PATH is required" in str(failure(name))
 
 
-def test_hh_scratch_has_a_second_reward_model_that_shares_no_prompt_and_scores_no_training() -> None:
-    stages = load_recipe("hh-scratch", ["data.name=x"]).config.stage
+@pytest.mark.parametrize("name", ["hh-scratch", "hh-smollm2"])
+def test_a_second_reward_model_shares_no_prompt_and_scores_no_training(name: str) -> None:
+    stages = load_recipe(name, ["data.name=x"]).config.stage
     judges = {name: stage for name, stage in stages.items() if isinstance(stage, RewardConfig)}
     assert {name: stage.part for name, stage in judges.items()} == {"rm": "first", "rm2": "second"}
     assert judges["rm"].model_copy(update={"part": "second"}) == judges["rm2"]
     assert not any("rm2" in parents(stage) for stage in stages.values())
+
+
+def test_no_stage_of_hh_smollm2_learns_from_a_pair_of_its_second_reward_model() -> None:
+    stages = load_recipe("hh-smollm2", ["data.name=x"]).config.stage
+    parts = {name: stage.training_part() for name, stage in stages.items() if not stage.online}
+    assert parts == {"sft": "first", "rm": "first", "dpo": "first", "rm2": "second"}
 
 
 @pytest.mark.parametrize("name", sorted({*recipe_names()} - ONE_STAGE - WITHOUT_RL))
