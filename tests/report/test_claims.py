@@ -129,13 +129,27 @@ def test_cautions_name_length_endings_distance_and_repetition(tmp_path: Path) ->
     text = "\n".join(cautions(load_run(run)))
     for words in (
         "writes longer responses than SFT",
-        "ends only 10.0 %",
         "is far from SFT",
         "repeats itself",
     ):
         assert f"PPO {words}" in text
+    first = cautions(load_run(run))[0]
+    assert first.startswith("Gained in score, but ended far fewer responses by themselves than SFT")
+    assert first.endswith(": PPO (10.0 % [5.0, 20.0]). What was scored is cut at the token limit.")
+    assert text.count("10.0 %") == 1
     assert "40 % of the responses of PPO also write the human's turn" in text
     assert "20 % of the responses of PPO are empty" in text
+
+
+def test_few_endings_without_a_gain_are_only_few_endings(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name in ("sft", "ppo"):  # as few as SFT has: no gain was bought with them
+        record = read_json(run.evaluation(f"policy_{name}"))
+        record["eos_rate"] = {"value": 0.1, "interval": [0.05, 0.2], "n": 100}
+        write_json(run.evaluation(f"policy_{name}"), record)
+    text = "\n".join(cautions(load_run(run)))
+    assert "PPO ends only 10.0 %" in text
+    assert "Gained in score" not in text
 
 
 def test_a_sound_run_has_no_cautions(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def cautions(run: RunView) -> tuple[str, ...]:
         warnings.append(
             f"Too small to show learning: {join(short)}. The numbers show only that the pipeline works."
         )
-    warnings += [*_seen_gold(run), *_judge_warnings(run), *_policy_warnings(run)]
+    warnings += [*_unended_warnings(run), *_seen_gold(run), *_judge_warnings(run), *_policy_warnings(run)]
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
     warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
@@ -58,6 +58,32 @@ def _lost_elsewhere(run: RunView) -> list[str]:
         if lost:
             warnings.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
     return warnings
+
+
+def _unended(run: RunView) -> list[PolicyRecord]:
+    """Policies whose gain came with replies that no longer end: the score is of texts that were cut."""
+    reference = run.policy(run.reference)
+    usual = reference.eos_rate.low if reference is not None and reference.eos_rate is not None else None
+    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
+    return [
+        policy
+        for policy in run.policies
+        if policy.policy in gained - {BASE} and policy.eos_rate is not None
+        if policy.eos_rate.high is not None and usual is not None
+        if policy.eos_rate.high < min(usual, LOW_EOS)
+    ]
+
+
+def _unended_warnings(run: RunView) -> list[str]:
+    reference, policies = run.policy(run.reference), _unended(run)
+    if not policies or reference is None:
+        return []
+    shares = join([f"{p.label} ({p.eos_rate.percent()})" for p in policies if p.eos_rate is not None])
+    usual = f" ({reference.eos_rate.percent()})" if reference.eos_rate is not None else ""
+    return [
+        f"Gained in score, but ended far fewer responses by themselves than {reference.label}{usual}: "
+        f"{shares}. What was scored is cut at the token limit."
+    ]
 
 
 def _seen_gold(run: RunView) -> list[str]:
@@ -135,6 +161,7 @@ def _sanity_warnings(model: RewardModelRecord) -> list[str]:
 
 def _policy_warnings(run: RunView) -> list[str]:
     texts = []
+    told = {policy.policy for policy in _unended(run)}
     reference = run.policy(run.reference)
     gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
     for policy in run.policies:
@@ -147,7 +174,7 @@ def _policy_warnings(run: RunView) -> list[str]:
                 f"Less than half of the gain of {policy.label} is left at equal length "
                 f"({surviving.percent()})."
             )
-        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS:
+        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS and policy.policy not in told:
             share = policy.eos_rate.percent()
             texts.append(
                 f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "
