@@ -63,7 +63,7 @@ def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) ->
         raise DataError(
             f"stage {stage}: none of the {len(rows):,} training rows is of a source that it learns from; "
             f"theirs are {names}",
-            hint="in sources or experts, write a part of such a name",
+            hint="in sources or experts, write a part of such a name, or set it to none",
         )
     return own
 

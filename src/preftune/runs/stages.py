@@ -166,9 +166,10 @@ def members_begun(run: RunDir, name: str) -> list[Path]:
 def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) -> bool:
     """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
     kind = config_of(stage.algorithm)
-    free = tuple(f"settings.{name}: " for name in kind.combining) if kind else ()
-    settings = stage.inputs.get("settings", {})
-    is_one = ("members" in settings or "experts" in settings) and bool(members_begun(run, stage.name))
+    combining = kind.combining if kind else ()
+    free = tuple(f"settings.{name}: " for name in combining)
+    is_one = any(name in stage.inputs.get("settings", {}) for name in combining)
+    is_one = is_one and bool(members_begun(run, stage.name))
     return is_one and all(line.startswith(free) for line in changed)
 
 

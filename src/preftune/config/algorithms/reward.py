@@ -71,7 +71,6 @@ class RewardConfig(OfflineConfig):
         exclude_if=lambda coef: coef == 0.5,
         description='Factor of the sd among members in combine = "mean-sd".',
     )
-
     experts: Words | None = Field(
         default=None,
         exclude_if=lambda words: words is None,
