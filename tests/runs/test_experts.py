@@ -2,21 +2,37 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
 
 import preftune
 from made_once import without_figures
 from preftune.api import audit, run_recipe
 from preftune.config import load_recipe
+from preftune.data import Sequences
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
-from preftune.models.gate import fit_gate, load_gate
+from preftune.models.fast.support import states_below
+from preftune.models.gate import (
+    PromptGate,
+    StateGate,
+    TokenGate,
+    fit_state_gate,
+    fit_token_gate,
+    load_gate,
+)
+from preftune.models.locate import Source
+from preftune.models.scalar import load_scalar_model
+from preftune.models.trunk import share_trunk
 from preftune.rundir import RunDir, read_json, read_jsonl
+from tiny import classifier
 
 WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
 SMALL = ["data.held_out=0.2", "model.scratch.steps=5", "stage.sft.rows=32", "stage.rm.learning_rate=1e-2"]
@@ -49,6 +65,30 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         return preftune.run("tiny", f"data.name={data}", *SMALL, EXPERTS, out=str(out))
 
 
+@pytest.fixture(scope="module")
+def frozen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """As `run`, with a frozen lower block that the experts share."""
+    out = tmp_path_factory.mktemp("frozen") / "run"
+    words = [f"data.name={data}", *SMALL, EXPERTS, "model.trainable=top:1"]
+    return RunDir(run_recipe("tiny", words, out=str(out), until="rm").path)
+
+
+def shares_of(place: Path, prompts: Sequence[str]) -> Tensor:
+    """What the gate of a saved ensemble says of prompts, each with a reply."""
+    encoder, expert = (
+        preftune.load_reward_model(place).encoder,
+        load_scalar_model(Source(f"{place}/member-0")),
+    )
+    ids = [encoder.text(text) for text in prompts]
+    with torch.no_grad():
+        return by_prompt(load_gate(place, 2), pad_sequences(ids, [[1]] * len(ids), encoder.pad_id), expert)
+
+
+def by_prompt(gate: PromptGate, batch: Sequences, model: PreTrainedModel | None = None) -> Tensor:
+    """Shares (K, B); a gate of tokens needs no model."""
+    return gate(model, batch.ids, batch.attention, batch.attention & ~batch.response)
+
+
 def test_each_expert_learns_from_its_own_sources(run: RunDir) -> None:
     for i, kind in enumerate(WORDS):
         names = {name for step in read_jsonl(run.ledger(f"rm/member-{i}")) for name in step["rows"]}
@@ -56,13 +96,14 @@ def test_each_expert_learns_from_its_own_sources(run: RunDir) -> None:
         assert all(f"{kind}-base" in name for name in names), names
 
 
-def test_the_prompt_says_whose_score_counts(run: RunDir) -> None:
-    place = run.models / "reward_model"
+@pytest.mark.parametrize("kind", ["run", "frozen"])
+def test_the_prompt_says_whose_score_counts(kind: str, request: pytest.FixtureRequest) -> None:
+    place = request.getfixturevalue(kind).models / "reward_model"
     model = preftune.load_reward_model(place)
+    assert isinstance(load_gate(place, 2), TokenGate if kind == "run" else StateGate)
     prompts, replies = [prompt("harmless", 3), prompt("helpful", 3)] * 2, [" Yes."] * 2 + [" No."] * 2
     members = model.member_scores(prompts, replies)
-    ids = [model.encoder.text(text) for text in prompts]
-    shares = load_gate(place, 2)(pad_sequences(ids, [[1]] * 4, model.encoder.pad_id))
+    shares = shares_of(place, prompts)
     assert (shares[0] > 0.6).tolist() == [True, False, True, False]
     np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-6)
     np.testing.assert_allclose(model.raw_score(prompts, replies), (shares * members).sum(0), atol=1e-5)
@@ -117,24 +158,53 @@ def test_a_damaged_gate_is_refused(run: RunDir, tmp_path: Path) -> None:
     save_file({**gate, "bias": gate["bias"] * torch.nan}, place / "gate.safetensors")
     with pytest.raises(DataError, match="not finite"):
         preftune.load_reward_model(place)
+    save_file({**gate, "blocks": torch.tensor(0)}, place / "gate.safetensors")
+    with pytest.raises(DataError, match="how many blocks"):
+        preftune.load_reward_model(place)
     (place / "gate.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be read"):
         preftune.load_reward_model(place)
 
 
 def test_a_gate_sees_the_prompt_alone_and_no_order() -> None:
-    gate = fit_gate([[1, 2, 3], [1, 2], [4, 5], [4, 5, 5], [4], [6, 5]], [0, 0, 1, 1, 1, 1], 8)
+    gate = fit_token_gate([[1, 2, 3], [1, 2], [4, 5], [4, 5, 5], [4], [6, 5]], [0, 0, 1, 1, 1, 1], 8)
     batch = pad_sequences([[1, 2, 3], [3, 2, 1, 1], [4, 5], []], [[4], [4, 4], [1, 2, 3], [7]], 0)
-    shares = gate(batch)
+    shares = by_prompt(gate, batch)
     np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-6)
     assert shares[0, 0] == pytest.approx(float(shares[0, 1]), abs=1e-6)
     assert shares[0, 0] > 0.7 > 0.3 > shares[0, 2]
-    alone = gate(pad_sequences([[4, 5]], [[7]], 0))
+    alone = by_prompt(gate, pad_sequences([[4, 5]], [[7]], 0))
     assert float(alone[0, 0]) == pytest.approx(float(shares[0, 2]), abs=1e-6)
 
 
 def test_a_gate_weighs_kinds_alike_however_many_prompts_each_has() -> None:
     """A prompt of tokens that no kind has is anybody's."""
-    gate = fit_gate([[1]] * 2 + [[2]] * 50, [0] * 2 + [1] * 50, 4)
-    shares = gate(pad_sequences([[3]], [[0]], 0))
+    gate = fit_token_gate([[1]] * 2 + [[2]] * 50, [0] * 2 + [1] * 50, 4)
+    shares = by_prompt(gate, pad_sequences([[3]], [[0]], 0))
     assert float(shares[0, 0]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_gate_of_states_is_a_logistic_regression_in_units_of_their_spread() -> None:
+    states = torch.tensor([[0.0, 100.0], [1.0, 101.0], [0.0, 103.0], [1.0, 104.0]]).repeat(30, 1)
+    kinds = [0, 0, 1, 1] * 30
+    here, stretched = (fit_state_gate(states * scale, kinds, 1) for scale in (1.0, 1000.0))
+    logits, far = (
+        gate.weight @ states.T * scale + gate.bias[:, None]
+        for gate, scale in ((here, 1.0), (stretched, 1000.0))
+    )
+    assert ((logits[1] > logits[0]) == torch.tensor(kinds).bool()).all()
+    torch.testing.assert_close(logits, far, atol=1e-3, rtol=1e-3)
+    assert abs(here.weight[0, 0]) < abs(here.weight[0, 1]) / 3  # the first state says nothing
+
+
+def test_a_state_below_is_that_of_the_prompts_end_shared_or_not() -> None:
+    model = classifier(0).eval()
+    batch = pad_sequences([[1, 2, 3], [3, 2], [4]], [[4], [4, 5, 1], [1, 2]], 0)
+    prompt = batch.attention & ~batch.response
+    whole = model.base_model(batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
+    expected = whole.hidden_states[1][torch.arange(3), prompt.sum(1) - 1]
+    alone = states_below(model, 1, batch.ids, batch.attention, prompt)
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
+    share_trunk(model, 1)
+    shared = states_below(model, 1, batch.ids, batch.attention, prompt)
+    torch.testing.assert_close(shared, expected, atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -65,6 +66,10 @@ class Learner(Protocol):
         `weights` (B, T) or (B,) must sum to 1 over the global batch; `loss` maps a microbatch to unreduced
         terms. Returns metrics averaged over the batch, with "loss" and "grad_norm" (before clipping).
         """
+        ...
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Within `with`, an update computes its metrics and changes nothing."""
         ...
 
     def total(self, count: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ arXiv:1909.08593).
 Choices: the score sits on the last written token (no pad position is trained); critic and policy are separate
 networks with an optimizer each, so there is no value coefficient; advantages are whitened over the rollout,
 not a minibatch. With `kl_target` the coefficient is steered after each step (Ziegler et al., section 2.2).
+The first `critic_warmup` steps train the critic alone.
 """
 
 import math
@@ -83,6 +84,11 @@ class PPO:
         """As set, or as `steer` has changed it: the learner saves it with the training state."""
         return self.learner.scalars.get("kl_coef", self.config.kl_coef)
 
+    @property
+    def policy_waits(self) -> bool:
+        """Whether this step trains the critic alone: one of the first `critic_warmup`."""
+        return self.learner.scalars.get("critic_steps", 0.0) < self.config.critic_warmup
+
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample responses, score them, look them up under policy, reference and critic
         rollout = self.rollout(batch)
@@ -100,6 +106,8 @@ class PPO:
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
         metrics = {**averaged(updates), **first, **self.report(rollout, experience)}
         self.steer(metrics["objective/kl"], len(rollout))
+        if self.policy_waits:
+            self.learner.scalars["critic_steps"] = self.learner.scalars.get("critic_steps", 0.0) + 1
         return metrics
 
     def steer(self, kl: float, responses: int) -> None:
@@ -133,7 +141,7 @@ class PPO:
         """One minibatch: one update of the policy, one of the critic."""
         response = batch.sequences.response
         weights = token_mean(response, self.learner.total(response.sum()))
-        policy = self.learner.update("policy", batch, weights, self.policy_loss)
+        policy = self.update_policy(batch, weights)
         value = self.learner.update("critic", batch, weights, self.value_loss)
         return {
             **{name: number for name, number in policy.items() if name != "loss"},
@@ -142,6 +150,13 @@ class PPO:
             "val/clipfrac_avg": value["val/clipfrac_avg"],
             "grad_norm/critic": value["grad_norm"],
         }
+
+    def update_policy(self, batch: Experience, weights: Tensor) -> Metrics:
+        """One update, or only its metrics, with a gradient of 0, while the policy waits for the critic."""
+        if not self.policy_waits:
+            return self.learner.update("policy", batch, weights, self.policy_loss)
+        with self.learner.measuring():
+            return {**self.learner.update("policy", batch, weights, self.policy_loss), "grad_norm": 0.0}
 
     def policy_loss(self, batch: Experience) -> Loss:
         config, response = self.config, batch.sequences.response

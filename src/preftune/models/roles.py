@@ -21,7 +21,7 @@ from preftune.models.adapter import earlier_changes, linear_layers
 from preftune.models.fast.head import after_head, logprobs_and_entropy, whole_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.static import refuse
-from preftune.models.fast.support import gather_masked, hidden_at, scatter_masked, takes_trees
+from preftune.models.fast.support import gather_masked, hidden_at, scatter_masked, states_below, takes_trees
 from preftune.models.gate import PromptGate
 from preftune.models.parts import language_head
 from preftune.models.quantised import quantise
@@ -124,6 +124,11 @@ def _at_end(sequences: Sequences) -> Tensor:
     return torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
 
 
+def _prompt_of(sequences: Sequences) -> Tensor:
+    """True on the tokens of the prompts: (B, T)."""
+    return sequences.attention.bool() & ~sequences.response
+
+
 class LogRatioPerPosition(nn.Module):
     """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T)."""
 
@@ -141,14 +146,19 @@ class LogRatioPerPosition(nn.Module):
 
 
 class MembersPerPosition(nn.Module):
-    """Several scalar heads at once, each normalised by its (mean, sd): (ids, attention, read) -> (M, B, T),
-    0 where none is read.
+    """Several scalar heads at once, each normalised by its (mean, sd): (ids, attention, read, prompt), all
+    (B, T) -> (M, B, T), 0 where none is read, and by a gate each one's share in the score, (M, B).
     """
 
-    def __init__(self, models: Sequence[PreTrainedModel], units: Sequence[tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        units: Sequence[tuple[float, float]],
+        gate: PromptGate | None = None,
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(ScalarPerPosition(model) for model in models)
-        self.units = units
+        self.units, self.gate = units, gate
 
     @property
     def models(self) -> tuple[PreTrainedModel, ...]:
@@ -159,10 +169,19 @@ class MembersPerPosition(nn.Module):
         """The first one."""
         return self.models[0]
 
-    def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, attention: Tensor, read: Tensor, prompt: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         raw = [member(ids, attention, read) for member in self.members]
         normal = [(scores - mean) / std for scores, (mean, std) in zip(raw, self.units, strict=True)]
-        return torch.where(read, torch.stack(normal), 0.0)
+        return torch.where(read, torch.stack(normal), 0.0), self._shares(ids, attention, prompt)
+
+    def _shares(self, ids: Tensor, attention: Tensor, prompt: Tensor) -> Tensor | None:
+        if self.gate is None:
+            return None
+        if not len(ids):
+            return self.gate(self.model, *one_token(ids))[:, :0].clone()
+        return self.gate(self.model, ids, attention, prompt)
 
 
 @dataclass(slots=True)
@@ -198,6 +217,14 @@ class RewardModel(_Scalar):
     def scores(self, sequences: Sequences) -> Tensor:
         """Normalised scores (raw - mean) / std: (B,)."""
         return (self.raw_scores(sequences) - self.mean) / self.std
+
+    @torch.no_grad()
+    def prompt_states(self, sequences: Sequences, blocks: int) -> Tensor:
+        """The states of the prompts' last tokens after so many blocks, by which a gate knows them: (B, d)."""
+        with casting(self):
+            return states_below(
+                self.model, blocks, sequences.ids, sequences.attention, _prompt_of(sequences)
+            ).float()
 
     def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         """Raw scores (B,), and those of an ensemble's members, (M, B); None where there is one model."""
@@ -252,7 +279,7 @@ class Ensemble(RewardModel):
         std: float = 1.0,
         gate: PromptGate | None = None,
     ) -> None:
-        members = MembersPerPosition([_ready(model) for model in models], units)
+        members = MembersPerPosition([_ready(model) for model in models], units, gate)
         self.module, self.mean, self.std = members.requires_grad_(False), mean, std
         self.dtype, self.combine, self.sd_coef, self.gate = torch.float32, combine, sd_coef, gate
 
@@ -264,16 +291,20 @@ class Ensemble(RewardModel):
         return f"mean - {self.sd_coef:g} sd" if self.combine == "mean-sd" else self.combine
 
     def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
-        return self._combined(super().per_position(sequences, read), sequences)
+        return self._combined(*self._members(sequences, read))
 
     def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-        members = super().per_position(sequences, _at_end(sequences)).sum(2)
-        return self._combined(members, sequences), members
+        members, shares = self._members(sequences, _at_end(sequences))
+        return self._combined(members.sum(2), shares), members.sum(2)
 
-    def _combined(self, members: Tensor, sequences: Sequences) -> Tensor:
+    def _members(self, sequences: Sequences, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Each member's normalised score where it is read, (M, B, T), and its share, (M, B)."""
+        with casting(self):
+            return self.module(sequences.ids, sequences.attention, read, _prompt_of(sequences))
+
+    def _combined(self, members: Tensor, shares: Tensor | None) -> Tensor:
         """(M, B, ...) -> (B, ...)"""
-        if self.gate is not None:
-            shares = self.gate.to(members.device)(sequences)
+        if shares is not None:
             return (shares.reshape(*shares.shape, *(1,) * (members.ndim - 2)) * members).sum(0)
         if self.combine == "min":
             return members.amin(0)

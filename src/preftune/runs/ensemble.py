@@ -15,13 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from preftune.data import Encoder, Preference
-from preftune.data.select import distinct_prompts
-from preftune.models.gate import PromptGate, fit_gate
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json, read_jsonl, sync, write_json, write_jsonl, write_text
 from preftune.runs.cards import model_card
+from preftune.runs.experts import fitted_gate
 from preftune.runs.mirror import forget
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.save import load_reward_model, normalisation
@@ -130,7 +128,7 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     source = Source(str(target))
     rows = session.training_rows(stage=stage.name)
     if settings.kinds:
-        _gate(session, stage, rows, session.encoder(source)).save(target)
+        fitted_gate(session, stage, rows, first).save(target)
     mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
@@ -138,18 +136,6 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     for file in target.glob("*"):
         sync(file)
     return unit
-
-
-def _gate(session: Session, stage: Stage, rows: Sequence[Preference], encoder: Encoder) -> PromptGate:
-    """Fitted to the training prompts, whose sources say of which expert's kind they are: of the first that
-    learns from such a source.
-    """
-    prompts, ids = distinct_prompts(encoder, rows)
-    kinds = session.config.stage[stage.name].kinds
-    numbers = [next(i for i, kind in enumerate(kinds) if kind in row.source) for row in prompts]
-    counts = ", ".join(f"{numbers.count(i):,} {kind}" for i, kind in enumerate(kinds))
-    session.console.line(f"{stage.name}: the kind of a prompt is learnt from {counts} ones")
-    return fit_gate(ids, numbers, len(encoder.tokenizer))
 
 
 def _logs(run: RunDir, stage: Stage, members: Sequence[Stage]) -> None:

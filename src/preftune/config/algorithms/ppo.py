@@ -63,6 +63,11 @@ class PPOConfig(OnlineConfig):
     value_clip: Positive | None = Field(
         default=0.2, description="Clip range of the value function; none does not clip."
     )
+    critic_warmup: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        exclude_if=lambda steps: steps == 0,  # keys of stages from before this setting stay valid
+        description="Steps at the beginning that train the critic alone, so that it learns what to expect.",
+    )
     gamma: Share = Field(default=1.0, description="Discount factor.")
     lam: Share = Field(default=0.95, description="GAE lambda.")
     optimizer: OptimizerConfig = Field(
@@ -76,6 +81,14 @@ class PPOConfig(OnlineConfig):
         if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
             return {**values, "optimizer": {"eps": 1e-5, **values["optimizer"]}}
         return values
+
+    @model_validator(mode="after")
+    def _policy_is_trained(self) -> Self:
+        if self.critic_warmup >= self.steps:
+            raise ValueError(
+                f"critic_warmup = {self.critic_warmup} leaves the policy none of {self.steps} steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_steer(self) -> Self:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from preftune.models.fast.cut import cut_at
 from preftune.models.fast.head import uncast
 from preftune.models.fast.layout import grow, grow_to, tree_states
 from preftune.models.fast.switch import Switch
-from preftune.models.fast.trunk import Branch, Row, branch_of, on_nodes, padded
+from preftune.models.fast.trunk import Branch, Row, Trunk, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_read_below: weakref.WeakKeyDictionary[PreTrainedModel, Branch] = weakref.WeakKeyDictionary()
 _trees, _divided = Switch(), Switch()
 plain_layout = _trees.turned_off  # padded forwards for all models
 undivided = _divided.turned_off  # every model goes through whole, as one that shares nothing
@@ -56,6 +58,31 @@ def rows_below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: T
         states = branch.cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
         index = torch.arange(ids.numel(), device=ids.device).view_as(ids)
     return [Row(states, row[:n]) for row, n in zip(index, lengths.tolist(), strict=True)]
+
+
+def states_below(model: PreTrainedModel, blocks: int, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+    """The states after a model's first `blocks` blocks at the last position under `read` in each row, the
+    first one where there is none: (B, d). What a shared trunk keeps is looked up. All (B, T), as in
+    `hidden_at`; without gradient.
+    """
+    last = (torch.arange(1, read.shape[1] + 1, device=read.device) * read).amax(1).clamp(min=1)
+    branch = None if _divided.off else branch_of(model)
+    if branch is not None and branch.cut.at == blocks:
+        rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch, *rows))
+    else:  # what follows does not matter, and is not kept
+        up_to = torch.arange(ids.shape[1], device=ids.device) < last.unsqueeze(1)
+        rows = rows_below(model, _cut_only(model, blocks), ids, up_to)
+    ends = [row.state_index[n - 1] for row, n in zip(rows, last.tolist(), strict=True)]
+    return torch.stack([row.states[end] for row, end in zip(rows, ends, strict=True)])
+
+
+def _cut_only(model: PreTrainedModel, blocks: int) -> Branch:
+    """A branch to read a model below its block `blocks`, which shares nothing."""
+    branch = _read_below.get(model)
+    if branch is None or branch.cut.at != blocks:
+        token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+        branch = _read_below[model] = Branch(cut_at(model, blocks, token), (), Trunk("", keeps=False))
+    return branch
 
 
 def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:

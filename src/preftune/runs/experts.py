@@ -1,0 +1,67 @@
+"""The gate of a reward stage whose members are experts: whose word counts for which prompt."""
+
+from collections.abc import Sequence
+
+import torch
+
+from preftune.data import Encoder, Preference, first_usable
+from preftune.data.select import distinct_prompts
+from preftune.models.gate import PromptGate, fit_state_gate, fit_token_gate
+from preftune.models.locate import Source
+from preftune.models.parts import blocks_of
+from preftune.models.roles import RewardModel
+from preftune.models.scalar import load_scalar_model
+from preftune.models.trunk import forget_states
+from preftune.runs.roles import keep_rows, share
+from preftune.runs.session import Session
+from preftune.runs.stages import Stage
+
+PROMPTS = 1024  # of each kind, for a gate that reads states
+BATCH = 16  # prompts at a time
+
+
+def fitted_gate(session: Session, stage: Stage, rows: Sequence[Preference], expert: Source) -> PromptGate:
+    """Fitted to training prompts, whose sources say of which expert's kind they are: of the first that learns
+    from such a source. Where the experts share blocks it reads what those say of at most PROMPTS prompts of
+    each kind, drawn from the seed; else the tokens of all.
+    """
+    encoder, top = session.encoder(expert), session.config.shared_blocks()
+    words = session.config.stage[stage.name].kinds
+    usable = first_usable(encoder, session.shuffled(rows), None)[0]
+    firsts, ids = distinct_prompts(encoder, usable)
+    kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
+    if top is not None:
+        used = sorted(n for kind in range(len(words)) for n in _places(kinds, kind)[:PROMPTS])
+        firsts, kinds = [firsts[n] for n in used], [kinds[n] for n in used]
+    counts = ", ".join(f"{kinds.count(i):,} {word}" for i, word in enumerate(words))
+    session.console.line(f"{stage.name}: the kind of a prompt is learnt from {counts} ones")
+    if top is None:
+        return fit_token_gate(ids, kinds, len(encoder.tokenizer))
+    model = RewardModel(load_scalar_model(expert))
+    blocks = len(blocks_of(model.model)) - top
+    share(model, top)
+    session.learner(BATCH).freeze(model)
+    return fit_state_gate(_states(session, model, encoder, firsts, blocks), kinds, blocks)
+
+
+def _places(items: Sequence[int], item: int) -> list[int]:
+    return [n for n, each in enumerate(items) if each == item]
+
+
+def _states(
+    session: Session, model: RewardModel, encoder: Encoder, rows: Sequence[Preference], blocks: int
+) -> torch.Tensor:
+    """States (n, d) of the rows' prompts after so many blocks, in the run's precision. Each prompt goes
+    through with its chosen reply, as in training, whose states may lie on disk.
+    """
+    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    batches = [
+        encoder.sequences([(row.prompt, row.chosen) for row in part], [row.ended[0] for row in part])
+        for part in parts
+    ]
+    keep_rows(session, [model], int(sum(batch.attention.sum() for batch in batches)))
+    device, states = next(model.model.parameters()).device, list[torch.Tensor]()
+    for batch in batches:
+        states.append(model.prompt_states(batch.to(device), blocks).cpu())
+        forget_states()
+    return torch.cat(states)
