@@ -1,6 +1,9 @@
 """A reward model of experts: who learns from what, and whose word counts for which prompt."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from preftune.config import load_recipe
 from preftune.data import Sequences
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
+from preftune.measure.compare import compare_runs
 from preftune.models.fast.support import states_below
 from preftune.models.gate import (
     PromptGate,
@@ -32,7 +36,7 @@ from preftune.models.locate import Source
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import share_trunk
 from preftune.rundir import RunDir, read_json, read_jsonl
-from tiny import classifier
+from tiny import classifier, without_sums
 
 WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
 SMALL = ["data.held_out=0.2", "model.scratch.steps=5", "stage.sft.rows=32", "stage.rm.learning_rate=1e-2"]
@@ -147,6 +151,30 @@ def test_a_source_that_is_not_there(data: Path, tmp_path: Path) -> None:
     words = [f"data.name={data}", *SMALL, "stage.sft.sources=helpless"]
     with pytest.raises(DataError, match=r"stage sft: none of the 81 .*'harmless-base', 'helpful-base'"):
         run_recipe("tiny", words, out=str(tmp_path / "run"), until="sft")
+
+
+def test_rows_that_no_expert_learns_from_are_named(data: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "data")) / "honest-base"
+    shutil.copytree(data / "helpful-base", other)
+    (other / "train.jsonl").write_text((other / "train.jsonl").read_text().replace("recipe", "truth"))
+    said = io.StringIO()
+    words = [f"data.name={other.parent}", *SMALL, EXPERTS, "stage.sft.sources=honest"]
+    with contextlib.redirect_stdout(said):
+        run_recipe("tiny", words, out=str(tmp_path / "run"), until="rm")
+    lines = said.getvalue()
+    assert re.search(
+        r"^sft: left out, by source: \d+ of harmless-base, \d+ of helpful-base rows$", lines, re.M
+    )
+    assert len(re.findall(r"^rm\S*: left out, by source: \d+ of honest-base rows$", lines, re.M)) == 1
+
+
+def test_ensembles_that_differ_in_the_gate_are_two_judges(run: RunDir, tmp_path: Path) -> None:
+    other = without_sums(RunDir(shutil.copytree(run.path, tmp_path / "other")))
+    assert compare_runs(run, other, resamples=10)["same_reward_model"] is True
+    file = other.models / "reward_model" / "gate.safetensors"
+    gate = load_file(file)
+    save_file({**gate, "bias": gate["bias"].flip(0).contiguous() + 1}, file)
+    assert compare_runs(run, other, resamples=10)["same_reward_model"] is False
 
 
 def test_a_damaged_gate_is_refused(run: RunDir, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
         return False
     if learner.is_main:
         _begin(session.run, stage)
+    session.say_left_out(stage.name)
     inner = _with_members(session, stage.name)
     members = [inner.stage(name) for name in names_of_members(session, stage.name)]
     for member in members:
@@ -128,7 +129,7 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     source = Source(str(target))
     rows = session.training_rows(stage=stage.name)
     if settings.kinds:
-        fitted_gate(session, stage, rows, first).save(target)
+        fitted_gate(session, stage, first).save(target)
     mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)

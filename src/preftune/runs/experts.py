@@ -20,15 +20,15 @@ PROMPTS = 1024  # of each kind, for a gate that reads states
 BATCH = 16  # prompts at a time
 
 
-def fitted_gate(session: Session, stage: Stage, rows: Sequence[Preference], expert: Source) -> PromptGate:
-    """Fitted to training prompts, whose sources say of which expert's kind they are: of the first that learns
-    from such a source. Where the experts share blocks it reads what those say of at most PROMPTS prompts of
-    each kind, drawn from the seed; else the tokens of all.
+def fitted_gate(session: Session, stage: Stage, expert: Source) -> PromptGate:
+    """Fitted to the stage's training prompts, whose sources say of which expert's kind they are: of the first
+    that learns from such a source. Where the experts share blocks it reads what those say of at most PROMPTS
+    prompts of each kind, drawn from the seed; else the tokens of all.
     """
     encoder, top = session.encoder(expert), session.config.shared_blocks()
-    words = session.config.stage[stage.name].kinds
-    usable = first_usable(encoder, session.shuffled(rows), None)[0]
-    firsts, ids = distinct_prompts(encoder, usable)
+    settings = session.config.stage[stage.name]
+    words, rows = settings.kinds, session.training_rows(settings.training_part(), stage.name)
+    firsts, ids = distinct_prompts(encoder, first_usable(encoder, rows, None)[0])
     kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
     if top is not None:
         used = sorted(n for kind in range(len(words)) for n in _places(kinds, kind)[:PROMPTS])

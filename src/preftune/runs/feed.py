@@ -50,6 +50,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         return _prompts(session, name, encoder)
     config = cast(OfflineConfig, session.config.stage[name])
     candidates = session.training_rows(config.training_part(), name)
+    if "/" not in name:  # for its members, an ensemble says what none of them learns from
+        session.say_left_out(name)
     if (count := min(len(candidates), config.rows or len(candidates))) >= MANY:
         session.console.line(f"{name}: encoding {count:,} rows")
     rows, encoded, rejected = first_encoded(encoder, candidates, config.rows)

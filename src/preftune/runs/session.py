@@ -28,7 +28,7 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
-from preftune.runs.sources import data_settings, held_out_prompts, own_rows
+from preftune.runs.sources import data_settings, held_out_prompts, left_out, own_rows
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
@@ -141,6 +141,12 @@ class Session:
             return rows
         half = int(part == "second")
         return [row for row in rows if int(prompt_hash(row.prompt)[-1], 16) % 2 == half]
+
+    def say_left_out(self, stage: str) -> None:
+        """Report the rows of sources that a stage does not learn from."""
+        settings = self.config.stage[stage]
+        if words := left_out(self.data_of(stage).rows_for(settings.batch), settings):
+            self.console.line(f"{stage}: {words}")
 
     def is_trained(self, stage: str) -> bool:
         """Whether the stage's model is there; a base or a judge from elsewhere always is."""

@@ -1,5 +1,6 @@
 """Where a run's pairs and pretraining text come from: the built-in world, files or the hub."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -66,6 +67,13 @@ def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) ->
             hint="in sources or experts, write a part of such a name, or set it to none",
         )
     return own
+
+
+def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:
+    """Of which sources a stage learns nothing, in words; "" where it learns from all."""
+    others = Counter(row.source for row in rows if not settings.learns_from(row.source))
+    counts = ", ".join(f"{count:,} of {source}" for source, count in sorted(others.items()))
+    return f"left out, by source: {counts} rows" if counts else ""
 
 
 def data_settings(config: RunConfig, name: str) -> DataConfig:
