@@ -110,15 +110,16 @@ def test_the_prompt_says_whose_score_counts(kind: str, request: pytest.FixtureRe
     shares = shares_of(place, prompts)
     assert (shares[0] > 0.6).tolist() == [True, False, True, False]
     np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-6)
-    np.testing.assert_allclose(model.raw_score(prompts, replies), (shares * members).sum(0), atol=1e-5)
+    chosen = np.asarray(members)[shares.argmax(0), range(4)]
+    np.testing.assert_allclose(model.raw_score(prompts, replies), chosen, atol=1e-5)
     assert read_json(place / "preftune.json")["experts"] == "harmless, helpful"
 
 
 def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:
     record = read_json(run.reward_evaluation)
-    assert record["combine"] == "mean by the kind of prompt"
+    assert record["combine"] == "the expert for the kind of prompt"
     assert list(record["members"]) == ["member-0", "member-1"]
-    assert "An ensemble of 2 (score: mean by the kind of prompt)" in run.analysis_text.read_text()
+    assert "An ensemble of 2 (score: the expert for the kind of prompt)" in run.analysis_text.read_text()
     stage = load_recipe("tiny", [EXPERTS]).config.stage["rm"]
     assert stage.plan(60).endswith("experts: harmless, helpful")
     checks = audit(run.models / "reward_model")["checks"]

@@ -1,4 +1,4 @@
-"""What kind of prompt is this? The shares by which a reward model's experts judge a response to it."""
+"""What kind of prompt is this? By it one of a reward model's experts judges the responses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ STRENGTH_OF_STATES = 0.005
 class PromptGate(nn.Module, ABC):
     """Multinomial logistic regression on a prompt: weight (K, D), bias (K,).
 
-    Of K kinds, as a mixture of experts weighs its experts (Jacobs et al. 1991, "Adaptive Mixtures of Local
-    Experts"), but fitted to kinds that are known.
+    Of K kinds, as a mixture of experts has (Jacobs et al. 1991, "Adaptive Mixtures of Local Experts"), but
+    fitted to kinds that are known.
     """
 
     weight: Tensor

@@ -147,7 +147,7 @@ class LogRatioPerPosition(nn.Module):
 
 class MembersPerPosition(nn.Module):
     """Several scalar heads at once, each normalised by its (mean, sd): (ids, attention, read, prompt), all
-    (B, T) -> (M, B, T), 0 where none is read, and by a gate each one's share in the score, (M, B).
+    (B, T) -> (M, B, T), 0 where none is read, and by a gate each one's share in the prompt, (M, B).
     """
 
     def __init__(
@@ -261,8 +261,8 @@ Combine = Literal["mean", "min", "mean-sd"]
 class Ensemble(RewardModel):
     """Reward models that differ in heads and row orders; one score of their normalised ones r_i: their mean,
     min r_i, or mean - sd_coef · sd (Coste et al., arXiv:2310.02743, who subtract the variance: an sd is in
-    the unit of the scores). Of experts that differ in what they have learnt from, the mean weighted by what
-    the gate says of the prompt. That score is what they call the ensemble's raw one.
+    the unit of the scores). Of experts that differ in what they have learnt from, that of the expert to which
+    the gate gives the largest share in the prompt. That score is what they call the ensemble's raw one.
     """
 
     combine: Combine
@@ -287,7 +287,7 @@ class Ensemble(RewardModel):
     def in_words(self) -> str:
         """How the members' scores are combined: "mean - 0.5 sd"."""
         if self.gate is not None:
-            return "mean by the kind of prompt"
+            return "the expert for the kind of prompt"
         return f"mean - {self.sd_coef:g} sd" if self.combine == "mean-sd" else self.combine
 
     def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
@@ -298,14 +298,15 @@ class Ensemble(RewardModel):
         return self._combined(members.sum(2), shares), members.sum(2)
 
     def _members(self, sequences: Sequences, read: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Each member's normalised score where it is read, (M, B, T), and its share, (M, B)."""
+        """Each member's normalised score where it is read, (M, B, T), and its share in the prompt, (M, B)."""
         with casting(self):
             return self.module(sequences.ids, sequences.attention, read, _prompt_of(sequences))
 
     def _combined(self, members: Tensor, shares: Tensor | None) -> Tensor:
         """(M, B, ...) -> (B, ...)"""
         if shares is not None:
-            return (shares.reshape(*shares.shape, *(1,) * (members.ndim - 2)) * members).sum(0)
+            expert = shares.argmax(0).reshape(1, -1, *(1,) * (members.ndim - 2))
+            return members.take_along_dim(expert, 0).squeeze(0)
         if self.combine == "min":
             return members.amin(0)
         spread = self.sd_coef * members.std(0, correction=0) if self.combine == "mean-sd" else 0.0

@@ -75,7 +75,7 @@ class RewardConfig(OfflineConfig):
         default=None,
         exclude_if=lambda words: words is None,
         description="One reward model for the rows of each of these kinds of source (as in sources, with "
-        'commas: "harmless, helpful"), mixed by what the tokens of a prompt say of its kind.',
+        'commas: "harmless, helpful"); a prompt says which of them judges the replies to it.',
     )
 
     @model_validator(mode="after")
