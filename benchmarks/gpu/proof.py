@@ -90,7 +90,11 @@ def part_c(out: Path, data: Path, small: bool) -> list[Command]:
 def part_d(out: Path, data: Path, small: bool) -> list[Command]:
     """The recipes' learning rates were set for their own budgets; these are more of the same updates."""
     hh, reviews = data / "hh-rlhf" / "helpful-base", data / "imdb"
-    settings = {"hh-smollm2": [f"data.name={hh}", *FOR_A_CARD], "sentiment": [f"data.name={reviews}"]}
+    one_kind = ["stage.rm.experts=none", "stage.rm2.experts=none"]
+    settings = {
+        "hh-smollm2": [f"data.name={hh}", *one_kind, *FOR_A_CARD],
+        "sentiment": [f"data.name={reviews}"],
+    }
     commands: list[Command] = []
     if small:
         commands, standins = [stand_ins(out, small)], out / "standins"
@@ -102,8 +106,8 @@ def part_d(out: Path, data: Path, small: bool) -> list[Command]:
         ]
         settings = {
             "hh-smollm2": [
-                *model, *few(), f"data.name={standins / 'pairs.jsonl'}", "model.trainable=top:1",
-                "stage.rm2.rows=16",
+                *model, *few(), *one_kind, f"data.name={standins / 'pairs.jsonl'}", "model.trainable=top:1",
+                "stage.rm2.rows=16", "stage.ppo.critic_warmup=0",
             ],
             "sentiment": [
                 *model, *few(("ppo", "grpo", "ceiling")), f"data.name={reviews}", "model.trainable=top:1",

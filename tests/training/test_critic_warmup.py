@@ -6,9 +6,10 @@ import pytest
 import torch
 from resuming import STEPS, Killed, rows, run
 
-from preftune.config import PPOConfig
+from preftune.config import PPOConfig, load_recipe
 from preftune.config.load import build
 from preftune.errors import ConfigError
+from preftune.measure.probe import shortened
 from preftune.runs.stages import settings_of
 from tiny import roles, rollout, runner, same_weights
 
@@ -42,6 +43,11 @@ def test_a_stage_killed_in_its_warmup_or_after_it_resumes_bit_for_bit(tmp_path: 
     assert rows(tmp_path / "pieces") == rows(tmp_path / "whole")
     norms = torch.tensor([row["grad_norm"] for row in rows(tmp_path / "whole")])
     assert (norms == 0).tolist() == [True, True] + [False] * (STEPS - 2)
+
+
+def test_a_plan_measures_steps_that_train_both() -> None:
+    config = load_recipe("tiny", ["stage.ppo.critic_warmup=1"]).config
+    assert shortened(config).stage["ppo"] == load_recipe("tiny").config.stage["ppo"]
 
 
 def test_a_warmup_that_leaves_the_policy_nothing_is_refused() -> None:

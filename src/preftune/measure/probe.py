@@ -137,7 +137,9 @@ def shortened(config: RunConfig) -> RunConfig:
     is taken of other stages is cut when they are ready.
     """
     stages = {
-        name: stage.model_copy(update={"rows": STEPS * stage.batch_size}) if stage.makes == "data" else stage
+        name: stage.model_copy(update={"rows": STEPS * stage.batch_size})
+        if stage.makes == "data"
+        else stage.as_most_steps()
         for name, stage in config.stage.items()
     }
     checkpoint = config.checkpoint.model_copy(update={"every": _NEVER, "best": False, "keep_last": False})

@@ -219,6 +219,10 @@ class StageSettings(Settings):
         """Peak learning rate of a trained role."""
         return self.learning_rate
 
+    def as_most_steps(self) -> Self:
+        """As it is in most of its steps, which is what a plan measures: its first ones may do less."""
+        return self
+
     def training_part(self) -> Part:
         """The half of the training prompts that it learns from: "first", "second", or "all"."""
         return "all"

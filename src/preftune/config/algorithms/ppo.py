@@ -101,5 +101,8 @@ class PPOConfig(OnlineConfig):
             )
         return self
 
+    def as_most_steps(self) -> Self:
+        return self.model_copy(update={"critic_warmup": 0})
+
     def rate_of(self, role: str) -> float:
         return self.critic_learning_rate if role == "critic" else self.learning_rate
