@@ -141,7 +141,7 @@ class LowerBlocks:
         both = concatenate(batch.chosen, batch.rejected)
         with torch.autocast("cpu", torch.bfloat16):
             rows = branch.trunk.rows(
-                both.ids, both.attention, lambda *rows: rows_below(self.model, branch, *rows)
+                both.ids, both.attention, lambda *rows: rows_below(self.model, branch.cut, *rows)
             )
         branch.trunk.forget()
         found = []

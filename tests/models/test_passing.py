@@ -13,6 +13,7 @@ from families import PLAIN, TREES, made
 from preftune.algorithms import ALGORITHMS
 from preftune.data import Sequences
 from preftune.models.fast import support
+from preftune.models.fast.cut import Cut
 from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.passing import passing_decoder, without_drawn_states
 from preftune.models.fast.trunk import Branch, branch_of
@@ -56,7 +57,7 @@ def test_the_states_of_all_tokens_are_those_of_the_trunk(
     lengths = batch.response.sum(1)
     assert lengths.min() < 5 < lengths.max() == 9  # some end early
     taken = branch.trunk.rows(batch.ids, batch.attention, never)
-    plain = support.rows_below(policy.model, branch, batch.ids, batch.attention)
+    plain = support.rows_below(policy.model, branch.cut, batch.ids, batch.attention)
     for row, own in zip(taken, plain, strict=True):
         drawn_states, plain_states = (x.states[x.state_index] for x in (row, own))
         torch.testing.assert_close(drawn_states, plain_states, atol=5e-6, rtol=1e-5)
@@ -111,9 +112,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each pass through the lower blocks alone."""
     passes, own = list[int](), support.rows_below
 
-    def counting(model: Any, branch: Branch, ids: Tensor, attention: Tensor) -> Any:
+    def counting(model: Any, cut: Cut, ids: Tensor, attention: Tensor) -> Any:
         passes.append(len(ids))
-        return own(model, branch, ids, attention)
+        return own(model, cut, ids, attention)
 
     for file in ("support", "passing"):
         monkeypatch.setattr(f"preftune.models.fast.{file}.rows_below", counting)

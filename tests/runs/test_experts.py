@@ -77,15 +77,17 @@ def frozen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return RunDir(run_recipe("tiny", words, out=str(out), until="rm").path)
 
 
+def expert_of(place: Path) -> PreTrainedModel:
+    return load_scalar_model(Source(f"{place}/member-0"))
+
+
 def shares_of(place: Path, prompts: Sequence[str]) -> Tensor:
     """What the gate of a saved ensemble says of prompts, each with a reply."""
-    encoder, expert = (
-        preftune.load_reward_model(place).encoder,
-        load_scalar_model(Source(f"{place}/member-0")),
-    )
+    encoder, expert = preftune.load_reward_model(place).encoder, expert_of(place)
     ids = [encoder.text(text) for text in prompts]
+    batch = pad_sequences(ids, [[1]] * len(ids), encoder.pad_id)
     with torch.no_grad():
-        return by_prompt(load_gate(place, 2), pad_sequences(ids, [[1]] * len(ids), encoder.pad_id), expert)
+        return by_prompt(load_gate(place, 2, expert), batch, expert)
 
 
 def by_prompt(gate: PromptGate, batch: Sequences, model: PreTrainedModel | None = None) -> Tensor:
@@ -104,7 +106,7 @@ def test_each_expert_learns_from_its_own_sources(run: RunDir) -> None:
 def test_the_prompt_says_whose_score_counts(kind: str, request: pytest.FixtureRequest) -> None:
     place = request.getfixturevalue(kind).models / "reward_model"
     model = preftune.load_reward_model(place)
-    assert isinstance(load_gate(place, 2), TokenGate if kind == "run" else StateGate)
+    assert isinstance(load_gate(place, 2, expert_of(place)), TokenGate if kind == "run" else StateGate)
     prompts, replies = [prompt("harmless", 3), prompt("helpful", 3)] * 2, [" Yes."] * 2 + [" No."] * 2
     members = model.member_scores(prompts, replies)
     shares = shares_of(place, prompts)
@@ -178,6 +180,12 @@ def test_ensembles_that_differ_in_the_gate_are_two_judges(run: RunDir, tmp_path:
     assert compare_runs(run, other, resamples=10)["same_reward_model"] is False
 
 
+def test_the_gate_is_as_open_as_the_other_files(run: RunDir) -> None:
+    files = [file for file in (run.models / "reward_model").iterdir() if file.is_file()]
+    assert (run.models / "reward_model" / "gate.safetensors") in files
+    assert len({file.stat().st_mode for file in files}) == 1
+
+
 def test_a_damaged_gate_is_refused(run: RunDir, tmp_path: Path) -> None:
     place = Path(shutil.copytree(run.models / "reward_model", tmp_path / "model"))
     gate = load_file(place / "gate.safetensors")
@@ -187,8 +195,12 @@ def test_a_damaged_gate_is_refused(run: RunDir, tmp_path: Path) -> None:
     save_file({**gate, "bias": gate["bias"] * torch.nan}, place / "gate.safetensors")
     with pytest.raises(DataError, match="not finite"):
         preftune.load_reward_model(place)
-    save_file({**gate, "blocks": torch.tensor(0)}, place / "gate.safetensors")
-    with pytest.raises(DataError, match="how many blocks"):
+    for blocks in (0, 99):
+        save_file({**gate, "blocks": torch.tensor(blocks)}, place / "gate.safetensors")
+        with pytest.raises(DataError, match="how many blocks"):
+            preftune.load_reward_model(place)
+    save_file({**gate, "blocks": torch.tensor(1)}, place / "gate.safetensors")  # its weights are for tokens
+    with pytest.raises(DataError, match="another width"):
         preftune.load_reward_model(place)
     (place / "gate.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be read"):

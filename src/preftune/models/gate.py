@@ -18,6 +18,7 @@ from preftune.errors import DataError
 from preftune.models.fast.head import uncast
 from preftune.models.fast.support import states_below
 from preftune.models.locate import GATE
+from preftune.models.parts import blocks_of
 
 # Inverse of the L2 penalty, by what is read. Of 1 to 100, and of 0.0015 to 0.015, each the least loss on a
 # fifth of HH's training prompts.
@@ -88,8 +89,10 @@ class StateGate(PromptGate):
             return self.weight.to(ids.device) @ states.float().T
 
 
-def load_gate(directory: Path, kinds: int) -> PromptGate:
-    """The gate of an ensemble of experts. DataError for a file that is not one of so many kinds."""
+def load_gate(directory: Path, kinds: int, expert: PreTrainedModel) -> PromptGate:
+    """The gate of an ensemble of experts. DataError for a file that is not one of so many kinds, or whose
+    states an expert does not have.
+    """
     file, again = directory / GATE, "train the reward model again"
     try:
         tensors = load_file(file)
@@ -101,8 +104,10 @@ def load_gate(directory: Path, kinds: int) -> PromptGate:
         raise DataError(f"{file} is not a gate of {kinds} kinds", hint=again)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise DataError(f"{file} holds numbers that are not finite", hint=again)
-    if blocks is not None and (blocks.ndim or not blocks > 0):
+    if blocks is not None and (blocks.ndim or not 0 < blocks < len(blocks_of(expert))):
         raise DataError(f"{file} does not say how many blocks lie below it", hint=again)
+    if blocks is not None and weight.shape[1] != expert.config.get_text_config().hidden_size:
+        raise DataError(f"{file} reads states of another width than the experts have", hint=again)
     return TokenGate(weight, bias) if blocks is None else StateGate(weight, bias, int(blocks))
 
 

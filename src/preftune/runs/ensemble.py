@@ -26,6 +26,7 @@ from preftune.runs.save import load_reward_model, normalisation
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
 from preftune.runs.train import run_stage
+from preftune.training.learner import Learner
 
 Json = dict[str, Any]
 
@@ -50,7 +51,7 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
         learner.wait()
         run_stage(inner, member)
     if learner.is_main:
-        _finish(session, stage, members)
+        _finish(session, stage, members, learner)
     learner.wait()
     return True
 
@@ -77,7 +78,7 @@ def _begin(run: RunDir, stage: Stage) -> None:
     write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key})  # says that it is ours
 
 
-def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
+def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: Learner) -> None:
     """The directory's own files, and the stage's record of all of them."""
     run, target = session.run, stage.model_dir(session.run)
     reset_peak_memory()
@@ -85,7 +86,7 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
         for old in sorted(folder.glob("member-*")):
             if old.name not in {member.name.partition("/")[2] for member in members}:
                 shutil.rmtree(old)
-    facts = _combine(session, stage, members)
+    facts = _combine(session, stage, members, learner)
     records = [read_json(run.stage_json(member.name)) for member in members]
     _logs(run, stage, members)
     seconds = [float(record["seconds"]) for record in records]
@@ -110,7 +111,7 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage]) -> None:
     session.console.line(f"{stage.name:<12} {len(members)} members of {records[0]['steps']} steps combined")
 
 
-def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
+def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: Learner) -> Json:
     """Write what makes the members one reward model: how they are combined, and mean and sd of the result."""
     target, settings = stage.model_dir(session.run), session.config.stage[stage.name]
     first = Source(str(members[0].model_dir(session.run)))
@@ -129,12 +130,14 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage]) -> Json:
     source = Source(str(target))
     rows = session.training_rows(stage=stage.name)
     if settings.kinds:
-        fitted_gate(session, stage, first).save(target)
+        fitted_gate(session, stage, first, learner).save(target)
     mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
     write_text(target / "README.md", model_card(session, stage))
     for file in target.glob("*"):
+        if file.is_file():
+            file.chmod(target.stat().st_mode & 0o666)  # libraries differ
         sync(file)
     return unit
 

@@ -15,15 +15,16 @@ from preftune.models.trunk import forget_states
 from preftune.runs.roles import keep_rows, share
 from preftune.runs.session import Session
 from preftune.runs.stages import Stage
+from preftune.training.learner import Learner
 
 PROMPTS = 1024  # of each kind, for a gate that reads states
 BATCH = 16  # prompts at a time
 
 
-def fitted_gate(session: Session, stage: Stage, expert: Source) -> PromptGate:
+def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner) -> PromptGate:
     """Fitted to the stage's training prompts, whose sources say of which expert's kind they are: of the first
     that learns from such a source. Where the experts share blocks it reads what those say of at most PROMPTS
-    prompts of each kind, drawn from the seed; else the tokens of all.
+    prompts of each kind, drawn from the seed, on the learner's device; else the tokens of all.
     """
     encoder, top = session.encoder(expert), session.config.shared_blocks()
     settings = session.config.stage[stage.name]
@@ -40,8 +41,8 @@ def fitted_gate(session: Session, stage: Stage, expert: Source) -> PromptGate:
     model = RewardModel(load_scalar_model(expert))
     blocks = len(blocks_of(model.model)) - top
     share(model, top)
-    session.learner(BATCH).freeze(model)
-    return fit_state_gate(_states(session, model, encoder, firsts, blocks), kinds, blocks)
+    learner.freeze(model)
+    return fit_state_gate(_states(session, model, encoder, firsts, blocks, learner), kinds, blocks)
 
 
 def _places(items: Sequence[int], item: int) -> list[int]:
@@ -49,7 +50,12 @@ def _places(items: Sequence[int], item: int) -> list[int]:
 
 
 def _states(
-    session: Session, model: RewardModel, encoder: Encoder, rows: Sequence[Preference], blocks: int
+    session: Session,
+    model: RewardModel,
+    encoder: Encoder,
+    rows: Sequence[Preference],
+    blocks: int,
+    learner: Learner,
 ) -> torch.Tensor:
     """States (n, d) of the rows' prompts after so many blocks, in the run's precision. Each prompt goes
     through with its chosen reply, as in training, whose states may lie on disk.
@@ -60,8 +66,8 @@ def _states(
         for part in parts
     ]
     keep_rows(session, [model], int(sum(batch.attention.sum() for batch in batches)))
-    device, states = next(model.model.parameters()).device, list[torch.Tensor]()
+    states = list[torch.Tensor]()
     for batch in batches:
-        states.append(model.prompt_states(batch.to(device), blocks).cpu())
+        states.append(model.prompt_states(batch.to(learner.device), blocks).cpu())
         forget_states()
     return torch.cat(states)

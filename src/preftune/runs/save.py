@@ -145,7 +145,7 @@ def load_reward_model(source: Source) -> RewardModel:
         return RewardModel(load_scalar_model(source), mean, std)
     models = [load_scalar_model(directory) for directory in member_sources(source)]
     units = [_unit(member) for member in members]
-    gate = load_gate(Path(source.path), len(members)) if side.get("experts") else None
+    gate = load_gate(Path(source.path), len(members), models[0]) if side.get("experts") else None
     return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std, gate)
 
 

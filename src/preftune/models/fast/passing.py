@@ -123,6 +123,6 @@ def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
     column, starts = torch.arange(ids.shape[1] + 4, device=device), lengths.repeat_interleave(2).unsqueeze(1)
     table = torch.nn.functional.pad(ids.repeat_interleave(2, 0), (0, 4))
     table, attention = table.scatter(1, starts + column[:4], tokens), column < passing.ends.unsqueeze(1)
-    ways = passing.passed(attention), rows_below(model, branch, table, attention)
+    ways = passing.passed(attention), rows_below(model, branch.cut, table, attention)
     sampled, plain = (torch.cat([row.states[row.state_index] for row in rows]) for rows in ways)
     return near(sampled, plain)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftune.models.fast.cut import cut_at
+from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.head import uncast
 from preftune.models.fast.layout import grow, grow_to, tree_states
 from preftune.models.fast.switch import Switch
-from preftune.models.fast.trunk import Branch, Row, Trunk, branch_of, on_nodes, padded
+from preftune.models.fast.trunk import Row, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
-_read_below: weakref.WeakKeyDictionary[PreTrainedModel, Branch] = weakref.WeakKeyDictionary()
+_cuts: weakref.WeakKeyDictionary[PreTrainedModel, Cut] = weakref.WeakKeyDictionary()
 _trees, _divided = Switch(), Switch()
 plain_layout = _trees.turned_off  # padded forwards for all models
 undivided = _divided.turned_off  # every model goes through whole, as one that shares nothing
@@ -39,7 +39,7 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return tree_states(model, tree).index_select(0, nodes)
     if branch is None:
         return _plain_states(model, ids, attention)[read]
-    rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch, *rows))
+    rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch.cut, *rows))
     if not by_tree:
         with branch.cut.resumed_from(padded(rows, ids.shape[1])):
             return _plain_states(model, ids, attention)[read]
@@ -48,14 +48,14 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return tree_states(model, tree).index_select(0, nodes)
 
 
-def rows_below(model: PreTrainedModel, branch: Branch, ids: Tensor, attention: Tensor) -> list[Row]:
+def rows_below(model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor) -> list[Row]:
     """All tokens of some rows through the blocks below the cut, in one pass."""
     lengths = attention.sum(1)
     if lays_out_trees(model):
         tree = grow(ids, lengths)
-        states, index = branch.cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
+        states, index = cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
     else:
-        states = branch.cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
+        states = cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
         index = torch.arange(ids.numel(), device=ids.device).view_as(ids)
     return [Row(states, row[:n]) for row, n in zip(index, lengths.tolist(), strict=True)]
 
@@ -68,21 +68,21 @@ def states_below(model: PreTrainedModel, blocks: int, ids: Tensor, attention: Te
     last = (torch.arange(1, read.shape[1] + 1, device=read.device) * read).amax(1).clamp(min=1)
     branch = None if _divided.off else branch_of(model)
     if branch is not None and branch.cut.at == blocks:
-        rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch, *rows))
+        rows = branch.trunk.rows(ids, attention, lambda *rows: rows_below(model, branch.cut, *rows))
     else:  # what follows does not matter, and is not kept
         up_to = torch.arange(ids.shape[1], device=ids.device) < last.unsqueeze(1)
-        rows = rows_below(model, _cut_only(model, blocks), ids, up_to)
+        rows = rows_below(model, _cut_after(model, blocks), ids, up_to)
     ends = [row.state_index[n - 1] for row, n in zip(rows, last.tolist(), strict=True)]
     return torch.stack([row.states[end] for row, end in zip(rows, ends, strict=True)])
 
 
-def _cut_only(model: PreTrainedModel, blocks: int) -> Branch:
-    """A branch to read a model below its block `blocks`, which shares nothing."""
-    branch = _read_below.get(model)
-    if branch is None or branch.cut.at != blocks:
+def _cut_after(model: PreTrainedModel, blocks: int) -> Cut:
+    """Where a model that shares nothing there is read."""
+    cut = _cuts.get(model)
+    if cut is None or cut.at != blocks:
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        branch = _read_below[model] = Branch(cut_at(model, blocks, token), (), Trunk("", keeps=False))
-    return branch
+        cut = _cuts[model] = cut_at(model, blocks, token)
+    return cut
 
 
 def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:
