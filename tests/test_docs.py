@@ -161,9 +161,10 @@ def bench() -> Bench:
         prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues)),
     )
     scorer = SimpleNamespace(
-        scores_and_members=lambda sequences, rows=(): (
+        scored=lambda sequences, rows=(): (
             torch.arange(len(sequences)).float(),
             torch.ones(3, len(sequences)),
+            {},
         )
     )
     return Bench(

@@ -27,6 +27,7 @@ from preftune.data import (
 from preftune.models.aligned import ALIGNMENT
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout import Rollout
+from preftune.rollout.score import Scored
 from preftune.rundir import RunDir, read_json, write_json
 from preftune.training.learner import Learner
 
@@ -291,11 +292,11 @@ class Judge:
     def scores(self, batch: Sequences, rows: Any = ()) -> Tensor:
         return self.rule(batch)
 
-    def scores_and_members(self, batch: Sequences, rows: Any = ()) -> tuple[Tensor, None]:
-        return self.rule(batch), None
+    def scored(self, batch: Sequences, rows: Any = ()) -> Scored:
+        return Scored(self.rule(batch), None, {})
 
-    def shaped(self, batch: Sequences, missing_eos_score: float | None, rows: Any = ()) -> Tensor:
-        return self.rule(batch)
+    def shaped(self, batch: Sequences, missing_eos_score: float | None, rows: Any = ()) -> Scored:
+        return self.scored(batch)
 
 
 def state(model: torch.nn.Module) -> dict[str, Tensor]:

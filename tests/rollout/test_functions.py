@@ -3,17 +3,20 @@
 import math
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from preftune.algorithms.on_policy import function_metrics
 from preftune.config import GRPOConfig, PPOConfig, build
 from preftune.config.rewards import find_function, reward_terms, source_hashes
 from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn, pad_prompts
@@ -111,6 +114,16 @@ def test_settings_refuse_a_stage_without_any_score() -> None:
         build(kind, {"reward_model": None, "reward_functions": "a:f"})
         with pytest.raises(ConfigError, match="is no weighted function"):
             build(kind, {"reward_functions": "print"})
+        with pytest.raises(ConfigError, match="nothing scores the responses"):
+            build(kind, {"reward_model": None, "watched_functions": "a:f"})
+        for text in ("2 * a:f", "a:f + b:g", "./judge", "print"):
+            with pytest.raises(ConfigError, match="is no function"):
+                build(kind, {"watched_functions": text})
+        with pytest.raises(ConfigError, match="occurs twice"):
+            build(kind, {"watched_functions": "a:f, a:f"})
+        with pytest.raises(ConfigError, match="a:f is one of reward_functions"):
+            build(kind, {"reward_functions": "2 * a:f", "watched_functions": "b:g, a:f"})
+        assert build(kind, {"watched_functions": ["a:f", "b:g"]}).called == "a:f + b:g"
 
 
 def test_functions_that_are_not_there_are_named() -> None:
@@ -222,6 +235,47 @@ def test_functions_are_weighted_and_added_to_the_reward_model(encoder: Encoder) 
     torch.testing.assert_close(both.scores(batch, EACH), alone.scores(batch, EACH) + by_hand)
     without = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
     assert torch.equal(without.scores(batch, EACH), by_hand)
+
+
+def test_each_function_is_reported_and_a_watched_one_enters_no_sum(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its name, unweighted. One that fails where failures are masked costs no response its score."""
+    failing_with(monkeypatch, boom)
+    own = RewardFunctions(
+        functions=load_functions("0.5 * test_functions:letters"),
+        watched=load_functions("test_functions:fails_on_go + test_functions:some_columns"),
+        encoder=encoder,
+        rows=ROWS,
+        on_error="mask",
+    )
+    total, each = own.rewards(batch_of(encoder), EACH)
+    assert total.tolist() == [0.5 * len(reply) for reply in REPLIES]
+    assert list(each) == ["letters", "fails_on_go", "some_columns"]
+    assert each["letters"].tolist() == [len(reply) for reply in REPLIES]
+    assert each["some_columns"].tolist() == [13] * len(REPLIES)
+    assert each["fails_on_go"].isnan().tolist() == [False, False, False, True, False, False]
+    with pytest.raises(DataError, match="fails_on_go, row 13"):
+        replace(own, on_error="stop").rewards(batch_of(encoder), EACH)
+    watching = replace(own, functions=())
+    assert watching.rewards(batch_of(encoder), EACH, alone=False).total.tolist() == [0] * len(REPLIES)
+
+
+def test_functions_that_end_alike_keep_their_modules(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "other_letters", SimpleNamespace(letters=lambda prompt, response: 7))
+    both = functions(encoder, "test_functions:letters + other_letters:letters")
+    each = both.rewards(batch_of(encoder)).by_function
+    assert list(each) == ["test_functions:letters", "other_letters:letters"]
+    assert each["other_letters:letters"].tolist() == [7] * len(REPLIES)
+
+
+def test_means_are_over_the_responses_that_a_function_speaks_of() -> None:
+    numbers = {"some": torch.tensor([1.0, math.nan, 3.0]), "none": torch.full((3,), math.nan)}
+    rollout = SimpleNamespace(by_function=numbers)
+    metrics = function_metrics(rollout)  # type: ignore[arg-type]
+    assert metrics == {"rewards/some/mean": 2.0, "rewards/some/std": pytest.approx(math.sqrt(2))}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +441,7 @@ def test_the_missing_eos_score_does_not_bring_a_masked_response_back(
     failing_with(monkeypatch, boom)
     own = functions(encoder, "test_functions:fails_on_go", "mask")
     scorer = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
-    got = scorer.shaped(batch_of(encoder, ended=[True, False, True, False, True, True]), -1.0)
+    got = scorer.shaped(batch_of(encoder, ended=[True, False, True, False, True, True]), -1.0).scores
     assert got.isnan().tolist() == [False, False, False, True, False, False]
     assert got[[0, 1, 2]].tolist() == [2, -1, 2]
 

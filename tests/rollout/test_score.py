@@ -98,11 +98,11 @@ def test_unfinished_responses_get_the_fixed_score() -> None:
     own = encoder(tokenizer())
     made, batch = scorer(own, None, BYTES + 1), batch_of(own)
     raw = made.scores(batch)
-    assert torch.equal(made.shaped(batch, None), raw)
+    assert torch.equal(made.shaped(batch, None).scores, raw)
     assert ended(batch, own.eos_id).tolist() == [True, False, True, True]
     expected = raw.clone()
     expected[1] = -1.5
-    assert torch.equal(made.shaped(batch, -1.5), expected)
+    assert torch.equal(made.shaped(batch, -1.5).scores, expected)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_rollout_holds_what_the_training_forward_says(collected: tuple[Rollout
     for name, expected in looked_up.items():
         torch.testing.assert_close(getattr(rollout, name), expected, atol=1e-5, rtol=0)
         assert expected[batch.response].abs().min() > 0
-    assert torch.equal(rollout.scores, parts["scorer"].shaped(batch, -1.0))
+    assert torch.equal(rollout.scores, parts["scorer"].shaped(batch, -1.0).scores)
     assert rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(rollout) == 6
 

@@ -234,14 +234,14 @@ def test_a_reward_stage_and_its_directory_judge_alike(begun: RunDir) -> None:
 def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """β (log π - log π_ref) of the sampled tokens under the two saved models, up to mean and unit."""
     seen: list[Any] = []
-    scores = Scorer.scores_and_members
+    scores = Scorer.scored
 
     def heard(self: Scorer, sequences: Any, rows: Any = ()) -> Any:
         found = scores(self, sequences, rows)
         seen.append((sequences, found[0]))
         return found
 
-    monkeypatch.setattr(Scorer, "scores_and_members", heard)
+    monkeypatch.setattr(Scorer, "scored", heard)
     judge = ("stage.judge.algorithm=dpo", "stage.judge.rows=32", "stage.judge.learning_rate=1e-2")
     train(begun.path, *judge, "stage.pairs.judge=judge", until="pairs")
     policy, reference = (Policy(load_causal_lm(locate(str(begun.model_dir(n))))) for n in ("judge", "sft"))

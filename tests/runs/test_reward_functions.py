@@ -75,6 +75,25 @@ def test_a_stage_learns_from_functions_alone_and_counts_what_it_masks(tmp_path: 
     assert set(recorded["reward_functions"]) == {"test_reward_functions:sometimes_nan"}
 
 
+def test_a_watched_function_is_logged_and_changes_nothing(tmp_path: Path) -> None:
+    """Gold too: a watched judge is none that training has seen. The weights are those without it."""
+    terms = "stage.grpo.reward_functions=0.5 * preftune.judges.style:length_band"
+    watched = "stage.grpo.watched_functions=test_reward_functions:words, preftune.world.gold:gold"
+    gold = "evaluation.gold=preftune.world.gold:gold"
+    rows, weights = [], []
+    for name, settings in (("with", (watched, gold)), ("without", ())):
+        out = tmp_path / name
+        path = preftune.grpo_train("tiny", *SMALL, *ALONE, terms, *settings, out=str(out))
+        weights.append((path / "model.safetensors").read_bytes())
+        rows.append(read_jsonl(out / "stages" / "grpo" / "metrics.jsonl"))
+    assert weights[0] == weights[1]
+    for one, other in zip(*rows, strict=True):
+        more = {f"rewards/{name}/{what}" for name in ("words", "gold") for what in ("mean", "std")}
+        assert set(one) - set(other) == more
+        assert one["reward"] == pytest.approx(0.5 * one["rewards/length_band/mean"], abs=1e-6)
+        assert 0 < one["rewards/words/mean"] <= 8
+
+
 def test_a_failing_function_ends_the_run_with_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

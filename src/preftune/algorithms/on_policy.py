@@ -125,7 +125,21 @@ def response_metrics(rollout: Rollout, config: OnlineConfig) -> Metrics:
         "tokens/trained": config.epochs * tokens,
         "frac_reward_masked": 1 - len(rollout.valid_scores) / len(rollout),
         **sampler_metrics(rollout),
+        **function_metrics(rollout),
     }
+
+
+def function_metrics(rollout: Rollout) -> Metrics:
+    """Mean and standard deviation of what each reward function gave, where it gave a number: of no response
+    none.
+    """
+    metrics = {}
+    for name, numbers in rollout.by_function.items():
+        given = numbers[~numbers.isnan()]
+        if len(given):
+            metrics[f"rewards/{name}/mean"] = given.mean().item()
+            metrics[f"rewards/{name}/std"] = given.std().item() if len(given) > 1 else 0.0
+    return metrics
 
 
 def kl_per_sequence(rollout: Rollout) -> Tensor:

@@ -22,7 +22,8 @@ from preftune.config.base import listed, words_in
 from preftune.errors import ConfigError, InputMissing
 from preftune.isolated import isolated, passes
 
-_TERM = re.compile(r"(?:(?P<weight>[-+0-9.eE]+)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)")
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_TERM = re.compile(rf"(?:(?P<weight>[-+0-9.eE]+)\s*\*\s*)?(?P<name>{_NAME.pattern})")
 EXAMPLE = "0.5 * module:function + other:function"
 
 
@@ -72,6 +73,19 @@ def _are_judges(text: str) -> str:
 
 
 Judges = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValidator(_are_judges)]
+
+
+def _are_functions(text: str) -> str:
+    names = words_in(text)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f'{name!r} is no function; write "module:function", several with commas')
+    if len(set(names)) < len(names):
+        raise ValueError(f"a function occurs twice in {text!r}")
+    return text
+
+
+Functions = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValidator(_are_functions)]
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -176,7 +176,7 @@ def _finite(
     """Scores of all rows, and of an ensemble its members' for each. PreftuneError if the reward model gives
     one of them no finite number.
     """
-    scores, members = scorer.scores_and_members(sequences, rows)
+    scores, members, _ = scorer.scored(sequences, rows)
     if not bool(scores.isfinite().all()):
         raise PreftuneError(
             "the reward model's score of a response is NaN or infinite",

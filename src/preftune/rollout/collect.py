@@ -48,7 +48,8 @@ def collect(
             say=say,
         )
     rows = [row for row in prompts.rows for _ in range(responses_per_prompt)]
-    scores, valid = masked(scorer.shaped(sequences, missing_eos_score, rows))
+    scored = scorer.shaped(sequences, missing_eos_score, rows)
+    scores, valid = masked(scored.scores)
     scores = faultpoint("rewards", scores)
 
     def in_batches(role: Role, function: Callable[[Sequences], Tensor]) -> Tensor:
@@ -64,6 +65,7 @@ def collect(
         group=torch.arange(len(prompts), device=sequences.ids.device).repeat_interleave(responses_per_prompt),
         ended=ended(sequences, scorer.encoder.ends),
         valid=valid,
+        by_function=scored.by_function,
         sampler_logprobs=sampler_logprobs,
         cap=None if scorer.sampler is None else scorer.sampler.cap,
     )

@@ -5,35 +5,52 @@ limit has failed, too. How a function is called is in `calls`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from preftune.data import Encoder, Preference, Sequences
 from preftune.errors import DataError
-from preftune.rollout.calls import LARGEST, Case, RewardFunction, load_functions
+from preftune.rollout.calls import LARGEST, Case, Outcome, RewardFunction, load_functions
 from preftune.rollout.sample import ended
 
 MAX_MASKED = 0.2  # of the responses of one call, over all processes; more is no accident
 OnError = Literal["stop", "mask"]
-__all__ = ["OnError", "RewardFunction", "RewardFunctions", "load_functions", "masked"]
+__all__ = ["OnError", "RewardFunction", "RewardFunctions", "Rewards", "load_functions", "masked"]
+
+
+class Rewards(NamedTuple):
+    """Of B responses: Σ weight · reward, (B,); what each function gives, unweighted, (B,) by its short name,
+    NaN where it failed or does not apply.
+    """
+
+    total: Tensor
+    by_function: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFunctions:
-    """The weighted sum of functions on token rows. `rows` are those that prompts come from."""
+    """The weighted sum of functions on token rows. `rows` are those that prompts come from. What is `watched`
+    is called, too, and enters no sum.
+    """
 
     functions: tuple[RewardFunction, ...]
     encoder: Encoder
     rows: Sequence[Preference]
+    watched: tuple[RewardFunction, ...] = ()
     on_error: OnError = "stop"
     total: Callable[[Tensor], Tensor] = lambda counts: counts  # summed over all processes that score
 
     def scores(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Tensor:
-        """Σ weight · reward, (B,) float32 on the device of `sequences`; NaN where a failure is masked.
+        """The total of `rewards`."""
+        return self.rewards(sequences, rows, alone=alone).total
+
+    def rewards(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Rewards:
+        """float32 on the device of `sequences`; the total is NaN where a failure is masked.
 
         `rows`: which of the data rows each sequence's prompt is of; none for prompts from elsewhere.
 
@@ -49,13 +66,18 @@ class RewardFunctions:
             row = self.rows[rows[i]] if rows else None
             prompt_ids, response_ids = ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist()
             cases.append(self._case(row, prompt_ids, response_ids, closed[i]))
-        values = self._values(cases, alone)
-        failures = [value for value in values if isinstance(value, DataError)]
+        called = [*self.functions, *self.watched]
+        outcomes = [function.values(cases, stop=self.on_error == "stop") for function in called]
+        totals = self._totals(cases, outcomes, alone)
+        failures = [value for value in totals if isinstance(value, DataError)]
         if failures and self.on_error == "stop":
             raise failures[0]
-        self._check(failures, len(values), sequences.ids.device)
-        numbers = [math.nan if isinstance(value, DataError) else value for value in values]
-        return torch.tensor(numbers, dtype=torch.float32, device=device)
+        self._check(failures, len(cases), device)
+        names = _short([function.name for function in called])
+        return Rewards(
+            _numbers(totals, device),
+            {name: _numbers(values, device) for name, values in zip(names, outcomes, strict=True)},
+        )
 
     def _check(self, failures: Sequence[DataError], rows: int, device: torch.device) -> None:
         """DataError, in every process, where more than a fifth of the rows of all of them failed."""
@@ -68,12 +90,15 @@ class RewardFunctions:
                 hint=failures[0].hint if failures else "",
             )
 
-    def _values(self, cases: Sequence[Case], alone: bool) -> list[float | DataError]:
-        """Each case's sum, or its first failure."""
+    def _totals(
+        self, cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]], alone: bool
+    ) -> list[float | DataError]:
+        """Each case's sum, or its first failure, of the outcomes of every function."""
         totals: list[float | DataError] = [0.0] * len(cases)
+        if not self.functions:
+            return totals
         applied = [not alone] * len(cases)
-        for function in self.functions:
-            rewards = function.values(cases, stop=self.on_error == "stop")
+        for function, rewards in zip(self.functions, outcomes, strict=False):
             for i, (total, value) in enumerate(zip(totals, rewards, strict=True)):
                 if isinstance(total, DataError) or value is None:
                     continue
@@ -102,6 +127,19 @@ class RewardFunctions:
         }
         prompt = self.encoder.shown(row.prompt) if row else self.encoder.prompt_text(prompt_ids)
         return Case(prompt, self.encoder.decode(response_ids, prompt_ids), columns)
+
+
+def _numbers(values: Sequence[Outcome], device: torch.device) -> Tensor:
+    """(B,) float32, NaN for what is no number."""
+    numbers = [math.nan if value is None or isinstance(value, DataError) else value for value in values]
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Of "module:f" its "f", and the whole name where two end alike."""
+    ends = [name.rpartition(":")[2] for name in names]
+    often = Counter(ends)
+    return [end if often[end] == 1 else name for name, end in zip(names, ends, strict=True)]
 
 
 def masked(scores: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
 """The record of sampled responses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,8 @@ def take_rows(record: Record, rows: slice | Tensor) -> Record:
     def cut(value: object) -> object:
         if isinstance(value, Sequences):
             return sequences
+        if isinstance(value, dict):
+            return {name: numbers[rows] for name, numbers in value.items()}
         if not isinstance(value, Tensor):
             return value
         return value[rows][:, :width] if value.dim() == 2 else value[rows]
@@ -36,7 +38,7 @@ class Rollout:
     rule · group (B,) which rows answer the same prompt · ended (B,) bool, whether EOS was written ·
     valid (B,) bool, which rows have a score, or None if all have: nothing may be learnt from the others ·
     sampler_logprobs (B, T) by another sampler's own account, None where the one here drew them; cap, where
-    importance weights against it are cut off.
+    importance weights against it are cut off · by_function: what each reward function gave, (B,) by name.
 
     Two prompts, two responses each: group = [0, 0, 1, 1].
     """
@@ -51,6 +53,7 @@ class Rollout:
     valid: Tensor | None = None
     sampler_logprobs: Tensor | None = None
     cap: float | None = None
+    by_function: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def learnable(self) -> Sequences:
@@ -90,4 +93,5 @@ def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_p
         valid=None if bool(valid.all()) else valid,
         sampler_logprobs=None if sampler_logprobs is None else gather(sampler_logprobs),
         cap=rollout.cap,
+        by_function={name: gather(numbers) for name, numbers in rollout.by_function.items()},
     )

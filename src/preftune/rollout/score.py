@@ -5,6 +5,7 @@ The reward model reads token ids where policy and reward model share them, else 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,16 @@ from preftune.models.shards import readable
 from preftune.rollout.functions import RewardFunctions
 from preftune.rollout.sample import ended
 from preftune.rollout.sampler import Sampler
+
+
+class Scored(NamedTuple):
+    """Of B responses: scores (B,); those by member, (M, B), of an ensemble; what each reward function gave,
+    (B,) by its name (`Rewards.by_function`).
+    """
+
+    scores: Tensor
+    members: Tensor | None
+    by_function: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +57,11 @@ class Scorer:
         `rows`: see `RewardFunctions.scores`. Infinite where the reward model gives no finite number: NaN
         would mean masked. DataError where a function failed and `on_error` is "stop".
         """
-        return self.scores_and_members(sequences, rows)[0]
+        return self.scored(sequences, rows).scores
 
     @torch.no_grad()
-    def scores_and_members(
-        self, sequences: Sequences, rows: Sequence[int] = ()
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `scores`, and the scores by member, (M, B), if the reward model is an ensemble."""
+    def scored(self, sequences: Sequences, rows: Sequence[int] = ()) -> Scored:
+        """As `scores`, with what they are made of."""
         scores, members = torch.zeros(len(sequences), device=sequences.ids.device), None
         if self.reward_model is not None:
             size, model = self.batch_size, self.reward_model
@@ -63,9 +72,11 @@ class Scorer:
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
             member_scores = [by_member for _, by_member in outputs if by_member is not None]
             members = torch.cat(member_scores, 1) if member_scores else None
+        by_function: dict[str, Tensor] = {}
         if self.functions is not None:
-            scores = scores + self.functions.scores(sequences, rows, alone=self.reward_model is None)
-        return scores, members
+            total, by_function = self.functions.rewards(sequences, rows, alone=self.reward_model is None)
+            scores = scores + total
+        return Scored(scores, members, by_function)
 
     def _read(self, sequences: Sequences, rows: Sequence[int]) -> Sequences:
         """The rows as the reward model reads them."""
@@ -102,16 +113,17 @@ class Scorer:
 
     def shaped(
         self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
-    ) -> Tensor:
-        """Scores after the missing-EOS rule: an unfinished response gets `missing_eos_score`, if set; a
-        masked one stays NaN.
+    ) -> Scored:
+        """As `scored`, with scores after the missing-EOS rule: an unfinished response gets
+        `missing_eos_score`, if set; a masked one stays NaN.
         """
-        scores = self.scores(sequences, rows)
+        scored = self.scored(sequences, rows)
         if missing_eos_score is None:
-            return scores
-        closed = ended(sequences, self.encoder.ends)
+            return scored
+        scores, closed = scored.scores, ended(sequences, self.encoder.ends)
         self._warn(scores[closed & ~scores.isnan()], missing_eos_score)
-        return missing_eos_scores(scores, closed | scores.isnan(), replace=missing_eos_score)
+        shaped = missing_eos_scores(scores, closed | scores.isnan(), replace=missing_eos_score)
+        return scored._replace(scores=shaped)
 
     def _warn(self, ended_scores: Tensor, missing_eos_score: float) -> None:
         """Once, where no reward model gives the scores a scale and an end pays less than being cut off."""

@@ -109,7 +109,7 @@ class _Collector:
         """Scores of each prompt's replies; of an ensemble those of its members, too."""
         size = self.config.replies
         of = [number for number in numbers for _ in range(size)]
-        scores, members = scorer.scores_and_members(replies, of)
+        scores, members, _ = scorer.scored(replies, of)
         spans = [slice(start, start + size) for start in range(0, len(scores), size)]
         more = [{} if members is None else {"members": members[:, span].T.tolist()} for span in spans]
         return [{"scores": scores[span].tolist(), **extra} for span, extra in zip(spans, more, strict=True)]

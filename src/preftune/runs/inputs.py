@@ -21,7 +21,7 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """Import every function that the settings name, those of `stages` included. InputMissing or ConfigError
     for one that is not there.
     """
-    named = [stage.functions() for stage in config.stage.values()] if stages else []
+    named = [stage.called for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
     for llm in [stage.asks for stage in config.stage.values()] if stages else []:
         if llm is not None:

@@ -225,7 +225,7 @@ class Session:
             inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
-        if (functions := config.functions()) is not None:
+        if (functions := config.called) is not None:
             inputs |= self._functions(name, functions)
         if member := name.partition("/")[2]:
             inputs["member"] = member

@@ -9,6 +9,7 @@ from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Algorithm
 from preftune.algorithms.sft import SFT
 from preftune.config import OnlineConfig, SFTConfig, StageSettings
+from preftune.config.base import words_in
 from preftune.data import Encoder, Preference, Sequences, first_usable, pad_sequences
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
@@ -182,7 +183,9 @@ def _scorer(
     """
     config = cast(OnlineConfig, settings)
     seconds, rule = session.config.reward_timeout, config.on_reward_error
-    functions = reward_functions(config.reward_functions, encoder, feed.rows, seconds, rule)
+    functions = reward_functions(
+        config.reward_functions, encoder, feed.rows, seconds, rule, config.watched_functions
+    )
     if functions is not None:
         functions = replace(functions, total=learner.total)
     size, rows = config.microbatch_size, feed.rows
@@ -238,14 +241,20 @@ def reward_functions(
     rows: Sequence[Preference],
     seconds: float,
     on_error: OnError = "stop",
+    watched: str | None = None,
 ) -> RewardFunctions | None:
-    """The functions of a setting, with the data rows of the prompts that they will be asked about, and the
-    seconds that one call may take.
+    """The functions of a setting, and those that are only watched, with the data rows of the prompts that
+    they will be asked about, and the seconds that one call may take.
     """
-    if terms is None:
+    if terms is None and watched is None:
         return None
-    functions = load_functions(terms, seconds)
-    return RewardFunctions(functions=functions, encoder=encoder, rows=rows, on_error=on_error)
+    return RewardFunctions(
+        functions=load_functions(terms, seconds) if terms else (),
+        watched=tuple(function for name in words_in(watched) for function in load_functions(name, seconds)),
+        encoder=encoder,
+        rows=rows,
+        on_error=on_error,
+    )
 
 
 def scorer_for(

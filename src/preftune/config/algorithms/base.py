@@ -168,8 +168,13 @@ class StageSettings(Settings):
         return None
 
     def functions(self) -> str | None:
-        """The reward functions that it calls: a setting like `reward_functions`."""
+        """The reward functions that score: a setting like `reward_functions`."""
         return None
+
+    @property
+    def called(self) -> str | None:
+        """All functions that it calls, those that score and those that only watch: like `functions`."""
+        return self.functions()
 
     @property
     def asks(self) -> LLMConfig | None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, StageSettings, from_outside, must_divide
-from preftune.config.base import Count, Name, Positive
-from preftune.config.rewards import RewardTerms
+from preftune.config.base import Count, Name, Positive, words_in
+from preftune.config.rewards import Functions, RewardTerms, reward_terms
 
 
 class OnlineConfig(StageSettings):
@@ -30,6 +30,12 @@ class OnlineConfig(StageSettings):
         default=None,
         exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
         description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    )
+    watched_functions: Functions | None = Field(
+        default=None,
+        exclude_if=lambda names: names is None,
+        description='Python functions that are measured at every step and enter no score: "module:function", '
+        "or several with commas. What they give is logged, as of reward_functions, as rewards/FUNCTION/mean.",
     )
     on_reward_error: Literal["stop", "mask"] = Field(
         default="stop",
@@ -75,6 +81,13 @@ class OnlineConfig(StageSettings):
         return self
 
     @model_validator(mode="after")
+    def _watches_what_it_does_not_learn(self) -> Self:
+        terms = reward_terms(self.reward_functions) if self.reward_functions else {}
+        if both := terms.keys() & set(words_in(self.watched_functions)):
+            raise ValueError(f"watched_functions: {min(both)} is one of reward_functions, which are logged")
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.items_per_row > 1:
             must_divide("batch_size", self.batch_size, "group_size", self.items_per_row)
@@ -90,6 +103,11 @@ class OnlineConfig(StageSettings):
 
     def functions(self) -> str | None:
         return self.reward_functions
+
+    @property
+    def called(self) -> str | None:
+        names = (*filter(None, [self.reward_functions]), *words_in(self.watched_functions))
+        return " + ".join(names) or None
 
     @property
     def new_tokens(self) -> int:
