@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "over_optimisation"
 PICTURE = ROOT / "docs" / "studies" / "sentiment-over-optimisation" / "over-optimisation.svg"
 JUDGES = {"sentiment": "gold (VADER)", "liked": "confirmation"}
-SEED, STEPS, BIN = 101, 48, 4  # one of the study's seeds; steps drawn as one point
+SEED, STEPS = 101, 48  # one of the study's seeds
+RESPONSES, BIN = 64, 4  # of a step; steps drawn as one point
 COMMON = (
     f"seed={SEED}",
     *(f"stage.{name}=none" for name in ("dpo", "best", "grpo", "ceiling")),
@@ -81,11 +82,10 @@ def numbers(out: Path) -> dict[str, Any]:
 
 
 class Course:
-    """What a run measured, in means over BIN steps: √KL, and of each judge its change since the first step."""
+    """What a run measured step by step, in means over BIN steps."""
 
-    def __init__(self, steps: Sequence[dict[str, float]], responses: int = 64) -> None:
-        self.kl = [row["objective/kl"] for row in steps]
-        self.steps, self.responses = steps, responses
+    def __init__(self, steps: Sequence[dict[str, float]]) -> None:
+        self.steps = steps
 
     def binned(self, key: str) -> np.ndarray:
         values = [row[key] for row in self.steps]
@@ -94,13 +94,13 @@ class Course:
     def root_kl(self) -> np.ndarray:
         return np.sqrt(np.maximum(self.binned("objective/kl"), 0))
 
-    def error(self, key: str) -> np.ndarray:
-        """Standard error of each point, over responses."""
-        return self.binned(key) / math.sqrt(BIN * self.responses)
+    def reach(self, spread: str) -> np.ndarray:
+        """Half of each point's interval over responses, from the metric that is their standard deviation."""
+        return 1.96 * self.binned(spread) / math.sqrt(BIN * RESPONSES)
 
 
 def figure(results: dict[str, dict[str, Any]]) -> str:
-    """Score, gold and confirmation against √KL, as SVG text: a point is the mean of BIN · 64 responses."""
+    """Score, gold and confirmation against √KL, as SVG text: BIN · RESPONSES responses a point."""
     drawing = Figure(figsize=(10.5, 3.4), layout="constrained")
     panels = drawing.subplots(1, 3)
     keys = ["objective/scores", *(f"rewards/{judge}/mean" for judge in JUDGES)]
@@ -109,9 +109,9 @@ def figure(results: dict[str, dict[str, Any]]) -> str:
     for panel, key, spread, title in zip(panels, keys, spreads, titles, strict=True):
         for name, result in results.items():
             course = Course(result["steps"])
-            x, y, error = course.root_kl(), course.binned(key), 1.96 * course.error(spread)
+            x, y, reach = course.root_kl(), course.binned(key), course.reach(spread)
             panel.plot(x, y, marker="o", markersize=3, color=COLOURS[name], label=NAMES[name])
-            panel.fill_between(x, y - error, y + error, color=COLOURS[name], alpha=0.15, linewidth=0)
+            panel.fill_between(x, y - reach, y + reach, color=COLOURS[name], alpha=0.15, linewidth=0)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("√KL to SFT (√nats)")
         panel.grid(alpha=0.3)

@@ -119,6 +119,21 @@ def test_dpo_can_average_over_length() -> None:
     assert metrics["loss"] == pytest.approx(-logsigmoid(0.3 * (sides[0] - sides[1])).mean().item(), abs=1e-5)
 
 
+def test_dpo_can_add_the_likelihood_of_chosen_responses() -> None:
+    """Of a token, each response alike; gradients are those of both losses together, in any microbatches."""
+    batch, model = pairs(5), causal_lm(1).eval()
+    nll = -summed(model, batch.chosen) / batch.chosen.response.sum(1)
+    plain, before = gradients("dpo", batch, beta=0.3)
+    both, metrics = gradients("dpo", batch, beta=0.3, sft_coef=0.7, microbatch_size=2)
+    assert metrics["nll_loss"] == pytest.approx(nll.mean().item(), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(before["loss"] + 0.7 * nll.mean().item(), abs=1e-5)
+    assert "nll_loss" not in before
+    (0.7 * nll.mean()).backward()
+    (policy,) = both
+    own = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+    torch.testing.assert_close(flat(both[policy]), flat(plain[policy]) + own, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("algorithm", ["reward", "dpo"])
 def test_an_identical_pair_teaches_nothing(algorithm: str) -> None:
     same = pad_sequences([[1, 2], [3]], [[4, 5, EOS], [6, EOS]], EOS)

@@ -1,7 +1,8 @@
 """Direct preference optimisation (Rafailov et al., arXiv:2305.18290, eq. 7) and its offline relatives.
 
 h = (log π(y_c) - log π_ref(y_c)) - (log π(y_r) - log π_ref(y_r)), sums over response tokens, EOS included;
-L = -log σ(βh). At π = π_ref the loss is ln 2. Other kinds change the last line only (`preference_loss`).
+L = -log σ(βh). At π = π_ref the loss is ln 2. Other kinds change the last line only (`preference_loss`). With
+`sft_coef` α, L - α log π(y_c) / |y_c| (Pang et al., arXiv:2404.19733, eq. 1).
 """
 
 from collections.abc import Mapping
@@ -90,10 +91,12 @@ class DPO:
             chosen_lengths=_lengths(pairs.chosen) if averaged else None,
             rejected_lengths=_lengths(pairs.rejected) if averaged else None,
         )
+        nll = -chosen / _lengths(pairs.chosen).clamp(min=1)  # of a token
+        extra = {"nll_loss": nll.detach()} if self.config.sft_coef else {}
         reward_chosen = beta * (chosen - batch.reference_chosen).detach()
         reward_rejected = beta * (rejected - batch.reference_rejected).detach()
         return Loss(
-            terms,
+            terms + self.config.sft_coef * nll if self.config.sft_coef else terms,
             {
                 "rewards/chosen": reward_chosen,
                 "rewards/rejected": reward_rejected,
@@ -101,6 +104,7 @@ class DPO:
                 "rewards/accuracies": (reward_chosen > reward_rejected).float(),
                 "logps/chosen": chosen.detach(),
                 "logps/rejected": rejected.detach(),
+                **extra,
             },
         )
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
-from preftune.config.base import Count, Name, Positive
+from preftune.config.base import Count, Name, NonNegative, Positive
 from preftune.kinds import SMOOTHED_KINDS, PreferenceKind
 
 
@@ -23,7 +23,7 @@ class DPOConfig(OfflineConfig):
         "rewards/margins": "margin",
     }
     healthy: ClassVar[Mapping[str, Healthy]] = {
-        "loss": Healthy(words="0.5 to 0.69", low=0.5, high=0.6932, only={"kind": "sigmoid"}),
+        "loss": Healthy(words="0.5 to 0.69", low=0.5, high=0.6932, only={"kind": "sigmoid", "sft_coef": 0.0}),
         "rewards/accuracies": Healthy(words="0.55 to 0.75", low=0.55, high=0.75),
     }
     card: ClassVar[str] = "a policy trained with DPO on preference pairs"
@@ -49,6 +49,12 @@ class DPOConfig(OfflineConfig):
     )
     length_average: bool = Field(
         default=False, description="Average log-probabilities over the response instead of summing them."
+    )
+    sft_coef: NonNegative = Field(
+        default=0.0,
+        exclude_if=lambda weight: weight == 0,  # keys of stages from before this setting stay valid
+        description="Weight of the chosen response's negative log-likelihood per token in the loss (Pang et "
+        "al., arXiv:2404.19733); keeps responses, and their ends, likely.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
