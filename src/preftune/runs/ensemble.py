@@ -22,6 +22,7 @@ from preftune.runs.cards import model_card
 from preftune.runs.experts import fitted_gate
 from preftune.runs.mirror import forget
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.roles import share
 from preftune.runs.save import load_reward_model, normalisation
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
@@ -131,7 +132,9 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: 
     rows = session.training_rows(stage=stage.name)
     if settings.kinds:
         fitted_gate(session, stage, first, learner).save(target)
-    mean, std = normalisation(load_reward_model(source), session.encoder(source), rows)
+    model = load_reward_model(source)
+    share(model, session.config.shared_blocks())  # what lies below is computed once for all members
+    mean, std = normalisation(model, session.encoder(source), rows)
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
     write_text(target / "README.md", model_card(session, stage))
