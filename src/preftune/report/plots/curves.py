@@ -24,6 +24,7 @@ FIRST = (
     "frac_reward_zero_std", "reward_std", "val/explained_variance", "policy/entropy_avg", "entropy",
     "rewards/chosen", "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
 )  # fmt: skip
+BESIDE_SCORES = FIRST.index("reward") + 1  # where means of functions stand
 SKIPPED = frozenset(
     {"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "sampling_seconds", "kl_coef"}
 )
@@ -34,7 +35,9 @@ def curves(stage: StageView) -> dict[str, Points]:
     logged = dict.fromkeys(key for row in stage.metrics for key in row.numbers)
     kind = config_of(stage.algorithm)
     skipped = SKIPPED | (kind.not_drawn if kind else frozenset())
-    headline = [key for key in (*FIRST, *(kind.headline if kind else ())) if key in logged]
+    beside = [key for key in logged if key.startswith("rewards/") and key.endswith("/mean")]
+    first = [*FIRST[:BESIDE_SCORES], *beside, *FIRST[BESIDE_SCORES:], *(kind.headline if kind else ())]
+    headline = [key for key in first if key in logged]
     drawn: dict[str, Points] = {}
     for key in [*headline, *sorted(set(logged) - set(headline))]:
         if key not in skipped and len(drawn) < MAX_PANELS and (points := _points(stage, key)):
