@@ -119,6 +119,24 @@ def figure(results: dict[str, dict[str, Any]]) -> str:
     return save(drawing)
 
 
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Means over BIN steps, with half of their intervals over responses."""
+    keys = [("objective/scores", "objective/scores_std")]
+    keys += [(f"rewards/{judge}/mean", f"rewards/{judge}/std") for judge in JUDGES]
+    lines = [
+        f"| setting | steps | KL, nats | its score, sd | {' | '.join(JUDGES.values())} |",
+        "|" + "---|" * 6,
+    ]
+    for name, result in results.items():
+        course = Course(result["steps"])
+        kl = course.binned("objective/kl")
+        columns = [zip(course.binned(key), course.reach(spread), strict=True) for key, spread in keys]
+        for i, values in enumerate(zip(*columns, strict=True)):
+            cells = " | ".join(f"{value:+.2f} ± {reach:.2f}" for value, reach in values)
+            lines.append(f"| {NAMES[name]} | {BIN * i + 1} to {BIN * (i + 1)} | {kl[i]:.1f} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
@@ -132,6 +150,7 @@ def main() -> None:
         return
     files = {name: RESULTS / f"{name}.json" for name in SETTINGS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    print(table(results))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_text(figure(results), encoding="utf-8")
 

@@ -99,14 +99,14 @@ def test_it_scores_what_its_own_template_writes_and_a_mean_that_it_states_is_tak
 ) -> None:
     (judge / "preftune.json").write_text(json.dumps({"mean": 0.5, "std": 2.0}))
     asked: list[Any] = []
-    scores = Scorer.scores
+    scored = Scorer.scored
 
     def heard(self: Scorer, sequences: Any, rows: Any = ()) -> Any:
-        found = scores(self, sequences, rows)
-        asked.append((self, sequences, rows, found))
+        found = scored(self, sequences, rows)
+        asked.append((self, sequences, rows, found.scores))
         return found
 
-    monkeypatch.setattr(Scorer, "scores", heard)
+    monkeypatch.setattr(Scorer, "scored", heard)
     train(begun, judge)
     (scorer, sequences, rows, found), *_ = asked
     for i, own in enumerate(sequences.response):
