@@ -8,7 +8,7 @@ pairs (Gao et al., arXiv:2210.10760; Coste et al., arXiv:2310.02743). It resumes
 time with --only: all but the first take the pairs from it, and other ensembles the members of the first. At
 every step the judges that nothing learns from are measured on the responses that PPO learns from. What a run
 gave goes to benchmarks/results/over_optimisation/NAME.json: numbers, no text. `figure` draws those files and
-prints the table of docs/studies/README.md.
+prints a table of them. No setting has been run to its end yet.
 """
 
 import argparse

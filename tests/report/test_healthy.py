@@ -61,6 +61,10 @@ def test_a_ceiling_is_called_one_in_the_figure_and_beside_it(tmp_path: Path) -> 
 def test_the_range_of_the_dpo_loss_is_for_the_sigmoid_only(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert healthy(load_run(run), "dpo", "loss") is not None
+    alone = run.config.read_text(encoding="utf-8")
+    write_text(run.config, alone + "sft_coef = 0.1\n")
+    assert healthy(load_run(run), "dpo", "loss") is None
+    write_text(run.config, alone)
     write_text(run.config, run.config.read_text(encoding="utf-8") + 'kind = "ipo"\n')
     assert healthy(load_run(run), "dpo", "loss") is None
     assert healthy(load_run(run), "dpo", "rewards/accuracies") is not None

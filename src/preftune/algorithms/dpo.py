@@ -2,7 +2,7 @@
 
 h = (log π(y_c) - log π_ref(y_c)) - (log π(y_r) - log π_ref(y_r)), sums over response tokens, EOS included;
 L = -log σ(βh). At π = π_ref the loss is ln 2. Other kinds change the last line only (`preference_loss`). With
-`sft_coef` α, L - α log π(y_c) / |y_c| (Pang et al., arXiv:2404.19733, eq. 1).
+`sft_coef` α, L - α log π(y_c) / |y_c| (Pang et al., arXiv:2404.19733).
 """
 
 from collections.abc import Mapping
@@ -91,22 +91,20 @@ class DPO:
             chosen_lengths=_lengths(pairs.chosen) if averaged else None,
             rejected_lengths=_lengths(pairs.rejected) if averaged else None,
         )
-        nll = -chosen / _lengths(pairs.chosen).clamp(min=1)  # of a token
-        extra = {"nll_loss": nll.detach()} if self.config.sft_coef else {}
         reward_chosen = beta * (chosen - batch.reference_chosen).detach()
         reward_rejected = beta * (rejected - batch.reference_rejected).detach()
-        return Loss(
-            terms + self.config.sft_coef * nll if self.config.sft_coef else terms,
-            {
-                "rewards/chosen": reward_chosen,
-                "rewards/rejected": reward_rejected,
-                "rewards/margins": reward_chosen - reward_rejected,
-                "rewards/accuracies": (reward_chosen > reward_rejected).float(),
-                "logps/chosen": chosen.detach(),
-                "logps/rejected": rejected.detach(),
-                **extra,
-            },
-        )
+        metrics = {
+            "rewards/chosen": reward_chosen,
+            "rewards/rejected": reward_rejected,
+            "rewards/margins": reward_chosen - reward_rejected,
+            "rewards/accuracies": (reward_chosen > reward_rejected).float(),
+            "logps/chosen": chosen.detach(),
+            "logps/rejected": rejected.detach(),
+        }
+        if self.config.sft_coef:
+            nll = -chosen / _lengths(pairs.chosen).clamp(min=1)  # of a token
+            terms, metrics["nll_loss"] = terms + self.config.sft_coef * nll, nll.detach()
+        return Loss(terms, metrics)
 
 
 def _lengths(sequences: Sequences) -> Tensor:

@@ -76,12 +76,10 @@ Judges = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValid
 
 
 def _are_functions(text: str) -> str:
-    names = words_in(text)
-    for name in names:
+    for name in words_in(text):
         if not _NAME.fullmatch(name):
             raise ValueError(f'{name!r} is no function; write "module:function", several with commas')
-    if len(set(names)) < len(names):
-        raise ValueError(f"a function occurs twice in {text!r}")
+    judges_in(text)
     return text
 
 

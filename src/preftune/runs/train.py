@@ -250,7 +250,7 @@ def reward_functions(
         return None
     return RewardFunctions(
         functions=load_functions(terms, seconds) if terms else (),
-        watched=tuple(function for name in words_in(watched) for function in load_functions(name, seconds)),
+        watched=load_functions(" + ".join(words_in(watched)), seconds) if watched else (),
         encoder=encoder,
         rows=rows,
         on_error=on_error,
