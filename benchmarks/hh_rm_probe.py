@@ -166,7 +166,7 @@ def told_apart(encoder: Encoder, pairs: Sequence[Preference]) -> list[tuple[Pref
 
 def tokens_of(readable: Sequence[tuple[Preference, PairIds]]) -> int:
     """Tokens of both rows of all pairs."""
-    return sum(2 * len(ids.prompt) + len(ids.chosen) + len(ids.rejected) for _, ids in readable)
+    return sum(ids.tokens for _, ids in readable)
 
 
 @cache

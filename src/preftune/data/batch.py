@@ -121,6 +121,11 @@ class PairIds:
     chosen: Sequence[int]
     rejected: Sequence[int]
 
+    @property
+    def tokens(self) -> int:
+        """Of its two rows, the prompt and either response."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
 
 def compact(ids: Sequence[int]) -> "array[int]":
     """The same ids in four bytes each, where a list takes up to 36."""

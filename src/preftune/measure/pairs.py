@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import judges_of
-from preftune.data import Preference, first_usable, prompt_hash, read_preferences
+from preftune.data import Preference, first_encoded, prompt_hash, read_preferences
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
-from preftune.measure.conditions import distinct
+from preftune.measure.conditions import distinct, frozen_policy
 from preftune.measure.evaluate import (
     Measured,
     audits,
@@ -19,12 +19,11 @@ from preftune.measure.evaluate import (
     policy_name_of,
     reference_stage,
 )
-from preftune.models.load import load_causal_lm
-from preftune.models.roles import Reference
 from preftune.records.base import VERSION, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.rundir import BASE, sha256_file, short_name
+from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import sums, write_sealed
 
@@ -95,12 +94,13 @@ def _opinions(
     learner = session.learner(settings.batch_size)
     logps: dict[str, PairLogprobs] = {}
     for stage in [BASE, *stages]:
-        source = session.source(stage)
-        role, encoder = Reference(load_causal_lm(source)), session.encoder(source)
-        learner.freeze(role)
-        usable, _ = first_usable(encoder, pairs, None)
+        policy, encoder = frozen_policy(session, learner, stage), session.encoder(session.source(stage))
+        usable, encoded, _ = first_encoded(encoder, pairs, None)
+        keep_rows(session, [policy], sum(ids.tokens for ids in encoded))
         with session.console.counting(f"pairs {stage}", len(usable)) as advance:
-            logps[stage] = pair_logprobs(role, encoder, usable, settings.batch_size, learner.device, advance)
+            logps[stage] = pair_logprobs(
+                policy, encoder, usable, settings.batch_size, learner.device, advance
+            )
     seed = session.config.seed
     return {
         policy_name_of(stage): preference(

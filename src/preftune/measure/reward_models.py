@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.data import Encoder, Preference, first_usable
+from preftune.data import Encoder, Preference, first_encoded
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.baselines import BagOfWords, fit_bag_of_words
 from preftune.evaluation.mistakes import DETAILED, add_token_scores, mistakes
@@ -12,7 +12,7 @@ from preftune.evaluation.reward_model import audit, gap, score_pairs
 from preftune.evaluation.sanity import invariance, sanity_rows
 from preftune.measure.conditions import second_judge
 from preftune.models.roles import Ensemble, RewardModel
-from preftune.runs.roles import share
+from preftune.runs.roles import keep_rows, share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
@@ -64,7 +64,8 @@ def audit_pairs(
     which the built-in world knows the best reachable accuracy.
     """
     session, settings, seed = by.session, by.session.config.evaluation, by.session.config.seed
-    usable, rejected = first_usable(by.encoder, pairs, None)
+    usable, encoded, rejected = first_encoded(by.encoder, pairs, None)
+    keep_rows(session, [by.model], sum(ids.tokens for ids in encoded))  # others read them, too
     scored = by.scored("pairs", usable)
     result: dict[str, Any] = audit(by.stage, scored, seed, bag, settings.resamples)
     result["left_out"] = rejected

@@ -128,8 +128,9 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
 
 def _tokens(pair: PairIds, batch: Batch) -> int:
     """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
-    chosen, rejected = len(pair.prompt) + len(pair.chosen), len(pair.prompt) + len(pair.rejected)
-    return chosen if batch == "sequences" else (chosen + rejected) * (2 if batch == "unpaired" else 1)
+    if batch == "sequences":
+        return len(pair.prompt) + len(pair.chosen)
+    return pair.tokens * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:
