@@ -231,6 +231,17 @@ def test_a_reward_stage_and_its_directory_judge_alike(begun: RunDir) -> None:
     assert [row["scores"] for row in again] == [pytest.approx(row["scores"], abs=1e-5) for row in made]
 
 
+def test_replies_without_an_end_get_the_score_that_is_set(run: RunDir, begun: RunDir) -> None:
+    train(begun.path, "stage.pairs.missing_eos_score=-7", until="pairs")
+    files = [each.collected("pairs") / "replies.jsonl" for each in (run, begun)]
+    own, shaped = ([(row["ended"], row["scores"]) for row in read_jsonl(file)] for file in files)
+    assert {closed for ended, _ in own for closed in ended} == {True, False}
+    assert shaped == [
+        (ended, [score if closed else -7 for closed, score in zip(ended, scores, strict=True)])
+        for ended, scores in own
+    ]
+
+
 def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """β (log π - log π_ref) of the sampled tokens under the two saved models, up to mean and unit."""
     seen: list[Any] = []

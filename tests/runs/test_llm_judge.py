@@ -141,6 +141,7 @@ ASKED = ("stage.pairs.algorithm=collect", "stage.pairs.judge=llm:judge-1b", "sta
     [
         ("stage.pairs.llm.url=none", "llm:judge-1b is asked at llm.url"),
         ("stage.pairs.judge=rm", "llm is set and judge = rm"),
+        ("stage.pairs.missing_eos_score=-1", "missing_eos_score is set, and llm:judge-1b compares: it gives"),
         ("stage.pairs.llm.url=ftp://x/v1", "url is no address of an endpoint"),
         ("stage.pairs.llm.url=http://x:99999/v1", "url is no address of an endpoint"),
         ("stage.pairs.llm.url=http://x/v1?a=b", "url is no address of an endpoint"),

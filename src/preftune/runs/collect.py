@@ -33,6 +33,7 @@ from preftune.runs.feed import row_name
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.runs.onlookers import tell
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
+from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
@@ -109,7 +110,7 @@ class _Collector:
         """Scores of each prompt's replies; of an ensemble those of its members, too."""
         size = self.config.replies
         of = [number for number in numbers for _ in range(size)]
-        scores, members, _ = scorer.scored(replies, of)
+        scores, members, _ = scorer.shaped(replies, self.config.missing_eos_score, of)
         spans = [slice(start, start + size) for start in range(0, len(scores), size)]
         more = [{} if members is None else {"members": members[:, span].T.tolist()} for span in spans]
         return [{"scores": scores[span].tolist(), **extra} for span, extra in zip(spans, more, strict=True)]
@@ -207,6 +208,7 @@ def _resumed(run: RunDir, name: str, size: int) -> int:
 def _collector(session: Session, name: str, config: CollectConfig, learner: Learner) -> _Collector:
     source = session.source(config.init)
     encoder, policy = session.encoder(source, session.new_tokens(name)), Policy(load_causal_lm(source))
+    share(policy, session.config.shared_blocks())
     learner.freeze(policy)
     rows, prompts = distinct_prompts(encoder, session.training_rows(stage=name), config.rows)
     return _Collector(
@@ -235,6 +237,8 @@ def _judge(
     judge, size = config.scored_by or config.judge_directory, config.microbatch_size
     functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
     model = reward_model_of(session, judge, learner) if judge else None
+    if model is not None and config.scored_by:
+        share(model, session.config.shared_blocks())
     return scorer_for(session, encoder, model, judge, size, functions, rows)
 
 

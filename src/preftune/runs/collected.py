@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -84,7 +84,7 @@ def data_card(session: Session, name: str, facts: Json) -> str:
     """README.md beside the files: what they hold, who judged it, how often, and how far to trust it."""
     files = [{"config_name": "default", "data_files": "preferences.jsonl"}]
     head = yaml.safe_dump({"tags": ["preftune", "preference", "dpo"], "configs": files}, sort_keys=False)
-    config = session.config.stage[name]
+    config = cast(CollectConfig, session.config.stage[name])
     lines = [
         f"- {facts['replies']:,} replies of {code(config.init)} (SHA-256 of its weights "
         f"{code(facts['policy_sha256'][:12])}) to {facts['prompts']:,} prompts",
@@ -92,6 +92,8 @@ def data_card(session: Session, name: str, facts: Json) -> str:
         "(equal scores, or twice the same text)",
         *_trust(facts),
     ]
+    if (score := config.missing_eos_score) is not None:
+        lines.append(f"- a reply that does not end has the score {score:g}, whatever the judge gives it")
     use = 'load_dataset("json", data_files="preferences.jsonl")  # prompt, chosen, rejected: TRL reads it'
     sections = [
         f"---\n{head}---",

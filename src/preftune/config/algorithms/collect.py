@@ -36,6 +36,11 @@ class CollectConfig(StageSettings):
         description="Maximum number of new tokens per reply; none takes evaluation.max_new_tokens.",
     )
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
+    missing_eos_score: float | None = Field(
+        default=None,
+        exclude_if=lambda score: score is None,
+        description="Score of a reply that does not end; none keeps its own score. PPO and GRPO give it -1.",
+    )
     pairing: Literal["best_worst", "all", "random"] = Field(
         default="best_worst",
         description="Pairs of a prompt's replies: the best and the worst, all of them, or a random one.",
@@ -71,6 +76,8 @@ class CollectConfig(StageSettings):
             raise ValueError(f"{self.judge} is asked at llm.url, such as http://127.0.0.1:8000/v1")
         if self.asks is None and self.llm != LLMConfig():
             raise ValueError(f'llm is set and judge = {self.judge}: it is used with judge = "llm:MODEL"')
+        if self.asks is not None and self.missing_eos_score is not None:
+            raise ValueError(f"missing_eos_score is set, and {self.judge} compares: it gives no scores")
         return self
 
     @property
