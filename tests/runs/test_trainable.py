@@ -1,19 +1,14 @@
 """A run that trains the upper blocks: what its stages leave as it was, share, and keep."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from safetensors.torch import load_file
 
-from preftune import api
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.data import Dataset
 from preftune.errors import ConfigError
-from preftune.models import kept
-from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.sizes import sizes
 
 SMALL = ["model.scratch.steps=2", "stage.sft.rows=64", "stage.rm.rows=64", "stage.dpo.rows=64"]
@@ -108,31 +103,3 @@ REFUSED = {
 def test_4_bit_weights_are_refused_where_they_have_no_use(words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_recipe("tiny", REFUSED[words])
-
-
-@pytest.mark.usefixtures("small_data")
-def test_stages_leave_the_blocks_below_as_they_were_and_keep_their_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second run of the same settings reads the states of the first one, and makes the same bits."""
-    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
-    runs, first = list[RunDir](), dict[Path, int]()
-    for name in ("one", "two"):
-        for train in (api.dpo_train, api.train_reward_model):
-            train("tiny", "model.trainable=top:1", *SMALL, out=str(tmp_path / name))
-        runs.append(RunDir(tmp_path / name))
-        first = first or kept.sizes()
-    assert len(first) == 1  # one trunk for all stages: policy, reference, reward model
-    assert list(kept.sizes()) == list(first)
-    base = load_file(runs[0].models / "base" / "model.safetensors")
-    for model in ("policy_sft", "policy_dpo", "reward_model"):
-        one, two = (load_file(run.models / model / "model.safetensors") for run in runs)
-        assert all(one[key].equal(two[key]) for key in one)
-        moved = {key for key in base if key in one and not one[key][: len(base[key])].equal(base[key])}
-        assert moved
-        assert all(key.startswith(("transformer.h.1.", "transformer.ln_f")) for key in moved)
-    one, two = ([row["loss"] for row in read_jsonl(run.metrics("dpo"))] for run in runs)
-    assert one == two
-    inputs = read_json(runs[0].stage_json("dpo"))["inputs"]
-    assert inputs["trainable"] == "top:1"
-    assert "trainable" not in inputs["settings"]

@@ -1,0 +1,93 @@
+"""Two runs that train the upper blocks: what lies below stays, and its states are computed once for both."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from preftune import api
+from preftune.cli import main
+from preftune.models import kept
+from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs import roles
+from preftune.world.dataset import make_world
+
+pytestmark = pytest.mark.usefixtures("few_pairs")
+
+JUDGES = ("reward_model", "policy_dpo")
+SETTINGS = (
+    "model.trainable=top:1",
+    "model.scratch.steps=2",
+    "stage.sft.rows=64",
+    "stage.rm.rows=64",
+    "stage.dpo.rows=64",
+    "evaluation.prompts=4",
+    "evaluation.max_new_tokens=4",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this file's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(cache: None, few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+    """Two of the same settings, the second of which finds the states of the first."""
+    made, first = list[RunDir](), dict[Path, int]()
+    for name in ("one", "two"):
+        made.append(RunDir(tmp_path_factory.mktemp(name)))
+        for train in (api.dpo_train, api.train_reward_model):
+            train("tiny", *SETTINGS, out=str(made[-1].path))
+        first = first or kept.sizes()
+    assert len(first) == 1  # one trunk for all stages: policy, reference, reward model
+    assert list(kept.sizes()) == list(first)
+    return made
+
+
+def test_stages_leave_the_blocks_below_as_they_were_and_states_change_no_bit(runs: list[RunDir]) -> None:
+    base = load_file(runs[0].models / "base" / "model.safetensors")
+    for model in ("policy_sft", "policy_dpo", "reward_model"):
+        one, two = (load_file(run.models / model / "model.safetensors") for run in runs)
+        assert all(one[key].equal(two[key]) for key in one)
+        moved = {key for key in base if key in one and not one[key][: len(base[key])].equal(base[key])}
+        assert moved
+        assert all(key.startswith(("transformer.h.1.", "transformer.ln_f")) for key in moved)
+    one, two = ([row["loss"] for row in read_jsonl(run.metrics("dpo"))] for run in runs)
+    assert one == two
+    inputs = read_json(runs[0].stage_json("dpo"))["inputs"]
+    assert inputs["trainable"] == "top:1"
+    assert "trainable" not in inputs["settings"]
+
+
+def test_states_of_measured_pairs_are_computed_once_and_change_no_score(
+    runs: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, file = runs[0], tmp_path / "theirs.jsonl"
+    pairs = make_world(7, 1, 1, 30).test
+    rows = [{"prompt": p.prompt.transcript(), "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def measured() -> tuple[Any, Any, int]:
+        """What the reward model and DPO make of the pairs, and the bytes of the index of kept states."""
+        (index,) = kept.states_dir().glob("*/rows.idx")
+        assert main(["evaluate", str(run.path), "--pairs", str(file)]) == 0
+        judge, policy = (read_json(run.pairs("theirs") / f"{name}.json") for name in JUDGES)
+        return judge, policy["preference"], index.stat().st_size
+
+    (index,) = kept.states_dir().glob("*/rows.idx")
+    trained = index.stat().st_size
+    first, again = measured(), measured()
+    assert first == again
+    assert trained < first[2]
+    monkeypatch.setattr(roles, "keep_on_disk", lambda *_: None)
+    judge, policy, _ = measured()
+    assert judge["score"] == pytest.approx(first[0]["score"], rel=1e-3)
+    assert judge["accuracy"] == first[0]["accuracy"]
+    assert policy["mean_margin"]["mean"] == pytest.approx(first[1]["mean_margin"]["mean"], abs=1e-3)
