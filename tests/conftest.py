@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 import preftune  # noqa: E402
-from made_once import drawn_once, made_once, small_world, without_figures  # noqa: E402
+from made_once import drawn_once, figures, made_once, small_world  # noqa: E402
 from preftune.rundir import RunDir  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +70,10 @@ def _freeze() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_waits_or_is_drawn_twice() -> Iterator[None]:
     """Worlds are drawn once a process (0.3 s each, in most commands), and nobody waits for a disk: no machine
-    loses its power here. Tests that put something else in the place of os.fsync still see every call.
+    loses its power here. Tests that put something else in the place of os.fsync still see every call. Reports
+    have no figures, but for files of tests that ask for `with_figures`.
     """
-    with drawn_once(), pytest.MonkeyPatch.context() as patch:
+    with drawn_once(), figures(drawn=False), pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda number: None)
         yield
 
@@ -99,14 +100,15 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """All stages, evaluation and report. Read only."""
-    made = made_once(tmp_path_factory, "tiny", lambda out: preftune.run("tiny", out=str(out / "run")))
+    with figures(drawn=True):
+        made = made_once(tmp_path_factory, "tiny", lambda out: preftune.run("tiny", out=str(out / "run")))
     return RunDir(made / "run")
 
 
-@pytest.fixture
-def no_figures() -> Iterator[None]:
-    """For a test that runs whole recipes and looks at no figure."""
-    with without_figures():
+@pytest.fixture(scope="module")
+def with_figures() -> Iterator[None]:
+    """For a file of tests that look at the figures of reports."""
+    with figures(drawn=True):
         yield
 
 
@@ -130,8 +132,7 @@ def second_judge_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     halves = ["stage.rm.part=first", "stage.rm2.algorithm=reward", "stage.rm2.part=second"]
     small = ["stage.rm2.rows=128", "stage.rm2.learning_rate=1e-3", "stage.ppo=none", "stage.grpo=none"]
     words = [*halves, *small, "evaluation.prompts=12"]
-    with without_figures():
-        made = made_once(
-            tmp_path_factory, "second_judge", lambda out: preftune.run("tiny", *words, out=str(out / "run"))
-        )
+    made = made_once(
+        tmp_path_factory, "second_judge", lambda out: preftune.run("tiny", *words, out=str(out / "run"))
+    )
     return RunDir(made / "run")

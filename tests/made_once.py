@@ -33,10 +33,11 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 @contextmanager
-def without_figures() -> Iterator[None]:
-    """Reports of runs whose figures nobody looks at: to draw them takes a quarter of a small run's time."""
+def figures(*, drawn: bool) -> Iterator[None]:
+    """Whether reports have figures. To draw them takes a quarter of a small run's time."""
+    build, plots = map(importlib.import_module, ("preftune.report.build", "preftune.report.plots.figures"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("preftune.report.build"), "draw", lambda run: {})
+        patch.setattr(build, "draw", plots.draw if drawn else lambda run: {})
         yield
 
 

@@ -142,7 +142,6 @@ def test_hh_colab_runs_resumes_at_its_commits_and_opens_offline(
     assert hub.requests == []
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_hh_gpt2_runs(client: Hub, tmp_path: Path) -> None:
     hub = client
     if ALL:

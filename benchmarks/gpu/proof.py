@@ -107,7 +107,7 @@ def part_d(out: Path, data: Path, small: bool) -> list[Command]:
         settings = {
             "hh-smollm2": [
                 *model, *few(), *one_kind, f"data.name={standins / 'pairs.jsonl'}", "model.trainable=top:1",
-                "stage.rm2.rows=16", "stage.ppo.critic_warmup=0",
+                "stage.rm2.rows=16", "stage.ppo.critic_warmup=0", "stage.pairs.rows=16",
             ],
             "sentiment": [
                 *model, *few(("ppo", "grpo", "ceiling")), f"data.name={reviews}", "model.trainable=top:1",

@@ -13,6 +13,8 @@ from preftune.report import build
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
 UNFOLD = "document.querySelectorAll('details.part').forEach(part => { part.open = true; })"
+pytestmark = pytest.mark.usefixtures("with_figures")
+
 SIZES = [(360, "light"), (1280, "dark")]
 SIZES += [pytest.param(*size, marks=pytest.mark.slow) for size in ((360, "dark"), (1280, "light"))]
 
@@ -81,7 +83,6 @@ def test_the_page_is_eight_screens_and_a_link_unfolds_its_part(report: RunDir, o
     assert page.locator("#samples-explorer").is_visible()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_long_lists_are_shown_a_page_at_a_time(tmp_path: Path, opened: Opener) -> None:
     run = make_run(tmp_path)
     write_jsonl(run.mistakes, [row | {"idx": i} for i, row in enumerate(read_jsonl(run.mistakes) * 3)])

@@ -11,7 +11,7 @@ import pytest
 from faultlab import Lab
 
 from gloo import begun
-from made_once import without_figures
+from made_once import figures
 from preftune.rundir import RunDir, read_json
 from preftune.verify import attempts
 
@@ -26,7 +26,7 @@ PARTS = ["audit_rm", "policy_sft", "base", "policy_dpo", "chosen", "pool"]  # in
 
 def without_drawing(words: list[str], log: str, fault: str) -> None:
     """`preftune WORDS...` in a process of its own, with a report that has no figures."""
-    with without_figures():
+    with figures(drawn=False):
         attempts._command(words, log, fault)
 
 

@@ -192,7 +192,6 @@ def test_ppo_has_an_advantage_for_each_token_and_dpo_none(tiny_run: RunDir) -> N
     assert dpo["advantage"] == []
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_replies_go_into_the_report_until_their_policy_changes(
     tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,8 @@ from preftune.report.text import percent
 from preftune.report.writers.analysis import analysis_text, apart_texts
 from preftune.rundir import RunDir, read_json, write_json
 
+pytestmark = pytest.mark.usefixtures("with_figures")
+
 
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -19,6 +19,8 @@ from preftune.report import build, cautions, load_run
 from preftune.report.tables import column
 from preftune.rundir import RunDir, write_json, write_text
 
+pytestmark = pytest.mark.usefixtures("with_figures")
+
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> ````\n```\n# heading\n[link](javascript:alert(3)) "
     "\x1b[31mred\x1b[0m \x07\x9b ‮evil⁦ \ud800 | a | $x$ </pre></style>{{ 7*7 }}"

@@ -10,6 +10,8 @@ from synthetic_audit import add_audit
 from preftune.report import build
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("with_figures")
+
 WORDS = [
     "the",
     "of",

@@ -84,9 +84,7 @@ def collect_and_evaluate(rank: int, port: int, out: Path, told: Connection) -> N
         told.send(traceback.format_exc())
 
 
-def test_two_processes_collect_and_measure_what_one_does(
-    begun: RunDir, run: RunDir, no_figures: None
-) -> None:
+def test_two_processes_collect_and_measure_what_one_does(begun: RunDir, run: RunDir) -> None:
     """Prompts of a step and batches of an evaluation are shared: the same files to the last bit."""
     with two(collect_and_evaluate, begun.path) as ears:
         assert [ear.poll(PATIENCE) and ear.recv() for ear in ears] == ["", ""]
@@ -338,7 +336,6 @@ def stops(prompt: str, response: str, ended: bool) -> float:
     return float(ended)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_the_whole_run_is_measured_and_gold_stands_beside_the_score(run: RunDir) -> None:
     few = ("evaluation.prompts=8", "evaluation.pool=4", "stage.ppo=none", "stage.grpo=none")
     name = f"{__name__}:stops"

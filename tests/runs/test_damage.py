@@ -3,12 +3,11 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from made_once import without_figures
+from made_once import figures
 from preftune.audit import audit_directory
 from preftune.cli import main
 from preftune.errors import DataError
@@ -108,7 +107,7 @@ def test_run_names_a_damaged_file_or_makes_it_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     damage(copy.path / name)
-    with nullcontext() if name in SHOWN else without_figures():  # which are drawn anew after every evaluation
+    with figures(drawn=name in SHOWN):  # which are drawn anew after every evaluation
         code = main(["run", "tiny", f"out={copy.path}"])
     said = told(capsys)
     assert "internal error" not in said

@@ -146,7 +146,6 @@ def test_a_judge_reads_the_dialogue_in_its_own_template() -> None:
         Scorer(reward_model=judge, encoder=own, translate=theirs).scores(batch)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_run_states_the_end_that_it_trained(base: Path, tmp_path: Path) -> None:
     """SFT, reward model and PPO on a base whose configs know another end: `generate` stops."""
     rows = [

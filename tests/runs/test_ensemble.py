@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 import preftune
-from made_once import small_world, without_figures
+from made_once import small_world
 from preftune.algorithms.reward import Reward
 from preftune.api import audit, run_recipe
 from preftune.config import load_recipe
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory, cache: None) -> RunDir:
     """An ensemble of three that scores PPO, collected replies and the evaluation."""
     out = tmp_path_factory.mktemp("ensemble") / "run"
-    with small_world(), without_figures():
+    with small_world():
         return preftune.run("tiny", *THREE, *JUDGED, out=str(out))
 
 

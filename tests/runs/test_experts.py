@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import preftune
-from made_once import without_figures
 from preftune.api import audit, run_recipe
 from preftune.config import load_recipe
 from preftune.data import Sequences
@@ -65,8 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     out = tmp_path_factory.mktemp("experts") / "run"
-    with without_figures():
-        return preftune.run("tiny", f"data.name={data}", *SMALL, EXPERTS, out=str(out))
+    return preftune.run("tiny", f"data.name={data}", *SMALL, EXPERTS, out=str(out))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import preftune
-from made_once import without_figures
 from preftune.config import PPOConfig
 from preftune.data import Preference, pad_sequences
 from preftune.models.load import load_causal_lm
@@ -21,8 +20,7 @@ from preftune.runs.session import Session
 def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
     """SFT, DPO, and PPO on DPO's implicit reward; no reward stage at all."""
     without = ["stage.rm=none", "stage.grpo=none", "stage.ppo.reward_model=dpo", "evaluation.prompts=6"]
-    with without_figures():
-        return preftune.run("tiny", *without, out=str(tmp_path_factory.mktemp("implicit") / "run"))
+    return preftune.run("tiny", *without, out=str(tmp_path_factory.mktemp("implicit") / "run"))
 
 
 @pytest.fixture(scope="module")

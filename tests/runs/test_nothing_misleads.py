@@ -22,7 +22,6 @@ def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run:
     assert sum(a["response"] == b["response"] for a, b in zip(own, pool[::4], strict=True)) < len(own) / 2
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_another_evaluation_replaces_the_earlier_one(tiny_run: RunDir, tmp_path: Path) -> None:
     run = RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
     changes = ["evaluation.prompts=8", "stage.dpo=none", "evaluation.best_of=2", "evaluation.pool=2"]

@@ -112,7 +112,7 @@ def test_sampling_writes_nothing(copy: RunDir) -> None:
     assert contents(copy.path) == before
 
 
-@pytest.mark.usefixtures("no_figures", "small_data")
+@pytest.mark.usefixtures("small_data")
 def test_sample_and_evaluate_do_not_import_what_stages_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,6 @@ def test_sample_and_evaluate_do_not_import_what_stages_learned_from(
     assert main(["evaluate", out]) == 0
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_what_a_late_kill_left_is_swept(copy: RunDir) -> None:
     left = [
         copy.stage_dir("evaluation") / "parts" / "pool.json",

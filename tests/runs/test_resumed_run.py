@@ -115,7 +115,7 @@ def test_a_stage_of_one_call_runs_its_parents_only(tmp_path: Path) -> None:
     assert sorted(p.name for p in RunDir(tmp_path).models.iterdir()) == ["base", "policy_dpo", "policy_sft"]
 
 
-@pytest.mark.usefixtures("no_figures", "small_data")
+@pytest.mark.usefixtures("small_data")
 def test_bf16_runs_every_kind_of_stage(tmp_path: Path) -> None:
     """On a CPU too, and after float32 runs in the same process."""
     rows = (f"stage.{name}.rows=32" for name in ("sft", "rm", "dpo"))

@@ -35,7 +35,6 @@ def sometimes_nan(prompt: str, response: str, **columns: Any) -> float:
     return math.nan if len(CALLS) % 16 == 1 else float(len(response))
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any reward model: the score is the function's, and best-of-n picks the longest replies. An
     edited function is another one.

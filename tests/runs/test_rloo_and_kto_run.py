@@ -55,7 +55,6 @@ def test_a_finished_stage_is_skipped(run: RunDir, capsys: pytest.CaptureFixture[
     assert "kto          already finished" in said
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_kto_stage_can_be_the_judge(few_pairs: None, tmp_path: Path) -> None:
     """By its implicit reward, like a DPO stage."""
     words = [*ADDED, *FEWER, "stage.rm=none", "stage.rloo.reward_model=kto", "model.scratch.steps=20"]

@@ -13,6 +13,7 @@ import pytest
 from pydantic import Field
 
 import preftune
+from made_once import figures
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.api import run_recipe
@@ -99,7 +100,8 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
-    return preftune.run("tiny", *TOY, out=str(tmp_path_factory.mktemp("toy") / "run"))
+    with figures(drawn=True):
+        return preftune.run("tiny", *TOY, out=str(tmp_path_factory.mktemp("toy") / "run"))
 
 
 def test_its_settings_are_checked_and_explained() -> None:

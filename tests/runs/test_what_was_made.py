@@ -3,12 +3,14 @@
 import importlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import preftune
 from preftune.cli import main
 from preftune.models.locate import Source, fingerprint, surroundings
+from preftune.report.plots import figures
 from preftune.rundir import RunDir, read_json, write_json
 from tiny import without_sums
 
@@ -27,9 +29,9 @@ def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
 def test_a_report_is_made_again_when_what_it_shows_has_changed(
     copy: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, figures = importlib.import_module("preftune.report.build"), {}
-    draw = build.draw
-    monkeypatch.setattr(build, "draw", lambda run: figures or figures.update(draw(run)) or figures)
+    drawn: dict[str, Any] = {}
+    build = importlib.import_module("preftune.report.build")
+    monkeypatch.setattr(build, "draw", lambda run: drawn or drawn.update(figures.draw(run)) or drawn)
     analysis = copy.analysis_text.read_text()
     for file in (copy.report_page, copy.figures / "reward_kl.svg"):  # killed between two files
         file.unlink()
@@ -52,7 +54,6 @@ def test_memory_is_given_back_after_what_was_made(copy: RunDir, monkeypatch: pyt
         assert len(given) == 1  # after dpo; its parents, and all the second time, were there
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_stage_can_be_made_anew_bit_for_bit(copy: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """What the hint says: remove both directories of the stage, and run the same command."""
     model = copy.models / "policy_sft" / "model.safetensors"
@@ -93,7 +94,6 @@ def test_a_child_of_another_model_is_no_child(copy: RunDir, capsys: pytest.Captu
     assert "was made from another model of sft" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_run_from_before_sums_opens_and_says_so_once(
     copy: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
