@@ -66,7 +66,7 @@ ratio was 1.98 (one pair, an earlier commit).
 Decoding goes through a kernel of our own where one is built: `make native`, or beside an installed package
 `python -m preftune.models.fast.native`. It needs a C++ compiler and AVX2, and takes seconds;
 nothing is compiled at any other time, and without it torch does the same work. It multiplies few rows (at
-most 64) by large matrices where they lie, and attends to shared prompts; both to the same order of additions
+most 64) by large matrices where they lie, and attends to shared prompts, and adds in the same order in both,
 whatever the other rows are. `make bench` builds it; what the stages of generation reach without it stands
 below the table.
 """

@@ -130,7 +130,7 @@ def train(
 
 @app.command()
 def plan(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Say what a run would take: rows, steps, time, memory, disk; takes two steps of every stage."""
+    """Say what a run would take: rows, steps, time, memory, disk; takes three steps of every stage."""
     from preftune import api
 
     for line in api.plan(recipe, out_of(overrides, None)[1]):
