@@ -40,6 +40,8 @@ FOR_A_CARD = [
     *(f"stage.{stage}.microbatch_size=32" for stage in STAGES),
     *(
         "stage.grpo.group_size=8",
+        "stage.pairs.rows=1024",
+        "stage.pairs.batch_size=64",
         "checkpoint.every=40",
         "evaluation.prompts=200",
         "evaluation.batch_size=100",
