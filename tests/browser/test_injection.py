@@ -19,6 +19,8 @@ from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from sweeps import every
 
+pytestmark = pytest.mark.usefixtures("with_figures")
+
 VISIBLE = "document.body.textContent"
 # fmt: off
 OURS = {

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import preftune
+from made_once import figures
 from preftune.config import judges_of, load_recipe
 from preftune.rundir import RunDir, read_json, read_jsonl
 
@@ -24,7 +25,8 @@ FEWER = ("stage.ppo=none", "stage.dpo=none", "stage.grpo=none")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
-    return preftune.run("tiny", *ADDED, *FEWER, out=str(tmp_path_factory.mktemp("added") / "run"))
+    with figures(drawn=True):
+        return preftune.run("tiny", *ADDED, *FEWER, out=str(tmp_path_factory.mktemp("added") / "run"))
 
 
 def test_both_are_trained_with_the_batches_of_their_settings(run: RunDir) -> None:
