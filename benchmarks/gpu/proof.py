@@ -40,8 +40,6 @@ FOR_A_CARD = [
     *(f"stage.{stage}.microbatch_size=32" for stage in STAGES),
     *(
         "stage.grpo.group_size=8",
-        "stage.pairs.rows=1024",
-        "stage.pairs.batch_size=64",
         "checkpoint.every=40",
         "evaluation.prompts=200",
         "evaluation.batch_size=100",
@@ -109,7 +107,7 @@ def part_d(out: Path, data: Path, small: bool) -> list[Command]:
         settings = {
             "hh-smollm2": [
                 *model, *few(), *one_kind, f"data.name={standins / 'pairs.jsonl'}", "model.trainable=top:1",
-                "stage.rm2.rows=16", "stage.ppo.critic_warmup=0", "stage.pairs.rows=16",
+                "stage.rm2.rows=16", "stage.ppo.critic_warmup=0",
             ],
             "sentiment": [
                 *model, *few(("ppo", "grpo", "ceiling")), f"data.name={reviews}", "model.trainable=top:1",

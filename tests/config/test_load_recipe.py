@@ -24,7 +24,7 @@ ONE_STAGE = {"hh-rm"}  # trains a reward model, and no policy
 WITHOUT_RL = {"own-small"}  # a reward model of few pairs has nothing to teach
 MORE_STAGES = {
     "hh-scratch": {"rm2": "reward"},
-    "hh-smollm2": {"rm2": "reward", "pairs": "collect"},
+    "hh-smollm2": {"rm2": "reward"},
     "sentiment": {"pairs": "collect", "best": "sft", "ceiling": "ppo"},
 }
 
@@ -97,8 +97,7 @@ def test_a_second_reward_model_shares_no_prompt_and_scores_no_training(name: str
 def test_no_stage_of_hh_smollm2_learns_from_a_pair_of_its_second_reward_model() -> None:
     stages = load_recipe("hh-smollm2", ["data.name=x"]).config.stage
     parts = {name: stage.training_part() for name, stage in stages.items() if not stage.online}
-    assert parts == {"sft": "first", "rm": "first", "rm2": "second", "pairs": "all", "dpo": "all"}
-    assert stages["dpo"].data == "pairs"  # replies of SFT: of the data they have the prompts alone
+    assert parts == {"sft": "first", "rm": "first", "dpo": "first", "rm2": "second"}
 
 
 @pytest.mark.parametrize("name", sorted({*recipe_names()} - ONE_STAGE - WITHOUT_RL))
