@@ -238,6 +238,8 @@ def test_replies_without_an_end_get_the_score_that_is_set(run: RunDir, begun: Ru
         (ended, [score if closed else -7 for closed, score in zip(ended, scores, strict=True)])
         for ended, scores in own
     ]
+    card = (begun.collected("pairs") / "README.md").read_text(encoding="utf-8")
+    assert "a reply that does not end has the score -7, whatever the judge gives it" in card
 
 
 def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A run that trains the upper blocks: what its stages leave as it was, share, and keep."""
+"""A run that trains the upper blocks: its settings and its plan. What it leaves and keeps: test_kept_states."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -10,8 +10,6 @@ from preftune.config import load_recipe
 from preftune.data import Dataset
 from preftune.errors import ConfigError
 from preftune.runs.sizes import sizes
-
-SMALL = ["model.scratch.steps=2", "stage.sft.rows=64", "stage.rm.rows=64", "stage.dpo.rows=64"]
 
 
 @pytest.mark.parametrize("wrong", ["top:0", "top", "some", "top:-1"])
