@@ -1,4 +1,4 @@
-"""A run that trains the upper blocks: its settings and its plan. What it leaves and keeps: test_kept_states."""
+"""A run that trains the upper blocks: its settings, and its plan (test_kept_states has the rest)."""
 
 from types import SimpleNamespace
 from typing import cast
