@@ -1,6 +1,7 @@
 """Two runs that train the upper blocks: what lies below stays, and its states are computed once for both."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 from preftune import api
 from preftune.cli import main
 from preftune.models import kept
+from preftune.models.roles import models_of
 from preftune.rundir import RunDir, read_json, read_jsonl
-from preftune.runs import roles
+from preftune.runs import collect, roles
 from preftune.world.dataset import make_world
 
 pytestmark = pytest.mark.usefixtures("few_pairs")
@@ -91,3 +93,37 @@ def test_states_of_measured_pairs_are_computed_once_and_change_no_score(
     assert judge["score"] == pytest.approx(first[0]["score"], rel=1e-3)
     assert judge["accuracy"] == first[0]["accuracy"]
     assert policy["mean_margin"]["mean"] == pytest.approx(first[1]["mean_margin"]["mean"], abs=1e-3)
+
+
+def test_a_judge_of_collected_replies_goes_on_from_the_states_that_their_policy_left(
+    runs: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = ("algorithm=collect", "judge=rm", "rows=6", "max_new_tokens=4")
+    settings = [*SETTINGS, *(f"stage.pairs.{each}" for each in pairs)]
+    passes, share = list[int](), collect.share
+
+    def counting(role: Any, top: int | None) -> None:
+        share(role, top)
+        for model in models_of(role):
+            block = model.base_model.get_submodule("h.0")
+            own, number = block.forward, len(passes)
+            passes.append(0)
+
+            def forward(*args: Any, own: Any = own, number: int = number, **named: Any) -> Any:
+                passes[number] += 1
+                return own(*args, **named)
+
+            monkeypatch.setattr(block, "forward", forward)
+
+    def replies(name: str, sharing: Any) -> list[Any]:
+        run = RunDir(shutil.copytree(runs[0].path, tmp_path / name))
+        monkeypatch.setattr(collect, "share", sharing)
+        api.run_recipe("tiny", settings, out=str(run.path), until="pairs")
+        return read_jsonl(run.collected("pairs") / "replies.jsonl")
+
+    shared, plain = replies("shared", counting), replies("plain", lambda *_: None)
+    assert passes[0] > 0  # of the policy
+    assert passes[1:] == [0]  # of the judge
+    for one, two in zip(shared, plain, strict=True):
+        assert one["replies"] == two["replies"]
+        assert one["scores"] == pytest.approx(two["scores"], abs=1e-4)

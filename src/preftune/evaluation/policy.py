@@ -116,6 +116,7 @@ class Bench:
                     eos_id=self.encoder.ends,
                     responses_per_prompt=responses,
                     say=self.say,
+                    keeps_states=True,
                 ),
             )
             advance(len(prompts) * (1 if self.learner is None else self.learner.world))

@@ -83,6 +83,7 @@ class _Collector:
             eos_id=self.encoder.ends,
             responses_per_prompt=config.replies,
             say=learner.say_once,
+            keeps_states=self.config.scored_by is not None,
         )
         texts = [
             self.encoder.decode(ids[mask].tolist())
@@ -185,6 +186,7 @@ def _logged(
         began = time.monotonic()
         faults.begin_step(step + 1)
         faults.faultpoint("step")
+        learner.begin_step()
         rows, numbers = collector.step(step, learner)
         numbers["step_seconds"] = time.monotonic() - began
         if logs is not None:
