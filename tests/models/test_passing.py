@@ -17,7 +17,7 @@ from preftune.models.fast.cut import Cut
 from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.passing import passing_decoder, without_drawn_states
 from preftune.models.fast.trunk import Branch, branch_of
-from preftune.models.roles import Policy
+from preftune.models.roles import Policy, casting
 from preftune.models.trunk import forget_states, keep_on_disk, keep_states, share_trunk
 from preftune.rollout import sample as module
 from preftune.rollout.sample import sample
@@ -63,6 +63,34 @@ def test_the_states_of_all_tokens_are_those_of_the_trunk(
         torch.testing.assert_close(drawn_states, plain_states, atol=5e-6, rtol=1e-5)
     assert {row.states.data_ptr() for row in taken} == {taken[0].states.data_ptr()}  # in memory once
     assert drawn(policy).ids.equal(batch.ids)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.1])
+@pytest.mark.parametrize("family", [*TREES, *PLAIN])
+@torch.no_grad()
+def test_in_half_precision_they_are_as_near_to_float32_as_the_trunks_own(
+    family: str, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken then, and refused where attention is wrong by a tenth."""
+    own, said = GridDecoder.attend, list[str]()
+    monkeypatch.setattr(GridDecoder, "attend", lambda grid, *args: own(grid, *args) * (1 + wrong))
+    policy, branch = cut(family)
+    policy.dtype = torch.bfloat16
+    batch = drawn(policy, keeps_states=True, say=said.append)
+    if wrong and family in TREES:  # others draw with their own cache
+        assert ["differ by more than rounding" in line for line in said] == [True]
+        return
+    assert not said
+    below = [batch.ids, batch.attention]
+    with casting(policy):
+        taken = branch.trunk.rows(*below, never)
+        plain = support.rows_below(policy.model, branch.cut, *below)
+    exact = support.rows_below(policy.model, branch.cut, *below)
+    errors = list[float]()
+    for rows in (taken, plain):
+        states = (torch.cat([row.states[row.state_index] for row in each]) for each in (rows, exact))
+        errors.append(float(torch.sub(*states).norm()))
+    assert 0 < errors[0] < 1.25 * errors[1]
 
 
 def rule(batch: Sequences) -> Tensor:
