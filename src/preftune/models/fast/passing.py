@@ -2,7 +2,7 @@
 
 A decoder brings every token but a row's last through all blocks, the frozen ones too: those states are the
 trunk's, up to rounding. Whether they are is tried once for each trunk, on a few short rows: frozen weights
-alone decide it, so that a stage which is killed and resumed finds the same. Half precision rounds the two ways
+alone decide it, so that a stage which is killed and resumed finds the same. Half precision rounds the two
 apart; there the sampler's states have to be about as near to float32's as those of a plain pass.
 """
 
