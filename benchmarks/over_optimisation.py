@@ -67,18 +67,13 @@ def run(name: str, data: Path, work: Path) -> None:
 
 
 def numbers(out: Path) -> dict[str, Any]:
-    """Of each step, of both policies on held-out prompts, and of the reward model."""
+    """Of each step, and of both policies on held-out prompts."""
     steps = [json.loads(line) for line in (out / "stages/ppo/metrics.jsonl").read_text("utf-8").splitlines()]
     kept = ["step", "objective/kl", "objective/scores", "objective/scores_std"]
     kept += [f"rewards/{judge}/{what}" for judge in JUDGES for what in ("mean", "std")]
     evaluation = out / "evaluation"
     policies = {name: json.loads((evaluation / f"policy_{name}.json").read_text()) for name in ("sft", "ppo")}
-    reward_model = json.loads((evaluation / "reward_model.json").read_text())
-    return {
-        "steps": [{key: row[key] for key in kept} for row in steps],
-        "policies": policies,
-        "accuracy": reward_model["accuracy"],
-    }
+    return {"steps": [{key: row[key] for key in kept} for row in steps], "policies": policies}
 
 
 class Course:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import traceback
+from itertools import combinations
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,25 @@ def test_replies_without_an_end_get_the_score_that_is_set(run: RunDir, begun: Ru
     ]
     card = (begun.collected("pairs") / "README.md").read_text(encoding="utf-8")
     assert "a reply that does not end has the score -7, whatever the judge gives it" in card
+
+
+def test_replies_without_an_end_are_in_no_pair_where_that_is_set(run: RunDir, begun: RunDir) -> None:
+    train(begun.path, "stage.pairs.truncated=drop", "stage.pairs.pairing=all", until="pairs")
+    rows = read_jsonl(begun.collected("pairs") / "replies.jsonl")
+    assert rows == read_jsonl(run.collected("pairs") / "replies.jsonl")
+    expected = [
+        (row["row"], max(a, b), min(a, b))
+        for row in rows
+        for (a, first, x), (b, second, y) in combinations(
+            zip(row["scores"], row["ended"], row["replies"], strict=True), 2
+        )
+        if first and second and a != b and x.strip() != y.strip()
+    ]
+    pairs = read_jsonl(begun.collected("pairs") / "preferences.jsonl")
+    assert [(pair["row"], pair["score_chosen"], pair["score_rejected"]) for pair in pairs] == expected
+    assert pairs
+    assert all(pair["ended_chosen"] and pair["ended_rejected"] for pair in pairs)
+    assert "replies that do not end are in no pair" in (begun.collected("pairs") / "README.md").read_text()
 
 
 def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,7 @@ class _Collector:
         }
 
     def pairs(self, row: Json) -> list[Pair | None]:
+        """The pairs of a prompt's replies; None for each that is left out."""
         config = self.config
         rule = Rule(
             pairing=config.pairing,
@@ -140,7 +141,12 @@ class _Collector:
             tie_margin=config.tie_margin,
             temperature=config.label_temperature,
         )
-        return pairs_of(row["replies"], row["scores"], rule, self.seed(row))
+        places = [i for i, closed in enumerate(row["ended"]) if closed or config.truncated == "keep"]
+        if len(places) < 2:
+            return []
+        texts, scores = ([row[key][i] for i in places] for key in ("replies", "scores"))
+        pairs = pairs_of(texts, scores, rule, self.seed(row))
+        return [pair and Pair(places[pair.chosen], places[pair.rejected], pair.chance) for pair in pairs]
 
 
 def collect_stage(session: Session, stage: Stage) -> bool:
@@ -257,9 +263,10 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
     candidates = [(row, pair) for row in rows for pair in collector.pairs(row)]
     labelled = [(row, pair) for row, pair in candidates if pair is not None]
     if not labelled:
+        longer = " and a larger max_new_tokens" if config.truncated == "drop" else ""
         raise DataError(
             f"stage {stage.name}: no two replies with different scores, so there is no pair",
-            f"use a judge that tells replies apart, or set stage.{stage.name}.ties=random",
+            f"use a judge that tells replies apart, or set stage.{stage.name}.ties=random{longer}",
         )
     policy = fingerprint(collector.session.source(config.init))
     facts = {

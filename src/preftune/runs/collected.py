@@ -94,6 +94,8 @@ def data_card(session: Session, name: str, facts: Json) -> str:
     ]
     if (score := config.missing_eos_score) is not None:
         lines.append(f"- a reply that does not end has the score {score:g}, whatever the judge gives it")
+    if config.truncated == "drop":
+        lines.append("- replies that do not end are in no pair")
     use = 'load_dataset("json", data_files="preferences.jsonl")  # prompt, chosen, rejected: TRL reads it'
     sections = [
         f"---\n{head}---",

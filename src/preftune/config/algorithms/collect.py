@@ -41,6 +41,12 @@ class CollectConfig(StageSettings):
         exclude_if=lambda score: score is None,
         description="Score of a reply that does not end; none keeps its own score. PPO and GRPO give it -1.",
     )
+    truncated: Literal["keep", "drop"] = Field(
+        default="keep",
+        exclude_if=lambda choice: choice == "keep",
+        description="Replies that do not end: judged like others, or in no pair. A pair of which one reply "
+        "ends also teaches whether to end.",
+    )
     pairing: Literal["best_worst", "all", "random"] = Field(
         default="best_worst",
         description="Pairs of a prompt's replies: the best and the worst, all of them, or a random one.",
