@@ -8,7 +8,7 @@ pairs (Gao et al., arXiv:2210.10760; Coste et al., arXiv:2310.02743). It resumes
 time with --only: all but the first take the pairs from it, and other ensembles the members of the first. At
 every step the judges that nothing learns from are measured on the responses that PPO learns from. What a run
 gave goes to benchmarks/results/over_optimisation/NAME.json: numbers, no text. `figure` draws those files and
-prints a table of them. No setting has been run to its end yet.
+prints tables of them.
 """
 
 import argparse
@@ -31,6 +31,7 @@ PICTURE = ROOT / "docs" / "studies" / "sentiment-over-optimisation" / "over-opti
 JUDGES = {"sentiment": "gold (VADER)", "liked": "confirmation"}
 SEED, STEPS = 101, 48  # one of the study's seeds
 RESPONSES, BIN = 64, 4  # of a step; steps drawn as one point
+OF_A_POLICY = ("n_prompts", "reward", "golds", "distinct_2", "kl")
 COMMON = (
     f"seed={SEED}",
     *(f"stage.{name}=none" for name in ("dpo", "best", "grpo", "ceiling")),
@@ -72,7 +73,8 @@ def numbers(out: Path) -> dict[str, Any]:
     kept = ["step", "objective/kl", "objective/scores", "objective/scores_std"]
     kept += [f"rewards/{judge}/{what}" for judge in JUDGES for what in ("mean", "std")]
     evaluation = out / "evaluation"
-    policies = {name: json.loads((evaluation / f"policy_{name}.json").read_text()) for name in ("sft", "ppo")}
+    records = {name: json.loads((evaluation / f"policy_{name}.json").read_text()) for name in ("sft", "ppo")}
+    policies = {name: {key: record[key] for key in OF_A_POLICY} for name, record in records.items()}
     return {"steps": [{key: row[key] for key in kept} for row in steps], "policies": policies}
 
 
@@ -114,7 +116,7 @@ def figure(results: dict[str, dict[str, Any]]) -> str:
     return save(drawing)
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def course_table(results: dict[str, dict[str, Any]]) -> str:
     """Means over BIN steps, with half of their intervals over responses."""
     keys = [("objective/scores", "objective/scores_std")]
     keys += [(f"rewards/{judge}/mean", f"rewards/{judge}/std") for judge in JUDGES]
@@ -132,6 +134,24 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def end_table(results: dict[str, dict[str, Any]]) -> str:
+    """SFT and the last policies on held-out prompts."""
+    lines = [
+        f"| policy | score, sd | {' | '.join(JUDGES.values())} | distinct-2 | KL, nats |",
+        "|" + "---|" * 6,
+    ]
+    policies = {"SFT": results["one"]["policies"]["sft"]}
+    policies |= {f"PPO, {NAMES[name]}": result["policies"]["ppo"] for name, result in results.items()}
+    for name, policy in policies.items():
+        means = [policy["reward"], *policy["golds"].values()]
+        cells = [
+            f"{mean['mean']:+.2f} [{mean['interval'][0]:.2f}, {mean['interval'][1]:.2f}]" for mean in means
+        ]
+        kl = policy["kl"]["exact_per_sequence"]["mean"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {policy['distinct_2']:.2f} | {kl:.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
@@ -145,7 +165,7 @@ def main() -> None:
         return
     files = {name: RESULTS / f"{name}.json" for name in SETTINGS}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
-    print(table(results))
+    print(course_table(results), end_table(results), sep="\n\n")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_text(figure(results), encoding="utf-8")
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import over_optimisation
 import pytest
 
 from preftune.world.dataset import world_hash
@@ -104,3 +105,14 @@ def test_readme_says_of_sentiment_what_the_study_does() -> None:
     ]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(interval(policies[name]) in text for name in ("ppo", "dpo"))
+
+
+def test_the_last_policies_of_over_optimisation_are_those_of_its_runs() -> None:
+    results = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in over_optimisation.RESULTS.glob("*.json")
+    }
+    rows = over_optimisation.end_table(results).splitlines()[2:]
+    assert len(rows) == 1 + len(results) == 4
+    page = (ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert set(rows) <= set(page)
