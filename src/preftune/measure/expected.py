@@ -8,6 +8,7 @@ from scipy.special import stdtrit
 
 from preftune.config import RunConfig, config_hash
 from preftune.records.expected import ExpectedRecord
+from preftune.records.verdict import MIN_PROMPTS
 from preftune.report.text import join
 from preftune.report.view import RunView
 from preftune.rundir import BASE
@@ -16,12 +17,16 @@ SHOWN = 3  # of the numbers that differ; the others are counted
 
 
 def numbers_of(run: RunView) -> dict[str, float]:
-    """What is compared: the reward model's accuracy; every policy's gain in score and gold, KL, EOS rate."""
+    """What is compared: the reward model's accuracy; every policy's gain in score and gold, KL, EOS rate, if
+    it was measured on enough prompts for a claim.
+    """
     model = run.reward_model
     values = dict[str, float]()
     if model is not None and model.accuracy is not None:
         values["reward model accuracy"] = model.accuracy.value
     for policy in run.policies:
+        if policy.n_prompts is not None and policy.n_prompts < MIN_PROMPTS:
+            continue
         label = policy.label if policy.policy != BASE else "base"
         if policy.policy != run.reference:
             for measure, words in (("score", "gain"), ("gold", "gold gain")):
