@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from preftune import api
 from preftune.cli import main
 from preftune.models import kept
+from preftune.models.fast.passing import PassingDecoder
 from preftune.models.roles import models_of
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs import collect, roles
@@ -127,3 +128,20 @@ def test_a_judge_of_collected_replies_goes_on_from_the_states_that_their_policy_
     for one, two in zip(shared, plain, strict=True):
         assert one["replies"] == two["replies"]
         assert one["scores"] == pytest.approx(two["scores"], abs=1e-4)
+
+
+def test_an_evaluation_takes_over_the_states_of_the_replies_that_it_samples(
+    runs: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, taken = RunDir(shutil.copytree(runs[1].path, tmp_path / "run")), list[int]()
+    hand_over = PassingDecoder.hand_over
+
+    def counting(decoder: PassingDecoder, ids: Any, attention: Any) -> None:
+        taken.append(len(ids))
+        hand_over(decoder, ids, attention)
+
+    monkeypatch.setattr(PassingDecoder, "hand_over", counting)
+    assert main(["evaluate", str(run.path)]) == 0
+    names = [file.stem for file in run.evaluation("").parent.glob("policy_*.json")]
+    assert sorted(names) == ["policy_dpo", "policy_sft"]
+    assert sum(taken) >= 4 * len(names)  # four prompts each, and the pool of best-of-n

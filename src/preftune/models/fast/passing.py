@@ -127,8 +127,8 @@ def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
     table, attention = table.scatter(1, starts + column[:4], tokens), column < passing.ends.unsqueeze(1)
     sampled = _states(passing.passed(attention))
     plain = _states(rows_below(model, branch.cut, table, attention))
-    if near(sampled, plain) or not torch.is_autocast_enabled(device.type):
-        return near(sampled, plain)
+    if (same := near(sampled, plain)) or not torch.is_autocast_enabled(device.type):
+        return same
     with torch.autocast(device.type, enabled=False):
         exact = _states(rows_below(model, branch.cut, table, attention))
     return _error(sampled, exact) <= _NEARLY_AS_NEAR * _error(plain, exact)
