@@ -19,7 +19,9 @@ from preftune.models.roles import Critic, Policy, Reference, RewardModel, castin
 from preftune.models.scalar import score_head
 from preftune.rollout.sample import sample
 from preftune.training import learner as learning
-from preftune.training.learner import Learner, refuse_emulation
+from preftune.training import precision as precisions
+from preftune.training.learner import Learner
+from preftune.training.precision import effective_precision, multiplies_bf16, refuse_emulation, remark
 from tiny import causal_lm, classifier, prompts, sequences
 
 HALF = {torch.bfloat16: 0.02, torch.float16: 0.003}  # the largest error of a log-probability, in nats
@@ -193,3 +195,41 @@ def test_emulated_bfloat16_is_refused(
                 refuse_emulation(torch.device(device), precision)  # type: ignore[arg-type]
         else:
             refuse_emulation(torch.device(device), precision)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "processor", "expected"),
+    [(None, True, True), (None, False, False), ((7, 5), True, False), ((8, 0), False, True)],
+)
+def test_auto_is_bf16_where_the_gpu_or_else_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, gpu: tuple[int, int] | None, processor: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: processor)
+    assert multiplies_bf16() is expected
+    assert effective_precision("auto") == ("bf16" if expected else "float32")
+    assert effective_precision("bf16") == "bf16"  # who asks for it gets it
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_user_is_told_what_auto_is_and_what_is_slow(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(precisions, "multiplies_bf16", lambda: there)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    emulated = "this processor only emulates bf16"
+    assert remark("float32", "float32") is None
+    assert remark("auto", effective_precision("auto")) == f"precision auto: {'bf16' if there else 'float32'}"
+    went_on, explicit = remark("auto", "bf16") or "", remark("bf16", "bf16") or ""
+    assert (
+        (emulated in went_on)
+        == (emulated in explicit)
+        == ("with which the run began" in went_on)
+        == (not there)
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_falls_back_where_there_is_no_gpu() -> None:
+    assert effective_precision("fp16") == "float32"
+    assert remark("fp16", "fp16") == "precision fp16 needs a GPU; this run uses float32"

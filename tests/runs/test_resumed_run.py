@@ -12,6 +12,7 @@ from preftune import api
 from preftune.errors import ConfigError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.console import Console
+from preftune.training import precision
 from tiny import same_weights
 
 
@@ -124,3 +125,29 @@ def test_bf16_runs_every_kind_of_stage(tmp_path: Path) -> None:
     run = preftune.run("tiny", "precision=bf16", *few, out=str(tmp_path))
     assert run.analysis_text.is_file()
     assert read_json(run.evaluation("policy_sft"))["kl"]["k1_per_sequence"]["mean"] == 0.0
+
+
+@pytest.mark.usefixtures("small_data")
+def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun where bf16 pays and gone on with where it is emulated: one precision, and no stage anew."""
+    few = ("precision=auto", "model.scratch.steps=2", "stage.sft.rows=32", "stage.rm.rows=32")
+    mirror = str(tmp_path / "mirror")
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
+    run = api.run_recipe("tiny", few, out=str(tmp_path / "first"), until="sft", mirror=mirror)
+    assert read_json(run.run)["precision"] == "bf16"
+    assert "precision auto: bf16\n" in capsys.readouterr().out
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
+    for place in (
+        "first",
+        "new",
+    ):  # the same directory elsewhere, and a new machine that has the mirror alone
+        went_on = api.run_recipe("tiny", few, out=str(tmp_path / place), until="rm", mirror=mirror)
+        assert "precision auto: bf16, with which the run began" in capsys.readouterr().out
+        for stage in ("sft", "rm"):
+            assert read_json(went_on.stage_json(stage))["inputs"]["precision"] == "bf16"
+    assert "precision bf16" in (run.models / "reward_model" / "README.md").read_text(encoding="utf-8")
+    other = api.run_recipe("tiny", few, out=str(tmp_path / "other"), until="sft")
+    assert read_json(other.run)["precision"] == "float32"
+    assert read_json(other.stage_json("sft"))["inputs"]["precision"] == "float32"

@@ -14,7 +14,7 @@ from preftune.errors import ConfigError
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
 from preftune.training.adamw import schedule_factor
-from preftune.training.learner import Learner, effective_precision
+from preftune.training.learner import Learner
 from tiny import NO_CLIPPING, Recorder, causal_lm, flat, roles, rollout, same_weights, sequences, state
 
 
@@ -180,12 +180,6 @@ def test_runs_of_different_precision_follow_each_other_in_one_process() -> None:
         assert math.isfinite(metrics["loss"])
         assert learner.accelerator.mixed_precision == {"float32": "no", "bf16": "bf16"}[precision]
         assert all(p.dtype == torch.float32 for p in policy.model.parameters())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_fp16_falls_back_where_there_is_no_gpu() -> None:
-    assert effective_precision("fp16") == "float32"
-    assert effective_precision("bf16") == "bf16"
 
 
 def test_counts_and_rows_are_plain_on_one_process() -> None:

@@ -291,8 +291,10 @@ class RunConfig(Settings):
 
     name: FileName = Field(description="Name of the run and its directory.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Random seed.")
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="Precision of forward and backward passes; fp16 needs a GPU."
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        default="float32",
+        description="Precision of forward and backward passes; auto is bf16 where the GPU or processor "
+        "multiplies it, float32 elsewhere; fp16 needs a GPU.",
     )
     process_timeout: Positive = Field(
         default=600.0,

@@ -153,7 +153,7 @@ def cache_of(
             "version": _VERSION,
             "settings": settings.model_dump(mode="json"),
             "seed": session.config.seed,
-            "precision": session.config.precision,
+            "precision": session.precision,
             "prompts": content(prompts),
             "reference": session.stage(reference).key,
             "judges": [_judge_key(session, name) for name in judges],

@@ -28,6 +28,7 @@ class RunRecord(Record):
     versions: Mapping[str, str | None] = Field(default_factory=dict)
     commit: str = ""
     base: Mapping[str, str] = Field(default_factory=dict)  # name and commit of a base model of the hub
+    precision: str | None = None  # what `auto` is in this run
 
 
 class OriginsRecord(Record):

@@ -110,7 +110,7 @@ def _recipe(session: "Session", stage: Stage) -> str:
     parents = ", ".join(code(parent) for parent in stage.parents) or "nothing"
     config = session.config
     facts = (
-        f"Run {code(config.name)}, seed {config.seed}, precision {config.precision}; starts from {parents}"
+        f"Run {code(config.name)}, seed {config.seed}, precision {session.precision}; starts from {parents}"
     )
     commit = session.commit_of_base
     base = f"base model {code(short_name(config.model.base))}{f' at commit {code(commit)}' if commit else ''}"

@@ -64,7 +64,7 @@ def recorded_commit(run: RunDir | None, name: str | None, kind: Literal["data", 
 
 def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
     """The commits of what is from the hub, by "data NAME", "base NAME" or "judge NAME", with which a run with
-    this mirror began; {} where the mirror has none that can be read.
+    this mirror began, and by "precision" what `auto` was; {} where the mirror has none that can be read.
     """
     content: Any = None
     if mirror is not None:

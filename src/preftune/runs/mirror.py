@@ -6,7 +6,7 @@ last. A unit whose sums do not hold does not exist. Nothing in the mirror is eve
 
     DIR/STAGE/step-000050/   a checkpoint's files · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
     DIR/STAGE/finished/      model/... · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
-    DIR/commits.json         of what comes from the hub: what a new machine goes on with
+    DIR/commits.json         of what comes from the hub, and the precision: what a new machine goes on with
 """
 
 import json

@@ -31,7 +31,8 @@ from preftune.runs.stages import Stage, goes_on, is_finished, unverified
 from preftune.runs.takeover import take, what_is_kept
 from preftune.runs.train import run_stage
 from preftune.sums import check_own, note
-from preftune.training.learner import Learner, effective_precision
+from preftune.training.learner import Learner
+from preftune.training.precision import remark
 from preftune.training.processes import answering
 
 
@@ -76,8 +77,8 @@ def open_session(
             session.mirror.put_commits(session.commits())
         if old := unverified(run):
             console.line(f"not verified: made before preftune kept sums of files: {', '.join(old)}")
-    if effective_precision(config.precision) != config.precision:
-        console.line(f"precision {config.precision} needs a GPU; this run uses float32")
+    if said := remark(config.precision, session.precision):
+        console.line(said)
     return session
 
 
@@ -107,18 +108,23 @@ def _record(session: Session) -> None:
     if not _holds(run.data, json_text(report_of_data)):
         write_record(run.data, report_of_data, DataRecord)
     if not run.run.exists():
-        write_record(run.run, describe(config.seed) | _commit_of_base(session), RunRecord)
+        write_record(run.run, describe(config.seed) | _resolved(session), RunRecord)
     else:
         check_own(run, run.run)
         read_record(run.run, RunRecord)
     note(run, (run.config, run.data, run.run))
 
 
-def _commit_of_base(session: Session) -> dict[str, Any]:
-    """Of a base model from the hub: what a resumed run goes on with, whatever the hub has by then."""
-    if not session.commit_of_base:
-        return {}
-    return {"base": {"name": session.base.name, "commit": session.base.commit}}
+def _resolved(session: Session) -> dict[str, Any]:
+    """What settings came to mean here, and a resumed run goes on with, whatever the hub and the machine are
+    then: the commit of a base model from the hub, the precision that `auto` is.
+    """
+    facts = dict[str, Any]()
+    if session.commit_of_base:
+        facts["base"] = {"name": session.base.name, "commit": session.base.commit}
+    if session.config.precision == "auto":
+        facts["precision"] = session.precision
+    return facts
 
 
 def _holds(file: Path, text: str) -> bool:

@@ -22,6 +22,8 @@ from preftune.judges.llm import read_template
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
+from preftune.records.base import read_record
+from preftune.records.run import RunRecord
 from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir, sha256_file
 from preftune.runs.console import Console
@@ -32,6 +34,7 @@ from preftune.runs.sources import data_settings, held_out_prompts, left_out, own
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
 from preftune.sums import read_sealed
 from preftune.training.learner import Learner
+from preftune.training.precision import Precision, effective_precision
 
 _JUDGES = ("reward_model", "judge")  # settings that may name a reward model from elsewhere
 
@@ -66,6 +69,19 @@ class Session:
     def __post_init__(self) -> None:
         quiet_libraries()
         keep_freed_memory()
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Of all passes. Where it is `auto`, what the run began with; in a new run what that is here."""
+        asked = self.config.precision
+        if asked != "auto":
+            return asked
+        began: str | None = None
+        if self.run.run.is_file():
+            began = read_record(self.run.run, RunRecord).precision
+        elif self.mirror is not None:  # of a run that began on another machine
+            began = mirrored_commits(self.mirror.directory).get("precision")
+        return "bf16" if began == "bf16" else "float32" if began else effective_precision(asked)
 
     @cached_property
     def data_hash(self) -> str:
@@ -201,7 +217,7 @@ class Session:
     def learner(self, microbatch_size: int) -> Learner:
         patience, parallel = self.config.process_timeout, self.config.parallel
         how = {"shard": parallel.shard, "by_block": parallel.gather == "block"}
-        return Learner(self.config.precision, microbatch_size, patience, self.console.line, **how)
+        return Learner(self.precision, microbatch_size, patience, self.console.line, **how)
 
     def stage(self, name: str) -> Stage:
         """The stage with all that its result depends on."""
@@ -248,11 +264,14 @@ class Session:
         }
 
     def commits(self) -> dict[str, str]:
-        """Of what the run reads from the hub, under the names that `inputs.mirrored_commits` has them by."""
+        """Of what the run reads from the hub, and the precision that `auto` is, under the names that
+        `inputs.mirrored_commits` has them by.
+        """
         reports = {self.config.data.name: self.dataset.report, **self.dataset.report.get("others", {})}
         by_name = {f"data {name}": report.get("commit") for name, report in reports.items()}
         by_name[f"base {self.config.model.base}"] = self.commit_of_base
         by_name |= {f"judge {name}": source.commit for name, source in self.outside.items()}
+        by_name |= {"precision": self.precision} if self.config.precision == "auto" else {}
         return {name: commit for name, commit in by_name.items() if commit}
 
     def _recorded_commit(self, judge: str) -> str | None:
@@ -329,6 +348,6 @@ class Session:
         return {
             "settings": settings_of(config),
             "seed": self.config.seed,
-            "precision": self.config.precision,
+            "precision": self.precision,
             "data": self.data_hash,
         }

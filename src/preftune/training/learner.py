@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -34,14 +34,12 @@ from preftune.models.shards import is_sharded, number, shard
 from preftune.models.trunk import forget_states, tie, trained_parameters
 from preftune.stops import Interrupted, requested, stopping_point
 from preftune.training.adamw import decayed_groups, schedule_factor
+from preftune.training.precision import DTYPES, MIXED, Asked, Precision, effective_precision, refuse_emulation
 from preftune.training.processes import introduce
 from preftune.training.summing import Summing
 from preftune.training.tally import Tally
 
 T = TypeVar("T")
-Precision = Literal["float32", "bf16", "fp16"]
-_MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher asks for it
 MAX_SCALED = 30  # updates in a row that an fp16 scaler may skip while it settles
 
@@ -62,7 +60,7 @@ class Learner:
 
     def __init__(
         self,
-        precision: Precision = "float32",
+        precision: Asked = "float32",
         microbatch_size: int | None = None,
         process_timeout: float = 600.0,
         say: Callable[[str], None] = print,
@@ -79,9 +77,7 @@ class Learner:
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))
         # Any: what it annotates is wider than what it returns.
-        self.accelerator: Any = Accelerator(
-            mixed_precision=_MIXED[self.precision], kwargs_handlers=[patience]
-        )
+        self.accelerator: Any = Accelerator(mixed_precision=MIXED[self.precision], kwargs_handlers=[patience])
         if not self.is_alone:
             introduce(self.together)
         refuse_emulation(self.device, self.precision)
@@ -211,7 +207,7 @@ class Learner:
         Not by accelerate's `prepare_model`: its list and the cycle of its wrapped forward keep a finished
         stage's model. Roles cast by themselves, `_add_up` does the rest.
         """
-        role.dtype = _DTYPES[self.precision]
+        role.dtype = DTYPES[self.precision]
         role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
         for model in models_of(role):
@@ -384,17 +380,3 @@ def _refuse_sharding() -> None:
                 f"ACCELERATE_USE_{name} is set, and preftune does not shard models by accelerate",
                 hint="unset it, and set parallel.shard=true (FSDP2), with torchrun as the launcher",
             )
-
-
-def refuse_emulation(device: torch.device, precision: Precision) -> None:
-    """ConfigError for bfloat16 on a GPU that only emulates it, which torch calls support."""
-    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
-        raise ConfigError(
-            "precision bf16 needs a GPU of compute capability 8.0; this one only emulates it",
-            hint="use precision=fp16 or precision=float32",
-        )
-
-
-def effective_precision(precision: Precision) -> Precision:
-    """fp16 needs a GPU: on a CPU it falls back to float32 (the pipeline says so)."""
-    return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision

@@ -24,11 +24,12 @@ FACTS = (
 
 def setup(run: RunView) -> Section:
     model, data = run.config.get("model", {}), run.config.get("data", {})
+    precision = run.record.precision or run.config.get("precision", "float32")
     facts: list[Prose] = [
         (
             "Recipe: ",
             name(run.name),
-            f"; seed {run.config.get('seed', 0)}; precision {run.config.get('precision', 'float32')}.",
+            f"; seed {run.config.get('seed', 0)}; precision {precision}.",
         ),
         ("Base model: ", name(model.get("base", "unknown")), "."),
         (
