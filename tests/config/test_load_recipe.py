@@ -205,7 +205,7 @@ def test_unknown_key_names_the_nearest(key: str, meant: str) -> None:
         ("stage.dpo.length_average=1", "expected true or false"),
         ("stage.dpo.algorithm=spo", 'expected "sft" | "reward" | "ppo" | "grpo" | "dpo"'),
         ("seed=none", "expected a whole number >= 0"),
-        ("precision=fp8", 'expected "float32" | "bf16" | "fp16"'),
+        ("precision=fp8", 'expected "auto" | "float32" | "bf16" | "fp16"'),
         ("model=gpt2", "model is a group of settings"),
         ("stage=none", "stage is a group of settings"),
         ("name=../away", "is no name"),

@@ -211,6 +211,9 @@ def test_auto_is_bf16_where_the_gpu_or_else_the_processor_multiplies_it(
     assert multiplies_bf16() is expected
     assert effective_precision("auto") == ("bf16" if expected else "float32")
     assert effective_precision("bf16") == "bf16"  # who asks for it gets it
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert multiplies_bf16() is processor
+    assert effective_precision("fp16") == "float32"
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -1,5 +1,6 @@
 """The precision of passes: what a setting means on this machine. Weights are float32 in any."""
 
+import os
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ def effective_precision(precision: Asked) -> Precision:
     """`auto` is bf16 where that pays, else float32; fp16 needs a GPU and is float32 on a CPU."""
     if precision == "auto":
         return "bf16" if multiplies_bf16() else "float32"
-    return "float32" if precision == "fp16" and not torch.cuda.is_available() else precision
+    return "float32" if precision == "fp16" and not (_has_gpu() and torch.cuda.is_available()) else precision
 
 
 def multiplies_bf16() -> bool:
@@ -24,10 +25,8 @@ def multiplies_bf16() -> bool:
     computes them everywhere; emulated they are slower than float32, on a processor with AVX2 about ten times.
     False on GPUs that are not CUDA's, where nobody has measured it.
     """
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= (8, 0)
-    if torch.accelerator.is_available():
-        return False
+    if _has_gpu():
+        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported()  # get_capabilities is newer than torch 2.10
 
 
@@ -42,7 +41,7 @@ def refuse_emulation(device: torch.device, precision: Precision) -> None:
 
 def remark(asked: Asked, precision: Precision) -> str | None:
     """What to tell a user who asked for one precision and gets another one, or a slow one."""
-    slow = precision == "bf16" and not multiplies_bf16() and not torch.accelerator.is_available()
+    slow = precision == "bf16" and not multiplies_bf16() and not _has_gpu()
     emulated = (
         "; this processor only emulates bf16, which is several times slower than float32" if slow else ""
     )
@@ -52,3 +51,9 @@ def remark(asked: Asked, precision: Precision) -> str | None:
     if effective_precision(asked) != asked:
         return f"precision {asked} needs a GPU; this run uses {effective_precision(asked)}"
     return f"precision {asked}{emulated}" if slow else None
+
+
+def _has_gpu() -> bool:
+    """Whether accelerate takes one: it is there, and ACCELERATE_USE_CPU does not say otherwise."""
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() not in {"1", "true", "t", "yes", "y", "on"}
+    return wanted and torch.accelerator.is_available()
