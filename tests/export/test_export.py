@@ -7,9 +7,11 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import HFValidationError
 
 from preftune.cli import main
 from preftune.rundir import RunDir, write_text
@@ -133,6 +135,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def create_repo(self, name: str, **given: Any) -> None:
             calls.append({"made": name, **given})
 
+        def repo_info(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(private=name != "me/public")
+
         def upload_folder(self, **given: Any) -> str:
             calls.append(given)
             return "https://hub.example/commit/1"
@@ -190,3 +195,33 @@ def test_a_path_of_this_machine_is_pointed_out(
         run, "sft", "--push", "me/mine", "--public", "--yes", capsys=capsys
     )
     assert hub[0]["private"] is False
+
+
+def test_what_was_called_private_does_not_go_into_a_public_repository(
+    run: RunDir, hub: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hub ignores `private` of a repository that is there."""
+    out = said(run, "sft", "--push", "me/public", "--yes", code=64, capsys=capsys)
+    assert "is there already, and public" in out
+    assert [call for call in hub if "made" not in call] == []
+    said(run, "sft", "--push", "me/public", "--public", "--yes", capsys=capsys)
+    assert len(hub) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(RuntimeError("no route"), "cannot reach the hub"), (HFValidationError("Repo id"), "refused")],
+)
+def test_whatever_the_client_raises_is_said(
+    run: RunDir,
+    hub: list[dict[str, Any]],
+    error: Exception,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fails)
+    assert text in said(run, "sft", "--push", "me/mine", "--yes", code=74, capsys=capsys)
