@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 
 from preftune.cli import main
 from preftune.rundir import RunDir, write_text
+from preftune.sums import sums, write_sealed
 
 CONFIG = """name = "small"
 seed = 0
@@ -100,6 +101,26 @@ def test_what_cannot_be_done_is_said(
     run: RunDir, words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert text in said(run, *words, code=code, capsys=capsys)
+
+
+@pytest.mark.parametrize("member", ["sft", "rm/member-1"])
+def test_a_model_that_is_not_what_was_written_is_refused(
+    run: RunDir, member: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(
+        run.config,
+        CONFIG.format(base="/models/there", form="chat").replace('"reward"', '"reward"\nmembers = 2'),
+    )
+    for name in ("sft", "rm"):
+        model = run.model_dir(name, trains_policy=name == "sft")
+        for file in ("member-0/model.safetensors", "member-1/model.safetensors"):
+            write_text(model / file, "weights")
+        files = [file for file in model.rglob("*") if file.is_file()]
+        write_sealed(run.stage_json(name), {"stage": name, "files": sums(run, files)})
+    said(run, member, capsys=capsys)
+    write_text(run.models / "policy_sft" / "config.json", "[]")
+    write_text(run.models / "reward_model" / "member-1" / "model.safetensors", "others")
+    assert "is not what was written" in said(run, member, code=65, capsys=capsys)
 
 
 def test_gguf_without_a_converter_says_how_to_get_one(

@@ -47,11 +47,9 @@ def export(
 def _push(model: "Model", repository: str, *, private: bool, ask: bool) -> None:
     """Everything is said before anything is sent; without a yes nothing is."""
     from preftune.export.model import what_goes_up
-    from preftune.runs.save import check_sums
 
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UsageError(f"--push {repository}: no name of the hub", "OWNER/NAME")
-    check_sums(model.directory)
     upload = what_goes_up(model)
     total = sum(upload.files.values())
     destination = f"{repository} ({'private' if private else 'PUBLIC: everybody can read it'})"

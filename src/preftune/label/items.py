@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from pydantic import Field
 
 from preftune.data.dialogue import Dialogue, Turn
-from preftune.data.hh import parse_prompt
+from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.records.base import Number, Record, Several, read_records
 from preftune.records.run import SampleRow
@@ -20,6 +20,7 @@ from preftune.rundir import RunDir, policy_name, read_text
 from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
+SYSTEM = "\n\nSystem:"  # as a sample's prompt begins where there is such a turn
 ROLES = {"human": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -178,8 +179,11 @@ def _of_policies(source: Chosen) -> Rows:
 
 def _messages(prompt: str) -> tuple[Message, ...]:
     """A prompt in one string, as messages; one that is no transcript is what the user said."""
+    system, first = list[Turn](), MARKER.search(prompt)
+    if first and prompt.startswith(SYSTEM):
+        system, prompt = [Turn("system", prompt[len(SYSTEM) : first.start()])], prompt[first.start() :]
     turns = parse_prompt(prompt) if prompt.strip() else Dialogue([Turn("human", prompt)])
-    return tuple(Message(role=ROLES[turn.role], content=turn.text.strip()) for turn in turns)
+    return tuple(Message(role=ROLES[turn.role], content=turn.text.strip()) for turn in (*system, *turns))
 
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
