@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from preftune.config import config_of
 from preftune.data.dialogue import Dialogue, Turn
 from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
@@ -101,8 +102,12 @@ def _two_policies(run: RunDir, source: str | None) -> Chosen:
     files = run.samples_files()
     if source is None:
         config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
-        trained = [policy_name(stage) for stage in config.get("stage", {}) if policy_name(stage) in files]
-        pair = [policy_name("sft"), *trained[-1:]]
+        kinds = {
+            name: config_of(str(stage.get("algorithm"))) for name, stage in config.get("stage", {}).items()
+        }
+        imitating = [policy_name(name) for name, kind in kinds.items() if kind is not None and kind.imitates]
+        trained = [policy_name(name) for name in kinds if policy_name(name) in files]
+        pair = [*imitating[:1], *trained[-1:]]
     else:
         pair = [name if name in files else policy_name(name) for name in source.split(",")]
     if len(set(pair)) != 2 or not files.keys() >= set(pair):
