@@ -38,8 +38,8 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     write_sealed(directory.report_record, {})
     for path, text in texts.items():
         write_text(path, text)
-    for stale in {directory.path / name for name in earlier} - set(texts):  # a figure that it has no more
-        if stale.parent == directory.figures:
+    for stale in {directory.path / name for name in earlier} - set(texts):  # what it has no more
+        if stale.parent in (directory.figures, directory.analysis_details):
             stale.unlink(missing_ok=True)
     write_sealed(directory.report_record, {"key": key, "files": sums(directory, texts)})
     return list(texts)
