@@ -5,11 +5,7 @@ import os
 from pathlib import Path
 
 from preftune.errors import DataError
-from preftune.report.contents import sections
 from preftune.report.load import load_run
-from preftune.report.plots.figures import draw
-from preftune.report.writers.analysis import analysis_text, apart_texts
-from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, write_text
 from preftune.sums import faults, listed, read_sealed, refuse_links, sum_of, sums, write_sealed
 from preftune.version import __version__
@@ -22,6 +18,12 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood or
     is not what was written, ConfigError for a link where a file should go.
     """
+    # matplotlib and jinja2 take a second, and whoever only reads a run needs neither
+    from preftune.report.contents import sections
+    from preftune.report.plots.figures import draw
+    from preftune.report.writers.analysis import analysis_text, apart_texts
+    from preftune.report.writers.page import page_text
+
     directory = run if isinstance(run, RunDir) else RunDir(run)
     refuse_links(directory)
     key = _key(directory)
