@@ -17,6 +17,7 @@ from preftune.export.command import export
 from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
+from preftune.rundir import in_a_directory
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
 from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
@@ -50,7 +51,10 @@ Mirror = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
 ]
-JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", callback=in_a_directory, help="Write the result to FILE as well."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from preftune.config import load_recipe
 from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, meant
-from preftune.rundir import BASE
+from preftune.rundir import BASE, in_a_directory
 from preftune.runs.reopen import existing
 from preftune.sums import check, check_own, read_sealed
 from preftune.untrusted import holds_credential
@@ -119,8 +119,7 @@ def to_gguf(model: Model, target: Path, kind: str) -> None:
         raise UsageError(f"--type {kind}", f"one of: {', '.join(TYPES)}")
     if target.suffix != ".gguf":
         raise UsageError(f"{target} does not end in .gguf", "give the name of a file: --gguf NAME.gguf")
-    if not target.resolve().parent.is_dir():
-        raise InputMissing(f"cannot write {target}: there is no such directory", "make it first")
+    in_a_directory(str(target))
     script = converter()
     if script is None:
         raise BackendMissing(
