@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.report.claims import verdict_sentences
+from preftune.report.view import RunView
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 CONFIG = """name = "{name}"
@@ -90,6 +92,11 @@ def make_run(
         write_jsonl(run.samples_file(policy, "gpt2"), _samples(policy, text))
     write_jsonl(run.mistakes, [_mistake(index, text) for index in range(12)])
     return run
+
+
+def verdict(run: RunView) -> str:
+    """What is claimed, in one paragraph."""
+    return " ".join(verdict_sentences(run))
 
 
 def unscored(run: RunDir) -> RunDir:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import make_run, unscored
+from synthetic import make_run, unscored, verdict
 
 from preftune.records.base import Estimate
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report import comparison_table, load_run
 from preftune.report.blocks import Grid
-from preftune.report.claims import claims, detectable, outcome, summary, verdict
+from preftune.report.claims import claims, detectable, outcome, summary
 from preftune.report.contents import sections
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.sections.cautions import cautions

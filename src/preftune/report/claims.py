@@ -106,11 +106,6 @@ def summary(run: RunView) -> str:
     return f"{'; '.join(clauses)}."
 
 
-def verdict(run: RunView) -> str:
-    """The run in one paragraph: what can be claimed, and what cannot."""
-    return " ".join(verdict_sentences(run))
-
-
 def verdict_sentences(run: RunView) -> tuple[str, ...]:
     """The verdict, one thought a string: the policies, their judge, the gold score, the size of the run."""
     by_score = claims(run)
