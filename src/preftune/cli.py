@@ -11,13 +11,19 @@ from typing import Annotated
 import typer
 
 from preftune.chat.command import chat, sample
-from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.errors import (
+    DataError,
+    PreftuneError,
+    UsageError,
+    from_system,
+    in_a_directory,
+    is_out_of_memory,
+)
 from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
 from preftune.export.command import export
 from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
-from preftune.rundir import in_a_directory
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
 from preftune.study.command import Overrides, Recipe, out_of, study, study_seed

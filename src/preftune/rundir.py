@@ -234,15 +234,6 @@ def _read_bytes(path: Path) -> bytes:
         raise InputMissing(f"cannot read {path}: {error.strerror}") from None
 
 
-def in_a_directory(file: str | None) -> str | None:
-    """The name of a file that a command is to write, asked before its work. InputMissing if there is no such
-    directory; "-" and None are no file.
-    """
-    if file not in (None, "-") and not Path(file).resolve().parent.is_dir():
-        raise InputMissing(f"cannot write {file}: there is no such directory", "make it first")
-    return file
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a whole file atomically, making its directory. Raises StorageError or PermissionMissing."""
     _replace(path, text.encode("utf-8"))

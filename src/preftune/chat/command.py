@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import PreftuneError, UsageError
-from preftune.rundir import BASE, in_a_directory, json_text, write_json
+from preftune.errors import PreftuneError, UsageError, in_a_directory
+from preftune.rundir import BASE, json_text, write_json
 from preftune.untrusted import clean, printable
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.config import load_recipe
-from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, meant
-from preftune.rundir import BASE, in_a_directory
+from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, in_a_directory, meant
+from preftune.rundir import BASE
 from preftune.runs.reopen import existing
 from preftune.sums import check, check_own, read_sealed
 from preftune.untrusted import holds_credential

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, UsageError, meant
-from preftune.rundir import RunDir, in_a_directory, json_text, write_json, write_jsonl
+from preftune.errors import InputMissing, UsageError, in_a_directory, meant
+from preftune.rundir import RunDir, json_text, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from rich.console import Console
