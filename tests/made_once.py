@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,18 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return Path(shutil.copytree(directory, base / f"{name}-copy"))
 
 
+@cache
+def drawing() -> Callable[[Any], dict[str, Any]]:
+    """What draws a report's figures, whatever stands in its place since."""
+    return importlib.import_module("preftune.report.plots.figures").draw
+
+
 @contextmanager
 def figures(*, drawn: bool) -> Iterator[None]:
     """Whether reports have figures. To draw them takes a quarter of a small run's time."""
-    build, plots = map(importlib.import_module, ("preftune.report.build", "preftune.report.plots.figures"))
+    draw = drawing()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "draw", plots.draw if drawn else lambda run: {})
+        patch.setattr("preftune.report.plots.figures.draw", draw if drawn else lambda run: {})
         yield
 
 

@@ -88,7 +88,8 @@ def test_light_commands_and_imports_do_not_load_torch() -> None:
         "import sys, preftune, preftune.config, preftune.rundir, preftune.cli, preftune.report\n"
         "for words in (['--help'], ['options'], ['version'], ['run', 'quickstart', '--dry-run']):\n"
         "    assert preftune.cli.main(words) == 0\n"
-        "print('LOADED', [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'jinja2'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))"
     )
     done = python("-c", code)
     assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:] + done.stderr

@@ -11,7 +11,14 @@ from typing import Annotated
 import typer
 
 from preftune.chat.command import chat, sample
-from preftune.errors import DataError, PreftuneError, UsageError, from_system, is_out_of_memory
+from preftune.errors import (
+    DataError,
+    PreftuneError,
+    UsageError,
+    from_system,
+    in_a_directory,
+    is_out_of_memory,
+)
 from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
 from preftune.export.command import export
 from preftune.inspection.command import inspect
@@ -50,7 +57,10 @@ Mirror = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
 ]
-JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write the result to FILE as well.")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", callback=in_a_directory, help="Write the result to FILE as well."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -6,6 +6,7 @@ Exit codes follow sysexits(3); the table is in docs/reliability.md.
 import difflib
 import errno
 from collections import abc
+from pathlib import Path
 
 
 class PreftuneError(Exception):
@@ -78,6 +79,15 @@ class ConfigError(PreftuneError):
     """A configuration is wrong, or differs from the one a run was started with."""
 
     code = 78
+
+
+def in_a_directory(file: str | None) -> str | None:
+    """The name of a file that a command is to write, asked before its work. InputMissing if there is no such
+    directory; "-" and None are no file.
+    """
+    if file not in (None, "-") and not Path(file).resolve().parent.is_dir():
+        raise InputMissing(f"cannot write {file}: there is no such directory", "make it first")
+    return file
 
 
 def meant(word: str, choices: abc.Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import pty
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import preftune
 from documented import ROOT
 from patience import PATIENCE
 from preftune.chat.columns import show
+from preftune.chat.talk import Talk
 from preftune.cli import main
 from preftune.config import DataConfig
 from preftune.data import Dialogue, Turn
 from preftune.data.dataset import read_training
+from preftune.errors import DataError, UsageError
+from preftune.measure.samples import replies
 from preftune.rundir import RunDir, read_jsonl
+from preftune.runs.reopen import reopen
 
 PROMPT = "The badger eats mice and wears ribbons. What is it that the badger wears?"
 
@@ -100,6 +105,51 @@ def test_chat_goes_on_where_a_link_would_lead_elsewhere(
     assert "is a link" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     (run.path / "chats").unlink()
+
+
+@dataclass
+class Bench:
+    """What replies to everything, or fails."""
+
+    fails: bool = False
+    seed: int = 0
+    gold: Any = None
+
+    def rows(self, *_: Any) -> list[dict[str, Any]]:
+        if self.fails:
+            raise DataError("the template refuses it")
+        return [{"response": " Yes."}]
+
+
+def test_no_policy_replies_to_its_own_reply_and_what_has_no_reply_was_not_said(tmp_path: Path) -> None:
+    bench: Any = Bench()
+    policies: Any = {"sft": None}
+    talk = Talk(run=RunDir(tmp_path), bench=bench, prompts=[], policies=policies, seed=0)
+    talk.say("Hi")
+    talk.take(0)
+    with pytest.raises(UsageError, match="nothing was said since"):
+        talk.again()
+    bench.fails = True
+    with pytest.raises(DataError):
+        talk.say("And?")
+    assert [turn.role for turn in talk.turns] == ["human", "assistant"]
+
+
+def test_without_a_test_row_a_sample_says_so(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = reopen(run.path, write=False)
+    monkeypatch.setattr(session, "dataset", replace(session.dataset, test=[]))
+    with pytest.raises(DataError, match="no test prompt"):
+        next(replies(session, "sft", [], 0, 5))
+
+
+@pytest.mark.parametrize("words", [["sample", "RUN"], ["inspect", "RUN"], ["doctor", "RUN"], ["selftest"]])
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    run: RunDir, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run.path) if word == "RUN" else word for word in words]
+    assert main([*words, "--json", str(tmp_path / "none" / "x.json")]) == 66
+    assert "no such directory" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

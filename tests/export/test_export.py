@@ -7,12 +7,15 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import HFValidationError
 
 from preftune.cli import main
 from preftune.rundir import RunDir, write_text
+from preftune.sums import sums, write_sealed
 
 CONFIG = """name = "small"
 seed = 0
@@ -100,6 +103,26 @@ def test_what_cannot_be_done_is_said(
     assert text in said(run, *words, code=code, capsys=capsys)
 
 
+@pytest.mark.parametrize("member", ["sft", "rm/member-1"])
+def test_a_model_that_is_not_what_was_written_is_refused(
+    run: RunDir, member: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(
+        run.config,
+        CONFIG.format(base="/models/there", form="chat").replace('"reward"', '"reward"\nmembers = 2'),
+    )
+    for name in ("sft", "rm"):
+        model = run.model_dir(name, trains_policy=name == "sft")
+        for file in ("member-0/model.safetensors", "member-1/model.safetensors"):
+            write_text(model / file, "weights")
+        files = [file for file in model.rglob("*") if file.is_file()]
+        write_sealed(run.stage_json(name), {"stage": name, "files": sums(run, files)})
+    said(run, member, capsys=capsys)
+    write_text(run.models / "policy_sft" / "config.json", "[]")
+    write_text(run.models / "reward_model" / "member-1" / "model.safetensors", "others")
+    assert "is not what was written" in said(run, member, code=65, capsys=capsys)
+
+
 def test_gguf_without_a_converter_says_how_to_get_one(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +155,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     class Hub:
         def create_repo(self, name: str, **given: Any) -> None:
             calls.append({"made": name, **given})
+
+        def repo_info(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(private=name != "me/public")
 
         def upload_folder(self, **given: Any) -> str:
             calls.append(given)
@@ -190,3 +216,33 @@ def test_a_path_of_this_machine_is_pointed_out(
         run, "sft", "--push", "me/mine", "--public", "--yes", capsys=capsys
     )
     assert hub[0]["private"] is False
+
+
+def test_what_was_called_private_does_not_go_into_a_public_repository(
+    run: RunDir, hub: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hub ignores `private` of a repository that is there."""
+    out = said(run, "sft", "--push", "me/public", "--yes", code=64, capsys=capsys)
+    assert "is there already, and public" in out
+    assert [call for call in hub if "made" not in call] == []
+    said(run, "sft", "--push", "me/public", "--public", "--yes", capsys=capsys)
+    assert len(hub) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(RuntimeError("no route"), "cannot reach the hub"), (HFValidationError("Repo id"), "refused")],
+)
+def test_whatever_the_client_raises_is_said(
+    run: RunDir,
+    hub: list[dict[str, Any]],
+    error: Exception,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fails)
+    assert text in said(run, "sft", "--push", "me/mine", "--yes", code=74, capsys=capsys)

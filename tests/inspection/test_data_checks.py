@@ -137,6 +137,7 @@ def test_findings_are_data_too(hostile: Path, capsys: pytest.CaptureFixture[str]
         ["inspect", "tiny", "3", "4"],
         ["inspect", "tiny", "--data", "x"],
         ["inspect", "tiny", "--report"],
+        ["inspect", "tiny", f"{'long' * 100}=1"],
     ],
 )
 def test_what_cannot_be_looked_at_is_wrong_usage(words: list[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,15 @@ def test_padding_fills_the_batch(seen: dict[str, list[View]]) -> None:
 def test_a_row_that_is_not_there_is_refused() -> None:
     assert main(["inspect", "tiny", "300", "data.pairs=60"]) == 64
     assert main(["inspect", "tiny", "--stage", "pppo"]) == 64
+
+
+def test_a_row_that_a_template_refuses_is_not_the_one_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [SimpleNamespace(prompt=prompt) for prompt in ("refused", "taken")]
+    encoder = SimpleNamespace(accepts=lambda prompt: prompt == "taken")
+    monkeypatch.setattr("preftune.inspection.rows._encoder", lambda *_: encoder)
+    config = SimpleNamespace(data=SimpleNamespace(form="chat"), stage={"sft": None})
+    session: Any = SimpleNamespace(config=config, training_rows=lambda: rows)
+    assert row_to_show(session, None) is rows[1]
 
 
 def test_a_token_takes_one_line_and_no_escape() -> None:

@@ -40,7 +40,10 @@ def sampled(folder: Path, n: int = 20) -> RunDir:
                 for i in range(n)
             ],
         )
-    write_text(RunDir(folder).config, "[stage.sft]\n[stage.dpo]\n[stage.ppo]\n")
+    write_text(
+        RunDir(folder).config,
+        "".join(f'[stage.{name}]\nalgorithm = "{name}"\n' for name in ("sft", "dpo", "ppo")),
+    )
     return RunDir(folder)
 
 

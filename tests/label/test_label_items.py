@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from label_run import begun, collected, sampled
 
+from preftune.data import Dialogue, Turn
 from preftune.errors import ConfigError, DataError, InputMissing, UsageError
 from preftune.label.design import GAP, Design, queue
 from preftune.label.items import find_source, read_items
-from preftune.rundir import RunDir, read_jsonl, write_json, write_jsonl
+from preftune.rundir import RunDir, read_jsonl, write_json, write_jsonl, write_text
 
 
 def test_replies_of_a_stage_become_items_that_keep_roles_scores_and_row(tmp_path: Path) -> None:
@@ -29,6 +30,29 @@ def test_without_such_a_stage_two_policies_samples_of_the_same_prompt_are_compar
     assert item.replies == ("By sft 3", "By dpo 3")
     assert item.prompt[0].content == "Question 3?"
     assert find_source(run, "dpo,sft").policies == ("policy_dpo", "policy_sft")
+
+
+def test_a_system_turn_of_a_sample_stays_one(tmp_path: Path) -> None:
+    run = sampled(tmp_path, n=1)
+    turns = [
+        Turn("system", " Be brief."),
+        Turn("human", " Why?"),
+        Turn("assistant", " So."),
+        Turn("human", " Oh"),
+    ]
+    for file in run.samples_files().values():
+        write_jsonl(file, [row | {"prompt": Dialogue(turns).transcript()} for row in read_jsonl(file)])
+    (item,) = read_items(find_source(run, None), 0)
+    assert [(turn.role, turn.content) for turn in item.prompt] == [
+        ("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "Oh")
+    ]  # fmt: skip
+
+
+def test_what_imitates_is_found_by_its_algorithm(tmp_path: Path) -> None:
+    run = sampled(tmp_path, n=1)
+    run.samples_file("policy_sft").rename(run.samples_file("policy_warm"))
+    write_text(run.config, run.config.read_text("utf-8").replace("[stage.sft]", "[stage.warm]"))
+    assert find_source(run, None).policies == ("policy_warm", "policy_dpo")
 
 
 def test_equal_replies_are_no_item(tmp_path: Path) -> None:
@@ -154,6 +178,8 @@ def test_names_of_sets_and_raters_stay_in_their_folder(tmp_path: Path, name: str
         begun(run, name=name)
     with pytest.raises(UsageError, match="letters, digits"):
         begun(run, raters=[name])
+    with pytest.raises(UsageError, match=r"greater than or equal to 1$"):
+        begun(run, limit=0)
     begun(run)
     with pytest.raises(UsageError, match="letters, digits"):
         begun(run, raters=[name])

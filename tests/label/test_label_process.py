@@ -95,6 +95,35 @@ def test_the_commands_around_the_page(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(read_jsonl(Path(out))) == 4
 
 
+def test_a_rater_named_twice_is_one(tmp_path: Path) -> None:
+    run = collected(tmp_path, n=4)
+    anna = ["--rater", "anna", "--rater", "anna", "--overlap", "0"]
+    assert main(["label", str(run.path), *anna, "--html", str(tmp_path / "page.html")]) == 0
+    assert read_json(run.labels("pairs") / "design.json")["raters"] == ["anna"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--import", "x"], ["--html", "x"], ["--rater", "ben"], ["--overlap", "0"]]
+)
+def test_what_results_would_pass_over_is_refused(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = collected(tmp_path, n=4)
+    assert main(["label", str(run.path), "--html", str(tmp_path / "page.html")]) == 0
+    assert main(["label", str(run.path), "--results", *words]) == 64
+    assert "change nothing" in capsys.readouterr().err
+
+
+def test_port_0_is_one_that_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = list[int]()
+    monkeypatch.setattr("preftune.label.server.serve", lambda app, port: served.append(port))
+    assert main(["label", str(collected(tmp_path, n=4).path), "--port", "0"]) == 0
+    assert served[0] > 0
+    assert f"http://127.0.0.1:{served[0]}/#" in capsys.readouterr().out
+
+
 def read_slots(run: Path) -> list[str]:
     rows = read_jsonl(RunDir(run).labels("pairs") / "items.jsonl")
     return [f"{row['id']}-0" for row in rows]

@@ -162,6 +162,17 @@ def test_a_static_files_results_come_in_once(tmp_path: Path) -> None:
     assert {event.by for event in Store(store.folder).standing()["ben"].values()} == {"file"}
 
 
+def test_a_file_made_before_another_rater_joined_still_comes_in_whole(tmp_path: Path) -> None:
+    run = collected(tmp_path, n=20)
+    store = begun(run, raters=["anna"], overlap=0.0, repeats=0.2)
+    sides = {slot.key: slot.a for slot in store.slots("anna")}
+    write_json(tmp_path / "back.json", saved(store, "anna"))
+    store = begun(run, raters=["ben"])
+    assert len(store.slots("anna")) < len(sides) == 24
+    assert take(store, tmp_path / "back.json") == (24, 0)
+    assert {event.slot: event.a for event in Store(store.folder).events["anna"]} == sides
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

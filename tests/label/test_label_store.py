@@ -143,9 +143,17 @@ def test_who_joins_later_gets_what_nobody_has_judged(tmp_path: Path) -> None:
     assert sorted(judged) == sorted(store.items)
 
 
-def test_links_are_secret_and_stay_the_same(tmp_path: Path) -> None:
+def test_links_are_secret_and_stay_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = begun(collected(tmp_path, n=2), raters=["anna", "ben"])
+    modes, replace = list[int](), os.replace
+
+    def seen(old: Path, new: Path) -> None:
+        modes.append(old.stat().st_mode & 0o077)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", seen)
     tokens = store.tokens()
+    assert modes == [0]
     assert len(set(tokens.values())) == 3
     assert all(len(token) >= 32 for token in tokens.values())
     assert Store(store.folder).tokens() == tokens

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.rundir import RunDir, write_json, write_jsonl, write_text
+from preftune.report.claims import verdict_sentences
+from preftune.report.view import RunView
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 CONFIG = """name = "{name}"
 seed = 3
@@ -89,6 +91,20 @@ def make_run(
     for policy in POLICIES:
         write_jsonl(run.samples_file(policy, "gpt2"), _samples(policy, text))
     write_jsonl(run.mistakes, [_mistake(index, text) for index in range(12)])
+    return run
+
+
+def verdict(run: RunView) -> str:
+    """What is claimed, in one paragraph."""
+    return " ".join(verdict_sentences(run))
+
+
+def unscored(run: RunDir) -> RunDir:
+    """The run as one without a reward model leaves it: its policies are compared by gold alone."""
+    for path in run.evaluation("x").parent.glob("*.json"):
+        write_json(path, read_json(path) | {"reward": None, "reward_difference_to_sft": None})
+    write_jsonl(run.comparisons, [row for row in read_jsonl(run.comparisons) if row["measure"] == "gold"])
+    run.reward_evaluation.unlink()
     return run
 
 

@@ -1,17 +1,20 @@
 """The words of the verdict come from intervals, corrected p-values and the judge's own accuracy."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import make_run
+from synthetic import make_run, unscored, verdict
 
 from preftune.records.base import Estimate
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report import comparison_table, load_run
 from preftune.report.blocks import Grid
-from preftune.report.claims import claims, detectable, outcome, summary, verdict
+from preftune.report.claims import claims, detectable, outcome, summary
+from preftune.report.contents import sections
+from preftune.report.doctor.diagnose import diagnose
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.comparison import significance
 from preftune.rundir import read_json, write_json
@@ -110,6 +113,35 @@ def test_gold_exposes_over_optimisation(tmp_path: Path) -> None:
     words = verdict(load_run(make_run(tmp_path, gold=gold)))
     assert "By the world's gold score" in words
     assert "What PPO gained in reward was lost in gold: that is over-optimisation." in words
+
+
+def test_without_a_reward_model_gold_is_what_is_said(tmp_path: Path) -> None:
+    run = load_run(unscored(make_run(tmp_path, gold={"policy_dpo": 0.2})))
+    assert verdict(run) == (
+        "On 100 held-out prompts, the policies were compared without a score of a reward model. By the "
+        "world's gold score, which training never saw, DPO (+0.200 [0.150, 0.250]) is better than SFT."
+    )
+    assert not any("reward model" in caution for caution in cautions(run))
+    limits = next(section for section in sections(run, {}) if section.key == "limits")
+    assert "reward model" not in str(limits)
+
+
+def test_the_limits_name_whom_the_reward_model_trained(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_json(run.stage_json("grpo"), read_json(run.stage_json("grpo")) | {"parents": ["sft", "rm"]})
+    limits = next(section for section in sections(load_run(run), {}) if section.key == "limits")
+    assert "scored by, and by which GRPO learnt: a gain" in str(limits)
+
+
+def test_a_kl_that_is_no_number_is_far(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    file = run.evaluation("policy_ppo")
+    row = read_json(file)
+    row["kl"]["exact_per_sequence"] = math.nan
+    write_json(file, row)
+    view = load_run(run)
+    assert any(caution.startswith("PPO is far from SFT") for caution in cautions(view))
+    assert ("KL beyond budget", "PPO") in {(found.kind, found.where) for found in diagnose(view)}
 
 
 def test_a_short_run_does_not_show_learning(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ def test_reward_models_at_chance_by_heart_and_by_length(tmp_path: Path) -> None:
     assert found() == []
     assert found(correlation_score_length=estimate(0.8, 0.7, 0.9)) == ["reward is explained by length"]
     assert found(accuracy=estimate(0.55, 0.5, 0.6)) == ["reward model at chance"]
-    assert "reward model learnt its pairs by heart" in found(accuracy=estimate(0.4, 0.3, 0.45))
+    assert "reward model learnt its pairs by heart" in found(accuracy=estimate(0.4, 0.3, 0.45), stage="own")
+    assert found(accuracy=estimate(0.54, 0.51, 0.57), stage="other") == []  # another's pairs
 
 
 def test_every_kind_says_why_and_what_to_do() -> None:

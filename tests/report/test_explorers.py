@@ -12,6 +12,7 @@ from preftune.report import load_run
 from preftune.report.blocks import Explorer
 from preftune.report.contents import sections
 from preftune.report.sections.explorers import MISTAKE_BYTES, SAMPLE_BYTES, mistakes, samples
+from preftune.report.shades import level, scale_of
 from preftune.report.text import MAX_QUOTE
 from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
@@ -80,6 +81,11 @@ def test_a_shaded_text_is_cut_like_any_other(tmp_path: Path) -> None:
 
 def test_tokens_without_a_number_are_text_without_a_shade(tmp_path: Path) -> None:
     assert shades([["a", math.nan], [" b", None], [" c", 1.0]], tmp_path) == (("a b c", 0),)
+
+
+def test_what_is_no_number_has_no_shade() -> None:
+    assert scale_of([math.nan, 2.0, math.nan, 1.0]) == 2.0
+    assert [level(value, 2.0) for value in (math.nan, -math.inf, 2.0)] == [0, -4, 4]
 
 
 def test_a_shaded_text_is_cleaned(tmp_path: Path) -> None:

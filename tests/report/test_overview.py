@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import make_run
+from synthetic import make_run, unscored
 
 from preftune.cli import main
 from preftune.rundir import RunDir, read_json, write_json, write_text
@@ -47,6 +47,13 @@ def test_every_policy_of_every_run_has_its_gain(folder: Path, capsys: pytest.Cap
     assert {row[5] for row in ppo} == {"worse"}  # better by score, worse by gold: both verdicts stand there
     assert all("over-optimisation" in row[7] for row in ppo)
     assert "notes" not in {row[0] for row in rows}
+
+
+def test_a_run_without_a_reward_model_has_its_gains_by_gold(tmp_path: Path) -> None:
+    unscored(make_run(tmp_path / "one", gold={"policy_dpo": 0.2}))
+    assert main(["report", "--all", str(tmp_path)]) == 0
+    (row,) = cells((tmp_path / "runs.html").read_text(), "gains")[1:]
+    assert row[1:6] == ["DPO", "–", "–", "+0.200 [0.150, 0.250]", "better"]
 
 
 def test_settings_that_differ_and_pairs_that_differ_in_one(folder: Path) -> None:

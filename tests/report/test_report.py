@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from preftune.errors import DataError, InputMissing
 from preftune.records.base import Estimate
 from preftune.report import build, cautions, load_run
 from preftune.report.tables import column
-from preftune.rundir import RunDir, write_json, write_text
+from preftune.rundir import RunDir, read_json, write_json, write_text
 
 pytestmark = pytest.mark.usefixtures("with_figures")
 
@@ -83,6 +84,23 @@ def test_build_writes_what_it_returns_and_the_same_bytes_again(whole: RunDir) ->
     figures = {path.name for path in whole.figures.iterdir()}
     assert {"reward_kl.svg", "reward_kl_gold.svg", "reward_model_margins.svg"} < figures
     assert {f"training_{stage}.svg" for stage in ("sft", "rm", "ppo", "grpo", "dpo")} < figures
+
+
+def test_what_a_report_has_no_more_goes_and_each_stage_has_its_figure(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name in ("ppo_2", "ppo-2"):
+        shutil.copytree(run.stage_dir("ppo"), run.stage_dir(name))
+        write_json(run.stage_json(name), read_json(run.stage_json(name)) | {"stage": name})
+    build(run)
+    figures = {path.name for path in run.figures.iterdir()}
+    assert {"training_ppo_2.svg", "training_ppo-2.svg"} < figures
+    assert (run.analysis_details / "mistakes.md").is_file()
+    shutil.rmtree(run.stage_dir("ppo_2"))
+    run.mistakes.unlink()
+    run.reward_evaluation.unlink()
+    build(run)
+    assert {path.name for path in run.figures.iterdir()} < figures - {"training_ppo_2.svg"}
+    assert not (run.analysis_details / "mistakes.md").exists()
 
 
 def test_both_texts_say_the_same_and_open_with_the_verdict(whole: RunDir) -> None:

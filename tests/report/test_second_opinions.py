@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import make_run, share, spread
+from synthetic import make_run, share, spread, verdict
 from synthetic_audit import add_audit
 
-from preftune.report.claims import verdict, verdict_sentences
+from preftune.report.claims import verdict_sentences
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
 from preftune.report.tables import length_table

@@ -1,6 +1,5 @@
 """Keys by content, reports by what they were made of, stages by the models that they were made from."""
 
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 
 import preftune
+from made_once import drawing
 from preftune.cli import main
 from preftune.models.locate import Source, fingerprint, surroundings
 from preftune.report.plots import figures
@@ -30,8 +30,7 @@ def test_a_report_is_made_again_when_what_it_shows_has_changed(
     copy: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    build = importlib.import_module("preftune.report.build")
-    monkeypatch.setattr(build, "draw", lambda run: drawn or drawn.update(figures.draw(run)) or drawn)
+    monkeypatch.setattr(figures, "draw", lambda run: drawn or drawn.update(drawing()(run)) or drawn)
     analysis = copy.analysis_text.read_text()
     for file in (copy.report_page, copy.figures / "reward_kl.svg"):  # killed between two files
         file.unlink()

@@ -128,6 +128,34 @@ def test_only_what_is_new_is_read_and_a_cut_file_is_noticed(run: RunDir) -> None
     assert [each.step for each in tail.rows] == list(range(1, 40))
 
 
+def test_a_file_of_several_pieces_is_read_to_its_end(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preftune.watch.following._BYTES", 400)
+    assert run.metrics("ppo").stat().st_size > 800
+    assert Watched(run).look().step == 12
+
+
+def test_a_directory_that_goes_while_it_is_read_holds_nothing(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "glob", gone)
+    assert Watched(run).look().checkpoint == 0
+
+
+@pytest.mark.parametrize(("beta", "found"), [(0.1, True), (1.0, False)])
+def test_the_doctor_reads_a_stages_own_settings(run: RunDir, beta: float, found: bool) -> None:
+    """A reward of -1 is a loss of 10 nats at beta 0.1, the default, and of 1 nat at beta 1."""
+    write_text(run.config, f'{run.config.read_text()}\n[stage.dpo]\nalgorithm = "dpo"\nbeta = {beta}\n')
+    write_json(run.stage_json("ppo"), {"stage": "ppo", "algorithm": "ppo", "status": "finished"})
+    write_json(run.stage_json("dpo"), {"stage": "dpo", "algorithm": "dpo", "status": "running"})
+    for step in range(1, 13):
+        append_jsonl(run.metrics("dpo"), {"step": step, "rewards/chosen": -1.0})
+    kinds = [finding.kind for finding in Watched(run).look().findings]
+    assert ("chosen log-probability falls" in kinds) is found
+
+
 def test_the_doctor_speaks_while_it_runs(run: RunDir) -> None:
     assert "nothing found in 12 steps" in drawn(run)
     run.metrics("ppo").unlink()

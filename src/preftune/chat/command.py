@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, PreftuneError, UsageError
+from preftune.errors import PreftuneError, UsageError, in_a_directory
 from preftune.rundir import BASE, json_text, write_json
 from preftune.untrusted import clean, printable
 
@@ -45,7 +45,11 @@ def sample(
     seed: Seed = 0,
     json: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the replies to FILE as data; - prints it instead."),
+        typer.Option(
+            metavar="FILE",
+            callback=in_a_directory,
+            help="Write the replies to FILE as data; - prints it instead.",
+        ),
     ] = None,
 ) -> None:
     """Sample replies from policies, side by side, to your prompts or to held-out ones."""
@@ -75,8 +79,6 @@ def sample(
     if json == "-":
         typer.echo(json_text(rows), nl=False)
     elif json is not None:
-        if not Path(json).resolve().parent.is_dir():
-            raise InputMissing(f"cannot write {json}: there is no such directory", "make it first")
         write_json(Path(json), rows)
 
 
@@ -175,20 +177,14 @@ def _note(row: dict[str, Any]) -> str:
 
 def _names(session: "Session", words: Sequence[str]) -> list[str]:
     """The policies that are asked for; "all" is those that are trained, base first."""
+    from preftune.measure.samples import check_policy
+
     policies = [name for name, stage in session.config.stage.items() if stage.trains_policy]
     every = [name for name in (BASE, *policies) if session.is_trained(name)]
     names = [name.removeprefix("policy_") for word in words for name in (every if word == "all" else [word])]
     names = list(dict.fromkeys(names))
     for name in names:
-        if name != BASE and name not in policies:
-            from preftune.errors import meant
-
-            hint = f"{meant(name, policies)}one of: {BASE}, {', '.join(policies)}, all"
-            raise UsageError(f"no policy {name!r}", hint)
-        if name not in every:
-            raise InputMissing(
-                f"{name} is not trained yet in {session.run.path}", "preftune train RECIPE STAGE trains it"
-            )
+        check_policy(session, name)
     return names
 
 

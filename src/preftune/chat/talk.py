@@ -48,12 +48,17 @@ class Talk:
         if self.replies:
             self.take(0)
         self.turns.append(Turn("human", f" {text.strip()}"))
-        return self.again()
+        try:
+            return self.again()
+        except Exception:
+            self.turns.pop()  # what has no reply was not said
+            raise
 
     def again(self) -> list[Row]:
-        """Other replies to the same turns. UsageError where nothing was said."""
-        if not self.turns:
-            raise UsageError("nothing was said yet", "write something first")
+        """Other replies to the same turns. UsageError where nothing was said since a reply was taken."""
+        if not self.turns or self.turns[-1].role != "human":
+            since = "since that reply was taken" if self.turns else "yet"
+            raise UsageError(f"nothing was said {since}", "write something first")
         dialogue = Dialogue(self.turns)
         self.prompts[:] = [Preference(prompt=dialogue, chosen="", rejected="", row=0)]
         bench = replace(

@@ -1,6 +1,7 @@
 """`preftune export RUN MODEL`: the command's options and what each does. Nothing goes anywhere unasked."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,11 +47,9 @@ def export(
 def _push(model: "Model", repository: str, *, private: bool, ask: bool) -> None:
     """Everything is said before anything is sent; without a yes nothing is."""
     from preftune.export.model import what_goes_up
-    from preftune.runs.save import check_sums
 
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UsageError(f"--push {repository}: no name of the hub", "OWNER/NAME")
-    check_sums(model.directory)
     upload = what_goes_up(model)
     total = sum(upload.files.values())
     destination = f"{repository} ({'private' if private else 'PUBLIC: everybody can read it'})"
@@ -71,23 +70,36 @@ def _push(model: "Model", repository: str, *, private: bool, ask: bool) -> None:
 
 def _send(model: "Model", repository: str, files: list[str], private: bool) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     hub: Any = HfApi()
-    try:
-        hub.create_repo(repository, private=private, exist_ok=True)
-        done = hub.upload_folder(
+    _answer(lambda: hub.create_repo(repository, private=private, exist_ok=True))
+    if private and not _answer(lambda: hub.repo_info(repository)).private:
+        raise UsageError(
+            f"{repository} is there already, and public: nothing was sent", "another name, or --public"
+        )
+    done = _answer(
+        lambda: hub.upload_folder(
             repo_id=repository,
             folder_path=model.directory,
             allow_patterns=files,
             commit_message=f"{model.name}, trained with preftune",
         )
+    )
+    return str(getattr(done, "commit_url", done))
+
+
+def _answer(call: Callable[[], Any]) -> Any:
+    """What the hub answers. InputMissing without a token, StorageError for all else that goes wrong."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        return call()
     except LocalTokenNotFoundError as error:
         raise InputMissing("not logged in to the hub", "hf auth login, or set HF_TOKEN") from error
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, HFValidationError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise StorageError(f"the hub refused: {first}", "check name and rights") from error
+    except Exception as error:  # the client and what it is built on raise what they like
         raise StorageError(
-            f"the hub refused: {str(error).splitlines()[0]}", "check name and rights"
+            f"cannot reach the hub: {type(error).__name__}: {error}", "check the network, then try again"
         ) from error
-    except OSError as error:
-        raise StorageError(f"cannot reach the hub: {error}", "check the network, then try again") from error
-    return str(getattr(done, "commit_url", done))

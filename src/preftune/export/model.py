@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.config import load_recipe
-from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, meant
+from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, in_a_directory, meant
 from preftune.rundir import BASE
 from preftune.runs.reopen import existing
-from preftune.sums import check_own
+from preftune.sums import check, check_own, read_sealed
 from preftune.untrusted import holds_credential
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -60,7 +60,10 @@ def find(path: str, model: str) -> Model:
         raise InputMissing(
             f"{name} is not trained yet in {run.path}", "preftune train RECIPE STAGE trains it"
         )
-    stage, reference = stages.get(name.partition("/")[0]), None
+    trained, _, _ = name.partition("/")
+    under = f"{paths[name].relative_to(run.path).as_posix()}/"
+    check(run, read_sealed(run.stage_json(trained)), f"train stage {trained} again", under)
+    stage, reference = stages.get(trained), None
     if stage is not None and stage.implicit_beta() is not None:
         reference = paths.get(stage.reference_stage, Path(config.model.base))
     return Model(
@@ -116,8 +119,7 @@ def to_gguf(model: Model, target: Path, kind: str) -> None:
         raise UsageError(f"--type {kind}", f"one of: {', '.join(TYPES)}")
     if target.suffix != ".gguf":
         raise UsageError(f"{target} does not end in .gguf", "give the name of a file: --gguf NAME.gguf")
-    if not target.resolve().parent.is_dir():
-        raise InputMissing(f"cannot write {target}: there is no such directory", "make it first")
+    in_a_directory(str(target))
     script = converter()
     if script is None:
         raise BackendMissing(

@@ -1,5 +1,6 @@
 """`preftune inspect`: a recipe, a run, or a file of rows, looked at closely. Nothing is trained."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, UsageError, meant
+from preftune.errors import InputMissing, UsageError, in_a_directory, meant
 from preftune.rundir import RunDir, json_text, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ def inspect(
     ] = False,
     json: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write what is shown to FILE as data; - prints it instead."),
+        typer.Option(
+            metavar="FILE",
+            callback=in_a_directory,
+            help="Write what is shown to FILE as data; - prints it instead.",
+        ),
     ] = None,
 ) -> None:
     """Show what a stage sees of a row, token by token; of a run, what its policies did; or check data."""
@@ -56,14 +61,12 @@ def inspect(
     if json == "-":
         typer.echo(json_text(result), nl=False)
     elif json is not None:
-        if not Path(json).resolve().parent.is_dir():
-            raise InputMissing(f"cannot write {json}: there is no such directory", "make it first")
         write_json(Path(json), result)
 
 
 def _arguments(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:
     """What to look at, the row, and settings."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
     rest = [word for word in words if word not in overrides]
     rows = [word for word in rest[1:] if word.isascii() and word.isdigit()]
     if len(rest) - len(rows) > 1 or len(rows) > 1:

@@ -28,6 +28,7 @@ LEAK = 5  # words of a reply that must not stand in two splits: a shorter one sa
 ALPHA = 0.01  # chance that a file without any preferred phrase shows one
 
 Home = tuple[str, Preference]  # split and row
+Phrase = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +195,32 @@ def _length(homes: Sequence[Home]) -> Finding:
     return Finding(kind="length bias", count=longer, of=len(differ), text=text, numbers=numbers)
 
 
-def _phrases(text: str) -> set[tuple[str, ...]]:
+def _phrases(text: str, n: int, parts: set[Phrase]) -> set[Phrase]:
+    """The phrases of `n` words of a reply, of those whose shorter parts are among these."""
     words = tokens(text[: WORDS * 20])[:WORDS]
-    return {tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}
+    phrases = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+    return {p for p in phrases if p[1:] in parts and p[:-1] in parts} if n > 1 else phrases
+
+
+def _telling(homes: Sequence[Home]) -> tuple[dict[Phrase, int], dict[Phrase, int]]:
+    """In how many pairs the chosen, and in how many the rejected reply alone has a phrase; of phrases for
+    which that is FEW pairs or more. A phrase can stand in FEW replies only if its parts do: counted by
+    length, the rare ones, which are most, take no memory.
+    """
+    found, parts = (dict[Phrase, int](), dict[Phrase, int]()), set[Phrase]()
+    for n in range(1, LONGEST + 1):
+        only, replies = (Counter[Phrase](), Counter[Phrase]()), Counter[Phrase]()
+        for _, row in homes[:READ]:
+            better, worse = _phrases(row.chosen, n, parts), _phrases(row.rejected, n, parts)
+            only[0].update(better - worse)
+            only[1].update(worse - better)
+            replies.update(better)
+            replies.update(worse)
+        parts = {phrase for phrase, count in replies.items() if count >= FEW}
+        common = [phrase for phrase in parts if only[0][phrase] + only[1][phrase] >= FEW]
+        for side, counts in zip(found, only, strict=True):
+            side.update((phrase, counts[phrase]) for phrase in common)
+    return found
 
 
 def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
@@ -204,12 +228,8 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
     Bonferroni over all phrases that were looked at). A longer phrase that says no more than a part of it,
     and a part that says no more than the whole, are left out.
     """
-    only = (Counter[tuple[str, ...]](), Counter[tuple[str, ...]]())
-    for _, row in homes[:READ]:
-        better, worse = _phrases(row.chosen), _phrases(row.rejected)
-        only[0].update(better - worse)
-        only[1].update(worse - better)
-    common = [phrase for phrase in {*only[0], *only[1]} if only[0][phrase] + only[1][phrase] >= FEW]
+    only = _telling(homes)
+    common = list(only[0])
     for side, name, opposite in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
         ahead = sorted(
             ((only[side][p] - only[1 - side][p], p) for p in common if only[side][p] > only[1 - side][p]),
@@ -219,7 +239,7 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
                 item[1],
             ),
         )
-        best = list[tuple[str, ...]]()
+        best = list[Phrase]()
         for _, phrase in ahead[: 10 * PHRASES]:
             if len(best) == PHRASES or mcnemar_exact(only[0][phrase], only[1][phrase]) * len(common) > ALPHA:
                 break
@@ -239,7 +259,7 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
         )
 
 
-def _within(inner: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+def _within(inner: Phrase, outer: Phrase) -> bool:
     return any(outer[i : i + len(inner)] == inner for i in range(len(outer) - len(inner) + 1))
 
 

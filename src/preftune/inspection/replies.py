@@ -60,7 +60,7 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     functions = reward_functions(config.functions(), encoder, [row], session.config.reward_timeout)
     scorer = scorer_for(session, encoder, judge, scored_by, config.microbatch_size, functions, [row])
     prompts = learner.place(_prompts(session, stage, encoder, row))
-    if config.online and config.makes == "model":
+    if config.online:
         done = _as_trained(session, stage, policy, reference, judge, scorer, prompts, learner)
     else:
         done = _as_measured(session, policy, scorer, prompts)
@@ -127,8 +127,9 @@ def _as_measured(session: Session, policy: Policy, scorer: Scorer, prompts: Prom
 
 
 def _temperature(session: Session, config: StageSettings) -> float:
-    online = config.online and config.makes == "model"
-    return cast(OnlineConfig, config).temperature if online else session.config.evaluation.temperature
+    if config.online:
+        return cast(OnlineConfig, config).temperature
+    return session.config.evaluation.temperature
 
 
 @torch.no_grad()
@@ -159,13 +160,9 @@ def _described(
 def note_of(session: Session, stage: str) -> str:
     """What to know of a stage's advantages; "" where there is nothing."""
     config = session.config.stage[stage]
-    critic = config.online and config.makes == "model" and "critic" in ALGORITHMS[config.algorithm].needs
-    return f"{stage}: {CRITIC}" if critic else ""
+    return f"{stage}: {CRITIC}" if "critic" in ALGORITHMS[config.algorithm].needs else ""
 
 
 def trained_policies(session: Session, stages: Sequence[str]) -> list[str]:
     """Stages whose policy is there."""
-    return [
-        name for name in stages if session.config.stage[name].trains_policy
-        and session.config.stage[name].makes == "model" and session.is_trained(name)
-    ]  # fmt: skip
+    return [name for name in stages if session.config.stage[name].trains_policy and session.is_trained(name)]

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from torch import Tensor
-
 from preftune.config import StageSettings
 from preftune.config.algorithms.base import names_a_stage
 from preftune.data import Encoder, Pairs, Preference, Prompts, RejectedRow, Sequences, Unpaired
@@ -54,9 +52,15 @@ class View:
 
 
 def row_to_show(session: Session, row: int | None) -> Preference:
-    """Training row number `row`; by default the first in the order in which stages take them."""
+    """Training row number `row`; by default the first in the order in which stages take them, of those whose
+    prompt a chat template does not refuse.
+    """
     if row is None:
-        return session.training_rows()[0]
+        rows = session.training_rows()
+        if session.config.data.form != "chat":
+            return rows[0]
+        encoder = _encoder(session, next(iter(session.config.stage.values())))
+        return next((each for each in rows if encoder.accepts(each.prompt)), rows[0])
     rows = session.dataset.train
     if not 0 <= row < len(rows):
         raise UsageError(f"there is no training row {row}", f"they are numbered from 0 to {len(rows) - 1}")
@@ -151,7 +155,7 @@ def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, 
     through the one number that is read at the last token.
     """
     ids, attention, response = (
-        _numbers(x[at]) for x in (sequences.ids, sequences.attention, sequences.response)
+        x[at].tolist() for x in (sequences.ids, sequences.attention, sequences.response)
     )
     real = sum(attention)
     texts = pieces(encoder, ids[:real])
@@ -161,22 +165,18 @@ def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, 
     if written and ids[real - 1] in encoder.ends:
         owners[-1] = END
     tokens = [
-        Token(text=text, part=owner, loss=bool(response[i]) and not scored, score=scored and i == real - 1)
+        Token(text=text, part=owner, loss=response[i] and not scored, score=scored and i == real - 1)
         for i, (text, owner) in enumerate(zip(texts, owners, strict=True))
     ]
     return tokens + [Token(text="", part=PADDING)] * (len(ids) - real)
 
 
 def _prompt(prompts: Prompts, at: int, encoder: Encoder, row: Preference) -> list[Token]:
-    ids, attention = _numbers(prompts.ids[at]), _numbers(prompts.attention[at])
+    ids, attention = prompts.ids[at].tolist(), prompts.attention[at].tolist()
     padding = len(ids) - sum(attention)
     texts = pieces(encoder, ids[padding:])
     pairs = zip(texts, speakers(texts, row.prompt), strict=True)
     return [Token(text="", part=PADDING)] * padding + [Token(text=text, part=owner) for text, owner in pairs]
-
-
-def _numbers(row: Tensor) -> list[int]:
-    return [int(x) for x in row.tolist()]
 
 
 def _reading(config: StageSettings) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ def label(
     from preftune.sums import refuse_links
 
     refuse_links(RunDir(run))
+    rater = list(dict.fromkeys(rater or ()))
     folder, origin = find_set(RunDir(run), name, source)
     settings = {
         "seed": seed,
@@ -80,9 +81,14 @@ def label(
     settings |= {
         "all_pairs": all_pairs,
         "tags": list(tag) if tag else None,
-        "raters": list(rater) if rater else None,
+        "raters": rater or None,
     }
     if results or export:
+        if html or take or any(value is not None for value in settings.values()):
+            raise UsageError(
+                "--results and --export show what was judged, and change nothing",
+                "import, and add raters, in a command of their own before",
+            )
         _show(Store(folder), results, export)
         return
     from preftune.runs.lock import held
@@ -90,7 +96,7 @@ def label(
     with held(RunDir(folder)):
         store = begin(folder, origin, settings)
         if html is not None:
-            _write_page(store, rater or (), html)
+            _write_page(store, rater, html)
         for file in take or ():
             _import(store, file)
         if html is None and not take:
@@ -116,7 +122,7 @@ def _show(store: "Store", results: bool, export: str | None) -> None:
         typer.echo(f"{done.without:,} judged items gave none (ties, both bad, raters who disagree)")
 
 
-def _write_page(store: "Store", raters: "list[str] | tuple[str, ...]", file: str) -> None:
+def _write_page(store: "Store", raters: list[str], file: str) -> None:
     from preftune.label.page import write_file
 
     names = raters or store.design.raters
@@ -150,6 +156,7 @@ def _serve(store: "Store", port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise UsageError(f"port {port} cannot be used: {error}", "choose another with --port N") from None
+        port = probe.getsockname()[1]  # of 0 the one that was free
     tokens = store.tokens()
     typer.echo(f"{store.folder}: {len(store.items):,} items. Only this machine can open these links:")
     for name, token in tokens.items():

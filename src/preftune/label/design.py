@@ -61,7 +61,7 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
     hand = [item for item in items if item.id in dealt]
     if not design.informative:  # each rater in an order of her own
         hand.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))
-    slots = [(float(i), Slot(item, False, _side(design, rater, item))) for i, item in enumerate(hand)]
+    slots = [(float(i), slot_of(design, item, rater, False)) for i, item in enumerate(hand)]
     gap = min(GAP, len(hand) // 2)
     early = sorted(
         range(len(hand) - gap), key=lambda i: derive_seed(design.seed, "repeat", rater, hand[i].id)
@@ -69,8 +69,14 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
     for i in early[: round(design.repeats * len(hand))]:
         first = slots[i][1]
         later = i + gap + derive_seed(design.seed, "when", rater, first.item.id) % (len(hand) - gap - i)
-        slots.append((later + 0.5, Slot(first.item, True, 1 - first.a)))
+        slots.append((later + 0.5, slot_of(design, first.item, rater, True)))
     return [slot for _, slot in sorted(slots, key=lambda pair: (pair[0], pair[1].key))]
+
+
+def slot_of(design: Design, item: Item, rater: str, again: bool) -> Slot:
+    """A showing of an item to a rater, also of one that is not in her queue any more."""
+    side = _side(design, rater, item)
+    return Slot(item, again, 1 - side if again else side)
 
 
 def _side(design: Design, rater: str, item: Item) -> int:

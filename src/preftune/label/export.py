@@ -94,6 +94,7 @@ class Imported(NamedTuple):
 def take(store: Store, path: Path) -> Imported:
     """Add what a rater saved from a static file. All of it is checked first; what is there already stays.
 
+    Any item of the set is taken: who joined after the file was made has changed who is asked what.
     DataError: not such a file, of another set, or by somebody who is not asked.
     """
     row = read_object(path)
@@ -105,7 +106,6 @@ def take(store: Store, path: Path) -> Imported:
     if not isinstance(rater, str) or rater not in store.design.raters:
         raise DataError(f"{path}: {str(rater)[:40]!r} is no rater of this set", "--rater NAME adds one")
     judgements = []
-    slots = {slot.key for slot in store.slots(rater, complete=True)}
     for number, each in enumerate(rows, start=1):
         try:
             judgements.append(Judgement.model_validate(each))
@@ -113,9 +113,11 @@ def take(store: Store, path: Path) -> Imported:
             raise DataError(
                 f"{path}: judgement {number}: {first_fault(error)}", "ask the rater for it again"
             ) from None
-        if judgements[-1].slot not in slots or not set(judgements[-1].tags) <= set(store.design.tags):
+        item, _, _ = judgements[-1].slot.partition("-")
+        if item not in store.items or not set(judgements[-1].tags) <= set(store.design.tags):
             raise DataError(
-                f"{path}: judgement {number} is of no item of {rater}'s", "ask the rater for it again"
+                f"{path}: judgement {number} is of no item of this set, or has a tag that it lacks",
+                "ask the rater for it again",
             )
     before = len(store.events[rater])
     for each in judgements:

@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from preftune.config import config_of
 from preftune.data.dialogue import Dialogue, Turn
-from preftune.data.hh import parse_prompt
+from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.records.base import Number, Record, Several, read_records
 from preftune.records.run import SampleRow
@@ -20,6 +21,7 @@ from preftune.rundir import RunDir, policy_name, read_text
 from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
+SYSTEM = "\n\nSystem:"  # as a sample's prompt begins where there is such a turn
 ROLES = {"human": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -100,8 +102,12 @@ def _two_policies(run: RunDir, source: str | None) -> Chosen:
     files = run.samples_files()
     if source is None:
         config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
-        trained = [policy_name(stage) for stage in config.get("stage", {}) if policy_name(stage) in files]
-        pair = [policy_name("sft"), *trained[-1:]]
+        kinds = {
+            name: config_of(str(stage.get("algorithm"))) for name, stage in config.get("stage", {}).items()
+        }
+        imitating = [policy_name(name) for name, kind in kinds.items() if kind is not None and kind.imitates]
+        trained = [policy_name(name) for name in kinds if policy_name(name) in files]
+        pair = [*imitating[:1], *trained[-1:]]
     else:
         pair = [name if name in files else policy_name(name) for name in source.split(",")]
     if len(set(pair)) != 2 or not files.keys() >= set(pair):
@@ -178,8 +184,11 @@ def _of_policies(source: Chosen) -> Rows:
 
 def _messages(prompt: str) -> tuple[Message, ...]:
     """A prompt in one string, as messages; one that is no transcript is what the user said."""
+    system, first = list[Turn](), MARKER.search(prompt)
+    if first and prompt.startswith(SYSTEM):
+        system, prompt = [Turn("system", prompt[len(SYSTEM) : first.start()])], prompt[first.start() :]
     turns = parse_prompt(prompt) if prompt.strip() else Dialogue([Turn("human", prompt)])
-    return tuple(Message(role=ROLES[turn.role], content=turn.text.strip()) for turn in turns)
+    return tuple(Message(role=ROLES[turn.role], content=turn.text.strip()) for turn in (*system, *turns))
 
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:

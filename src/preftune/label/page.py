@@ -8,10 +8,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from preftune.label.store import Store, shown
-from preftune.report.writers.page import content_policy
+from preftune.report.writers.page import content_policy, environment_of
 from preftune.rundir import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -24,12 +22,12 @@ SERVED_POLICY = (
 @cache
 def asset(name: str) -> str:
     """label.js or label.css, as it is sent."""
-    return _environment().get_template(name).render()
+    return environment_of(TEMPLATES).get_template(name).render()
 
 
 def served_page() -> str:
     """The page without anything in it: the script asks for what it shows."""
-    return _environment().get_template("label.html").render(policy="", data="")
+    return environment_of(TEMPLATES).get_template("label.html").render(policy="", data="")
 
 
 def write_file(store: Store, rater: str, path: Path) -> None:
@@ -42,16 +40,4 @@ def write_file(store: Store, rater: str, path: Path) -> None:
     }
     policy = content_policy(asset("label.js"), asset("label.css"))
     text = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
-    write_text(path, _environment().get_template("label.html").render(policy=policy, data=text))
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    write_text(path, environment_of(TEMPLATES).get_template("label.html").render(policy=policy, data=text))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
 from preftune.evaluation.anytime import confidence_sequence
+from preftune.label.items import Item
 from preftune.label.judgements import Event
 from preftune.label.store import Store
 from preftune.records.base import Estimate
@@ -50,12 +51,18 @@ def results(store: Store) -> list[Line]:
             "reward_model",
             "what the reward model (or judge) scores higher is preferred",
             decided,
-            _as_scored(store),
+            _larger(store, lambda item: item.scores),
         ),
         Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
         _repeats(stands),
         _share(store, "side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
-        _share(store, "length", "the longer reply is preferred", decided, _longer(store)),
+        _share(
+            store,
+            "length",
+            "the longer reply is preferred",
+            decided,
+            _larger(store, lambda item: (len(item.replies[0]), len(item.replies[1]))),
+        ),
         _share(
             store, "ties", "tie or both bad", first.values(), lambda event: float(event.preferred is None)
         ),
@@ -102,22 +109,16 @@ def _is_a(event: Event) -> float:
     return float(event.verdict == "a")
 
 
-def _as_scored(store: Store) -> Callable[[Event], float | None]:
+def _larger(
+    store: Store, measure: Callable[[Item], tuple[float, float] | None]
+) -> Callable[[Event], float | None]:
+    """Whether the preferred reply measures more; None where neither does, or none is preferred."""
+
     def value(event: Event) -> float | None:
-        scores = store.items[event.item].scores
-        if scores is None or scores[0] == scores[1] or event.preferred is None:
+        both = measure(store.items[event.item])
+        if both is None or both[0] == both[1] or event.preferred is None:
             return None
-        return float((scores[1] > scores[0]) == (event.preferred == 1))
-
-    return value
-
-
-def _longer(store: Store) -> Callable[[Event], float | None]:
-    def value(event: Event) -> float | None:
-        lengths = [len(reply) for reply in store.items[event.item].replies]
-        if lengths[0] == lengths[1] or event.preferred is None:
-            return None
-        return float((lengths[1] > lengths[0]) == (event.preferred == 1))
+        return float((both[1] > both[0]) == (event.preferred == 1))
 
     return value
 
@@ -157,20 +158,15 @@ def as_rows(store: Store) -> dict[str, Any]:
         text = "–" if value is None else value.text() if line.key == "alpha" else value.percent()
         n = "0" if value is None else f"{value.n:,}"
         rows.append([line.words, text, n, line.kind if value is not None else "–"])
-    done = {
-        rater: {
-            "done": sum(not event.again for event in slots.values()),
-            "again": sum(e.again for e in slots.values()),
-        }
-        for rater, slots in store.standing().items()
-    }
     return {
         "set": store.folder.name,
         "items": len(store.items),
         "headers": ["What", "Value [95 %]", "n", "Interval"],
         "rows": rows,
         "raters": [
-            [rater, f"{row['done']:,} items", f"{row['again']:,} again"] for rater, row in done.items()
+            [rater, f"{len(slots) - again:,} items", f"{again:,} again"]
+            for rater, slots in store.standing().items()
+            for again in [sum(event.again for event in slots.values())]
         ],
         "notes": [HARD if store.design.informative else CONTINUOUS],
         "numbers": {line.key: line.value and line.value.model_dump(mode="json") for line in lines},

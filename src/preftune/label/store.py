@@ -4,6 +4,7 @@ A rater's file only grows, and a line is on the disk before the page hears that 
 any moment loses nothing that was said to be saved. Whoever writes holds the set's lock.
 """
 
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -13,12 +14,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from preftune.errors import ConfigError, DataError, InputMissing, UsageError
-from preftune.label.design import RATER, Design, Slot, queue, shared
+from preftune.label.design import RATER, Design, Slot, queue, shared, slot_of
 from preftune.label.items import Chosen, Item, find_source, read_items
 from preftune.label.judgements import Event, Judgement, Undone, standing
 from preftune.records.base import first_fault, read_record, read_records, write_record
 from preftune.rundir import RunDir, append_jsonl, read_object, sha256_file, sync, write_json, write_jsonl
 from preftune.untrusted import clean
+
+_NAMES = "raters: letters, digits, - and _"
 
 
 class Conflict(Exception):
@@ -76,17 +79,17 @@ class Store:
         old: dict[str, Any] = read_object(path) if path.is_file() else {}
         tokens = {name: str(old.get(name) or secrets.token_urlsafe(24)) for name in ("", *self.design.raters)}
         if tokens != old:
-            path.touch(mode=0o600)
-            write_json(path, tokens)
-            path.chmod(0o600)
+            before = os.umask(0o077)  # others of this machine never see it
+            try:
+                write_json(path, tokens)
+            finally:
+                os.umask(before)
         return tokens
 
-    def slots(self, rater: str, complete: bool = False) -> list[Slot]:
-        """The rater's queue; unless `complete`, without what somebody else has judged for her."""
+    def slots(self, rater: str) -> list[Slot]:
+        """The rater's queue, without what somebody else has judged for her."""
         if rater not in self._queues:
             self._queues[rater] = queue(self.design, list(self.items.values()), rater)
-        if complete:
-            return self._queues[rater]
         elsewhere = {
             event.item
             for name, events in self.events.items()
@@ -125,8 +128,9 @@ class Store:
         if judgement.slot in standing(events):
             raise Conflict
         item, _, again = judgement.slot.partition("-")
-        slot = next((slot for slot in self.slots(rater, by == "file") if slot.key == judgement.slot), None)
-        if slot is None:
+        if by == "file":
+            slot = slot_of(self.design, self.items[item], rater, again == "1")
+        elif (slot := next((s for s in self.slots(rater) if s.key == judgement.slot), None)) is None:
             raise UsageError("no such item in this rater's list")
         if not set(judgement.tags) <= set(self.design.tags):
             raise UsageError("an unknown tag")
@@ -183,7 +187,8 @@ def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> St
     try:
         design = Design.model_validate({"source": source.name, **settings})
     except ValidationError as error:
-        raise UsageError(f"{first_fault(error)} (raters: letters, digits, - and _)") from None
+        fault = first_fault(error)
+        raise UsageError(f"{fault} ({_NAMES})" if fault.startswith("raters") else fault) from None
     items = read_items(source, design.seed, informative=design.informative, all_pairs=design.all_pairs)
     path = folder / "items.jsonl"
     write_jsonl(path, [item.model_dump(mode="json") for item in items[: design.limit]])
@@ -207,5 +212,5 @@ def _reopened(folder: Path, settings: Mapping[str, Any]) -> Store:
     try:
         write_record(folder / "design.json", row | {"raters": joined}, Design)
     except ValidationError as error:
-        raise UsageError(f"{first_fault(error)} (raters: letters, digits, - and _)") from None
+        raise UsageError(f"{first_fault(error)} ({_NAMES})") from None
     return Store(folder)

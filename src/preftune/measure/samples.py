@@ -5,7 +5,7 @@ from typing import Any
 
 from preftune.data import Dialogue, Turn
 from preftune.errors import InputMissing, UsageError, meant
-from preftune.measure.conditions import distinct
+from preftune.measure.conditions import held_out_prompts
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
 from preftune.rollout.sample import ended, sample
@@ -14,12 +14,8 @@ from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
 
-def replies(
-    session: Session, stage: str, prompts: Sequence[str], seed: int, n: int, changes: Mapping[str, Any] = {}
-) -> Iterator[dict[str, Any]]:
-    """One reply to each prompt, or to `n` held-out prompts if none is given. `changes`: to the evaluation's
-    settings.
-    """
+def check_policy(session: Session, stage: str) -> None:
+    """UsageError if no such stage trains a policy, InputMissing if it is not trained yet."""
     policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
         raise UsageError(
@@ -29,9 +25,18 @@ def replies(
         raise InputMissing(
             f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"
         )
+
+
+def replies(
+    session: Session, stage: str, prompts: Sequence[str], seed: int, n: int, changes: Mapping[str, Any] = {}
+) -> Iterator[dict[str, Any]]:
+    """One reply to each prompt, or to `n` held-out prompts if none is given. `changes`: to the evaluation's
+    settings.
+    """
+    check_policy(session, stage)
     source, settings = session.source(stage), session.config.evaluation.model_copy(update=changes)
     dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]
-    dialogues = dialogues or [row.prompt for row in distinct(session.shuffled(session.dataset.test), n)]
+    dialogues = dialogues or [row.prompt for row in held_out_prompts(session)[:n]]
     encoder, policy = session.encoder(source, settings.max_new_tokens), Policy(load_causal_lm(source))
     for i, dialogue in enumerate(dialogues):
         out = sample(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from preftune import report
 from preftune.errors import StorageError
 from preftune.measure.evaluate import evaluate_run
 from preftune.records.base import read_record
@@ -17,7 +18,6 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     """Evaluate, write the report, show the table and say where everything lies. All processes of a run
     evaluate together, the rest is the main one's.
     """
-    from preftune import report  # here, since matplotlib takes a second and training need not wait for it
     from preftune.measure.expected import outcome
 
     run, console = session.run, session.console

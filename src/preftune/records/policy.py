@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import AliasPath, Field, model_validator
 
 from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several
-from preftune.records.verdict import outcome
 from preftune.untrusted import clean
 
+REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
 MAX_LABEL = 60
 SHARES = ("empty_share", "role_leakage", "repetition_4", "distinct_1", "distinct_2")
 _WITH_INTERVAL = {"empty": "empty_share", "role_leakage_rate": "role_leakage", "repetition": "repetition_4"}
@@ -167,10 +167,6 @@ class Comparison(Record):
         keys = ("mean", "value", "interval", "n")
         return {**row, "difference": {key: row[key] for key in keys if key in row}}
 
-    @property
-    def outcome(self) -> str:
-        return outcome(self.difference.low, self.difference.high, self.difference.n, self.p_holm)
-
 
 class PairsFile(Record):
     """pairs.json: which file `evaluate --pairs` read, and how many of its pairs."""
@@ -182,5 +178,5 @@ class PairsFile(Record):
 
 def policy_files(directory: Path) -> list[Path]:
     """The files of policies among those of an evaluation."""
-    others = ("reward_model", "best_of_n", "pairs")
+    others = (REWARD_MODEL, BEST_OF, PAIRS)
     return sorted(path for path in directory.glob("*.json") if not path.stem.startswith(others))

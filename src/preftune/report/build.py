@@ -5,11 +5,7 @@ import os
 from pathlib import Path
 
 from preftune.errors import DataError
-from preftune.report.contents import sections
 from preftune.report.load import load_run
-from preftune.report.plots.figures import draw
-from preftune.report.writers.analysis import analysis_text, apart_texts
-from preftune.report.writers.page import page_text
 from preftune.rundir import RunDir, write_text
 from preftune.sums import faults, listed, read_sealed, refuse_links, sum_of, sums, write_sealed
 from preftune.version import __version__
@@ -22,6 +18,12 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     Raises InputMissing if there is no such directory, DataError for a file in it that cannot be understood or
     is not what was written, ConfigError for a link where a file should go.
     """
+    # matplotlib and jinja2 take a second, and whoever only reads a run needs neither
+    from preftune.report.contents import sections
+    from preftune.report.plots.figures import draw
+    from preftune.report.writers.analysis import analysis_text, apart_texts
+    from preftune.report.writers.page import page_text
+
     directory = run if isinstance(run, RunDir) else RunDir(run)
     refuse_links(directory)
     key = _key(directory)
@@ -38,8 +40,8 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     write_sealed(directory.report_record, {})
     for path, text in texts.items():
         write_text(path, text)
-    for stale in {directory.path / name for name in earlier} - set(texts):  # a figure that it has no more
-        if stale.parent == directory.figures:
+    for stale in {directory.path / name for name in earlier} - set(texts):  # what it has no more
+        if stale.parent in (directory.figures, directory.analysis_details):
             stale.unlink(missing_ok=True)
     write_sealed(directory.report_record, {"key": key, "files": sums(directory, texts)})
     return list(texts)

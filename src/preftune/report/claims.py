@@ -106,21 +106,20 @@ def summary(run: RunView) -> str:
     return f"{'; '.join(clauses)}."
 
 
-def verdict(run: RunView) -> str:
-    """The run in one paragraph: what can be claimed, and what cannot."""
-    return " ".join(verdict_sentences(run))
-
-
 def verdict_sentences(run: RunView) -> tuple[str, ...]:
     """The verdict, one thought a string: the policies, their judge, the gold score, the size of the run."""
     by_score = claims(run)
-    if not by_score:
+    compared = next((found for measure in JUDGES if (found := claims(run, measure))), ())
+    if not compared:
         return (
             f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}.",
             _judge(run),
         )
-    n = next((claim.difference.n for claim in by_score if claim.difference.n), None)
+    n = next((claim.difference.n for claim in compared if claim.difference.n), None)
     prompts = f"On {n} held-out prompts" if n else "On the held-out prompts"
+    if not by_score:
+        unscored = f"{prompts}, the policies were compared without a score of a reward model."
+        return tuple(part for part in (unscored, _gold(run), _held_out(run), _size(run)) if part)
     outcomes = _outcomes(by_score, run.label(run.reference))
     scored = f"{prompts}, by the reward model's own score, {outcomes}."
     sentences = [_judge(run), _gold(run), _held_out(run)]

@@ -15,6 +15,7 @@ from preftune.report.sections.setup import configuration, setup
 from preftune.report.sections.tokens import tokens
 from preftune.report.text import Code, Prose, join, name
 from preftune.report.view import RunView
+from preftune.rundir import policy_name
 
 
 def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
@@ -39,11 +40,15 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
 
 
 def _limits(run: RunView) -> Section:
-    standing: list[Prose] = [
-        (
-            "The reward model is both what PPO and GRPO were trained on and what all policies are scored by: "
-            "a gain in its score is a gain by its taste, not proof of better answers.",
-        ),
+    standing: list[Prose] = []
+    if run.reward_model is not None and any(policy.reward for policy in run.policies):
+        judge, policies = run.reward_model.stage, {policy.policy for policy in run.policies}
+        names = [policy_name(stage.name) for stage in run.stages if judge in stage.record.parents]
+        trained = join([run.label(policy) for policy in names if policy in policies])
+        also = f", and by which {trained} learnt" if trained else ""
+        words = f"The reward model is what all policies are scored by{also}: a gain in its score is a gain"
+        standing.append((f"{words} by its taste, not proof of better answers.",))
+    standing += [
         (
             "One seed. The intervals cover the choice of prompts, not the luck of training; another seed can "
             "reorder policies that are close.",

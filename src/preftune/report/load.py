@@ -12,6 +12,9 @@ from preftune.config import config_of
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import R, read_record, read_records
 from preftune.records.policy import (
+    BEST_OF,
+    PAIRS,
+    REWARD_MODEL,
     BestOfCurve,
     Comparison,
     PairsFile,
@@ -29,7 +32,6 @@ from preftune.sums import check, check_own, read_sealed
 
 P = TypeVar("P", bound=PolicyRecord)
 NOT_STARTED = "not started"
-REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
 NO_POLICY = frozenset({"pretraining", "evaluation", ""})  # besides algorithms that train none
 
 

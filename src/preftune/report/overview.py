@@ -66,7 +66,7 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
 
 def _gains(runs: Sequence[_Run]) -> Section:
     """A row for each policy of each run."""
-    rows = _policies([(run, claim) for run in runs for claim in claims(run.view)])
+    rows = _policies(runs)
     headers = (
         "Run",
         "Policy",
@@ -82,24 +82,29 @@ def _gains(runs: Sequence[_Run]) -> Section:
     return Section(key="gains", title="Gains", blocks=tuple(blocks))
 
 
-def _policies(claimed: Sequence[tuple[_Run, Claim]]) -> list[tuple[Text, ...]]:
-    """Rows of policies; within a column all have as many decimals."""
-    gold = {(run.directory, c.policy.policy): c for run, _ in claimed for c in claims(run.view, "gold")}
-    found = {run.directory: diagnose(run.view) for run, _ in claimed}
-    by_gold = [gold.get((run.directory, claim.policy.policy)) for run, claim in claimed]
-    pathologies = [
-        "; ".join(f.kind for f in found[run.directory] if f.where in (_stage(policy), policy.label)) or DASH
-        for run, policy in ((run, claim.policy) for run, claim in claimed)
-    ]
+def _policies(runs: Sequence[_Run]) -> list[tuple[Text, ...]]:
+    """Rows of policies that were compared; within a column all have as many decimals."""
+    compared, claimed = list[tuple[_Run, PolicyRecord]](), list[tuple[Claim | None, Claim | None]]()
+    for run in runs:
+        score, gold = ({c.policy.policy: c for c in claims(run.view, key)} for key in ("score", "gold"))
+        policies = [policy for policy in run.view.policies if policy.policy in score.keys() | gold.keys()]
+        compared += [(run, policy) for policy in policies]
+        claimed += [(score.get(policy.policy), gold.get(policy.policy)) for policy in policies]
+    found = {run.directory: diagnose(run.view) for run, _ in compared}
     columns: list[Sequence[Text]] = [
-        [name(run.directory) for run, _ in claimed],
-        [claim.policy.label for _, claim in claimed],
-        column((claim.difference for _, claim in claimed), sign=True),
-        [claim.outcome for _, claim in claimed],
-        column((claim and claim.difference for claim in by_gold), sign=True),
-        [DASH if claim is None else claim.outcome for claim in by_gold],
-        kl_column([claim.policy for _, claim in claimed]),
-        pathologies,
+        [name(run.directory) for run, _ in compared],
+        [policy.label for _, policy in compared],
+    ]
+    for of_all in zip(*claimed, strict=True):
+        columns.append(column((claim and claim.difference for claim in of_all), sign=True))
+        columns.append([DASH if claim is None else claim.outcome for claim in of_all])
+    columns += [
+        kl_column([policy for _, policy in compared]),
+        [
+            "; ".join(f.kind for f in found[run.directory] if f.where in (_stage(policy), policy.label))
+            or DASH
+            for run, policy in compared
+        ],
     ]
     return list(zip(*columns, strict=True))
 

@@ -28,7 +28,7 @@ def comparison_table(run: RunView) -> Table:
     outcomes = {claim.policy.policy: claim.outcome for claim in claims(run)}
     baseline = [policy.policy == run.reference for policy in run.policies]
     differences = column((policy.difference for policy in run.policies), sign=True)
-    win_rates = map(_percent, (policy.win_rate for policy in run.policies))
+    win_rates = map(share_text, (policy.win_rate for policy in run.policies))
     columns: list[Iterable[str]] = [
         (policy.label for policy in run.policies),
         column(policy.reward for policy in run.policies),
@@ -38,7 +38,7 @@ def comparison_table(run: RunView) -> Table:
         ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
         kl_column(run.policies),
         column(policy.length for policy in run.policies),
-        map(_percent, (policy.eos_rate for policy in run.policies)),
+        map(share_text, (policy.eos_rate for policy in run.policies)),
         *(column(map(value, run.policies)) for value in golds.values()),
     ]
     return Table(headers=tuple(headers), rows=tuple(zip(*columns, strict=True)))
@@ -103,12 +103,12 @@ def length_table(run: RunView) -> Table:
     columns: list[Iterable[str]] = [
         (policy.label for policy, _ in known),
         column(policy.length for policy, _ in known),
-        (_percent(control.raw_win_rate) for control in controls),
-        (_percent(control.win_rate) for control in controls),
+        (share_text(control.raw_win_rate) for control in controls),
+        (share_text(control.win_rate) for control in controls),
         (f"{c.gain.n:,}" if c.gain is not None and c.gain.n is not None else "–" for c in controls),
         column((control.gain for control in controls), sign=True),
         column((control.matched for control in controls), sign=True),
-        (_percent(control.surviving) for control in controls),
+        (share_text(control.surviving) for control in controls),
     ]
     return Table(headers=headers, rows=tuple(zip(*columns, strict=True)))
 
@@ -119,7 +119,7 @@ def other_judges_table(run: RunView) -> Table:
     chosen = {claim.policy.policy: claim for claim in claims(run, against=CHOSEN)}
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
-        columns["Win rate vs human-chosen"] = [_percent(policy.win_rate_chosen) for policy in run.policies]
+        columns["Win rate vs human-chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
         columns["Reward − human-chosen"] = _claimed(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
         columns["Second reward model"] = column(policy.held_out for policy in run.policies)
@@ -137,7 +137,8 @@ def _claimed(run: RunView, claimed: Mapping[str, Claim]) -> list[str]:
     ]
 
 
-def _percent(share: Estimate | None) -> str:
+def share_text(share: Estimate | None) -> str:
+    """A share with its interval; a dash for none."""
     return "–" if share is None else share.percent()
 
 

@@ -73,8 +73,8 @@ def longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """A number with `digits` significant digits (at least two decimals below 100); a dash for none."""
+def number(value: float | None, *, sign: bool = False) -> str:
+    """A number with three significant digits (at least two decimals below 100); a dash for none."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -83,15 +83,15 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if size and size < 0.001:
         text = f"{value:.1e}"
         return f"+{text}" if sign and value > 0 else text
-    text = f"{value:.{_decimals(size, digits)}f}"
+    text = f"{value:.{_decimals(size)}f}"
     return f"+{text}" if sign and value > 0 else text
 
 
-def numbers(values: Iterable[float | None], digits: int = 3) -> list[str]:
+def numbers(values: Iterable[float | None]) -> list[str]:
     """The cells of a column of numbers, each with the decimals that `number` gives the largest of them."""
     cells = list(values)
     largest = max((abs(value) for value in cells if value is not None and math.isfinite(value)), default=0.0)
-    decimals = _decimals(largest, digits)
+    decimals = _decimals(largest)
     return [
         number(value)
         if value is None or not math.isfinite(value) or largest < 0.001
@@ -100,9 +100,9 @@ def numbers(values: Iterable[float | None], digits: int = 3) -> list[str]:
     ]
 
 
-def _decimals(size: float, digits: int) -> int:
+def _decimals(size: float) -> int:
     integer_digits = len(str(int(size))) if size >= 1 else 0
-    return max(0, digits - integer_digits) if size >= 100 else max(2, digits - integer_digits)
+    return max(0 if size >= 100 else 2, 3 - integer_digits)
 
 
 def percent(value: float | None) -> str:

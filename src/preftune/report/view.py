@@ -46,16 +46,16 @@ class RunView:
 
     name: str
     config: Row
-    config_text: str
-    record: RunRecord
-    data: DataRecord | None
-    stages: tuple[StageView, ...]
-    policies: tuple[PolicyRecord, ...]
-    reward_model: RewardModelRecord | None
-    comparisons: tuple[Comparison, ...]
-    samples: Mapping[str, tuple[SampleRow, ...]]
-    mistakes: tuple[Mistake, ...]
-    missing: tuple[str, ...]
+    config_text: str = ""
+    record: RunRecord = field(default_factory=RunRecord)
+    data: DataRecord | None = None
+    stages: tuple[StageView, ...] = ()
+    policies: tuple[PolicyRecord, ...] = ()
+    reward_model: RewardModelRecord | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    samples: Mapping[str, tuple[SampleRow, ...]] = field(default_factory=dict)
+    mistakes: tuple[Mistake, ...] = ()
+    missing: tuple[str, ...] = ()
     best_of: tuple[BestOf, ...] = ()
     other_reward_models: tuple[RewardModelRecord, ...] = ()
     other_pairs: tuple[OtherPairs, ...] = ()

@@ -23,7 +23,7 @@ def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")],
     once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
 ) -> None:
-    """Look on while a run goes on, from any terminal that sees its directory; ends with the run."""
+    """Look on while a run goes on, from any terminal that sees its directory; ends when it is done."""
     from rich.console import Console
     from rich.live import Live
 

@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from preftune.config import RunConfig, load_recipe, stage_order
 from preftune.errors import PreftuneError, RunLocked
 from preftune.records.base import read_record
-from preftune.records.run import DataRecord, RunRecord
+from preftune.records.run import DataRecord
 from preftune.records.stage import LiveRecord, MetricsRow, StageRecord
 from preftune.report.doctor.base import Finding
 from preftune.report.doctor.diagnose import diagnose
@@ -50,12 +50,14 @@ class Tail:
             if status.st_ino != self._file or status.st_size < self._at:
                 self.rows.clear()
                 self._at, self._file = 0, status.st_ino
-            file.seek(self._at)
-            lines, end, _ = file.read(_BYTES).rpartition(b"\n")
-            self._at += len(lines) + len(end)
-            for line in filter(bytes.strip, lines.split(b"\n")):
-                with suppress(ValueError, RecursionError):  # the report says what is wrong with it
-                    self.rows.append(MetricsRow.model_validate(decoded(json.loads(line))))
+            end = b"\n"
+            while end and self._at < status.st_size:  # a line without its end is read the next time
+                file.seek(self._at)
+                lines, end, _ = file.read(_BYTES).rpartition(b"\n")
+                self._at += len(lines) + len(end)
+                for line in filter(bytes.strip, lines.split(b"\n")):
+                    with suppress(ValueError, RecursionError):  # the report says what is wrong with it
+                        self.rows.append(MetricsRow.model_validate(decoded(json.loads(line))))
 
     def course(self, *names: str, last: int = KEPT) -> list[float]:
         """The finite values of the first of these metrics that the last row has, in the last rows."""
@@ -77,7 +79,7 @@ class Look:
 
     run: RunDir
     name: str
-    config: RunConfig | None
+    config: RunConfig
     records: dict[str, StageRecord]  # in the order in which they are trained
     locked: bool
     stage: str
@@ -174,8 +176,10 @@ class Watched:
         return False
 
     def _checkpoint(self, stage: str) -> int:
-        names = (path.name.removeprefix("step-") for path in self.run.checkpoints(stage).glob("step-*"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        with suppress(OSError):  # the directory may go while it is read
+            names = (path.name.removeprefix("step-") for path in self.run.checkpoints(stage).glob("step-*"))
+            return max((int(name) for name in names if name.isdecimal()), default=0)
+        return 0
 
     def _diagnosed(self, look: Look) -> Sequence[Finding]:
         """Of the stage under way, now and then; of everything, once the run is finished."""
@@ -227,22 +231,15 @@ class Watched:
 def _view(look: Look) -> RunView:
     """A run of the one stage, as the doctor looks at it."""
     record = look.records.get(look.stage, StageRecord())
-    stage = StageView(name=look.stage, status=record.status, record=record, metrics=tuple(look.tail.rows))
-    settings = look.config.model_dump() if look.config is not None else {}
-    return RunView(
-        name=look.name,
-        config=settings,
-        config_text="",
-        record=RunRecord(),
-        data=None,
-        stages=(stage,) if look.stage else (),
-        policies=(),
-        reward_model=None,
-        comparisons=(),
-        samples={},
-        mistakes=(),
-        missing=(),
+    config = look.config.model_dump()
+    stage = StageView(
+        name=look.stage,
+        status=record.status,
+        record=record,
+        metrics=tuple(look.tail.rows),
+        settings=config["stage"].get(look.stage, {}),
     )
+    return RunView(name=look.name, config=config, stages=(stage,) if look.stage else ())
 
 
 def sparkline(values: Sequence[float], width: int) -> Iterator[float]:

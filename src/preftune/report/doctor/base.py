@@ -62,8 +62,3 @@ def thirds(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     third = max(2, len(values) // 3)
     return mean(values[:third]), mean(values[-third:])
-
-
-def peak(values: Sequence[float]) -> float:
-    """The largest of a course, 0 for an empty one."""
-    return max(values, default=0.0)

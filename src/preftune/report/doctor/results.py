@@ -13,9 +13,10 @@ BY_LENGTH = 0.5  # correlation of score and length
 SURVIVES = 0.5  # share of a gain that is left at equal length
 DISTINCT = 0.6  # of SFT's distinct-2; quickstart at healthy settings has 0.77
 REPEATED = 0.1  # more repeated 4-grams than SFT
-KL = 30.0  # nats a reply
+# Nats a reply. With a small reward model gold has turned down well before (Gao et al. 2023, figure 1b).
+KL = 30.0
 OUTSIDE = 3.0  # sd of the scores of chosen replies
-MANY = 0.1
+MANY = 0.1  # of the replies
 OVERFIT = 0.2  # accuracy in training beyond that on held-out pairs
 
 
@@ -30,9 +31,9 @@ def _chance(run: RunView) -> Iterator[Symptom]:
 
 
 def _overfit(run: RunView) -> Iterator[Symptom]:
-    held_out = run.reward_model and run.reward_model.accuracy
+    measured = {m.stage: m.accuracy for m in (run.reward_model, *run.other_reward_models) if m is not None}
     for stage in run.stages:
-        train = thirds(course(stage, "accuracy"))
+        train, held_out = thirds(course(stage, "accuracy")), measured.get(stage.name)
         if train and held_out and train[1] - held_out.value > OVERFIT and train[1] > (held_out.high or 1):
             yield stage.name, f"{train[1]:.0%} of the training pairs right, {held_out.percent()} of others"
 
@@ -69,7 +70,7 @@ def _over_optimised(run: RunView) -> Iterator[Symptom]:
 
 def _kl(run: RunView) -> Iterator[Symptom]:
     for policy in _trained(run):
-        if policy.kl_sequence is not None and policy.kl_sequence.value > KL:
+        if policy.kl_sequence is not None and not policy.kl_sequence.value <= KL:  # nan, too
             yield (
                 policy.label,
                 f"KL to {run.label(run.reference)}: {policy.kl_sequence.value:.0f} nats a reply",

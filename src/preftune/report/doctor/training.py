@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from preftune.report.doctor.base import FEW_ROWS, Pathology, course, in_stages, peak, thirds
+from preftune.report.doctor.base import FEW_ROWS, Pathology, course, in_stages, thirds
 from preftune.report.view import StageView
 
 RATIO = 1e-3  # the first update's ratio is 1 but for rounding; half precision moves it by about this
@@ -22,10 +22,10 @@ LENGTH = 1.5  # times the length at the start
 
 def _ratio(stage: StageView) -> str | None:
     first = course(stage, "first/val/ratio", "first/ratio")
-    if first and (worst := peak([abs(v - 1) for v in first])) > RATIO:
+    if first and (worst := max(abs(v - 1) for v in first)) > RATIO:
         return f"the first update of a step has a mean ratio {worst:.2g} away from 1"
     served = course(stage, "sampling/kl_k3")
-    if served and (worst := peak(served)) > SERVED:
+    if served and (worst := max(served)) > SERVED:
         return f"the server that samples is {worst:.2g} nats a token away from the policy"
     return None
 

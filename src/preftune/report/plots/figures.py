@@ -30,7 +30,9 @@ def draw(run: RunView) -> Figures:
 
 def file_part(stage: str) -> str:
     """A stage's name as part of a file name and of a link."""
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stage)[:60]
+    return "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter == "_") else "-" for letter in stage
+    )[:60]
 
 
 def _of_the_comparison(run: RunView) -> Figures:

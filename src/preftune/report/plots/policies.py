@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
@@ -21,16 +22,9 @@ MARKED = (2, 4, 8, 16)  # points of the best-of-n curve that carry their n
 PLACES = ((8, 5), (-8, 5), (8, -13), (-8, -13), (8, 17), (-8, 17), (8, -25), (-8, -25), (8, 29), (-8, 29))
 
 
-def reward(item: PolicyRecord | BestOf) -> Estimate | None:
-    return item.reward
-
-
-def gold(item: PolicyRecord | BestOf) -> Estimate | None:
-    return item.gold
-
-
-def held_out(item: PolicyRecord | BestOf) -> Estimate | None:
-    return item.held_out
+reward: Value = attrgetter("reward")
+gold: Value = attrgetter("gold")
+held_out: Value = attrgetter("held_out")
 
 
 def trade_off(run: RunView, value: Value, label: str) -> str:

@@ -15,16 +15,13 @@ from preftune.report.claims import (
     short_stages,
     strongest_baseline,
 )
+from preftune.report.doctor.results import BY_LENGTH, KL, MANY, SURVIVES
 from preftune.report.text import clean, join
 from preftune.report.view import RunView
 from preftune.rundir import BASE
 
 FEW_PROMPTS = 50
 LOW_EOS = 0.5
-HALF = 0.5
-# Nats per response. With a small reward model gold has turned down well before (Gao et al. 2023, figure 1b).
-LARGE_KL = 30.0
-MANY = 0.1  # share of responses that are empty, or speak for the human, from which on it is worth a warning
 REPETITIVE = 0.3  # share of repeated 4-grams
 
 
@@ -103,9 +100,8 @@ def _seen_gold(run: RunView) -> list[str]:
 def _judge_warnings(run: RunView) -> list[str]:
     model = run.reward_model
     if model is None or model.accuracy is None:
-        return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * bool(
-            run.policies
-        )
+        scored = any(policy.reward is not None for policy in run.policies)
+        return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * scored
     warnings = []
     if judge_is_sound(run) is not True:
         words = below_or_at_chance(model.accuracy)
@@ -129,7 +125,7 @@ def _judge_warnings(run: RunView) -> list[str]:
         if len(model.by_source) > 1 and share.high is not None and share.high < 0.5
     ]
     size = model.correlation_score_length
-    if size is not None and abs(size.value) >= 0.5:
+    if size is not None and abs(size.value) >= BY_LENGTH:
         warnings.append(
             f"The reward model's score follows length (correlation {size.value:+.2f}): gains may be length."
         )
@@ -168,7 +164,7 @@ def _policy_warnings(run: RunView) -> list[str]:
         if policy.policy not in (run.reference, BASE) and reference is not None:
             texts += _length_warning(policy, reference)
         surviving = policy.length_controlled.surviving if policy.length_controlled else None
-        much = surviving is None or surviving.high is None or surviving.high >= HALF
+        much = surviving is None or surviving.high is None or surviving.high >= SURVIVES
         if policy.policy in gained and surviving is not None and not much:
             texts.append(
                 f"Less than half of the gain of {policy.label} is left at equal length "
@@ -180,7 +176,7 @@ def _policy_warnings(run: RunView) -> list[str]:
                 f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "
                 "limit."
             )
-        if policy.kl_sequence is not None and policy.policy != BASE and policy.kl_sequence.value > LARGE_KL:
+        if policy.kl_sequence is not None and policy.policy != BASE and not policy.kl_sequence.value <= KL:
             far = policy.kl_sequence.text()
             texts.append(
                 f"{policy.label} is far from {run.label(run.reference)} ({far} nats per response): suspect "

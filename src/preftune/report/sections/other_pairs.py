@@ -1,10 +1,9 @@
 """What `evaluate --pairs FILE` found, after the audit on the run's own pairs: does it hold elsewhere?"""
 
-from preftune.records.base import Estimate
 from preftune.records.reward_model import BaselineTest
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
-from preftune.report.tables import column
+from preftune.report.tables import column, share_text
 from preftune.report.text import Code, name
 from preftune.report.view import OtherPairs, RunView
 
@@ -48,10 +47,10 @@ def _judge_table(run: RunView, evaluated: OtherPairs) -> Table:
         (
             name(model.stage or "?"),
             "–" if model.n is None else f"{model.n:,}",
-            _percent(model.accuracy),
+            share_text(model.accuracy),
             difference,
             "–" if test is None else _against(test),
-            _percent(on_own_pairs.get(model.stage)),
+            share_text(on_own_pairs.get(model.stage)),
         )
         for model, test, difference in zip(evaluated.reward_models, strongest, differences, strict=True)
     )
@@ -73,15 +72,11 @@ def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
     rows = tuple(
         (
             policy.label,
-            _percent(policy.prefers),
-            _percent(policy.prefers_per_token),
-            _percent(policy.win_rate_chosen),
+            share_text(policy.prefers),
+            share_text(policy.prefers_per_token),
+            share_text(policy.win_rate_chosen),
             difference,
         )
         for policy, difference in zip(evaluated.policies, differences, strict=True)
     )
     return Table(headers=headers, rows=rows)
-
-
-def _percent(share: Estimate | None) -> str:
-    return "–" if share is None else share.percent()

@@ -11,7 +11,7 @@ from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.plots.reward_model import LENGTH_GROUPS
 from preftune.report.sections.other_pairs import other_pairs_blocks
-from preftune.report.tables import column
+from preftune.report.tables import column, share_text
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
 
@@ -224,7 +224,7 @@ def _sanity(model: RewardModelRecord) -> list[Block]:
         return []
     scores = column(row.score for row in model.sanity)
     rows = tuple(
-        (clean(row.label, 60), score, "–" if row.below_chosen is None else row.below_chosen.percent())
+        (clean(row.label, 60), score, share_text(row.below_chosen))
         for row, score in zip(model.sanity, scores, strict=True)
     )
     size = model.sanity[0].score.n if model.sanity[0].score else None
@@ -246,7 +246,7 @@ def _others(run: RunView) -> list[Block]:
         (
             name(model.stage or "?"),
             "–" if model.n is None else f"{model.n:,}",
-            "–" if model.accuracy is None else model.accuracy.percent(),
+            share_text(model.accuracy),
             "other pairs" if model.held_out else "shares pairs with the first",
         )
         for model in run.other_reward_models
@@ -271,7 +271,7 @@ def tag_table(run: RunView) -> Table | None:
                 f"{count.mistakes:,}",
                 percent(count.share),
                 percent(count.share_of_pairs),
-                "–" if count.error_rate is None else count.error_rate.percent(),
+                share_text(count.error_rate),
             )
             for tag, count in ordered
         )

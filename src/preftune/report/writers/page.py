@@ -29,7 +29,7 @@ def page_of(
     title: str, verdict: str, sections: Iterable[Section], pictures: Mapping[str, str], *, beside: str
 ) -> str:
     """A page with a sentence under its title. `beside`: the file that says the same, if there is one."""
-    environment = _environment()
+    environment = environment_of(TEMPLATES)
     style, script = (environment.get_template(file).render() for file in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         title=title,
@@ -42,10 +42,11 @@ def page_of(
 
 
 @cache
-def _environment() -> Environment:
+def environment_of(folder: Path) -> Environment:
+    """The templates of a folder."""
     # autoescape=True, not select_autoescape: that one leaves files of an unknown suffix unescaped.
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
