@@ -19,7 +19,9 @@ from families import PLAIN, TREES, made
 from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
 from preftune.errors import DataError
+from preftune.models.check import check_causal_lm
 from preftune.models.fast.trunk import branch_of
+from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.models.trunk import forget_states, keep_states, share_trunk, trunk_digest
@@ -222,6 +224,20 @@ def test_a_model_whose_blocks_reach_across_the_cut_is_refused_by_name() -> None:
     assert branch_of(model) is None
     with pytest.raises(DataError, match="it has 2 blocks"):
         share_trunk(made(TREES["gpt2"]()), 3)
+
+
+def test_memory_that_runs_out_says_nothing_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("preftune.models.trunk.cut_at", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        share_trunk(made(TREES["gpt2"]()), 1)
+    monkeypatch.setattr("preftune.models.check._QUESTIONS", (("memory", full, ""),))
+    with pytest.raises(torch.OutOfMemoryError):
+        check_causal_lm(made(TREES["gpt2"]()), "it")
+    with pytest.raises(torch.OutOfMemoryError), reading(Source("nowhere"), "weights"):
+        full()
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

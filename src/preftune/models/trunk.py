@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.errors import DataError
+from preftune.errors import DataError, is_out_of_memory
 from preftune.models.adapter import adapter_of, below_adapter
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
@@ -47,6 +47,8 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"{type(model).__name__}: the upper {top} blocks cannot be trained by themselves ({error})",
             hint='set model.trainable="all", or another number of blocks',
