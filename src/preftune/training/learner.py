@@ -208,7 +208,8 @@ class Learner:
         stage's model. Roles cast by themselves, `_add_up` does the rest.
         """
         role.dtype = DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
+        if _between_forwards not in role.module._forward_pre_hooks.values():
+            role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
         for model in models_of(role):
             computes_in(model, role.dtype, self.device)
