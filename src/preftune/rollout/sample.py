@@ -273,17 +273,17 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     columns = block.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     last = weights.shape[1] - 1
     inside = weights.gather(1, columns.clamp(max=last)).masked_fill(columns > last, 0)
-    return block * _BLOCK + _invert(inside, within)[0]
+    return (block * _BLOCK + _invert(inside, within)[0]).clamp(max=last)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Where the cumulative sum of weights (B, n) passes `uniform` (B,) of its total, and at which share of
-    that weight: both (B,). A weight of 0 is never hit.
+    that weight: both (B,). A weight of 0 is never hit; NaN gives the last one: its log-prob tells.
     """
     cumulative = _widened(weights).cumsum(-1)
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
-    index = torch.searchsorted(cumulative, target, right=True)
+    index = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
     before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0)
     share = (target - before) / (cumulative.gather(1, index) - before)
     return index.squeeze(1), share.squeeze(1)
