@@ -20,7 +20,7 @@ from preftune.rundir import read_json
 from preftune.runs.stages import settings_of
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Ended
+from preftune.training.loop import Ended
 from tiny import roles, same_weights
 
 # Twice the target and more counts as 1.2 times it; 10 % below as that. 64 of 10,000 responses a step.
@@ -70,7 +70,7 @@ def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
 def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended | None, float]:
     """Each step measures as its KL how many there were before it."""
     algorithm = Counting(lambda before: {"kl": float(before)})
-    ended = play(algorithm, out, every, kill_at, budget=Budget("kl", most))
+    ended = play(algorithm, out, every, kill_at, budget=("kl", most))
     return ended, algorithm.moved
 
 

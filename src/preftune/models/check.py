@@ -141,6 +141,5 @@ def check_scalar_head(source: Source) -> None:
         except (ValueError, DataError) as error:
             raise DataError(
                 f"{source.path}: transformers has no class for reward models and critics of family {kind}",
-                "leave out the reward and PPO stages (stage.rm=none), or take another family: "
-                "GPT-2, Llama, Qwen2, Gemma 2, OPT, GPT-NeoX, BLOOM",
+                f"leave out the reward and PPO stages (stage.rm=none), or take another family: {FAMILIES}",
             ) from error

@@ -35,7 +35,7 @@ _ASK_EVERY = {"cpu": 1}
 _ASK_EVERY_ELSEWHERE = 16
 _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest number
 _WIDE = ("cpu", "cuda")  # devices with float64
-without_kernel: list[float] = []  # seconds of each call of this process that a kernel would have made shorter
+seconds_without_kernel: list[float] = []  # of each call that a kernel would have made shorter
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def sample(
             raise
     finally:
         if prompts.ids.device.type == "cpu" and lacking():
-            without_kernel.append(time.monotonic() - began)
+            seconds_without_kernel.append(time.monotonic() - began)
     # Outside of `except`, where the error no longer keeps frames and tensors alive.
     give_back_memory()
     half = len(prompts) // 2
@@ -325,6 +325,18 @@ def _joined(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Se
     real = column < ends
     packed = joined.gather(1, source.clamp(max=joined.shape[1] - 1)).masked_fill(~real, pad_id)
     return Sequences(packed, real, real & (column >= starts))
+
+
+def as_lists(sequences: Sequences, eos_id: int | Sequence[int]) -> list[tuple[list[int], list[int], bool]]:
+    """Of each row the ids of the prompt, those of the response, and whether that closes with an end token."""
+    sequences = sequences.to("cpu")  # once, not row by row
+    closed = ended(sequences, eos_id).tolist()
+    return [
+        (ids[real & ~written].tolist(), ids[written].tolist(), end)
+        for ids, real, written, end in zip(
+            sequences.ids, sequences.attention, sequences.response, closed, strict=True
+        )
+    ]
 
 
 def ended(sequences: Sequences, eos_id: int | Sequence[int]) -> Tensor:

@@ -17,7 +17,7 @@ from preftune.models.roles import RewardModel
 from preftune.models.scalar import PAD_TOKEN
 from preftune.models.shards import readable
 from preftune.rollout.functions import RewardFunctions
-from preftune.rollout.sample import ended
+from preftune.rollout.sample import as_lists, ended
 from preftune.rollout.sampler import Sampler
 
 
@@ -81,17 +81,13 @@ class Scorer:
         """The rows as the reward model reads them."""
         if self.translate is None or not len(sequences):
             return sequences
-        device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         numbers, texts = list(rows), []
-        for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
-            real = sequences.ids[i][sequences.attention[i]]
-            written = sequences.response[i][sequences.attention[i]]
-            prompt_ids = real[~written].tolist()
-            response = self.encoder.decode(real[written].tolist(), prompt_ids)
+        for i, (prompt_ids, ids, closed) in enumerate(as_lists(sequences, self.encoder.ends)):
+            response = self.encoder.decode(ids, prompt_ids)
             row = self.rows[numbers[i]] if numbers and self.rows else None
             texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
         prompts, responses = zip(*texts, strict=True)
-        return pad_sequences(prompts, responses, self.translate.pad_id).to(device)
+        return pad_sequences(prompts, responses, self.translate.pad_id).to(sequences.ids.device)
 
     def _translated(
         self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool

@@ -28,14 +28,6 @@ _ABANDONED = (BackendMissing, ConfigError, DataError, InputMissing, StorageError
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """How much of a metric, measured before the updates of a step, is too much."""
-
-    metric: str
-    most: float
-
-
-@dataclass(frozen=True, slots=True)
 class Worth:
     """By what checkpoints are compared, higher is better: `now` measures the models as they are; else the
     mean of `of_step` over the steps since the previous checkpoint.
@@ -63,7 +55,8 @@ class Plan:
     """How long to train, where to write, and what to tell whom.
 
     `updates` of the weights in a step: with several of them, a copy of the state is kept in memory while a
-    step is under way. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
+    step is under way. `budget`: a metric, measured before the updates of a step, and the
+    most that it may be. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
     """
 
     steps: int
@@ -72,7 +65,7 @@ class Plan:
     checkpoint_every: int
     keep: int
     updates: int = 1
-    budget: Budget | None = None
+    budget: tuple[str, float] | None = None
     worth: Worth | None = None
     ledger: Path | None = None
     rows_at: Callable[[int], Sequence[str]] | None = None
@@ -189,9 +182,8 @@ class _Keeper:
         """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
         led there, so the state becomes that of the newest checkpoint before those.
         """
-        budget = self.plan.budget
-        value = row.get(budget.metric, 0.0) if budget is not None and not row["skipped"] else 0.0
-        if budget is None or value <= budget.most:
+        metric, most = self.plan.budget or ("", math.inf)
+        if row["skipped"] or (value := row.get(metric, 0.0)) <= most:
             return None
         self.learner.wait()
         newest = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
