@@ -145,7 +145,7 @@ class Bench:
             if members is not None:
                 row["members"] = members[i]
             if self.gold is not None:
-                row["gold"] = self.gold(prompt.transcript(), text, closed[i])
+                row["gold"] = self.gold(prompt.transcript(), text, closed)
             by_judge = {name: values[i] for name, values in golds.items()}
             rows.append(row | gold_columns(by_judge, self.gold is not None))
         return rows
