@@ -151,12 +151,12 @@ def run_recipe(
 
 def _say_what_would_help(console: "Console", seconds: float) -> None:
     """At the end of a run: one line, if the sampling kernel is missing and would have been worth it."""
-    from preftune.rollout.sample import without_kernel
+    from preftune.rollout.sample import seconds_without_kernel
     from preftune.runs.installation import kernel_hint
 
-    if hint := kernel_hint(sum(without_kernel), seconds):
+    if hint := kernel_hint(sum(seconds_without_kernel), seconds):
         console.line(hint)
-    without_kernel.clear()
+    seconds_without_kernel.clear()
 
 
 def kept_stages(

@@ -106,7 +106,7 @@ def from_system(error: OSError) -> PreftuneError:
     return InputMissing(message, "check the path")
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return kinds or "can't allocate memory" in str(error)

@@ -40,6 +40,7 @@ class _State:
     number: int = 0  # of the signal that came, 0 while none did
     deferred: bool = False
     anywhere: bool = False  # whether any stopping point may raise
+    held_back: bool = False  # whether nobody is to see the signal now
 
 
 _state = _State()
@@ -91,16 +92,26 @@ def deferred(anywhere: bool) -> Iterator[None]:
         raise Interrupted(_state.number)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within `with`, a signal that came is not seen: for work that is short and cannot be repeated."""
+    _state.held_back = True
+    try:
+        yield
+    finally:
+        _state.held_back = False
+
+
 def requested() -> int:
     """The number of the signal that came, or 0."""
-    return _state.number
+    return 0 if _state.held_back else _state.number
 
 
 def stopping_point(name: str) -> None:
     """A place between two pieces of work, and a fault point."""
     faultpoint(name)
-    if _state.number and _state.anywhere:
-        raise Interrupted(_state.number)
+    if _state.anywhere and (number := requested()):
+        raise Interrupted(number)
 
 
 def _noted(number: int, frame: FrameType | None) -> None:

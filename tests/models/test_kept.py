@@ -1,5 +1,6 @@
 """States of rows on disk: what is read is what was written, or it is computed again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,33 @@ def test_files_stay_within_their_bound(tmp_path: Path) -> None:
     states = filled(tmp_path / "a", limit=(3 + 4) * 4 * 4)
     assert there(states) == list(ROWS)[:2]
     assert (tmp_path / "a" / "states.bin").stat().st_size == (3 + 4) * 4 * 4
+
+
+def test_a_directory_that_another_process_removes_ends_nothing(tmp_path: Path) -> None:
+    states = KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)
+    shutil.rmtree(tmp_path / "a")
+    assert there(states) == []
+    with pytest.raises(OSError, match="lock"):
+        states.add(*next(iter(ROWS.items())))
+
+
+def test_rows_of_a_directory_that_was_made_again_are_compared_again(tmp_path: Path) -> None:
+    """Where a row lay in the first file there is another one in the second."""
+    states = filled(tmp_path / "a")
+    assert there(states) == list(ROWS)
+    shutil.rmtree(tmp_path / "a")
+    other = KeptStates(tmp_path / "a", 4, FLOAT, 1 << 20)
+    for i in range(5, 15):
+        other.add(bytes([i]) * 16, np.full((5, 4), i, np.float32))
+    assert states.get(bytes([14]) * 16) is not None  # in the part of the index that was not read
+    assert there(states) == []
+
+
+def test_a_directory_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = shared(limit=40 * 16 * 4)[0]  # 40 tokens, 16 wide
+    for seed in (1, 2, 3):
+        policy.logprobs(sequences(seed, 6))
+    assert capsys.readouterr().out.count("is full: further rows are computed in every pass") == 1
 
 
 def test_the_command_says_how_much_there_is_and_removes_it(

@@ -1,16 +1,18 @@
 """Models on disk: what is written comes back bit for bit, and nothing random, pickled or foreign gets in."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaModel
 
 from preftune.data.corpus import train_tokenizer
-from preftune.errors import DataError, InputMissing, PreftuneError
+from preftune.errors import DataError, InputMissing, PreftuneError, StorageError
 from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2, vocabulary_hash
-from preftune.models.locate import Source, locate
+from preftune.models.locate import Source, _cached, locate
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import init_scalar_model, load_scalar_model
 from tiny import causal_lm, classifier, same_weights, sequences, state
@@ -143,3 +145,27 @@ def test_the_vocabulary_hash_sees_every_token_and_id() -> None:
     assert vocabulary_hash(one) == vocabulary_hash(other)
     other.add_tokens(["more"])
     assert vocabulary_hash(one) != vocabulary_hash(other)
+
+
+def written(to: Path) -> None:
+    to.mkdir()
+    (to / "config.json").write_text("{}")
+
+
+def test_a_converted_model_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(to: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    def faster(partial: Path, target: Path) -> None:
+        written(target)
+        replace(partial, target)
+
+    model, target, replace = SimpleNamespace(save_pretrained=written), tmp_path / "target", os.replace
+    with pytest.raises(StorageError, match="No space left"):
+        _cached(target, model, SimpleNamespace(save_pretrained=full))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "replace", faster)  # another process
+    assert _cached(target, model, SimpleNamespace(save_pretrained=lambda to: None)) == Source(str(target))
+    assert list(tmp_path.iterdir()) == [target]

@@ -20,7 +20,7 @@ from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.head import next_logits
 from preftune.models.fast.layout import fuse_activations
 from preftune.models.roles import Policy
-from preftune.rollout.sample import sample, without_kernel
+from preftune.rollout.sample import sample, seconds_without_kernel
 from preftune.runs.installation import kernel_hint
 from preftune.runs.provenance import describe
 from tiny import EOS, prompts
@@ -209,10 +209,10 @@ def test_sampling_without_the_kernel_is_counted_where_there_is_one_to_build(
     policy = Policy(made(MODELS["gpt2"]()))
     for capability, counted in (("AVX2", 1), ("NO AVX", 0)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
-        without_kernel.clear()
+        seconds_without_kernel.clear()
         sample(policy, prompts(3, 2), max_new_tokens=2, temperature=1.0, eos_id=EOS)
-        assert len(without_kernel) == counted
-    without_kernel.clear()
+        assert len(seconds_without_kernel) == counted
+    seconds_without_kernel.clear()
 
 
 def test_a_command_that_sampled_for_long_without_it_says_so() -> None:

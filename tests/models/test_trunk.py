@@ -19,7 +19,9 @@ from families import PLAIN, TREES, made
 from preftune.algorithms import ALGORITHMS
 from preftune.config import OptimizerConfig
 from preftune.errors import DataError
+from preftune.models.check import check_causal_lm
 from preftune.models.fast.trunk import branch_of
+from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.models.trunk import forget_states, keep_states, share_trunk, trunk_digest
@@ -108,7 +110,9 @@ def test_three_updates_are_those_of_plain_freezing(family: str, algorithm: str) 
         for role, each in plain.items():
             fresh = state(roles_of(LAYERS[family], algorithm)[role].model)
             for name, weight in each.items():
-                assert (weights[role][name] - weight).abs().max() <= 1e-6, name
+                assert (weights[role][name] - weight).abs().max() <= 4e-6, (
+                    name
+                )  # of 1e-2 a step; rounding by the processor
             moved = {name for name, weight in each.items() if not torch.equal(weight, fresh[name])}
             assert moved
             assert all(ABOVE.search(name) for name in moved)
@@ -222,6 +226,20 @@ def test_a_model_whose_blocks_reach_across_the_cut_is_refused_by_name() -> None:
     assert branch_of(model) is None
     with pytest.raises(DataError, match="it has 2 blocks"):
         share_trunk(made(TREES["gpt2"]()), 3)
+
+
+def test_memory_that_runs_out_says_nothing_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("preftune.models.trunk.cut_at", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        share_trunk(made(TREES["gpt2"]()), 1)
+    monkeypatch.setattr("preftune.models.check._QUESTIONS", (("memory", full, ""),))
+    with pytest.raises(torch.OutOfMemoryError):
+        check_causal_lm(made(TREES["gpt2"]()), "it")
+    with pytest.raises(torch.OutOfMemoryError), reading(Source("nowhere"), "weights"):
+        full()
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from preftune.data import Dialogue, Encoder, Preference, Turn
 from preftune.data.corpus import train_tokenizer
-from preftune.errors import ConfigError, DataError
+from preftune.errors import BackendMissing, ConfigError, DataError, InputMissing
 from preftune.isolated import isolated
 from preftune.rollout.functions import RewardFunctions, load_functions
 from preftune.rollout.score import Scorer
@@ -171,12 +171,15 @@ def test_whatever_a_function_raises_is_a_failure_with_its_name(
     assert isinstance(caught.value.__cause__, error)
 
 
-def test_a_wish_to_stop_is_none(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGTERM), InputMissing("x"), BackendMissing("x")])
+def test_a_wish_to_stop_is_none_nor_what_it_needs_and_is_not_there(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     def act() -> None:
-        raise Interrupted(signal.SIGTERM)
+        raise error
 
     doing(monkeypatch, act)
-    with pytest.raises(Interrupted):
+    with pytest.raises(type(error)):
         scores(encoder, "1 *does")
 
 

@@ -115,6 +115,16 @@ def test_a_token_of_probability_0_is_never_drawn(uniform: float, token: int) -> 
     assert module._draw(logits, torch.tensor([uniform]), 1.0).item() == token
 
 
+def test_logits_that_are_not_numbers_give_some_token_and_spare_other_rows() -> None:
+    """Of less than a block of tokens, and of two and a part: the log-probs of the training forward tell."""
+    for size in (100, 700):
+        logits = torch.zeros(3, size)
+        logits[0], logits[1, 5] = torch.nan, torch.inf
+        tokens = module._draw(logits, torch.full((3,), 0.5), 1.0)
+        assert tokens[:2].max() < size
+        assert tokens[2] == size // 2
+
+
 @pytest.mark.parametrize("size", [100, 256, 700])  # less than a block of tokens, one, two and a part
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution(size: int, temperature: float) -> None:

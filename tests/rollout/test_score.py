@@ -86,6 +86,16 @@ def test_a_prompt_too_long_for_the_reward_model_loses_its_beginning(positions: i
     torch.testing.assert_close(got, made.reward_model.scores(Sequences(ids, mask, mask)), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_a_response_as_long_as_the_context_leaves_room_for_one_token_of_the_prompt() -> None:
+    own, theirs = encoder(tokenizer(40)), encoder(tokenizer())
+    theirs.max_length = 4
+    batch = own.sequences([(PROMPTS[1], " No")])
+    read = scorer(own, theirs, BYTES + 1)._read(batch, ())
+    expected = [*theirs.prompt(PROMPTS[1])[-1:], *theirs.response(" No")[:3]]
+    assert read.ids.tolist() == [expected]
+
+
 def test_a_pad_token_of_its_own_makes_no_other_vocabulary() -> None:
     with_pad = tokenizer()
     with_pad.add_special_tokens({"pad_token": PAD_TOKEN})

@@ -1,24 +1,43 @@
 """checkpoint.best: the checkpoint of most worth is what a stage ends with, however often it was killed."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from counting import Counting, play
 from resuming import BATCHES, Killed, prepare
 
+from preftune import faults
 from preftune.algorithms import ALGORITHMS
 from preftune.config import GRPOConfig, PPOConfig
+from preftune.stops import Interrupted, handled, stopping_point
+from preftune.training.checkpoint import newest_step
 from preftune.training.loop import Ended, Worth
 from tiny import online, same_weights, state
 
 COURSE = [0.0, 1.0, 5.0, 3.0, 4.0, 4.5, 2.0, 1.0, 0.0]  # of what steps 1 ... 9 measure
 
 
-def trained(out: Path, every: int, by_steps: bool, kill_at: int = 0) -> tuple[Ended | None, int]:
+def trained(
+    out: Path,
+    every: int,
+    by_steps: bool,
+    kill_at: int = 0,
+    during: Callable[[int], None] = lambda step: None,
+    **plan: Any,
+) -> tuple[Ended | None, int]:
     algorithm = Counting(lambda before: {"score": COURSE[before]})
-    by_step = Worth(of_step=lambda row: row["score"])
-    worth = by_step if by_steps else Worth(now=lambda: COURSE[algorithm.steps - 1])
-    ended = play(algorithm, out, every, kill_at, worth=worth)
+
+    def now() -> float:
+        during(algorithm.steps)
+        stopping_point("forward")
+        return COURSE[algorithm.steps - 1]
+
+    worth = Worth(of_step=lambda row: row["score"]) if by_steps else Worth(now=now)
+    ended = play(algorithm, out, every, kill_at, worth=worth, **plan)
     return ended, algorithm.steps
 
 
@@ -37,6 +56,40 @@ def test_the_best_checkpoint_is_kept(
     assert trained(tmp_path, 2, by_steps) == (best, 6)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-000006", "step-000009"]
+
+
+def test_stopped_while_a_checkpoint_is_weighed_loses_nothing(tmp_path: Path) -> None:
+    def stop(step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with handled(), pytest.raises(Interrupted, match="after step 6 of 9;"):
+        trained(tmp_path, 2, by_steps=False, during=stop)
+    assert newest_step(tmp_path / "checkpoints") == 6
+    assert trained(tmp_path, 2, by_steps=False) == (NOW, 6)
+
+
+def test_a_best_one_that_could_not_be_written_is_none(tmp_path: Path) -> None:
+    faults.arm("checkpoint.file@step=6:enospc")
+    try:
+        assert trained(tmp_path, 2, by_steps=False) == (Ended(9, 3.0, 4, "best"), 4)
+    finally:
+        faults.arm("")
+
+
+def test_a_best_one_that_is_damaged_is_said(tmp_path: Path) -> None:
+    best, said = tmp_path / "checkpoints" / "step-000006", list[str]()
+
+    def damage(path: Path) -> None:
+        if path.name == "step-000008":
+            (best / "state.json").write_text("")
+
+    found = trained(tmp_path, 2, by_steps=False, on_saved=damage, say=said.append)
+    assert found == (None, 9)
+    assert said == [
+        f"warning: the best checkpoint, {best}, cannot be read (state.json does not match its SHA-256); "
+        "the model is that of the last step, 9"
+    ]
 
 
 def test_where_the_last_is_the_best_nothing_is_said(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from preftune import faults
 from preftune.algorithms import SFT
 from preftune.config import OptimizerConfig, SFTConfig
 from preftune.errors import DataError, StorageError
@@ -103,19 +105,54 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
 
 
-def test_another_device_is_named_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bits differ from card to card."""
+def test_another_device_and_another_library_are_named_on_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits differ from card to card. A card that is there and not used is none."""
     learner, said = Learner(), list[str]()
     learner.train("policy", Policy(causal_lm(1)), OptimizerConfig(), 1e-3)
     checkpoint.save(tmp_path, 1, capture(learner), keep=2)
     checkpoint.restore(tmp_path, learner, said.append)
     assert said == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
     checkpoint.restore(tmp_path, learner, said.append)
+    assert said == []
+    monkeypatch.setattr(checkpoint, "device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(checkpoint.transformers, "__version__", "9.9")
+    checkpoint.restore(tmp_path, learner, said.append)
+    written = json.loads((tmp_path / "step-000001" / "state.json").read_text())
+    before = written["made_with"].pop("transformers")
     assert said == [
-        "resuming with device cpu -> Tesla T4: the last bits may differ from an uninterrupted run"
+        f"resuming with transformers {before} -> 9.9, device cpu -> Tesla T4: "
+        "the last bits may differ from an uninterrupted run"
     ]
+    (tmp_path / "step-000001" / "state.json").write_text(json.dumps(written))  # of an earlier version
+    checkpoint.load(tmp_path / "step-000001", learner, said.append)
+    assert "transformers" not in said[1]
+
+
+def test_weights_that_a_checkpoint_lacks_are_named(tmp_path: Path) -> None:
+    """A library calls them otherwise."""
+    learner = saved(tmp_path, 1)
+    file = tmp_path / "step-000001" / "policy.safetensors"
+    tensors = load_file(file)
+    tensors["of another name"] = tensors.pop("transformer.wte.weight")
+    save_file(tensors, file)
+    with pytest.raises(DataError, match=r"lacks 1 of the policy's weights \(transformer.wte") as caught:
+        checkpoint.load(file.parent, learner)
+    assert "with the versions that wrote it" in caught.value.hint
+
+
+def test_old_ones_that_cannot_be_removed_stay(tmp_path: Path) -> None:
+    learner, _ = made()
+    faults.arm("checkpoint.purge:enospc")
+    try:
+        for step in (2, 4):
+            checkpoint.save(tmp_path, step, capture(learner), keep=1)
+    finally:
+        faults.arm("")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004"]
 
 
 def test_nothing_there_is_step_0(tmp_path: Path) -> None:

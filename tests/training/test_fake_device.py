@@ -22,7 +22,6 @@ from preftune.models.fast import support
 from preftune.models.fast.layout import Lane, Tree, grow
 from preftune.models.roles import models_of
 from preftune.training.learner import Learner
-from preftune.training.summing import Summing
 from tiny import GROUP, TRAINED, batch_for, grouped, online, roles
 
 META = torch.device("meta")
@@ -70,7 +69,7 @@ class FakeLearner(Learner):
 
     def update(self, role: str, batch: Any, weights: Tensor, loss: Any) -> Metrics:
         trained, self.mode.inside = self.trained[role], True
-        sums = self._backward(trained, batch, weights, loss, len(batch), Summing(()))
+        sums = self._backward(trained, batch, weights, loss, len(batch))
         parameters = list(trained.role.model.parameters())
         assert all(p.grad is not None and p.grad.device == META for p in parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -7,10 +7,11 @@ import pytest
 from counting import Counting, play
 from resuming import STEPS, Killed, rows, run
 
+from preftune import faults
 from preftune.algorithms.ppo import PPO
 from preftune.config import PPOConfig
 from preftune.config.load import build
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, StorageError
 from preftune.records.run import RunRecord
 from preftune.records.stage import StageRecord
 from preftune.report.sections.cautions import cautions
@@ -19,7 +20,7 @@ from preftune.rundir import read_json
 from preftune.runs.stages import settings_of
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Ended
+from preftune.training.loop import Ended
 from tiny import roles, same_weights
 
 # Twice the target and more counts as 1.2 times it; 10 % below as that. 64 of 10,000 responses a step.
@@ -69,7 +70,7 @@ def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
 def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended | None, float]:
     """Each step measures as its KL how many there were before it."""
     algorithm = Counting(lambda before: {"kl": float(before)})
-    ended = play(algorithm, out, every, kill_at, budget=Budget("kl", most))
+    ended = play(algorithm, out, every, kill_at, budget=("kl", most))
     return ended, algorithm.moved
 
 
@@ -91,6 +92,27 @@ def test_killed_after_it_was_beyond_it_ends_at_the_same_place(tmp_path: Path) ->
     with pytest.raises(Killed):
         drift(tmp_path, 2, 3.5, kill_at=5)
     assert drift(tmp_path, 2, 3.5) == (Ended(5, 4.0, 2), pytest.approx(2, abs=1e-3))
+
+
+def test_a_state_to_go_back_to_is_written_once_every_process_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the others would find it, and take it for one to resume from."""
+    happened, save = list[str](), checkpoint.save
+    monkeypatch.setattr(Learner, "wait", lambda self: happened.append("wait"))
+    monkeypatch.setattr(checkpoint, "save", lambda *all: happened.append("save") or save(*all))
+    drift(tmp_path, 50, 100.0)
+    assert happened[:3] == ["wait", "save", "wait"]
+
+
+def test_without_a_state_to_go_back_to_no_stage_begins(tmp_path: Path) -> None:
+    faults.arm("checkpoint.open:enospc")
+    try:
+        with pytest.raises(StorageError, match="cannot write a checkpoint"):
+            drift(tmp_path, 2, 3.5)
+    finally:
+        faults.arm("")
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_within_the_budget_nothing_ends(tmp_path: Path) -> None:

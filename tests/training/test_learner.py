@@ -219,3 +219,10 @@ def test_what_an_fp16_scaler_skips_is_no_update_and_its_norm_is_left_out() -> No
     assert rows[1]["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
     assert averaged(rows)["grad_norm"] == rows[1]["grad_norm"]
     assert flat(state(policy.model)) == pytest.approx(flat(state(plain.model)), abs=1e-6)
+
+
+def test_a_role_that_is_taken_again_stops_in_one_place() -> None:
+    policy = Policy(causal_lm(1))
+    for _ in range(3):
+        Learner().freeze(policy)
+    assert len(policy.module._forward_pre_hooks) == 1

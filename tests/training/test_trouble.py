@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import resuming
 from resuming import EVERY, STEPS, prepare, rows, run
+from torch import Tensor
 
 from preftune import faults
-from preftune.errors import PreftuneError, StorageError
+from preftune.data import Sequences
+from preftune.errors import BackendMissing, DataError, PreftuneError, StorageError
 from preftune.rundir import read_jsonl
 from preftune.stops import Interrupted, handled
 from preftune.training import checkpoint, metrics
@@ -86,6 +89,23 @@ def test_two_in_a_row_do_not_also_after_a_resume(tmp_path: Path) -> None:
         run("sft", tmp_path / "a")
     faults.arm("loss@step=1:nan;loss@step=2:nan;loss@step=4:nan;loss@step=5:nan")
     run("sft", tmp_path / "b")
+
+
+@pytest.mark.parametrize("error", [DataError, BackendMissing])
+def test_a_reward_function_that_fails_costs_no_finished_step(
+    error: type[PreftuneError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, rule = iter(range(STEPS)), resuming.rule
+
+    def fails(batch: Sequences) -> Tensor:
+        if next(calls) == 3:
+            raise error("it has no reward for this")
+        return rule(batch)
+
+    monkeypatch.setattr(resuming, "rule", fails)
+    with pytest.raises(error):
+        run("grpo", tmp_path)
+    assert newest_step(tmp_path / "checkpoints") == 3
 
 
 def test_a_full_disk_costs_a_checkpoint_and_a_warning(tmp_path: Path) -> None:

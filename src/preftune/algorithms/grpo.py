@@ -41,12 +41,12 @@ from preftune.functional import (
     token_mean,
 )
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, take_rows
+from preftune.rollout.rollout import Rollout, Rows
 from preftune.rollout.score import Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experience:
+class Experience(Rows):
     """A rollout with the advantage of each response: log-probs (B, T), advantages (B,), or (B, T) where
     another sampler's tokens are weighted.
     """
@@ -55,12 +55,6 @@ class Experience:
     logprobs: Tensor
     reference_logprobs: Tensor
     advantages: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Experience":
-        return take_rows(self, rows)
 
 
 class GRPO:

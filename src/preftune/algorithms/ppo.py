@@ -46,12 +46,12 @@ from preftune.functional import (
 )
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, take_rows
+from preftune.rollout.rollout import Rollout, Rows
 from preftune.rollout.score import Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experience:
+class Experience(Rows):
     """A rollout with its advantages and returns, all (B, T)."""
 
     sequences: Sequences
@@ -59,12 +59,6 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Experience":
-        return take_rows(self, rows)
 
 
 class PPO:

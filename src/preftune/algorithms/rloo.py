@@ -33,23 +33,17 @@ from preftune.data.batch import Prompts, Sequences
 from preftune.functional import leave_one_out_advantages, ppo_policy_loss, sequence_mean
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, take_rows
+from preftune.rollout.rollout import Rollout, Rows
 from preftune.rollout.score import Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experience:
+class Experience(Rows):
     """A rollout with the advantage of each response: log-probs (B, T), advantages (B,) or (B, 1)."""
 
     sequences: Sequences
     logprobs: Tensor
     advantages: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Experience":
-        return take_rows(self, rows)
 
 
 class RLOO:

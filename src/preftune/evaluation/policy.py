@@ -12,7 +12,7 @@ from preftune.data import Encoder, Preference, RejectedRow, Sequences, pad_seque
 from preftune.errors import PreftuneError
 from preftune.evaluation.divergence import divergences
 from preftune.models.roles import Policy, Reference
-from preftune.rollout.sample import ended, sample
+from preftune.rollout.sample import as_lists, sample
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed
 from preftune.training.learner import Learner
@@ -128,11 +128,9 @@ class Bench:
         scores, members = _finite(self.scorer, sequences, numbers) if self.scorer else (none, None)
         second = _finite(self.held_out, sequences, numbers)[0] if self.held_out else none
         golds = {name: _finite(scorer, sequences, numbers)[0] for name, scorer in self.golds.items()}
-        sequences = sequences.to("cpu")  # once, not row by row
-        closed = ended(sequences, self.encoder.ends).tolist()
         rows = []
-        for i, number in enumerate(numbers):
-            ids = sequences.ids[i][sequences.response[i]].tolist()
+        for i, (_, ids, closed) in enumerate(as_lists(sequences, self.encoder.ends)):
+            number = numbers[i]
             prompt, text = self.prompts[number].prompt, self.encoder.decode(ids)
             row = {
                 "row": number,
@@ -140,14 +138,14 @@ class Bench:
                 "response": text,
                 "score": scores[i],
                 "held_out": second[i],
-                "ended": closed[i],
+                "ended": closed,
                 "length": len(ids),
                 "ids": ids,
             }
             if members is not None:
                 row["members"] = members[i]
             if self.gold is not None:
-                row["gold"] = self.gold(prompt.transcript(), text, closed[i])
+                row["gold"] = self.gold(prompt.transcript(), text, closed)
             by_judge = {name: values[i] for name, values in golds.items()}
             rows.append(row | gold_columns(by_judge, self.gold is not None))
         return rows

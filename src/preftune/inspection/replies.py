@@ -139,7 +139,7 @@ def _score_so_far(judge: RewardModel | None, scorer: Scorer, sequences: Sequence
     """
     if judge is None or scorer.translate is not None:
         return None
-    return (judge.per_position(sequences, sequences.response) - judge.mean) / judge.std
+    return judge.normalised(judge.per_position(sequences, sequences.response))
 
 
 def _described(

@@ -1,9 +1,10 @@
 """Questions to a model behind an OpenAI-compatible endpoint: POST URL/chat/completions, or any other `call`.
 
-Standard library only. The other side is not trusted. An answer has a time limit as a whole and at most a
-mebibyte (`max_body`); a redirect is not followed, so that neither key nor texts go to a host that nobody
-named; proxies of the environment are not used. What fails for a reason that may pass is asked again, later
-each time. The key is in no message, and it is taken out of whatever comes back.
+Standard library only. The other side is not trusted. An answer has a time limit as a whole, which begins once
+the connection stands (each step to that has the same limit), and at most a mebibyte (`max_body`); a redirect
+is not followed, so that neither key nor texts go to a host that nobody named; proxies of the environment are
+not used. What fails for a reason that may pass is asked again, later each time. The key is in no message, and
+it is taken out of whatever comes back.
 """
 
 import http.client
@@ -63,7 +64,7 @@ class StoppedError(Exception):
 
 @dataclass(kw_only=True)
 class Endpoint:
-    """One endpoint, asked from several threads. `retried` counts questions that were asked again.
+    """One endpoint, asked from several threads.
 
     `who`, `table`, `again` and `wrong_place` are its words in messages: what it is called, where its settings
     stand, what the same command finds again, and what may be wrong where there is no such place.
@@ -74,7 +75,6 @@ class Endpoint:
     key_variable: str = ""
     timeout: float = 60.0
     retries: int = 5
-    retried: int = 0
     max_body: int = MAX_BODY
     who: str = "the LLM judge"
     table: str = "llm"
@@ -112,8 +112,6 @@ class Endpoint:
                 wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) if failure.wait is None else failure.wait
                 if tried == self.retries or wait > LONGEST_WAIT:
                     raise self._given_up(failure, tried + 1, wait) from None
-            with self._lock:
-                self.retried += 1
             if self._ended.wait(wait):
                 raise StoppedError
         raise AssertionError("the last try returns or raises")

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
-from preftune.models.parts import token_embedding
+from preftune.models.parts import hash_weight, token_embedding
 from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
 from preftune.rundir import read_object, write_json
 
@@ -341,6 +341,5 @@ def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256(b"lora")
     for name, weight in sorted({**dict(model.named_parameters()), **scales(model)}.items()):
         if not _is_own(name):
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+            hash_weight(digest, name, weight.detach())
     return digest.hexdigest()

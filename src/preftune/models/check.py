@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from preftune.errors import DataError
+from preftune.errors import DataError, is_out_of_memory
 from preftune.models.fast.decode import CachedDecoder
 from preftune.models.locate import Source, first_line, reading
 from preftune.models.roles import logits_of
@@ -46,6 +46,8 @@ def findings(model: PreTrainedModel) -> Iterator[Finding]:
         try:
             wrong = ask(model)
         except Exception as error:  # whatever a foreign model raises, here or later in training
+            if is_out_of_memory(error):
+                raise
             wrong = f"cannot be used as one: {type(error).__name__}: {first_line(error)}"
         yield Finding(name, wrong, hint)
         if wrong:
@@ -139,6 +141,5 @@ def check_scalar_head(source: Source) -> None:
         except (ValueError, DataError) as error:
             raise DataError(
                 f"{source.path}: transformers has no class for reward models and critics of family {kind}",
-                "leave out the reward and PPO stages (stage.rm=none), or take another family: "
-                "GPT-2, Llama, Qwen2, Gemma 2, OPT, GPT-NeoX, BLOOM",
+                f"leave out the reward and PPO stages (stage.rm=none), or take another family: {FAMILIES}",
             ) from error

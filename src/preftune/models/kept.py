@@ -50,8 +50,9 @@ class KeptStates:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.width, self.dtype, self.limit = directory, width, dtype, limit
         self._extents: dict[bytes, Extent] = {}
-        self._right: set[bytes] = set()  # rows whose hash has been compared
+        self._right: set[bytes] = set()  # rows whose hash has been compared, in `_numbers`
         self._read = 0  # bytes of the index
+        self.full = False  # whether a row has found no room
         self._numbers: np.ndarray[Any, Any] | None = None
         for name in (_NUMBERS, _INDEX):
             (directory / name).touch()
@@ -60,13 +61,17 @@ class KeptStates:
         (directory / _ABOUT).write_text(json.dumps(record), encoding="utf-8")
 
     def get(self, key: bytes) -> np.ndarray[Any, Any] | None:
-        """A row's states as they lie in the file, or None for one that is not there or damaged."""
-        if key not in self._extents:
-            self._look()
-        extent = self._extents.get(key)
-        if extent is None:
+        """A row's states as they lie in the file, or None for one that is not there or damaged, or whose
+        directory another process has removed.
+        """
+        try:
+            if key not in self._extents:
+                self._look()
+            if (extent := self._extents.get(key)) is None:
+                return None
+            row = self._row(extent)
+        except OSError:
             return None
-        row = self._row(extent)
         if row is None or (key not in self._right and _digest(row) != extent.digest):
             del self._extents[key]
             return None
@@ -74,11 +79,12 @@ class KeptStates:
         return row
 
     def add(self, key: bytes, states: np.ndarray[Any, Any]) -> None:
-        """Write a row behind the others, if there is room. OSError where the disk refuses."""
+        """Write a row behind the others; `full` where there is no room. OSError where the disk refuses."""
         data = np.ascontiguousarray(states, self.dtype)
         with self._locked(), (self.directory / _NUMBERS).open("ab") as numbers:
             start = numbers.seek(0, os.SEEK_END)
             if start + data.nbytes > self.limit:
+                self.full = True
                 return
             numbers.write(data.tobytes())
             numbers.flush()
@@ -93,6 +99,7 @@ class KeptStates:
         if self._numbers is None or len(self._numbers) < end:
             if (self.directory / _NUMBERS).stat().st_size < end:
                 return None
+            self._right.clear()  # the file may be another one: removed, and begun again
             # "c": what is changed in memory stays there
             self._numbers = np.memmap(self.directory / _NUMBERS, np.uint8, "c")
         return self._numbers[extent.start : end].view(self.dtype).reshape(extent.tokens, self.width)

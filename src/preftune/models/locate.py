@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.snapshot import Snapshot, resolve, safetensors_fault, shards
-from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError
+from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError, is_out_of_memory
 from preftune.isolated import is_panic
+from preftune.models.whole import writing
 from preftune.rundir import read_object, sha256_file
 
 GATE = "gate.safetensors"  # beside the members of an ensemble of experts; no model
@@ -140,7 +141,7 @@ def reading(source: Source, content: str) -> Iterator[None]:
         _refuse_adapter(path, [file.name for file in path.glob("adapter_config.json")])
     try:
         yield
-    except (PreftuneError, MemoryError):
+    except PreftuneError:
         raise
     except ImportError as error:
         raise BackendMissing(
@@ -152,7 +153,7 @@ def reading(source: Source, content: str) -> Iterator[None]:
             f"cannot load {content} from {source.path}: {first_line(error)}", _PLAIN
         ) from error
     except BaseException as error:  # half a dozen libraries parse these files and raise what they like
-        if not isinstance(error, Exception) and not is_panic(error):
+        if is_out_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
             raise
         why = f"{type(error).__name__}: {first_line(error)}"
         if "ignore_mismatched_sizes" in why:  # the library refers to a table that is not shown
@@ -346,6 +347,8 @@ def _convert_gguf(file: Path) -> Source:
             dtype=torch.float32,
         )
     except Exception as error:  # a damaged file ends in whatever its parser stumbles over
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"{file} cannot be read as GGUF: {type(error).__name__}: {first_line(error)}",
             hint="copy or download it again",
@@ -394,12 +397,15 @@ def _merge_adapter(path: Path) -> Source:
 
 
 def _cached(target: Path, model: Any, tokenizer: Any) -> Source:
-    """A model written to the cache, completely or not at all."""
+    """A model written to the cache, completely or not at all. StorageError where the disk refuses."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if target.exists():  # another process was faster
-        shutil.rmtree(partial)
-    else:
-        os.replace(partial, target)
+    with writing(target, partial):
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            os.replace(partial, target)
+        except OSError:
+            if not (target / "config.json").is_file():
+                raise
+            shutil.rmtree(partial)  # another process was faster
     return Source(str(target))

@@ -1,6 +1,9 @@
 """Parts of a transformers model with the types that they have: its own annotations allow for much more."""
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.errors import DataError
@@ -27,3 +30,9 @@ def blocks_of(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
     return next((tuple(blocks) for blocks in lists if len(blocks) == count), ())
+
+
+def hash_weight(digest: Any, name: str, weight: Tensor) -> None:
+    """Update a hash by a weight: its name, shape, type and numbers."""
+    digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+    digest.update(weight.contiguous().cpu().view(torch.uint8).numpy().data)

@@ -1,7 +1,8 @@
 """The four roles of a model. How a forward pass is laid out is private to `models.fast`.
 
 Alignment: column t of every result is about token t of `ids`. `logprobs[:, t] = log π(ids_t | ids_<t)` and
-`values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens here, once.
+`values[:, t] = V(ids_<t)` are read at column t - 1 of the network's output: the shift happens in this file
+alone, in `predicting_states` and `Critic.values`.
 All models stay in eval mode: dropout would make log-ratios noisy (a loss at the start that is not ln 2 in
 DPO).
 """
@@ -201,6 +202,10 @@ class _Scalar:
     def model(self) -> PreTrainedModel:
         return self.module.model
 
+    def normalised(self, raw: Tensor) -> Tensor:
+        """(raw - mean) / std"""
+        return (raw - self.mean) / self.std
+
     def per_position(self, sequences: Sequences, read: Tensor) -> Tensor:
         """Raw numbers where they are read, in the role's precision: (B, T), 0 elsewhere."""
         with casting(self):
@@ -215,8 +220,8 @@ class RewardModel(_Scalar):
         return self.per_position(sequences, _at_end(sequences)).sum(1)
 
     def scores(self, sequences: Sequences) -> Tensor:
-        """Normalised scores (raw - mean) / std: (B,)."""
-        return (self.raw_scores(sequences) - self.mean) / self.std
+        """Normalised scores: (B,)."""
+        return self.normalised(self.raw_scores(sequences))
 
     @torch.no_grad()
     def prompt_states(self, sequences: Sequences, blocks: int) -> Tensor:
@@ -319,8 +324,8 @@ class Critic(_Scalar):
     def values(self, sequences: Sequences) -> Tensor:
         """V(ids_<t), the value of the state in which token t was chosen, on response columns: (B, T)."""
         read = torch.nn.functional.pad(sequences.response[:, 1:], (0, 1))
-        per_position = (self.per_position(sequences, read) - self.mean) / self.std
-        shifted = torch.nn.functional.pad(per_position[:, :-1], (1, 0))
+        values = self.normalised(self.per_position(sequences, read))
+        shifted = torch.nn.functional.pad(values[:, :-1], (1, 0))
         return torch.where(sequences.response, shifted, torch.zeros_like(shifted))
 
 

@@ -2,7 +2,7 @@
 
 The Hugging Face class behind it is `AutoModelForSequenceClassification` with one label, so that a saved
 reward model loads anywhere. Its own pooling looks for the right-most token that is not `pad_token_id`; that
-is right only where pad is a token of its own, hence `add_pad_token`.
+is right only where pad is a token of its own, which a new one gets (`init_scalar_model`).
 """
 
 import math

@@ -17,13 +17,13 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.errors import DataError
+from preftune.errors import DataError, is_out_of_memory
 from preftune.models.adapter import adapter_of, below_adapter
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
 from preftune.models.kept import KeptStates, empty, states_dir
-from preftune.models.parts import blocks_of, token_embedding
+from preftune.models.parts import blocks_of, hash_weight, token_embedding
 
 Kept = Literal["float32", "bf16"]
 
@@ -47,6 +47,8 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"{type(model).__name__}: the upper {top} blocks cannot be trained by themselves ({error})",
             hint='set model.trainable="all", or another number of blocks',
@@ -200,8 +202,7 @@ def _digest(frozen: dict[str, nn.Parameter], embedding: Tensor, cut: Cut) -> str
         if parameter is embedding:
             used = weights.any(1).nonzero()
             weights = weights[: int(used[-1]) + 1] if len(used) else weights
-        digest.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
-        digest.update(weights.contiguous().cpu().view(torch.uint8).numpy().data)
+        hash_weight(digest, name, weights)
     return digest.hexdigest()
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from preftune.config.rewards import find_function, reward_terms
-from preftune.errors import DataError
+from preftune.errors import BackendMissing, DataError, InputMissing
 from preftune.isolated import isolated, passes
 
 COLUMNS = ("ended", "source", "row", "chosen", "rejected")
@@ -121,7 +121,7 @@ class RewardFunction:
         except _Late:
             return self.error(case, f"took more than {seconds:g} s (reward_timeout)")
         except BaseException as error:  # user code: anything may come out of it, exit() included
-            if passes(error):
+            if passes(error) or isinstance(error, InputMissing | BackendMissing):  # not the row's fault
                 raise
             failure = self.error(case, f"raised {type(error).__name__}: {str(error)[:200]}")
             failure.__cause__ = error

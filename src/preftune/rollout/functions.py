@@ -16,7 +16,7 @@ from torch import Tensor
 from preftune.data import Encoder, Preference, Sequences
 from preftune.errors import DataError
 from preftune.rollout.calls import LARGEST, Case, Outcome, RewardFunction, load_functions
-from preftune.rollout.sample import ended
+from preftune.rollout.sample import as_lists
 
 MAX_MASKED = 0.2  # of the responses of one call, over all processes; more is no accident
 OnError = Literal["stop", "mask"]
@@ -58,14 +58,9 @@ class RewardFunctions:
         failure where functions score `alone`, and 0 beside a reward model. DataError if a function fails and
         `on_error` is "stop", or if more than a fifth of the rows fail.
         """
-        device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
-        closed = ended(sequences, self.encoder.ends).tolist()
-        ids, real, written = sequences.ids, sequences.attention, sequences.response
-        cases = []
-        for i in range(len(sequences)):
-            row = self.rows[rows[i]] if rows else None
-            prompt_ids, response_ids = ids[i][real[i] & ~written[i]].tolist(), ids[i][written[i]].tolist()
-            cases.append(self._case(row, prompt_ids, response_ids, closed[i]))
+        device, cases = sequences.ids.device, list[Case]()
+        for i, lists in enumerate(as_lists(sequences, self.encoder.ends)):
+            cases.append(self._case(self.rows[rows[i]] if rows else None, *lists))
         called = [*self.functions, *self.watched]
         outcomes = [function.values(cases, stop=self.on_error == "stop") for function in called]
         totals = self._totals(cases, outcomes, alone)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,8 +29,21 @@ def take_rows(record: Record, rows: slice | Tensor) -> Record:
     return type(record)(**{f.name: cut(getattr(record, f.name)) for f in fields(record)})
 
 
+class Rows:
+    """A dataclass of `sequences` and tensors, of which rows are taken."""
+
+    __slots__ = ()
+    sequences: Sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return take_rows(self, rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
+class Rollout(Rows):
     """B sampled responses. Never mutated.
 
     sequences · logprobs, reference_logprobs (B, T) under the policy that sampled and under the reference,
@@ -67,12 +80,6 @@ class Rollout:
     def valid_scores(self) -> Tensor:
         """The scores there are: (rows with a score,)."""
         return self.scores if self.valid is None else self.scores[self.valid]
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Rollout":
-        return take_rows(self, rows)
 
 
 def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:

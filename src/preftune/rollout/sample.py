@@ -35,7 +35,7 @@ _ASK_EVERY = {"cpu": 1}
 _ASK_EVERY_ELSEWHERE = 16
 _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest number
 _WIDE = ("cpu", "cuda")  # devices with float64
-without_kernel: list[float] = []  # seconds of each call of this process that a kernel would have made shorter
+seconds_without_kernel: list[float] = []  # of each call that a kernel would have made shorter
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def sample(
             raise
     finally:
         if prompts.ids.device.type == "cpu" and lacking():
-            without_kernel.append(time.monotonic() - began)
+            seconds_without_kernel.append(time.monotonic() - began)
     # Outside of `except`, where the error no longer keeps frames and tensors alive.
     give_back_memory()
     half = len(prompts) // 2
@@ -273,17 +273,17 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     columns = block.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     last = weights.shape[1] - 1
     inside = weights.gather(1, columns.clamp(max=last)).masked_fill(columns > last, 0)
-    return block * _BLOCK + _invert(inside, within)[0]
+    return (block * _BLOCK + _invert(inside, within)[0]).clamp(max=last)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Where the cumulative sum of weights (B, n) passes `uniform` (B,) of its total, and at which share of
-    that weight: both (B,). A weight of 0 is never hit.
+    that weight: both (B,). A weight of 0 is never hit; NaN gives the last one: its log-prob tells.
     """
     cumulative = _widened(weights).cumsum(-1)
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
-    index = torch.searchsorted(cumulative, target, right=True)
+    index = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
     before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0)
     share = (target - before) / (cumulative.gather(1, index) - before)
     return index.squeeze(1), share.squeeze(1)
@@ -325,6 +325,18 @@ def _joined(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Se
     real = column < ends
     packed = joined.gather(1, source.clamp(max=joined.shape[1] - 1)).masked_fill(~real, pad_id)
     return Sequences(packed, real, real & (column >= starts))
+
+
+def as_lists(sequences: Sequences, eos_id: int | Sequence[int]) -> list[tuple[list[int], list[int], bool]]:
+    """Of each row the ids of the prompt, those of the response, and whether that closes with an end token."""
+    sequences = sequences.to("cpu")  # once, not row by row
+    closed = ended(sequences, eos_id).tolist()
+    return [
+        (ids[real & ~written].tolist(), ids[written].tolist(), end)
+        for ids, real, written, end in zip(
+            sequences.ids, sequences.attention, sequences.response, closed, strict=True
+        )
+    ]
 
 
 def ended(sequences: Sequences, eos_id: int | Sequence[int]) -> Tensor:

@@ -13,12 +13,11 @@ from torch import Tensor
 from preftune.data import Encoder, Preference, Sequences, pad_sequences
 from preftune.errors import DataError
 from preftune.functional import missing_eos_scores
-from preftune.models.load import vocabulary_hash
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import PAD_TOKEN
 from preftune.models.shards import readable
 from preftune.rollout.functions import RewardFunctions
-from preftune.rollout.sample import ended
+from preftune.rollout.sample import as_lists, ended
 from preftune.rollout.sampler import Sampler
 
 
@@ -68,7 +67,7 @@ class Scorer:
             spans = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
             with readable(model):
                 outputs = [model.raw_and_members(self._read(sequences[span], rows[span])) for span in spans]
-            scores = torch.cat([(raw - model.mean) / model.std for raw, _ in outputs])
+            scores = torch.cat([model.normalised(raw) for raw, _ in outputs])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
             member_scores = [by_member for _, by_member in outputs if by_member is not None]
             members = torch.cat(member_scores, 1) if member_scores else None
@@ -82,34 +81,34 @@ class Scorer:
         """The rows as the reward model reads them."""
         if self.translate is None or not len(sequences):
             return sequences
-        device, sequences = sequences.ids.device, sequences.to("cpu")  # once, not row by row
         numbers, texts = list(rows), []
-        for i, closed in enumerate(ended(sequences, self.encoder.ends).tolist()):
-            real = sequences.ids[i][sequences.attention[i]]
-            written = sequences.response[i][sequences.attention[i]]
-            prompt_ids = real[~written].tolist()
-            response = self.encoder.decode(real[written].tolist(), prompt_ids)
+        for i, (prompt_ids, ids, closed) in enumerate(as_lists(sequences, self.encoder.ends)):
+            response = self.encoder.decode(ids, prompt_ids)
             row = self.rows[numbers[i]] if numbers and self.rows else None
             texts.append(self._translated(self.translate, prompt_ids, row, response, closed))
         prompts, responses = zip(*texts, strict=True)
-        return pad_sequences(prompts, responses, self.translate.pad_id).to(device)
+        return pad_sequences(prompts, responses, self.translate.pad_id).to(sequences.ids.device)
 
     def _translated(
         self, judge: Encoder, prompt_ids: list[int], row: Preference | None, response: str, closed: bool
     ) -> tuple[list[int], list[int]]:
-        """Prompt and response as the reward model reads them; its tokens may be shorter than the policy's."""
+        """Prompt and response as the reward model reads them; its tokens may be shorter than the policy's. A
+        response that leaves no room for a token of the prompt loses its end.
+        """
         room = judge.max_length
+        most = None if room is None else room - 1
         if judge.form == self.encoder.form == "transcript":
             ids, prompt = judge.response(response, closed), judge.text(self.encoder.prompt_text(prompt_ids))
-            return prompt if room is None else prompt[-max(room - len(ids), 1) :], ids
+            ids = ids[:most]
+            return prompt if room is None else prompt[len(ids) - room :], ids
         if row is None:
             raise DataError(
                 "a prompt of no data row cannot be written in the reward model's form",
                 hint="use a reward model with the policy's tokenizer",
             )
-        ids = judge.response(response, closed, row.prompt)
+        ids = judge.response(response, closed, row.prompt)[:most]
         limit = judge.max_prompt_length if room is None else room - len(ids)
-        return judge.prompt(row.prompt, max(min(limit, judge.max_prompt_length), 1)), ids
+        return judge.prompt(row.prompt, min(limit, judge.max_prompt_length)), ids
 
     def shaped(
         self, sequences: Sequences, missing_eos_score: float | None, rows: Sequence[int] = ()
@@ -149,8 +148,6 @@ def read_alike(policy: Encoder, reward: Encoder) -> bool:
 
 def same_vocabulary(policy: Encoder, reward: Encoder) -> bool:
     """Whether token ids mean the same to both, the reward model's own pad token aside."""
-    if vocabulary_hash(policy.tokenizer) == vocabulary_hash(reward.tokenizer):
-        return True
     vocabularies = (policy.tokenizer.get_vocab(), reward.tokenizer.get_vocab())
     first, second = ({t: i for t, i in ids.items() if t != PAD_TOKEN} for ids in vocabularies)
     return first == second

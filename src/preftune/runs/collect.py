@@ -25,7 +25,7 @@ from preftune.errors import DataError
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import fingerprint
 from preftune.models.roles import Policy
-from preftune.rollout.sample import ended, sample
+from preftune.rollout.sample import as_lists, sample
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from preftune.runs.collected import data_card, earlier, in_words, labels
@@ -85,11 +85,8 @@ class _Collector:
             say=learner.say_once,
             keeps_states=self.config.scored_by is not None,
         )
-        texts = [
-            self.encoder.decode(ids[mask].tolist())
-            for ids, mask in zip(replies.ids, replies.response, strict=True)
-        ]
-        closed = ended(replies, self.encoder.ends).tolist()
+        lists = as_lists(replies, self.encoder.ends)
+        texts, closed = [self.encoder.decode(ids) for _, ids, _ in lists], [closed for *_, closed in lists]
         plain, collected = self.encoder.form == "plain", list[Json]()
         for index, number in enumerate(numbers):
             row, span = self.rows[number], slice(index * config.replies, (index + 1) * config.replies)

@@ -8,7 +8,7 @@ from preftune.algorithms.base import Algorithm
 from preftune.data import Encoder
 from preftune.models.roles import Role
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Worth
+from preftune.training.loop import Worth
 
 BatchAt = Callable[[int], Any]
 
@@ -26,7 +26,7 @@ class Job:
     rows_at: Callable[[int], list[str]]  # names of the data rows of a step
     imitates: bool = False  # its loss on held-out rows says something
     updates: int = 1  # of the weights, in a step
-    budget: Budget | None = None  # that ends it early
+    budget: tuple[str, float] | None = None  # that ends it early
     worth: Worth | None = None  # by which its best checkpoint is found
     rows: int | None = None  # that its steps go over, where they are the data's
     tokens: float | None = None  # that a step learns from, on average, where its rows are known before it

@@ -3,13 +3,11 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from preftune.config import TextForm
@@ -24,6 +22,7 @@ from preftune.models.locate import Source, locate
 from preftune.models.roles import Combine, Ensemble, RewardModel
 from preftune.models.scalar import load_scalar_model, score_head
 from preftune.models.trunk import alone
+from preftune.models.whole import writing
 from preftune.rundir import BASE, RunDir, read_object, sync, write_json, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.job import Job
@@ -113,22 +112,6 @@ def in_place(partial: Path, target: Path) -> None:
     os.rename(partial, target)
     sync(target.parent)
     faultpoint("model.renamed")
-
-
-@contextmanager
-def writing(target: Path, partial: Path) -> Iterator[None]:
-    """A failed write is a StorageError, and leaves the directory as it was."""
-    try:
-        yield
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # tokenizers raises a bare Exception
-        if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
-            raise StorageError(
-                f"cannot write the model {target}: {error}",
-                hint="free some space, then run the same command again",
-            ) from error
-        raise
 
 
 def _write_head(model: RewardModel, directory: Path) -> None:

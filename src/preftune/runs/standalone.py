@@ -41,7 +41,7 @@ class RewardModelHandle:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True) -> Tensor:
         """Normalised scores (B,): mean 0 and sd 1 over the chosen training responses. `ended`: append EOS."""
-        return (self.raw_score(prompts, responses, ended) - self.role.mean) / self.role.std
+        return self.role.normalised(self.raw_score(prompts, responses, ended))
 
     def raw_score(self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool = True) -> Tensor:
         """What the weights give: (B,). Independent of batch and padding. Of an ensemble: its members' scores
@@ -56,7 +56,7 @@ class RewardModelHandle:
         how far they disagree.
         """
         raw, members = self._raw_and_members(prompts, responses, ended)
-        return ((raw - self.role.mean) / self.role.std).unsqueeze(0) if members is None else members
+        return self.role.normalised(raw).unsqueeze(0) if members is None else members
 
     @torch.no_grad()
     def _raw_and_members(

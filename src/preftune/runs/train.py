@@ -35,7 +35,7 @@ from preftune.runs.vllm import server_of
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
-from preftune.training.loop import Budget, Ended, Plan, Worth, train
+from preftune.training.loop import Ended, Plan, Worth, train
 
 _VALIDATION_ROWS = 256
 
@@ -146,7 +146,7 @@ def _prepare(session: Session, name: str) -> Job:
         imitates=config.imitates,
         rows_at=feed.names_at,
         updates=config.updates_per_step * len(kind.trains),
-        budget=None if config.budget is None else Budget(*config.budget),
+        budget=config.budget,
         worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
         rows=len(feed.rows),
         tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,

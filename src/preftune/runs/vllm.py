@@ -32,8 +32,9 @@ from preftune.judges.endpoint import Endpoint, FailedError
 from preftune.models.adapter import merged, plain_weights
 from preftune.models.parts import language_head
 from preftune.models.roles import Policy
+from preftune.models.whole import writing
 from preftune.runs.inputs import key_of
-from preftune.runs.save import in_place, writing
+from preftune.runs.save import in_place
 from preftune.runs.session import Session
 from preftune.stops import stopping_point
 from preftune.training.learner import Learner

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +28,7 @@ from preftune.training.learner import Learner
 from preftune.training.processes import world_size
 from preftune.training.state import (
     TrainState,
+    device_name,
     put,
     rows_by_moment,
     rows_by_name,
@@ -67,11 +69,12 @@ def save(
         if main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in list(_newest_first(directory))[keep:] if main else ():
-        if step_of(old) == spare:
-            continue
-        faultpoint("checkpoint.purge")
-        _remove(old)
+    with contextlib.suppress(OSError):  # the new one is there; old ones go with the next
+        for old in list(_newest_first(directory))[keep:] if main else ():
+            if step_of(old) == spare:
+                continue
+            faultpoint("checkpoint.purge")
+            _remove(old)
     return checkpoint_at(directory, step)
 
 
@@ -121,7 +124,7 @@ def _describe(directory: Path, step: int, state: TrainState) -> None:
         "skipped": dict(state.skipped),
         "bad_steps": state.bad_steps,
         "scaler": dict(state.scaler),
-        "made_with": _made_with(),
+        "made_with": _made_with(state.device),
         **({"kept": dict(state.scalars)} if state.scalars else {}),
         **({"trunks": dict(state.trunks)} if state.trunks else {}),
     }
@@ -241,7 +244,7 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
     weights = {name: rows_by_name(trained.role.model) for name, trained in learner.trained.items()}
     moments = {name: rows_by_moment(trained.optimizer) for name, trained in learner.trained.items()}
     state = TrainState(
-        weights={name: _read(checkpoint, name, weights[name]) for name in weights},
+        weights={name: _read_all(checkpoint, name, weights[name]) for name in weights},
         moments={name: _read(checkpoint, f"{name}-optimizer", moments[name]) for name in moments},
         skipped=record["skipped"],
         bad_steps=record.get("bad_steps", 0),  # absent before 0.2
@@ -250,11 +253,22 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
         trunks=trunks,
     )
     put(state, learner)
-    now, then = _made_with(), record.get("made_with", {})
+    now, then = _made_with(device_name(learner.device)), record.get("made_with", {})
     changed = [f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]]
     if changed and learner.is_main:
         say(f"resuming with {', '.join(changed)}: the last bits may differ from an uninterrupted run")
     return int(record["step"])
+
+
+def _read_all(checkpoint: Path, name: str, rows: Mapping[str, slice]) -> dict[str, Tensor]:
+    """As `_read`; DataError if a tensor is not there: another version of a library may call it otherwise."""
+    read = _read(checkpoint, name, rows)
+    if missing := sorted(rows.keys() - read.keys()):
+        raise DataError(
+            f"{checkpoint} lacks {len(missing)} of the {name}'s weights ({missing[0]})",
+            hint=f"resume with the versions that wrote it (made_with in its {_STATE})",
+        )
+    return read
 
 
 def _read(checkpoint: Path, name: str, rows: Mapping[str, slice]) -> dict[str, Tensor]:
@@ -283,10 +297,9 @@ def _rows(opened: Sequence[Any], key: str, rows: slice) -> Tensor:
     return torch.cat(pieces) if pieces else opened[0].get_tensor(key)[:0]
 
 
-def _made_with() -> dict[str, Any]:
+def _made_with(device: str) -> dict[str, Any]:
     """What the bits of a result depend on, besides the machine."""
-    versions = {"preftune": __version__, "torch": torch.__version__}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = {"preftune": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {**versions, "threads": torch.get_num_threads(), "processes": world_size(), "device": device}
 
 

@@ -1,9 +1,8 @@
-"""One optimizer update. The only file that knows of accelerate: devices, precision, processes.
+"""One optimizer update. accelerate's devices, precision and processes are known here alone.
 
 Weights that sum to 1 over the global minibatch are built before any forward pass; an update is the sum of
 terms · weights over all microbatches of all processes, so neither their size nor their number changes a
-gradient beyond rounding. Gradients are summed along the last backward pass, in a way that lets a process
-begin again where memory runs out (`training.summing`).
+gradient beyond rounding. Gradients are summed after the last backward pass (`training.summing`).
 """
 
 import contextlib
@@ -36,7 +35,7 @@ from preftune.stops import Interrupted, requested, stopping_point
 from preftune.training.adamw import decayed_groups, schedule_factor
 from preftune.training.precision import DTYPES, MIXED, Asked, Precision, effective_precision, refuse_emulation
 from preftune.training.processes import introduce
-from preftune.training.summing import Summing
+from preftune.training.summing import fill, sum_gradients
 from preftune.training.tally import Tally
 
 T = TypeVar("T")
@@ -90,7 +89,7 @@ class Learner:
         self.bad_steps = 0  # in a row, with a number that is not finite
         self.updates = 0  # of the weights, in this step
         self.not_finite: list[str] = []  # what went wrong in this step
-        self.scalars: dict[str, float] = {}  # of an algorithm, carried from step to step
+        self.scalars: dict[str, float] = {}  # of an algorithm and the loop (best, ...), from step to step
         self.measures = False  # `update` only looks: see `measuring`
         self.noted: dict[str, Tensor] = {}  # what an algorithm saw in this step (see `note`)
 
@@ -205,10 +204,11 @@ class Learner:
         """Move a role to the device. What roles share lies in memory once, also there.
 
         Not by accelerate's `prepare_model`: its list and the cycle of its wrapped forward keep a finished
-        stage's model. Roles cast by themselves, `_add_up` does the rest.
+        stage's model. Roles cast by themselves, and `update` sums gradients.
         """
         role.dtype = DTYPES[self.precision]
-        role.module.register_forward_pre_hook(_between_forwards)
+        if _between_forwards not in role.module._forward_pre_hooks.values():
+            role.module.register_forward_pre_hook(_between_forwards)
         role.module.to(self.device)
         for model in models_of(role):
             computes_in(model, role.dtype, self.device)
@@ -263,18 +263,18 @@ class Learner:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
         stopping_point("update")
         rows, trained = self._meet(len(batch)), self.trained[role]
-        summed = () if self.is_alone or self.shard else trained.role.model.parameters()
-        summing = Summing(summed, along=min(rows) > 0)
-        backward = partial(self._backward, trained, batch, weights, loss, max(rows), summing)
+        by_all = [] if self.is_alone or self.shard else list(trained.role.model.parameters())
+        summed = [parameter for parameter in by_all if parameter.requires_grad]
+        backward = partial(self._backward, trained, batch, weights, loss, max(rows))
         with torch.no_grad() if self.measures else contextlib.nullcontext():
             sums = backward() if self.measures else self._fitting(trained, len(batch), backward)
-        if not summing.along:
-            summing.fill(sums, self.together)
+        if min(rows) == 0:
+            fill(summed, sums, self.together)
             if (scaler := self.accelerator.scaler) is not None:
                 scaler.scale(torch.zeros(1, device=self.device))  # it begins when it is first asked
         if self.measures:
             return self._reduced(sums, sum(rows))
-        summing.finish()
+        sum_gradients(summed)
         metrics = self._reduced(sums, sum(rows))
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
@@ -317,23 +317,20 @@ class Learner:
         weights: Tensor,
         loss: Callable[[Any], Loss],
         most: int,
-        summing: Summing,
     ) -> Tally:
         """This process's gradients of the whole minibatch, one microbatch after the other; where each gathers
         weights, in as many passes as the process with `most` rows makes.
         """
         trained.optimizer.zero_grad(set_to_none=True)
-        sums = Tally(len(batch))
+        sums = Tally()
         size = self.microbatch_size or max(most, 1)
-        starts = range(0, most if self.shard else len(batch), size)
-        for start in starts:
+        for start in range(0, most if self.shard else len(batch), size):
             rows = slice(start, start + size)
             out = loss(batch[rows])
             share = weights[rows][:, : out.terms.shape[1]] if out.terms.dim() == 2 else weights[rows]
             scalar = faultpoint("loss", weighted_sum(out.terms, share))
             if not self.measures:
-                with summing.backward_pass(start == starts[-1]):
-                    self.accelerator.backward(scalar)
+                self.accelerator.backward(scalar)
             sums.add(scalar.detach(), out, share)
         return sums
 

@@ -14,23 +14,17 @@ from typing import Any, Literal
 
 from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
-from preftune.errors import ConfigError, InputMissing, PreftuneError, SamplerDisagrees, StorageError
+from preftune.errors import BackendMissing, ConfigError, DataError, InputMissing, PreftuneError, StorageError
 from preftune.rundir import write_json
-from preftune.stops import Interrupted, deferred
+from preftune.stops import Interrupted, deferred, held_back
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
 from preftune.training.metrics import Ledger, MetricsLog, Say
 from preftune.training.state import TrainState, capture, put
 
 MAX_BAD_STEPS = 3  # in a row, with numbers that are not finite, before the run stops
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much of a metric, measured before the updates of a step, is too much."""
-
-    metric: str
-    most: float
+# Of what a step asks others: a server that samples, a reward function.
+_ABANDONED = (BackendMissing, ConfigError, DataError, InputMissing, StorageError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +55,8 @@ class Plan:
     """How long to train, where to write, and what to tell whom.
 
     `updates` of the weights in a step: with several of them, a copy of the state is kept in memory while a
-    step is under way. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
+    step is under way. `budget`: a metric, measured before the updates of a step, and the
+    most that it may be. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
     """
 
     steps: int
@@ -70,7 +65,7 @@ class Plan:
     checkpoint_every: int
     keep: int
     updates: int = 1
-    budget: Budget | None = None
+    budget: tuple[str, float] | None = None
     worth: Worth | None = None
     ledger: Path | None = None
     rows_at: Callable[[int], Sequence[str]] | None = None
@@ -103,7 +98,7 @@ def train(
                 metrics = algorithm.step(batch_at(step))
             except Interrupted as stop:
                 raise keeper.stopped(step, stop.number) from None
-            except (ConfigError, InputMissing, SamplerDisagrees, StorageError):  # of a server that samples
+            except _ABANDONED:
                 keeper.keep_begun(step)
                 raise
             skipped = bool(learner.not_finite)
@@ -134,9 +129,10 @@ class _Keeper:
     scalars_before: Mapping[str, float] = field(default_factory=dict)  # the learner's, as this step began
 
     def __post_init__(self) -> None:
-        if self.plan.budget is not None and self.saved == 0:
-            self.saved = -1  # so that step 0 is saved, too: a state to go back to
-            self._save(0, capture(self.learner))
+        if self.plan.budget is not None and self.saved == 0:  # step 0 is saved, too: a state to go back to
+            self.learner.wait()  # every process has looked what there is
+            self._write(0, capture(self.learner))
+            self.learner.wait()
 
     def begin_step(self) -> None:
         self.learner.begin_step()
@@ -160,11 +156,16 @@ class _Keeper:
             scalars["best"], scalars["best_step"] = value, float(step)
 
     def best(self) -> Ended | None:
-        """Go back to the best checkpoint; None if that is the last one, or nothing is compared."""
+        """Go back to the best checkpoint; None for the last one, a damaged one, or if nothing is compared."""
         scalars, steps = self.learner.scalars, self.plan.steps
         step = int(scalars.get("best_step", steps))
+        if self.plan.worth is None or step == steps:
+            return None
         where = checkpoint.checkpoint_at(self.plan.checkpoints, step)
-        if self.plan.worth is None or step == steps or checkpoint.fault_of(where) is not None:
+        if (fault := checkpoint.fault_of(where)) is not None:
+            if self.learner.is_main:
+                best = f"the best checkpoint, {where}, cannot be read ({fault})"
+                self.plan.say(f"warning: {best}; the model is that of the last step, {steps}")
             return None
         value = scalars["best"]
         self.learner.wait()
@@ -181,9 +182,8 @@ class _Keeper:
         """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
         led there, so the state becomes that of the newest checkpoint before those.
         """
-        budget = self.plan.budget
-        value = row.get(budget.metric, 0.0) if budget is not None and not row["skipped"] else 0.0
-        if budget is None or value <= budget.most:
+        metric, most = self.plan.budget or ("", math.inf)
+        if row["skipped"] or (value := row.get(metric, 0.0)) <= most:
             return None
         self.learner.wait()
         newest = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
@@ -192,12 +192,17 @@ class _Keeper:
 
     def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
-        number = self.learner.asked_to_stop()
         due = step % self.plan.checkpoint_every == 0 or step == self.plan.steps
+        former = _best_of(self.learner.scalars)
         if self.plan.worth is not None:
-            self._weigh(step, row, self.plan.worth, due)
+            with held_back():
+                self._weigh(step, row, self.plan.worth, due)
+        number = self.learner.asked_to_stop()
         if number or due:
             self._save(step, capture(self.learner))
+            if self.saved < step < self.plan.steps and _best_of(self.learner.scalars) != former:
+                del self.learner.scalars["best"], self.learner.scalars["best_step"]
+                self.learner.scalars |= former  # a best one that is not on the disk is none to go back to
         if number:
             raise self._reason(step, number)
 
@@ -232,18 +237,22 @@ class _Keeper:
         return Interrupted(number, f" after step {step} of {self.plan.steps}{lost}")
 
     def _save(self, step: int, state: TrainState) -> None:
-        """A checkpoint, unless there is one or nothing to save. A full disk costs a warning."""
-        if (self.learner.is_main or self.learner.shard) and step != self.saved:
+        """A checkpoint, unless there is one. A full disk costs a warning."""
+        if step != self.saved:
             try:
-                where, keep = self.plan.checkpoints, self.keep
-                path = checkpoint.save(where, step, state, keep, self.spare, self.learner)
-                if self.learner.is_main:
-                    self.plan.on_saved(path)
+                self._write(step, state)
             except StorageError as error:
                 self.plan.say(f"warning: {error.message}; the newest one is of step {self.saved}")
                 step = self.saved
-        self.saved = step
-        self.learner.wait()
+        self.saved = self.learner.together([step])[0]  # the main process's, once every process is here
+
+    def _write(self, step: int, state: TrainState) -> None:
+        """A checkpoint, by the processes that have something to write."""
+        if self.learner.is_main or self.learner.shard:
+            where, keep = self.plan.checkpoints, self.keep
+            path = checkpoint.save(where, step, state, keep, self.spare, self.learner)
+            if self.learner.is_main:
+                self.plan.on_saved(path)
 
 
 @dataclass(slots=True)
@@ -303,6 +312,11 @@ class _Record:
 
     def _rows(self, step: int) -> list[str]:
         return list(self.plan.rows_at(step)) if self.plan.rows_at is not None else []
+
+
+def _best_of(scalars: Mapping[str, float]) -> dict[str, float]:
+    """What is noted of the best checkpoint."""
+    return {name: scalars[name] for name in ("best", "best_step") if name in scalars}
 
 
 def nonfinite_file(metrics: Path, step: int) -> Path:

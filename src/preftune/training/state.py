@@ -32,6 +32,7 @@ class TrainState:
     scaler: Mapping[str, Any]
     scalars: Mapping[str, float] = field(default_factory=dict)  # numbers of the algorithm (see Learner)
     trunks: Mapping[str, str] = field(default_factory=dict)  # of roles that share one: its hash
+    device: str = "cpu"  # what computed it: the name of a card
 
     def copied(self, into: "TrainState | None" = None) -> "TrainState":
         """A copy on the CPU, in the memory of `into` where that has the same tensors."""
@@ -44,6 +45,7 @@ class TrainState:
             scaler=dict(self.scaler),
             scalars=dict(self.scalars),
             trunks=dict(self.trunks),
+            device=self.device,
         )
 
 
@@ -57,6 +59,7 @@ def capture(learner: Learner) -> TrainState:
         scaler=learner.scaler_state(),
         scalars=dict(learner.scalars),
         trunks=trunks_of(learner),
+        device=device_name(learner.device),
     )
 
 
@@ -77,6 +80,11 @@ def put(state: TrainState, learner: Learner) -> None:
     learner.bad_steps = state.bad_steps
     learner.scalars = dict(state.scalars)
     learner.load_scaler_state(dict(state.scaler))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a card, on which the last bits depend; else the kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def trunks_of(learner: Learner) -> dict[str, str]:

@@ -10,8 +10,7 @@ from preftune.functional import weighted_sum
 class Tally:
     """Running sums of the loss and of metrics over microbatches."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self) -> None:
         self.weight = torch.tensor(0.0)
         self.values: dict[str, Tensor] = {}
         self.kinds: dict[str, str] = {}

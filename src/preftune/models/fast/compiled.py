@@ -13,7 +13,7 @@ from pathlib import Path
 from preftune.errors import BackendMissing, PermissionMissing, PreftuneError, StorageError
 
 SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = {
+FLAGS = {  # by the processor's capability, in torch's words
     "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma", "-DWIDTH=16"],
     "AVX2": ["-mavx2", "-mfma", "-DWIDTH=8"],
 }
@@ -25,11 +25,6 @@ def library(capability: str) -> Path:
     return SOURCE.with_name(f"native-{capability.lower().replace(' ', '-')}-{version}.so")
 
 
-def made_for(capability: str) -> bool:
-    """Whether there is a kernel for such processors."""
-    return capability in _FLAGS
-
-
 def compile_kernel(capability: str, to: Path | None = None) -> Path:
     """Compile the kernel for `capability` into `to`; returns where it is.
 
@@ -37,7 +32,7 @@ def compile_kernel(capability: str, to: Path | None = None) -> Path:
     the directory cannot be written, StorageError where the compiler fails.
     """
     target, compiler = to or library(capability), shutil.which("c++") or shutil.which("g++")
-    if capability not in _FLAGS:
+    if capability not in FLAGS:
         raise BackendMissing(
             f"no kernel for a processor with {capability}", "nothing to do: torch does the work"
         )
@@ -46,7 +41,7 @@ def compile_kernel(capability: str, to: Path | None = None) -> Path:
             "no C++ compiler (c++, g++) found", "install one, or continue without the kernel"
         )
     draft = target.with_suffix(".part")
-    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_FLAGS[capability]]
+    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *FLAGS[capability]]
     try:
         draft.touch()
         done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603

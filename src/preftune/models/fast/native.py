@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import PreftuneError
-from preftune.models.fast.compiled import compile_kernel, library, made_for
+from preftune.models.fast.compiled import FLAGS, compile_kernel, library
 from preftune.models.fast.switch import Switch
 
 MOST_ROWS = 64  # above, a library's product is as fast
@@ -42,7 +42,7 @@ def build(capability: str | None = None, to: Path | None = None) -> Path:
 
 def lacking() -> bool:
     """Whether a kernel that is made for this processor is not built."""
-    return made_for(torch.backends.cpu.get_cpu_capability()) and _built() is None
+    return torch.backends.cpu.get_cpu_capability() in FLAGS and _built() is None
 
 
 class Kernel:

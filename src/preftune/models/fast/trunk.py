@@ -100,16 +100,22 @@ class Trunk:
 
     def _on_disk(self, key: bytes, row: Row) -> Row:
         """Write a row to the disk, if there is one; returns what will be read back. After an error nothing
-        more is written.
+        more is written; a directory that is full is said once.
         """
         if self.disk is None:
             return row
         packed = _packed(row.states.index_select(0, row.state_index), self.disk.dtype)
+        was_full = self.disk.full
         try:
             self.disk.add(key, packed.cpu().numpy())
         except OSError as error:
             self.say(f"warning: no more states are kept on disk: {error.strerror}")
             self.disk = None
+        if self.disk is not None and self.disk.full and not was_full:
+            self.say(
+                f"warning: {self.disk.directory} is full: further rows are computed in every pass; "
+                "raise model.kept_gb, or empty it (preftune cache --empty)"
+            )
         return _single_row(_unpacked(packed))
 
     def forget(self) -> None:
