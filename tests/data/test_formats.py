@@ -218,6 +218,13 @@ def test_undesirable_replies_are_kept_apart_and_said(tmp_path: Path) -> None:
     assert any("3 undesirable" in note for note in data.report["notes"])
 
 
+@pytest.mark.parametrize("others", [[], [{"prompt": "Q", "completion": "a", "label": True, "split": "test"}]])
+def test_undesirable_replies_alone_are_no_data(tmp_path: Path, others: list[dict[str, Any]]) -> None:
+    bad = {"prompt": "Q", "completion": "b", "label": False}
+    with pytest.raises(DataError, match="no desirable reply to train on, only 1 undesirable"):
+        load(tmp_path / "a.jsonl", bad, *others)
+
+
 def test_texts_are_kept_verbatim_and_split_by_what_they_say(tmp_path: Path) -> None:
     texts = [f"  Once, {i} \n" for i in range(200)]
     data = load(tmp_path / "a.jsonl", *({"text": text} for text in texts))

@@ -7,7 +7,7 @@ loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_dataset, read_preferences
+from preftune.data.dataset import Dataset, prompt_hash, read_dataset, read_preferences, row_key
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
@@ -41,7 +41,6 @@ __all__ = [
     "distinct_prompts",
     "first_encoded",
     "first_usable",
-    "load_dataset",
     "order",
     "pad_pairs",
     "pad_prompts",
@@ -51,6 +50,7 @@ __all__ = [
     "prompt_hash",
     "read_dataset",
     "read_preferences",
+    "row_key",
     "rows_at",
     "split_pair",
     "unpaired",

@@ -28,6 +28,8 @@ def first_encoded(
     """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
     rejected = Counter[str]()
     encoded = list(itertools.islice(encoder.encoded(rows, rejected), limit))
+    if not encoded and not rejected:
+        raise DataError("there are no rows to choose from", "check the data, and the stage's part and sources")
     if not encoded:
         verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())
