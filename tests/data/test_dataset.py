@@ -117,7 +117,9 @@ def test_the_report_accounts_for_every_row(tmp_path: Path) -> None:
 
 
 def test_prompts_are_no_pairs_that_contradict_each_other(tmp_path: Path) -> None:
-    assert load(write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(i)} for i in range(9)])).report["swapped"] == 0
+    assert (
+        load(write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(i)} for i in range(9)])).report["swapped"] == 0
+    )
 
 
 def test_contents_are_hashed_without_regard_to_packing(tmp_path: Path) -> None:

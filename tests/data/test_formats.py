@@ -289,6 +289,12 @@ def test_a_saved_dictionary_of_splits(tmp_path: Path) -> None:
     assert any("train_sft" in note and "not read" in note for note in data.report["notes"])
 
 
+def test_csv_says_which_replies_were_cut(tmp_path: Path) -> None:
+    columns = "prompt,chosen,rejected,ended_chosen,ended_rejected"
+    (tmp_path / "a.csv").write_text(f"{columns}\nQ,a,b,True,False\nR,a,b,0,\n")
+    assert [pair.ended for pair in read_preferences(tmp_path / "a.csv")] == [(True, False), (False, True)]
+
+
 def test_csv_keeps_the_words_that_look_like_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,chosen,rejected\n"say ""NA"",\nplease",NA,null\n')
     (pair,) = read_preferences(tmp_path / "a.csv")

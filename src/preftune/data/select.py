@@ -29,7 +29,9 @@ def first_encoded(
     rejected = Counter[str]()
     encoded = list(itertools.islice(encoder.encoded(rows, rejected), limit))
     if not encoded and not rejected:
-        raise DataError("there are no rows to choose from", "check the data, and the stage's part and sources")
+        raise DataError(
+            "there are no rows to choose from", "check the data, and the stage's part and sources"
+        )
     if not encoded:
         verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())

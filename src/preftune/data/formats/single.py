@@ -1,7 +1,7 @@
 """Rows that compare nothing: a reply with a judgement of its own or to imitate, a prompt, a text."""
 
 from preftune.data.checks import BadRow, is_empty, text_of, truth_of
-from preftune.data.dialogue import Dialogue, PromptOnly, Text, Unpaired
+from preftune.data.dialogue import Dialogue, Labelled, PromptOnly, Text
 from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
 from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, prompt_in
 from preftune.data.hh import MARKER, RejectedRow, one_space
@@ -10,20 +10,20 @@ REPLIES = ("completion", "response", "output", "answer", "reply")
 LABELS = ("label", "kto_tag", "desirable")
 
 
-def reply(record: Record) -> list[Unpaired]:
+def reply(record: Record) -> list[Labelled]:
     """`prompt` and `completion`, with a `label` or as something to imitate."""
     key = next(name for name in REPLIES if name in record)
-    return [_unpaired(record, dialogue_with(prompt_in(record), field(record, key)))]
+    return [_labelled(record, dialogue_with(prompt_in(record), field(record, key)))]
 
 
-def conversation(record: Record) -> list[Unpaired]:
+def conversation(record: Record) -> list[Labelled]:
     """`messages` or `conversations`: the last reply is the completion, what stands before it the prompt."""
     key = next(name for name in ("messages", "conversations") if name in record)
     turns = field(record, key)
-    return [_unpaired(record, Dialogue(dialogue_with(None, turns)))]
+    return [_labelled(record, Dialogue(dialogue_with(None, turns)))]
 
 
-def _unpaired(record: Record, turns: Dialogue) -> Unpaired:
+def _labelled(record: Record, turns: Dialogue) -> Labelled:
     _read_whole(record)
     label = next((name for name in LABELS if name in record), None)
     desirable = True if label is None else truth_of(record[label], f'"{label}"')
@@ -37,7 +37,7 @@ def _unpaired(record: Record, turns: Dialogue) -> Unpaired:
     if MARKER.search(last.text):
         raise RejectedRow("role_marker_in_response")
     refuse_templated(*(turn.text for turn in turns))
-    return Unpaired(prompt=with_system(prompt, record), completion=one_space(last.text), desirable=desirable)
+    return Labelled(prompt=with_system(prompt, record), completion=one_space(last.text), desirable=desirable)
 
 
 def prompt_only(record: Record) -> list[PromptOnly]:
