@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         unpaired,
     )
     from preftune.data.encode import Encoder
-    from preftune.data.select import distinct_prompts, first_encoded, first_usable
+    from preftune.data.select import distinct_prompts, first_encoded
 
 __all__ = [
     "Dataset",
@@ -40,7 +40,6 @@ __all__ = [
     "Unpaired",
     "distinct_prompts",
     "first_encoded",
-    "first_usable",
     "order",
     "pad_pairs",
     "pad_prompts",
@@ -60,7 +59,6 @@ _LAZY = {
     "Encoder": "preftune.data.encode",
     "distinct_prompts": "preftune.data.select",
     "first_encoded": "preftune.data.select",
-    "first_usable": "preftune.data.select",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",

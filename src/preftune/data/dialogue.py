@@ -54,9 +54,8 @@ class Preference:
         """Whether chosen and rejected came to their end. People's replies did; a policy's that was cut at its
         token limit did not, and a stage that collects says so in columns `ended_chosen`, `ended_rejected`.
         """
-        return _ended(self.columns.get("ended_chosen", True)), _ended(
-            self.columns.get("ended_rejected", True)
-        )
+        chosen, rejected = (self.columns.get(f"ended_{name}", True) for name in ("chosen", "rejected"))
+        return _ended(chosen), _ended(rejected)
 
 
 def _ended(value: Any) -> bool:
