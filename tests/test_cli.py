@@ -172,6 +172,7 @@ def test_dry_run_starts_nothing(api: SimpleNamespace, capsys: pytest.CaptureFixt
     assert main(["run", "tiny", "seed=7", "--dry-run"]) == 0
     assert main(["train", "tiny", "dpo", "--dry-run"]) == 0
     assert main(["train", "tiny", "kto", "--dry-run"]) == 64
+    assert main(["run", "tiny", "--dry-run", "--restart", "--redo", "dpo"]) == 64
     assert api.calls == []
     assert re.search(r"seed += 7 +command line", capsys.readouterr().out)
 
@@ -210,7 +211,14 @@ def test_internal_error_is_70_in_two_lines(api: SimpleNamespace, capsys: pytest.
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.94 GB)"),
+    ],
+)
 def test_out_of_memory_names_what_to_lower(
     error: Exception, api: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_attempts_count_up(tmp_path: Path) -> None:
     assert run.next_attempt() == 1
     write_text(run.log(9), "")
     write_text(run.log(10), "")
+    write_text(tmp_path / "logs/attempt-2-old.log", "")
     assert run.next_attempt() == 11
 
 

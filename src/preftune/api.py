@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune import faults
 from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stage_order, stages_until
+from preftune.config.rounds import round_name
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import with_children
@@ -104,9 +105,7 @@ def run_recipe(
     `mirror` is a directory for copies of checkpoints and models, from which a new machine resumes.
     """
     resolved = load_recipe(recipe, overrides)
-    config = absolute(resolved.config)
-    stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
-    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    config, stages, run = _meant(resolved, out, until)
     origin = None if from_run is None else other_run(from_run, run)
     with_children(config.stage, redo)
     refuse_if_held(run)
@@ -149,6 +148,13 @@ def run_recipe(
     return run
 
 
+def _meant(resolved: Resolved, out: str | None, until: str | None) -> tuple[RunConfig, list[str], RunDir]:
+    """Settings, stages and directory of a run, or of its stages up to `until`."""
+    config = absolute(resolved.config)
+    stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
+    return config, stages, RunDir(Path(out) if out is not None else Path("runs") / config.name)
+
+
 def _say_what_would_help(console: "Console", seconds: float) -> None:
     """At the end of a run: one line, if the sampling kernel is missing and would have been worth it."""
     from preftune.rollout.sample import seconds_without_kernel
@@ -170,9 +176,7 @@ def kept_stages(
     """What `--dry-run` says of --from and --redo: the stages that are taken over, those that are trained and
     why, those that are made anew. Reads the data, writes nothing.
     """
-    config = absolute(resolved.config)
-    stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
-    run = RunDir(Path(out) if out is not None else Path("runs") / config.name)
+    config, stages, run = _meant(resolved, out, until)
     anew = with_children(config.stage, redo)
     lines = [f"training again: {', '.join(anew)}"] if anew else []
     if from_run is None:
@@ -288,6 +292,7 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
         raise ConfigError(
             f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
         )
+    name = round_name(name, config.stage[name].rounds)
     done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
     return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
 

@@ -4,7 +4,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -78,27 +77,9 @@ Version = Annotated[
 ]
 
 
-@dataclass(slots=True)
-class _Shown:
-    """What `main` shows of an error, as the options of the app ask for it."""
-
-    traceback: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reuse:
-    """What `run` and `train` are told of results that are there."""
-
-    restart: bool
-    mirror: str | None
-    from_run: str | None
-    redo: Sequence[str]
-
-
 @app.callback()
-def common(context: typer.Context, debug: Debug = False, version: Version = False) -> None:
-    """RLHF for small language models: reward model, SFT, PPO, GRPO and DPO, measured and written up."""
-    context.obj.traceback = debug
+def common(debug: Debug = False, version: Version = False) -> None:
+    """RLHF for small models: reward model, SFT, PPO, GRPO, RLOO, DPO and KTO, measured and written up."""
 
 
 app.command()(runs)
@@ -117,8 +98,7 @@ def run(
     redo: Redo = None,
 ) -> None:
     """Run a recipe: stages, evaluation and report. A second call resumes, or checks what is finished."""
-    reuse = _Reuse(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
-    _run(recipe, overrides, reuse, out=out, dry_run=dry_run)
+    _run(recipe, overrides, None, out, dry_run, restart, mirror, from_run, redo or ())
 
 
 @app.command()
@@ -134,8 +114,7 @@ def train(
     redo: Redo = None,
 ) -> None:
     """Train one stage, and before it the stages it needs."""
-    reuse = _Reuse(restart=restart, mirror=mirror, from_run=from_run, redo=redo or ())
-    _run(recipe, overrides, reuse, out=out, dry_run=dry_run, until=stage)
+    _run(recipe, overrides, stage, out, dry_run, restart, mirror, from_run, redo or ())
 
 
 @app.command()
@@ -284,14 +263,18 @@ def version() -> None:
 def _run(
     recipe: str,
     overrides: Sequence[str] | None,
-    reuse: _Reuse,
-    *,
+    until: str | None,
     out: str | None,
     dry_run: bool,
-    until: str | None = None,
+    restart: bool,
+    mirror: str | None,
+    from_run: str | None,
+    redo: Sequence[str],
 ) -> None:
     """What `run` and `train` share: only `train` stops after a stage. `out=DIR` means `--out DIR`."""
     out, overrides = out_of(overrides, out)
+    if restart and redo:
+        raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
     if dry_run:
         from preftune.config import load_recipe, show_plan
 
@@ -304,23 +287,27 @@ def _run(
             stages = resolved.config.stage
             names = stages_until(stages, until) if until else list(stages)
             typer.echo("\n" + "\n".join(sizes(resolved.config, None, names)))
-        if reuse.from_run is not None or reuse.redo:
+        if from_run is not None or redo:
             from preftune import api
 
-            lines = api.kept_stages(resolved, out=out, until=until, from_run=reuse.from_run, redo=reuse.redo)
+            lines = api.kept_stages(resolved, out=out, until=until, from_run=from_run, redo=redo)
             typer.echo(printable("\n" + "\n".join(lines)))
         if until is None:
             command = shlex.join(["preftune", "plan", recipe, *(overrides or ())])
             typer.echo(f"\nrows that are kept, time, memory, disk: {printable(command)}")
         return
-    if reuse.restart and reuse.redo:
-        raise UsageError("--restart makes everything anew, --redo a part", "give one of the two")
     from preftune import api
 
     api.run_recipe(
-        recipe, overrides, out=out, until=until, resume=not reuse.restart, mirror=reuse.mirror,
-        from_run=reuse.from_run, redo=reuse.redo,
-    )  # fmt: skip
+        recipe,
+        overrides,
+        out=out,
+        until=until,
+        resume=not restart,
+        mirror=mirror,
+        from_run=from_run,
+        redo=redo,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -338,14 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",
             UsageError.code,
         )
-    if "--debug" in words:
+    if debug := "--debug" in words:
         words = ["--debug", *(word for word in words if word != "--debug")]
-    shown = _Shown()
     try:
         if not words:  # without typer, which would load more than this takes
             print(printable(first_screen()))
             return 0
-        app(words, prog_name="preftune", obj=shown)
+        app(words, prog_name="preftune")
         return 0
     except SystemExit as stop:
         return exit_code(stop)
@@ -362,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error = from_panic(error)
         if not isinstance(error, Exception):
             raise
-        if shown.traceback:
+        if debug:
             print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
         if isinstance(error, OSError) and error.filename is not None:
             error = from_system(error)

@@ -101,12 +101,15 @@ def from_system(error: OSError) -> PreftuneError:
     message = f"{error.filename}: {error.strerror or error}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionMissing(message, "check who owns it and who may write there")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(message, "free some space, then run the same command again")
+    if error.errno == errno.EIO:
+        return StorageError(message)
     return InputMissing(message, "check the path")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, torch's for a GPU, and what torch says of ordinary memory."""
+    """Python's own error, torch's for a GPU, and what torch says of ordinary memory and of other devices."""
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or "can't allocate memory" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return kinds or "can't allocate memory" in said or "out of memory" in said

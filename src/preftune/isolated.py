@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from preftune.errors import DataError
-from preftune.stops import Interrupted
+from preftune.stops import SIGNALS, Interrupted
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGALRM")
+_SIGNALS = (*SIGNALS, *(number for number in signal.Signals if number.name == "SIGALRM"))
 
 Undo = Callable[[], None]
 
@@ -96,8 +96,7 @@ def _process() -> Iterator[Undo]:
 
     yield put_back
     if threading.current_thread() is threading.main_thread():
-        numbers = [signal.Signals[name] for name in _SIGNALS if name in signal.Signals.__members__]
-        handlers = {number: signal.getsignal(number) for number in numbers}
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         yield lambda: _handle(handlers)
 
 

@@ -6,7 +6,6 @@ they stand in a file as the strings "NaN", "Infinity" and "-Infinity" and are fl
 text that is spelt like one of them gets a backslash in front there, and loses it here.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ from preftune.errors import (
     PermissionMissing,
     PreftuneError,
     StorageError,
+    from_system,
 )
 
 BASE = "base"
@@ -107,8 +107,8 @@ class RunDir:
 
     def next_attempt(self) -> int:
         """1 for a new run, otherwise one more than the last log's number."""
-        logs = self.log(1).parent.glob("attempt-[0-9]*.log")
-        return max((int(log.stem.removeprefix("attempt-")) for log in logs), default=0) + 1
+        numbers = (log.stem.removeprefix("attempt-") for log in self.log(1).parent.glob("attempt-*.log"))
+        return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1
 
     def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""
@@ -408,13 +408,7 @@ def _failures(path: Path) -> Iterator[None]:
 
 
 def _write_error(path: Path, error: OSError) -> PreftuneError:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionMissing(
-            f"cannot write {path}: {error.strerror}", "choose another place with --out DIR"
-        )
-    hint = (
-        "free some space, then run the same command again"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else ""
-    )
-    return StorageError(f"cannot write {path}: {error.strerror}", hint)
+    known, message = from_system(error), f"cannot write {path}: {error.strerror}"
+    if isinstance(known, PermissionMissing):
+        return PermissionMissing(message, "choose another place with --out DIR")
+    return StorageError(message, known.hint if isinstance(known, StorageError) else "")

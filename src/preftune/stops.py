@@ -18,7 +18,8 @@ from types import FrameType
 from preftune.faults import KILL, faultpoint
 
 PATIENCE = 60.0  # seconds that a child process has to stop
-_SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
+_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
 
 
 class Interrupted(BaseException):
@@ -48,12 +49,13 @@ _state = _State()
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Turn the signals into `Interrupted`. Does nothing outside the main thread, where Python allows none."""
+    """Turn the signals into `Interrupted`, but for those that this process was started to ignore (nohup).
+    Does nothing outside the main thread, where Python allows none.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [signal.Signals[name] for name in _SIGNALS if name in signal.Signals.__members__]
-    caught = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+    caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _noted) for number in caught}
     try:
         yield

@@ -135,10 +135,14 @@ def test_origins_name_where_each_value_comes_from() -> None:
         ("data.name=123", "123"),
         ("data.name=a=b", "a=b"),
         ("stage.ppo.optimizer.beta2=0.95", 0.95),
+        ("data.template_arguments.depth=3", 3),
+        ("data.template_arguments.depth=3.5", 3.5),
+        ("data.template_arguments.depth=true", True),
+        ("data.template_arguments.depth=inf", "inf"),
     ],
 )
 def test_override_has_the_type_of_its_key(override: str, value: object) -> None:
-    found: object = load_recipe("tiny", [override]).config
+    found: object = load_recipe("tiny", ["data.form=chat", override]).config
     for part in override.partition("=")[0].split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
@@ -152,6 +156,11 @@ def test_last_of_equal_overrides_wins() -> None:
 def test_ppo_keeps_its_own_eps_when_another_optimizer_key_is_set() -> None:
     assert load_recipe("tiny", ["stage.ppo.optimizer.warmup=0.1"]).config.stage["ppo"].optimizer.eps == 1e-5
     assert PPOConfig().optimizer.eps == 1e-5
+
+
+def test_a_name_of_any_form_may_be_one_that_was_meant() -> None:
+    error = failure("tiny", "stage.my__sft_.algorithm=sft", "stage.my_sft.rows=1")
+    assert "did you mean stage.my__sft_?" in error.hint
 
 
 def test_a_stage_can_be_added_and_left_out() -> None:

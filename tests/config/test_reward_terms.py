@@ -1,5 +1,8 @@
 """How settings name reward functions: those that score, with weights, and those that are only watched."""
 
+import random
+from pathlib import Path
+
 import pytest
 
 from preftune.config import GRPOConfig, PPOConfig, build
@@ -50,6 +53,18 @@ def test_functions_that_are_not_there_are_named() -> None:
         find_function("math:sinus")
     with pytest.raises(ConfigError, match="has no function 'pi'"):
         find_function("math:pi")
+
+
+def test_the_package_around_a_module_changes_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drawing_package").mkdir()
+    (tmp_path / "drawing_package/__init__.py").write_text("import random\nrandom.seed(0)\n")
+    (tmp_path / "drawing_package/inside.py").write_text("def f(prompt, response):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = random.getstate()
+    assert find_function("drawing_package.inside:f")("", "") == 1.0
+    assert random.getstate() == before
 
 
 def test_another_source_is_another_stage() -> None:

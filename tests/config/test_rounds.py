@@ -2,8 +2,10 @@
 
 import pytest
 
+from preftune import api
 from preftune.config import dump_toml, load_recipe, stage_order
 from preftune.errors import ConfigError
+from preftune.rundir import RunDir
 
 PAIRS = ("stage.pairs.algorithm=collect", "stage.pairs.judge=a:f", "stage.ppo=none", "stage.grpo=none")
 DPO = (*PAIRS, "stage.dpo.data=pairs", "stage.dpo.rounds=3")
@@ -25,6 +27,12 @@ def test_the_reference_may_stay_sft() -> None:
     assert stages["dpo-3"].parents() == ("dpo-2", "sft", "pairs-3")
 
 
+def test_a_reference_on_collected_pairs_is_part_of_the_round() -> None:
+    low = ("stage.low.algorithm=dpo", "stage.low.data=pairs", "stage.dpo.reference=low")
+    stages = load_recipe("tiny", [*DPO, *low]).config.stage
+    assert [stages[name].reference_stage for name in ("dpo", "dpo-2", "dpo-3")] == ["low", "low-2", "low-3"]
+
+
 def test_a_reward_model_on_collected_pairs_is_part_of_the_round() -> None:
     words = ["stage.pairs.algorithm=collect", "stage.pairs.judge=a:f", "stage.rm.data=pairs"]
     stages = load_recipe("tiny", [*words, "stage.ppo.rounds=2"]).config.stage
@@ -32,6 +40,18 @@ def test_a_reward_model_on_collected_pairs_is_part_of_the_round() -> None:
     assert (stages["rm-2"].data, stages["rm-2"].init) == ("pairs-2", "sft")
     assert (stages["pairs-2"].init, stages["ppo-2"].init) == ("ppo", "ppo")
     assert "sft-2" not in stages
+
+
+def test_a_function_named_after_an_algorithm_trains_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def recorded(*words: object, until: str, **others: object) -> RunDir:
+        asked.append(until)
+        return RunDir("run")
+
+    monkeypatch.setattr(api, "run_recipe", recorded)
+    assert api.dpo_train("tiny", *DPO) == RunDir("run").model_dir("dpo-3")
+    assert asked == ["dpo-3"]
 
 
 def test_settings_that_are_written_out_are_read_as_the_same_run(tmp_path: object) -> None:

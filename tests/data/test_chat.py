@@ -1,5 +1,6 @@
 """Chat templates of twelve families: prompt and reply have the ids of the template's own rendering."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,16 @@ from data_helpers import CORPUS, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from preftune.data import Dialogue, Encoder, RejectedRow, Turn, first_usable, parse_prompt, split_pair
+from preftune.data import (
+    Dialogue,
+    Encoder,
+    Preference,
+    RejectedRow,
+    Turn,
+    first_encoded,
+    parse_prompt,
+    split_pair,
+)
 from preftune.errors import ConfigError, DataError
 from preftune.rollout.score import read_alike
 
@@ -145,10 +155,19 @@ def test_rows_that_the_template_refuses_are_counted() -> None:
     good = split_pair("\n\nHuman: Hi\n\nAssistant: Yes.", "\n\nHuman: Hi\n\nAssistant: No.")
     system = split_pair("\n\nHuman: Hi\n\nAssistant: Yes.", "\n\nHuman: Hi\n\nAssistant: No.")
     object.__setattr__(system, "prompt", dialogue(CHATS["system"]))
-    assert first_usable(own, [system, good], None) == ([good], {"refused_by_template": 1})
+    assert first_encoded(own, [system, good], None)[::2] == ([good], {"refused_by_template": 1})
     assert not own.accepts(system.prompt)
     with pytest.raises(DataError, match="1 refused_by_template"):
-        first_usable(own, [system], None)
+        first_encoded(own, [system], None)
+
+
+def test_no_reply_is_shown_to_no_template() -> None:
+    strict = (
+        FAMILIES["Gemma"].template + "{% if messages[-1].content == '' %}{{ raise_exception('') }}{% endif %}"
+    )
+    own = encoder(replace(FAMILIES["Gemma"], template=strict))
+    row = Preference(prompt=parse_prompt("Hi"), chosen=" Yes.", rejected="")
+    assert own.pair(row) == (*own.sequence(row.prompt, row.chosen), [])
 
 
 @pytest.mark.parametrize("make", [byte_level, spaced])

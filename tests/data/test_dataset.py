@@ -73,6 +73,12 @@ def test_train_is_never_emptied(tmp_path: Path, prompts: int, sizes: tuple[int, 
     assert (len(small.train), len(small.validation), len(small.test)) == sizes
 
 
+def test_a_few_prompts_give_a_test_split_too(tmp_path: Path) -> None:
+    """No hash lies in its share, and the one that is taken instead lies in that of validation."""
+    data = load(write_jsonl(tmp_path / "a.jsonl", [hh_row(f"question {i}") for i in range(3)]), held_out=0.12)
+    assert data.report["cut_from_train"] == ["test", "validation"]
+
+
 def test_a_test_file_alone_is_split_but_a_directory_without_train_is_an_error(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "test.jsonl", [hh_row(str(i)) for i in range(5)])
     assert load(path).train
@@ -108,6 +114,12 @@ def test_the_report_accounts_for_every_row(tmp_path: Path) -> None:
     assert report["prompt_overlap"]["train/validation"] == 1
     assert report["sources"]["train"] == {"helpful": 3}
     assert data.train[0].source == "helpful"
+
+
+def test_prompts_are_no_pairs_that_contradict_each_other(tmp_path: Path) -> None:
+    assert (
+        load(write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(i)} for i in range(9)])).report["swapped"] == 0
+    )
 
 
 def test_contents_are_hashed_without_regard_to_packing(tmp_path: Path) -> None:

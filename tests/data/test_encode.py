@@ -19,7 +19,6 @@ from preftune.data import (
     Turn,
     distinct_prompts,
     first_encoded,
-    first_usable,
     parse_prompt,
     read_preferences,
     split_pair,
@@ -209,11 +208,9 @@ def test_the_first_usable_rows_and_what_was_passed_over(
     encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
     large, other = replace(PAIR, prompt=parse_prompt("z" * 100)), replace(PAIR, chosen=" Yes.")
     rows = [large, PAIR, large, large, other]
-    kept, rejected = first_usable(encoder, rows, limit)
+    kept, encoded, rejected = first_encoded(encoder, rows, limit)
     assert kept == [PAIR, other][:wanted]
     assert rejected == {"longer_than_context": met}
-    again, encoded, counted = first_encoded(encoder, rows, limit)
-    assert (again, counted) == (kept, rejected)
     for row, ids in zip(kept, encoded, strict=True):
         assert ([*ids.prompt], [*ids.chosen], [*ids.rejected]) == encoder.pair(row)
 
@@ -234,7 +231,7 @@ def test_prompts_are_distinct_by_what_the_model_is_given(tokenizer: PreTrainedTo
 def test_no_usable_row_at_all_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, "transcript", 64, 8, max_length=64)
     with pytest.raises(DataError, match="2 longer_than_context: prompt") as caught:
-        first_usable(encoder, [replace(PAIR, prompt=parse_prompt("z" * 100))] * 2, 5)
+        first_encoded(encoder, [replace(PAIR, prompt=parse_prompt("z" * 100))] * 2, 5)
     assert "data.max_prompt_length" in caught.value.hint
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from preftune.data import Turn, read_preferences, readers
 from preftune.data import files as files_module
-from preftune.data.files import find_files, read_files, split_name
+from preftune.data.files import SUFFIXES, find_files, read_files
 from preftune.data.rows import Tally
+from preftune.data.splits import split_of
 from preftune.errors import DataError, InputMissing, PermissionMissing, PreftuneError
 
 GOOD = json.dumps(hh_row("Hi")).encode()
@@ -160,6 +161,29 @@ def test_malformed_lines_are_left_out_and_counted_on_request(tmp_path: Path, nam
     assert f"{path}:2: " in tally.bad_examples[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "bad"),
+    [
+        ("a.csv", "prompt,chosen,rejected\nQ,a,b\nQ,a\n\nQ,b,c\n", "a.csv:3: 2 values"),
+        ("a.json", '[{"prompt": "Q"}, {"prompt": NaN}, {"prompt": "R"}]', "a.json: row 2: NaN is not JSON"),
+        (
+            "a.json",
+            '[{"prompt": "Q"}, {"a": 1, "a": {}}, {"prompt": "R"}]',
+            "row 2: the key 'a' appears twice",
+        ),
+    ],
+)
+def test_malformed_rows_of_tables_and_arrays_are_too(
+    tmp_path: Path, name: str, content: str, bad: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    (tally,) = read_files(tmp_path / name, on_bad_row="skip")
+    assert (tally.read, len(tally.rows), tally.bad) == (3, 2, 1)
+    assert bad in tally.bad_examples[0]
+    with pytest.raises(DataError, match=bad):
+        read_files(tmp_path / name)
+
+
 def test_a_cut_off_last_line_is_called_that(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(GOOD + b"\n" + GOOD[:-5])
@@ -277,6 +301,21 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_preferences(path)
 
 
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [hh_row("Hi")])
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionMissing, match="closed: cannot be read"):
+        find_files(tmp_path)
+
+
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, unpack = [0], gzip.GzipFile.readinto
 
@@ -370,7 +409,7 @@ def test_columns_that_are_not_read_are_there_for_reward_functions(tmp_path: Path
     ],
 )
 def test_split_by_file_name(name: str, split: str) -> None:
-    assert split_name(Path(name)) == split
+    assert (split_of(Path(name), SUFFIXES) or "train") == split
 
 
 def test_a_directory_is_read_recursively_and_subfolders_become_sources(tmp_path: Path) -> None:
@@ -385,6 +424,12 @@ def test_a_directory_is_read_recursively_and_subfolders_become_sources(tmp_path:
     assert [(pair.prompt[0].text, pair.source, pair.row) for pair in pairs] == [
         (" b", "b", 0), (" root", "", 1), (" a", "a/deep er", 0)
     ]  # fmt: skip
+
+
+def test_a_data_set_may_be_called_data(tmp_path: Path) -> None:
+    """It was passed by, whatever it held."""
+    files = [write_jsonl(tmp_path / name, [hh_row("Hi")]) for name in ("data.json", "package.json")]
+    assert find_files(tmp_path) == files
 
 
 def test_what_cannot_be_found_or_opened(tmp_path: Path) -> None:

@@ -218,6 +218,13 @@ def test_undesirable_replies_are_kept_apart_and_said(tmp_path: Path) -> None:
     assert any("3 undesirable" in note for note in data.report["notes"])
 
 
+@pytest.mark.parametrize("others", [[], [{"prompt": "Q", "completion": "a", "label": True, "split": "test"}]])
+def test_undesirable_replies_alone_are_no_data(tmp_path: Path, others: list[dict[str, Any]]) -> None:
+    bad = {"prompt": "Q", "completion": "b", "label": False}
+    with pytest.raises(DataError, match="no desirable reply to train on, only 1 undesirable"):
+        load(tmp_path / "a.jsonl", bad, *others)
+
+
 def test_texts_are_kept_verbatim_and_split_by_what_they_say(tmp_path: Path) -> None:
     texts = [f"  Once, {i} \n" for i in range(200)]
     data = load(tmp_path / "a.jsonl", *({"text": text} for text in texts))
@@ -280,6 +287,12 @@ def test_a_saved_dictionary_of_splits(tmp_path: Path) -> None:
     data = load(tmp_path / "data", held_out=1e-9)
     assert [pair.prompt[0].text for pair in (*data.train, *data.test)] == [" train_prefs", " test_prefs"]
     assert any("train_sft" in note and "not read" in note for note in data.report["notes"])
+
+
+def test_csv_says_which_replies_were_cut(tmp_path: Path) -> None:
+    columns = "prompt,chosen,rejected,ended_chosen,ended_rejected"
+    (tmp_path / "a.csv").write_text(f"{columns}\nQ,a,b,True,False\nR,a,b,0,\n")
+    assert [pair.ended for pair in read_preferences(tmp_path / "a.csv")] == [(True, False), (False, True)]
 
 
 def test_csv_keeps_the_words_that_look_like_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from preftune.config import DataConfig
 from preftune.data import hub as hub_rows
 from preftune.data import read_dataset, snapshot
 from preftune.data.snapshot import resolve
-from preftune.errors import DataError, InputMissing
+from preftune.errors import DataError, InputMissing, PermissionMissing
 
 SCRIPT = """
 from preftune.config import DataConfig
@@ -92,6 +92,12 @@ def test_a_file_that_is_no_split_is_not_read_where_others_are(hub: Hub) -> None:
     assert not [request for request in hub.requests if "red" in request]
 
 
+def test_a_folder_is_the_root_of_what_is_read(hub: Hub) -> None:
+    """Its own name says no split, as little as that of a local one."""
+    hub.put(f"datasets/{NAME}", files(**{"test/train.jsonl.gz": packed(rows("q", "r", "s"))}))
+    assert [file["split"] for file in read("test").report["files"]] == ["train"]
+
+
 def test_a_readme_on_the_hub_says_which_files_are_which_split(hub: Hub) -> None:
     """Its names are not those that the files' own would give, and no other file is fetched."""
     splits = "[{split: test, path: helpful-base/*}, {split: train, path: h*/test*}]"
@@ -144,9 +150,63 @@ def test_a_hub_that_refuses_or_has_lost_the_repository_is_told_and_the_cache_use
     for fault, words in (((401, "RepoNotFound"), "no such repository"), ((500, ""), "answered 500")):
         hub.faults = {"^/api/datasets": fault}
         assert read("harmless-base").report == before
-        told = capsys.readouterr().out
+        told = capsys.readouterr().err
         assert words in told
         assert before["commit"][:12] in told
+
+
+def test_a_warning_tells_no_password_of_the_endpoint(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read("harmless-base").report
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:geheim@127.0.0.1:9")
+    assert read("harmless-base").report == before
+    told = capsys.readouterr().err
+    assert "127.0.0.1:9" in told
+    assert "geheim" not in told
+
+
+def test_a_cache_that_cannot_be_written_to_is_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, value: Any) -> None:
+        raise PermissionMissing(f"cannot write {path}")
+
+    before = read("harmless-base").report
+    monkeypatch.setattr(snapshot, "write_json", refuse)
+    assert read("harmless-base").report == before
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": 3}', "{"])
+def test_a_damaged_list_of_files_is_asked_for_again(content: str, hub: Hub) -> None:
+    before = read("harmless-base").report
+    listing = snapshot._listing(NAME, "dataset", before["commit"])
+    listing.write_text(content)
+    assert read("harmless-base", before["commit"]).report == before
+    assert json.loads(listing.read_text())["files"]
+
+
+def test_a_damaged_index_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(DataError, match=r"index\.json: expected a JSON object"):
+        snapshot.shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "limited"),
+    [
+        ("dataset", "train.json", False),
+        ("dataset", "train.csv", False),
+        ("dataset", "README.md", True),
+        ("model", "model.safetensors", False),
+        ("model", "tokenizer.json", True),
+    ],
+)
+def test_data_and_weights_take_as_long_as_they_take(
+    kind: Any, file: str, limited: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    monkeypatch.setattr(snapshot, "_answer", lambda call, what, name, seconds: limits.append(seconds))
+    snapshot.Snapshot(name=NAME, kind=kind, commit="0" * 40, files=(file,)).fetch([file])
+    assert limits == [snapshot.SMALL_SECONDS if limited else None]
 
 
 @pytest.mark.parametrize("name", ["data_dir", "missing"])

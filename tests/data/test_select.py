@@ -40,6 +40,8 @@ def test_nothing_usable_says_what_to_raise() -> None:
     said = r"1 response_too_long_became_equal: .*raise data.max_response_length"
     with pytest.raises(DataError, match=said):
         first_encoded(encoder(30, 1), [pair(" Hi", " up", " under")], None)
+    with pytest.raises(DataError, match="no rows to choose from"):
+        first_encoded(encoder(30, 1), [], None)
 
 
 def test_the_plain_form_adds_no_roles() -> None:

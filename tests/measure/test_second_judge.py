@@ -1,12 +1,17 @@
 """A second reward model, trained on other pairs, checks on the first."""
 
+from pathlib import Path
+
 import pytest
 
 import preftune
 from preftune.config import load_recipe
-from preftune.data import prompt_hash
+from preftune.data import Dialogue, Preference, prompt_hash
+from preftune.data.dataset import make_dataset
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.console import Console
 from preftune.runs.reopen import reopen
+from preftune.runs.session import Session
 from preftune.runs.sources import load_dataset
 
 POLICIES = ["base", "policy_sft", "policy_dpo", "best_of_4"]
@@ -19,6 +24,16 @@ def test_the_halves_share_no_prompt_and_leave_nothing_out(second_judge_run: RunD
     assert not {prompt_hash(row.prompt) for row in first} & {prompt_hash(row.prompt) for row in second}
     assert min(len(first), len(second)) > 0.35 * len(everything)
     assert sorted([*first, *second], key=lambda row: row.row) == sorted(everything, key=lambda row: row.row)
+
+
+def test_texts_are_halved_too(tmp_path: Path) -> None:
+    config = load_recipe("tiny", ["data.form=plain"]).config
+    rows = [Preference(prompt=Dialogue(), chosen=f" text {i}", rejected="") for i in range(40)]
+    dataset = make_dataset({"train": rows, "validation": [], "test": []}, {}, "text")
+    session = Session(config=config, dataset=dataset, run=RunDir(tmp_path), console=Console())
+    first, second = (session.training_rows(part) for part in ("first", "second"))
+    assert min(len(first), len(second)) > 10
+    assert len(first) + len(second) == 40
 
 
 def test_the_settings_of_a_recipe_without_halves_are_those_of_before() -> None:

@@ -80,6 +80,19 @@ def test_after_a_failure_the_next_prompt_is_rendered() -> None:
     assert template.fill([{"role": "user", "content": "good"}]) == "ok"
 
 
+def test_an_interrupted_request_leaves_no_answer_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def readline(self) -> bytes:
+            raise KeyboardInterrupt
+
+    own, ask = Template(tokenizer("{{ messages[0].content }}")), template._ask
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "_ask", lambda pipes, *asked: ask((pipes[0], Interrupting()), *asked))
+        with pytest.raises(KeyboardInterrupt):
+            own.fill([{"role": "user", "content": "first"}])
+    assert own.fill([{"role": "user", "content": "second"}]) == "second"
+
+
 def test_a_child_that_was_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     filled = Template(tokenizer("{% if messages[0].content == 'slow' %}" + LOOP + "{% endif %}ok"))
     with monkeypatch.context() as patch:

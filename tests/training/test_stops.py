@@ -141,6 +141,16 @@ def test_a_terminal_that_closes_is_a_wish_to_stop_but_not_under_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with stops.handled():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not stops.requested()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 CHILD = """
 import sys, time
 from preftune import stops

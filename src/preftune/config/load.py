@@ -6,8 +6,10 @@ the type of their key. Mistakes become errors that name the key, the value and w
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -19,7 +21,7 @@ from preftune.config.algorithms import stage_kinds
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
-from preftune.errors import ConfigError, UsageError
+from preftune.errors import ConfigError, UsageError, meant
 from preftune.untrusted import holds_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
@@ -33,7 +35,7 @@ class Resolved:
     """A config, what it was made from, and where each of its values comes from."""
 
     config: RunConfig
-    origins: Mapping[str, Origin]  # by dotted key, for every key of the config
+    origins: Mapping[str, Origin]  # by dotted key, for all that the config's dump has
     recipe: str  # name or path as given
 
 
@@ -77,9 +79,8 @@ def _read(recipe: str) -> dict[str, Any]:
     elif recipe in recipe_names():
         source = resources.files("preftune") / "recipes" / f"{recipe}.toml"
     else:
-        meant = nearest(recipe, recipe_names())
-        question = f"did you mean {meant}? " if meant else ""
         names = ", ".join(recipe_names())
+        question = meant(recipe, recipe_names())
         raise UsageError(
             f"unknown recipe {recipe!r}", f"{question}recipes: {names}; or give a path to a .toml file"
         )
@@ -186,8 +187,8 @@ def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], sou
 
 
 def _refuse_stage(name: str, named: list[str], choices: str) -> None:
-    meant = nearest(name, named)
-    hint = f"did you mean stage.{meant}? " if meant else ""
+    near = nearest(name, named)
+    hint = f"did you mean stage.{near}? " if near else ""
     raise ConfigError(
         f"stage.{name} has no algorithm",
         f"{hint}stages: {', '.join(named) or 'none yet'}; a new one needs stage.{name}.algorithm = {choices}",
@@ -208,8 +209,8 @@ def _refuse_key(key: str, keys: Iterable[str], where: str) -> None:
         raise ConfigError(
             f"{key} is a group of settings, not a value ({where})", f"keys: {', '.join(inside)}"
         )
-    meant = nearest(key, keys)
-    hint = f"did you mean {meant}?" if meant else "`preftune options` lists all keys"
+    near = nearest(key, keys)
+    hint = f"did you mean {near}?" if near else "`preftune options` lists all keys"
     raise ConfigError(f"unknown key {key} ({where})", hint)
 
 
@@ -222,7 +223,7 @@ def _convert(setting: Setting, text: str) -> Any:
     if _is_none(setting, text):
         return None
     if setting.key.startswith(f"{TABLE}."):
-        return {"true": True, "false": False}.get(text.lower(), text)
+        return _untyped(text)
     try:
         if setting.kind in (int, float):
             return setting.kind(text)
@@ -231,6 +232,15 @@ def _convert(setting: Setting, text: str) -> Any:
     if setting.kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     return text
+
+
+def _untyped(text: str) -> bool | int | float | str:
+    """A value of a setting that may have any type, as the same text in a recipe would be read."""
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(number := kind(text)):
+                return number
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _require_data(config: RunConfig, source: str) -> None:
@@ -260,8 +270,8 @@ def _explain(
         elif item["type"] == "missing":
             lines.append(f"{key} is required")
         elif item["type"] == "extra_forbidden":
-            meant = nearest(key, schema)
-            lines.append(f"unknown key {key}" + (f", did you mean {meant}?" if meant else ""))
+            near = nearest(key, schema)
+            lines.append(f"unknown key {key}" + (f", did you mean {near}?" if near else ""))
         else:
             expected = schema[key].expected if key in schema else item["msg"]
             lines.append(f"{key} = {_shown(item['input'])}{where}: expected {expected}")

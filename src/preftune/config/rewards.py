@@ -92,10 +92,11 @@ def find_function(name: str) -> Callable[..., Any]:
     Importing runs the module's code: name only what you would run yourself.
     """
     module_name, _, path = name.partition(":")
+    package = module_name.partition(".")[0]  # to look for a module inside it would import it
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the console script, unlike `python -m`, leaves it out
     try:
-        if module_name not in sys.modules and importlib.util.find_spec(module_name) is not None:
+        if module_name not in sys.modules and importlib.util.find_spec(package) is not None:
             importlib.import_module("torch")  # first, so that what the module sets in it can be put back
         with isolated():
             function: Any = importlib.import_module(module_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from preftune.config.algorithms import config_of
 
-_LINKS = ("init", "data", "judge", "reward_model")  # settings that name other stages
+_LINKS = ("init", "reference", "data", "judge", "reward_model")  # settings that name other stages
 
 Stages = Mapping[str, Any]  # raw settings by name
 

@@ -201,7 +201,7 @@ class DataConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _data_dir_has_a_use(self) -> Self:
+    def _all_have_a_use(self) -> Self:
         if self.name == "world" and self.data_dir is not None:
             raise ValueError(f'data_dir = "{self.data_dir}" has no meaning for the built-in world')
         if self.template_arguments and self.form != "chat":
@@ -339,7 +339,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_graph(self.stage)
-        self._check_parallel()
+        self._check_combinations()
         self._check_gold()
         self._check_positions()
         return self
@@ -361,8 +361,8 @@ class RunConfig(Settings):
         """The most blocks that a stage trains of those that leave some frozen; None where all train all."""
         return max((k for name in self.stage if (k := top_blocks(self.trainable_of(name)))), default=None)
 
-    def _check_parallel(self) -> None:
-        """What is not sharded is refused by name."""
+    def _check_combinations(self) -> None:
+        """Settings that do not go together, with sharding and quantised weights, are refused by name."""
         if self.parallel.shard and self.precision == "fp16":
             raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
         others = {"parallel.shard": self.parallel.shard, "sampler.url": self.sampler.url is not None}

@@ -122,7 +122,7 @@ def nearest(key: str, valid: Iterable[str]) -> str | None:
         tail: existing for existing in keys for head, _, tail in [existing.rpartition(".")] if head == section
     }
     for tail, existing in siblings.items():
-        if "_" in tail and "".join(word[0] for word in tail.split("_")) == last:
+        if "_" in tail and "".join(word[:1] for word in tail.split("_")) == last:
             return existing
     if close := difflib.get_close_matches(last, list(siblings), n=1, cutoff=0.6):
         return siblings[close[0]]

@@ -7,7 +7,7 @@ loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_dataset, read_preferences
+from preftune.data.dataset import Dataset, prompt_hash, read_dataset, read_preferences, row_key
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         unpaired,
     )
     from preftune.data.encode import Encoder
-    from preftune.data.select import distinct_prompts, first_encoded, first_usable
+    from preftune.data.select import distinct_prompts, first_encoded
 
 __all__ = [
     "Dataset",
@@ -40,8 +40,6 @@ __all__ = [
     "Unpaired",
     "distinct_prompts",
     "first_encoded",
-    "first_usable",
-    "load_dataset",
     "order",
     "pad_pairs",
     "pad_prompts",
@@ -51,6 +49,7 @@ __all__ = [
     "prompt_hash",
     "read_dataset",
     "read_preferences",
+    "row_key",
     "rows_at",
     "split_pair",
     "unpaired",
@@ -60,7 +59,6 @@ _LAZY = {
     "Encoder": "preftune.data.encode",
     "distinct_prompts": "preftune.data.select",
     "first_encoded": "preftune.data.select",
-    "first_usable": "preftune.data.select",
     "Pairs": "preftune.data.batch",
     "Prompts": "preftune.data.batch",
     "Sequences": "preftune.data.batch",

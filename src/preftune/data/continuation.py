@@ -5,6 +5,7 @@ arXiv:1909.08593, section 3.1; Rafailov et al. 2023, arXiv:2305.18290, section 6
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ def cut_texts(tallies: Sequence[Tally], words: int) -> None:
         tally.rows = [row for row, _ in rows if row is not None]
         tally.splits = [split for row, split in rows if row is not None]
         tally.rejected["shorter_than_prompt_words"] += len(rows) - len(tally.rows)
-        tally.rejected += type(tally.rejected)()  # drops reasons that occurred 0 times
+        tally.rejected += Counter()  # drops reasons that occurred 0 times
         tally.kinds["unpaired"] += tally.kinds.pop("text", 0)
 
 

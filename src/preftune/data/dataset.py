@@ -159,11 +159,6 @@ def prompt_hash(prompt: Dialogue) -> str:
     return hashlib.sha256(prompt.transcript().encode("utf-8")).hexdigest()
 
 
-def load_dataset(config: "DataConfig", seed: int = 0) -> Dataset:
-    """`read_dataset` under its older name: splits of files and of the hub do not depend on a seed."""
-    return read_dataset(config)
-
-
 def row_key(row: Preference) -> str:
     """What decides which split a row is cut into: its prompt; of a text without one, the text."""
     return prompt_hash(row.prompt or Dialogue([Turn("human", row.chosen)]))
@@ -204,6 +199,12 @@ def _by_split(name: str, tallies: Sequence[Tally]) -> dict[str, list[Preference]
     for tally in tallies:
         for row, split in zip(tally.rows, tally.splits, strict=True):
             splits[split].append(row)
+    undesirable = sum(len(tally.undesirable) for tally in tallies)
+    if undesirable and not splits["train"]:
+        raise DataError(
+            f"{name}: no desirable reply to train on, only {undesirable} undesirable ones",
+            "every stage but KTO learns from desirable replies alone: add rows whose label is true",
+        )
     if not any(splits.values()):
         counts = reasons_of(tallies)
         bad = sum(tally.bad for tally in tallies)
@@ -229,7 +230,7 @@ def _cut_missing(splits: dict[str, list[Preference]], held_out: float) -> list[s
     for name in missing:
         # test owns the first share of the hash space and validation the second, whichever of them is missing
         low = held_out if name == "validation" else 0.0
-        chosen = [h for h in ordered if low <= int(h[:13], 16) / 16**13 < low + held_out]
+        chosen = [h for h in ordered if h not in homes and low <= int(h[:13], 16) / 16**13 < low + held_out]
         if not chosen:  # few prompts: one rather than none
             chosen = [h for h in ordered if h not in homes][:1]
         for h in chosen[: len(ordered) - len(homes) - 1]:  # train keeps at least one
@@ -272,7 +273,7 @@ def _contents(splits: Mapping[str, tuple[Preference, ...]]) -> dict[str, Any]:
     """Counts, repeats and hashes of what the splits hold."""
     prompts = {name: {row_key(pair) for pair in pairs} for name, pairs in splits.items()}
     pairs = Counter((p.prompt, p.chosen, p.rejected) for rows in splits.values() for p in rows)
-    swapped = sum((prompt, b, a) in pairs for prompt, a, b in pairs) // 2
+    swapped = sum(a != b and (prompt, b, a) in pairs for prompt, a, b in pairs) // 2
     combinations = (("train", "validation"), ("train", "test"), ("validation", "test"))
     return {
         "splits": {name: len(rows) for name, rows in splits.items()},

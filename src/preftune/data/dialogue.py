@@ -1,8 +1,10 @@
-"""Text between parsing and encoding: turns, dialogues, and one human judgement."""
+"""Text between parsing and encoding: turns, dialogues, and the kinds of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from preftune.data.checks import BadRow, truth_of
 
 Role = Literal["human", "assistant", "system"]
 
@@ -36,7 +38,9 @@ class Dialogue(tuple[Turn, ...]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
-    """One human judgement: `chosen` was preferred to `rejected` as the reply to `prompt`."""
+    """One judgement, by people or by a model: `chosen` was preferred to `rejected` as the reply to `prompt`.
+    Rows of other kinds are stored in it, too (`data.rows.as_preference`).
+    """
 
     prompt: Dialogue
     chosen: str
@@ -50,11 +54,20 @@ class Preference:
         """Whether chosen and rejected came to their end. People's replies did; a policy's that was cut at its
         token limit did not, and a stage that collects says so in columns `ended_chosen`, `ended_rejected`.
         """
-        return self.columns.get("ended_chosen") is not False, self.columns.get("ended_rejected") is not False
+        chosen, rejected = (self.columns.get(f"ended_{name}", True) for name in ("chosen", "rejected"))
+        return _ended(chosen), _ended(rejected)
+
+
+def _ended(value: Any) -> bool:
+    """What a column says, as text in a CSV; whatever is neither true nor false says nothing."""
+    try:
+        return truth_of(value, "")
+    except BadRow:
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unpaired:
+class Labelled:
     """A reply to a prompt with a judgement of its own, or a reply to imitate (`desirable`)."""
 
     prompt: Dialogue
@@ -85,5 +98,6 @@ class Scored:
     score: float
 
 
-Row = Preference | Unpaired | PromptOnly | Text | Scored
+Kept = Preference | Labelled | PromptOnly | Text
+Row = Kept | Scored
 Kind = Literal["pairs", "unpaired", "prompts", "text"]

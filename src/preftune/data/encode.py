@@ -135,7 +135,9 @@ class Encoder:
 
     @property
     def as_before(self) -> bool:
-        """Whether ids and ends are those of versions up to 0.1, whose stages stay valid then."""
+        """Whether ids and ends are those from before templates and declared ends were read: stages of then
+        stay valid.
+        """
         return self._chat is None and self._apart and self.ends == (self._eos_id,)
 
     def text(self, text: str) -> list[int]:
@@ -156,12 +158,12 @@ class Encoder:
         return prompt_ids, response_ids
 
     def pair(self, preference: Preference) -> tuple[list[int], list[int], list[int]]:
-        """Prompt, chosen and rejected ids. Raises RejectedRow as `sequence` does, and if truncation has made
-        the responses equal.
+        """Prompt, chosen and rejected ids; [] for a reply that is not there. Raises RejectedRow as `sequence`
+        does, and if truncation has made the responses equal.
         """
         prompt_ids, turns = self._fit(preference.prompt, self.max_prompt_length)
         chosen, rejected = (
-            self._whole_reply(turns, text, ended)
+            self._whole_reply(turns, text, ended) if text else []
             for text, ended in zip((preference.chosen, preference.rejected), preference.ended, strict=True)
         )
         if chosen == rejected:

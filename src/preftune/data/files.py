@@ -28,7 +28,6 @@ WANTED = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a direct
 # What `datasets` and model directories keep beside their data.
 NO_DATA = {
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"),
-    *("data.json", "package.json"),
 }
 RED_TEAM = "red-team-attempts"  # of the public HH data: transcripts without a preference
 
@@ -88,7 +87,7 @@ def chosen_files(root: Path, paths: Sequence[Path], readme: str = "", config: st
             raise DataError(f"{root}: no file that can be read is in the folder that README.md names", WANTED)
         names = {root / file: split for file, split in named.items() if split is not None}
         return choose(root, sorted(root / file for file in named), SUFFIXES, names or None)
-    red = [path for path in paths if RED_TEAM in path.relative_to(root).parts]
+    red = [path for path in paths if RED_TEAM in (root.name, *path.relative_to(root).parts)]
     rest = [path for path in paths if path not in red]
     if not rest:
         raise DataError(f"{root}: only {RED_TEAM}, which holds no preferences", WANTED)
@@ -109,18 +108,24 @@ def find_files(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputMissing(f"{root}: no such file or directory", WANTED)
     files = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         listed = _saved_to_disk(Path(folder)) if "state.json" in names else names
-        paths = (Path(folder, name) for name in listed if not name.startswith("."))
-        files += [
-            path
-            for path in paths
-            if path.name.lower().endswith(SUFFIXES) and path.name not in NO_DATA and path.is_file()
-        ]
+        paths = (Path(folder, name) for name in listed if is_data(name) and not name.startswith("."))
+        files += [path for path in paths if path.is_file()]
     if not files:
         raise DataError(f"{root}: no preference files in this directory", WANTED)
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    with _readable(Path(error.filename)):
+        raise error
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name is one that is read here."""
+    return name.lower().endswith(SUFFIXES) and name not in NO_DATA
 
 
 def _saved_to_disk(folder: Path) -> list[str]:
@@ -130,11 +135,6 @@ def _saved_to_disk(folder: Path) -> list[str]:
         return [Path(str(file["filename"])).name for file in files]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return sorted(os.listdir(folder))
-
-
-def split_name(path: Path) -> str:
-    """The split that a file's own name says; train if it says none."""
-    return split_of(Path(path.name), SUFFIXES) or "train"
 
 
 def _source(root: Path, path: Path) -> str:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from preftune.data.files import NO_DATA, SUFFIXES, chosen_files, read_files, readme_text
+from preftune.data.files import SUFFIXES, chosen_files, is_data, read_files, readme_text
 from preftune.data.readme import README
 from preftune.data.rows import OnBadRow, Tally
-from preftune.data.snapshot import Snapshot, resolve
+from preftune.data.snapshot import Snapshot, resolve, warn
 from preftune.data.splits import Chosen
 from preftune.errors import InputMissing
 
@@ -65,7 +65,7 @@ def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None) -> Cho
         )
     root = Path(snapshot.name)
     readme = "" if data_dir else _readme(snapshot)
-    return chosen_files(root, [root / file for file in read], readme, config)
+    return chosen_files(root / folder, [root / file for file in read], readme, config)
 
 
 def _readme(snapshot: Snapshot) -> str:
@@ -75,10 +75,9 @@ def _readme(snapshot: Snapshot) -> str:
     try:
         return readme_text(snapshot.fetch([README]) / README)
     except InputMissing as error:
-        print(f"warning: {error.message}; going on by the names of the files")
+        warn(f"{error.message}; going on by the names of the files")
         return ""
 
 
 def _is_data(file: PurePosixPath) -> bool:
-    hidden = any(name.startswith(".") for name in file.parts)
-    return file.name.lower().endswith(SUFFIXES) and file.name not in NO_DATA and not hidden
+    return is_data(file.name) and not any(name.startswith(".") for name in file.parts)

@@ -1,6 +1,7 @@
 """Files as rows: lines of JSON, a JSON array, CSV and TSV, parquet, Arrow; unpacking is bounded.
 
-A reader yields where a row stands ("file:3", "file: row 3") and the row: bytes of JSON, or a record.
+A reader yields where a row stands ("file:3", "file: row 3") and the row: bytes of JSON, a record, or a BadRow
+where what follows can be read all the same.
 """
 
 import csv
@@ -61,8 +62,11 @@ def _array(file: BinaryIO, path: Path, tally: Tally) -> Rows:
                 raise DataError(f"{where}: the JSON array ends early or lacks a comma", _DAMAGED)
             at = _after_blank(text, at + 1)
         try:
-            row, at = decoder.raw_decode(text, at)
-        except (BadRow, ValueError, RecursionError) as error:
+            try:
+                row, at = decoder.raw_decode(text, at)
+            except BadRow as error:  # where it ends is found without the checks
+                row, at = error, json.JSONDecoder().raw_decode(text, at)[1]
+        except (ValueError, RecursionError) as error:
             problem = "brackets are nested too deep" if isinstance(error, RecursionError) else error
             raise DataError(f"{where}: not JSON: {str(problem)[:200]}", "mend the file at this row") from None
         number += 1
@@ -94,15 +98,13 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataError(f"{path}:1: a column name appears twice in {str(header)[:200]}", FORMS)
-        for values in reader:
-            where = f"{path}:{reader.line_num}"
-            if values and len(values) != len(header):
-                raise DataError(
-                    f"{where}: {len(values)} values for the {len(header)} columns of the header",
-                    f"mend the row: values with {between!r}, quotes or line ends stand in quotes",
-                )
-            if values:
-                yield where, dict(zip(header, values, strict=True))
+        for values in filter(None, reader):
+            wrong = BadRow(
+                f"{len(values)} values for the {len(header)} columns of the header: "
+                f"values with {between!r}, quotes or line ends stand in quotes"
+            )
+            fits = len(values) == len(header)
+            yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True)) if fits else wrong
     except csv.Error as error:
         raise DataError(f"{path}: not {suffix[1:].upper()}: {error}", "mend or export it again") from None
     finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from preftune.data.checks import BadRow, is_empty, kind, quote
-from preftune.data.dialogue import Dialogue, Kind, Preference, PromptOnly, Row, Scored, Text, Unpaired
+from preftune.data.dialogue import Dialogue, Kept, Kind, Labelled, Preference, PromptOnly, Scored, Text
 from preftune.data.formats import ranked, single
 from preftune.data.formats.messages import conversation_in
 from preftune.data.formats.table import FORMS, read_keys, recognise, renamed
@@ -25,14 +25,19 @@ HINT = (
     "such rows out"
 )
 EXAMPLES = 20  # bad rows that are quoted in data.json when they are skipped
-KINDS: dict[type, Kind] = {Preference: "pairs", Unpaired: "unpaired", PromptOnly: "prompts", Text: "text"}
+KIND_OF: dict[type, Kind] = {
+    Preference: "pairs",
+    Labelled: "unpaired",
+    PromptOnly: "prompts",
+    Text: "text",
+}
 
 OnBadRow = Literal["error", "skip"]
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What became of the rows of one file (or hub split)."""
+    """What became of the rows of one file."""
 
     name: str
     split: str = "train"
@@ -57,11 +62,13 @@ class Tally:
     _scored: dict[Dialogue, list[tuple[Scored, str, Mapping[str, Any]]]] = field(default_factory=dict)
 
     def take(self, raw: Any, where: str) -> None:
-        """Count one row, a line of JSON or a record. `where` (file:line) is for the DataError of a malformed
-        row.
+        """Count one row: a line of JSON, a record, or what its reader found wrong with it. `where`
+        (file:line) is for the DataError of a malformed row.
         """
         self.read += 1
         try:
+            if isinstance(raw, BadRow):
+                raise raw
             record = parse_line(raw) if isinstance(raw, bytes) else raw
             if not isinstance(record, dict):
                 raise BadRow(f"the row is {kind(record)}, not an object: {quote(repr(record))}")
@@ -107,45 +114,40 @@ class Tally:
                 self.rejected[error.reason] += len(group)
         self._scored.clear()
 
-    def _keep(self, row: Row, split: str, columns: Mapping[str, Any]) -> None:
-        self.kinds[KINDS[type(row)]] += 1
-        preference = as_preference(row)
-        if preference is None:
-            return
-        preference = replace(preference, source=self.source, row=len(self.rows), columns=columns)
-        if isinstance(row, Unpaired) and not row.desirable:
+    def _keep(self, row: Kept, split: str, columns: Mapping[str, Any]) -> None:
+        self.kinds[KIND_OF[type(row)]] += 1
+        preference = replace(as_preference(row), source=self.source, row=len(self.rows), columns=columns)
+        if isinstance(row, Labelled) and not row.desirable:
             self.undesirable.append((preference, split))
         else:
             self.rows.append(preference)
             self.splits.append(split)
 
 
-def as_preference(row: Row) -> Preference | None:
+def as_preference(row: Kept) -> Preference:
     """The row as the stages take it: what is to be imitated is `chosen`, an undesirable reply `rejected`, and
-    what is not there is "". None for one of several rated replies.
+    what is not there is "".
     """
     match row:
         case Preference():
             return row
-        case Unpaired():
+        case Labelled():
             chosen, rejected = (row.completion, "") if row.desirable else ("", row.completion)
             return Preference(prompt=row.prompt, chosen=chosen, rejected=rejected)
         case PromptOnly():
             return Preference(prompt=row.prompt, chosen="", rejected="")
         case Text():
             return Preference(prompt=Dialogue(), chosen=row.text, rejected="")
-        case Scored():
-            return None
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
-    """One line of strict JSON that holds an object. Raises BadRow; never any other error."""
+def parse_line(line: bytes) -> Any:
+    """One line of strict JSON. Raises BadRow; never any other error."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRow(f"byte {error.start + 1} of the line is not UTF-8") from None
     try:
-        record = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_duplicates)
+        return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_duplicates)
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else "; the last line looks cut off"
         raise BadRow(f"not JSON: {error.msg} at column {error.colno}: {quote(text)}{cut}") from None
@@ -153,9 +155,6 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise BadRow("brackets are nested too deep") from None
     except ValueError as error:  # a number too long to read
         raise BadRow(f"not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise BadRow(f"the row is {kind(record)}, not an object: {quote(text)}")
-    return record
 
 
 def no_constant(name: str) -> None:

@@ -11,23 +11,18 @@ from preftune.data.hh import REASONS, RejectedRow
 from preftune.errors import DataError
 
 
-def first_usable(
-    encoder: Encoder, rows: Iterable[Preference], limit: int | None
-) -> tuple[list[Preference], dict[str, int]]:
-    """The first `limit` rows that can be encoded, and the number of others met on the way, by reason.
-
-    Raises DataError if there is none.
-    """
-    usable, _, rejected = first_encoded(encoder, rows, limit)
-    return usable, rejected
-
-
 def first_encoded(
     encoder: Encoder, rows: Iterable[Preference], limit: int | None
 ) -> tuple[list[Preference], list[PairIds], dict[str, int]]:
-    """`first_usable`, with the token ids of the kept rows: for those who read them more than once."""
+    """The first `limit` rows that can be encoded, their token ids, and the number of others met on the way,
+    by reason. Raises DataError if there is none.
+    """
     rejected = Counter[str]()
     encoded = list(itertools.islice(encoder.encoded(rows, rejected), limit))
+    if not encoded and not rejected:
+        raise DataError(
+            "there are no rows to choose from", "check the data, and the stage's part and sources"
+        )
     if not encoded:
         verb = "lower" if set(rejected) == {"longer_than_context"} else "raise"
         reasons = "; ".join(f"{n} {reason}: {REASONS[reason]}" for reason, n in rejected.most_common())

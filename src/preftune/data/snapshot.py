@@ -1,5 +1,6 @@
 """One commit of a hub repository, in the local cache: an id is resolved once, and only files that are asked
-for are fetched. No request may hang: each is given seconds, and none is repeated without end.
+for are fetched. No request may hang: each is given seconds, but for weights and data, and none is repeated
+without end.
 
 What a commit holds is written down beside the cache of preftune, so that a later look needs no network.
 """
@@ -7,6 +8,7 @@ What a commit holds is written down beside the cache of preftune, so that a late
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.errors import DataError, InputMissing
-from preftune.rundir import read_json, write_json
+from preftune.data.readme import README
+from preftune.errors import DataError, InputMissing, PermissionMissing, StorageError
+from preftune.rundir import read_json, read_object, write_json
+from preftune.untrusted import printable
 
 PROBE_SECONDS = 2.5
 ASK_SECONDS = 10.0  # for what a repository holds
-SMALL_SECONDS = 60.0  # for a file of text
-LARGE = (".safetensors", ".parquet", ".gz", ".jsonl", ".arrow", ".zst")  # these take as long as they take
+SMALL_SECONDS = 60.0  # for a file that is neither weights nor data: those take as long as they take
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNREADABLE = (InputMissing, PermissionMissing, DataError, KeyError, TypeError)  # a list that is not there
 Kind = Literal["model", "dataset"]
 
 
@@ -64,8 +68,9 @@ class Snapshot:
                 self.name, file, repo_type=self.kind, revision=self.commit, etag_timeout=ASK_SECONDS
             )
 
-        seconds = None if file.lower().endswith(LARGE) else SMALL_SECONDS
-        _answer(download, f"{self.kind} {self.name!r}, file {file}", self.name, seconds)
+        large = file != README if self.kind == "dataset" else file.lower().endswith(".safetensors")
+        what = f"{self.kind} {self.name!r}, file {file}"
+        _answer(download, what, self.name, None if large else SMALL_SECONDS)
 
 
 def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str = "") -> Snapshot:
@@ -88,8 +93,12 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
             error.hint = "; ".join(filter(None, (error.hint, alternatives)))
             raise
         if not offline_asked_for():  # (offline is what was asked for)
-            print(f"warning: {error.message}; going on with commit {cached.commit[:12]} from the cache")
+            warn(f"{error.message}; going on with commit {cached.commit[:12]} from the cache")
         return cached
+
+
+def warn(message: str) -> None:
+    print(printable(f"warning: {message}"), file=sys.stderr)
 
 
 def _looked_up(name: str, kind: Kind, commit: str | None) -> Snapshot:
@@ -106,9 +115,10 @@ def _looked_up(name: str, kind: Kind, commit: str | None) -> Snapshot:
     if not isinstance(sha, str) or not _COMMIT.fullmatch(sha) or any(map(_outside, files)):
         raise DataError(f"{kind} {name!r}: the hub's answer names no commit, or files outside of it")
     snapshot = Snapshot(name=name, kind=kind, commit=sha, files=tuple(sorted(files)))
-    write_json(_listing(name, kind, sha), {"files": list(snapshot.files)})
-    if commit is None:
-        write_json(_listing(name, kind, "main"), {"commit": sha})
+    with suppress(PermissionMissing, StorageError):  # a cache that only others may write to
+        write_json(_listing(name, kind, sha), {"files": list(snapshot.files)})
+        if commit is None:
+            write_json(_listing(name, kind, "main"), {"commit": sha})
     return snapshot
 
 
@@ -120,7 +130,7 @@ def _listed(name: str, kind: Kind, commit: str) -> Snapshot | None:
     """A commit whose files have been listed before."""
     if not _COMMIT.fullmatch(commit):
         return None
-    with suppress(InputMissing, DataError):
+    with suppress(*_UNREADABLE):
         files = read_json(_listing(name, kind, commit))["files"]
         if all(isinstance(file, str) and not _outside(file) for file in files):
             return Snapshot(name=name, kind=kind, commit=commit, files=tuple(files))
@@ -129,7 +139,7 @@ def _listed(name: str, kind: Kind, commit: str) -> Snapshot | None:
 
 def _last(name: str, kind: Kind) -> str | None:
     """The commit that `main` was when preftune, or else another program, last looked."""
-    with suppress(InputMissing, DataError, KeyError, TypeError):
+    with suppress(*_UNREADABLE):
         return str(read_json(_listing(name, kind, "main"))["commit"])
     with suppress(OSError, UnicodeDecodeError):
         return (_folder(name, kind) / "refs" / "main").read_text(encoding="ascii").strip()
@@ -156,7 +166,17 @@ def _listing(name: str, kind: Kind, commit: str) -> Path:
 
 
 def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None) -> Any:
-    """What `call` returns; an error for people if it raises, or takes longer than `seconds`.
+    """What `call` returns; an error for people if it raises, or takes longer than `seconds`."""
+    results, errors = _within(seconds, call)
+    if results:
+        return results[0]
+    if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
+        raise _explained(errors[0], what, name) from errors[0]
+    raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
+
+
+def _within(seconds: float | None, call: Callable[[], Any]) -> tuple[list[Any], list[Exception]]:
+    """What `call` has returned by then, or what it has raised; both are empty where it has done neither.
 
     In a thread, because neither name resolution nor an answer that drips knows a timeout.
     """
@@ -172,11 +192,7 @@ def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if results:
-        return results[0]
-    if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
-        raise _explained(errors[0], what, name) from errors[0]
-    raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
+    return results, errors
 
 
 _LATER = "try again later"
@@ -214,20 +230,10 @@ def _explained(error: Exception, what: str, name: str) -> InputMissing:
 
 
 def reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the hub's endpoint answers anything at all. In a thread, because name resolution knows no
-    timeout.
-    """
-    answers: list[int] = []
+    """Whether the hub's endpoint answers anything at all."""
+    from huggingface_hub import get_session
 
-    def ask() -> None:
-        from huggingface_hub import get_session
-
-        with suppress(Exception):  # whatever goes wrong, the answer is no
-            answers.append(get_session().head(endpoint(), timeout=seconds).status_code)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds + 0.5)
+    answers, _ = _within(seconds + 0.5, lambda: get_session().head(endpoint(), timeout=seconds))
     return bool(answers)
 
 
@@ -266,5 +272,5 @@ def safetensors_fault(file: Path) -> str:
 def shards(path: Path) -> Sequence[str]:
     """The files that an index names; () where there is none."""
     index = path / "model.safetensors.index.json"
-    names = read_json(index).get("weight_map", {}) if index.is_file() else {}
+    names = read_object(index).get("weight_map", {}) if index.is_file() else {}
     return sorted({str(file) for file in names.values()}) if isinstance(names, dict) else ()

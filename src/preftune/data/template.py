@@ -77,9 +77,14 @@ class Template:
     def _bounded(self, messages: Messages, opened: bool) -> dict[str, str]:
         if self._pipes is None:
             self._pipes = self._start()
-        answer = _ask(self._pipes, messages, opened)
+        answer = None
+        try:
+            answer = _ask(self._pipes, messages, opened)
+        finally:
+            if answer is None:  # gone, or interrupted: its answer would be taken for that of the next request
+                self._pipes = None
+                self._end()
         if answer is None:
-            self._pipes = None
             raise DataError(
                 f"the tokenizer's chat template takes over {SECONDS} s or {MEMORY >> 20} MiB",
                 "use data.form=transcript, or another model",
@@ -111,7 +116,7 @@ class Template:
         os.close(child_reads)
         os.close(child_writes)
         pipes = os.fdopen(we_write, "wb"), os.fdopen(we_read, "rb")
-        weakref.finalize(self, _stop, child, pipes, os.getpid())
+        self._end = weakref.finalize(self, _stop, child, pipes, os.getpid())
         return pipes
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from preftune.data import Encoder, Preference, first_usable
+from preftune.data import Encoder, Preference, first_encoded
 from preftune.data.select import distinct_prompts
 from preftune.models.gate import PromptGate, fit_state_gate, fit_token_gate
 from preftune.models.locate import Source
@@ -29,7 +29,7 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     encoder, top = session.encoder(expert), session.config.shared_blocks()
     settings = session.config.stage[stage.name]
     words, rows = settings.kinds, session.training_rows(settings.training_part(), stage.name)
-    firsts, ids = distinct_prompts(encoder, first_usable(encoder, rows, None)[0])
+    firsts, ids = distinct_prompts(encoder, first_encoded(encoder, rows, None)[0])
     kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
     if top is not None:
         used = sorted(n for kind in range(len(words)) for n in _places(kinds, kind)[:PROMPTS])

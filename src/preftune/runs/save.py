@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.config import TextForm
-from preftune.data import Encoder, Preference, Sequences, first_usable
+from preftune.data import Encoder, Preference, Sequences, first_encoded
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.models.adapter import fold, save_adapter
@@ -203,7 +203,7 @@ def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preferenc
     """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
     arXiv:2403.17031).
     """
-    scores = _scores(model, encoder, first_usable(encoder, rows, 256)[0])
+    scores = _scores(model, encoder, first_encoded(encoder, rows, 256)[0])
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())
@@ -230,7 +230,7 @@ def _prove_reload(session: Session, stage: Stage, job: Job, directory: Path) -> 
     reloaded = session.encoder(source)
     device = next(job.model.model.parameters()).device
     saved.module.to(device)
-    probes = first_usable(job.encoder, session.data_of(stage.name).train, _PROBES)[0]
+    probes = first_encoded(job.encoder, session.data_of(stage.name).train, _PROBES)[0]
     with alone():
         before = _scores(RewardModel(job.model.model), job.encoder, probes)
     after = _scores(saved, reloaded, probes)

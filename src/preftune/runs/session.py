@@ -13,7 +13,7 @@ from preftune.config.algorithms.base import names_a_stage
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL, LORA
-from preftune.data import Dataset, Encoder, Preference, order, prompt_hash
+from preftune.data import Dataset, Encoder, Preference, order, row_key
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
 from preftune.errors import InputMissing
@@ -156,7 +156,7 @@ class Session:
         if part == "all":
             return rows
         half = int(part == "second")
-        return [row for row in rows if int(prompt_hash(row.prompt)[-1], 16) % 2 == half]
+        return [row for row in rows if int(row_key(row)[-1], 16) % 2 == half]
 
     def say_left_out(self, stage: str) -> None:
         """Report the rows of sources that a stage does not learn from."""

@@ -10,7 +10,7 @@ from preftune.algorithms.base import Algorithm
 from preftune.algorithms.sft import SFT
 from preftune.config import OnlineConfig, SFTConfig, StageSettings
 from preftune.config.base import words_in
-from preftune.data import Encoder, Preference, Sequences, first_usable, pad_sequences
+from preftune.data import Encoder, Preference, Sequences, first_encoded, pad_sequences
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
@@ -109,7 +109,7 @@ def _validation(session: Session, job: Job) -> dict[str, Any]:
     """For a language model trained by imitation: its loss on held-out chosen responses."""
     if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
         return {}
-    rows, _ = first_usable(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
+    rows, *_ = first_encoded(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
     sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in rows)
     batches = [batch.to(job.learner.device) for batch in sequences]
     return {"validation": response_nll(job.model, batches)}

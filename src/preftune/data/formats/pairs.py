@@ -49,10 +49,22 @@ def prompt_in(record: Record, beside: str | list[Turn] = "") -> Dialogue | None:
     return parse_prompt(prompt)
 
 
-def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
-    """The preference between two dialogues that differ in their last turn, with the row's system message."""
+def prompt_of(record: Record) -> Dialogue:
+    """`prompt_in`; BadRow where there is none."""
+    prompt = prompt_in(record)
+    if prompt is None:
+        raise BadRow("no prompt in this row")
+    return prompt
+
+
+def refuse_unread(record: Record) -> None:
     if any(not is_empty(record.get(name)) for name in UNREAD_COLUMNS):
         raise RejectedRow("unread_parts")
+
+
+def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
+    """The preference between two dialogues that differ in their last turn, with the row's system message."""
+    refuse_unread(record)
     preference = split_turns(chosen, rejected)
     refuse_templated(*(turn.text for turn in preference.prompt), preference.chosen, preference.rejected)
     prompt = with_system(preference.prompt, record)
@@ -67,9 +79,7 @@ def between(record: Record, first: Any, second: Any, preferred: int | None) -> l
     """The preference between two replies, of which number `preferred` is better; None: neither."""
     if preferred is None:
         raise RejectedRow("no_preference")
-    prompt = prompt_in(record)
-    if prompt is None:
-        raise BadRow("no prompt in this row")
+    prompt = prompt_of(record)
     good, bad = (first, second) if preferred == 0 else (second, first)
     read = {"chosen": good, "rejected": bad}
     good, bad = field(read, "chosen"), field(read, "rejected")

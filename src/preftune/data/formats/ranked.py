@@ -10,7 +10,7 @@ from typing import Any
 from preftune.data.checks import BadRow, is_empty, kind, number_of, text_of
 from preftune.data.dialogue import Dialogue, Preference, Scored, Turn
 from preftune.data.formats.messages import refuse_templated, with_system
-from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, preference_of, prompt_in
+from preftune.data.formats.pairs import Record, preference_of, prompt_of, refuse_unread
 from preftune.data.hh import RejectedRow, one_space
 
 # UltraFeedback: its overall_score holds slips (a 1 for a 10), the mean of the aspects does not.
@@ -58,7 +58,7 @@ def _score(item: Record, name: str) -> float:
 
 
 def _listed(record: Record, column: str, score: Any) -> list[Preference]:
-    prompt, items = _prompt(record), record[column]
+    prompt, items = prompt_of(record), record[column]
     if not isinstance(items, list) or not 0 < len(items) <= MAX_REPLIES:
         raise BadRow(f'"{column}" is no list of 1 to {MAX_REPLIES} replies')
     rated = []
@@ -73,10 +73,9 @@ def _listed(record: Record, column: str, score: Any) -> list[Preference]:
 
 def helpsteer(record: Record) -> list[Scored]:
     """HelpSteer: one rated response a row; `pairs_of` makes pairs of the rows of a prompt."""
-    if any(not is_empty(record.get(name)) for name in UNREAD_COLUMNS):
-        raise RejectedRow("unread_parts")
+    refuse_unread(record)
     response = text_of(record["response"], '"response"')
-    prompt = with_system(_prompt(record), record)
+    prompt = with_system(prompt_of(record), record)
     refuse_templated(*(turn.text for turn in prompt), response)
     if not response.strip():
         raise RejectedRow("empty_response")
@@ -87,10 +86,3 @@ def helpsteer(record: Record) -> list[Scored]:
 def pairs_of(rows: Sequence[Scored]) -> list[Preference]:
     """Pairs from rated replies to one prompt. Raises RejectedRow."""
     return best_against_lower({}, rows[0].prompt, [(row.score, row.response) for row in rows])
-
-
-def _prompt(record: Record) -> Dialogue:
-    prompt = prompt_in(record)
-    if prompt is None:
-        raise BadRow("no prompt in this row")
-    return prompt

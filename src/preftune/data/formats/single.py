@@ -1,30 +1,30 @@
 """Rows that compare nothing: a reply with a judgement of its own or to imitate, a prompt, a text."""
 
-from preftune.data.checks import BadRow, is_empty, text_of, truth_of
-from preftune.data.dialogue import Dialogue, PromptOnly, Text, Unpaired
+from preftune.data.checks import text_of, truth_of
+from preftune.data.dialogue import Dialogue, Labelled, PromptOnly, Text
 from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
-from preftune.data.formats.pairs import UNREAD_COLUMNS, Record, prompt_in
+from preftune.data.formats.pairs import Record, prompt_in, prompt_of, refuse_unread
 from preftune.data.hh import MARKER, RejectedRow, one_space
 
 REPLIES = ("completion", "response", "output", "answer", "reply")
 LABELS = ("label", "kto_tag", "desirable")
 
 
-def reply(record: Record) -> list[Unpaired]:
+def reply(record: Record) -> list[Labelled]:
     """`prompt` and `completion`, with a `label` or as something to imitate."""
     key = next(name for name in REPLIES if name in record)
-    return [_unpaired(record, dialogue_with(prompt_in(record), field(record, key)))]
+    return [_labelled(record, dialogue_with(prompt_in(record), field(record, key)))]
 
 
-def conversation(record: Record) -> list[Unpaired]:
+def conversation(record: Record) -> list[Labelled]:
     """`messages` or `conversations`: the last reply is the completion, what stands before it the prompt."""
     key = next(name for name in ("messages", "conversations") if name in record)
     turns = field(record, key)
-    return [_unpaired(record, Dialogue(dialogue_with(None, turns)))]
+    return [_labelled(record, Dialogue(dialogue_with(None, turns)))]
 
 
-def _unpaired(record: Record, turns: Dialogue) -> Unpaired:
-    _read_whole(record)
+def _labelled(record: Record, turns: Dialogue) -> Labelled:
+    refuse_unread(record)
     label = next((name for name in LABELS if name in record), None)
     desirable = True if label is None else truth_of(record[label], f'"{label}"')
     prompt, last = Dialogue(turns[:-1]), turns[-1]
@@ -37,15 +37,13 @@ def _unpaired(record: Record, turns: Dialogue) -> Unpaired:
     if MARKER.search(last.text):
         raise RejectedRow("role_marker_in_response")
     refuse_templated(*(turn.text for turn in turns))
-    return Unpaired(prompt=with_system(prompt, record), completion=one_space(last.text), desirable=desirable)
+    return Labelled(prompt=with_system(prompt, record), completion=one_space(last.text), desirable=desirable)
 
 
 def prompt_only(record: Record) -> list[PromptOnly]:
     """A prompt to sample replies to."""
-    _read_whole(record)
-    prompt = prompt_in(record)
-    if prompt is None:
-        raise BadRow("no prompt in this row")
+    refuse_unread(record)
+    prompt = prompt_of(record)
     refuse_templated(*(turn.text for turn in prompt))
     return [PromptOnly(prompt=with_system(prompt, record))]
 
@@ -57,8 +55,3 @@ def text(record: Record) -> list[Text]:
         raise RejectedRow("empty_response")
     refuse_templated(content)
     return [Text(text=content)]
-
-
-def _read_whole(record: Record) -> None:
-    if any(not is_empty(record.get(name)) for name in UNREAD_COLUMNS):
-        raise RejectedRow("unread_parts")
