@@ -129,10 +129,11 @@ def run_recipe(
             _say_slow("loading torch")
         from preftune.measure.write_up import measure_and_report
         from preftune.runs import provenance, runner
-        from preftune.runs.mirror import forget
+        from preftune.runs.mirror import Mirror
 
         if mirror is not None and not resume and is_main_process():
-            forget(Path(mirror), [BASE, *config.stage])
+            earlier = Mirror(directory=Path(mirror), run=run, keep=1, say=console.line)
+            earlier.forget([BASE, *config.stage], commits=True)
         with _how_to_go_on(recipe, overrides, run, config, until):
             session = runner.open_session(
                 config, dataset, run, console, mirror, base=base, origin=origin, redo=redo

@@ -23,7 +23,7 @@ from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
 from preftune.runs.ensemble import make_ensemble
 from preftune.runs.lock import is_main_process
-from preftune.runs.mirror import Mirror, forget
+from preftune.runs.mirror import Mirror
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
@@ -68,7 +68,8 @@ def open_session(
         if is_finished(run, stage) or session.mirror is None:
             continue
         if goes_on(run, stage):  # what was mirrored is the shorter one
-            forget(session.mirror.directory, [stage.name] if is_main_process() else [])
+            if is_main_process():
+                session.mirror.forget([stage.name])
         else:
             session.mirror.check(stage)
     if is_main_process():
@@ -87,13 +88,12 @@ def _make_way(session: Session, redo: Sequence[str]) -> None:
     run, stages = session.run, session.config.stage
     if redo := redo or half_moved(run, {name: session.stage(name) for name in stages}):
         session.anew = with_children(stages, redo)
-        moved = put_aside(run, [session.stage(name) for name in session.anew], redo)
+        forget = (lambda moving: None) if session.mirror is None else session.mirror.forget
+        moved = put_aside(run, [session.stage(name) for name in session.anew], redo, forget)
         if moved:
             session.console.line(
                 f"training again: {', '.join(moved)}; the old ones are kept in {run.aside} until then"
             )
-        if moved and session.mirror is not None:
-            forget(session.mirror.directory, moved)
         return
     for stage in map(session.stage, stage_order(stages)):
         if put_back(run, stage):
@@ -146,6 +146,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
         _meet(session.config)
         with answering(session.config.process_timeout):
             made = _make(session, stage)
+            if session.mirror is not None and is_main_process():
+                session.mirror.put_stage(stage)
         if made:
             give_back_memory()
         if is_main_process():
