@@ -135,7 +135,7 @@ def test_a_kill_in_a_member_changes_no_bit(
     assert read_json(begun.stage_json("rm"))["status"] == "running"
     said = train(begun)
     assert "rm/member-0  already finished" in said
-    whole, killed = (outcome(each, "rm", trains_policy=False) for each in (run, begun))
+    whole, killed = (outcome(each, "rm") for each in (run, begun))
     assert different(whole, killed) == []
     assert "rm           already finished" in train(begun)
 
@@ -150,7 +150,7 @@ def test_another_machine_goes_on_from_the_mirror(
     write_sealed(tmp_path / "mirror" / "commits.json", {"data some/where": "abc"})
     assert "rm/member-0  fetched from" in train(begun, mirror=mirror)
     assert (tmp_path / "mirror" / "commits.json").is_file()
-    whole, fetched = (outcome(each, "rm", trains_policy=False) for each in (run, begun))
+    whole, fetched = (outcome(each, "rm") for each in (run, begun))
     assert different(whole, fetched) == []
     assert [path.name for path in sorted((tmp_path / "mirror" / "rm").glob("*/mirror.json"))] == [
         "mirror.json"
