@@ -18,9 +18,9 @@ from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stag
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import with_children
-from preftune.runs.inputs import absolute, check_reward_functions, other_run
+from preftune.runs.inputs import absolute, check_reward_functions, existing, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
-from preftune.runs.reopen import existing, found_data, reopen
+from preftune.runs.reopen import found_data, reopen
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
 
@@ -141,7 +141,7 @@ def run_recipe(
         if is_main_process():
             provenance.record_origins(run, resolved)
         _check_judges(session, stages)
-        runner.train_stages(session, stages)
+        runner.train_stages(session, stages, compared=until is None)
         if until is None:
             measure_and_report(session, stages)
         else:
@@ -319,6 +319,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, None)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
+    _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
     from preftune.measure.probe import planned
 
