@@ -1,7 +1,5 @@
 """The unit of skip and resume: a stage has a key made of all that its result depends on."""
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -34,7 +32,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        return digest(self.inputs)
+        return sum_of(self.inputs)
 
     @property
     def trains_policy(self) -> bool:
@@ -62,11 +60,6 @@ class OtherSettings(ConfigError):
     def __init__(self, stage: str, message: str, hint: str) -> None:
         super().__init__(message, hint)
         self.stage = stage
-
-
-def digest(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(config: Any) -> dict[str, Any]:
