@@ -16,6 +16,7 @@ from preftune.verify.attempts import Lives, different, outcome
 
 _IN_STEP = ("step:kill", "forward:kill", "update:kill", "updated:kill")
 _IN_ROLLOUT = ("rollout.token:kill", "rollout.token,hit=4:kill", "rewards:kill", "update,hit=2:kill")
+_IN_COLLECTING = ("step", "rollout.token")
 _IN_CHECKPOINT = tuple(
     f"checkpoint.{place}" for place in ("open:kill", "file:tear", "manifest:kill", "rename:kill")
 )
@@ -139,6 +140,8 @@ class _Trial:
         faults: list[str] = []
         for step in sorted(self.rng.sample(range(1, steps + 1), min(kills, steps))):
             fault = random_fault(self.rng, step, steps, self.config.checkpoint.every, online)
+            if self.config.stage[name].makes == "data":  # without updates and checkpoints
+                fault = f"{self.rng.choice(_IN_COLLECTING)}@step={step}:kill"
             if not faults or fault_step(fault) > fault_step(faults[-1]):
                 faults.append(fault)
         return faults
