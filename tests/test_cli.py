@@ -19,7 +19,8 @@ from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
 from preftune.records.verdict import BETTER, RULE, UNCLEAR
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
+from preftune.runs import overview
 from preftune.stops import Interrupted
 from preftune.sums import note, write_sealed
 
@@ -310,6 +311,17 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
     assert main([]) == 0
     assert all(line.strip() for line in capsys.readouterr().out.partition("last runs")[2].splitlines())
+
+
+def test_going_on_makes_nothing_again_and_gains_are_over_the_runs_own_reference(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    words = ["preftune", "run", "tiny", "--restart", "--redo", "dpo", "--redo=rm", "seed=1", "--out", "x"]
+    write_json(run.run, {"command": words})
+    assert overview._resume_command(run) == "preftune run tiny seed=1 --out x"
+    row = {"policy": "policy_dpo", "measure": "score", "mean": 0.5, "interval": [0.1, 0.9], "verdict": BETTER}
+    rows = [row | {"reference": each} for each in ("policy_warm", "best_of_4")]
+    write_jsonl(run.comparisons, rows)
+    assert overview._headline(run, "dpo") == f"dpo: score over warm +0.50 [+0.10, +0.90], {BETTER}"
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {

@@ -124,8 +124,7 @@ class Lab:
 
     def differs(self, stage: str, path: Path) -> list[str]:
         """The parts in which the stage in `path` is not the one trained in one go."""
-        runs, policy = (self.whole(stage), RunDir(path)), stage != "rm"
-        return different(*(outcome(run, stage, trains_policy=policy) for run in runs))
+        return different(*(outcome(run, stage) for run in (self.whole(stage), RunDir(path))))
 
 
 def write_data(directory: Path) -> None:

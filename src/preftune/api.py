@@ -19,9 +19,9 @@ from preftune.config.rounds import round_name
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import with_children
-from preftune.runs.inputs import absolute, check_reward_functions, other_run
+from preftune.runs.inputs import absolute, check_reward_functions, existing, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
-from preftune.runs.reopen import existing, found_data, reopen
+from preftune.runs.reopen import found_data, reopen
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
 
@@ -128,10 +128,11 @@ def run_recipe(
             _say_slow("loading torch")
         from preftune.measure.write_up import measure_and_report
         from preftune.runs import provenance, runner
-        from preftune.runs.mirror import forget
+        from preftune.runs.mirror import Mirror
 
         if mirror is not None and not resume and is_main_process():
-            forget(Path(mirror), [BASE, *config.stage])
+            earlier = Mirror(directory=Path(mirror), run=run, keep=1, say=console.line)
+            earlier.forget([BASE, *config.stage], commits=True)
         with _how_to_go_on(recipe, overrides, run, config, until):
             session = runner.open_session(
                 config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
@@ -139,7 +140,7 @@ def run_recipe(
         if is_main_process():
             provenance.record_origins(run, resolved)
         _check_judges(session, stages)
-        runner.train_stages(session, stages)
+        runner.train_stages(session, stages, compared=until is None)
         if until is None:
             measure_and_report(session, stages)
         else:
@@ -323,6 +324,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     _say_slow(f"reading {config.data.name}")
     dataset, base = _checked(config, None)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
+    _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
     from preftune.measure.probe import planned
 

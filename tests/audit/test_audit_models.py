@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from preftune.audit import audit_directory
+from preftune.audit import files as of_files
+from preftune.audit import policy as of_policy
+from preftune.audit import reward as of_judge
 from preftune.audit.files import open_directory
 from preftune.audit.reward import rows_of
 from preftune.cli import main
@@ -234,3 +238,41 @@ def test_the_command_line_gives_verdict_record_and_exit_code(
     assert main(["audit", str(tmp_path / "missing")]) == 66
     (path / "model.safetensors").unlink()
     assert audit_directory(path)["verdict"] == "not usable"
+
+
+@pytest.mark.parametrize("room", [of_policy, of_judge], ids=["policy", "reward model"])
+def test_a_nan_of_one_padding_is_no_ok(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither the first nor the last that is looked at."""
+    directory: Any = SimpleNamespace(tokenizer=SimpleNamespace(padding_side="right"))
+    monkeypatch.setattr(room, "rows_of", lambda directory: [[1, 2, 3]] * 2)
+    monkeypatch.setattr(of_judge, "_alone", lambda directory, rows: torch.zeros(2))
+
+    def computed(directory: Any, rows: Any, width: int, side: str, *_: Any) -> torch.Tensor:
+        return torch.full((1,), torch.nan if width == 7 else 0.0)
+
+    monkeypatch.setattr(room, "_logprobs" if room is of_policy else "scores", computed)
+    checks = list(room._padding(directory))
+    assert len(checks) >= 2
+    assert "ok" not in {check.status for check in checks}
+
+
+def test_a_check_of_files_that_breaks_is_a_finding_beside_the_others(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(directory: object) -> None:
+        raise AttributeError("no such setting")
+
+    monkeypatch.setattr(of_files, "_baked_in", breaks)
+    checks = found(policy)
+    broken = checks["tokenizer neither cuts nor pads by itself"]
+    assert broken["status"] == "fault"
+    assert broken["found"] == "the check broke: AttributeError: no such setting"
+    assert checks["context"]["status"] == "ok"
+
+
+def test_a_config_need_not_know_of_padding() -> None:
+    tokenizer = SimpleNamespace(pad_token_id=3, eos_token_id=4, pad_token="p")  # noqa: S106
+    config = SimpleNamespace(get_text_config=lambda: object())
+    for kind, status in (("policy", "ok"), ("reward model", "fault")):
+        directory: Any = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(config=config), kind=kind)
+        assert [check.status for check in of_files._pad_token(directory)] == [status]

@@ -1,19 +1,25 @@
 """Damaged bytes, full disks, and a mirror from which a new machine goes on."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corruption import KINDS, damage
 from faultlab import STAGES, Lab, seeded
 from full_disk import fills_up, small_disk, too_small
 
-from preftune.rundir import RunDir
+from preftune.config import load_recipe
+from preftune.faults import KILL
+from preftune.rundir import RunDir, write_json, write_jsonl
 from preftune.training.checkpoint import fault_of, newest_step
+from preftune.verify import resume
 
 pytestmark = pytest.mark.xdist_group("forked")
 
@@ -119,3 +125,42 @@ def test_verify_resume_repeats_the_claim(lab: Lab, capfd: pytest.CaptureFixture[
     assert shown[-1].split()[:3] == ["sft", "6", "2"]
     assert shown[-1].count("identical") == 5
     assert set(STAGES) >= {"sft"}
+
+
+@dataclass
+class _Played:
+    """Lives that write what a stage would leave, and die of every fault; `died` is where that was."""
+
+    died: list[tuple[bool, bool]] = field(default_factory=list)
+
+    def run(self, words: list[str], log: Path, fault: str = "") -> int:
+        run, name = RunDir(Path(words[-1])), words[2]
+        if fault:
+            self.died.append((run.stage_json("base").is_file(), run.stage_json(name).is_file()))
+            return -KILL
+        write_json(run.stage_json("base"), {"stage": "base"})
+        kind, target = (
+            ("sft", run.models / f"policy_{name}") if name == "sft" else ("collect", run.collected(name))
+        )
+        record = {"stage": name, "algorithm": kind, "steps": 4}
+        states = {"policy.safetensors": "a", "policy-optimizer.safetensors": "b"} if name == "sft" else {}
+        write_json(run.stage_json(name), record | {"state_sha256": states})
+        write_json(target / "made.json", {})
+        for log_file in (run.metrics(name), run.ledger(name)):
+            write_jsonl(log_file, [{"step": 1}])
+        return 0
+
+
+@pytest.mark.parametrize(("name", "parts"), [("sft", 5), ("pairs", 3)])
+def test_verify_resume_kills_the_stage_itself_and_compares_what_it_makes(
+    name: str, parts: int, tmp_path: Path
+) -> None:
+    """The first stage of a recipe from scratch dies with its base there; one that collects has no weights."""
+    words = ["stage.pairs.algorithm=collect", "stage.pairs.judge=rm"]
+    lives: Any = _Played()
+    trial = resume._Trial("tiny", [], load_recipe("tiny", words).config, tmp_path, lives, random.Random(0))
+    verdict = trial.stage(name, 2)
+    assert lives.died == [(True, False)] * len(verdict.kills)
+    assert verdict.kills
+    assert (len(verdict.parts), verdict.differs) == (parts, [])
+    assert resume.table([verdict]).split("\n")[1].split()[3:].count("identical") == parts

@@ -11,7 +11,7 @@ import pytest
 from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.measure.compare import compare_runs
-from preftune.rundir import RunDir, read_json, write_json
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 from tiny import without_sums
 
 
@@ -80,6 +80,26 @@ def test_rewards_of_different_reward_models_are_not_compared(
     shown = capsys.readouterr().out
     assert "different reward models" in shown
     assert "evaluation.prompts: 16 -> 12" in shown
+
+
+def test_judge_and_reference_are_those_that_the_runs_name(
+    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a stage "judge", whose model another one named "rm" does not stand for, and the base."""
+    a, b = (without_sums(RunDir(shutil.copytree(tiny_run.path, tmp_path / name))) for name in "ab")
+    for run in (a, b):
+        shutil.copytree(run.models / "reward_model", run.models / "reward_model_judge")
+        write_json(run.reward_evaluation, read_json(run.reward_evaluation) | {"stage": "judge"})
+        rows = [row | {"reference": "base"} for row in read_jsonl(run.comparisons)]
+        write_jsonl(run.comparisons, rows)
+    (b.models / "reward_model" / "model.safetensors").write_bytes(b"another")
+    result = compare_runs(a, b, resamples=50)
+    assert result["same_reward_model"] is True
+    gains = {record["policy"] for record in result["policies"] if record["measure"] == "gain"}
+    assert ("policy_sft" in gains, "base" in gains) == (True, False)
+    (b.models / "reward_model_judge" / "model.safetensors").write_bytes(b"another")
+    assert main(["compare", str(a.path), str(b.path)]) == 0
+    assert "rewards are not compared, gains over base are" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:

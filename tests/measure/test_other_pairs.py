@@ -1,6 +1,8 @@
 """`preftune evaluate RUN --pairs FILE`: pairs of somebody else, in two forms, the run left as it was."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,7 +73,13 @@ def test_policies_are_asked_for_their_own_preference(
     second_judge_run: RunDir, pairs: list, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "asked.jsonl", [hh(p) for p in pairs])
+    kept = second_judge_run.stage_dir("evaluation") / "parts" / "base.json"  # of the run's own evaluation
+    kept.parent.mkdir()
+    kept.write_text("{}")
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 0
+    assert kept.read_text() == "{}"
+    shutil.rmtree(kept.parent)
+    assert [path.name for path in second_judge_run.stage_dir("evaluation").iterdir()] == ["stage.json"]
     found = read_json(second_judge_run.pairs("asked") / "policy_dpo.json")
     assert found["n_prompts"] == 12  # evaluation.prompts of them
     assert found["gold"] is None  # whose prompts they are, nobody knows
@@ -100,14 +108,12 @@ def test_pairs_that_were_all_trained_on_say_nothing(
 
 
 def test_numbers_that_are_not_finite_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """Pairs that a score separates perfectly have no finite temperature; JSON holds it as text."""
+    """Pairs that a score separates perfectly have no finite temperature."""
     share = {"value": 1.0, "interval": [0.9, 1.0], "n": 4}
     result = {
         **{"n": 4, "accuracy": share, "baselines": {}, "brier": 0.0, "ece": 0.0, "n_mistakes": 0},
-        "temperature": {"value": "Infinity"},
+        "temperature": {"value": math.inf},
     }
     other_pairs._show_judge(SimpleNamespace(console=Console()), "rm", result)  # type: ignore[arg-type]
     assert "temperature inf" in capsys.readouterr().out
-    assert (
-        other_pairs.difference({"mean": "NaN", "interval": ["-Infinity", "Infinity"]}) == "+nan [-inf, inf]"
-    )
+    assert other_pairs.difference({"mean": math.nan, "interval": [-math.inf, math.inf]}) == "+nan"

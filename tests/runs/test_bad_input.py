@@ -48,6 +48,8 @@ def test_bad_files(
     assert words in error
     assert "Traceback" not in error
     assert not (out / "stages").exists()
+    assert main(["plan", "tiny", f"data.name={file}", *SMALL]) == code
+    assert words in capsys.readouterr().err
 
 
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,3 +71,12 @@ def test_a_card_shows_names_of_others_as_code(tmp_path: Any) -> None:
     assert "win rate over the replies of `pairs` to the same prompts: 62.5%" in card
     assert "first wins 75.0% [0.0%, 100.0%] (n = 4)" in card
     assert "\n# y" not in card
+
+
+def test_scores_under_another_rule_are_not_compared(tmp_path: Any) -> None:
+    of = session(tmp_path)
+    write_jsonl(of.run.collected("pairs") / "replies.jsonl", [{"prompt": "Hi?", "scores": [0.0, 2.0]}])
+    stages = dict(of.config.stage)
+    stages["pairs-2"] = stages["pairs-2"].model_copy(update={"missing_eos_score": -1.0})
+    other = cast(Session, SimpleNamespace(config=SimpleNamespace(stage=stages), run=of.run))
+    assert earlier(other, "pairs-2", [{"prompt": "Hi?", "scores": [0.0, 1.0]}]) == {}

@@ -16,6 +16,7 @@ from preftune.config import load_recipe
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.export.model import find
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.sums import write_sealed
 from preftune.verify.attempts import different, outcome
 
 SMALL = ["model.scratch.steps=10", "stage.sft.rows=64", "stage.rm.rows=64", "stage.rm.learning_rate=1e-2"]
@@ -134,7 +135,7 @@ def test_a_kill_in_a_member_changes_no_bit(
     assert read_json(begun.stage_json("rm"))["status"] == "running"
     said = train(begun)
     assert "rm/member-0  already finished" in said
-    whole, killed = (outcome(each, "rm", trains_policy=False) for each in (run, begun))
+    whole, killed = (outcome(each, "rm") for each in (run, begun))
     assert different(whole, killed) == []
     assert "rm           already finished" in train(begun)
 
@@ -146,8 +147,10 @@ def test_another_machine_goes_on_from_the_mirror(
     stopped_in_the_second_member(begun, monkeypatch, mirror=mirror)
     shutil.rmtree(begun.stage_dir("rm"))
     shutil.rmtree(begun.models / "reward_model")
+    write_sealed(tmp_path / "mirror" / "commits.json", {"data some/where": "abc"})
     assert "rm/member-0  fetched from" in train(begun, mirror=mirror)
-    whole, fetched = (outcome(each, "rm", trains_policy=False) for each in (run, begun))
+    assert (tmp_path / "mirror" / "commits.json").is_file()
+    whole, fetched = (outcome(each, "rm") for each in (run, begun))
     assert different(whole, fetched) == []
     assert [path.name for path in sorted((tmp_path / "mirror" / "rm").glob("*/mirror.json"))] == [
         "mirror.json"

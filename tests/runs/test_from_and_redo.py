@@ -70,6 +70,15 @@ def test_damaged_or_linked_files_are_not_taken(copy: RunDir, tmp_path: Path) -> 
         train(new, "sft", from_run=str(copy.path))
 
 
+def test_nothing_of_somebody_else_makes_room_for_a_copy(tiny_run: RunDir, tmp_path: Path) -> None:
+    mine = RunDir(tmp_path / "new").models / "policy_sft" / "model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="was not made by preftune and is in the way"):
+        train(RunDir(tmp_path / "new"), "sft", from_run=str(tiny_run.path))
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_child_of_another_parent_is_not_taken(copy: RunDir, tmp_path: Path) -> None:
     """Same settings, yet the parent here has other bits: as on another machine."""
     new = RunDir(tmp_path / "new")

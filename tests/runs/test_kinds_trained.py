@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from preftune import api, cli
+from preftune.config import load_recipe
 from preftune.data.corpus import train_tokenizer
+from preftune.errors import ConfigError
 from preftune.models.load import scratch_gpt2
+from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.runner import _check_room
 
 LABELLED = [
     {"prompt": f"Q{i}", "completion": f"{'yes' if i % 3 else 'no'} {i}", "label": i % 3 > 0}
@@ -78,3 +83,29 @@ def test_prompts_alone_are_enough_where_a_function_judges(
     scores = [sum(SCORES[i : i + 8]) / 8 for i in (0, 8)]  # of the two steps
     assert [row[score] for row in read_jsonl(run.metrics(stage))] == pytest.approx(scores)
     assert read_json(run.data)["kind"] == "prompts without replies"
+
+
+def test_replies_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_trained(
+    tmp_path: Path, base: str
+) -> None:
+    """The base reads 128 tokens. What only shortens prompts is said."""
+    too_long = "stage.ppo.max_new_tokens=128"
+    with pytest.raises(ConfigError, match=r"stage\.ppo\.max_new_tokens = 128 leaves no room .* 128 tokens"):
+        api.run_recipe("tiny", [base, too_long], out=str(tmp_path / "run"), until="ppo")
+    assert not (tmp_path / "run" / "stages").exists()
+    said = list[str]()
+    words = [
+        base,
+        "stage.ppo.max_new_tokens=100",
+        "data.max_prompt_length=48",
+        "evaluation.max_new_tokens=128",
+    ]
+    config = load_recipe("tiny", words).config
+    console = SimpleNamespace(line=said.append)
+    session: Any = SimpleNamespace(config=config, base=Source(config.model.base), console=console)
+    _check_room(session, ["sft", "ppo"], compared=False)
+    (line,) = said
+    assert line.startswith("stage.ppo.max_new_tokens = 100 of the 128 tokens")
+    assert "prompts are cut to 28 tokens there (data.max_prompt_length = 48)" in line
+    with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens = 128 leaves no room"):
+        _check_room(session, ["sft"], compared=True)

@@ -1,5 +1,6 @@
 """What preftune did not make stays as it is: nothing through links, nothing of strangers, nothing unasked."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 import preftune
 from preftune.cli import main
 from preftune.rundir import RunDir, read_json
-from preftune.runs.lock import held
+from preftune.runs.lock import held, refuse_if_held
+from preftune.runs.restart import remove_run
 
 SMALL = ("model.scratch.steps=2", "data.pairs=60", "stage.sft.rows=16")
 SFT = ("train", "tiny", "sft", *SMALL)
@@ -172,3 +174,41 @@ def test_a_result_goes_to_a_directory_that_is_there(
     assert not (tmp_path / "no").exists()
     assert main([*words, str(tmp_path / "x.json")]) == 0
     assert json.loads((tmp_path / "x.json").read_text())["same_reward_model"]
+
+
+def test_half_copies_of_members_and_of_collected_data_are_swept(copy: RunDir) -> None:
+    left = [copy.models / "reward_model" / ".tmp-member-0-1", copy.collected("x").parent / ".tmp-pairs-1"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    with held(copy):
+        assert not any(folder.exists() for folder in left)
+
+
+def test_who_looks_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two may look at once, and a drive that knows no locks is said by who writes there."""
+    run = RunDir(tmp_path)
+    with run.lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        refuse_if_held(run)
+
+    def fails(*_: object) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    refuse_if_held(run)
+    assert capsys.readouterr().out == ""
+    with held(run):
+        assert "cannot be locked" in capsys.readouterr().out
+
+
+def test_a_restart_removes_parts_and_the_trackers_files(copy: RunDir) -> None:
+    ours = ["tensorboard/sft/events.out.tfevents.1", "stages/evaluation/parts-theirs/base.json"]
+    theirs = ["tensorboard/other/events.out.tfevents.1", "tensorboard/sft/notes.txt"]
+    for name in (*ours, *theirs):
+        (copy.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy.path / name).write_text("{}")
+    remove_run(copy)
+    assert not any((copy.path / name).exists() for name in ours)
+    assert all((copy.path / name).exists() for name in theirs)

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from preftune.measure.probe import Cost, fits
 from preftune.records.verdict import BETTER, outcome, smallest_gain
 from preftune.runs.job import Job
 from preftune.runs.plan import power
+from preftune.runs.sources import load_dataset
 
 
 def test_a_gain_of_that_size_is_called_better_four_times_in_five() -> None:
@@ -187,3 +189,42 @@ def test_the_table_of_what_was_measured_is_that_of_the_results() -> None:
         assert shown[f"{recipe}, all"] == pytest.approx([*time, *memory], abs=0.51)
         assert time[0] == pytest.approx(time[1], rel=0.25)
         assert memory[0] == pytest.approx(memory[1], rel=0.15)
+
+
+LLM = ("stage.pairs.algorithm=collect", "stage.pairs.judge=llm:some", "stage.dpo.data=pairs")
+
+
+def test_a_plan_asks_no_language_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
+) -> None:
+    tried, cost = list[list[str]](), Cost(name="sft", steps=4, seconds=1.0, memory_mb=400.0, disk=0)
+    words = [*LLM, "stage.pairs.llm.url=http://127.0.0.1:9/v1"]
+
+    def trains(session: object, names: list[str]) -> None:
+        tried.append(names)
+        if names:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "train_stages", trains)
+        patch.setattr(probe, "load_tokenizer", lambda source: None)
+        patch.setattr(probe, "chosen_lengths", lambda *_: [4])
+        config = load_recipe("tiny", words).config
+        with pytest.raises(KeyboardInterrupt):
+            list(probe.probe(config, load_dataset(config.data, 0), None))
+    assert tried == [[], ["sft", "rm", "ppo", "grpo"]]
+    monkeypatch.setattr(probe, "probe", lambda *args: [cost])
+    assert main(["plan", "tiny", *words]) == 0
+    said = capsys.readouterr().out
+    assert "pairs: not tried and not counted: from sft: 4 replies to all prompts, judged by llm:some" in said
+    assert "dpo: not tried" in said
+
+
+def test_a_collecting_stage_replies_to_a_prompt_once() -> None:
+    config = load_recipe("tiny", ["stage.pairs.algorithm=collect", "stage.pairs.judge=rm"]).config
+    rows = [
+        Preference(prompt=Dialogue((Turn("human", f" {i % 3}"),)), chosen=" a", rejected=" b")
+        for i in range(9)
+    ]
+    full: Any = SimpleNamespace(config=config, training_rows=lambda stage: rows)
+    assert probe._prompts(full, "pairs") == 3

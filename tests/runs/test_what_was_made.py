@@ -12,6 +12,7 @@ from preftune.cli import main
 from preftune.models.locate import Source, fingerprint, surroundings
 from preftune.report.plots import figures
 from preftune.rundir import RunDir, read_json, write_json
+from preftune.runs.reopen import reopen
 from tiny import without_sums
 
 FUNCTION = "stage.grpo.reward_functions=mended:f"
@@ -127,15 +128,15 @@ def test_what_lies_beside_the_weights_of_a_base_decides_too(
 
 
 def test_a_run_on_a_directory_from_before_keeps_its_key(tiny_run: RunDir, tmp_path: Path) -> None:
-    from preftune.runs.stages import digest
+    from preftune.sums import sum_of
 
     base = Path(shutil.copytree(tiny_run.models / "base", tmp_path / "base"))
     words = ["train", "tiny", "sft", f"model.base={base}", "model.scratch=none", f"out={tmp_path / 'run'}"]
     assert main(words) == 0
     run = RunDir(tmp_path / "run")
     record = read_json(without_sums(run).stage_json("sft"))
-    record["inputs"]["parents"]["base"] = digest({"sha256": fingerprint(Source(str(base)))})
-    write_json(run.stage_json("sft"), {**record, "key": digest(record["inputs"])})
+    record["inputs"]["parents"]["base"] = sum_of({"sha256": fingerprint(Source(str(base)))})
+    write_json(run.stage_json("sft"), {**record, "key": sum_of(record["inputs"])})
     assert main(words) == 0
 
 
@@ -186,3 +187,11 @@ def test_without_a_reward_model_being_cut_off_is_not_replaced(
     )
     said = capsys.readouterr().out
     assert said.count("missing_eos_score = -1 (down to -7.5)") == 1
+
+
+def test_what_a_stage_depends_on_is_looked_up_once(tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge from elsewhere is hashed for it, which takes a while."""
+    session = reopen(tiny_run.path, write=False)
+    before = {name: session.stage(name).key for name in session.config.stage}
+    monkeypatch.setattr(type(session), "_inputs", lambda *_: pytest.fail("looked up again"))
+    assert {name: session.stage(name).key for name in session.config.stage} == before

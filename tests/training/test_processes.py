@@ -164,7 +164,7 @@ def fetch_slowly(rank: int, port: int, file: Path, told: Connection) -> None:
     runner.what_is_kept, runner.settle = (lambda session, names: ()), (lambda run, stage: None)
     session: Any = SimpleNamespace(
         config=load_recipe("tiny").config,
-        mirror=SimpleNamespace(fetch=fetch),
+        mirror=SimpleNamespace(fetch=fetch, put_stage=lambda stage: None),
         origin=None,
         dataset=None,
         run=None,

@@ -1,6 +1,7 @@
 """Replies of a vLLM server: one that works, one with stale weights, one that fails in every way."""
 
 import math
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -128,6 +129,14 @@ def test_every_nth_step_hands_weights_over_and_the_rest_is_corrected(
     assert [row["sampling/kl_k3"] > 1e-5 for row in found] == [False, True, False, True, False]
     assert found[1]["sampling/importance_sampling_ratio/max"] <= 2.0
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [server.loaded[-1].name]
+
+
+def test_weights_of_another_run_that_goes_on_stay(server: VLLMServer, tmp_path: Path) -> None:
+    theirs, dead = (tmp_path / f"run-grpo-{pid}-000000" for pid in (os.getppid(), 999999999))
+    for folder in (theirs, dead):
+        folder.mkdir()
+    draw(sampler(server, tmp_path), Policy(causal_lm(1)))
+    assert (theirs.exists(), dead.exists()) == (True, False)
 
 
 def trained(server: VLLMServer, out: Path, **more: Any) -> Any:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check
+from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check, attempted
 from preftune.data import Encoder, parse_prompt
 from preftune.data.encode import UNLIMITED
 from preftune.models.aligned import aligned
@@ -122,14 +122,17 @@ def open_directory(path: Path) -> Directory:
 
 def check_files(directory: Directory) -> list[Check]:
     """Weights, vocabulary, special tokens, and settings that are baked into the tokenizer."""
-    return [
-        *_weights(directory),
-        *_vocabulary(directory),
-        *_end_token(directory),
-        *_pad_token(directory),
-        *_baked_in(directory),
-        *_context(directory),
-    ]
+    checks: list[Check] = []
+    for name, body in (
+        ("weights are complete", _weights),
+        ("vocabulary fits the model", _vocabulary),
+        ("has an end token", _end_token),
+        ("has its own pad token", _pad_token),
+        ("tokenizer neither cuts nor pads by itself", _baked_in),
+        ("context", _context),
+    ):
+        checks += attempted(name, lambda body=body: list(body(directory)))
+    return checks
 
 
 def _weights(directory: Directory) -> Iterator[Check]:
@@ -194,7 +197,7 @@ def _end_token(directory: Directory) -> Iterator[Check]:
             remedy="set eos_token in tokenizer_config.json to the token that the model was trained with",
         )
         return
-    written: list[Any] = [config.eos_token_id]
+    written: list[Any] = [getattr(config, "eos_token_id", None)]
     if directory.model.can_generate() and directory.model.generation_config is not None:
         written.append(directory.model.generation_config.eos_token_id)
     trained, name = _trained_end(directory)
@@ -225,7 +228,8 @@ def _in_chat_form(directory: Directory) -> bool:
 
 
 def _pad_token(directory: Directory) -> Iterator[Check]:
-    tokenizer, stated = directory.tokenizer, directory.model.config.get_text_config().pad_token_id
+    tokenizer = directory.tokenizer
+    stated = getattr(directory.model.config.get_text_config(), "pad_token_id", None)
     pad, judge = tokenizer.pad_token_id, directory.kind == "reward model"
     name = "has its own pad token"
     if pad is None:

@@ -67,11 +67,12 @@ def _padding(directory: Directory) -> Iterator[Check]:
     plain = [_logprobs(directory, row, 0, "right", False) for row in rows]
 
     def worst(side: str, positions: bool) -> float:
-        return max(
-            (_logprobs(directory, row, width, side, positions) - before).abs().max().item()
+        changes = [
+            (_logprobs(directory, row, width, side, positions) - before).abs().max()
             for row, before in zip(rows, plain, strict=True)
             for width in WIDTHS
-        )
+        ]
+        return torch.stack(changes).max().item()  # of which a NaN is not lost
 
     for name, change, status in (
         ("padding on the right does not matter", worst("right", False), FAULT),

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
 from preftune.audit.files import Directory, probe_ids
-from preftune.errors import DataError, PreftuneError
+from preftune.errors import DataError
 from preftune.models.scalar import score_head
-from preftune.rundir import read_json
+from preftune.runs.save import read_side_file
 from preftune.runs.stages import SIDE_FILE
 
 WIDTHS = (1, 7, 32)
@@ -82,7 +82,7 @@ def padded(rows: Rows, pad: int, columns: int, side: str) -> tuple[Tensor, Tenso
 
 def _pad(directory: Directory) -> int:
     """What a user's batch would be padded with."""
-    for value in (directory.tokenizer.pad_token_id, directory.model.config.pad_token_id):
+    for value in (directory.tokenizer.pad_token_id, getattr(directory.model.config, "pad_token_id", None)):
         if isinstance(value, int):
             return value
     return directory.end or 0
@@ -145,10 +145,10 @@ def _padding(directory: Directory) -> Iterator[Check]:
     tokenizer_side = str(directory.tokenizer.padding_side)
     for side in ("right", "left"):
         changes = [
-            (torch.cat([scores(directory, [row], width, side) for row in rows]) - alone).abs().max().item()
+            (torch.cat([scores(directory, [row], width, side) for row in rows]) - alone).abs().max()
             for width in WIDTHS
         ]
-        worst = max(changes)
+        worst = torch.stack(changes).max().item()  # of which a NaN is not lost
         found = f"scores change by up to {worst:.2g} (sd {unit:.2g})"
         if worst <= TOLERANCE * unit:
             yield Check(name=f"padding on the {side} does not matter", status=OK, found=found)
@@ -213,12 +213,7 @@ def _end(directory: Directory) -> Iterator[Check]:
 def _unit(directory: Directory) -> Iterator[Check]:
     values = torch.cat([_alone(directory, rows_of(directory, reply)) for reply in (1, 2)])
     mean, sd = float(values.mean()), float(values.std())
-    side: dict[str, Any] = {}
-    if (directory.path / SIDE_FILE).is_file():
-        try:
-            side = read_json(directory.path / SIDE_FILE)
-        except PreftuneError:
-            side = {}
+    side = read_side_file(directory.source)
     if "mean" in side and "std" in side:
         found = f"{SIDE_FILE} normalises by mean {float(side['mean']):.3g}, sd {float(side['std']):.3g}"
         yield Check(name="unit of the score", status=OK, found=found)

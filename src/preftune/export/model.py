@@ -12,7 +12,7 @@ from pathlib import Path
 from preftune.config import load_recipe
 from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, in_a_directory, meant
 from preftune.rundir import BASE
-from preftune.runs.reopen import existing
+from preftune.runs.inputs import existing
 from preftune.sums import check, check_own, read_sealed
 from preftune.untrusted import holds_credential
 

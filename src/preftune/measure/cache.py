@@ -16,7 +16,7 @@ from preftune.errors import DataError
 from preftune.faults import faultpoint
 from preftune.models.trunk import forget_states
 from preftune.rundir import plain, read_json, write_jsonl
-from preftune.runs.stages import digest
+from preftune.sums import sum_of
 from preftune.training.learner import Learner
 
 Say = Callable[[str], None]
@@ -40,7 +40,7 @@ class Cache:
         another: a tuple is a list.
         """
         file = self.directory / f"{name}.json"
-        key = digest({**self.inputs, "part": name, "of": dict(inputs)})
+        key = sum_of({**self.inputs, "part": name, "of": dict(inputs)})
         main = self.learner is None or self.learner.is_main
         cached = self._kept(file, key) if main else None
         if self.learner is not None:
@@ -53,7 +53,7 @@ class Cache:
         faultpoint("evaluation.part")
         # One line: indented, every token id would stand on a line of its own.
         if main:
-            write_jsonl(file, [{"key": key, "sha256": digest({"value": value}), "value": value}])
+            write_jsonl(file, [{"key": key, "sha256": sum_of({"value": value}), "value": value}])
         return value
 
     def remove(self) -> None:
@@ -68,7 +68,7 @@ class Cache:
             record = read_json(file)
         except DataError:
             record = None
-        if not isinstance(record, dict) or record.get("sha256") != digest({"value": record.get("value")}):
+        if not isinstance(record, dict) or record.get("sha256") != sum_of({"value": record.get("value")}):
             self.say(f"{file} is damaged; making it again")
             return None
         return record if record.get("key") == key else None
@@ -76,4 +76,4 @@ class Cache:
 
 def content(pairs: Sequence[Preference]) -> str:
     """SHA-256 of the texts of pairs, in their order."""
-    return digest({"pairs": [[pair.prompt.transcript(), pair.chosen, pair.rejected] for pair in pairs]})
+    return sum_of({"pairs": [[pair.prompt.transcript(), pair.chosen, pair.rejected] for pair in pairs]})

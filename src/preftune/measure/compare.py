@@ -12,25 +12,24 @@ from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
 from preftune.models.locate import GATE
 from preftune.records.base import read_record, read_records
-from preftune.records.policy import PolicyRecord, policy_files
+from preftune.records.policy import Comparison, PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
 from preftune.report.load import check_intact, settings_of
-from preftune.rundir import RunDir, read_object, read_text, sha256_file
+from preftune.rundir import RunDir, policy_name, read_object, read_text, sha256_file
 from preftune.runs.stages import check_model, differences
 
 if TYPE_CHECKING:
     from preftune.runs.console import Console
 
-REFERENCE = "policy_sft"
 QUALITY = ("score", "gain", "gold")  # more of these is better
 MEASURES = (*QUALITY, "kl", "length", "ended")
 WORDS = {
     "score": "reward",
-    "gain": "reward - SFT",
+    "gain": "reward - {reference}",
     "gold": "gold",
-    "kl": "KL to SFT",
+    "kl": "KL to {reference}",
     "length": "length",
     "ended": "ends by itself",
 }
@@ -39,14 +38,15 @@ WORDS = {
 def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The comparison as one JSON-able record; differences are b - a, paired by prompt.
 
-    Rewards are compared only where both runs have the very same reward model; the gain over its own SFT is
-    always compared, each in the unit of its own reward model. Holm's correction is over the policies,
-    measure by measure. InputMissing for a run without an evaluation, DataError without a common prompt.
+    Rewards are compared only where both runs have the very same reward model; the gain over its own reference
+    (SFT) is always compared, each in the unit of its own reward model. Holm's correction is over the
+    policies, measure by measure. InputMissing for a run without an evaluation, DataError without a common
+    prompt.
     """
     for run in (a, b):
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
-    same_judge = _same_model(a, b, "reward_model")
+    same_judge, references = _same_judge(a, b), [_reference(run) for run in (a, b)]
     records: list[dict[str, Any]] = []
     common = [name for name in ours if name in theirs]
     prompts = _common_prompts(ours, theirs)
@@ -54,15 +54,19 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         if measure == "score" and not same_judge:
             continue
         family = [
-            comparison
+            _paired(theirs[name], measure, pairs, resamples, seed)
             for name in common
-            if (comparison := _paired(name, measure, ours, theirs, prompts, resamples, seed)) is not None
+            if (pairs := _pairs(name, measure, (ours, theirs), references, prompts))
         ]
         records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
     return {
         "a": str(a.path),
         "b": str(b.path),
         "same_reward_model": same_judge,
+        "references": [
+            runs[name].label if name in runs else name
+            for runs, name in zip((ours, theirs), references, strict=True)
+        ],
         "common_prompts": len(prompts),
         "prompts_of_a": len(next(iter(ours.values())).prompts),
         "prompts_of_b": len(next(iter(theirs.values())).prompts),
@@ -99,9 +103,12 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
     return prompts
 
 
-def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
-    """Whether both runs hold the same weights, and normalise them in the same way."""
-    models = [run.models / name for run in (a, b)]
+def _same_judge(a: RunDir, b: RunDir) -> bool:
+    """Whether the reward models that score both runs have the same weights, and normalise them in the same
+    way.
+    """
+    stages = [_judge(run) for run in (a, b)]
+    models = [run.model_dir(stage, trains_policy=False) for run, stage in zip((a, b), stages, strict=True)]
     weights = [
         sorted(file for name in ("model.safetensors", GATE) for file in model.rglob(name))  # of an ensemble
         for model in models
@@ -109,45 +116,62 @@ def _same_model(a: RunDir, b: RunDir, name: str) -> bool:
     if not all(weights) or not all((model / "preftune.json").is_file() for model in models):
         return False
     notes = [read_object(model / "preftune.json") for model in models]
-    for run, model, note in zip((a, b), models, notes, strict=True):
-        check_model(run, str(note.get("stage", name)), model)
+    for run, stage, model in zip((a, b), stages, models, strict=True):
+        check_model(run, stage, model)
     keys = ("mean", "std", "members", "combine", "sd_coef", "experts")
     constants = [[note.get(key) for key in keys] for note in notes]
     hashes = [[sha256_file(file) for file in files] for files in weights]
     return constants[0] == constants[1] and hashes[0] == hashes[1]
 
 
+def _judge(run: RunDir) -> str:
+    """The stage whose model scored the policies."""
+    file = run.reward_evaluation
+    return (read_record(file, RewardModelRecord).stage if file.is_file() else "") or "rm"
+
+
+def _reference(run: RunDir) -> str:
+    """The policy that the run's others are compared with."""
+    rows = read_records(run.comparisons, Comparison) if run.comparisons.is_file() else []
+    return rows[0].reference if rows else policy_name("sft")
+
+
 def _values(
-    policies: Mapping[str, PolicyRecord], name: str, measure: str, prompts: Sequence[str]
+    policies: Mapping[str, PolicyRecord], reference: str, name: str, measure: str, prompts: Sequence[str]
 ) -> list[Any]:
     rows = {row.prompt: row for row in policies[name].prompts}
     if measure != "gain":
         return [getattr(rows[prompt], measure) for prompt in prompts]
-    if name == REFERENCE or REFERENCE not in policies:
+    if name == reference or reference not in policies:
         return [None] * len(prompts)
-    base = {row.prompt: row.score for row in policies[REFERENCE].prompts}
+    base = {row.prompt: row.score for row in policies[reference].prompts}
     pairs = [(rows[prompt].score, base[prompt]) for prompt in prompts]
-    return [None if score is None or reference is None else score - reference for score, reference in pairs]
+    return [None if score is None or before is None else score - before for score, before in pairs]
+
+
+def _pairs(
+    name: str,
+    measure: str,
+    runs: Sequence[Mapping[str, PolicyRecord]],
+    references: Sequence[str],
+    prompts: Sequence[str],
+) -> list[tuple[float, float]]:
+    """What a policy reaches in the two runs, prompt by prompt where both have a number."""
+    sides = [
+        _values(policies, reference, name, measure, prompts)
+        for policies, reference in zip(runs, references, strict=True)
+    ]
+    return [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
 
 
 def _paired(
-    name: str,
-    measure: str,
-    ours: Mapping[str, PolicyRecord],
-    theirs: Mapping[str, PolicyRecord],
-    prompts: Sequence[str],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any] | None:
-    sides = [_values(policies, name, measure, prompts) for policies in (ours, theirs)]
-    pairs = [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
-    if not pairs:
-        return None
+    policy: PolicyRecord, measure: str, pairs: Sequence[tuple[float, float]], resamples: int, seed: int
+) -> dict[str, Any]:
     a, b = zip(*pairs, strict=True)
     result = stats.paired_bootstrap(b, a, resamples, seed)
     return {
-        "policy": name,
-        "label": theirs[name].label,
+        "policy": policy.policy,
+        "label": policy.label,
         "measure": measure,
         "n": len(pairs),
         "a": _mean(a, resamples, seed),
@@ -229,16 +253,19 @@ def _validation(run: RunDir) -> str | None:
 
 def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     """The comparison as a table, and what makes it less than a fair one."""
+    reference = " or ".join(dict.fromkeys(result["references"]))
     headers = ("Policy, measure", "a", "b", "b - a [95 %]", "p (Holm)", "b is")
     console.line(f"a: {result['a']}\nb: {result['b']}\n{result['common_prompts']} common prompts")
     differ = {record["label"] for record in result["policies"] if not _same(record)}
     if same := dict.fromkeys(e["label"] for e in result["policies"] if e["label"] not in differ):
         console.line(f"the same in both runs on every prompt: {', '.join(same)}")
     if shown := [record for record in result["policies"] if record["label"] in differ]:
-        console.table(headers, list(comparison_table(shown)))
+        console.table(headers, list(comparison_table(shown, reference)))
         console.line(RULE)
     if not result["same_reward_model"]:
-        console.line("The runs have different reward models: rewards are not compared, gains over SFT are.")
+        console.line(
+            f"The runs have different reward models: rewards are not compared, gains over {reference} are."
+        )
     for line in result["settings_that_differ"]:
         console.line(f"setting: {line}")
     judges = result["reward_models"]
@@ -255,13 +282,13 @@ def _share_in_words(share: Mapping[str, Any] | None) -> str:
     return f"{share['value']:.3f}" + ("" if share["n"] is None else f" on {share['n']:,}")
 
 
-def comparison_table(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+def comparison_table(records: Sequence[Mapping[str, Any]], reference: str) -> Iterator[tuple[str, ...]]:
     """Rows of text: policy and measure, a, b, b - a with interval, corrected p-value, verdict."""
     for record in records:
         low, high = record["interval"]
         difference = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
         yield (
-            f"{record['label']}, {WORDS[record['measure']]}",
+            f"{record['label']}, {WORDS[record['measure']].format(reference=reference)}",
             f"{record['a']['mean']:.3f}",
             f"{record['b']['mean']:.3f}",
             "the same on every prompt" if _same(record) else difference,

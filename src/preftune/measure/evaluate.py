@@ -29,8 +29,8 @@ from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session, columns_hash
-from preftune.runs.stages import SIDE_FILE, digest, model_sum
-from preftune.sums import CARD, faults, listed, read_sealed, sums
+from preftune.runs.stages import SIDE_FILE, model_sum
+from preftune.sums import CARD, faults, listed, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
 _VERSION = 3  # of what an evaluation measures: results of an earlier version are made again
@@ -52,7 +52,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     processes of a run come here: they share the policies' responses, and the main one writes.
     """
     learner = session.learner(session.config.evaluation.batch_size)
-    key, main = digest(_inputs(session, stages)), learner.is_main
+    key, main = sum_of(_inputs(session, stages)), learner.is_main
     models = {name: model_sum(session.run, name) for name in stages} if main else {}
     if learner.together([main and _is_done(session, stages, key, models)])[0]:
         session.console.skipped(EVALUATION)
@@ -123,7 +123,7 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
 def _judge_key(session: Session, judge: str | None) -> str | None:
     if judge is None or not session.is_trained(judge):
         return None
-    return digest(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
+    return sum_of(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
 
 
 def _functions(session: Session) -> dict[str, Any]:
@@ -141,14 +141,18 @@ def _functions(session: Session) -> dict[str, Any]:
 
 
 def cache_of(
-    session: Session, stages: Sequence[str], prompts: Sequence[Preference], gold: Gold | None
+    session: Session,
+    stages: Sequence[str],
+    prompts: Sequence[Preference],
+    gold: Gold | None,
+    folder: str = "parts",
 ) -> Cache:
     """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""
     settings, second = session.config.evaluation, second_judge(session)
     judges = [session.judge, second.stage if second else None]
     reference = reference_stage(session, stages)
     return Cache(
-        directory=session.run.stage_dir(EVALUATION) / "parts",
+        directory=session.run.stage_dir(EVALUATION) / folder,
         inputs={
             "version": _VERSION,
             "settings": settings.model_dump(mode="json"),
@@ -271,9 +275,7 @@ def _measured(
             return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
 
         rows, reverse = cache.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
-        # A policy that diverged has divergences that are not finite: text in JSON.
-        rows = [row | {"kl": float(row["kl"]), "k1": float(row["k1"])} for row in rows]
-        measured[name] = rows, [float(value) for value in reverse]
+        measured[name] = rows, reverse
     rows_of = {policy_name_of(name): measured[name][0] for name in names}
     return rows_of, {policy_name_of(name): measured[name][1] for name in names}
 

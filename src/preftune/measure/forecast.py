@@ -32,7 +32,8 @@ def forecast(session: Session, stages: Sequence[str]) -> Forecast:
     """Of a run whose stages are there, if only barely trained: one batch of prompts is answered by one policy
     and measured, one batch of the pool is drawn, one batch of pairs is scored; the rest is counted.
     """
-    policies, judges = policies_of(session, stages), judges_of(session.config.stage)
+    policies = policies_of(session, stages)
+    judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, reference = held_out_prompts(session), reference_stage(session, policies)
     settings, names = session.config.evaluation, [BASE, *policies]
     (bench, learner), loading = _timed(lambda: make_bench(session, reference, prompts, session.gold))

@@ -19,7 +19,7 @@ from preftune.measure.evaluate import (
     policy_name_of,
     reference_stage,
 )
-from preftune.records.base import VERSION, write_record, write_records
+from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.rundir import BASE, sha256_file, short_name
@@ -53,7 +53,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
     policies = policies_of(session, stages)
     prompts = distinct(pairs, session.config.evaluation.prompts)
-    cache = cache_of(session, policies, prompts, None)
+    cache = cache_of(session, policies, prompts, None, f"parts-{_name(file)}")
     judges = [s for s in judges_of(session.config.stage) if s in stages]
     for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
@@ -119,7 +119,7 @@ def _show_judge(session: Session, stage: str, result: Mapping[str, Any]) -> None
     temperature = result["temperature"]
     session.console.line(
         f"{stage}: Brier {result['brier']:.3f}, calibration error {result['ece']:.3f}"
-        + (f", temperature {float(temperature['value']):.2f}" if temperature else "")
+        + (f", temperature {temperature['value']:.2f}" if temperature else "")
         + f", {result['n_mistakes']:,} mistakes"
     )
 
@@ -146,12 +146,9 @@ def share(record: Mapping[str, Any] | None) -> str:
     if not record or record.get("value") is None:
         return "-"
     low, high = record["interval"]
-    return f"{float(record['value']):.1%} [{100 * float(low):.1f}, {100 * float(high):.1f}]"
+    return f"{record['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def difference(record: Mapping[str, Any] | None) -> str:
     """A signed mean with its interval, or a dash."""
-    if not record:
-        return "-"
-    low, high = record["interval"]
-    return f"{float(record['mean']):+.3f} [{float(low):.3f}, {float(high):.3f}]"
+    return Estimate.model_validate(record).text(sign=True, digits=3) if record else "-"

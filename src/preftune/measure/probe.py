@@ -22,13 +22,14 @@ from preftune.algorithms import ALGORITHMS
 from preftune.config import EVALUATION, RunConfig, stage_order
 from preftune.config.algorithms.base import names_a_stage
 from preftune.config.trainable import ALL
-from preftune.data import Dataset
+from preftune.data import Dataset, prompt_hash
 from preftune.data.batch import real_tokens
 from preftune.data.dataset import SPLIT_NAMES
 from preftune.measure.forecast import Forecast, forecast
 from preftune.models.load import load_tokenizer
 from preftune.models.locate import Source
 from preftune.rundir import BASE, RunDir, read_jsonl, read_object
+from preftune.runs.aside import with_children
 from preftune.runs.console import Console
 from preftune.runs.ensemble import names_of_members
 from preftune.runs.job import Job
@@ -38,7 +39,7 @@ from preftune.runs.plan import data_lines, power
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.runner import open_session, train_stages
 from preftune.runs.session import Session
-from preftune.runs.sizes import sizes
+from preftune.runs.sizes import judge_models, sizes
 
 STEPS = 3  # of every stage: the largest, and the pace
 _LOOKED_AT = 64  # steps of a stage, for their sizes
@@ -75,6 +76,12 @@ class _Taken:
     began: list[float] = field(default_factory=list)
 
 
+def _left_out(config: RunConfig) -> list[str]:
+    """Stages that would ask a language model, each question of which may cost, and those that read theirs."""
+    asking = [name for name, stage in config.stage.items() if stage.asks is not None]
+    return with_children(config.stage, asking)
+
+
 def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterator[str]:
     """The plan in lines, as text."""
     costs = list(probe(config, dataset, base))
@@ -82,6 +89,8 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
     for split in SPLIT_NAMES:
         yield f"data: {len(getattr(dataset, split)):,} {split} rows"
     yield from (f"data: {line}" for line in data_lines(dataset.report))
+    for name in _left_out(config):
+        yield f"{name}: not tried and not counted: {config.stage[name].plan()} (it asks nothing here)"
     names = max(len(cost.name) for cost in costs)
     for cost in costs:
         rows = f"{cost.rows:,} rows, " if cost.rows is not None else ""
@@ -108,7 +117,8 @@ def probe(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterator[
     """What each stage and the evaluation take. Raises what a run would raise, before it."""
     with tempfile.TemporaryDirectory(prefix="preftune-plan-") as place:
         run, quiet = RunDir(place), Console(quiet=True)
-        names = stage_order(config.stage)
+        unasked = _left_out(config)
+        names = [name for name in stage_order(config.stage) if name not in unasked]
         with held(run):
             taken: dict[str, _Taken] = {}
             session = open_session(shortened(config), dataset, run, quiet, base=base)
@@ -224,8 +234,9 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken]) -> Cost:
 
 
 def _prompts(full: Session, name: str) -> int:
-    """How many a stage replies to that makes data."""
-    stage, count = full.config.stage[name], len(full.training_rows(stage=name))
+    """How many a stage replies to that makes data: none twice."""
+    stage = full.config.stage[name]
+    count = len({prompt_hash(row.prompt) for row in full.training_rows(stage=name)})
     return stage.rows_made(count) // max(stage.rows_made(1), 1)
 
 
@@ -255,9 +266,8 @@ def _parts(full: Session, name: str) -> dict[str, int]:
     config = full.config.stage[name]
     if config.makes == "data" or config.models > 1 or full.config.trainable_of(name) != ALL:
         return {}
-    roles, judge = ALGORITHMS[config.algorithm], full.config.stage.get(config.scored_by or "")
-    judges = judge.models if judge else int(config.scored_by is not None)
-    others = len(roles.needs) - len(roles.trains) + judges
+    roles = ALGORITHMS[config.algorithm]
+    others = len(roles.needs) - len(roles.trains) + judge_models(full.config, name)
     return {"trained": (_STATES + 1) * len(roles.trains) * weights, "read": others * weights}
 
 

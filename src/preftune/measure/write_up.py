@@ -36,7 +36,7 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     if run.reward_evaluation.exists():
         accuracy = read_record(run.reward_evaluation, RewardModelRecord).accuracy
         if accuracy is not None:
-            share = f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+            share = accuracy.text(digits=3)
             console.line(f"reward model: accuracy {share} on {accuracy.n:,} validation pairs")
     console.line(report.summary(view))
     for caution in report.cautions(view)[:CAUTIONS]:

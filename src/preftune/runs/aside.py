@@ -9,7 +9,7 @@ command goes on, with --redo or without; one with the settings of the old stage 
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,29 @@ def with_children(stages: Mapping[str, StageSettings], names: Sequence[str]) -> 
     return [name for name in stages if name in affected]
 
 
-def put_aside(run: RunDir, stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
-    """Move what is there of these stages out of the way; the names of those that were moved now. A call with
-    what was asked before, some of it not made yet, goes on with that and moves nothing.
+def put_aside(
+    run: RunDir,
+    stages: Sequence[Stage],
+    names: Sequence[str],
+    before: Callable[[Sequence[str]], None] = lambda moving: None,
+) -> list[str]:
+    """Move what is there of these stages out of the way; the names of those that were moved now, which
+    `before` is told first. A call with what was asked before, some of it not made yet, goes on with that and
+    moves nothing.
     """
     request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
     waiting = any(_folder(run, stage).is_dir() for stage in stages)
     if waiting and _request(run) == {**request, "moved": True}:
         return []
+    kept = [stage for stage in stages if (_folder(run, stage) / "stage").is_dir()]
+    moving = [stage for stage in stages if stage not in kept and run.stage_json(stage.name).is_file()]
+    moved = [stage.name for stage in moving]
+    before(moved)
     write_json(_file(run), request)
-    moved = []
-    for stage in stages:
-        if (_folder(run, stage) / "stage").is_dir():
-            _drop(run, stage)  # a new one that was not finished
-        elif run.stage_json(stage.name).is_file():
-            _move(run, stage)
-            moved.append(stage.name)
+    for stage in kept:
+        _drop(run, stage)  # a new one that was not finished
+    for stage in moving:
+        _move(run, stage)
     write_json(_file(run), {**request, "moved": True})
     return moved
 

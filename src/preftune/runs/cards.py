@@ -122,18 +122,12 @@ def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str
         return "A member of an ensemble: the card of the directory above says what was measured."
     if not numbers:
         return "Not evaluated yet: `preftune evaluate RUN` measures it and completes this card."
-    rows = [f"| {words} | {_in_digits(x)} | {'' if x.n is None else x.n} |" for _, words, x in numbers]
+    rows = [f"| {words} | {x.text(digits=3)} | {'' if x.n is None else x.n} |" for _, words, x in numbers]
     head = "| number | value [95 % interval] | n |\n|---|---|---|"
     return (
         "\n".join([head, *rows])
         + "\n\nWhat each number is: docs/metrics.md and docs/evaluation.md of preftune."
     )
-
-
-def _in_digits(number: Estimate) -> str:
-    bounded = number.low is not None and number.high is not None
-    ends = f" [{number.low:.3f}, {number.high:.3f}]" if bounded else ""
-    return f"{number.value:.3f}{ends}"
 
 
 def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:

@@ -171,8 +171,6 @@ def collect_stage(session: Session, stage: Stage) -> bool:
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
         facts |= {"world_size": learner.world}
         finish(run, stage, facts)
-        if session.mirror is not None:
-            session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
         session.console.line(f"{stage.name:<12} {in_words(facts['collected'])}")
     learner.wait()

@@ -37,14 +37,17 @@ def labels(labelled: Sequence[tuple[Json, Pair]], noise: float | None) -> Json:
 
 def earlier(session: Session, name: str, rows: Sequence[Json]) -> Json:
     """By stage, the win rate of these replies over those that an earlier stage collected to the same prompts
-    and that the same judge scored. Not for a language model: its scores compare the replies of one prompt,
-    and do not say which of two collections is better.
+    and that the same judge scored by the same rule. Not for a language model: its scores compare the
+    replies of one prompt, and do not say which of two collections is better.
     """
     stages, rates = session.config.stage, Json()
+    own = cast(CollectConfig, stages[name])
+    scoring = own.judge, own.missing_eos_score
     for previous in stages_until(stages, name)[:-1]:
         settings = stages[previous]
-        judge = getattr(stages[name], "judge", "")
-        if isinstance(settings, CollectConfig) and settings.judge == judge and settings.asks is None:
+        if not isinstance(settings, CollectConfig) or settings.asks is not None:
+            continue
+        if (settings.judge, settings.missing_eos_score) == scoring:
             scores = read_jsonl(session.run.collected(previous) / "replies.jsonl")
             rates[previous] = _win_rate(rows, scores, session.config.evaluation.resamples)
     return rates

@@ -20,7 +20,6 @@ from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json, read_jsonl, sync, write_json, write_jsonl, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.experts import fitted_gate
-from preftune.runs.mirror import forget
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import share
 from preftune.runs.save import load_reward_model, normalisation
@@ -51,6 +50,8 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
             fetch(inner, member)
         learner.wait()
         run_stage(inner, member)
+        if learner.is_main and session.mirror is not None:
+            session.mirror.put_stage(member)
     if learner.is_main:
         _finish(session, stage, members, learner)
     learner.wait()
@@ -106,9 +107,6 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: L
         "state_sha256": states,
     }
     finish(run, stage, facts)
-    if session.mirror is not None:
-        session.mirror.put_stage(stage)
-        forget(session.mirror.directory, [member.name for member in members])
     session.console.line(f"{stage.name:<12} {len(members)} members of {records[0]['steps']} steps combined")
 
 

@@ -4,14 +4,14 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from preftune.config import RunConfig
 from preftune.config.address import AddressConfig
 from preftune.config.rewards import find_function, judges_in, reward_terms
 from preftune.errors import ConfigError, InputMissing, PreftuneError, UsageError
 from preftune.judges.llm import read_template
-from preftune.rundir import RunDir, read_json
+from preftune.rundir import RunDir, read_object
 from preftune.sums import read_sealed
 
 COMMITS = "commits.json"  # in a mirror
@@ -47,19 +47,25 @@ def key_of(address: AddressConfig, server: str = "the LLM judge") -> str:
     return key
 
 
-def recorded_commit(run: RunDir | None, name: str | None, kind: Literal["data", "base"]) -> str | None:
-    """The commit of the hub data set or model `name` that a run was begun with; None where there is none."""
-    file = None if run is None else run.data if kind == "data" else run.run
-    if file is None or not os.path.isfile(file):
-        return None
-    content: Any = None
-    with suppress(PreftuneError):  # damaged, or somebody else's: said where the directory is opened
-        content = read_json(file)
-    record = content if kind == "data" or not isinstance(content, dict) else content.get("base")
-    if not isinstance(record, dict) or record.get("name") != name:
-        return None
-    commit = record.get("commit")
-    return commit if isinstance(commit, str) else None
+def recorded_commits(run: RunDir | None) -> dict[str, str]:
+    """The commits of what is from the hub, by "data NAME" or "base NAME", with which a run was begun."""
+
+    def record(file: Path) -> dict[str, Any]:
+        with suppress(PreftuneError):  # damaged, or somebody else's: said where the directory is opened
+            return read_object(file) if os.path.isfile(file) else {}
+        return {}
+
+    if run is None:
+        return {}
+    data, base = record(run.data), record(run.run).get("base")
+    others = data.get("others")
+    found = [("data", None, data), ("base", None, base)]
+    found += [("data", name, each) for name, each in (others.items() if isinstance(others, dict) else ())]
+    return {
+        f"{kind} {name or report.get('name')}": report["commit"]
+        for kind, name, report in found
+        if isinstance(report, dict) and isinstance(report.get("commit"), str)
+    }
 
 
 def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
@@ -73,30 +79,23 @@ def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
     return {k: v for k, v in (content or {}).items() if isinstance(v, str)}
 
 
+def existing(path: str | Path) -> RunDir:
+    """A run's directory. InputMissing if it is none."""
+    run = RunDir(Path(path))
+    if not run.config.is_file():
+        raise InputMissing(f"{path} is not a run directory: no config.toml", "give the directory of a run")
+    return run
+
+
 def other_run(path: str | Path, run: RunDir) -> RunDir:
     """The run that stages are taken from. InputMissing if there is none, UsageError if it is `run` itself."""
-    origin = RunDir(Path(path))
-    if not origin.config.is_file():
-        raise InputMissing(f"{path} is not a run directory: no config.toml", "give the directory of a run")
+    origin = existing(path)
     if origin.path.resolve() == run.path.resolve():
         raise UsageError(
             f"--from {path} is the run directory itself",
             "give the new run its own directory with --out DIR, or train a stage again with --redo STAGE",
         )
     return origin
-
-
-def recorded_commits(run: RunDir | None) -> dict[str, str]:
-    """Commits of the data sets of the hub that stages of the run name, as it has recorded them."""
-    reports: Any = None
-    if run is not None and os.path.isfile(run.data):
-        with suppress(PreftuneError, AttributeError):  # damaged: said where the directory is opened
-            reports = read_json(run.data).get("others")
-    return {
-        name: report["commit"]
-        for name, report in (reports.items() if isinstance(reports, dict) else ())
-        if isinstance(report, dict) and isinstance(report.get("commit"), str)
-    }
 
 
 def absolute(config: RunConfig) -> RunConfig:

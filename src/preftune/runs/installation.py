@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from preftune.errors import ConfigError
 from preftune.models.locate import cache_dir
-from preftune.runs.provenance import describe
+from preftune.runs.provenance import kernel
 
 MUCH = 0.3  # of a command's time
 ROOM = 4 << 30  # bytes: a checkpoint of 124M parameters with its moments, twice
@@ -72,8 +72,8 @@ def _machine() -> Iterator[str]:
         yield f"ok    GPU: {torch.cuda.get_device_name(0)}"
     else:
         yield "note  no GPU that torch can use: stages run on the CPU"
-    if kernel := describe(0)["kernel"]:
-        yield f"ok    sampling kernel {kernel}"
+    if name := kernel():
+        yield f"ok    sampling kernel {name}"
     else:
         yield "note  no sampling kernel: sampling is 1.5 to 3 times slower (make native)"
     for purpose, folder in (("the cache", cache_dir()), ("runs", Path.cwd())):

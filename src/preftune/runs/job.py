@@ -10,8 +10,6 @@ from preftune.models.roles import Role
 from preftune.training.learner import Learner
 from preftune.training.loop import Worth
 
-BatchAt = Callable[[int], Any]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -19,7 +17,7 @@ class Job:
 
     algorithm: Algorithm
     learner: Learner
-    batch_at: BatchAt
+    batch_at: Callable[[int], Any]
     steps: int
     encoder: Encoder
     model: Role

@@ -8,8 +8,6 @@ nothing twice. A reply's score is the share of its comparisons that it wins: eac
 an answer without a verdict gives either side half of that.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -26,6 +24,7 @@ from preftune.judges.endpoint import Answer, Endpoint, StoppedError
 from preftune.judges.llm import question, read_template, verdict
 from preftune.rundir import append_jsonl, read_jsonl
 from preftune.runs.inputs import key_of
+from preftune.sums import sum_of
 
 Json = dict[str, Any]
 _POINTS = {"first": 1.0, "second": 0.0}  # of the reply that stands first; a tie, or no verdict: a half
@@ -44,7 +43,7 @@ class _Question:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.request, sort_keys=True).encode()).hexdigest()
+        return sum_of(self.request)
 
 
 @dataclass(kw_only=True)

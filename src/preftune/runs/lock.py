@@ -64,7 +64,7 @@ def refuse_if_held(run: RunDir) -> None:
     with contextlib.suppress(OSError):  # what is wrong with the path is said where it is written to
         if run.lock.is_file() and os.access(run.lock, os.R_OK):
             with run.lock.open(encoding="utf-8") as file:
-                _take(run, file)
+                _take(run, file, looks=True)
 
 
 def _opened(path: Path) -> int:
@@ -104,12 +104,12 @@ def _is_of_before(run: RunDir) -> bool:
     return False
 
 
-def _take(run: RunDir, file: TextIO) -> None:
-    """Lock an open file, until it is closed."""
+def _take(run: RunDir, file: TextIO, *, looks: bool = False) -> None:
+    """Lock an open file, until it is closed. Who only `looks` is in nobody's way who does the same."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if looks else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise RunLocked(
@@ -117,6 +117,8 @@ def _take(run: RunDir, file: TextIO) -> None:
             hint="wait until it ends, or use another --out DIR",
         ) from None
     except (OSError, ImportError) as error:  # a mounted drive that knows no locks, or Windows
+        if looks:
+            return
         from preftune.runs.console import Console
 
         why = getattr(error, "strerror", None) or "this system has no such locks"
@@ -135,25 +137,27 @@ def _owner(text: str) -> str:
 
 def _sweep(run: RunDir) -> None:
     """Remove what writers left behind that were killed: nobody else writes models and checkpoints here."""
-    for stale in (*run.models.glob(".tmp-*"), *run.path.glob("stages/*/checkpoints/.tmp-*")):
-        shutil.rmtree(stale, ignore_errors=True)
+    for folder in ("models", "models/*", "collected", "stages/*/checkpoints"):
+        for stale in run.path.glob(f"{folder}/.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
     for folder in (
         ".",
         "models/*",
         "collected/*",
         "stages/*",
-        "stages/*/parts",
+        "stages/*/parts*",
         "evaluation",
         "evaluation/*",
         *WRITTEN_FOLDERS[3:],
     ):
         for stale in run.path.glob(f"{folder}/.*.tmp-[0-9]*"):
             pid = stale.name.rpartition("-")[2]
-            if pid.isdecimal() and not _is_alive(int(pid)):  # `preftune report` asks for no lock
+            if pid.isdecimal() and not is_alive(int(pid)):  # `preftune report` asks for no lock
                 stale.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     if os.name == "nt":  # where the question would end the process
         return True
     try:

@@ -6,20 +6,21 @@ last. A unit whose sums do not hold does not exist. Nothing in the mirror is eve
 
     DIR/STAGE/step-000050/   a checkpoint's files · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
     DIR/STAGE/finished/      model/... · stage.json · metrics.jsonl · ledger.jsonl · mirror.json
+    DIR/STAGE/member-0/...   the same of an ensemble's member, until the ensemble is finished
     DIR/commits.json         of what comes from the hub, and the precision: what a new machine goes on with
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from preftune.errors import ConfigError, PreftuneError, StorageError
+from preftune.errors import ConfigError, PreftuneError
 from preftune.rundir import RunDir, sha256_file
 from preftune.runs.inputs import COMMITS, mirrored_commits
-from preftune.runs.stages import Stage, differences, is_finished
+from preftune.runs.stages import Stage, copy_file, copy_files, differences, is_finished, refuse_foreign
 from preftune.sums import read_sealed, write_sealed
 from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
 
@@ -38,27 +39,40 @@ class Mirror:
 
     def put_commits(self, commits: Mapping[str, str]) -> None:
         """Note the commits of what comes from the hub, if there are any."""
-        try:
+        with self._trouble("note commits of the hub in the mirror"):
             if commits and mirrored_commits(self.directory) != commits:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_sealed(self.directory / COMMITS, commits)
-        except (PreftuneError, OSError) as error:
-            self.say(f"warning: cannot note commits of the hub in the mirror: {error}; training continues")
 
     def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
         """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
-        files = {file.name: file for file in checkpoint.iterdir()}
-        if self._put(self._folder(stage) / checkpoint.name, {**files, **self._logs(stage)}):
-            for old in self._checkpoints(stage)[self.keep :]:
-                _discard(old)
+        unit = self._folder(stage) / checkpoint.name
+        with self._trouble(f"copy to the mirror {unit}"):
+            files = {file.name: file for file in checkpoint.iterdir()}
+            if self._put(unit, {**files, **self._logs(stage)}):
+                for old in self._checkpoints(stage)[self.keep :]:
+                    _discard(old)
 
     def put_stage(self, stage: Stage) -> None:
-        """Copy a finished stage: its model and logs; its checkpoints go."""
-        model = stage.model_dir(self.run)
-        files = {f"{_MODEL}/{file.relative_to(model)}": file for file in model.rglob("*") if file.is_file()}
-        if self._put(self._finished(stage), {**files, **self._logs(stage)}):
-            for old in self._checkpoints(stage):
-                _discard(old)
+        """Copy a finished stage, unless it is there: its model and logs; its checkpoints and members go."""
+        model, unit = stage.model_dir(self.run), self._finished(stage)
+        with self._trouble(f"copy to the mirror {unit}"):
+            files = {
+                f"{_MODEL}/{file.relative_to(model)}": file for file in model.rglob("*") if file.is_file()
+            }
+            if self._holds(stage, unit) or self._put(unit, {**files, **self._logs(stage)}):
+                for old in (*self._checkpoints(stage), *self._folder(stage).glob("member-*/*")):
+                    _discard(old)
+
+    def forget(self, stages: Iterable[str], *, commits: bool = False) -> None:
+        """Remove what the mirror holds of these stages and their members, and perhaps its commits."""
+        with self._trouble("remove earlier stages from the mirror"):
+            if commits:
+                (self.directory / COMMITS).unlink(missing_ok=True)
+            for folder in (self.directory / stage for stage in stages):
+                for unit in [*folder.glob("*"), *folder.glob("member-*/*")]:
+                    if unit.name == "finished" or unit.name.startswith("step-"):
+                        _discard(unit)
 
     def check(self, stage: Stage) -> None:
         """ConfigError if the stage was mirrored with other settings."""
@@ -68,14 +82,18 @@ class Mirror:
                 return
 
     def fetch(self, stage: Stage) -> None:
-        """Bring a stage to where the mirror is, if that is further than the run directory."""
+        """Bring a stage to where the mirror is, if that is further than the run directory. ConfigError if it
+        was mirrored with other settings, or somebody else's directory is in the way.
+        """
         if is_finished(self.run, stage):
             return
         finished = self._finished(stage)
         if _is_complete(finished):
-            target = stage.model_dir(self.run)
-            if not target.exists():
-                _fetch_files(finished, f"{_MODEL}/", target)
+            self._same_settings(stage, finished)
+            refuse_foreign(target := stage.model_dir(self.run))
+            listed = _sums(finished).items()
+            sums = {name[len(_MODEL) + 1 :]: sha for name, sha in listed if name.startswith(f"{_MODEL}/")}
+            copy_files({name: finished / _MODEL / name for name in sums}, target, sums)
             self._fetch_logs(stage, finished)
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
@@ -84,9 +102,11 @@ class Mirror:
             if step_of(unit) <= newest:
                 return
             if _is_complete(unit):
+                self._same_settings(stage, unit)
                 target = checkpoint_at(self.run.checkpoints(stage.name), step_of(unit))
-                shutil.rmtree(target, ignore_errors=True)  # not valid, or `newest` would be its step
-                _fetch_files(unit, "", target, without=self._logs(stage))
+                logs = self._logs(stage)
+                sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
+                copy_files({name: unit / name for name in sums}, target, sums)
                 self._fetch_logs(stage, unit)
                 self.say(f"{stage.name:<12} checkpoint of step {step_of(unit)} fetched from {unit}")
                 return
@@ -98,8 +118,10 @@ class Mirror:
         return self._folder(stage) / "finished"
 
     def _checkpoints(self, stage: Stage) -> list[Path]:
-        named = self._folder(stage).glob("step-[0-9]*")
-        return sorted((path for path in named if path.name[5:].isdecimal()), key=step_of, reverse=True)
+        found = list[Path]()
+        with self._trouble(f"look into the mirror {self._folder(stage)}"):
+            found += [path for path in self._folder(stage).glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(found, key=step_of, reverse=True)
 
     def _logs(self, stage: Stage) -> dict[str, Path]:
         run, name = self.run, stage.name
@@ -109,47 +131,45 @@ class Mirror:
         """stage.json comes last: it makes a finished stage finished."""
         for name, target in self._logs(stage).items():
             if (unit / name).is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{name}.tmp-{os.getpid()}")
-                shutil.copyfile(unit / name, partial)
-                os.replace(partial, target)
+                copy_file(unit / name, target)
 
     def _put(self, unit: Path, files: Mapping[str, Path]) -> bool:
         """Write a unit, its manifest last, and read it back; whether it is there."""
-        try:
-            unit.mkdir(parents=True, exist_ok=True)
-            (unit / _MANIFEST).unlink(missing_ok=True)
-            sums = {}
-            for name, file in files.items():
-                if file.is_file():
-                    sums[name] = sha256_file(file)
-                    (unit / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, unit / name)
-            (unit / _MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-            if _is_complete(unit):
-                return True
+        unit.mkdir(parents=True, exist_ok=True)
+        (unit / _MANIFEST).unlink(missing_ok=True)
+        sums = {}
+        for name, file in files.items():
+            if file.is_file():
+                sums[name] = sha256_file(file)
+                (unit / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, unit / name)
+        (unit / _MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        if not (whole := _is_complete(unit)):
             self.say(f"warning: {unit} does not read back as it was written")
-        except OSError as error:
-            self.say(f"warning: cannot copy to the mirror {unit}: {error.strerror}; training continues")
-        return False
+        return whole
+
+    def _holds(self, stage: Stage, unit: Path) -> bool:
+        """Whether a whole unit is that of the stage as it is finished here."""
+        return _is_complete(unit) and _sums(unit)["stage.json"] == sha256_file(
+            self.run.stage_json(stage.name)
+        )
+
+    @contextmanager
+    def _trouble(self, doing: str) -> Iterator[None]:
+        """What goes wrong is said."""
+        try:
+            yield
+        except (PreftuneError, OSError) as error:
+            self.say(f"warning: cannot {doing}: {error}; training continues")
 
     def _same_settings(self, stage: Stage, unit: Path) -> None:
-        recorded = read_sealed(unit / "stage.json", unit.parent.name)
+        recorded = read_sealed(unit / "stage.json", stage.name)
         if recorded.get("key") != stage.key:
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
                 + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:5]),
                 hint="give this run its own mirror",
             )
-
-
-def forget(directory: Path, stages: Iterable[str]) -> None:
-    """Remove what a mirror holds of these stages and their members, and its commits."""
-    (directory / COMMITS).unlink(missing_ok=True)
-    for stage in stages:
-        for unit in [*(directory / stage).glob("*"), *(directory / stage).glob("member-*/*")]:
-            if unit.name == "finished" or unit.name.startswith("step-"):
-                _discard(unit)
 
 
 def _is_complete(unit: Path) -> bool:
@@ -174,20 +194,3 @@ def _discard(unit: Path) -> None:
     """Remove a unit, its manifest first: without one it does not count as a unit."""
     (unit / _MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(unit, ignore_errors=True)
-
-
-def _fetch_files(unit: Path, prefix: str, target: Path, without: Collection[str] = ()) -> None:
-    """Copy a unit's files under `prefix` beside the target, check them, and rename: this side can be trusted.
-
-    StorageError if a copy is not what the manifest says.
-    """
-    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, digest in _sums(unit).items():
-        if name.startswith(prefix) and name not in without:
-            copy = partial / name.removeprefix(prefix)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(unit / name, copy)
-            if sha256_file(copy) != digest:
-                raise StorageError(f"{unit / name} changed while it was read", hint="run the command again")
-    os.rename(partial, target)

@@ -155,13 +155,16 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
 
 
 def _headline(run: RunDir, stage: str) -> str:
-    """The gains of a policy over SFT (or base) by each judge, as far as they were measured, with verdicts."""
+    """The gains of a policy over the reference, which the first row names, by each judge, as far as they were
+    measured, with verdicts.
+    """
     rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
+    reference = str(rows[0].get("reference")) if rows else ""
+    over = {policy_name("sft"): "SFT"}.get(reference, reference.removeprefix(policy_name("")))
     gains = []
     for row in rows:
-        over = {policy_name("sft"): "SFT", BASE: "base"}.get(row.get("reference", ""))
         with suppress(KeyError, TypeError, ValueError):
-            if row["policy"] == policy_name(stage) and over is not None:
+            if (row["policy"], row["reference"]) == (policy_name(stage), reference):
                 low, high = row["interval"]
                 gain = f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}], {row['verdict']}"
                 gains.append(f"{row['measure']} {gain}" if gains else f"{row['measure']} over {over} {gain}")
@@ -169,9 +172,12 @@ def _headline(run: RunDir, stage: str) -> str:
 
 
 def _resume_command(run: RunDir) -> str:
-    """The command that made the run, which goes on with it."""
+    """The command that made the run, which goes on with it: without what would make anything again."""
     command = (read_object(run.run) if run.run.is_file() else {}).get("command")
-    words = [str(word) for word in command] if isinstance(command, list) else []
+    given = [str(word) for word in command] if isinstance(command, list) else []
+    before = ["", *given]
+    words = [word for last, word in zip(before, given, strict=False) if "--redo" not in (last, word)]
+    words = [word for word in words if word != "--restart" and not word.startswith("--redo=")]
     return shlex.join(words) if words else f"preftune run {run.config} --out {run.path}"
 
 

@@ -42,11 +42,16 @@ def describe(seed: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": world_size(),
-        "kernel": native.kernel_file().name if native.kernel_file().is_file() else None,
+        "kernel": kernel(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
         "versions": {"preftune": __version__} | {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def kernel() -> str | None:
+    """The file of the sampling kernel, if it is built."""
+    return native.kernel_file().name if native.kernel_file().is_file() else None
 
 
 def record_origins(run: RunDir, resolved: Resolved) -> None:

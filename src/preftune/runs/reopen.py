@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.config import RunConfig, load_recipe
-from preftune.errors import InputMissing
 from preftune.rundir import RunDir
-from preftune.runs.inputs import check_reward_functions, mirrored_commits, recorded_commit, recorded_commits
+from preftune.runs.inputs import check_reward_functions, existing, mirrored_commits, recorded_commits
 from preftune.sums import check_own
 
 if TYPE_CHECKING:
@@ -27,23 +26,13 @@ def found_data(
     from preftune.models.locate import locate
     from preftune.runs.sources import load_dataset, with_stage_data
 
-    mirrored, name, base = mirrored_commits(mirror), config.data.name, config.model.base
-    commit = recorded_commit(run, name, "data") or mirrored.get(f"data {name}")
-    dataset = load_dataset(config.data, config.seed, commit)
-    commits = {key.removeprefix("data "): value for key, value in mirrored.items() if key.startswith("data ")}
-    dataset = with_stage_data(config, dataset, commits | recorded_commits(run))
+    commits, base = mirrored_commits(mirror) | recorded_commits(run), config.model.base
+    dataset = load_dataset(config.data, config.seed, commits.get(f"data {config.data.name}"))
+    of_data = {key.removeprefix("data "): value for key, value in commits.items() if key.startswith("data ")}
+    dataset = with_stage_data(config, dataset, of_data)
     if base == "scratch":
         return dataset, None
-    return dataset, locate(base, recorded_commit(run, base, "base") or mirrored.get(f"base {base}"))
-
-
-def existing(path: str | Path) -> RunDir:
-    run = RunDir(Path(path))
-    if not run.config.is_file():
-        raise InputMissing(
-            f"{path} is not a run directory: no config.toml", hint="give the directory of a run"
-        )
-    return run
+    return dataset, locate(base, commits.get(f"base {base}"))
 
 
 def reopen(path: str | Path, *, write: bool = True) -> "Session":

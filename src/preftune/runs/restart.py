@@ -19,7 +19,7 @@ _OF_A_STAGE = (
     "metrics.jsonl",
     "ledger.jsonl",
     "nonfinite-step-*.json",
-    "parts/*.json",
+    "parts*/*.json",
     "replies.jsonl",
     "answers.jsonl",
     "live.json",
@@ -59,6 +59,8 @@ def _written_files(run: RunDir) -> Iterator[Path]:
             yield from sorted(path.glob(f"checkpoints/{kind}"))
         for pattern in _OF_A_STAGE:
             yield from sorted(path.glob(pattern))
+        name = path.relative_to(stages)
+        yield from sorted((run.path / "tensorboard" / name).glob("events.out.tfevents.*"))
     candidates = [*run.models.glob("*"), *run.collected("x").parent.glob("*")]
     yield from sorted(folder for folder in candidates if (folder / SIDE_FILE).is_file())
     for pattern in _OF_AN_EVALUATION:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import RunConfig, dump_toml, stage_order
+from preftune.config import EVALUATION, RunConfig, dump_toml, stage_order
 from preftune.config.trainable import LORA, top_blocks
 from preftune.data import Dataset
+from preftune.errors import ConfigError
 from preftune.models.adapter import adapt
 from preftune.models.check import check_scalar_head
-from preftune.models.load import load_causal_lm, load_tokenizer
+from preftune.models.load import context_length, load_causal_lm, load_tokenizer
 from preftune.models.locate import Source
 from preftune.models.memory import give_back_memory
 from preftune.models.quantised import backend
@@ -23,7 +24,7 @@ from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
 from preftune.runs.ensemble import make_ensemble
 from preftune.runs.lock import is_main_process
-from preftune.runs.mirror import Mirror, forget
+from preftune.runs.mirror import Mirror
 from preftune.runs.provenance import describe
 from preftune.runs.session import Session
 from preftune.runs.sizes import sizes
@@ -68,7 +69,8 @@ def open_session(
         if is_finished(run, stage) or session.mirror is None:
             continue
         if goes_on(run, stage):  # what was mirrored is the shorter one
-            forget(session.mirror.directory, [stage.name] if is_main_process() else [])
+            if is_main_process():
+                session.mirror.forget([stage.name])
         else:
             session.mirror.check(stage)
     if is_main_process():
@@ -87,13 +89,12 @@ def _make_way(session: Session, redo: Sequence[str]) -> None:
     run, stages = session.run, session.config.stage
     if redo := redo or half_moved(run, {name: session.stage(name) for name in stages}):
         session.anew = with_children(stages, redo)
-        moved = put_aside(run, [session.stage(name) for name in session.anew], redo)
+        forget = (lambda moving: None) if session.mirror is None else session.mirror.forget
+        moved = put_aside(run, [session.stage(name) for name in session.anew], redo, forget)
         if moved:
             session.console.line(
                 f"training again: {', '.join(moved)}; the old ones are kept in {run.aside} until then"
             )
-        if moved and session.mirror is not None:
-            forget(session.mirror.directory, moved)
         return
     for stage in map(session.stage, stage_order(stages)):
         if put_back(run, stage):
@@ -131,9 +132,11 @@ def _holds(file: Path, text: str) -> bool:
     return file.is_file() and file.read_bytes() == text.encode()
 
 
-def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """The base model from scratch if there is one, then the stages, each unless it is finished."""
-    check_base(session, stages)
+def train_stages(session: Session, stages: Sequence[str], *, compared: bool = False) -> None:
+    """The base model from scratch if there is one, then the stages, each unless it is finished. `compared`:
+    an evaluation follows.
+    """
+    check_base(session, stages, compared=compared)
     base = None if session.scratch else session.base
     for line in sizes(session.config, base, stages, session.dataset):
         session.console.line(line)
@@ -146,6 +149,8 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
         _meet(session.config)
         with answering(session.config.process_timeout):
             made = _make(session, stage)
+            if session.mirror is not None and is_main_process():
+                session.mirror.put_stage(stage)
         if made:
             give_back_memory()
         if is_main_process():
@@ -169,8 +174,10 @@ def _fetch(session: Session, stage: Stage) -> None:
         session.mirror.fetch(stage)
 
 
-def check_base(session: Session, stages: Sequence[str]) -> None:
-    """DataError for a base model that a stage could not use, before any of them is trained."""
+def check_base(session: Session, stages: Sequence[str], *, compared: bool = False) -> None:
+    """DataError for a base model that a stage could not use, before any of them is trained, and what
+    `_check_room` raises.
+    """
     if session.config.model.lora.quantize != "none":
         backend()
     if session.config.model.scratch is not None:
@@ -178,6 +185,7 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
     if not unfinished:
         return
+    _check_room(session, unfinished, compared=compared)
     load_tokenizer(session.base)
     model = load_causal_lm(session.base)
     models = [n for n in unfinished if session.config.stage[n].makes == "model"]
@@ -189,6 +197,32 @@ def check_base(session: Session, stages: Sequence[str]) -> None:
     needs = {role for name in models for role in ALGORITHMS[session.config.stage[name].algorithm].needs}
     if needs & {"reward_model", "critic"}:
         check_scalar_head(session.base)
+
+
+def _check_room(session: Session, stages: Sequence[str], *, compared: bool) -> None:
+    """ConfigError for replies that leave no room for a prompt in the base model's context. Where prompts
+    become shorter than `data.max_prompt_length` by them, that is said.
+    """
+    config, context = session.config, context_length(session.base)
+    if not context:
+        return
+    longest = {name: (f"stage.{name}.max_new_tokens", config.stage[name].new_tokens) for name in stages}
+    evaluated = "evaluation.max_new_tokens", config.evaluation.max_new_tokens
+    longest |= {n: evaluated for n in stages if config.stage[n].makes == "data" and not longest[n][1]}
+    if compared:
+        longest[EVALUATION] = evaluated
+    for key, tokens in dict.fromkeys(longest.values()):
+        room = context - tokens
+        if room < 1:
+            raise ConfigError(
+                f"{key} = {tokens} leaves no room for a prompt: {config.model.base} reads {context} tokens",
+                f"set it below {context}",
+            )
+        if room < min(config.data.max_prompt_length, context - 1):
+            session.console.line(
+                f"{key} = {tokens} of the {context} tokens that {config.model.base} reads: prompts are cut "
+                f"to {room} tokens there (data.max_prompt_length = {config.data.max_prompt_length})"
+            )
 
 
 def _meet(config: RunConfig) -> None:

@@ -31,8 +31,8 @@ from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
 from preftune.runs.sources import data_settings, held_out_prompts, left_out, own_rows
-from preftune.runs.stages import SIDE_FILE, Stage, check_model, digest, settings_of
-from preftune.sums import read_sealed
+from preftune.runs.stages import SIDE_FILE, Stage, check_model, settings_of
+from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
 from preftune.training.precision import Precision, effective_precision
 
@@ -44,7 +44,7 @@ def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
     columns = data_columns(terms)
     values = [[dict(r.columns)] if "**" in columns else [r.columns.get(n) for n in columns] for r in rows]
     read = any(value not in (None, {}) for row in values for value in row)
-    return {"columns": digest({"values": json.loads(json.dumps(values, default=str))})} if read else {}
+    return {"columns": sum_of({"values": json.loads(json.dumps(values, default=str))})} if read else {}
 
 
 @dataclass(kw_only=True)
@@ -60,6 +60,7 @@ class Session:
     mirror: Mirror | None = None
     trains: bool = True
     _collected: dict[str, Dataset] = field(default_factory=dict)
+    _stages: dict[str, Stage] = field(init=False, default_factory=dict)
     located: Source | None = None  # the base model, where it has been looked for before
     origin: RunDir | None = None  # the run that finished stages are taken from (--from)
     outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
@@ -87,7 +88,7 @@ class Session:
     def data_hash(self) -> str:
         """Of the data settings and of every text in every split."""
         settings = self.config.data.model_dump(mode="json", exclude={"name", "on_bad_row"})
-        return digest({"settings": settings, "content": self.dataset.report["content_sha256"]})
+        return sum_of({"settings": settings, "content": self.dataset.report["content_sha256"]})
 
     @cached_property
     def base(self) -> Source:
@@ -220,7 +221,12 @@ class Session:
         return Learner(self.precision, microbatch_size, patience, self.console.line, **how)
 
     def stage(self, name: str) -> Stage:
-        """The stage with all that its result depends on."""
+        """The stage with all that its result depends on, as it is when first asked for."""
+        if name not in self._stages:
+            self._stages[name] = self._stage(name)
+        return self._stages[name]
+
+    def _stage(self, name: str) -> Stage:
         if name == BASE:
             return Stage(name=BASE, algorithm="pretraining", parents=(), inputs=self._base_inputs)
         config = self.config.stage[name]
@@ -299,7 +305,7 @@ class Session:
             inputs["undesirable"] = dataset.report["undesirable"]
         if (data := config.data) is not None:
             rows = {"stage": data} if names_a_stage(data) else self.dataset.others[data].report
-            inputs["data"] = digest({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
+            inputs["data"] = sum_of({"run": self.data_hash, "rows": rows.get("content_sha256", rows)})
         if judge := config.judge_directory:
             source = self.source(judge)
             pinned = source.commit or reading_of(source)
@@ -336,7 +342,7 @@ class Session:
         version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
         commit = {"commit": self.base.commit} if self.base.commit else {}
         weights = {"sha256": fingerprint(self.base), **commit, **version}
-        old = digest(weights)  # of a run from before the files beside the weights were part of the key
+        old = sum_of(weights)  # of a run from before the files beside the weights were part of the key
         records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
         parent_keys = [record.get("parents") or {} for record in records if isinstance(record, dict)]
         if any(old in keys.values() for keys in parent_keys):

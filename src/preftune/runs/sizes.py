@@ -40,8 +40,7 @@ def sizes(
             yield f"{name}: {_adapters(model, config, name)}"
         if (top := top_blocks(choice)) is None:
             continue
-        kind, judge = ALGORITHMS[config.stage[name].algorithm], config.stage[name].scored_by
-        judges = config.stage[judge].models if judge in config.stage else int(judge is not None)
+        kind, judges = ALGORITHMS[config.stage[name].algorithm], judge_models(config, name)
         below = _below(model, top)
         roles, trained = len(kind.needs) + judges, len(kind.trains)
         weights, states = below + roles * (total - below), trained * _STATES * (total - below)
@@ -53,6 +52,12 @@ def sizes(
             f"{_mb(trained * _STATES * total)})"
         )
         yield f"{name}: {_tokens(config, name, model.config.get_text_config().hidden_size, dataset)}"
+
+
+def judge_models(config: RunConfig, name: str) -> int:
+    """How many models score the replies of a stage."""
+    judge = config.stage[name].scored_by
+    return config.stage[judge].models if judge in config.stage else int(judge is not None)
 
 
 def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -> str:
@@ -68,9 +73,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
     once, note = trained / stage.epochs, ""
     if stage.online:
-        judge = stage.scored_by or ""
-        judges = config.stage[judge].models if judge in config.stage else int(bool(judge))
-        above = once * (len(kind.needs) + judges) + trained * len(kind.trains)
+        above = once * (len(kind.needs) + judge_models(config, name)) + trained * len(kind.trains)
     else:
         above = trained * len(kind.needs) * stage.models
         disk = once * width * (4 if config.model.kept_dtype == "float32" else 2) / 1e9

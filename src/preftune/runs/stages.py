@@ -1,8 +1,7 @@
 """The unit of skip and resume: a stage has a key made of all that its result depends on."""
 
-import hashlib
-import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 from preftune.config import OptimizerConfig, config_of
 from preftune.config.rewards import source_file
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, StorageError
 from preftune.records.stage import StageRecord
-from preftune.rundir import RunDir
+from preftune.rundir import RunDir, sha256_file
 from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
@@ -33,7 +32,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        return digest(self.inputs)
+        return sum_of(self.inputs)
 
     @property
     def trains_policy(self) -> bool:
@@ -61,11 +60,6 @@ class OtherSettings(ConfigError):
     def __init__(self, stage: str, message: str, hint: str) -> None:
         super().__init__(message, hint)
         self.stage = stage
-
-
-def digest(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -233,13 +227,42 @@ def _remedy(run: RunDir, name: str, model: Path) -> str:
 
 
 def begin(run: RunDir, stage: Stage) -> None:
-    """Mark a stage as running. ConfigError if its model's place holds something that is not preftune's."""
-    target = stage.model_dir(run)
+    """Mark a stage as running. Raises what `refuse_foreign` raises."""
+    refuse_foreign(stage.model_dir(run))
+    StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+
+
+def refuse_foreign(target: Path) -> None:
+    """ConfigError if a model's place holds something that is not preftune's."""
     if target.exists() and not (target / SIDE_FILE).is_file():
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
-    StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
+
+
+def copy_files(files: Mapping[str, Path], target: Path, sums: Mapping[str, str] = {}) -> None:
+    """Put copies of files, by their path in it, in the place of the directory `target`, all or none.
+    StorageError for a copy whose SHA-256 is not that in `sums`.
+    """
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, file in files.items():
+        copy = partial / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        if name in sums and sha256_file(copy) != sums[name]:
+            raise StorageError(f"{file} changed while it was read", hint="run the command again")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(partial, target)
+
+
+def copy_file(file: Path, target: Path) -> None:
+    """Put a copy of a file in the place of another, whole or not at all."""
+    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, partial)
+    os.replace(partial, target)
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bool = False) -> None:

@@ -4,8 +4,6 @@ A key covers all that a stage's result depends on, so the copies are what traini
 machine. Only finished stages are taken, and only files that are what was written.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 
 from preftune.errors import DataError
@@ -13,11 +11,14 @@ from preftune.rundir import RunDir
 from preftune.runs.session import Session
 from preftune.runs.stages import (
     Stage,
+    copy_file,
+    copy_files,
     differences,
     drop_checkpoints,
     is_finished,
     made_of_what_is_here,
     model_sum,
+    refuse_foreign,
 )
 from preftune.sums import CARD, check, listed, read_sealed, write_sealed
 from preftune.untrusted import redact
@@ -41,7 +42,8 @@ def what_is_kept(session: Session, stages: Sequence[str]) -> Iterator[str]:
 
 def take(session: Session, origin: RunDir, stage: Stage) -> bool:
     """Copy a finished stage of the same key, its record last, with `taken_from`: the run that trained it.
-    Returns whether there was one. DataError, naming the file, for what was not written so, or is a link.
+    Returns whether there was one. DataError, naming the file, for what was not written so, or is a link;
+    ConfigError where somebody else's directory is in the way.
     """
     run = session.run
     if stage.name in session.anew or is_finished(run, stage) or _reason(run, origin, stage):
@@ -57,24 +59,15 @@ def take(session: Session, origin: RunDir, stage: Stage) -> bool:
         raise DataError(
             f"the record of {stage.name} in {origin.path} names files of others", "leave out --from"
         )
-    draft = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    refuse_foreign(target)
     model_files = [
         file for file in (*files.values(), folder / CARD) if file.is_relative_to(folder) and file.is_file()
     ]
-    for source in model_files:
-        copy = draft / source.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
-    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was not finished
-    os.rename(draft, target)
+    copy_files({str(file.relative_to(folder)): file for file in model_files}, target)
     drop_checkpoints(run, stage)
-    run.stage_dir(stage.name).mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         if source not in model_files:
-            partial = (run.path / name).with_name(f".{source.name}.tmp-{os.getpid()}")
-            shutil.copyfile(source, partial)
-            os.replace(partial, run.path / name)
+            copy_file(source, run.path / name)
     write_sealed(run.stage_json(stage.name), {"taken_from": redact(str(origin.path.resolve())), **record})
     session.console.line(f"{stage.name:<12} taken from {origin.path}")
     return True

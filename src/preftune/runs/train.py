@@ -80,8 +80,6 @@ def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, 
         last = checkpoint_at(plan.checkpoints, steps)
         facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
         finish(session.run, stage, facts, keep_last=session.config.checkpoint.keep_last)
-        if session.mirror is not None:
-            session.mirror.put_stage(stage)
         session.console.finished(stage.name, facts)
         if ended is not None:
             session.console.line(NotTheLast(**asdict(ended)).words(stage.name))

@@ -34,6 +34,7 @@ from preftune.models.parts import language_head
 from preftune.models.roles import Policy
 from preftune.models.whole import writing
 from preftune.runs.inputs import key_of
+from preftune.runs.lock import is_alive
 from preftune.runs.save import in_place
 from preftune.runs.session import Session
 from preftune.stops import stopping_point
@@ -134,7 +135,9 @@ class VLLM:
             raise FailedError(message) from None
 
     def _hand_over(self, policy: Policy) -> None:
-        """Write the policy where the server sees it, have it loaded, and remove earlier ones."""
+        """Write the policy where the server sees it, have it loaded, and remove earlier ones: not those of
+        another process that is there.
+        """
         if self.learner.is_main:
             target = Path(self.config.weights_dir or "").expanduser().resolve()
             target = target / f"{self.name}-{os.getpid()}-{self.calls:06}"
@@ -146,9 +149,10 @@ class VLLM:
             order = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
             self.endpoint.call("POST", "/collective_rpc", order, lambda content: None)
             self.endpoint.call("POST", "/reset_prefix_cache", {}, lambda content: None)
-            pattern = re.compile(rf"(\.tmp-)?{re.escape(self.name)}-\d+-\d{{6,}}")
+            pattern = re.compile(rf"(?:\.tmp-)?{re.escape(self.name)}-(\d+)-\d{{6,}}")
             for old in target.parent.iterdir():
-                if old != target and pattern.fullmatch(old.name):
+                made = pattern.fullmatch(old.name) if old != target else None
+                if made and (int(made[1]) == os.getpid() or not is_alive(int(made[1]))):
                     shutil.rmtree(old, ignore_errors=True)
         self.learner.wait()
 

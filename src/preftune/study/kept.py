@@ -10,10 +10,9 @@ from preftune.config import config_hash
 from preftune.errors import DataError
 from preftune.rundir import RunDir, read_object, write_json
 from preftune.runs.sources import load_dataset
-from preftune.runs.stages import digest
 from preftune.study.design import VERSION, Design
 from preftune.study.places import facts_file
-from preftune.sums import check, read_sealed, sums, write_sealed
+from preftune.sums import check, read_sealed, sum_of, sums, write_sealed
 
 RECORD = "seed.json"
 _TEXTS = "samples"  # of a policy's file
@@ -55,7 +54,7 @@ def kept_file(directory: Path, design: Design, seed: int) -> Path | None:
 def _key(design: Design, seed: int) -> str:
     """What a kept seed is known by, wherever the data lie: settings, and the content of the data."""
     config = design.for_seed(seed)
-    return digest(
+    return sum_of(
         {
             "version": VERSION,
             "pairs": design.fresh_pairs,

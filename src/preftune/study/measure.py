@@ -22,8 +22,8 @@ from preftune.records.base import write_record
 from preftune.records.study import BestFile, PolicyFile
 from preftune.rundir import BASE, read_object
 from preftune.runs.session import Session
-from preftune.runs.stages import digest
 from preftune.study.design import VERSION, Design
+from preftune.sums import sum_of
 from preftune.training.learner import Learner
 from preftune.world.dataset import KINDS, make_world
 from preftune.world.gold import best_reachable
@@ -74,8 +74,8 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
         "settings": session.config.evaluation.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in (reference, *judges)},
     }
-    keys = {name: digest({**held_equal, "policy": session.stage(name).key}) for name in (BASE, *stages)}
-    keys[BEST] = digest({**held_equal, "policy": BEST})
+    keys = {name: sum_of({**held_equal, "policy": session.stage(name).key}) for name in (BASE, *stages)}
+    keys[BEST] = sum_of({**held_equal, "policy": BEST})
     missing = [name for name, key in keys.items() if not _is_measured(session, name, key)]
     if missing:
         _measure(session, _grounds(session, reference, design.replies), reference, missing, keys)

@@ -92,8 +92,7 @@ def _make(
             return
         for name in swept(design):
             take(session, RunDir(point_dir(out, seed, name)), session.stage(name))
-        order = stage_order(config.stage)
-        runner.train_stages(session, order)
+        runner.train_stages(session, stage_order(config.stage), compared=True)
         _measure(session, design, out, reports, began)
     for name in swept(design):
         shutil.rmtree(point_dir(out, seed, name), ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from preftune import faults
 from preftune.rundir import RunDir, read_json, read_jsonl, sha256_file
+from preftune.runs.stages import Stage
 
 TIMES = frozenset({"time", "step_seconds", "sampling_seconds"})  # of metrics: what two runs may differ in
 
@@ -53,14 +54,15 @@ def _command(words: list[str], log: str, fault: str) -> None:
     runpy.run_module("preftune", run_name="__main__", alter_sys=True)
 
 
-def outcome(run: RunDir, stage: str, *, trains_policy: bool = True) -> dict[str, Any]:
-    """What a finished stage came to: everything but its times."""
-    model = run.model_dir(stage, trains_policy=trains_policy)
-    state = read_json(run.stage_json(stage)).get("state_sha256", {})
+def outcome(run: RunDir, stage: str) -> dict[str, Any]:
+    """What a finished stage came to: everything but its times. Of one that makes data, `model` is these."""
+    record = read_json(run.stage_json(stage))
+    made = Stage(name=stage, algorithm=record["algorithm"], parents=(), inputs={})
+    model, state = made.model_dir(run), record.get("state_sha256", {})
     moments = {name: digest for name, digest in state.items() if name.endswith("-optimizer.safetensors")}
+    weights = {name: state[name] for name in state.keys() - moments.keys()}
     return {
-        "weights": {name: state[name] for name in state.keys() - moments.keys()},
-        "optimizer": moments,
+        **({"weights": weights, "optimizer": moments} if made.makes_model else {}),
         "model": {
             file.relative_to(model).as_posix(): sha256_file(file)
             for file in model.rglob("*")

@@ -11,10 +11,12 @@ from preftune.config import RunConfig, load_recipe, stage_order, stages_until
 from preftune.errors import PreftuneError
 from preftune.faults import KILL
 from preftune.rundir import RunDir, read_json
+from preftune.runs.stages import Stage
 from preftune.verify.attempts import Lives, different, outcome
 
 _IN_STEP = ("step:kill", "forward:kill", "update:kill", "updated:kill")
 _IN_ROLLOUT = ("rollout.token:kill", "rollout.token,hit=4:kill", "rewards:kill", "update,hit=2:kill")
+_IN_COLLECTING = ("step", "rollout.token")
 _IN_CHECKPOINT = tuple(
     f"checkpoint.{place}" for place in ("open:kill", "file:tear", "manifest:kill", "rename:kill")
 )
@@ -23,12 +25,17 @@ _PARTS = ("weights", "optimizer", "model", "metrics", "rows")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of one stage: `differs` names the parts that are not identical."""
+    """What became of one stage: `parts` is what it has, `differs` names those that are not identical."""
 
     stage: str
     steps: int
     kills: Sequence[str]
+    parts: Sequence[str]
     differs: Sequence[str]
+
+    def of(self, part: str) -> str:
+        """A part in a word."""
+        return "DIFFERS" if part in self.differs else "identical" if part in self.parts else "-"
 
 
 def verify_resume(
@@ -68,7 +75,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     """One line a stage."""
     lines = [f"{'stage':<12} {'steps':>5} {'kills':>5}  " + "  ".join(f"{key:<9}" for key in _PARTS)]
     for verdict in verdicts:
-        words = "  ".join(f"{'DIFFERS' if key in verdict.differs else 'identical':<9}" for key in _PARTS)
+        words = "  ".join(f"{verdict.of(key):<9}" for key in _PARTS)
         lines.append(f"{verdict.stage:<12} {verdict.steps:>5} {len(verdict.kills):>5}  {words}")
     return "\n".join(lines)
 
@@ -105,16 +112,17 @@ class _Trial:
     def stage(self, name: str, kills: int) -> Verdict:
         """Both ways from the same parents."""
         pieces = RunDir(self.directory / f"killed-{name}")
-        if self.unbroken.path.exists():
-            shutil.copytree(self.unbroken.path, pieces.path)
         self.train(name, self.unbroken)
+        shutil.copytree(self.unbroken.path, pieces.path)
+        made = Stage(name=name, algorithm=self.config.stage[name].algorithm, parents=(), inputs={})
+        for own in (pieces.stage_dir(name), made.model_dir(pieces)):
+            shutil.rmtree(own)
         steps = int(read_json(self.unbroken.stage_json(name))["steps"])
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]
         self.train(name, pieces)
-        policy = self.config.stage[name].trains_policy
-        unbroken, killed = (outcome(run, name, trains_policy=policy) for run in (self.unbroken, pieces))
+        unbroken, killed = (outcome(run, name) for run in (self.unbroken, pieces))
         differs = different(unbroken, killed)
-        return Verdict(stage=name, steps=steps, kills=died, differs=differs)
+        return Verdict(stage=name, steps=steps, kills=died, parts=list(unbroken), differs=differs)
 
     def train(self, name: str, run: RunDir, fault: str = "") -> int:
         """One life. PreftuneError if it ends in another way than it should."""
@@ -132,6 +140,8 @@ class _Trial:
         faults: list[str] = []
         for step in sorted(self.rng.sample(range(1, steps + 1), min(kills, steps))):
             fault = random_fault(self.rng, step, steps, self.config.checkpoint.every, online)
+            if self.config.stage[name].makes == "data":  # without updates and checkpoints
+                fault = f"{self.rng.choice(_IN_COLLECTING)}@step={step}:kill"
             if not faults or fault_step(fault) > fault_step(faults[-1]):
                 faults.append(fault)
         return faults

@@ -63,7 +63,9 @@ class CollectConfig(StageSettings):
         "scores / this) (Bradley-Terry); none takes the higher score.",
     )
     batch_size: Count = Field(
-        default=16, description="Prompts at a time; bounds memory, not results, and is what a stop loses."
+        default=16,
+        description="Prompts at a time; bounds memory, and is what a stop loses. Another number is another "
+        "stage: the same replies up to rounding.",
     )
     microbatch_size: Count = Field(
         default=8, description="Replies per forward pass of the judge; bounds memory, not results."

@@ -1,0 +1,131 @@
+"""What a mirror takes, gives back and refuses, and that trouble with it costs a warning."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from preftune.api import run_recipe
+from preftune.errors import ConfigError
+from preftune.rundir import RunDir, read_json, write_json
+from preftune.runs import mirror as mirrors
+from preftune.runs.aside import put_aside
+from preftune.runs.mirror import Mirror
+from preftune.runs.stages import Stage
+
+
+@pytest.fixture
+def run(tiny_run: RunDir, tmp_path: Path) -> RunDir:
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def mirror(run: RunDir, tmp_path: Path, said: list[str]) -> Mirror:
+    return Mirror(directory=tmp_path / "drive", run=run, keep=1, say=said.append)
+
+
+def stage_of(run: RunDir, name: str) -> Stage:
+    record = read_json(run.stage_json(name))
+    kind, inputs = record["algorithm"], record["inputs"]
+    return Stage(name=name, algorithm=kind, parents=tuple(record["parents"]), inputs=inputs)
+
+
+def lost(run: RunDir, stage: Stage) -> Stage:
+    shutil.rmtree(run.stage_dir(stage.name))
+    return stage
+
+
+def test_what_was_finished_before_there_was_a_mirror_gets_there_once(run: RunDir, mirror: Mirror) -> None:
+    checkpoint = mirror.directory / "sft" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    times = []
+    for _ in range(2):
+        run_recipe("tiny", out=str(run.path), until="sft", mirror=str(mirror.directory))
+        units = [mirror.directory / name / "finished" / "mirror.json" for name in ("base", "sft")]
+        times.append([unit.stat().st_mtime_ns for unit in units])
+    assert times[0] == times[1]
+    assert not checkpoint.exists()
+
+
+def test_trouble_with_the_drive_is_a_warning(
+    run: RunDir, mirror: Mirror, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, calls = stage_of(run, "sft"), list[str]()
+
+    def fails(*_: object) -> None:
+        calls.append("")
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(mirrors, "_discard", fails)
+    for step in (1, 2):
+        checkpoint = run.checkpoints("sft") / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        mirror.put_checkpoint(stage, checkpoint)
+    mirror.put_stage(stage)
+    mirror.forget(["sft"])
+    assert len(calls) == 3
+    assert [line for line in said if line.startswith("warning: ") and "Input/output error" in line] == said
+    monkeypatch.setattr(Path, "glob", fails)
+    mirror.check(stage_of(run, "dpo"))
+    assert "Input/output error" in said[-1]
+
+
+def test_what_is_fetched_takes_the_place_of_an_older_model_and_of_nobody_elses(
+    run: RunDir, mirror: Mirror
+) -> None:
+    mirror.put_stage(stage_of(run, "sft"))
+    model = run.models / "policy_sft"
+    weights = (model / "model.safetensors").read_bytes()
+    stage = lost(run, stage_of(run, "sft"))
+    (model / "model.safetensors").write_bytes(b"of an earlier attempt")
+    mirror.fetch(stage)
+    assert (model / "model.safetensors").read_bytes() == weights
+    (lost(run, stage), (model / "preftune.json").unlink())
+    with pytest.raises(ConfigError, match="was not made by preftune and is in the way"):
+        mirror.fetch(stage)
+    assert (model / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["sft", "rm/member-0"])
+def test_a_stage_of_other_settings_is_not_fetched(run: RunDir, mirror: Mirror, name: str) -> None:
+    made = Stage(name=name, algorithm="sft", parents=(), inputs={"settings": {"seed": 1}})
+    write_json(made.model_dir(run) / "preftune.json", {})
+    write_json(run.stage_json(name), {"stage": name, "status": "finished", "key": made.key})
+    mirror.put_stage(made)
+    lost(run, made)
+    with pytest.raises(ConfigError, match=rf"stage {name} in the mirror .* made with other settings"):
+        mirror.fetch(Stage(name=name, algorithm="sft", parents=(), inputs={"settings": {"seed": 2}}))
+    assert not run.stage_json(name).exists()
+    mirror.fetch(made)
+    assert run.stage_json(name).is_file()
+
+
+def test_a_stage_that_is_made_anew_leaves_the_mirror_before_it_goes_aside(
+    run: RunDir, mirror: Mirror
+) -> None:
+    stages = [stage_of(run, "dpo")]
+    mirror.put_stage(stages[0])
+
+    def killed(moving: object) -> None:
+        assert moving == ["dpo"]
+        assert run.stage_json("dpo").is_file()
+        assert not run.aside.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        put_aside(run, stages, ["dpo"], killed)
+    assert put_aside(run, stages, ["dpo"], mirror.forget) == ["dpo"]
+    assert not (mirror.directory / "dpo" / "finished").exists()
+
+
+def test_only_a_restart_forgets_the_commits(mirror: Mirror) -> None:
+    mirror.put_commits({"base gpt2": "abc"})
+    mirror.forget(["sft"])
+    assert (mirror.directory / "commits.json").is_file()
+    mirror.forget(["sft"], commits=True)
+    assert not (mirror.directory / "commits.json").exists()
