@@ -3,9 +3,14 @@
 import torch
 
 from preftune.selftest.maths import DTYPES, compare_entry, dtypes
-from preftune.selftest.vectors import Entry, names, vectors
+from preftune.selftest.vectors import Entry, vectors
 
 __all__ = ["DTYPES", "agree", "dtypes", "names", "vectors"]
+
+
+def names(prefix: str) -> list[str]:
+    """Names of the entries that start with `prefix`."""
+    return [name for name in vectors() if name.startswith(prefix)]
 
 
 def agree(name: str, dtype: torch.dtype = torch.float64) -> Entry:

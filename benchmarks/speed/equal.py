@@ -51,10 +51,9 @@ def drift(policy: Policy, prompts: Prompts, k: int, plain_model: str) -> dict[st
 @torch.no_grad()
 def grpo_loss(algorithm: GRPO, work: dict[str, Any]) -> dict[str, float]:
     """The loss of fixed pairs of responses with advantages of ± ½; `theirs.py` computes the same."""
-    assert algorithm.reference is not None
     prompts, responses = fixed(work)
     sequences = pad_sequences(prompts, responses, EOS)
-    before = algorithm.reference.logprobs(sequences)
+    before = algorithm.roles.reference.logprobs(sequences)
     for parameter in algorithm.policy.model.parameters():
         parameter.mul_(SHIFT)
     advantages = torch.tensor([0.5, -0.5]).repeat(len(prompts) // 2)

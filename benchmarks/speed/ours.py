@@ -40,6 +40,7 @@ from work import (
     PROMPTS,
     RESPONSE,
     SIZES,
+    VOCABULARY,
     Channel,
     load,
 )
@@ -76,7 +77,8 @@ class Side:
         }
         kind = ALGORITHMS[name]
         learner = Learner(microbatch_size=microbatch_size)
-        models = {role: made[role]() for role in kind.needs}
+        judges = ["reward_model"] if name in ("grpo", "ppo") else []
+        models = {role: made[role]() for role in [*kind.needs, *judges]}
         settings = OptimizerConfig(weight_decay=0.0, max_grad_norm=1.0, beta1=0.9, beta2=0.999, eps=1e-8)
         for role, model in models.items():
             if role in kind.trains:
@@ -84,10 +86,8 @@ class Side:
             else:
                 learner.freeze(model)
         config = {"algorithm": name, "microbatch_size": microbatch_size, **config}
-        if name in ("grpo", "ppo"):
-            scorer = Scorer(reward_model=models["reward_model"], encoder=self.encoder, translate=None)
-            return kind(kind.Config(**config), models, learner, scorer)
-        return kind(kind.Config(**config), models, learner)
+        scorers = [Scorer(reward_model=models[role], encoder=self.encoder, translate=None) for role in judges]
+        return kind(kind.Config(**config), {role: models[role] for role in kind.needs}, learner, *scorers)
 
     def offline(self, name: str, **config: Any) -> Callable[[list[int]], dict[str, Any]]:
         size = SIZES[self.work["size"]]["batch"]
@@ -155,7 +155,8 @@ class Side:
     def _measure(
         self, policy: Policy, reference: Reference, judge: RewardModel, rows: list[int]
     ) -> dict[str, Any]:
-        out = sample(policy, self.prompts(rows), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=-1)
+        never = VOCABULARY  # an id that the policy lacks, and the reward model pads with
+        out = sample(policy, self.prompts(rows), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=never)
         k1, exact = divergences(policy, reference, out, 1.0)
         scores = judge.scores(out).tolist()
         return {"new_tokens": int(out.response.sum()), "kl": [mean(x) for x in (exact, k1, scores)]}

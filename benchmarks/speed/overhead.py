@@ -94,7 +94,7 @@ def evaluation(side: Side) -> dict[str, float]:
         device=torch.device("cpu"),
     )
     tuned = Policy(load_causal_lm(side.lm))
-    for module, name in ((policy, "sample"), (policy, "divergences"), (Scorer, "scores")):
+    for module, name in ((policy, "sample"), (policy, "divergences"), (Scorer, "scored")):
         setattr(module, name, clocked("models", getattr(module, name)))
 
     def measured() -> None:

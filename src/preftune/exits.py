@@ -6,8 +6,8 @@ import sys
 from preftune.untrusted import printable
 
 LESS_MEMORY = (
-    "lower microbatch_size of the stage (same result), evaluation.batch_size or max_new_tokens, "
-    "then run the same command again"
+    "lower microbatch_size of the stage (same result), evaluation.batch_size, "
+    "evaluation.pool or max_new_tokens, then run the same command again"
 )
 
 

@@ -12,7 +12,7 @@ from preftune.data import Sequences, pad_sequences
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.preference import PairLogprobs, preference
 from preftune.evaluation.reward_model import by_length_difference, score_by_length
-from preftune.evaluation.sanity import invariance, sanity_rows
+from preftune.evaluation.sanity import KINDS, invariance, sanity_rows
 from preftune.models.roles import RewardModel
 from tiny import EOS, POSITIONS, classifier, rows
 
@@ -36,7 +36,8 @@ class Encoder:
 
 
 def numbered(n: int) -> list[Any]:
-    return [SimpleNamespace(prompt=i, chosen=i, rejected=i, row=i) for i in range(n)]
+    ended = (True, True)
+    return [SimpleNamespace(prompt=i, chosen=i, rejected=i, row=i, ended=ended) for i in range(n)]
 
 
 def test_a_sound_reward_model_does_not_see_padding() -> None:
@@ -80,7 +81,8 @@ def test_half_precision_is_no_false_alarm_and_hides_no_real_one(dtype: torch.dty
 
 def test_sanity_rows_score_what_they_say() -> None:
     pairs = [
-        SimpleNamespace(prompt=i, chosen=f" w{i} x y z", rejected=" no", row=i) for i in range(12)
+        SimpleNamespace(prompt=i, chosen=f" w{i} x y z", rejected=" no", row=i, ended=(True, True))
+        for i in range(12)
     ]  # all words are the token 1: shuffled and repeated ones are the same row as chosen
     device, model = torch.device("cpu"), RewardModel(classifier(1))
     found = {r["name"]: r for r in sanity_rows(model, Encoder(), pairs, 5, device, 0, 50)}  # type: ignore[arg-type]
@@ -90,6 +92,17 @@ def test_sanity_rows_score_what_they_say() -> None:
     assert found["empty"]["mean"] != pytest.approx(found["chosen"]["mean"], abs=1e-3)
     assert all(row["n"] == 12 for row in found.values())
     assert found["chosen"]["below_chosen"] is None
+
+
+def test_sanity_rows_end_as_the_replies_of_their_pair_do() -> None:
+    """But for the empty one, which is an end token alone."""
+    pairs: Any = [SimpleNamespace(prompt=0, chosen=" w x", rejected=" no", row=0, ended=(False, True))]
+    encoder, ends = Encoder(), list[bool]()
+    encoder.sequence = lambda prompt, text, ended=True: (ends.append(ended), ([1], [2]))[1]  # type: ignore[method-assign]
+    sanity_rows(RewardModel(classifier(1)), encoder, pairs, 5, torch.device("cpu"), 0, 5)  # type: ignore[arg-type]
+    assert dict(zip(KINDS, ends, strict=True)) == {
+        "chosen": False, "rejected": True, "shuffled_words": False, "empty": True, "repeated_token": False,
+    }  # fmt: skip
 
 
 def test_every_pair_is_in_one_bin_of_the_length_difference() -> None:
@@ -144,6 +157,12 @@ def test_a_policy_prefers_what_it_made_more_likely() -> None:
     assert found["accuracy_logprob"]["value"] == 0.5
     assert found["accuracy_logprob_per_token"]["value"] == 0.5  # -1 > -3, -5 < -1
     assert preference(ours, None, 50, 0)["accuracy"] is None
+
+
+def test_a_policy_of_no_known_logprob_prefers_nothing() -> None:
+    nothing = PairLogprobs(np.full((2, 2), np.nan), np.ones((2, 2)))
+    found = preference(nothing, nothing, 50, 0)
+    assert [found[key]["interval"] for key in ("accuracy", "accuracy_logprob")] == [[0.0, 1.0]] * 2
 
 
 def test_scores_by_length_are_the_means_of_each_eighth() -> None:

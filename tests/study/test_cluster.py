@@ -11,7 +11,7 @@ import torch
 from study_helpers import SMALL, study_json, wanted, without_grpo
 
 from preftune import cli
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, UsageError
 from preftune.rundir import BASE, RunDir, read_json
 from preftune.runs.console import Console
 from preftune.runs.runner import open_session
@@ -235,3 +235,10 @@ def test_resources_are_numbers_where_they_can_be() -> None:
     words = ["num_gpus=0.5", "timeout_min=240", "slurm_partition=gpu", "slurm_setup=a=b"]
     found = {"num_gpus": 0.5, "timeout_min": 240, "slurm_partition": "gpu", "slurm_setup": "a=b"}
     assert resources(words) == found
+
+
+def test_a_task_has_as_many_threads_as_processors() -> None:
+    assert Where(resources={"slurm_cpus_per_task": 3}).threads == 3
+    assert Where(resources={"num_cpus": 0.5}).threads == 1
+    with pytest.raises(UsageError, match="num_cpus=all: not a number"):
+        _ = Where(resources={"num_cpus": "all"}).threads

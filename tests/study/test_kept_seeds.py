@@ -10,7 +10,7 @@ from study_helpers import wanted
 from preftune.errors import DataError
 from preftune.records.study import BestValues, PolicyValues, SeedRecord
 from preftune.rundir import read_json
-from preftune.study import launch
+from preftune.study import kept, launch
 from preftune.study.beside import as_text, others, section
 from preftune.study.design import load_design
 from preftune.study.kept import keep, kept_file
@@ -44,6 +44,20 @@ def test_what_is_kept_has_no_text(put_by: Path) -> None:
     files = sorted(put_by.rglob("*"))
     assert {file.suffix for file in files if file.is_file()} == {".json"}
     assert all("response" not in file.read_text() for file in files if file.is_file())
+
+
+def test_a_seed_is_kept_by_the_data_that_it_was_made_of(
+    two_seeds: Path, put_by: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_read(*_: object) -> None:
+        raise AssertionError("the data were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "load_dataset", not_read)
+        keep(two_seeds, tmp_path / "again", load_design(two_seeds), 3)
+    files = [directory / "seed-3" / "seed.json" for directory in (tmp_path / "again", put_by)]
+    assert read_json(files[0])["key"] == read_json(files[1])["key"]
+    assert kept_file(tmp_path / "again", load_design(two_seeds), 3) == files[0]
 
 
 def test_a_kept_seed_of_other_settings_or_data_is_refused(two_seeds: Path, put_by: Path) -> None:

@@ -9,14 +9,8 @@ import pytest
 from scipy.stats import t as student
 
 from preftune.evaluation.laws import fit_law
-from preftune.evaluation.pooled import (
-    pooled_gain,
-    pooled_means,
-    prompts_needed,
-    seed_widening,
-    seeds_needed,
-    verdict,
-)
+from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict, seed_widening
+from preftune.evaluation.stats import number_needed
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.study.design import Design
 from preftune.study.sweep import sweep_records
@@ -112,24 +106,19 @@ def test_one_seed_of_few_prompts_allows_no_claim() -> None:
 
 
 def test_verdicts_come_from_intervals_only() -> None:
-    assert [verdict(0.1, 1), verdict(-1, -0.1), verdict(-0.1, 1), verdict(0, 1)] == [
-        BETTER,
-        WORSE,
-        UNCLEAR,
-        UNCLEAR,
-    ]
+    ends = [(0.1, 1), (-1, -0.1), (-0.1, 1), (0, 1)]
+    assert [pooled_verdict(*each) for each in ends] == [BETTER, WORSE, UNCLEAR, UNCLEAR]
 
 
 def test_the_number_that_would_be_needed() -> None:
     gains = [0.9, 1.1, 1.0, 0.8, 1.2]
     sd = np.std(gains, ddof=1)
-    assert seeds_needed(gains) == max(2, math.ceil(((1.959964 + 0.841621) * sd) ** 2))
+    needed = ((1.959964 + 0.841621) * sd) ** 2
+    assert number_needed(gains) == math.ceil(needed)
+    assert number_needed(gains, least=2) == max(2, math.ceil(needed))
     noisy = [1.0, -0.8, 0.9, -0.7]
-    assert seeds_needed(noisy) == math.ceil(((1.959964 + 0.841621) * np.std(noisy, ddof=1) / 0.1) ** 2)
-    assert seeds_needed([1.0]) is None
-    assert seeds_needed([1.0, -1.0]) is None
-    assert prompts_needed(np.array(noisy)) == seeds_needed(noisy)
-    assert prompts_needed(np.array([1.0])) is None
+    assert number_needed(noisy) == math.ceil(((1.959964 + 0.841621) * np.std(noisy, ddof=1) / 0.1) ** 2)
+    assert [number_needed(few) for few in ([1.0], [1.0, -1.0], [1.0, math.nan])] == [None, None, None]
 
 
 # --- laws ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -14,10 +15,12 @@ from preftune.config import PPOConfig, load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json
 from preftune.study.design import Request, load_design, make_design
+from preftune.study.figures import draw
 from preftune.study.launch import run_study
-from preftune.study.page import study_text
+from preftune.study.page import _tokens, study_text
 from preftune.study.places import facts_file
 from preftune.study.pool import collapse, pool
+from preftune.study.sweep import sweep_records
 from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, best_at_kl, best_table, read_seed
 
@@ -77,6 +80,17 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
     rounds = [stages[name] for name in ("dpo", "dpo-2", "dpo-3")]
     assert [(each.rows, each.epochs) for each in rounds] == [(rows, epochs)] * 3  # type: ignore[union-attr]
     assert stages["pairs-3"] == config.stage["pairs-3"]
+
+
+def test_three_rounds_have_one_token_at_least() -> None:
+    from preftune.runs.sources import load_dataset
+
+    words = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.dpo.data=pairs",
+             "stage.dpo.rounds=3", "data.pairs=40")  # fmt: skip
+    config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
+    made = make_design(Request("tiny", words, tokens=1), config, load_dataset(config.data, 0), lengths)
+    last = made.config.stage["dpo-3"]
+    assert last.rows == last.batch_size  # type: ignore[union-attr]
 
 
 def test_a_budget_of_its_own_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +234,45 @@ def test_page_and_figures_show_every_policy_and_seed(two_seeds: Path) -> None:
     assert "preftune study tiny --seeds 2 --first-seed 3" in text
     for name in ("gains.svg", "kl.svg"):
         assert (two_seeds / "figures" / name).read_text(encoding="utf-8").count("<svg") == 1
+
+
+def test_seeds_of_different_data_are_not_pooled(two_seeds: Path, tmp_path: Path) -> None:
+    """Those of files; each seed of the world has data of its own."""
+    out = Path(shutil.copytree(two_seeds, tmp_path / "study"))
+    world, records = load_design(out), {seed: facts_file(out, seed) for seed in SEEDS}
+    data = world.config.data.model_copy(update={"name": "pairs.jsonl"})
+    design = replace(world, config=world.config.model_copy(update={"data": data}))
+    assert pool(records, world)["seeds"]
+    with pytest.raises(DataError, match=r"seed-4/study/seed\.json: of other data than seed 3"):
+        pool(records, design)
+    old = read_json(records[4])
+    del old["content_sha256"]
+    write_json(records[4], old)
+    assert pool(records, design)["seeds"]
+
+
+def test_values_of_how_much_is_trained_are_not_at_equal_tokens() -> None:
+    study = {"token_budget": 100, "policies": {}, "sweep": {"key": "stage.ppo.steps"}}
+    assert "Not for the values of stage.ppo.steps" in _tokens(study)
+    assert "Not for" not in _tokens(study | {"sweep": {"key": "stage.ppo.kl_coef"}})
+
+
+def test_a_policy_whose_kl_is_not_known_is_left_off_the_axis(two_seeds: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(two_seeds, tmp_path / "study"))
+    file = out / "seed-4" / "study" / "ppo.json"
+    record = read_json(file)
+    for each in record["sets"].values():
+        each["kl"] = [math.nan] * len(each["kl"])
+    write_json(file, record)
+    swept = {"stage.ppo.kl_coef": {"0.05": "ppo", "1": "ceiling"}}
+    design = replace(load_design(out), sweeps=swept)
+    study = pool({seed: facts_file(out, seed) for seed in SEEDS}, design)
+    assert (study["policies"]["ppo"]["kl"], study["policies"]["ppo"]["bon_kl_gain"]) == (None, None)
+    (sweep,) = sweep_records(design, study)
+    assert [(p["stage"], p["seed"]) for p in sweep["points"]] == [("ppo", 3), ("ceiling", 3), ("ceiling", 4)]
+    study |= {"sweep": sweep, "command": "x"}
+    assert "| PPO |" in study_text(study)
+    assert "sweep.svg" in draw(study)
 
 
 # --- collapsed seeds ----------------------------------------------------------------------------------------

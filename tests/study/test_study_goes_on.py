@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ from preftune import cli
 from preftune.config import RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
 from preftune.rundir import read_json
-from preftune.study import measure
+from preftune.runs.console import Console
+from preftune.study import launch, measure
 from preftune.study import seed as one_seed
-from preftune.study.design import Request, make_design
+from preftune.study.design import Request, load_design, make_design, save_design
 from preftune.study.launch import run_study
+from preftune.sums import write_sealed
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
 
@@ -44,7 +47,7 @@ def test_a_finished_seed_is_not_run_again(
     def not_again(*_: Any) -> None:
         raise AssertionError("a finished seed was run again")
 
-    monkeypatch.setattr(one_seed, "load_dataset", not_again)
+    monkeypatch.setattr(one_seed, "found_data", not_again)
     again = study_of(out, seeds=2, first_seed=3)
     assert again["policies"] == study_json(two_seeds)["policies"]
     assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()} == before
@@ -77,6 +80,48 @@ def test_an_interrupted_study_resumes(
     assert resumed["policies"] == study_json(two_seeds)["policies"]
 
 
+def test_a_seed_goes_on_with_the_data_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the hub the commit on record, not today's; where no run is here, the one in the mirror."""
+    from preftune.runs import sources
+
+    commits: list[str | None] = []
+
+    def asked(config: Any, seed: int, commit: str | None = None) -> None:
+        commits.append(commit)
+        interrupt()
+
+    monkeypatch.setattr(sources, "load_dataset", asked)
+    for name, file in (("own", "own/seed-0/data.json"), ("other", "mirror/seed-0/commits.json")):
+        out, mirror = tmp_path / name, tmp_path / "mirror"
+        config = load_recipe("hh-scratch", ["data.name=me/pairs"]).config
+        nothing: Any = None
+        save_design(make_design(Request("hh-scratch", tokens=0), config, nothing, nothing), out)
+        content = {"name": "me/pairs", "commit": "a"} if name == "own" else {"data me/pairs": "b"}
+        write_sealed(tmp_path / file, content)
+        with pytest.raises(KeyboardInterrupt):
+            one_seed.run_seed(out, 0, mirror=mirror)
+    assert commits == ["a", "b"]
+
+
+def test_two_jobs_run_a_last_seed_as_the_others(
+    two_seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread, on which numbers may hang."""
+    threads: list[int] = []
+    monkeypatch.setattr(launch, "carry_out", lambda tasks, *_, **__: threads.extend(t.threads for t in tasks))
+    launch._run(tmp_path, [3], load_design(two_seeds), 2, False, launch.Where(), Console(quiet=True))
+    assert threads == [1]
+
+
+def test_the_command_of_the_page_is_one_for_a_shell() -> None:
+    asked = Request("my recipe.toml", ("data.name=my pairs",), sweep="stage.ppo.steps=1; stage.dpo.rows=2")
+    words = shlex.split(launch._command(asked, [3, 4], Path("my study"), False, None))
+    assert words[:3] == ["preftune", "study", "my recipe.toml"]
+    assert {"stage.ppo.steps=1; stage.dpo.rows=2", "data.name=my pairs", "out=my study"} < set(words)
+
+
 def test_a_study_of_other_settings_is_refused(
     two_seeds: Path, tmp_path: Path, study_of: Callable[..., dict[str, Any]]
 ) -> None:
@@ -97,6 +142,8 @@ def test_seeds_of_a_study_are_not_set_elsewhere(tmp_path: Path) -> None:
         run_study(Request("tiny", ("seed=5",)), tmp_path, seeds=1)
     with pytest.raises(UsageError, match="1 or more"):
         run_study(Request("tiny"), tmp_path, seeds=0)
+    with pytest.raises(UsageError, match="--tokens 0 or more"):
+        run_study(Request("tiny", tokens=-1), tmp_path, seeds=1)
     with pytest.raises(ConfigError, match="has no sft stage"):
         run_study(
             Request(
@@ -144,7 +191,12 @@ def test_a_sweep_runs_its_own_stages_only(
 
 
 @pytest.mark.parametrize(
-    "text", ["kl_coef=1", "stage.nobody.kl_coef=1", "stage.ppo.kl_coef=", "stage.rm.rows=5"]
+    "text",
+    [
+        *("kl_coef=1", "stage.nobody.kl_coef=1", "stage.ppo.kl_coef=", "stage.rm.rows=5"),
+        "stage.ppo.kl_coef=0.1; stage.ppo.kl_coef=0.2",  # twice
+        "stage.ppo.kl_coef=1e-1,1e+1",  # would be one stage
+    ],
 )
 def test_what_cannot_be_swept_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
@@ -178,12 +230,17 @@ def characters(prompt: str, response: str) -> float:
 def test_on_a_file_the_named_judge_is_gold_and_no_second_reward_model_is_trained(
     tmp_path: Path, of_a_file: tuple[str, ...]
 ) -> None:
+    """DPO has pairs of its own besides."""
     kept = [word for word in of_a_file if not word.startswith(("stage.ppo.", "stage.grpo."))]
     gold = f"{__name__}:characters"
-    settings = (*kept, f"evaluation.gold={gold}", "stage.ppo=none", "stage.grpo=none")
+    (tmp_path / "own.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().partition("\n")[2])
+    settings = (*kept, f"evaluation.gold={gold}", "stage.ppo=none", "stage.grpo=none",
+                f"stage.dpo.data={tmp_path / 'own.jsonl'}")  # fmt: skip
     asked = Request("tiny", settings, replies=2)
     study = read_json(run_study(asked, tmp_path / "out", seeds=1, reports=False))
     assert study["gold"] == gold
+    content = read_json(tmp_path / "out/seed-0/study/seed.json")["content_sha256"]
+    assert set(content) == {"train", "validation", "test", "others"}
     assert "gold_rm" not in load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
     own, sft = (read_json(tmp_path / f"out/seed-0/study/{name}.json") for name in ("dpo", "sft"))
     lengths = np.array([len(sample["response"]) for sample in own["samples"]["test"]]).reshape(-1, 2).mean(1)

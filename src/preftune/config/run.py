@@ -237,7 +237,9 @@ class EvaluationConfig(Settings):
     )
     samples: Count = Field(default=20, description="Responses per policy written to samples/.")
     batch_size: Count = Field(
-        default=32, description="Responses per forward pass; bounds memory, not results."
+        default=32,
+        description="Responses per forward pass; bounds memory, not results. The evaluation.pool responses "
+        "to one prompt are passed together, however many they are.",
     )
     resamples: Count = Field(default=2000, description="Bootstrap resamples per interval.")
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from preftune.data import Preference
 from preftune.evaluation import stats
 from preftune.evaluation.calibration import nll, sigmoid
-from preftune.evaluation.compare import verdict
+from preftune.evaluation.compare import judged
 
 WORD = re.compile(r"\w+|[^\w\s]")
 VOCABULARY, MIN_COUNT, TRAINING_PAIRS = 5000, 3, 20_000
@@ -84,9 +84,7 @@ def _fit(x: Any, l2: float) -> np.ndarray:
 
 def rule_accuracy(advantages: np.ndarray) -> dict[str, Any]:
     """A rule without a model; where it cannot decide it tosses a coin, so a tie counts half."""
-    n = len(advantages)
-    right = float(credit(advantages).sum())
-    return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
+    return stats.share(float(credit(advantages).sum()), len(advantages))
 
 
 def credit(advantages: np.ndarray) -> np.ndarray:
@@ -118,11 +116,7 @@ def baseline_tests(
                 "p_value": stats.mcnemar_exact(ours_only, theirs_only),
             }
         )
-    adjusted = stats.holm([record["p_value"] for record in records])
-    return [
-        {**record, "p_holm": p, "verdict": verdict(record, p)}
-        for record, p in zip(records, adjusted, strict=True)
-    ]
+    return list(judged(records, "baselines"))
 
 
 def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ sampled.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,25 @@ def not_picked_from(pool: Sequence[Row], n: int, size: int) -> list[Row]:
     return [row for i in range(0, len(pool), size) for row in pool[i + n : i + size]]
 
 
+def over_subsets(scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """From a value of each response (prompts, size) to its mean over all subsets of n = 1..size, of each the
+    response with the highest score: (prompts, n).
+    """
+    size, order = scores.shape[1], scores.argsort(axis=1, kind="stable")
+    weights = np.stack([stats.best_of_weights(n, size) for n in range(1, size + 1)], axis=1)  # (size, n)
+    return lambda values: np.take_along_axis(values, order, axis=1) @ weights
+
+
 def curve(pool: Sequence[Row], size: int, settings: EvaluationConfig, seed: int) -> list[dict[str, Any]]:
     """Reward, gold and held-out score of best-of-n for n = 1..size, chosen by reward each time."""
-    scores = _by_prompt(pool, "score", size)
-    order = scores.argsort(axis=1, kind="stable")
-    weights = np.stack([stats.best_of_weights(n, size) for n in range(1, size + 1)], axis=1)  # (size, n)
+    best_by = over_subsets(_by_prompt(pool, "score", size))
     measures = {"reward": "score", "gold": "gold", "held_out": "held_out"}
     columns: dict[str, list[dict[str, Any]] | None] = {}
     for name, key in measures.items():
         if pool[0].get(key) is None:
             columns[name] = None
             continue
-        best = np.take_along_axis(_by_prompt(pool, key, size), order, axis=1) @ weights  # (prompts, n)
+        best = best_by(_by_prompt(pool, key, size))
         intervals = stats.bootstrap_columns(best, settings.resamples, seed)
         columns[name] = [
             {"mean": float(mean), "interval": list(interval), "n": len(best)}

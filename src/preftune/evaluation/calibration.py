@@ -53,10 +53,8 @@ def reliability(probability: np.ndarray, label: np.ndarray) -> list[dict[str, An
 
     Guo et al. 2017 (arXiv:1706.04599), figure 1.
     """
-    confidence = np.maximum(probability, 1 - probability)
-    correct = (probability > 0.5) == (label > 0.5)
+    confidence, correct, bin_of = stats.by_confidence(probability, label, BINS)
     edges = np.linspace(0.5, 1, BINS + 1)
-    bin_of = np.digitize(confidence, edges[1:-1])
     records = []
     for i in range(BINS):
         rows = bin_of == i
@@ -93,11 +91,7 @@ def temperature(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[s
         "value": 1 / scale if scale > 0 else float("inf"),
         "nll_before": float(before.mean()),
         "nll_after": float(after.mean()),
-        "nll_gain": {
-            "mean": float(gain.mean()),
-            "interval": list(stats.bootstrap_mean(gain, resamples, seed)),
-            "n": len(gain),
-        },
+        "nll_gain": stats.mean(gain, resamples, seed),
         "nll_coin": float(np.log(2)),
         "n": len(margins),
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
-from preftune.records.verdict import Z80, Z95, outcome
+from preftune.records.verdict import outcome
 
 MEASURES = ("score", "gold", "held_out")
 Rows = Sequence[Mapping[str, Any]]
@@ -64,24 +64,14 @@ def _paired(
         return None
     a, b = zip(*both, strict=True)
     result = stats.paired_bootstrap(a, b, settings.resamples, seed)
-    rate, n = stats.win_rate(a, b), len(a)
     return {
         "policy": name,
         "reference": reference,
         "measure": measure,
-        "n": n,
+        "n": len(a),
         "mean": result.mean,
         "interval": list(result.interval),
         "p_value": result.p_value,
-        "win_rate": {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n},
-        "n_needed": n_needed(a, b),
+        "win_rate": stats.beats(a, b),
+        "n_needed": stats.number_needed(np.subtract(a, b)),
     }
-
-
-def n_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
-    """Prompts needed to see the observed mean with 80% power at two-sided 5%: ((1.96 + 0.84) sd / mean)²."""
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    if len(difference) < 2 or difference.mean() == 0:
-        return None
-    n = ((Z95 + Z80) * difference.std(ddof=1) / difference.mean()) ** 2
-    return int(min(np.ceil(n), 10**9))

@@ -22,7 +22,7 @@ CALIPER, MIN_TOKENS = 0.1, 2
 SIDE, LEAST = 0.1, 5  # share and number of comparisons that are needed on either side of equal length
 NOT_IDENTIFIED = "not identified at these lengths: nearly all responses are longer, or nearly all shorter"
 RIDGE = 0.01  # keeps the fit finite where every comparison is won
-STEPS, BLOCK = 25, 200  # Newton steps; resamples fitted at a time
+STEPS, BLOCK = 25, 200  # Newton steps at most; resamples fitted at a time
 
 
 def length_controlled(
@@ -36,11 +36,7 @@ def length_controlled(
         "method": METHOD,
         "source": SOURCE,
         "win_rate": {**controlled_win_rate(wins, longer, settings.resamples, seed), "n": n},
-        "raw_win_rate": {
-            "value": float(wins.mean()),
-            "interval": list(stats.wilson(float(wins.sum()), n)),
-            "n": n,
-        },
+        "raw_win_rate": stats.share(float(wins.sum()), n),
         **matched_gain(rows, pool, settings.resamples, seed),
     }
 
@@ -81,6 +77,8 @@ def _fit(x: np.ndarray, wins: np.ndarray, weights: np.ndarray) -> np.ndarray:
         curvature = np.einsum("rn,ni,nj->rij", weights * p * (1 - p), x, x) + RIDGE * np.eye(2)
         step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
         beta += np.clip(step, -2, 2)  # far from the optimum a full Newton step can overshoot
+        if np.abs(step).max() < 1e-10:
+            break
     return 1 / (1 + np.exp(-beta[:, 0]))
 
 

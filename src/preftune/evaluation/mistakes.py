@@ -96,11 +96,7 @@ def tag_counts(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
             "share": wrong[tag] / total if total else 0.0,
             "pairs": pairs,
             "share_of_pairs": pairs / n,
-            "error_rate": {
-                "value": wrong[tag] / pairs,
-                "interval": list(stats.wilson(wrong[tag], pairs)),
-                "n": pairs,
-            },
+            "error_rate": stats.share(wrong[tag], pairs),
         }
         for tag, pairs in sorted(everywhere.items(), key=lambda item: (-wrong[item[0]], item[0]))
     }

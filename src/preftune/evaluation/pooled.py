@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from preftune.records.verdict import Z80, Z95, outcome
+from preftune.records.verdict import Z95, outcome
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ class Gain(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return verdict(self.low, self.high, self.seeds)
+        return pooled_verdict(self.low, self.high, self.seeds)
 
 
 def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> Gain:
@@ -96,26 +96,8 @@ def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Float
     return noise - values.mean(0)
 
 
-def verdict(low: float, high: float, seeds: Sequence[Floats] = ()) -> str:
+def pooled_verdict(low: float, high: float, seeds: Sequence[Floats] = ()) -> str:
     """What an interval of a difference over these allows one to say, and no more: nothing where it is over
     the few prompts of one seed, as within a run. Of 5 it would be wrong in 16 % of cases.
     """
     return outcome(low, high, len(seeds[0]) if len(seeds) == 1 else None)
-
-
-def seeds_needed(gains: Sequence[float]) -> int | None:
-    """Seeds that would show the observed mean gain with 80 % power at two-sided 5 %: ((1.96 + 0.84) sd /
-    mean)², at least 2; None from one seed or for a gain of 0. A rough number: sd itself comes from few seeds.
-    """
-    x = np.asarray(gains, dtype=float)
-    if len(x) < 2 or x.mean() == 0:
-        return None
-    return int(min(max(math.ceil(((Z95 + Z80) * x.std(ddof=1) / x.mean()) ** 2), 2), 10**9))
-
-
-def prompts_needed(differences: Floats) -> int | None:
-    """The same for prompts within one seed; None for fewer than two or a mean of 0."""
-    if len(differences) < 2 or differences.mean() == 0:
-        return None
-    ratio = (Z95 + Z80) * differences.std(ddof=1) / differences.mean()
-    return int(min(max(math.ceil(ratio**2), 2), 10**9))

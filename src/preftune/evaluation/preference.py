@@ -51,18 +51,12 @@ def preference(
         "n": len(policy.sums),
         "accuracy": None,
         "mean_margin": None,
-        "accuracy_logprob": _accuracy(policy.sums),
-        "accuracy_logprob_per_token": _accuracy(policy.sums / policy.lengths),
+        "accuracy_logprob": stats.beats(*policy.sums.T),
+        "accuracy_logprob_per_token": stats.beats(*(policy.sums / policy.lengths).T),
     }
     if reference is not None:
         implicit = policy.sums - reference.sums
         margin = implicit[:, 0] - implicit[:, 1]
-        interval = stats.bootstrap_mean(margin, resamples, seed)
-        result["accuracy"] = _accuracy(implicit)
-        result["mean_margin"] = {"mean": float(margin.mean()), "interval": list(interval), "n": len(margin)}
+        result["accuracy"] = stats.beats(*implicit.T)
+        result["mean_margin"] = stats.mean(margin, resamples, seed)
     return result
-
-
-def _accuracy(values: np.ndarray) -> dict[str, Any]:
-    rate, n = stats.win_rate(values[:, 0], values[:, 1]), len(values)
-    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}

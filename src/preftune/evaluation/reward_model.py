@@ -105,7 +105,7 @@ def _members(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
     return {
         "members": {f"member-{i}": _accuracy(member) for i, member in enumerate(margins.T)},
         "unanimous": _accuracy(margins[agreed, 0]),
-        "disagreement": _mean(margins.std(1), resamples, seed),
+        "disagreement": stats.mean(margins.std(1), resamples, seed),
     }
 
 
@@ -168,8 +168,7 @@ def _span(low: int | None, high: int | None) -> str:
 
 def _accuracy(margins: np.ndarray) -> dict[str, Any]:
     """Share of pairs in the right order; a tie counts as wrong."""
-    n, right = len(margins), int((margins > 0).sum())
-    return {"value": right / n if n else None, "interval": list(stats.wilson(right, n)), "n": n}
+    return stats.share(int((margins > 0).sum()), len(margins))
 
 
 def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
@@ -227,14 +226,9 @@ def score_by_length(scored: Sequence[dict[str, Any]], resamples: int, seed: int)
         record["length"] = float(lengths[(lengths >= low) & (lengths < high)].mean())
         for side, (tokens, scores) in sides.items():
             in_bin = scores[(tokens >= low) & (tokens < high)]
-            record[side] = _mean(in_bin, resamples, seed) if len(in_bin) else None
+            record[side] = stats.mean(in_bin, resamples, seed) if len(in_bin) else None
         records.append(record)
     return records
-
-
-def _mean(values: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    interval = stats.bootstrap_mean(values, resamples, seed)
-    return {"mean": float(values.mean()), "interval": list(interval), "n": len(values)}
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:

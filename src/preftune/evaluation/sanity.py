@@ -56,7 +56,9 @@ def sanity_rows(
     """
     pairs = list(pairs[:ROWS])
     by_kind = {
-        name: [_encoded(encoder, p, make(p, derive_seed(seed, "sanity", p.row))) for p in pairs]
+        name: [
+            _encoded(encoder, p, make(p, derive_seed(seed, "sanity", p.row)), _ends(p, name)) for p in pairs
+        ]
         for name, (_, make) in KINDS.items()
     }
     usable = [i for i in range(len(pairs)) if all(rows[i] is not None for rows in by_kind.values())]
@@ -68,26 +70,24 @@ def sanity_rows(
         {
             "name": name,
             "label": KINDS[name][0],
-            "mean": float(values.mean()),
+            **stats.mean(values, resamples, seed),
             "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-            "interval": list(stats.bootstrap_mean(values, resamples, seed)),
-            "n": len(values),
-            "below_chosen": None if name == "chosen" else _below(scores["chosen"], values),
+            "below_chosen": None if name == "chosen" else stats.beats(scores["chosen"], values),
         }
         for name, values in scores.items()
         if len(values)
     ]
 
 
-def _below(chosen: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    rate, n = stats.win_rate(chosen, values), len(values)
-    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}
+def _ends(pair: Preference, kind: str) -> bool:
+    """Whether a response has an end token: made-up words if the chosen one has; of nothing it is all."""
+    return kind == "empty" or pair.ended[kind == "rejected"]
 
 
-def _encoded(encoder: Encoder, pair: Preference, text: str) -> Row | None:
+def _encoded(encoder: Encoder, pair: Preference, text: str, ended: bool) -> Row | None:
     """None where the made-up response does not fit into the model's context."""
     try:
-        return encoder.sequence(pair.prompt, text)
+        return encoder.sequence(pair.prompt, text, ended)
     except RejectedRow:
         return None
 
@@ -114,7 +114,7 @@ def invariance(
 
     Padding is 1, 7 and 32 columns of another token than the pad token, as far as the context reaches.
     """
-    rows = [(encoder.prompt(p.prompt), encoder.response(p.chosen)) for p in pairs[:PROBES]]
+    rows = [(encoder.prompt(p.prompt), encoder.response(p.chosen, p.ended[0])) for p in pairs[:PROBES]]
     singles = [_batch(encoder, [row]).to(device) for row in rows]
     alone = torch.cat([model.raw_scores(one) for one in singles])
     together = model.raw_scores(_batch(encoder, rows).to(device))

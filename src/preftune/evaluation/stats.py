@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,10 +51,38 @@ def wilson(wins: float, n: int, z: float = Z95) -> Interval:
     return Interval(max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0))  # rounding at 0 and 1
 
 
+def share(wins: float, n: int) -> dict[str, Any]:
+    """A record of `wins` out of `n` with Wilson's interval. ValueError as `wilson`."""
+    return {"value": wins / n if n else None, "interval": list(wilson(wins, n)), "n": n}
+
+
+def mean(values: ArrayLike, resamples: int, seed: int) -> dict[str, Any]:
+    """A record of a mean with its bootstrap interval. ValueError: no values."""
+    x = _floats(values)
+    return {"mean": float(x.mean()), "interval": list(bootstrap_mean(x, resamples, seed)), "n": len(x)}
+
+
+def beats(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
+    """A record of `win_rate`; NaN, of which nothing is known, lies anywhere. ValueError as `win_rate`."""
+    rate, n = win_rate(a, b), np.size(a)
+    return {"value": rate, "interval": [0.0, 1.0], "n": n} if math.isnan(rate) else share(rate * n, n)
+
+
 def win_rate(a: ArrayLike, b: ArrayLike) -> float:
     """P(a > b) + P(a = b) / 2 over pairs; NaN if any value is. ValueError: no pairs, or different lengths."""
     a, b = _pairs(a, b)
     return float(np.mean(np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))))
+
+
+def number_needed(differences: ArrayLike, least: int = 0) -> int | None:
+    """How many differences (of prompts, of seeds) would show their mean with 80 % power at two-sided 5 %:
+    ((1.96 + 0.84) sd / mean)². None for fewer than two, a mean of 0, or what is not finite. A rough number:
+    sd itself comes from those that there are.
+    """
+    x = _floats(differences)
+    if len(x) < 2 or x.mean() == 0 or not np.isfinite(x).all():
+        return None
+    return int(min(max(np.ceil(((Z95 + Z80) * x.std(ddof=1) / x.mean()) ** 2), least), 10**9))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
@@ -84,11 +112,16 @@ def ece(p: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
     if bins < 1:
         raise ValueError(f"{bins} bins; at least one is needed")
     p, label = _probabilities(p, label)
-    confidence = np.maximum(p, 1 - p)
-    correct = (p > 0.5) == (label > 0.5)
-    index = np.digitize(confidence, np.linspace(0.5, 1, bins + 1)[1:-1])
+    confidence, correct, index = by_confidence(p, label, bins)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)  # count · (accuracy - confidence)
     return float(np.abs(gaps).sum() / len(p))
+
+
+def by_confidence(p: Floats, label: Floats, bins: int) -> tuple[Floats, NDArray[np.bool_], NDArray[np.intp]]:
+    """Confidence, whether the prediction is right, and the bin, as `ece` has them: (n,) each."""
+    confidence = np.maximum(p, 1 - p)
+    edges = np.linspace(0.5, 1, bins + 1)
+    return confidence, (p > 0.5) == (label > 0.5), np.digitize(confidence, edges[1:-1])
 
 
 def distinct_n(tokens: ArrayLike, n: int) -> float:

@@ -44,7 +44,7 @@ def summarise(
         "length_controlled": None,
         "kl": _kl(rows, reverse, settings, seed) if best_of_n is None else {"formula": kl_formula(best_of_n)},
         "length": {"median": float(np.median(lengths)), **_possible(_mean(lengths, settings, seed), longest)},
-        "eos_rate": _share(sum(row["ended"] for row in rows), len(rows)),
+        "eos_rate": stats.share(sum(row["ended"] for row in rows), len(rows)),
         **_texts(rows, settings, seed),
         "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold or bench.golds else None,
         **_golds(rows, bench),
@@ -78,13 +78,13 @@ def _texts(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summar
     leaking = sum("Human:" in row["response"] for row in rows)
     return {
         "empty_share": empty / len(rows),
-        "empty": _share(empty, len(rows)),
+        "empty": stats.share(empty, len(rows)),
         "distinct_1": stats.corpus_distinct_n(ids, 1),
         "distinct_2": stats.corpus_distinct_n(ids, 2),
         "repetition_4": float(np.mean(repetition)),
         "repetition": _mean(repetition, settings, seed),
         "role_leakage": leaking / len(rows),
-        "role_leakage_rate": _share(leaking, len(rows)),
+        "role_leakage_rate": stats.share(leaking, len(rows)),
     }
 
 
@@ -113,13 +113,8 @@ def prompt_id(transcript: str) -> str:
     return hashlib.sha256(transcript.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _share(count: int, n: int) -> Summary:
-    return {"value": count / n, "interval": list(stats.wilson(count, n)), "n": n}
-
-
 def _mean(values: Sequence[float], settings: EvaluationConfig, seed: int) -> Summary:
-    interval = stats.bootstrap_mean(values, settings.resamples, seed)
-    return {"mean": float(np.mean(values)), "interval": list(interval), "n": len(values)}
+    return stats.mean(values, settings.resamples, seed)
 
 
 def _possible(summary: Summary, most: float = math.inf) -> Summary:

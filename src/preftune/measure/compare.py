@@ -174,24 +174,14 @@ def _paired(
         "label": policy.label,
         "measure": measure,
         "n": len(pairs),
-        "a": _mean(a, resamples, seed),
-        "b": _mean(b, resamples, seed),
+        "a": stats.mean(a, resamples, seed),
+        "b": stats.mean(b, resamples, seed),
         "difference": {"mean": result.mean, "interval": list(result.interval)},
         "mean": result.mean,
         "interval": list(result.interval),
-        "win_rate": _wins(b, a) if measure in QUALITY else None,
+        "win_rate": stats.beats(b, a) if measure in QUALITY else None,
         "p_value": result.p_value,
     }
-
-
-def _mean(values: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
-    interval = stats.bootstrap_mean(values, resamples, seed)
-    return {"mean": sum(values) / len(values), "interval": list(interval), "n": len(values)}
-
-
-def _wins(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    rate, n = stats.win_rate(a, b), len(a)
-    return {"value": rate, "interval": list(stats.wilson(rate * n, n)), "n": n}
 
 
 def _in_words(record: dict[str, Any]) -> dict[str, Any]:

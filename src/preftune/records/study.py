@@ -38,12 +38,13 @@ class FreshAccuracy(Record):
 
 
 class SeedRecord(_OfSeed):
-    """seed.json. Tokens (trained, sampled) and steps by policy."""
+    """seed.json. Tokens (trained, sampled) and steps by policy; hashes of the data by split."""
 
     seconds: Number
     policies: Several[str]
     reference: str
     reward_model: Mapping[str, FreshAccuracy] | None = None
+    content_sha256: Mapping[str, Any] | None = None
     tokens: Mapping[str, Mapping[str, Annotated[int, Field(lt=2**63)] | float]]
 
 

@@ -37,11 +37,6 @@ def vectors() -> dict[str, dict[str, Any]]:
     return {e["name"]: e for e in json.loads((DATA / "vectors.json").read_text(encoding="utf-8"))["entries"]}
 
 
-def names(prefix: str = "") -> list[str]:
-    """Names of the entries that start with `prefix`."""
-    return [name for name in vectors() if name.startswith(prefix)]
-
-
 def reference(raw: dict[str, Any]) -> str:
     """The implementations that agree on an entry; its own source where there is none."""
     agreeing: list[str] = list(raw["agreement"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from preftune.evaluation.pooled import pooled_means, verdict
+from preftune.evaluation.pooled import pooled_means, pooled_verdict
 from preftune.study.cells import interval
 from preftune.study.values import Floats, SeedValues
 
@@ -31,7 +31,7 @@ def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) ->
             "gain": float(pooled.mean[1]),
             "gain_low": low,
             "gain_high": high,
-            "verdict": None if low == high == 0 else verdict(low, high, tables),
+            "verdict": None if low == high == 0 else pooled_verdict(low, high, tables),
             "by_seed": [float(table[:, 1].mean()) for table in tables],
         }
     return result
@@ -48,10 +48,10 @@ def _table(values: SeedValues, name: str, kind: str, judge: str) -> Floats:
     return np.stack([scores, scores - reference], axis=1)
 
 
-def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float) -> dict[str, Any] | None:
+def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None) -> dict[str, Any] | None:
     """Variety and perplexity under the base beside SFT's, means over seeds; None where not measured.
 
-    `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply.
+    `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply, where known.
     """
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
@@ -62,10 +62,11 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float) -> dic
     )
     if variety is None or perplexity is None:
         return None
+    near = kl is not None and kl <= MOST_KL
     return {
         "distinct_2_of_reference": variety,
         "perplexity_of_reference": perplexity,
-        "counts": kl <= MOST_KL and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
+        "counts": near and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
     }
 
 
@@ -101,7 +102,8 @@ def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
             shares.append("yes" if text["counts"] else "no")
         counts = "; ".join(f"{sum(gain > 0 for gain in by_seed)} of {len(by_seed)}" for by_seed in above)
         gold = interval(policy, "gold_gain", sign=True, digits=3)
-        rows.append([policy["label"], gold, *gains, counts, f"{policy['kl']:.2f}", *shares])
+        kl = None if policy["kl"] is None else f"{policy['kl']:.2f}"
+        rows.append([policy["label"], gold, *gains, counts, kl, *shares])
     return [
         *heads,
         "KL, nats",

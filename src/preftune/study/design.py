@@ -106,7 +106,10 @@ def make_design(request: Request, config: RunConfig, dataset: Dataset, lengths: 
         stages |= _second_judge(stages)
     sweeps: dict[str, dict[str, str]] = {}
     for text in request.sweep.split(";") if request.sweep is not None else ():
-        stages, sweeps[text.partition("=")[0].strip()] = _with_sweep(request, text.strip(), stages)
+        key = text.partition("=")[0].strip()
+        if key in sweeps:
+            raise UsageError(f"{key} is swept twice", hint=f"write all its values once: {key}=A,B,C")
+        stages, sweeps[key] = _with_sweep(request, text.strip(), stages)
     values = {**config.model_dump(), "stage": {n: s.model_dump() for n, s in stages.items()}}
     return Design(
         config=build(RunConfig, values),
@@ -145,7 +148,7 @@ def _with_budget(
         source = dataset.of(stage.data)
         train = len(dataset.train)
         rows = len(source.train) if source is not None else stages[str(stage.data)].rows_made(train)
-        return with_tokens(stage, round(budget / shares.get(name, 1)), lengths, rows)
+        return with_tokens(stage, max(round(budget / shares.get(name, 1)), 1), lengths, rows)
 
     judges = judges_of(stages)
     return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}
@@ -192,7 +195,7 @@ def _with_sweep(
     """One stage more for each value; a value that the stage has already needs none."""
     key, _, text = sweep.partition("=")
     match = re.fullmatch(r"stage\.([A-Za-z0-9_-]+)\.(\w+)", key)
-    values = [value.strip() for value in text.split(",") if value.strip()]
+    values = list(dict.fromkeys(value.strip() for value in text.split(",") if value.strip()))
     if match is None or match[1] not in stages or not values:
         raise UsageError(
             f"cannot sweep {sweep!r}", hint="write it like --sweep stage.ppo.kl_coef=0.02,0.05,0.2"
@@ -204,16 +207,19 @@ def _with_sweep(
     extended, stage_of = dict(stages), dict[str, str]()
     for value in values:
         variant = load_recipe(request.recipe, [*request.overrides, f"{key}={value}"]).config.stage[name]
-        setting = variant.model_dump()[field]
+        setting = getattr(variant, field)
         stage = f"{name}-{field}-{re.sub('[^A-Za-z0-9]', '_', value)}"
-        stage_of[value] = name if config.model_dump()[field] == setting else stage
+        stage_of[value] = name if getattr(config, field) == setting else stage
         if stage_of[value] != name:
+            if stage in extended:
+                hint = "write one of them in another way"
+                raise UsageError(f"cannot sweep {key}: {value} and another value are both {stage}", hint)
             extended[stage] = config.model_copy(update={field: setting})
     return extended, stage_of
 
 
 def save_design(design: Design, out: Path) -> None:
-    """Write study.toml and design.json where they differ from what is there."""
+    """Write study.toml and design.json."""
     write_text(out / "study.toml", dump_toml(design.config))
     write_sealed(out / "design.json", _record(design))
 

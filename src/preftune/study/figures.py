@@ -68,7 +68,7 @@ def _distances(study: Study) -> str:
         for i, name in enumerate(_shown(study)):
             if name.startswith("best_of_"):
                 continue
-            policies = [seed["policies"][name] for seed in study["seeds"]]
+            policies = [p for seed in study["seeds"] if (p := seed["policies"][name])["kl"] is not None]
             x = [max(p["kl"], 0.0) ** 0.5 for p in policies]
             y = [p[gain] for p in policies]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
@@ -99,7 +99,7 @@ def _sweep(study: Study) -> str:
         for word, colour, marker in (("gold", GOLD, "o"), ("proxy", PROXY, "s")):
             gains = [point[f"{word}_gain"] for point in points]
             axes.plot(d, gains, marker, color=colour, markersize=size, label=word)
-            _law(axes, laws[f"{kind}_{word}"], max(d), colour)
+            _law(axes, laws[f"{kind}_{word}"], max(d, default=0.0), colour)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         axes.set_xlabel("√KL to SFT (nats per response)")
@@ -118,7 +118,8 @@ def _frontier(study: Study) -> str:
     for i, sweep in enumerate(sweeps_of(study)):
         if sweep["key"] not in methods:
             continue
-        points = sorted(sweep["means"], key=lambda point: point["sqrt_kl"])
+        known = [point for point in sweep["means"] if point["sqrt_kl"] is not None]
+        points = sorted(known, key=lambda point: point["sqrt_kl"])
         gain, low, high = (
             np.array([point[f"gold_gain{end}"] for point in points], float) for end in ("", "_low", "_high")
         )

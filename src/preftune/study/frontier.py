@@ -12,7 +12,7 @@ from preftune.study.design import Design
 from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl
 
 LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
-LEAST_POINTS = 2  # that a method was trained at, besides SFT itself
+LEAST_VALUES = 2  # that a method was trained at, besides SFT itself
 
 
 def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: int) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
     rows = []
     for key, stages in design.sweeps.items():
         names = list(dict.fromkeys(stages.values()))
-        if len(names) >= LEAST_POINTS:
+        if len(names) >= LEAST_VALUES:
             gains = [[_at(_points(values, names, kind), kl) for values in seeds] for kl in LEVELS]
             label = design.config.stage[names[0]].label
             rows.append({"method": label, "setting": key, "at": [_pooled(g, resamples) for g in gains]})
@@ -33,11 +33,11 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
 
 
 def _points(values: SeedValues, names: Sequence[str], kind: str) -> list[tuple[float, Floats]]:
-    """(√KL, gain in gold by prompt) of SFT and of every value, nearest first."""
+    """(√KL, gain in gold by prompt) of SFT and of every value whose KL is known, nearest first."""
     tables = [values.tables[name][kind] for name in (values.facts.reference, *names)]
     kl, gain = COLUMNS.index("kl"), COLUMNS.index("gold_gain")
     points = [(max(float(table[:, kl].mean()), 0.0) ** 0.5, table[:, gain]) for table in tables]
-    return sorted(points, key=lambda point: point[0])
+    return sorted((point for point in points if point[0] >= 0), key=lambda point: point[0])
 
 
 def _at(points: Sequence[tuple[float, Floats]], kl: float) -> Floats | None:

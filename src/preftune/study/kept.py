@@ -5,11 +5,13 @@ directory that can be committed; `kept_file` takes it from there, if it is of th
 """
 
 from pathlib import Path
+from typing import Any
 
 from preftune.config import config_hash
+from preftune.data import Dataset
 from preftune.errors import DataError
 from preftune.rundir import RunDir, read_object, write_json
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import load_dataset, with_stage_data
 from preftune.study.design import VERSION, Design
 from preftune.study.places import facts_file
 from preftune.sums import check, read_sealed, sum_of, sums, write_sealed
@@ -20,13 +22,13 @@ _TEXTS = "samples"  # of a policy's file
 
 def keep(out: Path, directory: Path, design: Design, seed: int) -> None:
     """Copy a finished seed's numbers to `directory`/seed-N; what is there of the same design stays."""
-    key = _key(design, seed)
     if kept_file(directory, design, seed) is not None:
         return
     copy = RunDir(directory / f"seed-{seed}")
     copy.path.mkdir(parents=True, exist_ok=True)
     source = facts_file(out, seed)
     record = read_sealed(source)
+    key = _key(design, seed, record.get("content_sha256"))
     files = [file for file in source.parent.glob("*.json") if file.name != RECORD]
     for file in files:
         values = read_object(file)
@@ -51,15 +53,25 @@ def kept_file(directory: Path, design: Design, seed: int) -> Path | None:
     return file
 
 
-def _key(design: Design, seed: int) -> str:
-    """What a kept seed is known by, wherever the data lie: settings, and the content of the data."""
+def contents(dataset: Dataset) -> dict[str, Any]:
+    """Hashes of what every split holds, and of what stages learn from besides."""
+    others = [data.report["content_sha256"] for data in dataset.others.values()]
+    return dataset.report["content_sha256"] | ({"others": others} if others else {})
+
+
+def _key(design: Design, seed: int, content: Any = None) -> str:
+    """What a kept seed is known by, wherever the data lie: settings, and `content`, by default that of the
+    data as they are now.
+    """
     config = design.for_seed(seed)
+    if content is None:
+        content = contents(with_stage_data(config, load_dataset(config.data, seed), {}))
     return sum_of(
         {
             "version": VERSION,
             "pairs": design.fresh_pairs,
             "replies": design.replies,
             "settings": config_hash(config.wherever()),
-            "content": load_dataset(config.data, seed).report["content_sha256"],
+            "content": content,
         }
     )

@@ -15,7 +15,7 @@ from preftune.rundir import RunDir, read_json, write_json, write_text
 from preftune.runs.console import Console
 from preftune.runs.inputs import absolute, check_reward_functions
 from preftune.runs.lock import held
-from preftune.runs.sources import load_dataset
+from preftune.runs.reopen import found_data
 from preftune.stops import handled
 from preftune.study.design import (
     FRESH_PAIRS,
@@ -56,8 +56,17 @@ class Where:
 
     @property
     def threads(self) -> int:
-        """Of a task's process: one for each processor that was asked for; numbers may hang on it."""
-        return int(self.resources.get("cpus_per_task", self.resources.get("num_cpus", 1))) or 1
+        """Of a task's process: one for each processor that was asked for; numbers may hang on it. UsageError
+        for a number that is none.
+        """
+        names = ("slurm_cpus_per_task", "cpus_per_task", "num_cpus")
+        name = next((name for name in names if name in self.resources), "")
+        try:
+            return int(self.resources.get(name, 1)) or 1
+        except (ValueError, OverflowError) as error:
+            raise UsageError(
+                f"--resource {name}={self.resources[name]}: not a number of processors"
+            ) from error
 
 
 def run_study(
@@ -76,14 +85,14 @@ def run_study(
     A finished seed is not run again, nor one whose numbers lie in `keep`, where those of the others are put.
     With `jobs` > 1 seeds run in processes of one thread each; a model of the built-in world gains nothing
     from a second thread. Raises UsageError or ConfigError for what cannot be studied, and PreftuneError if a
-    seed fails, after the others have ended.
+    seed fails: in a process of its own after the others have ended.
     """
     _refuse(request, seeds, jobs, first_seed, keep, where)
     console, numbers = Console(), [first_seed + i for i in range(seeds)]
     keep = numbers_in(where.mirror) if where.mirror else keep
     out.mkdir(parents=True, exist_ok=True)
     with handled(), held(RunDir(out)):
-        design = _design(request, out)
+        design = _design(request, out, first_seed, where.mirror)
         if where.mirror:
             save_design(design, where.mirror)
         records = {seed: record for seed in numbers if keep and (record := kept_file(keep, design, seed))}
@@ -103,9 +112,10 @@ def _refuse(
 ) -> None:
     """UsageError for what contradicts itself."""
     counts = (seeds, 1 if jobs is None else jobs, request.fresh_pairs, request.replies)
-    if min(counts) < 1 or min(first_seed, where.retries) < 0:
+    if min(counts) < 1 or min(first_seed, where.retries, request.tokens or 0) < 0:
         raise UsageError(
-            "--seeds, --jobs, --pairs, --replies must be 1 or more, --first-seed and --retries 0 or more"
+            "--seeds, --jobs, --pairs, --replies must be 1 or more, "
+            "--first-seed, --retries, --tokens 0 or more"
         )
     if any(text.partition("=")[0].strip() == "seed" for text in request.overrides):
         raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
@@ -131,8 +141,8 @@ def _numbers(out: Path, keep: Path | None, design: Design, seed: int) -> Path:
     raise InputMissing(f"seed {seed} has ended, and its numbers are not in {keep or out}", hint)
 
 
-def _design(request: Request, out: Path) -> Design:
-    """The design on disk if it is of the same request, else a new one."""
+def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | None = None) -> Design:
+    """The design on disk if it is of the same request, else a new one, by the first seed's data."""
     config = absolute(load_recipe(request.recipe, request.overrides).config)
     content = {
         "recipe_config": config.model_dump(mode="json"),
@@ -145,7 +155,8 @@ def _design(request: Request, out: Path) -> Design:
     if file.is_file() and read_json(file) == content:
         return load_design(out)
     check_reward_functions(config)
-    dataset = load_dataset(config.data, config.seed)
+    copies = None if mirror is None else str(seed_dir(mirror, first_seed))
+    dataset, _ = found_data(config, RunDir(seed_dir(out, first_seed)), copies)
     from preftune.runs.lengths import mean_lengths
 
     design = make_design(request, config, dataset, mean_lengths(config, dataset))
@@ -165,7 +176,7 @@ def _run(
 ) -> None:
     """Have these seeds made, here or elsewhere."""
     at_once = jobs or (1 if where.on == HERE else len(seeds) * (1 + len(swept(design))))
-    if where.on == HERE and (at_once == 1 or len(seeds) <= 1):
+    if where.on == HERE and at_once == 1:
         for seed in seeds:
             console.line(f"seed {seed}")
             run_seed(out, seed, reports, mirror=where.mirror)
@@ -238,11 +249,11 @@ def _write(out: Path, design: Design, records: Mapping[int, Path], command: str)
 
 def _command(request: Request, seeds: Sequence[int], out: Path, reports: bool, keep: Path | None) -> str:
     """The command that makes this study, whatever earlier calls made parts of it."""
-    words = ["preftune study", request.recipe, f"--seeds {len(seeds)}", f"--first-seed {seeds[0]}"]
-    words += [] if request.tokens is None else [f"--tokens {request.tokens}"]
-    words += [] if request.sweep is None else [f"--sweep {shlex.quote(request.sweep)}"]
-    words += [] if request.fresh_pairs == FRESH_PAIRS else [f"--pairs {request.fresh_pairs}"]
-    words += [] if request.replies == REPLIES else [f"--replies {request.replies}"]
+    words = ["preftune", "study", request.recipe, "--seeds", len(seeds), "--first-seed", seeds[0]]
+    words += [] if request.tokens is None else ["--tokens", request.tokens]
+    words += [] if request.sweep is None else ["--sweep", request.sweep]
+    words += [] if request.fresh_pairs == FRESH_PAIRS else ["--pairs", request.fresh_pairs]
+    words += [] if request.replies == REPLIES else ["--replies", request.replies]
     words += [] if reports else ["--no-reports"]
-    words += [] if keep is None else [f"--keep {keep}"]
-    return " ".join([*words, *request.overrides, f"out={out}"])
+    words += [] if keep is None else ["--keep", keep]
+    return shlex.join(map(str, [*words, *request.overrides, f"out={out}"]))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from preftune.config import judges_of
 from preftune.data import Dialogue, Preference
 from preftune.evaluation import stats
-from preftune.evaluation.best_of_n import kl_formula
+from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
@@ -53,7 +53,8 @@ class Ground:
     @property
     def others(self) -> list[str]:
         """Judges besides gold that no training saw."""
-        return list(self.bench.golds)[self.bench.gold is None :]
+        golds = list(self.bench.golds)
+        return golds[1:] if self.bench.gold is None else golds
 
     def means(self, rows: Sequence[Row], measure: str) -> Floats:
         """The mean of each prompt's replies: (prompts,)."""
@@ -163,15 +164,14 @@ def _bare(prompt: Dialogue, row: int) -> Preference:
 
 def _column(rows: Sequence[Row], measure: str) -> Floats:
     """One number a row; NaN where it is not known. Gold is the world's, else the second reward model's."""
-    if measure == "gold":
-        return np.array([_number(row.get("gold", row["held_out"])) for row in rows])
-    if measure == "proxy":
-        return np.array([_number(row["score"]) for row in rows])
-    if measure == "repetition_4":
-        return np.array([stats.repetition_n(row["ids"], 4) for row in rows])
-    if measure.startswith("gold:"):
-        return np.array([_number(row[measure]) for row in rows])
-    return np.array([float(row[measure]) for row in rows])
+    match measure:
+        case "gold":
+            values = [row.get("gold", row["held_out"]) for row in rows]
+        case "repetition_4":
+            values = [stats.repetition_n(row["ids"], 4) for row in rows]
+        case _:
+            values = [row["score" if measure == "proxy" else measure] for row in rows]
+    return np.array(values, dtype=float)
 
 
 def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
@@ -184,10 +184,6 @@ def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
-
-
 def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int], None]) -> dict[str, Any]:
     """Best-of-n by proxy for n = 1..pool, each prompt's mean over all subsets of n: lists (prompts, n).
 
@@ -196,11 +192,10 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
     bench = replace(ground.bench, prompts=ground.prompts)
     size = bench.settings.pool
     pool = bench.pool(bench.reference, advance, size)
-    order = _column(pool, "proxy").reshape(-1, size).argsort(axis=1, kind="stable")
-    weights = np.stack([stats.best_of_weights(n, size) for n in range(1, size + 1)], axis=1)
+    best_by = over_subsets(_column(pool, "proxy").reshape(-1, size))
 
     def best(values: Floats) -> list[list[float]]:
-        return (np.take_along_axis(values.reshape(-1, size), order, axis=1) @ weights).tolist()
+        return best_by(values.reshape(-1, size)).tolist()
 
     measures: dict[str, Any] = {m: best(_column(pool, m)) for m in MEASURES if m != "kl"}
     measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
@@ -231,11 +226,7 @@ def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
             for name in PROBES
         }
         accuracies[kind] = {
-            "accuracy": {
-                "value": sum(right) / len(right),
-                "interval": list(stats.wilson(sum(right), len(right))),
-                "n": len(right),
-            },
+            "accuracy": stats.share(sum(right), len(right)),
             "best_reachable": best_reachable(fresh),
             "gaps": gaps,
         }

@@ -11,6 +11,7 @@ from preftune.study.sweep import sweeps_of
 
 Study = Mapping[str, Any]
 GAINS = ("gold_gain", "proxy_gain")
+SIZES = ("steps", "rows", "epochs", "batch_size")  # settings of how many tokens a stage trains on
 _SET_WORDS = {
     "training": "Training forms (fresh prompts of the kind that the pairs have)",
     "combinations": "Unseen combinations (facts that occur nowhere else)",
@@ -125,6 +126,9 @@ def _tokens(study: Study) -> str:
     ]
     budget = study["token_budget"]
     plan = f"The plan was {budget:,} tokens each. " if budget else "The recipe's own sizes were kept. "
+    sizes = [s["key"] for s in sweeps_of(study) if s["key"].rpartition(".")[2] in SIZES]
+    if budget and sizes:
+        plan += f"Not for the values of {_listed(sizes)}, which is how much is trained. "
     words = (
         f"{plan}Trained: tokens of prompts and responses through the policy's training forward, epochs "
         "included, counted while training; sampled: response tokens, which cost a forward each besides. "

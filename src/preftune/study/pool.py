@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from preftune.config import EvaluationConfig
 from preftune.errors import DataError
-from preftune.evaluation.pooled import pooled_gain, pooled_means, prompts_needed, seeds_needed, verdict
+from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict
+from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
@@ -43,6 +45,8 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         if not measured or len(values.best_kl) < max(settings.pool, settings.best_of):
             first = seeds[0].seed
             raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
+    if not design.is_world:  # whose data are each seed's own
+        _of_one_content(seeds, records)
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -84,6 +88,15 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
     }
 
 
+def _of_one_content(seeds: Sequence[SeedValues], records: Mapping[int, Path]) -> None:
+    """DataError for seeds of different data; older ones, which do not say what theirs were, pass."""
+    known = [values for values in seeds if values.facts.content_sha256 is not None]
+    for values in known[1:]:
+        if values.facts.content_sha256 != known[0].facts.content_sha256:
+            hint = "restore the data of the others, or remove the directory of one and run the same command"
+            raise DataError(f"{records[values.seed]}: of other data than seed {known[0].seed}", hint)
+
+
 def _names(seeds: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
     """Policies that every seed measured, and two sizes of best-of-n."""
     common = [name for name in seeds[0].tables if all(name in values.tables for values in seeds)]
@@ -119,10 +132,10 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
             numbers[f"{name}_verdict"] = None
         else:
-            numbers[f"{name}_verdict"] = verdict(low, high, tables)
+            numbers[f"{name}_verdict"] = pooled_verdict(low, high, tables)
     column = COLUMNS.index("gold_gain")
-    numbers["seeds_needed"] = seeds_needed([float(table[:, column].mean()) for table in tables])
-    numbers["prompts_needed"] = prompts_needed(tables[0][:, column]) if len(tables) == 1 else None
+    numbers["seeds_needed"] = number_needed([table[:, column].mean() for table in tables], least=2)
+    numbers["prompts_needed"] = number_needed(tables[0][:, column], least=2) if len(tables) == 1 else None
     return numbers
 
 
@@ -131,7 +144,11 @@ def _known(value: float) -> float | None:
 
 
 def _seed_record(
-    values: SeedValues, tables: Mapping[str, Mapping[str, Sequence[Floats]]], i: int, main: str, settings: Any
+    values: SeedValues,
+    tables: Mapping[str, Mapping[str, Sequence[Floats]]],
+    i: int,
+    main: str,
+    settings: EvaluationConfig,
 ) -> dict[str, Any]:
     """One seed's numbers, intervals over its prompts only."""
     policies = {}

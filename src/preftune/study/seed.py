@@ -12,9 +12,9 @@ from preftune.rundir import RunDir
 from preftune.runs.console import Console
 from preftune.runs.inputs import check_reward_functions
 from preftune.runs.lock import held
-from preftune.runs.sources import load_dataset
+from preftune.runs.reopen import found_data
 from preftune.study.design import Design, load_design, save_design, swept
-from preftune.study.kept import keep
+from preftune.study.kept import contents, keep
 from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.tokens import spent_tokens
 from preftune.sums import check, read_sealed, sums, write_sealed
@@ -71,8 +71,8 @@ def _make(
     """What is missing of a seed, or of its `stages`."""
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
-    dataset = load_dataset(config.data, seed)
-    seed_run = RunDir(seed_dir(out, seed))
+    seed_run, copies = RunDir(seed_dir(out, seed)), None if mirror is None else str(seed_dir(mirror, seed))
+    dataset, base = found_data(config, seed_run, copies)
     run = seed_run if point is None else RunDir(point_dir(out, seed, point))
     with held(run):
         console = Console(log=run.log(run.next_attempt()))
@@ -84,7 +84,8 @@ def _make(
             dataset,
             run,
             console,
-            None if mirror is None else str(seed_dir(mirror, seed)),
+            copies,
+            base=base,
             origin=None if point is None else seed_run,
         )
         if stages:
@@ -112,6 +113,7 @@ def _measure(session: "Session", design: Design, out: Path, reports: bool, began
         "seed": config.seed,
         "key": design.key(config.seed),
         "seconds": time.monotonic() - began,  # of the last attempt
+        "content_sha256": contents(session.dataset),
         **facts,
         "tokens": {name: spent_tokens(run, name) for name in tuned},
     }

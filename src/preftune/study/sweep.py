@@ -26,6 +26,7 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
         {"value": value, "stage": stage, "seed": seed["seed"], **_point(seed["policies"][stage])}
         for value, stage in stages.items()
         for seed in study["seeds"]
+        if seed["policies"][stage]["kl"] is not None  # else it has no place on the axis
     ]
     means = [
         {"value": value, "stage": stage, **_mean(study["policies"][stage])} for value, stage in stages.items()
@@ -47,13 +48,17 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
 
 def _point(numbers: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("gold_gain", "proxy_gain", "kl", "eos_rate", "length", "collapsed")
-    return {**{key: numbers[key] for key in keys}, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+    return {**{key: numbers[key] for key in keys}, "sqrt_kl": _root(numbers["kl"])}
 
 
 def _mean(numbers: Mapping[str, Any]) -> dict[str, Any]:
     gains = (f"{gain}{end}" for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high"))
     means = {key: numbers[key] for key in ("kl", "eos_rate", "length", *gains)}
-    return {**means, "sqrt_kl": math.sqrt(max(numbers["kl"], 0.0))}
+    return {**means, "sqrt_kl": _root(numbers["kl"])}
+
+
+def _root(kl: float | None) -> float | None:
+    return None if kl is None else math.sqrt(max(kl, 0.0))
 
 
 def _law(kind: Kind, points: Sequence[Mapping[str, Any]], gain: str) -> dict[str, Any] | None:

@@ -74,54 +74,34 @@ def _arrays(values: PolicyValues | BestValues) -> dict[str, Floats]:
 
 def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
     half = np.full(len(reference.gold), 0.5)  # of the reference against itself
-    policy, base = _arrays(values), _arrays(reference)
-    columns = {
-        "gold": policy["gold"],
-        "gold_gain": policy["gold"] - base["gold"],
-        "proxy": policy["proxy"],
-        "proxy_gain": policy["proxy"] - base["proxy"],
-        "kl": policy["kl"],
-        "length": policy["length"],
-        "eos_rate": policy["ended"],
-        "repetition_4": policy["repetition_4"],
-        "win_rate": policy.get("win", half),
-        "gold_win_rate": policy.get("gold_win", half),
-    }
-    return np.stack([columns[name] for name in COLUMNS], axis=1)
+    return _in_columns({"win": half, "gold_win": half} | _arrays(values), _arrays(reference))
 
 
 def best_table(values: SeedValues, kind: str, n: int) -> Floats:
     """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
-    best, sft = values.best[kind], values.tables[values.facts.reference][kind]
+    sft = values.tables[values.facts.reference][kind]
+    best = {name: own[:, n - 1] for name, own in values.best[kind].items() if name != "kl"}
+    kl = np.full(len(sft), values.best_kl[n - 1])
+    return _in_columns(best | {"kl": kl}, {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")})
 
-    def at(measure: str) -> Floats:
-        return best[measure][:, n - 1]
 
-    reference = {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")}
-    columns = {
-        "gold": at("gold"),
-        "gold_gain": at("gold") - reference["gold"],
-        "proxy": at("proxy"),
-        "proxy_gain": at("proxy") - reference["proxy"],
-        "kl": np.full(len(sft), values.best_kl[n - 1]),
-        "length": at("length"),
-        "eos_rate": at("ended"),
-        "repetition_4": at("repetition_4"),
-        "win_rate": at("win"),
-        "gold_win_rate": at("gold_win"),
-    }
-    return np.stack([columns[name] for name in COLUMNS], axis=1)
+def _in_columns(own: Mapping[str, Floats], reference: Mapping[str, Floats]) -> Floats:
+    """(prompts, COLUMNS) from measures of one value a prompt."""
+    gains = {f"{name}_gain": own[name] - reference[name] for name in ("gold", "proxy")}
+    names = {"eos_rate": "ended", "win_rate": "win", "gold_win_rate": "gold_win"}
+    return np.stack([gains[c] if c in gains else own[names.get(c, c)] for c in COLUMNS], axis=1)
 
 
 def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
-    """Gold of best-of-n at a KL, per prompt, between two n linear in √KL; None beyond the largest n.
+    """Gold of best-of-n at a KL, per prompt, between two n linear in √KL; None beyond the largest n, and for
+    a KL of NaN.
 
     The KL of best-of-n is the formula ln n - (n - 1)/n, an upper bound (Beirami et al. 2024,
     arXiv:2401.01879): at the KL given, best-of-n may really reach a little more.
     """
     distances = np.sqrt(np.array(values.best_kl))
     d, gold = math.sqrt(max(kl, 0.0)), values.best[kind]["gold"]
-    if d > distances[-1]:
+    if not d <= distances[-1]:
         return None
     above = min(max(int(np.searchsorted(distances, d)), 1), len(distances) - 1)
     share = (d - distances[above - 1]) / (distances[above] - distances[above - 1])
