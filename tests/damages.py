@@ -119,12 +119,14 @@ def shown_by(view: RunView, file: Path) -> RunView:
 def _session(run: RunDir) -> Any:
     """As much of a session as a card is made of."""
     config = SimpleNamespace(
-        name="run", seed=0, precision="float32", model=SimpleNamespace(base="gpt2"),
+        name="run", seed=0, model=SimpleNamespace(base="gpt2"),
         data=SimpleNamespace(name="world", form="transcript", template_arguments={}),
         evaluation=SimpleNamespace(temperature=1.0, max_new_tokens=16),
     )  # fmt: skip
     report = {"splits": {}, "sources": {}}
-    return SimpleNamespace(config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="")
+    return SimpleNamespace(
+        config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="", precision="float32"
+    )
 
 
 def sample(
