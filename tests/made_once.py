@@ -14,6 +14,8 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -34,11 +36,19 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @contextmanager
 def figures(*, drawn: bool) -> Iterator[None]:
-    """Whether reports have figures. To draw them takes a quarter of a small run's time."""
-    build, plots = map(importlib.import_module, ("preftune.report.build", "preftune.report.plots.figures"))
+    """Whether reports and studies have figures. To draw them takes a quarter of a small run's time."""
+    build, study = map(importlib.import_module, ("preftune.report.build", "preftune.study.figures"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "draw", plots.draw if drawn else lambda run: {})
+        for module in (build, study):
+            own = _own(module)
+            patch.setattr(module, "draw", own if drawn else lambda shown: {})
         yield
+
+
+@cache
+def _own(module: ModuleType) -> Callable[..., dict[str, Any]]:
+    """How it draws, asked before anything stands in the place of that."""
+    return module.draw
 
 
 @contextmanager
