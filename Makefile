@@ -67,9 +67,10 @@ planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, 
 	$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/python tests/planted_run.py
 
 # Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads,
-# places to stop.
+# generated texts, places to stop, algorithms and families.
 SWEPT := $(addprefix tests/,runs/test_damage.py report/test_records.py test_hub_runs.py data/test_encode.py \
-	data/test_fuzz.py browser/test_injection.py training/test_sharded.py training/test_stops.py)
+	data/test_fuzz.py security/test_model_cards.py browser/test_injection.py browser/test_label_page.py \
+	training/test_sharded.py training/test_stops.py training/test_resume.py models/test_trunk.py models/test_layout.py)
 sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); not run whole yet
 	$(ONE_THREAD) PREFTUNE_SWEEPS=all $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 $(SWEPT)
 
