@@ -1,6 +1,5 @@
 """Rows that are no pairs, through whole stages: labelled replies for KTO, prompts alone for PPO and GRPO."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from preftune import api, cli
 from preftune.data.corpus import train_tokenizer
 from preftune.models.load import scratch_gpt2
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 
 LABELLED = [
     {"prompt": f"Q{i}", "completion": f"{'yes' if i % 3 else 'no'} {i}", "label": i % 3 > 0}
@@ -27,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return str(path)
 
 

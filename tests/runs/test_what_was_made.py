@@ -21,11 +21,6 @@ GRPO = (
 )
 
 
-@pytest.fixture
-def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-
-
 def test_a_report_is_made_again_when_what_it_shows_has_changed(
     copy: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
