@@ -67,14 +67,15 @@ planted: $(VENV)/.installed-test ## put each bug of the replaced pipeline back, 
 	$(ONE_THREAD) PREFTUNE_SHARED=$(abspath $(or $(PREFTUNE_SHARED),../shared)) $(BIN)/python tests/planted_run.py
 
 # Where `make test` takes a sample: damaged files of runs, the recipes of the hub end to end, real rows, payloads,
-# places to stop.
+# generated texts, places to stop, algorithms and families.
 SWEPT := $(addprefix tests/,runs/test_damage.py report/test_records.py test_hub_runs.py data/test_encode.py \
-	data/test_fuzz.py browser/test_injection.py training/test_sharded.py training/test_stops.py)
+	data/test_fuzz.py security/test_model_cards.py browser/test_injection.py browser/test_label_page.py \
+	training/test_sharded.py training/test_stops.py training/test_resume.py models/test_trunk.py models/test_layout.py)
 sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample of (minutes); not run whole yet
 	$(ONE_THREAD) PREFTUNE_SWEEPS=all $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 $(SWEPT)
 
 # What `make test` leaves out (the marker `slow`): it shows again, elsewhere, what a quicker test there shows. Last run
-# on 2026-11-28, as part of `make test` before it was left out there: all 6 passed.
+# on 2026-11-28, as part of `make test` before it was left out there: all 6 passed; its 7 kills and signals on 2026-11-30.
 slow: $(VENV)/.installed-test ## the tests that `make test` leaves out: more kills, windows and lengths (a minute)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 -m slow tests
 

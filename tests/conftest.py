@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest  # noqa: E402
 
 import preftune  # noqa: E402
 from made_once import drawn_once, figures, made_once, small_world  # noqa: E402
+from preftune.judges import endpoint  # noqa: E402
 from preftune.rundir import RunDir  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,11 +76,13 @@ def _freeze() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_waits_or_is_drawn_twice() -> Iterator[None]:
     """Worlds are drawn once a process (0.3 s each, in most commands), and nobody waits for a disk: no machine
-    loses its power here. Tests that put something else in the place of os.fsync still see every call. Reports
-    have no figures, but for files of tests that ask for `with_figures`.
+    loses its power here. Tests that put something else in the place of os.fsync still see every call. An
+    endpoint is asked again at once. Reports have no figures, but for files of tests that ask for
+    `with_figures`.
     """
     with drawn_once(), figures(drawn=False), pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda number: None)
+        patch.setattr(endpoint, "FIRST_WAIT", 0.001)
         yield
 
 
@@ -107,6 +111,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     with figures(drawn=True):
         made = made_once(tmp_path_factory, "tiny", lambda out: preftune.run("tiny", out=str(out / "run")))
     return RunDir(made / "run")
+
+
+@pytest.fixture
+def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
+    """One that a test may change."""
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from preftune.runs.cards import model_card
 from preftune.runs.stages import Stage
 
 NOTHING_MEASURED: dict[str, Any] = {"policies": (), "reward_model": None, "samples": {}}
+NO_ROWS: dict[str, Any] = {"splits": {}, "sources": {}}
 Place = tuple[str | int, ...]
 HUGE = 10**400  # a number in JSON, and no float
 WRONG: tuple[Any, ...] = (
@@ -107,7 +108,7 @@ def read_all(run: RunDir, other: RunDir, *, drawn: Path | None = None) -> None:
     console: Any = SimpleNamespace(line=str, table=lambda headers, rows: list(rows))
     show_comparison(console, compare_runs(run, other, resamples=20))
     for name, algorithm in (("rm", "reward"), ("ppo", "ppo"), ("base", "pretraining")):
-        model_card(_session(run), Stage(name=name, algorithm=algorithm, parents=(), inputs={})).encode()
+        model_card(session(run), Stage(name=name, algorithm=algorithm, parents=(), inputs={})).encode()
 
 
 def shown_by(view: RunView, file: Path) -> RunView:
@@ -116,15 +117,16 @@ def shown_by(view: RunView, file: Path) -> RunView:
     return replace(view, stages=stages, **(NOTHING_MEASURED if stages else {}))
 
 
-def _session(run: RunDir) -> Any:
+def session(run: RunDir, base: str = "gpt2", data: str = "world", report: Any = NO_ROWS) -> Any:
     """As much of a session as a card is made of."""
     config = SimpleNamespace(
-        name="run", seed=0, precision="float32", model=SimpleNamespace(base="gpt2"),
-        data=SimpleNamespace(name="world", form="transcript", template_arguments={}),
+        name="run", seed=0, model=SimpleNamespace(base=base),
+        data=SimpleNamespace(name=data, form="transcript", template_arguments={}),
         evaluation=SimpleNamespace(temperature=1.0, max_new_tokens=16),
     )  # fmt: skip
-    report = {"splits": {}, "sources": {}}
-    return SimpleNamespace(config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="")
+    return SimpleNamespace(
+        config=config, dataset=SimpleNamespace(report=report), run=run, commit_of_base="", precision="float32"
+    )
 
 
 def sample(

@@ -34,17 +34,18 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 @cache
-def drawing() -> Callable[[Any], dict[str, Any]]:
-    """What draws a report's figures, whatever stands in its place since."""
-    return importlib.import_module("preftune.report.plots.figures").draw
+def drawing(module: str) -> Callable[[Any], dict[str, Any]]:
+    """What draws the figures of a report, or of a study, whatever stands in its place since."""
+    return importlib.import_module(module).draw
 
 
 @contextmanager
 def figures(*, drawn: bool) -> Iterator[None]:
-    """Whether reports have figures. To draw them takes a quarter of a small run's time."""
-    draw = drawing()
+    """Whether reports and studies have figures. To draw them takes a quarter of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("preftune.report.plots.figures.draw", draw if drawn else lambda run: {})
+        for module in ("preftune.report.plots.figures", "preftune.study.figures"):
+            own = drawing(module)
+            patch.setattr(f"{module}.draw", own if drawn else lambda shown: {})
         yield
 
 

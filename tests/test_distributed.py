@@ -17,7 +17,7 @@ from patience import PATIENCE
 from preftune import cli
 
 OVERRIDES = ["model.scratch.steps=4", "stage.sft.rows=64", "stage.rm.rows=64", "stage.ppo.minibatches=4"]
-OVERRIDES += ["stage.ppo.epochs=1"]
+OVERRIDES += ["stage.ppo.epochs=1", "stage.ppo.steps=1"]
 
 
 def metrics(run: Path, stage: str) -> list[dict[str, float]]:

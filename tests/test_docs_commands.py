@@ -3,13 +3,14 @@
 """
 
 import itertools
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,7 +19,7 @@ from documented import ROOT, TRAINING, Command, commands, filled, python_blocks,
 from preftune import cli
 from preftune.config import load_recipe
 from preftune.errors import DataError
-from preftune.rundir import RunDir
+from preftune.rundir import RunDir, write_jsonl
 
 ALL = os.environ.get("PREFTUNE_DOCS") == "all"
 COMMANDS = commands()
@@ -56,7 +57,7 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
     named = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows]
     nested = [{"ask": r["prompt"], "answers.good": r["chosen"], "answers.bad": r["rejected"]} for r in rows]
     for name, content in (("pairs", rows), ("new_pairs", rows), ("named", named), ("mine", nested)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        write_jsonl(tmp_path / f"{name}.jsonl", content)
     (tmp_path / "rewards.py").write_text(BRIEF)
     shutil.copyfile(ROOT / "src" / "preftune" / "recipes" / "tiny.toml", tmp_path / "mine.toml")
     for run in ("runs/mine200", "runs/first", "runs/second"):
@@ -75,18 +76,22 @@ def places(tmp_path: Path, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
+@cache
+def verbs() -> dict[str, Any]:
+    return typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_the_command_line_understands_it(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     words = filled(command.words[1:], {"RECIPE": "tiny", "STAGE": "sft", "KEY=VALUE": "seed=1"})
     words = [word for word in words if word != "--debug"]
     if words[0].startswith("-"):
         assert cli.main(words) == 0
         return
-    assert words[0] in verbs
+    assert words[0] in verbs()
     if command.bare:
         return
-    verbs[words[0]].make_context(words[0], list(words[1:]))  # raises for an option or argument too many
+    verbs()[words[0]].make_context(words[0], list(words[1:]))  # raises for an option or argument too many
     if {"--from", "--redo"} & set(words):  # these look for a run
         load_recipe(words[1], changes(words))
     elif words[0] in TRAINING and words[1] != "mine.toml":

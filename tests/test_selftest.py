@@ -103,7 +103,7 @@ def test_one_wrong_function_fails_it(
 @pytest.mark.parametrize("name", [n for n in functional.__all__ if n != "AdaptiveKL"])
 def test_a_wrong_function_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, name, a_little_more(getattr(functional, name)))
-    assert failing_entries()
+    assert any(not compare_entry(entry, dtypes(entry)[0], CPU).row.ok for entry in vectors())
 
 
 def test_a_wrong_controller_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_a_wrong_statistic_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", ["bradley_terry_loss", "preference_loss", "ppo_policy_loss"])
 def test_a_wrong_gradient_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, name, another_gradient(getattr(functional, name)))
-    assert failing_entries()
+    assert any(not compare_entry(entry, dtypes(entry)[0], CPU).row.ok for entry in vectors())
 
 
 @pytest.mark.parametrize(

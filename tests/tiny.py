@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
@@ -322,3 +323,16 @@ def misplaced(model: torch.nn.Module) -> list[str]:
     """Parameters and buffers that do not begin where torch's allocator would have put them."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return [name for name, tensor in tensors if tensor.data_ptr() % ALIGNMENT]
+
+
+def passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each pass through the lowest block."""
+    block, seen = model.base_model.get_submodule("h.0"), list[int]()
+    own = block.forward
+
+    def counted(states: Tensor, *args: Any, **named: Any) -> Any:
+        seen.append(states.shape[1])
+        return own(states, *args, **named)
+
+    monkeypatch.setattr(block, "forward", counted)
+    return seen

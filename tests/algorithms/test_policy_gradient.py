@@ -24,9 +24,9 @@ from preftune.functional import (
     weighted_sum,
 )
 from preftune.models.roles import Critic, Policy, Reference
-from preftune.rollout.sample import sample
+from preftune.rollout.rollout import Rollout
 from preftune.training.learner import Learner
-from tiny import EOS, Judge, Tabular, runner
+from tiny import Judge, Recorder, Tabular, runner
 
 LOGITS = torch.tensor([[0.3, -0.2, 0.5], [0.0, 0.8, -0.4], [-0.6, 0.1, 0.2], [0.4, 0.0, -0.9]])
 REFERENCE = torch.tensor([[0.0, 0.4, -0.1], [0.2, 0.0, 0.1], [0.3, -0.5, 0.0], [0.0, 0.3, 0.3]])
@@ -109,25 +109,41 @@ def test_the_mean_of_ppo_gradients_is_the_policy_gradient() -> None:
     assert_converges(gradients, exact)
 
 
-def grpo_gradients(**config: float | str) -> list[Tensor]:
+def grpo(**config: float | str) -> tuple[Any, dict[str, Recorder]]:
+    models = {"policy": Policy(Tabular(LOGITS)), "reference": Reference(Tabular(REFERENCE))}
+    made, recorders = runner("grpo", models, N, scale="none", max_new_tokens=2, **config)
+    made.scorer = Judge(score)
+    return made, recorders
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> list[Rollout]:
+    """Groups of K responses, by which the tests that follow compare what is made of them."""
+    made, _ = grpo()
+    return [made.rollout(prompts(N // K, i)) for i in range(BATCHES)]
+
+
+def grpo_gradients(rollouts: list[Rollout], **config: float | str) -> list[Tensor]:
     gradients = []
-    for i in range(BATCHES):
-        models = {"policy": Policy(Tabular(LOGITS)), "reference": Reference(Tabular(REFERENCE))}
-        made, recorders = runner("grpo", models, N, scale="none", max_new_tokens=2, **config)
-        made.scorer = Judge(score)
-        made.step(prompts(N // K, i))
+    for rollout in rollouts:
+        made, recorders = grpo(**config)
+        made.improve(rollout)
         gradients.append(recorders["policy"].steps[0]["head.weight"].T)
     return gradients
 
 
-def test_the_mean_of_grpo_gradients_is_the_policy_gradient_times_a_known_factor() -> None:
+def test_the_mean_of_grpo_gradients_is_the_policy_gradient_times_a_known_factor(
+    rollouts: list[Rollout],
+) -> None:
     """Without std the group mean contains the response itself: E[-2 ∇L] = (K - 1)/K · ∇E[score], exactly."""
     exact = exact_gradient(mean_score) * (K - 1) / K
-    assert_converges([-2 * g for g in grpo_gradients(kl_coef=0.0)], exact)
+    assert_converges([-2 * g for g in grpo_gradients(rollouts, kl_coef=0.0)], exact)
 
 
 @pytest.mark.parametrize("kl", ["k2", "k3_ratio"])
-def test_two_kl_losses_have_the_gradient_of_the_reverse_kl_of_each_state(kl: str) -> None:
+def test_two_kl_losses_have_the_gradient_of_the_reverse_kl_of_each_state(
+    rollouts: list[Rollout], kl: str
+) -> None:
     """E[2 ∇(kl term)] = Σ_s d(s) ∇KL(π(.|s) || π_ref(.|s)), with the visits d(s) held fixed.
 
     The difference to the gradient of the sequence KL, which PPO's penalty has, is that an early token is not
@@ -140,10 +156,10 @@ def test_two_kl_losses_have_the_gradient_of_the_reverse_kl_of_each_state(kl: str
         return (visits * kl_of).sum()
 
     exact = exact_gradient(mean_score) * (K - 1) / K - KL_COEF * exact_gradient(state_kl)
-    assert_converges([-2 * g for g in grpo_gradients(kl_coef=KL_COEF, kl=kl)], exact)
+    assert_converges([-2 * g for g in grpo_gradients(rollouts, kl_coef=KL_COEF, kl=kl)], exact)
 
 
-def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl() -> None:
+def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl(rollouts: list[Rollout]) -> None:
     """∇k3 = (1 - π_ref/π) ∇log π, whose mean is -Σ_a π_ref ∇log π = ∇KL(π_ref || π) of each state, not of
     KL(π || π_ref).
     """
@@ -153,18 +169,16 @@ def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl() -> None:
         return (visits * (reference.exp() * (reference - logp)).sum(-1)).sum()
 
     exact = exact_gradient(mean_score) * (K - 1) / K - KL_COEF * exact_gradient(forward_kl)
-    assert_converges([-2 * g for g in grpo_gradients(kl_coef=KL_COEF, kl="k3")], exact)
+    assert_converges([-2 * g for g in grpo_gradients(rollouts, kl_coef=KL_COEF, kl="k3")], exact)
 
 
-def test_the_mean_of_rloo_gradients_is_the_policy_gradient() -> None:
+def test_the_mean_of_rloo_gradients_is_the_policy_gradient(rollouts: list[Rollout]) -> None:
     """Leave-one-out needs no factor: E[-∇L] = ∇J, with k1 in the score and the ratio of the sums."""
     exact = exact_gradient(penalised_return)
     gradients = []
-    for i in range(BATCHES):
+    for rollout in rollouts:
         policy, reference = Policy(Tabular(LOGITS)), Reference(Tabular(REFERENCE))
-        batch = sample(
-            policy, prompts(N // K, i), max_new_tokens=2, temperature=1.0, eos_id=EOS, responses_per_prompt=K
-        )
+        batch = rollout.sequences
         logprobs = policy.logprobs(batch)
         k1 = kl_estimate(logprobs.detach(), reference.logprobs(batch), "k1").sum(1)
         advantages = leave_one_out_advantages(score(batch) - KL_COEF * k1, K)

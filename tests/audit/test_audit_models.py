@@ -50,21 +50,22 @@ def judge(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def found(path: Path) -> dict[str, dict[str, Any]]:
-    return {check["name"]: check for check in audit_directory(path)["checks"]}
+def wrong(audit: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The checks that warn or fail, by name."""
+    return {check["name"]: check for check in audit["checks"] if check["status"] in ("fault", "warning")}
 
 
 def amiss(path: Path) -> set[str]:
-    """Names of the checks that warn or fail."""
-    return {name for name, check in found(path).items() if check["status"] in ("fault", "warning")}
+    return set(wrong(audit_directory(path)))
 
 
 def test_sound_models_are_usable(judge: Path, policy: Path) -> None:
-    assert (audit_directory(judge)["verdict"], audit_directory(judge)["kind"]) == ("usable", "reward model")
+    result = audit_directory(judge)
+    assert (result["verdict"], result["kind"]) == ("usable", "reward model")
     result = audit_directory(policy)
     assert result["kind"] == "policy"
     assert result["faults"] == 0
-    assert amiss(policy) <= {"ends by itself"}  # random weights rarely do
+    assert set(wrong(result)) <= {"ends by itself"}  # random weights rarely do
 
 
 CHAT = (
@@ -187,11 +188,10 @@ def test_a_planted_fault_is_found_and_explained(
 ) -> None:
     path = shutil.copytree(judge, tmp_path / "model")
     plant(path)
-    wrong = {name: check for name, check in found(path).items() if check["status"] in ("fault", "warning")}
-    assert named <= set(wrong)
-    first = wrong[min(named)]
-    assert first["consequence"]
-    assert audit_directory(path)["verdict"] != "usable"
+    audit = audit_directory(path)
+    assert named <= set(wrong(audit))
+    assert wrong(audit)[min(named)]["consequence"]
+    assert audit["verdict"] != "usable"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_policy_that_never_ends_is_noticed(policy: Path, tmp_path: Path) -> No
         model.transformer.wte.weight[model.config.eos_token_id] = 0
         model.transformer.ln_f.bias[0] = 20.0
     model.save_pretrained(path)
-    assert found(path)["ends by itself"]["status"] == "warning"
+    assert wrong(audit_directory(path))["ends by itself"]["status"] == "warning"
 
 
 def test_the_command_line_gives_verdict_record_and_exit_code(
@@ -263,7 +263,7 @@ def test_a_check_of_files_that_breaks_is_a_finding_beside_the_others(
         raise AttributeError("no such setting")
 
     monkeypatch.setattr(of_files, "_baked_in", breaks)
-    checks = found(policy)
+    checks = {check["name"]: check for check in audit_directory(policy)["checks"]}
     broken = checks["tokenizer neither cuts nor pads by itself"]
     assert broken["status"] == "fault"
     assert broken["found"] == "the check broke: AttributeError: no such setting"

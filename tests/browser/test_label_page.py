@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from preftune.label.page import write_file
 from preftune.label.store import Store
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
 from preftune.untrusted import clean
+from sweeps import every
 
 KEYS = {"a": "a", "b": "b", "tie": "t", "bad": "x", "skip": "s"}
 
@@ -256,39 +257,41 @@ def test_a_file_without_a_server_keeps_through_a_closed_tab_and_comes_back(
     context.close()
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose prompts and replies are payloads."""
-    folder = tmp_path_factory.mktemp("hostile")
+def hostile(folder: Path, texts: Sequence[str]) -> Path:
+    """A run whose prompts and replies are these texts."""
     rows = [
         {"row": i, "prompt": [{"role": "user", "content": text}, {"role": text, "content": "?"}]}
         | {"replies": [f"{i} {text}", f"{text} {i}"], "scores": [0.0, 1.0]}
-        for i, text in enumerate(PAYLOADS)
+        for i, text in enumerate(texts)
     ]
     write_jsonl(folder / "collected" / "pairs" / "replies.jsonl", rows)
     return folder
 
 
 @pytest.mark.parametrize("kind", ["served", "file"])
-def test_no_text_becomes_code(kind: str, hostile: Path, browser: Any) -> None:
-    """A hundred payloads as prompt, role, reply and tag, shown one after the other."""
+def test_no_text_becomes_code(kind: str, tmp_path: Path, browser: Any) -> None:
+    """A hundred payloads as prompt, role, reply and tag, shown one after the other; by the file, which shows
+    them by the same code, every fifth.
+    """
+    texts = PAYLOADS if kind == "served" else every(5, PAYLOADS)
+    folder = hostile(tmp_path, texts)
     context, watch = browser.new_context(), Watch()
     page = context.new_page()
     tag = "<img src=x onerror=hit()>"
     with ExitStack() as stack:
         if kind == "file":
-            store = begun(RunDir(hostile), name=kind, repeats=0.0, tags=[tag])
-            write_file(store, "me", hostile / "page.html")
-            link = (hostile / "page.html").as_uri()
+            store = begun(RunDir(folder), name=kind, repeats=0.0, tags=[tag])
+            write_file(store, "me", folder / "page.html")
+            link = (folder / "page.html").as_uri()
         else:
-            served = Served(hostile, "--set", kind, "--repeats", "0", "--tag", tag)
+            served = Served(folder, "--set", kind, "--repeats", "0", "--tag", tag)
             stack.callback(served.kill)
-            store, link = Store(RunDir(hostile).labels(kind)), served.links["me"]
+            store, link = Store(RunDir(folder).labels(kind)), served.links["me"]
         own = ("/label.js", "/label.css", "/api/state", "/api/judge")
         watch.on(page, link.split("#")[0])
         page.goto(link)
         shown = set()
-        for place in range(len(PAYLOADS)):
+        for place in range(len(texts)):
             watch.until(page, lambda place=place: page.text_content("#count").startswith(f"{place} of"))
             shown |= {page.text_content("#a"), page.text_content("#b")}
             page.keyboard.press("a")

@@ -9,6 +9,7 @@ from page_watch import Opener, Watch
 from synthetic import make_run
 from synthetic_audit import add_audit
 
+from made_once import figures
 from preftune.report import build
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 
@@ -86,7 +87,8 @@ def test_the_page_is_eight_screens_and_a_link_unfolds_its_part(report: RunDir, o
 def test_long_lists_are_shown_a_page_at_a_time(tmp_path: Path, opened: Opener) -> None:
     run = make_run(tmp_path)
     write_jsonl(run.mistakes, [row | {"idx": i} for i, row in enumerate(read_jsonl(run.mistakes) * 3)])
-    build(run)
+    with figures(drawn=False):
+        build(run)
     page, _ = opened(run.report_page)
     page.evaluate(UNFOLD)
     total = len(read_jsonl(run.mistakes))

@@ -5,9 +5,9 @@ import json
 import os
 import pty
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import preftune
-from documented import ROOT
+from gloo import begun, forkserver
 from patience import PATIENCE
 from preftune.chat.columns import show
 from preftune.chat.talk import Talk
@@ -210,14 +210,23 @@ def test_columns_show_no_escape_of_a_model() -> None:
         assert "[bold]x[/bold]" in out.getvalue()
 
 
-def test_on_a_terminal_replies_are_columns(run: RunDir) -> None:
+def on_a_terminal(name: str, words: list[str], told: Connection) -> None:
+    """`preftune WORDS...` with this terminal as its standard streams."""
+    for number in range(3):
+        os.dup2(os.open(name, os.O_RDWR), number)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    os.environ |= {"COLUMNS": "100", "TERM": "xterm"}
+    told.send("open")
+    sys.exit(main(words))
+
+
+@pytest.mark.xdist_group("forked")
+def test_on_a_terminal_replies_are_columns(tiny_run: RunDir) -> None:
     """A pseudo-terminal: two policies, their heads on one line; Ctrl-D ends it."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100", "TERM": "xterm"}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "preftune", "chat", str(run.path)],
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True,
-    )  # fmt: skip
+    ear, told = forkserver().Pipe(duplex=False)
+    child = begun(on_a_terminal, os.ttyname(theirs), ["chat", str(tiny_run.path)], told)
+    assert ear.poll(PATIENCE)
     os.close(theirs)
     os.write(ours, f"{PROMPT}\n\x04".encode())
     seen = b""
@@ -227,7 +236,8 @@ def test_on_a_terminal_replies_are_columns(run: RunDir) -> None:
     except OSError:  # Linux: the other side is closed
         pass
     os.close(ours)
-    assert child.wait(PATIENCE) == 0
+    child.join(PATIENCE)
+    assert child.exitcode == 0
     lines = seen.decode().splitlines()
     assert any("a: sft" in line and "b: dpo" in line for line in lines)
     assert any(line.count("KL") == 2 for line in lines)

@@ -1,6 +1,6 @@
 """Generated input for all that a person hands in as a file: data files of every kind, and recipes.
 
-`make fuzz` runs 10,000 of them and writes what happened; `test_fuzz.py` runs 500.
+`make fuzz` runs 10,000 of them and writes what happened; `test_fuzz.py` runs some hundred.
 """
 
 import argparse

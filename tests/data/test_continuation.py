@@ -1,6 +1,5 @@
 """`data.prompt_words`: the first words of a text are a prompt, what follows is the reply."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,13 @@ import pytest
 from preftune.config import DataConfig
 from preftune.data import Dataset, Encoder, read_dataset
 from preftune.errors import ConfigError
+from preftune.rundir import write_jsonl
 
 TEXTS = ["  I saw  this\nfilm twice, and wept.", "Dull.", "So so dull", "One two three  four"]
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(path, rows)
     return str(path)
 
 

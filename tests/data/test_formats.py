@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as parquet
@@ -246,6 +245,8 @@ MESSAGES = [
 
 def _write(kind: str, path: Path) -> Path:
     """The same 12 rows as a file or directory of each kind."""
+    import datasets
+
     rows = datasets.Dataset.from_list(MESSAGES)
     if kind == "array":
         (path / "a.json").write_text(json.dumps(MESSAGES, indent=1))
@@ -271,6 +272,7 @@ def _write(kind: str, path: Path) -> Path:
     "kind",
     ["array", "lines in .json", "row groups", "feather", "save_to_disk", "csv", "tsv", "semicolons.csv"],
 )
+@pytest.mark.xdist_group("datasets")  # one worker imports it
 def test_kinds_of_files(tmp_path: Path, kind: str) -> None:
     pairs = read_preferences(_write(kind, tmp_path))
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [
@@ -278,7 +280,10 @@ def test_kinds_of_files(tmp_path: Path, kind: str) -> None:
     ]
 
 
+@pytest.mark.xdist_group("datasets")  # one worker imports it
 def test_a_saved_dictionary_of_splits(tmp_path: Path) -> None:
+    import datasets
+
     rows = {
         name: datasets.Dataset.from_list([hh_row(name)])
         for name in ("train_prefs", "test_prefs", "train_sft")

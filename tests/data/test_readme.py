@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from data_helpers import hh_row, write_jsonl
-from datasets import load_dataset_builder
 
 from preftune.config import DataConfig
 from preftune.data import read_dataset
@@ -47,7 +46,10 @@ def made(root: Path, configs: str, files: tuple[str, ...] = FILES) -> Path:
         ("\n- config_name: only\n  data_files: ./data/**\n", None),
     ],
 )
+@pytest.mark.xdist_group("datasets")  # one worker imports it
 def test_files_and_splits_are_those_of_the_library(tmp_path: Path, configs: str, wanted: str | None) -> None:
+    from datasets import load_dataset_builder
+
     root = made(tmp_path / "set", configs)
     found = load_dataset_builder(str(root), name=wanted, cache_dir=str(tmp_path / "cache")).config.data_files
     assert found is not None

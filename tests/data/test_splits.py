@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from data_helpers import hh_row, write_jsonl
-from datasets.data_files import DEFAULT_SPLITS, SPLIT_KEYWORDS
 
 from preftune.config import DataConfig
 from preftune.data import Dataset, read_dataset
@@ -23,7 +22,10 @@ def names(data: Dataset, split: str) -> set[str]:
     return {pair.prompt[0].text.strip() for pair in getattr(data, split)}
 
 
+@pytest.mark.xdist_group("datasets")  # one worker imports it
 def test_the_words_are_those_of_the_library() -> None:
+    from datasets.data_files import DEFAULT_SPLITS, SPLIT_KEYWORDS
+
     assert {str(split): tuple(SPLIT_KEYWORDS[split]) for split in DEFAULT_SPLITS} == KEYWORDS
 
 

@@ -11,16 +11,16 @@ from preftune.training.checkpoint import newest_step
 
 pytestmark = pytest.mark.xdist_group("forked")
 
-KILLS = [  # one of each kind, in every kind of stage
-    ("sft", "updated@step=3:kill", 2),
+KILLS = [
     ("rm", "checkpoint.file@step=4:tear", 2),
     ("rm", "model.rename@step=6:kill", 6),
     ("dpo", "forward@step=4,hit=3:kill", 2),
-    ("grpo", "rollout.token@step=3,hit=3:kill", 2),
     ("ppo", "update@step=3,hit=3:kill", 2),
     ("ppo", "checkpoint.renamed@step=4:kill", 4),
 ]
 MORE = [
+    ("sft", "updated@step=3:kill", 2),
+    ("grpo", "rollout.token@step=3,hit=3:kill", 2),
     ("dpo", "checkpoint.manifest@step=4:kill", 2),
     ("grpo", "update@step=4,hit=2:kill", 2),
     ("ppo", "rewards@step=5:kill", 4),

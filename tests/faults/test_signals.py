@@ -74,12 +74,14 @@ def test_a_second_ctrl_c_leaves_at_once(lab: Lab, out: Path) -> None:
     assert newest_step(run.checkpoints("sft")) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_save_waits_for_it(lab: Lab, out: Path) -> None:
     run = RunDir(lab.fresh("sft", out))
     assert lab.run("sft", out, "checkpoint.file@step=2:term") == 143
     assert newest_step(run.checkpoints("sft")) == 2
 
 
+@pytest.mark.slow
 def test_before_the_first_step_nothing_is_written(lab: Lab, out: Path) -> None:
     run = RunDir(lab.fresh("ppo", out))
     assert lab.run("ppo", out, "rollout.token@step=1:term") == 143

@@ -13,6 +13,7 @@ from preftune.cli import main
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.dataset import make_dataset
 from preftune.inspection.dataset import Finding, examine
+from preftune.rundir import write_jsonl
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -101,7 +102,7 @@ def hostile(tmp_path: Path) -> Path:
         for i in range(6)
     ]
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(file, rows)
     return file
 
 

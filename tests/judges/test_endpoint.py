@@ -23,11 +23,6 @@ def model() -> Iterator[Model]:
         yield model
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
-
-
 def asked(model: Model, **more: object) -> Endpoint:
     return Endpoint(**{"url": model.url, "retries": 2, **more})  # type: ignore[arg-type]
 

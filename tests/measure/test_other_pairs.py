@@ -1,6 +1,7 @@
 """`preftune evaluate RUN --pairs FILE`: pairs of somebody else, in two forms, the run left as it was."""
 
-import json
+import contextlib
+import io
 import math
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import preftune
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.measure import pairs as other_pairs
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs.console import Console
 from preftune.runs.sources import load_dataset
 from preftune.world.dataset import make_world
@@ -33,23 +34,38 @@ def trl(pair) -> dict[str, str]:
     return {"prompt": pair.prompt.transcript(), "chosen": pair.chosen, "rejected": pair.rejected}
 
 
-def written(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module")
+def trained() -> list:
+    """Pairs that the run was trained on."""
+    return list(load_dataset(load_recipe("tiny", []).config.data, 0).train[:5])
+
+
+@pytest.fixture(scope="module")
+def said(
+    second_judge_run: RunDir, pairs: list, trained: list, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """What the command says of both forms, once the run's pairs-theirs-hh and pairs-theirs-trl are there."""
+    folder, heard = tmp_path_factory.mktemp("theirs"), io.StringIO()
+    before = {p: p.read_bytes() for p in second_judge_run.comparisons.parent.glob("*.json*")}
+    kept = second_judge_run.stage_dir("evaluation") / "parts" / "base.json"  # of the run's own evaluation
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    with contextlib.redirect_stdout(heard):
+        for form in (hh, trl):
+            file = folder / f"theirs-{form.__name__}.jsonl"
+            write_jsonl(file, [form(p) for p in [*pairs, *trained]])
+            assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 0
+    assert {p: p.read_bytes() for p in second_judge_run.comparisons.parent.glob("*.json*")} == before
+    assert kept.read_text() == "{}"
+    shutil.rmtree(kept.parent)
+    assert [path.name for path in second_judge_run.stage_dir("evaluation").iterdir()] == ["stage.json"]
+    return heard.getvalue()
 
 
 def test_both_forms_give_the_same_audit_and_leave_the_run_alone(
-    second_judge_run: RunDir, pairs: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    second_judge_run: RunDir, pairs: list, said: str
 ) -> None:
     run = second_judge_run
-    before = {p: p.read_bytes() for p in run.comparisons.parent.glob("*.json*")}
-    trained = load_dataset(load_recipe("tiny", []).config.data, 0).train[:5]
-    files = [
-        written(tmp_path / "theirs-hh.jsonl", [hh(p) for p in [*pairs, *trained]]),
-        written(tmp_path / "theirs-trl.jsonl", [trl(p) for p in [*pairs, *trained]]),
-    ]
-    for file in files:
-        assert main(["evaluate", str(run.path), "--pairs", str(file)]) == 0
     first, second = (run.pairs(name) for name in ("theirs-hh", "theirs-trl"))
     result = read_json(first / "reward_model.json")
     for name in ("accuracy", "baselines", "mistake_tags", "sanity", "temperature", "by_turns"):
@@ -63,24 +79,13 @@ def test_both_forms_give_the_same_audit_and_leave_the_run_alone(
     assert result["accuracy"]["value"] == pytest.approx((margins > 0).float().mean().item())
     assert len(read_jsonl(first / "reward_model_mistakes.jsonl")) == result["n_mistakes"]
     assert read_json(first / "pairs.json")["n"] == 60
-    shown = capsys.readouterr().out
-    assert "rm on 60 pairs" in shown
-    assert "bag of words" in shown
-    assert {p: p.read_bytes() for p in run.comparisons.parent.glob("*.json*")} == before
+    assert "rm on 60 pairs" in said
+    assert "bag of words" in said
 
 
-def test_policies_are_asked_for_their_own_preference(
-    second_judge_run: RunDir, pairs: list, tmp_path: Path
-) -> None:
-    file = written(tmp_path / "asked.jsonl", [hh(p) for p in pairs])
-    kept = second_judge_run.stage_dir("evaluation") / "parts" / "base.json"  # of the run's own evaluation
-    kept.parent.mkdir()
-    kept.write_text("{}")
-    assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 0
-    assert kept.read_text() == "{}"
-    shutil.rmtree(kept.parent)
-    assert [path.name for path in second_judge_run.stage_dir("evaluation").iterdir()] == ["stage.json"]
-    found = read_json(second_judge_run.pairs("asked") / "policy_dpo.json")
+@pytest.mark.usefixtures("said")
+def test_policies_are_asked_for_their_own_preference(second_judge_run: RunDir, pairs: list) -> None:
+    found = read_json(second_judge_run.pairs("theirs-hh") / "policy_dpo.json")
     assert found["n_prompts"] == 12  # evaluation.prompts of them
     assert found["gold"] is None  # whose prompts they are, nobody knows
     preference = found["preference"]
@@ -94,14 +99,15 @@ def test_policies_are_asked_for_their_own_preference(
     expected = (sides[0] > sides[1]).float().mean().item()
     assert preference["accuracy"]["value"] == pytest.approx(expected)
     assert preference["mean_margin"]["mean"] == pytest.approx((sides[0] - sides[1]).mean().item(), abs=1e-4)
-    assert read_json(second_judge_run.pairs("asked") / "policy_sft.json")["preference"]["accuracy"] is None
+    beside = read_json(second_judge_run.pairs("theirs-hh") / "policy_sft.json")
+    assert beside["preference"]["accuracy"] is None
 
 
 def test_pairs_that_were_all_trained_on_say_nothing(
-    second_judge_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    second_judge_run: RunDir, trained: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = load_dataset(load_recipe("tiny", []).config.data, 0).train[:5]
-    file = written(tmp_path / "trained.jsonl", [hh(p) for p in trained])
+    file = tmp_path / "trained.jsonl"
+    write_jsonl(file, [hh(p) for p in trained])
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 65
     assert "all 5 pairs" in capsys.readouterr().err
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(tmp_path / "none.jsonl")]) == 66

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from families import TREES, made
@@ -18,7 +17,7 @@ from preftune.models.fast.trunk import branch_of
 from preftune.models.kept import KeptStates
 from preftune.models.roles import Policy, Reference, RewardModel
 from preftune.models.trunk import keep_on_disk, share_trunk
-from tiny import sequences
+from tiny import passes, sequences
 
 FLOAT = np.dtype(np.float32)
 ROWS = {bytes([i]) * 16: np.random.default_rng(i).random((3 + i, 4), np.float32) for i in range(5)}
@@ -128,19 +127,6 @@ def test_the_command_says_how_much_there_is_and_removes_it(
     assert kept.empty(to=0, keep=kept.states_dir() / "a") == 0
     assert main(["cache", "--empty"]) == 0
     assert kept.sizes() == {}
-
-
-def passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each pass through the lowest block."""
-    block, seen = model.base_model.get_submodule("h.0"), list[int]()
-    own = block.forward
-
-    def counted(states: Tensor, *args: Any, **named: Any) -> Any:
-        seen.append(states.shape[1])
-        return own(states, *args, **named)
-
-    monkeypatch.setattr(block, "forward", counted)
-    return seen
 
 
 def shared(dtype: Any = "float32", limit: int = 1 << 20) -> tuple[Policy, Reference, RewardModel]:

@@ -37,7 +37,12 @@ def rises(low: float, high: float) -> list[float]:
     return [low + (high - low) * step / (STEPS - 1) for step in range(STEPS)]
 
 
-def run_with(tmp_path: Path, rows: dict[str, Any], **changed: Any) -> RunView:
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    return load_run(make_run(tmp_path_factory.mktemp("run")))
+
+
+def run_with(view: RunView, rows: dict[str, Any], **changed: Any) -> RunView:
     """A run whose one stage wrote these metrics, each a number or one number a step."""
     table = {key: value if isinstance(value, list) else [value] * STEPS for key, value in rows.items()}
     metrics = tuple({"step": i + 1} | {key: table[key][i] for key in table} for i in range(STEPS))
@@ -45,7 +50,7 @@ def run_with(tmp_path: Path, rows: dict[str, Any], **changed: Any) -> RunView:
     rows = tuple(MetricsRow.model_validate({"step": step, **row}) for step, row in enumerate(metrics, 1))
     stage = StageView(name="own", status="finished", record=record, metrics=rows)
     empty = {"stages": (stage,), "policies": (), "reward_model": None, "comparisons": ()}
-    return dataclasses.replace(load_run(make_run(tmp_path)), **empty | changed)
+    return dataclasses.replace(view, **empty | changed)
 
 
 def kinds(run: RunView) -> list[str]:
@@ -53,8 +58,8 @@ def kinds(run: RunView) -> list[str]:
 
 
 @pytest.mark.parametrize("rows", [HEALTHY, PAIRS, {"loss": rises(3.0, 2.5), "entropy": rises(3.0, 1.0)}])
-def test_a_healthy_stage_shows_nothing(tmp_path: Path, rows: dict[str, Any]) -> None:
-    assert kinds(run_with(tmp_path, rows)) == []
+def test_a_healthy_stage_shows_nothing(view: RunView, rows: dict[str, Any]) -> None:
+    assert kinds(run_with(view, rows)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,10 +81,8 @@ def test_a_healthy_stage_shows_nothing(tmp_path: Path, rows: dict[str, Any]) -> 
         ("replies without a reward", {"frac_reward_masked": 0.1}),
     ],
 )
-def test_what_an_online_stage_shows_is_found_alone(
-    tmp_path: Path, kind: str, planted: dict[str, Any]
-) -> None:
-    assert kinds(run_with(tmp_path, HEALTHY | planted)) == [kind]
+def test_what_an_online_stage_shows_is_found_alone(view: RunView, kind: str, planted: dict[str, Any]) -> None:
+    assert kinds(run_with(view, HEALTHY | planted)) == [kind]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +93,8 @@ def test_what_an_online_stage_shows_is_found_alone(
         ("learning rate too high", {"loss": rises(0.69, 1.4)}),
     ],
 )
-def test_what_pairs_show_is_found_alone(tmp_path: Path, kind: str, planted: dict[str, Any]) -> None:
-    assert kinds(run_with(tmp_path, PAIRS | planted)) == [kind]
+def test_what_pairs_show_is_found_alone(view: RunView, kind: str, planted: dict[str, Any]) -> None:
+    assert kinds(run_with(view, PAIRS | planted)) == [kind]
 
 
 def policy(name: str, **fields: Any) -> dict[str, Any]:
@@ -117,30 +120,30 @@ def estimate(value: float, low: float, high: float) -> Estimate:
         ("broken replies", {"role_leakage": 0.4}),
     ],
 )
-def test_what_a_policy_shows_is_found_alone(tmp_path: Path, kind: str, planted: dict[str, Any]) -> None:
-    kind_of = type(load_run(make_run(tmp_path / "a")).policies[0])
+def test_what_a_policy_shows_is_found_alone(view: RunView, kind: str, planted: dict[str, Any]) -> None:
+    kind_of = type(view.policies[0])
     both = [policy("policy_sft"), policy("policy_ppo")]
     healthy = tuple(kind_of.model_validate(row) for row in both)
-    assert kinds(run_with(tmp_path / "b", HEALTHY, policies=healthy)) == []
+    assert kinds(run_with(view, HEALTHY, policies=healthy)) == []
     ill = (healthy[0], kind_of.model_validate(both[1] | planted))
-    assert kinds(run_with(tmp_path / "b", HEALTHY, policies=ill)) == [kind]
+    assert kinds(run_with(view, HEALTHY, policies=ill)) == [kind]
 
 
 @pytest.mark.parametrize(("low", "kinds_found"), [(0.09, []), (0.21, ["broken replies"])])
 def test_broken_replies_that_chance_may_have_made_are_no_finding(
-    tmp_path: Path, low: float, kinds_found: list[str]
+    view: RunView, low: float, kinds_found: list[str]
 ) -> None:
     """2 of 32 of SFT's replies speak for the human, [0.02, 0.20]; 6 of 32 of the policy's, from 0.09 on."""
-    kind_of = type(load_run(make_run(tmp_path / "a")).policies[0])
+    kind_of = type(view.policies[0])
     usual = {"role_leakage": 0.0625, "role_leakage_rate": {"value": 0.0625, "interval": [0.02, 0.2], "n": 32}}
     more = {"role_leakage": 0.1875, "role_leakage_rate": {"value": 0.1875, "interval": [low, 0.36], "n": 32}}
     rows = policy("policy_sft", **usual), policy("policy_ppo", **more)
     policies = tuple(kind_of.model_validate(row) for row in rows)
-    assert kinds(run_with(tmp_path / "b", HEALTHY, policies=policies)) == kinds_found
+    assert kinds(run_with(view, HEALTHY, policies=policies)) == kinds_found
 
 
-def test_a_score_that_rises_while_gold_falls_is_over_optimisation(tmp_path: Path) -> None:
-    kind_of = type(load_run(make_run(tmp_path / "a")).policies[0])
+def test_a_score_that_rises_while_gold_falls_is_over_optimisation(view: RunView) -> None:
+    kind_of = type(view.policies[0])
     policies = tuple(kind_of.model_validate(policy(name)) for name in ("policy_sft", "policy_ppo"))
 
     def row(measure: str, low: float, high: float) -> Comparison:
@@ -151,20 +154,20 @@ def test_a_score_that_rises_while_gold_falls_is_over_optimisation(tmp_path: Path
 
     falls = (row("score", 0.5, 0.9), row("gold", -0.9, -0.5))
     rises_too = (row("score", 0.5, 0.9), row("gold", 0.5, 0.9))
-    found = kinds(run_with(tmp_path / "b", HEALTHY, policies=policies, comparisons=falls))
+    found = kinds(run_with(view, HEALTHY, policies=policies, comparisons=falls))
     assert found == ["over-optimisation"]
-    assert kinds(run_with(tmp_path / "b", HEALTHY, policies=policies, comparisons=rises_too)) == []
+    assert kinds(run_with(view, HEALTHY, policies=policies, comparisons=rises_too)) == []
 
 
-def test_reward_models_at_chance_by_heart_and_by_length(tmp_path: Path) -> None:
-    model = load_run(make_run(tmp_path / "a")).reward_model
+def test_reward_models_at_chance_by_heart_and_by_length(view: RunView) -> None:
+    model = view.reward_model
     assert model is not None
     sound = {"accuracy": estimate(0.7, 0.65, 0.75), "correlation_score_length": estimate(0.1, 0.0, 0.2)}
 
     def found(**changed: Any) -> list[str]:
         own = model.model_copy(update=sound | changed)
         rows = {"loss": rises(0.69, 0.5), "accuracy": rises(0.5, 0.75)}
-        return kinds(run_with(tmp_path / "b", rows, reward_model=own))
+        return kinds(run_with(view, rows, reward_model=own))
 
     assert found() == []
     assert found(correlation_score_length=estimate(0.8, 0.7, 0.9)) == ["reward is explained by length"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
+from damages import shown_by
 from preftune.config import ALGORITHM_CONFIGS
 from preftune.report.healthy import healthy
 from preftune.report.load import load_run
@@ -54,7 +55,7 @@ def test_ranges_said_of_hh_are_for_hh_only(tmp_path: Path) -> None:
 
 def test_a_ceiling_is_called_one_in_the_figure_and_beside_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    _, words = draw(load_run(run))["training_ppo.svg"]
+    _, words = draw(shown_by(load_run(run), run.metrics("ppo")))["training_ppo.svg"]
     assert "objective/kl (healthy: at most about 30)" in words
 
 

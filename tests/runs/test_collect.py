@@ -1,6 +1,5 @@
 """A stage that collects: replies of a policy, judged, as data of another stage; stopped, resumed, refused."""
 
-import json
 import shutil
 import traceback
 from itertools import combinations
@@ -23,7 +22,7 @@ from preftune.models.load import load_causal_lm
 from preftune.models.locate import locate
 from preftune.models.roles import Policy
 from preftune.rollout.score import Scorer
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs import collect
 
 pytestmark = [
@@ -312,7 +311,7 @@ def test_a_stage_learns_from_a_file_of_its_own_without_held_out_prompts(tmp_path
         for pair in (held, free)
     ]
     file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(file, rows)
     changes = (*SMALL, f"stage.dpo.data={file}")
     run = api.run_recipe("tiny", changes, out=str(tmp_path / "run"), until="dpo")
     report = read_json(run.data)["others"][str(file)]

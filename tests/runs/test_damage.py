@@ -1,7 +1,6 @@
 """A finished run that is damaged: the next command that reads the file names it, or makes it anew."""
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -75,11 +74,6 @@ def another(file: Path) -> None:
     file.write_bytes(twin.read_bytes() if twin != file else b"x" + file.read_bytes())
 
 
-@pytest.fixture
-def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-
-
 def damages(files: list[str]) -> Sequence[tuple[str, Callable[[Path], None]]]:
     """Every file loses a bit and one of the other ways in turn, which over all files meet every kind."""
     kinds = [cut, delete, link, another]
@@ -88,7 +82,7 @@ def damages(files: list[str]) -> Sequence[tuple[str, Callable[[Path], None]]]:
     found += [(file, number) for file in files if file.endswith(("preftune.json", "policy_ppo.json"))]
     record = "stages/ppo/stage.json"
     found += [(record, another)] if (record, another) not in found else []
-    chosen = list(every(5, found))  # each takes seconds
+    chosen = list(every(7, found))  # each takes seconds
     last = {kind: (file, kind) for file, kind in found}
     return chosen + [last[kind] for kind in last if kind not in {kind for _, kind in chosen}]
 

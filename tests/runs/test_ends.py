@@ -21,6 +21,7 @@ from preftune.models.roles import Policy, RewardModel
 from preftune.models.scalar import init_scalar_model
 from preftune.rollout.sample import ended, sample
 from preftune.rollout.score import Scorer
+from preftune.rundir import write_jsonl
 from tiny import EOS, causal_lm, classifier, prompts
 
 CHATML = (
@@ -158,7 +159,7 @@ def test_a_run_states_the_end_that_it_trained(base: Path, tmp_path: Path) -> Non
     ]
     rows[7]["prompt"].insert(0, {"role": "system", "content": "Be brief."})
     data = tmp_path / "train.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(data, rows)
     overrides = [
         *(f"model.base={base}", f"data.name={data}", "data.form=chat", "data.max_prompt_length=60"),
         *("stage.sft.rows=none", "stage.sft.epochs=40", "stage.sft.learning_rate=1e-2", "stage.grpo=none"),

@@ -20,11 +20,6 @@ from preftune.verify.attempts import different, outcome
 SLOW = ("stage.dpo.learning_rate=3e-4",)
 
 
-@pytest.fixture
-def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-
-
 def model(run: RunDir, name: str) -> bytes:
     return (run.models / name / "model.safetensors").read_bytes()
 

@@ -1,6 +1,5 @@
 """Two runs that train the upper blocks: what lies below stays, and its states are computed once for both."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from preftune.cli import main
 from preftune.models import kept
 from preftune.models.fast.passing import PassingDecoder
 from preftune.models.roles import models_of
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs import collect, roles
 from preftune.world.dataset import make_world
 
@@ -75,7 +74,7 @@ def test_states_of_measured_pairs_are_computed_once_and_change_no_score(
     run, file = runs[0], tmp_path / "theirs.jsonl"
     pairs = make_world(7, 1, 1, 30).test
     rows = [{"prompt": p.prompt.transcript(), "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(file, rows)
 
     def measured() -> tuple[Any, Any, int]:
         """What the reward model and DPO make of the pairs, and the bytes of the index of kept states."""

@@ -1,6 +1,5 @@
 """Rows that are no pairs, through whole stages: labelled replies for KTO, prompts alone for PPO and GRPO."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from preftune.data.corpus import train_tokenizer
 from preftune.errors import ConfigError
 from preftune.models.load import scratch_gpt2
 from preftune.models.locate import Source
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs.runner import _check_room
 
 LABELLED = [
@@ -32,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return str(path)
 
 

@@ -19,7 +19,6 @@ from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
-from preftune.judges import endpoint
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 
@@ -35,11 +34,6 @@ KEY = "a-key-of-no-known-form-0815"
 def model() -> Iterator[Model]:
     with serving() as model:
         yield model
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
 
 
 def judge(model: Model, directory: Path, **more: Any) -> LLMJudge:

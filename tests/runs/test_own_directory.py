@@ -27,15 +27,16 @@ def contents(path: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-@pytest.fixture
-def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
+PLACES = (".lock", "evaluation", "figures", "models", "stages/ppo", "samples", ".preftune", "config.toml")
 
 
 @pytest.mark.parametrize(
-    "place", [".lock", "evaluation", "figures", "models", "stages/ppo", "samples", ".preftune", "config.toml"]
+    ("place", "command"),
+    [
+        *((place, command) for place in PLACES for command in ("run", "restart")),
+        *(("figures", "report"), ("config.toml", "report")),
+    ],
 )
-@pytest.mark.parametrize("command", ["run", "restart", "report"])
 def test_nothing_is_written_or_deleted_through_a_link(
     copy: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, command: str
 ) -> None:

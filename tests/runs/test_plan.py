@@ -1,6 +1,5 @@
 """Rows that a stage cannot use are refused before anything is trained, and the plan says what is read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from preftune import api
 from preftune.config import load_recipe
 from preftune.errors import ConfigError, PreftuneError
-from preftune.rundir import RunDir, read_json
+from preftune.rundir import RunDir, read_json, write_jsonl
 from preftune.runs.plan import check_kind
 from preftune.runs.sources import load_dataset
 
@@ -22,7 +21,7 @@ TEXTS = [{"text": f"Once upon a time there were {i} of them."} for i in range(30
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return path
 
 

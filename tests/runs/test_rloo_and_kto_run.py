@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 import preftune
-from made_once import figures
+from damages import shown_by
 from preftune.config import judges_of, load_recipe
+from preftune.report import load_run
+from preftune.report.plots.figures import draw
 from preftune.rundir import RunDir, read_json, read_jsonl
 
 ADDED = (
@@ -25,8 +27,7 @@ FEWER = ("stage.ppo=none", "stage.dpo=none", "stage.grpo=none")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
-    with figures(drawn=True):
-        return preftune.run("tiny", *ADDED, *FEWER, out=str(tmp_path_factory.mktemp("added") / "run"))
+    return preftune.run("tiny", *ADDED, *FEWER, out=str(tmp_path_factory.mktemp("added") / "run"))
 
 
 def test_both_are_trained_with_the_batches_of_their_settings(run: RunDir) -> None:
@@ -46,7 +47,7 @@ def test_both_are_evaluated_reported_and_described(run: RunDir) -> None:
     for name, words in (("rloo", "RLOO against a reward model"), ("kto", "KTO on desirable")):
         assert read_json(run.evaluation(f"policy_{name}"))["label"] == name.upper()
         assert f"| {name.upper()} " in analysis
-        assert (run.figures / f"training_{name}.svg").is_file()
+        assert f"training_{name}.svg" in draw(shown_by(load_run(run), run.metrics(name)))
         assert words in (run.model_dir(name) / "README.md").read_text(encoding="utf-8")
 
 
@@ -57,10 +58,10 @@ def test_a_finished_stage_is_skipped(run: RunDir, capsys: pytest.CaptureFixture[
     assert "kto          already finished" in said
 
 
-def test_a_kto_stage_can_be_the_judge(few_pairs: None, tmp_path: Path) -> None:
+def test_a_kto_stage_can_be_the_judge(run: RunDir, tmp_path: Path) -> None:
     """By its implicit reward, like a DPO stage."""
-    words = [*ADDED, *FEWER, "stage.rm=none", "stage.rloo.reward_model=kto", "model.scratch.steps=20"]
+    words = [*ADDED, *FEWER, "stage.rm=none", "stage.rloo.reward_model=kto", "evaluation.prompts=6"]
     assert judges_of(load_recipe("tiny", words).config.stage) == ["kto"]
-    judged = preftune.run("tiny", *words, "evaluation.prompts=6", out=str(tmp_path / "run"))
+    judged = preftune.run("tiny", *words, out=str(tmp_path / "run"), from_run=str(run.path))
     assert read_json(judged.reward_evaluation)["stage"] == "kto"
     assert read_json(judged.stage_json("rloo"))["parents"] == ["sft", "kto"]

@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field
 
 import preftune
-from made_once import figures
+from damages import shown_by
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.api import run_recipe
@@ -33,6 +33,8 @@ from preftune.data import Sequences
 from preftune.errors import ConfigError
 from preftune.functional import token_mean
 from preftune.models.roles import Role
+from preftune.report import load_run
+from preftune.report.plots.figures import draw
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.verify.attempts import different, outcome
 
@@ -100,8 +102,7 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, few_pairs: None) -> RunDir:
-    with figures(drawn=True):
-        return preftune.run("tiny", *TOY, out=str(tmp_path_factory.mktemp("toy") / "run"))
+    return preftune.run("tiny", *TOY, out=str(tmp_path_factory.mktemp("toy") / "run"))
 
 
 def test_its_settings_are_checked_and_explained() -> None:
@@ -131,8 +132,8 @@ def test_it_is_evaluated_reported_and_described(run: RunDir) -> None:
     assert read_json(run.evaluation("policy_toy"))["label"] == "Toy"
     analysis = run.analysis_text.read_text(encoding="utf-8")
     assert "Toy" in analysis
-    assert "pulled (healthy: below 7)" in analysis
-    assert (run.figures / "training_toy.svg").is_file()
+    _, words = draw(shown_by(load_run(run), run.metrics("toy")))["training_toy.svg"]
+    assert "pulled (healthy: below 7)" in words
     card = (run.model_dir("toy") / "README.md").read_text(encoding="utf-8")
     assert "This is a toy that nobody should use." in card
     assert "- It is a toy." in card

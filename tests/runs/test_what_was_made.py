@@ -22,16 +22,12 @@ GRPO = (
 )
 
 
-@pytest.fixture
-def copy(tiny_run: RunDir, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-
-
 def test_a_report_is_made_again_when_what_it_shows_has_changed(
     copy: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(figures, "draw", lambda run: drawn or drawn.update(drawing()(run)) or drawn)
+    draw = drawing("preftune.report.plots.figures")
+    monkeypatch.setattr(figures, "draw", lambda run: drawn or drawn.update(draw(run)) or drawn)
     analysis = copy.analysis_text.read_text()
     for file in (copy.report_page, copy.figures / "reward_kl.svg"):  # killed between two files
         file.unlink()

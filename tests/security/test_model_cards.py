@@ -2,8 +2,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +9,11 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from damages import session
 from preftune.rundir import RunDir
 from preftune.runs.cards import _metadata, model_card
 from preftune.runs.stages import Stage
+from sweeps import ALL
 
 HEADINGS = ["Data", "Recipe", "Measured", "Limits", "How to load"]
 # What breaks out of YAML, Markdown or HTML, between any other text.
@@ -27,39 +27,21 @@ PIECES = st.sampled_from(
 FOREIGN = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=8).map("".join)
 
 
-def session(base: str, data: str, source: str, reason: str) -> Any:
-    """As much of a session as a card is made of."""
-    report = {
-        "splits": {"train": 3},
-        "sources": {"train": {source: 3}},
-        "rejected": {reason: 1},
-        "rows_read": 4,
-    }
-    config = SimpleNamespace(
-        name="run",
-        seed=0,
-        precision="float32",
-        model=SimpleNamespace(base=base),
-        data=SimpleNamespace(name=data, form="transcript", template_arguments={}),
-        evaluation=SimpleNamespace(temperature=1.0, max_new_tokens=64),
-    )
-    return SimpleNamespace(
-        config=config,
-        dataset=SimpleNamespace(report=report),
-        run=RunDir(Path("/nonexistent")),
-        commit_of_base="",
-    )
-
-
 @pytest.mark.parametrize("algorithm", ["sft", "reward"])
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@settings(max_examples=250 if ALL else 100, deadline=None, derandomize=True, database=None)
 @given(base=FOREIGN, data=FOREIGN, source=FOREIGN, reason=FOREIGN, setting=FOREIGN)
 @example("owner/model.v1", "owner/data_set", "all", "too long", "gold")
 @example("a/b\n---\nlicense: mit", "a/b\n---\nlicense: mit", "`\n\n## Data\n", "```\n# x", "```\n## Data\n")
 def test_a_card_keeps_its_metadata_and_its_headings(
     algorithm: str, base: str, data: str, source: str, reason: str, setting: str
 ) -> None:
-    made = session(base, data, source, reason)
+    report = {
+        "splits": {"train": 3},
+        "sources": {"train": {source: 3}},
+        "rejected": {reason: 1},
+        "rows_read": 4,
+    }
+    made = session(RunDir(Path("/nonexistent")), base, data, report)
     stage = Stage(
         name="sft",
         algorithm=algorithm,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from study_helpers import wanted
 
-from made_once import made_once
+from made_once import figures, made_once
 from preftune.rundir import read_json
 from preftune.study.launch import run_study
 
@@ -25,6 +25,9 @@ def study_of() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of seeds 3 and 4. Read only; a test that goes on with it copies it."""
-    return made_once(
-        tmp_path_factory, "study", lambda out: run_study(wanted(), out, seeds=2, first_seed=3, reports=False)
-    )
+    with figures(drawn=True):
+        return made_once(
+            tmp_path_factory,
+            "study",
+            lambda out: run_study(wanted(), out, seeds=2, first_seed=3, reports=False),
+        )

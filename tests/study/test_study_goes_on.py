@@ -1,9 +1,9 @@
 """A study that goes on: nothing twice, sweeps, files without gold, the command."""
 
-import json
 import math
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted, without_grpo
 
+from made_once import figures
 from preftune import cli
 from preftune.config import RewardConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
-from preftune.rundir import read_json
+from preftune.rundir import read_json, write_jsonl
 from preftune.runs.console import Console
 from preftune.study import launch, measure
 from preftune.study import seed as one_seed
 from preftune.study.design import Request, load_design, make_design, save_design
 from preftune.study.launch import run_study
+from preftune.study.tasks import Task
 from preftune.sums import write_sealed
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
@@ -171,7 +173,8 @@ def test_a_sweep_runs_its_own_stages_only(
     ppo = out / "seed-3" / "models" / "policy_ppo" / "model.safetensors"
     measured = out / "seed-3" / "study" / "ppo.json"
     before = [path.stat().st_mtime_ns for path in (ppo, measured)]
-    study = study_of(out, seeds=1, first_seed=3, sweep="stage.ppo.kl_coef=0.0,0.05,1.0")
+    with figures(drawn=True):
+        study = study_of(out, seeds=1, first_seed=3, sweep="stage.ppo.kl_coef=0.0,0.05,1.0")
     assert [path.stat().st_mtime_ns for path in (ppo, measured)] == before
     sweep = study["sweep"]
     assert [(p["value"], p["stage"]) for p in sweep["points"]] == [
@@ -217,7 +220,7 @@ def of_a_file(tmp_path: Path) -> tuple[str, ...]:
         {s: pair.prompt.transcript() + getattr(pair, s) for s in ("chosen", "rejected")}
         for pair in world.train
     ]
-    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    write_jsonl(file, rows)
     return (*SMALL, f"data.name={file}", "data.held_out=0.2", "model.scratch.vocab_size=300",
             "data.max_prompt_length=60", "data.max_response_length=28")  # fmt: skip
 
@@ -299,13 +302,19 @@ def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "cannot sweep" in capsys.readouterr().err
 
 
-def test_a_failing_seed_is_reported(two_seeds: Path, tmp_path: Path) -> None:
-    """In processes of their own: one seed's directory holds something else, the other one is fine."""
+def test_a_failing_seed_is_reported(two_seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own: one seed's directory holds something else; the other one is fine, and its
+    process only puts its numbers back.
+    """
     out = tmp_path / "failing"
     shutil.copytree(two_seeds, out)
     for seed in SEEDS:
         (out / f"seed-{seed}" / "study" / "seed.json").unlink()
     (out / "seed-4" / "stages" / "sft" / "stage.json").write_text('{"key": "other", "inputs": {}}')
+    files = [str(place / "seed-3" / "study" / "seed.json") for place in (two_seeds, out)]
+    fine = [sys.executable, "-c", "import shutil, sys; shutil.copy(*sys.argv[1:])", *files]
+    usual = Task.words.fget
+    monkeypatch.setattr(Task, "words", property(lambda task: fine if task.seed == 3 else usual(task)))
     with pytest.raises(PreftuneError, match="1 of 2 seeds failed; seed 4") as caught:
         run_study(wanted(), out, seeds=2, first_seed=3, jobs=2, reports=False)
     assert "made with other settings" in str(caught.value)

@@ -1,12 +1,12 @@
 """Memory that runs out: half the rows at a time, the same update, the same responses."""
 
-import multiprocessing
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from gloo import forkserver
 from preftune import faults
 from preftune.algorithms import SFT
 from preftune.algorithms.base import Loss
@@ -257,9 +257,10 @@ def waits_of_updates() -> list[int]:
     return counts
 
 
+@pytest.mark.xdist_group("forked")
 def test_a_microbatch_waits_for_the_device_twice_and_an_update_twice() -> None:
     """In a process of its own: what other tests leave behind in torch and accelerate does not count."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with forkserver().Pool(1) as pool:
         counts = pool.apply(waits_of_updates)
     each = (counts[2] - counts[1]) / 2
     assert each <= PER_MICROBATCH

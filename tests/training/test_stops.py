@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from preftune.training.checkpoint import newest_step
 from preftune.training.state import TrainState
 from sweeps import ALL
 from tiny import same_weights
+
+pytestmark = pytest.mark.xdist_group("wholes")  # one worker trains them
 
 # In step 4: after the checkpoint of step 2, before that of step 4; the first and later times of each place.
 # An update of PPO's policy, of its critic, and in its second epoch again; all of them in `make sweeps`.
@@ -36,12 +37,6 @@ PLACES = {
     ],
     "ppo": ["rollout.token", "forward@hit=3", *(f"update@hit={n}" for n in HITS), "updated@hit=8"],
 }
-
-
-@pytest.fixture(autouse=True)
-def disarmed() -> Iterator[None]:
-    yield
-    faults.arm("")
 
 
 def armed(place: str, action: str = "term", step: int = 4) -> None:

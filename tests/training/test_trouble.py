@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +18,6 @@ from preftune.stops import Interrupted, handled
 from preftune.training import checkpoint, metrics
 from preftune.training.checkpoint import check_space, newest_step
 from tiny import online, same_weights
-
-
-@pytest.fixture(autouse=True)
-def disarmed() -> Iterator[None]:
-    yield
-    faults.arm("")
 
 
 @EVERY

@@ -24,7 +24,6 @@ from patience import PATIENCE
 from preftune.config.sampler import SamplerConfig
 from preftune.errors import ConfigError, InputMissing, SamplerDisagrees
 from preftune.functional.advantages import importance_weights
-from preftune.judges import endpoint
 from preftune.models.roles import Policy
 from preftune.runs.vllm import VLLM, server_of
 from preftune.training.checkpoint import newest_step
@@ -41,11 +40,6 @@ def server() -> Iterator[VLLMServer]:
     with serving(VLLMServer()) as model:
         assert isinstance(model, VLLMServer)
         yield model
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
 
 
 def sampler(server: VLLMServer, where: Path, learner: Learner | None = None, **more: Any) -> VLLM:
