@@ -79,7 +79,7 @@ Version = Annotated[
 
 @app.callback()
 def common(debug: Debug = False, version: Version = False) -> None:
-    """RLHF for small models: reward model, SFT, PPO, GRPO, RLOO, DPO and KTO, measured and written up."""
+    """RLHF for small models: reward model, SFT, PPO, GRPO, DPO and others, measured and written up."""
 
 
 app.command()(runs)

@@ -171,7 +171,7 @@ def test_a_result_goes_to_a_directory_that_is_there(
 ) -> None:
     words = ["compare", str(tiny_run.path), str(tiny_run.path), "--json"]
     assert main([*words, str(tmp_path / "no" / "x.json")]) == 66
-    assert "no directory" in capsys.readouterr().err
+    assert "there is no such directory" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     assert main([*words, str(tmp_path / "x.json")]) == 0
     assert json.loads((tmp_path / "x.json").read_text())["same_reward_model"]

@@ -203,7 +203,7 @@ def _by_split(name: str, tallies: Sequence[Tally]) -> dict[str, list[Preference]
     if undesirable and not splits["train"]:
         raise DataError(
             f"{name}: no desirable reply to train on, only {undesirable} undesirable ones",
-            "every stage but KTO learns from desirable replies alone: add rows whose label is true",
+            "a run imitates and samples by desirable ones: add rows whose label is true",
         )
     if not any(splits.values()):
         counts = reasons_of(tallies)
