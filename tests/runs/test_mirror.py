@@ -52,6 +52,21 @@ def test_what_was_finished_before_there_was_a_mirror_gets_there_once(run: RunDir
     assert not checkpoint.exists()
 
 
+def test_a_stage_that_is_there_is_not_read_again_and_one_that_lacks_a_file_is_put_again(
+    run: RunDir, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(run, "sft")
+    mirror.put_stage(stage)
+    unit, read, whole = mirror.directory / "sft" / "finished", list[Path](), mirrors.sha256_file
+    monkeypatch.setattr(mirrors, "sha256_file", lambda file: read.append(file) or whole(file))
+    mirror.put_stage(stage)
+    assert read == [run.stage_json("sft")]
+    weights = unit / "model" / "model.safetensors"
+    weights.unlink()
+    mirror.put_stage(stage)
+    assert weights.is_file()
+
+
 def test_trouble_with_the_drive_is_a_warning(
     run: RunDir, mirror: Mirror, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,10 @@
 """The form in which an audit answers, and the texts that it probes models with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 OK, NOTE, WARNING, FAULT = "ok", "note", "warning", "fault"
 
@@ -54,3 +57,12 @@ def attempted(name: str, body: Callable[[], Sequence[Check]]) -> Iterator[Check]
             found=f"the check broke: {type(error).__name__}: {words}",
             consequence="whatever uses the model in this way will break, too",
         )
+
+
+def all_attempted(subject: T, bodies: Mapping[str, Callable[[T], Iterable[Check]]]) -> list[Check]:
+    """The checks of a subject by every body; the name stands for one that breaks."""
+    return [
+        check
+        for name, body in bodies.items()
+        for check in attempted(name, lambda body=body: list(body(subject)))
+    ]

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check, attempted
+from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check, all_attempted
 from preftune.data import Encoder, parse_prompt
 from preftune.data.encode import UNLIMITED
 from preftune.models.aligned import aligned
@@ -122,17 +122,17 @@ def open_directory(path: Path) -> Directory:
 
 def check_files(directory: Directory) -> list[Check]:
     """Weights, vocabulary, special tokens, and settings that are baked into the tokenizer."""
-    checks: list[Check] = []
-    for name, body in (
-        ("weights are complete", _weights),
-        ("vocabulary fits the model", _vocabulary),
-        ("has an end token", _end_token),
-        ("has its own pad token", _pad_token),
-        ("tokenizer neither cuts nor pads by itself", _baked_in),
-        ("context", _context),
-    ):
-        checks += attempted(name, lambda body=body: list(body(directory)))
-    return checks
+    return all_attempted(
+        directory,
+        {
+            "weights are complete": _weights,
+            "vocabulary fits the model": _vocabulary,
+            "has an end token": _end_token,
+            "has its own pad token": _pad_token,
+            "tokenizer neither cuts nor pads by itself": _baked_in,
+            "context": _context,
+        },
+    )
 
 
 def _weights(directory: Directory) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
+from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, all_attempted, attempted
 from preftune.audit.files import Directory, probe_ids
 from preftune.audit.reward import FEW, WIDTHS, padded, rows_of
 from preftune.data import pad_prompts
@@ -22,16 +22,17 @@ SAMPLING = ("top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size", "min
 
 def check_policy(directory: Directory) -> list[Check]:
     """All checks that need the model to compute."""
-    checks: list[Check] = []
-    for name, body in (
-        ("log-probabilities", _finite),
-        ("padding does not matter", _padding),
-        ("supported by preftune", _supported),
-        ("dropout", _dropout),
-        ("sampling settings", _sampling),
-        ("chat template", _template),
-    ):
-        checks += attempted(name, lambda body=body: list(body(directory)))
+    checks = all_attempted(
+        directory,
+        {
+            "log-probabilities": _finite,
+            "padding does not matter": _padding,
+            "supported by preftune": _supported,
+            "dropout": _dropout,
+            "sampling settings": _sampling,
+            "chat template": _template,
+        },
+    )
     if directory.end is not None and not any(c.status == FAULT for c in checks):
         checks += attempted("ends by itself", lambda: list(_ends(directory)))
     return checks

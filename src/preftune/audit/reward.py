@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
+from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, all_attempted, attempted
 from preftune.audit.files import Directory, probe_ids
 from preftune.errors import DataError
 from preftune.models.scalar import score_head
@@ -39,16 +39,17 @@ def check_reward_model(directory: Directory) -> list[Check]:
     ]
     if checks[-1].status == FAULT:
         return checks
-    for name, body in (
-        ("where the score is read", _position),
-        ("padding does not matter", _padding),
-        ("other rows in the batch do not matter", _company),
-        ("the end token", _end),
-        ("unit of the score", _unit),
-        ("plain sense", _sense),
-    ):
-        checks += attempted(name, lambda body=body: list(body(directory)))
-    return checks
+    return checks + all_attempted(
+        directory,
+        {
+            "where the score is read": _position,
+            "padding does not matter": _padding,
+            "other rows in the batch do not matter": _company,
+            "the end token": _end,
+            "unit of the score": _unit,
+            "plain sense": _sense,
+        },
+    )
 
 
 def rows_of(directory: Directory, reply: int = 1, ended: bool = True) -> list[list[int]]:
