@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ from transformers import PreTrainedModel
 
 import preftune
 from preftune.api import audit, run_recipe
+from preftune.cli import main
 from preftune.config import load_recipe
-from preftune.data import Sequences
+from preftune.data import Sequences, read_dataset, row_key
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
+from preftune.measure import probe
 from preftune.measure.compare import compare_runs
+from preftune.measure.probe import Cost
 from preftune.models.fast.support import states_below
 from preftune.models.gate import (
     PromptGate,
@@ -35,6 +39,8 @@ from preftune.models.locate import Source
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import share_trunk
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.console import Console
+from preftune.runs.plan import show_plan
 from tiny import classifier, without_sums
 
 WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
@@ -121,9 +127,31 @@ def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:
     assert list(record["members"]) == ["member-0", "member-1"]
     assert "An ensemble of 2 (score: the expert for the kind of prompt)" in run.analysis_text.read_text()
     stage = load_recipe("tiny", [EXPERTS]).config.stage["rm"]
-    assert stage.plan(60).endswith("experts: harmless, helpful")
+    assert stage.plan([60, 9]).endswith("69 rows, 3 steps of 32, experts: harmless, helpful")
     checks = audit(run.models / "reward_model")["checks"]
     assert ("loads as an ensemble", "ok") in {(check["name"], check["status"]) for check in checks}
+
+
+def test_the_plan_counts_what_each_expert_learns_from(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its source, and of its half of the prompts."""
+    costs: list[Cost] = []
+    measured = probe.probe
+    monkeypatch.setattr(probe, "probe", lambda *args: costs.extend(measured(*args)) or costs)
+    words = [f"data.name={data}", *SMALL, EXPERTS, "stage.rm.part=first", "stage.rm.rows=none"]
+    words += ["stage.rm.batch_size=4", "stage.rm.microbatch_size=4"]
+    assert main(["plan", "tiny", *words]) == 0
+    train = read_dataset(load_recipe("tiny", words).config.data).train
+    kept = [row for row in train if int(row_key(row)[-1], 16) % 2 == 0]
+    halves = [sum(f"{kind}-base" in row.source for row in kept) for kind in WORDS]
+    assert 0 < sum(halves) < 0.7 * len(train)
+    cost = next(cost for cost in costs if cost.name == "rm")
+    assert (cost.rows, cost.steps) == (sum(halves), sum(math.ceil(rows / 4) for rows in halves))
+    console = Console()
+    dataset = read_dataset(load_recipe("tiny", words).config.data)
+    show_plan(console, load_recipe("tiny", words).config, dataset, RunDir("x"), ["sft", "rm"])
+    assert f"{sum(halves)} rows, {cost.steps} steps of 4, experts" in capsys.readouterr().out
 
 
 def test_other_experts_are_other_members(run: RunDir, data: Path, tmp_path: Path) -> None:

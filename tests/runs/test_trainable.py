@@ -63,11 +63,21 @@ def test_the_plan_counts_collected_pairs_as_many_as_there_can_be(capsys: pytest.
         line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("rm: at most"))
         assert line.startswith(f"rm: at most {pairs * 2 * 88:,} tokens through the frozen blocks")
         assert line.endswith(" (for 1,000 rows)") == (not more)
-    rows = SimpleNamespace(rows_for=lambda batch: range(7))
+    rows = SimpleNamespace(rows_for=lambda batch: [SimpleNamespace(source="")] * 7)
     data = cast(Dataset, SimpleNamespace(of=lambda name: rows if name is None else None))
     config = load_recipe("tiny", [*words, "stage.pairs.rows=20"]).config
     line = list(sizes(config, None, ["rm"], data))[-1]
     assert line.startswith(f"rm: at most {7 * 6 * 2 * 88:,} tokens through the frozen blocks")
+
+
+def test_the_plan_counts_a_row_for_the_expert_that_learns_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model.trainable=top:1", "stage.rm.experts=harmless, helpful", "stage.rm.rows=none"]
+    for more, rows in ([], 1000), (["stage.rm.rows=40"], 2 * 40):
+        assert main(["run", "tiny", "--dry-run", *words, *more]) == 0
+        line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("rm: at most"))
+        tokens = f"{rows * 2 * 88:,}"
+        assert line.startswith(f"rm: at most {tokens} tokens through the frozen blocks")
+        assert f"; {tokens} through those above" in line
 
 
 def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,24 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
     assert stages["pairs-3"] == config.stage["pairs-3"]
 
 
+def test_a_stage_on_half_of_the_prompts_has_the_budget_of_the_others() -> None:
+    """40 pairs' worth of tokens: the half, 12 to 28 of 40 pairs, has to be gone through twice or more."""
+    from preftune.runs.sources import load_dataset, row_counts
+
+    words = ("stage.ppo=none", "stage.grpo=none", "stage.dpo.part=first", "stage.dpo.rows=none")
+    config, lengths = (
+        load_recipe("tiny", (*words, "data.pairs=40")).config,
+        Lengths(prompt=10.0, chosen=5.0, rejected=7.0),
+    )
+    dataset = load_dataset(config.data, 0)
+    (half,) = row_counts(dataset.train, config.stage["dpo"], "dpo")
+    assert 0 < half < len(dataset.train)
+    batch = config.stage["dpo"].batch_size
+    tokens = (len(dataset.train) // batch * batch) * (2 * 10 + 5 + 7)
+    made = make_design(Request("tiny", words, tokens=tokens), config, dataset, lengths).config.stage["dpo"]
+    assert (made.rows, made.epochs) == (None, round(len(dataset.train) / half))  # type: ignore[union-attr]
+
+
 def test_three_rounds_have_one_token_at_least() -> None:
     from preftune.runs.sources import load_dataset
 

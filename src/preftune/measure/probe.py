@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -210,23 +211,23 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken]) -> Cost:
         steps = stage.steps_on(count)
         return Cost(steps=steps, rows=count, seconds=around + pace * steps, disk=model, **found)
     parts = [name] if stage is None or stage.models == 1 else names_of_members(full, name)
-    own, seconds = taken[parts[0]], 0.0
-    steps, rows = own.steps, own.rows
+    learners, seconds = [taken[part] for part in parts[: len(stage.learners()) if stage else 1]], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
         made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
-        rows = min(getattr(stage, "rows", None) or made, made)
-        steps = stage.steps_on(rows)
-    for part in parts:
+        count = min(getattr(stage, "rows", None) or made, made)
+        learners = [replace(each, rows=count, steps=stage.steps_on(count)) for each in learners]
+    for number, part in enumerate(parts):
+        steps = learners[number % len(learners)].steps
         whole = float(read_object(run.stage_json(part))["seconds"])
         pace, around = _pace(run, part, whole, taken[part].began)
         seconds += around + pace * steps if steps > STEPS else whole
-    per_row = None if stage is None or not own.tokens else own.tokens / stage.rows_per_step
+    tokens = 0.0 if stage is None else sum((each.tokens or 0) * (each.rows or 0) for each in learners)
     trained = 1 if stage is None else len(ALGORITHMS[stage.algorithm].trains)
     return Cost(
-        steps=steps,
-        rows=rows,
-        tokens=per_row * rows if per_row and rows else None,
-        left_out=own.left_out,
+        steps=sum(each.steps for each in learners),
+        rows=sum(each.rows or 0 for each in learners) or None,
+        tokens=tokens / stage.rows_per_step if stage and tokens else None,
+        left_out=sum((Counter(each.left_out) for each in learners), Counter[str]()),
         seconds=seconds,
         disk=_disk(full, model, trained),
         **found,

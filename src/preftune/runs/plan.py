@@ -12,7 +12,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.records.verdict import MIN_PROMPTS, smallest_gain
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
-from preftune.runs.sources import own_rows
+from preftune.runs.sources import own_rows, row_counts
 
 FILES = 20  # that are listed
 SPREAD = math.sqrt(2)  # sd of the difference of two independent scores of sd 1
@@ -28,7 +28,7 @@ def show_plan(
     for line in data_lines(dataset.report):
         console.line(f"data: {line}")
     trained = [(name, config.stage[name]) for name in stages]
-    rows = [(name, stage.algorithm, _with_data(stage, dataset)) for name, stage in trained]
+    rows = [(name, stage.algorithm, _with_data(name, stage, dataset)) for name, stage in trained]
     if (scratch := config.model.scratch) is not None:
         size = f"GPT-2 {scratch.layers} x {scratch.width} from random weights"
         rows.insert(
@@ -58,13 +58,13 @@ def power(config: RunConfig, dataset: Dataset) -> str:
     )
 
 
-def _with_data(stage: StageSettings, dataset: Dataset) -> str:
+def _with_data(name: str, stage: StageSettings, dataset: Dataset) -> str:
     """The plan of a stage, and its data where that is not the run's (collected: not known yet)."""
     data = dataset.of(stage.data)
     note = "" if stage.data is None else f"; data: {stage.data}"
     if data is None or data.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
         return f"{stage.plan()}{note}"
-    return f"{stage.plan(len(data.train))}{note}"
+    return f"{stage.plan(row_counts(data.rows_for(stage.batch), stage, name))}{note}"
 
 
 def data_lines(report: Mapping[str, Any]) -> Iterator[str]:

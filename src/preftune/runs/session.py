@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
-from preftune.config.algorithms.base import names_a_stage
+from preftune.config.algorithms.base import Part, names_a_stage
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL, LORA
-from preftune.data import Dataset, Encoder, Preference, order, row_key
+from preftune.data import Dataset, Encoder, Preference, order
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
 from preftune.errors import InputMissing
@@ -30,7 +30,7 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
-from preftune.runs.sources import data_settings, held_out_prompts, left_out, own_rows
+from preftune.runs.sources import data_settings, held_out_prompts, in_part, left_out, own_rows
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, settings_of
 from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
@@ -146,18 +146,15 @@ class Session:
             )
         return self._collected[data]
 
-    def training_rows(self, part: str = "all", stage: str = "") -> list[Preference]:
-        """Shuffled training rows of a stage, or of the run; of one half of the prompts, by their hash, for
-        "first" and "second".
+    def training_rows(self, part: Part = "all", stage: str = "") -> list[Preference]:
+        """Shuffled training rows of a stage, or of the run; for "first" and "second" those of one half of the
+        prompts.
         """
         settings = self.config.stage.get(stage)
         rows = self.shuffled(self.data_of(stage).rows_for(settings.batch if settings else ""))
         if settings is not None:
             rows = own_rows(rows, settings, stage)
-        if part == "all":
-            return rows
-        half = int(part == "second")
-        return [row for row in rows if int(row_key(row)[-1], 16) % 2 == half]
+        return in_part(rows, part)
 
     def say_left_out(self, stage: str) -> None:
         """Report the rows of sources that a stage does not learn from."""

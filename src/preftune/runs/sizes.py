@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import RunConfig, StageConfig
+from preftune.config import RunConfig
 from preftune.config.trainable import ALL, LORA, top_blocks
 from preftune.data import Dataset
 from preftune.models.adapter import linear_layers
@@ -16,6 +16,7 @@ from preftune.models.locate import Source
 from preftune.models.parts import blocks_of, token_embedding
 from preftune.models.quantised import BITS
 from preftune.runs.lengths import longest, mean_lengths
+from preftune.runs.sources import row_counts
 
 _BYTES = 4  # of a float32
 _STATES = 3  # gradient and Adam's two moments of a trained weight
@@ -68,31 +69,37 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     data = None if dataset is None else dataset.of(stage.data)
     exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
     lengths = mean_lengths(config, data) if data is not None and exact else longest(config)
-    planned = stage.rows_planned(_rows(config, stage, dataset)) or math.inf
+    counts = _rows(config, name, dataset)
+    planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
     once, note = trained / stage.epochs, ""
     if stage.online:
         above = once * (len(kind.needs) + judge_models(config, name)) + trained * len(kind.trains)
     else:
-        above = trained * len(kind.needs) * stage.models
+        models = stage.models // len(counts)  # that learn from each row: experts share none
+        above = trained * len(kind.needs) * models
         disk = once * width * (4 if config.model.kept_dtype == "float32" else 2) / 1e9
         note = f"; their states take {disk:.2g} GB on disk"
         if disk > config.model.kept_gb:
-            once, note = trained * stage.models, f"{note}, more than model.kept_gb: none are kept"
+            once, note = trained * models, f"{note}, more than model.kept_gb: none are kept"
     return (
         f"{'about' if exact else 'at most'} {once:,.0f} tokens through the frozen blocks{note}; {above:,.0f} "
         f"through those above{'' if planned < math.inf else ' (for 1,000 rows)'}"
     )
 
 
-def _rows(config: RunConfig, stage: StageConfig, dataset: Dataset | None) -> int:
-    """Rows that a stage can take: of a collecting stage as many as it makes at most; 0 if that is unknown."""
+def _rows(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
+    """Rows that each of a stage's `learners` can take: of a collecting stage as many as it makes at most; 0
+    if that is unknown.
+    """
+    stage = config.stage[name]
     data = None if dataset is None else dataset.of(stage.data)
     if data is not None:
-        return len(data.rows_for(stage.batch))
-    maker = config.stage.get(stage.data or "")
-    return 0 if maker is None else maker.rows_made(_rows(config, maker, dataset))
+        return row_counts(data.rows_for(stage.batch), stage, name)
+    maker, learners = stage.data if stage.data in config.stage else None, len(stage.learners())
+    made = 0 if maker is None else config.stage[maker].rows_made(sum(_rows(config, maker, dataset)))
+    return [made // learners] * learners
 
 
 def _reads_at_once(config: RunConfig) -> bool:

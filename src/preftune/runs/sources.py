@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from preftune.config import DataConfig, RunConfig
-from preftune.config.algorithms.base import StageSettings, names_a_stage
+from preftune.config.algorithms.base import Part, StageSettings, names_a_stage
 from preftune.config.run import ColumnsConfig
 from preftune.data import Dataset, Preference, read_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
@@ -67,6 +67,20 @@ def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) ->
             hint="in sources or experts, write a part of such a name, or set it to none",
         )
     return own
+
+
+def in_part(rows: Sequence[Preference], part: Part) -> list[Preference]:
+    """The rows of one half of the prompts, by their hash; all of them for "all"."""
+    half = {"first": 0, "second": 1}
+    return [row for row in rows if part == "all" or int(row_key(row)[-1], 16) % 2 == half[part]]
+
+
+def row_counts(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[int]:
+    """How many of the training rows each of a stage's `learners` can learn from. DataError as `own_rows`."""
+    return [
+        len(in_part(own_rows(rows, learner, stage), learner.training_part()))
+        for learner in settings.learners()
+    ]
 
 
 def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:

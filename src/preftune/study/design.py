@@ -27,6 +27,7 @@ from preftune.config.rounds import round_name
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
+from preftune.runs.sources import row_counts
 from preftune.study.tokens import Lengths, planned_tokens, with_tokens
 from preftune.sums import read_sealed, write_sealed
 from preftune.world.gold import gold
@@ -146,8 +147,10 @@ def _with_budget(
 
     def changed(name: str, stage: StageConfig) -> StageConfig:
         source = dataset.of(stage.data)
-        train = len(dataset.train)
-        rows = len(source.train) if source is not None else stages[str(stage.data)].rows_made(train)
+        if source is None:
+            rows = stages[str(stage.data)].rows_made(len(dataset.train))
+        else:
+            rows = sum(row_counts(source.train, stage, name))
         return with_tokens(stage, max(round(budget / shares.get(name, 1)), 1), lengths, rows)
 
     judges = judges_of(stages)

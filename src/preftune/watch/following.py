@@ -224,7 +224,9 @@ class Watched:
         with suppress(NotImplementedError, ValueError):
             maker = self.config.stage.get(stage.data or "")
             rows = rows if maker is None else maker.rows_made(rows)
-            return stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
+            rows = rows if stage.training_part() == "all" else rows // 2
+            times = stage.models // len(stage.learners())  # experts share the rows, members take all
+            return times * stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
         return 0.0
 
 

@@ -8,7 +8,7 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -133,6 +133,13 @@ class StageSettings(Settings):
     def member(self, number: int) -> Self:
         """The settings of one model of an ensemble, which is a stage of its own."""
         return self.model_copy(update={key: type(self).model_fields[key].default for key in self.combining})
+
+    def learners(self) -> list[Self]:
+        """The settings of its models by what they learn from: one for each of its experts, and one for all
+        members of an ensemble, which learn from the same rows.
+        """
+        members = [self.member(number) for number in range(self.models)]
+        return [member for number, member in enumerate(members) if member not in members[:number]]
 
     # --- the graph
 
@@ -262,8 +269,10 @@ class StageSettings(Settings):
         """What tells two stages of one algorithm apart, after their names: ", β 0.1"."""
         return ""
 
-    def plan(self, rows: int | None = None) -> str:
-        """One line: where it starts, how much it does; in steps if the number of training rows is known."""
+    def plan(self, rows: Sequence[int] | None = None) -> str:
+        """One line: where it starts, how much it does; in steps if it is known how many training rows it can
+        learn from, for each kind of its experts.
+        """
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """Replies of a policy, judged: preference data that another stage learns from. Trains nothing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -130,8 +130,8 @@ class CollectConfig(StageSettings):
         each = math.comb(self.replies, 2) if self.pairing == "all" else 1
         return min(prompts or self.rows or 0, self.rows or prompts) * each
 
-    def plan(self, rows: int | None = None) -> str:
-        rows_read = self.rows if rows is None else min(rows, self.rows or rows)
+    def plan(self, rows: Sequence[int] | None = None) -> str:
+        rows_read = self.rows if rows is None else min(sum(rows), self.rows or sum(rows))
         prompts = "all" if rows_read is None else f"{'up to ' if rows is not None else ''}{rows_read:,}"
         comparisons = self.replies * (self.replies - 1)  # any two, in both orders
         times = f", at most {comparisons * (rows_read or 1):,} questions{' a prompt' * (rows_read is None)}"

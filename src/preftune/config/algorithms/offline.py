@@ -1,6 +1,7 @@
 """What algorithms share that learn from training rows."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
@@ -53,10 +54,11 @@ class OfflineConfig(StageSettings):
             return self.model_copy(update={"rows": rounded, "epochs": 1})
         return self.model_copy(update={"rows": None, "epochs": max(round(rounded / rows), 1)})
 
-    def plan(self, rows: int | None = None) -> str:
+    def plan(self, rows: Sequence[int] | None = None) -> str:
         if rows is not None:
-            amount = min(rows, self.rows or rows)
-            return f"from {self.init}: {amount:,} rows, {self.steps_on(amount)} steps of {self.batch_size}"
+            taken = [min(count, self.rows or count) for count in rows]
+            steps = sum(map(self.steps_on, taken))
+            return f"from {self.init}: {sum(taken):,} rows, {steps} steps of {self.batch_size}"
         amount = "all rows" if self.rows is None else f"{self.rows} rows"
         times = "" if self.epochs == 1 else f", {self.epochs} times"
         return f"from {self.init}: {amount}{times} in batches of {self.batch_size}"

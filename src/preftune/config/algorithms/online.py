@@ -1,6 +1,6 @@
 """What on-policy algorithms share: they sample, and something scores what they sampled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -137,6 +137,6 @@ class OnlineConfig(StageSettings):
     def consuming(self, rows_wanted: float, rows: int) -> Self:
         return self.model_copy(update={"steps": max(round(rows_wanted / self.rows_per_step), 1)})
 
-    def plan(self, rows: int | None = None) -> str:
+    def plan(self, rows: Sequence[int] | None = None) -> str:
         scored = " + ".join(judge for judge in (self.reward_model, self.reward_functions) if judge)
         return f"from {self.init}, scored by {scored}: {self.steps} steps of {self.batch_size} responses"

@@ -1,6 +1,6 @@
 """Reward modelling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -107,6 +107,6 @@ class RewardConfig(OfflineConfig):
         alone = super().member(number)
         return alone.model_copy(update={"sources": self.kinds[number]}) if self.kinds else alone
 
-    def plan(self, rows: int | None = None) -> str:
+    def plan(self, rows: Sequence[int] | None = None) -> str:
         times = f", {self.members} members ({self.combine})" if self.members > 1 else ""
         return super().plan(rows) + (f", experts: {self.experts}" if self.experts else times)
