@@ -1,6 +1,7 @@
 """States of rows on disk: what is read is what was written, or it is computed again."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from families import TREES, made
 from preftune.cli import main
 from preftune.data import Sequences
 from preftune.models import kept
+from preftune.models.fast.support import plain_layout, rows_below
 from preftune.models.fast.trunk import branch_of
 from preftune.models.kept import KeptStates
 from preftune.models.roles import Policy, Reference, RewardModel
@@ -167,6 +169,59 @@ def test_a_rows_states_do_not_depend_on_the_rows_beside_it() -> None:
     kept.empty()
     fresh = shared()[0].logprobs(batch[torch.tensor([1, 4])])
     assert torch.equal(fresh, mixed)
+
+
+@pytest.mark.parametrize("by_tree", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rows_states_do_not_depend_on_the_number_of_threads(by_tree: bool, dtype: torch.dtype) -> None:
+    """Nor on rows that go through at the same time."""
+    batch, found, before = sequences(3, 12), list[list[torch.Tensor]](), torch.get_num_threads()
+    for threads in (1, 3):
+        policy = shared()[0]
+        branch = branch_of(policy.model)
+        assert branch is not None
+        with (
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+            nullcontext() if by_tree else plain_layout(),
+        ):
+            torch.set_num_threads(threads)
+            try:
+                rows = rows_below(policy.model, branch.cut, batch.ids, batch.attention, alone=True)
+                assert torch.get_num_threads() == threads
+            finally:
+                torch.set_num_threads(before)
+        found.append([row.states[row.state_index] for row in rows])
+        assert not any(block._forward_pre_hooks for block in branch.cut.blocks)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
+def test_an_error_in_one_of_several_passes_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, before, policy = sequences(3, 12), torch.get_num_threads(), shared()[0].model
+    branch, usual = branch_of(policy), policy.config._attn_implementation
+    assert branch is not None
+    table = policy.get_input_embeddings()
+    seen = list[int]()
+
+    def fails_once(ids: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 2:
+            raise MemoryError
+        return torch.nn.functional.embedding(ids, table.weight)
+
+    monkeypatch.setattr(table, "forward", fails_once)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(MemoryError):
+            rows_below(policy, branch.cut, batch.ids, batch.attention, alone=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {*seen} == {1}
+    assert policy.config._attn_implementation == usual
+    assert not any(block._forward_pre_hooks for block in branch.cut.blocks)
+    assert len(rows_below(policy, branch.cut, batch.ids, batch.attention, alone=True)) == 12
 
 
 def test_bf16_rounds_by_little_and_takes_half(cache: Path) -> None:

@@ -140,9 +140,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each pass through the lower blocks alone."""
     passes, own = list[int](), support.rows_below
 
-    def counting(model: Any, cut: Cut, ids: Tensor, attention: Tensor) -> Any:
+    def counting(model: Any, cut: Cut, ids: Tensor, attention: Tensor, alone: bool = False) -> Any:
         passes.append(len(ids))
-        return own(model, cut, ids, attention)
+        return own(model, cut, ids, attention, alone)
 
     for file in ("support", "passing"):
         monkeypatch.setattr(f"preftune.models.fast.{file}.rows_below", counting)

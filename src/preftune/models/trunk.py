@@ -133,7 +133,7 @@ def keep_on_disk(
         "dtype": dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": 1,  # of a row's pass, however many there are
         "device": next(model.parameters()).device.type,
     }
     directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]

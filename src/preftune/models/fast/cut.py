@@ -19,7 +19,10 @@ from preftune.models.parts import blocks_of
 
 
 class _Reached(Exception):
-    """The forward pass has come to the cut."""
+    """The forward pass has come to the cut, with these states."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +43,25 @@ class Cut:
 
     def below(self, forward: Callable[[], object]) -> Tensor:
         """The states that `forward` brings to block `at`, without gradient: (., ., d)."""
-        caught: list[Tensor] = []
+        with self.stopping():
+            return self.caught(forward)
+
+    def stopping(self) -> contextlib.AbstractContextManager[None]:
+        """Within `with`, forward passes end at block `at`, those of several threads too; see `caught`."""
 
         def stop(states: Tensor) -> None:
-            caught.append(states)
-            raise _Reached
+            raise _Reached(states)
 
-        with torch.no_grad(), contextlib.suppress(_Reached), self.watched(stop):
-            forward()
-        return caught[0]
+        return self.watched(stop)
+
+    def caught(self, forward: Callable[[], object]) -> Tensor:
+        """What `below` returns, within `stopping`."""
+        try:
+            with torch.no_grad():
+                forward()
+        except _Reached as reached:
+            return reached.states
+        raise RuntimeError(f"the forward pass did not come to block {self.at}")
 
     @contextlib.contextmanager
     def watched(self, observe: Callable[[Tensor], None]) -> Iterator[None]:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.head import uncast
-from preftune.models.fast.layout import grow, grow_to, tree_states
+from preftune.models.fast.layout import NAME, attending, grow, grow_to, tree_states
+from preftune.models.fast.side_by_side import side_by_side
 from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Row, branch_of, on_nodes, padded
 from preftune.models.parts import token_embedding
@@ -48,14 +49,31 @@ def hidden_at(model: PreTrainedModel, ids: Tensor, attention: Tensor, read: Tens
         return tree_states(model, tree).index_select(0, nodes)
 
 
-def rows_below(model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor) -> list[Row]:
-    """All tokens of some rows through the blocks below the cut, in one pass."""
+def rows_below(
+    model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor, alone: bool = False
+) -> list[Row]:
+    """All tokens of some rows through the blocks below the cut: in one pass, or each row `alone`."""
+    with cut.stopping():
+        if not alone:
+            return _rows_below(model, cut, ids, attention)
+        lengths = attention.sum(1).tolist()
+
+        def one(number: int) -> Row:
+            row = slice(number, number + 1), slice(lengths[number])
+            return _rows_below(model, cut, ids[row], attention[row])[0]
+
+        # around all passes: the end of one would take the attention function from the others
+        with attending(model, NAME) if lays_out_trees(model) else contextlib.nullcontext():
+            return side_by_side(one, range(len(ids)), ids.device)
+
+
+def _rows_below(model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor) -> list[Row]:
     lengths = attention.sum(1)
     if lays_out_trees(model):
         tree = grow(ids, lengths)
-        states, index = cut.below(lambda: tree_states(model, tree)).squeeze(0), tree.node
+        states, index = cut.caught(lambda: tree_states(model, tree)).squeeze(0), tree.node
     else:
-        states = cut.below(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
+        states = cut.caught(lambda: _plain_states(model, ids, attention)).flatten(0, 1)
         index = torch.arange(ids.numel(), device=ids.device).view_as(ids)
     return [Row(states, row[:n]) for row, n in zip(index, lengths.tolist(), strict=True)]
 

@@ -44,7 +44,8 @@ def _unpacked(numbers: Tensor) -> Tensor:
     return numbers.view(torch.bfloat16).float() if numbers.dtype == torch.int16 else numbers
 
 
-Pass = Callable[[Tensor, Tensor], list[Row]]  # rows ids (B, T), attention (B, T) through the lower blocks
+# Rows ids (B, T), attention (B, T) through the lower blocks, each alone or all together
+Pass = Callable[[Tensor, Tensor, bool], list[Row]]
 
 
 @dataclass(eq=False, slots=True)
@@ -65,21 +66,22 @@ class Trunk:
     _bytes: int = 0
 
     def rows(self, ids: Tensor, attention: Tensor, through: Pass) -> list[Row]:
-        """The states of all rows. Missing ones go `through` together; with a `disk` one by one, so that not
+        """The states of all rows. Missing ones go `through` together; with a `disk` each alone, so that not
         even their last bits depend on the rows beside them.
         """
-        if self.disk is None and not self.keeps:
-            return through(ids, attention)
+        alone = self.disk is not None
+        if not alone and not self.keeps:
+            return through(ids, attention, False)
         keys = row_keys(ids, attention)
         by_key = {key: row for key in keys if (row := self._lookup(key, ids.device)) is not None}
         missing = {key: i for i, key in enumerate(keys) if key not in by_key}
-        together = [missing] if self.disk is None else [{key: i} for key, i in missing.items()]
-        for batch in together if missing else ():
-            index = torch.tensor(list(batch.values()), device=ids.device)
+        if missing:
+            index = torch.tensor(list(missing.values()), device=ids.device)
             width = int(attention[index].sum(1).max())
-            rows = through(ids[index][:, :width], attention[index][:, :width])
-            new = {key: self._on_disk(key, row) for key, row in zip(batch, rows, strict=True)}
-            self._keep(new)
+            rows = through(ids[index][:, :width], attention[index][:, :width], alone)
+            new = {key: self._on_disk(key, row) for key, row in zip(missing, rows, strict=True)}
+            for together in [{key: row} for key, row in new.items()] if alone else [new]:
+                self._keep(together)
             by_key |= new
         return [by_key[key] for key in keys]
 
