@@ -20,7 +20,7 @@ import preftune
 from preftune.api import audit, run_recipe
 from preftune.cli import main
 from preftune.config import load_recipe
-from preftune.data import Sequences, read_dataset, row_key
+from preftune.data import Preference, Sequences, parse_prompt, read_dataset, row_key
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
 from preftune.measure import probe
@@ -38,9 +38,12 @@ from preftune.models.gate import (
 from preftune.models.locate import Source
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import share_trunk
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
+from preftune.runs import ensemble
 from preftune.runs.console import Console
 from preftune.runs.plan import show_plan
+from preftune.runs.sources import learners_rows
+from preftune.runs.stages import Stage
 from tiny import classifier, without_sums
 
 WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
@@ -152,6 +155,26 @@ def test_the_plan_counts_what_each_expert_learns_from(
     dataset = read_dataset(load_recipe("tiny", words).config.data)
     show_plan(console, load_recipe("tiny", words).config, dataset, RunDir("x"), ["sft", "rm"])
     assert f"{sum(halves)} rows, {cost.steps} steps of 4, experts" in capsys.readouterr().out
+
+
+def test_the_record_goes_on_to_the_end_of_the_longest_expert(tmp_path: Path) -> None:
+    run, names = RunDir(tmp_path), ["rm", "rm/member-0", "rm/member-1"]
+    stages = [Stage(name=name, algorithm="reward", parents=(), inputs={}) for name in names]
+    for name, steps in zip(names[1:], (1, 3), strict=True):
+        numbers = range(1, steps + 1)
+        write_jsonl(run.metrics(name), [{"step": step, "loss": float(step)} for step in numbers])
+        write_jsonl(run.ledger(name), [{"step": step, "rows": [f"{name[-1]}:{step}"]} for step in numbers])
+    ensemble._logs(run, stages[0], stages[1:])
+    assert [row["loss"] for row in read_jsonl(run.metrics("rm"))] == [1, 2, 3]
+    assert [row["rows"] for row in read_jsonl(run.ledger("rm"))] == [["0:1", "1:1"], ["1:2"], ["1:3"]]
+
+
+def test_a_half_without_prompts_is_refused() -> None:
+    row = Preference(prompt=parse_prompt(prompt("helpful", 1)), chosen="a", rejected="b")
+    part = ("second", "first")[int(row_key(row)[-1], 16) % 2]
+    stage = load_recipe("tiny", [f"stage.dpo.part={part}"]).config.stage["dpo"]
+    with pytest.raises(DataError, match=f"none of its 1 training rows is of the {part} half"):
+        learners_rows([row], stage, "dpo")
 
 
 def test_other_experts_are_other_members(run: RunDir, data: Path, tmp_path: Path) -> None:

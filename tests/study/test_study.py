@@ -1,5 +1,6 @@
 """A study from the recipe to study.json: what it runs, what it writes, what it does not do twice."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from damages import sample
 from preftune.config import PPOConfig, load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json
+from preftune.runs.sources import learners_rows, load_dataset, with_stage_data
 from preftune.study.design import Request, load_design, make_design
 from preftune.study.figures import draw
 from preftune.study.launch import run_study
@@ -69,8 +71,6 @@ def test_algorithms_get_equal_tokens(two_seeds: Path) -> None:
 @pytest.mark.parametrize(("pairing", "rows", "epochs"), [("best_worst", None, 2), ("all", 32, 1)])
 def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, epochs: int) -> None:
     """96 rows in all: 32 a round, of the 16 prompts that are collected each time, with one pair or six."""
-    from preftune.runs.sources import load_dataset
-
     made = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.pairs.rows=16")
     words = (*made, f"stage.pairs.pairing={pairing}", "stage.dpo.data=pairs", "stage.dpo.rounds=3")
     words = (*words, "stage.ppo=none", "stage.grpo=none", "data.pairs=40")
@@ -84,15 +84,13 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
 
 def test_a_stage_on_half_of_the_prompts_has_the_budget_of_the_others() -> None:
     """40 pairs' worth of tokens: the half, 12 to 28 of 40 pairs, has to be gone through twice or more."""
-    from preftune.runs.sources import load_dataset, row_counts
-
     words = ("stage.ppo=none", "stage.grpo=none", "stage.dpo.part=first", "stage.dpo.rows=none")
     config, lengths = (
         load_recipe("tiny", (*words, "data.pairs=40")).config,
         Lengths(prompt=10.0, chosen=5.0, rejected=7.0),
     )
     dataset = load_dataset(config.data, 0)
-    (half,) = row_counts(dataset.train, config.stage["dpo"], "dpo")
+    half = len(learners_rows(dataset.train, config.stage["dpo"], "dpo")[0])
     assert 0 < half < len(dataset.train)
     batch = config.stage["dpo"].batch_size
     tokens = (len(dataset.train) // batch * batch) * (2 * 10 + 5 + 7)
@@ -100,9 +98,30 @@ def test_a_stage_on_half_of_the_prompts_has_the_budget_of_the_others() -> None:
     assert (made.rows, made.epochs) == (None, round(len(dataset.train) / half))  # type: ignore[union-attr]
 
 
-def test_three_rounds_have_one_token_at_least() -> None:
-    from preftune.runs.sources import load_dataset
+def test_labelled_replies_count_for_half_a_pair_in_a_budget(tmp_path: Path) -> None:
+    """160 replies, desirable and not: the tokens of 80 pairs."""
+    rows = [{"prompt": f"Tell me about {i}.", "completion": "Yes.", "label": i % 4 == 0} for i in range(200)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("stage.ppo=none", "stage.grpo=none", "stage.dpo=none", "stage.kto.algorithm=kto")
+    words = (*words, f"stage.kto.data={tmp_path}", "stage.kto.batch_size=32", "data.pairs=40")
+    config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
+    dataset = with_stage_data(config, load_dataset(config.data, 0), {})
+    request = Request("tiny", words, tokens=80 * (2 * 10 + 5 + 7))
+    kto = make_design(request, config, dataset, lengths).config.stage["kto"]
+    assert (kto.rows, kto.epochs) == (160, 1)  # type: ignore[union-attr]
+    assert kto.steps_on(160 / 2) == 160 / kto.batch_size
 
+
+def test_half_of_collected_pairs_is_gone_through_twice_as_often() -> None:
+    made = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.pairs.rows=32")
+    words = (*made, "stage.dpo.data=pairs", "stage.dpo.part=first", "stage.ppo=none", "stage.grpo=none")
+    config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
+    request = Request("tiny", words, tokens=32 * (2 * 10 + 5 + 7))
+    dpo = make_design(request, config, load_dataset(config.data, 0), lengths).config.stage["dpo"]
+    assert (dpo.rows, dpo.epochs) == (None, 2)  # type: ignore[union-attr]
+
+
+def test_three_rounds_have_one_token_at_least() -> None:
     words = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.dpo.data=pairs",
              "stage.dpo.rounds=3", "data.pairs=40")  # fmt: skip
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)

@@ -214,8 +214,11 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken]) -> Cost:
     learners, seconds = [taken[part] for part in parts[: len(stage.learners()) if stage else 1]], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
         made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
-        count = min(getattr(stage, "rows", None) or made, made)
-        learners = [replace(each, rows=count, steps=stage.steps_on(count)) for each in learners]
+        counts = [min(getattr(stage, "rows", None) or count, count) for count in stage.shares(made)]
+        learners = [
+            replace(each, rows=count, steps=stage.steps_on(count))
+            for each, count in zip(learners, counts, strict=True)
+        ]
     for number, part in enumerate(parts):
         steps = learners[number % len(learners)].steps
         whole = float(read_object(run.stage_json(part))["seconds"])

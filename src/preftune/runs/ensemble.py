@@ -9,8 +9,10 @@ So a kill loses what it loses of a stage, and to add a member, or to combine the
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -92,14 +94,16 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: L
     records = [read_json(run.stage_json(member.name)) for member in members]
     _logs(run, stage, members)
     seconds = [float(record["seconds"]) for record in records]
+    learners = records[: len(session.config.stage[stage.name].learners())]  # experts; members are alike
+    steps = [int(record["steps"]) for record in learners]
     states = {
         f"{member.name.partition('/')[2]}/{file}": digest
         for member, record in zip(members, records, strict=True)
         for file, digest in record.get("state_sha256", {}).items()
     }
     facts |= {
-        "steps": records[0]["steps"],
-        "rejected": records[0]["rejected"],
+        "steps": max(steps),
+        "rejected": dict(sum((Counter(record["rejected"]) for record in learners), Counter[str]())),
         "seconds": sum(seconds),
         "peak_memory_mb": max(
             [peak_memory_mb() or 0, *(record["peak_memory_mb"] or 0 for record in records)]
@@ -107,7 +111,8 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: L
         "state_sha256": states,
     }
     finish(run, stage, facts)
-    session.console.line(f"{stage.name:<12} {len(members)} members of {records[0]['steps']} steps combined")
+    counts = " and ".join(map(str, steps))
+    session.console.line(f"{stage.name:<12} {len(members)} members of {counts} steps combined")
 
 
 def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: Learner) -> Json:
@@ -144,17 +149,23 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: 
 
 
 def _logs(run: RunDir, stage: Stage, members: Sequence[Stage]) -> None:
-    """One row a step for all members together."""
+    """One row a step for all members together, of experts for those that have so many."""
     metrics = [read_jsonl(run.metrics(member.name)) for member in members]
-    write_jsonl(run.metrics(stage.name), [_mean(rows) for rows in zip(*metrics, strict=False)])
+    write_jsonl(run.metrics(stage.name), map(_mean, _by_step(metrics)))
     ledgers = [read_jsonl(run.ledger(member.name)) for member in members]
     write_jsonl(
         run.ledger(stage.name),
         [
             {"step": rows[0]["step"], "rows": [row for entry in rows for row in entry["rows"]]}
-            for rows in zip(*ledgers, strict=False)
+            for rows in _by_step(ledgers)
         ],
     )
+
+
+def _by_step(logs: Sequence[Sequence[Json]]) -> Iterator[list[Json]]:
+    """The rows of each step: fewer where some of the logs have ended."""
+    for rows in zip_longest(*logs):
+        yield [row for row in rows if row is not None]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> Json:

@@ -1,8 +1,7 @@
 """How long the rows of a run are, before anything is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from preftune.config import RunConfig
@@ -23,8 +22,10 @@ class Lengths:
     rejected: float
 
 
-def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
-    """Means over the first training rows, in tokens of the base model (or of the one to be made)."""
+def mean_lengths(config: RunConfig, dataset: Dataset, of: Sequence[Preference] = ()) -> Lengths:
+    """Means over some training rows, all or `of` these, in tokens of the base model (or of the one to be
+    made).
+    """
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
     from preftune.runs.sources import make_tokenizer
@@ -34,7 +35,7 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
         tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
     else:
         tokenizer = load_tokenizer(locate(config.model.base))
-    encoder, rows = _encoder(config, tokenizer), _some(dataset)
+    encoder, rows = _encoder(config, tokenizer), _some(of or dataset.train)
 
     def mean(sizes: Iterable[int]) -> float:
         return sum(sizes) / len(rows)
@@ -49,13 +50,12 @@ def mean_lengths(config: RunConfig, dataset: Dataset) -> Lengths:
 def chosen_lengths(config: RunConfig, dataset: Dataset, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Lengths of the chosen replies of some training rows, in tokens, end token counted."""
     encoder = _encoder(config, tokenizer)
-    return [len(encoder.response(row.chosen)) for row in _some(dataset) if row.chosen]
+    return [len(encoder.response(row.chosen)) for row in _some(dataset.train) if row.chosen]
 
 
-def _some(dataset: Dataset) -> list[Preference]:
-    """At most so many training rows, evenly spaced."""
-    step = max(len(dataset.train) // _ROWS, 1)
-    return list(islice(dataset.train, 0, None, step))[:_ROWS]
+def _some(rows: Sequence[Preference]) -> Sequence[Preference]:
+    """At most so many of them, evenly spaced."""
+    return rows[:: max(len(rows) // _ROWS, 1)][:_ROWS]
 
 
 def _encoder(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Encoder:

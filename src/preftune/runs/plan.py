@@ -12,7 +12,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.records.verdict import MIN_PROMPTS, smallest_gain
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
-from preftune.runs.sources import own_rows, row_counts
+from preftune.runs.sources import learners_rows, own_rows
 
 FILES = 20  # that are listed
 SPREAD = math.sqrt(2)  # sd of the difference of two independent scores of sd 1
@@ -64,7 +64,8 @@ def _with_data(name: str, stage: StageSettings, dataset: Dataset) -> str:
     note = "" if stage.data is None else f"; data: {stage.data}"
     if data is None or data.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
         return f"{stage.plan()}{note}"
-    return f"{stage.plan(row_counts(data.rows_for(stage.batch), stage, name))}{note}"
+    rows = learners_rows(data.rows_for(stage.batch), stage, name)
+    return f"{stage.plan([len(own) for own in rows])}{note}"
 
 
 def data_lines(report: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from preftune.models.locate import Source
 from preftune.models.parts import blocks_of, token_embedding
 from preftune.models.quantised import BITS
 from preftune.runs.lengths import longest, mean_lengths
-from preftune.runs.sources import row_counts
+from preftune.runs.sources import learners_rows
 
 _BYTES = 4  # of a float32
 _STATES = 3  # gradient and Adam's two moments of a trained weight
@@ -68,8 +69,9 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     stage, kind = config.stage[name], ALGORITHMS[config.stage[name].algorithm]
     data = None if dataset is None else dataset.of(stage.data)
     exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
-    lengths = mean_lengths(config, data) if data is not None and exact else longest(config)
-    counts = _rows(config, name, dataset)
+    own = [] if data is None else learners_rows(data.rows_for(stage.batch), stage, name)
+    lengths = mean_lengths(config, data, [*chain(*own)]) if data is not None and exact else longest(config)
+    counts = _counts(config, name, dataset)
     planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
@@ -77,7 +79,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     if stage.online:
         above = once * (len(kind.needs) + judge_models(config, name)) + trained * len(kind.trains)
     else:
-        models = stage.models // len(counts)  # that learn from each row: experts share none
+        models = stage.models // len(counts)  # that learn from each row
         above = trained * len(kind.needs) * models
         disk = once * width * (4 if config.model.kept_dtype == "float32" else 2) / 1e9
         note = f"; their states take {disk:.2g} GB on disk"
@@ -89,17 +91,17 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     )
 
 
-def _rows(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
+def _counts(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
     """Rows that each of a stage's `learners` can take: of a collecting stage as many as it makes at most; 0
     if that is unknown.
     """
     stage = config.stage[name]
     data = None if dataset is None else dataset.of(stage.data)
     if data is not None:
-        return row_counts(data.rows_for(stage.batch), stage, name)
-    maker, learners = stage.data if stage.data in config.stage else None, len(stage.learners())
-    made = 0 if maker is None else config.stage[maker].rows_made(sum(_rows(config, maker, dataset)))
-    return [made // learners] * learners
+        return [len(own) for own in learners_rows(data.rows_for(stage.batch), stage, name)]
+    maker = stage.data if stage.data in config.stage else None
+    made = 0 if maker is None else config.stage[maker].rows_made(sum(_counts(config, maker, dataset)))
+    return stage.shares(made)
 
 
 def _reads_at_once(config: RunConfig) -> bool:

@@ -75,12 +75,21 @@ def in_part(rows: Sequence[Preference], part: Part) -> list[Preference]:
     return [row for row in rows if part == "all" or int(row_key(row)[-1], 16) % 2 == half[part]]
 
 
-def row_counts(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[int]:
-    """How many of the training rows each of a stage's `learners` can learn from. DataError as `own_rows`."""
-    return [
-        len(in_part(own_rows(rows, learner, stage), learner.training_part()))
-        for learner in settings.learners()
-    ]
+def learners_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[list[Preference]]:
+    """The training rows that each of a stage's `learners` can learn from.
+
+    DataError as `own_rows`, and if there are rows, and none is of a learner's half of the prompts.
+    """
+    found = list[list[Preference]]()
+    for learner in settings.learners():
+        own = own_rows(rows, learner, stage)
+        found.append(in_part(own, part := learner.training_part()))
+        if own and not found[-1]:
+            raise DataError(
+                f"stage {stage}: none of its {len(own):,} training rows is of the {part} half of the prompts",
+                hint="leave part out, or give it more prompts",
+            )
+    return found
 
 
 def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:

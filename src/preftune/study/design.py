@@ -27,7 +27,7 @@ from preftune.config.rounds import round_name
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
-from preftune.runs.sources import row_counts
+from preftune.runs.sources import learners_rows
 from preftune.study.tokens import Lengths, planned_tokens, with_tokens
 from preftune.sums import read_sealed, write_sealed
 from preftune.world.gold import gold
@@ -147,11 +147,14 @@ def _with_budget(
 
     def changed(name: str, stage: StageConfig) -> StageConfig:
         source = dataset.of(stage.data)
+        share, alone = budget / shares.get(name, 1), False
         if source is None:
-            rows = stages[str(stage.data)].rows_made(len(dataset.train))
+            rows = sum(stage.shares(stages[str(stage.data)].rows_made(len(dataset.train))))
         else:
-            rows = sum(row_counts(source.train, stage, name))
-        return with_tokens(stage, max(round(budget / shares.get(name, 1)), 1), lengths, rows)
+            rows = sum(map(len, learners_rows(source.rows_for(stage.batch), stage, name)))
+            alone = source.kind == stage.batch == "unpaired"
+        share *= stage.items_per_row if alone else 1  # each of these rows has one of a pair's replies
+        return with_tokens(stage, max(round(share), 1), lengths, rows)
 
     judges = judges_of(stages)
     return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}

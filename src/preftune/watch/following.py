@@ -224,9 +224,10 @@ class Watched:
         with suppress(NotImplementedError, ValueError):
             maker = self.config.stage.get(stage.data or "")
             rows = rows if maker is None else maker.rows_made(rows)
-            rows = rows if stage.training_part() == "all" else rows // 2
-            times = stage.models // len(stage.learners())  # experts share the rows, members take all
-            return times * stage.rows_planned(rows) * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
+            learners = stage.shares(rows)
+            times = stage.models // len(learners)  # an ensemble's members all take the same rows
+            planned = times * sum(map(stage.rows_planned, learners))
+            return planned * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
         return 0.0
 
 

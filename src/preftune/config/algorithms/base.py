@@ -141,6 +141,14 @@ class StageSettings(Settings):
         members = [self.member(number) for number in range(self.models)]
         return [member for number, member in enumerate(members) if member not in members[:number]]
 
+    def shares(self, rows: int) -> list[int]:
+        """About how many of `rows` rows that are not known yet each of its learners gets: experts share them,
+        and a half of the prompts has half of them.
+        """
+        learners = self.learners()
+        parts = len(learners) * (1 if self.training_part() == "all" else 2)
+        return [rows // parts] * len(learners)
+
     # --- the graph
 
     @property
@@ -270,8 +278,8 @@ class StageSettings(Settings):
         return ""
 
     def plan(self, rows: Sequence[int] | None = None) -> str:
-        """One line: where it starts, how much it does; in steps if it is known how many training rows it can
-        learn from, for each kind of its experts.
+        """One line: where it starts, how much it does; in steps if it is known how many training rows each of
+        its `learners` can learn from.
         """
         raise NotImplementedError
 

@@ -53,6 +53,7 @@ def rows_below(
     model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor, alone: bool = False
 ) -> list[Row]:
     """All tokens of some rows through the blocks below the cut: in one pass, or each row `alone`."""
+    by_tree = lays_out_trees(model)  # tried on first use, by passes that go on to the end
     with cut.stopping():
         if not alone:
             return _rows_below(model, cut, ids, attention)
@@ -63,7 +64,7 @@ def rows_below(
             return _rows_below(model, cut, ids[row], attention[row])[0]
 
         # around all passes: the end of one would take the attention function from the others
-        with attending(model, NAME) if lays_out_trees(model) else contextlib.nullcontext():
+        with attending(model, NAME) if by_tree else contextlib.nullcontext():
             return side_by_side(one, range(len(ids)), ids.device)
 
 
