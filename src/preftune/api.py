@@ -329,7 +329,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     from preftune.measure.probe import planned
 
     with handled():
-        return list(planned(config, dataset, base))
+        return list(planned(config, dataset, base, _say_slow))
 
 
 def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":

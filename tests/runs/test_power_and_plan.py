@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from preftune import api
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.config.schema import settings
@@ -101,6 +102,8 @@ def test_the_plan_is_that_of_the_run(
         return short
 
     monkeypatch.setattr(probe, "_cut", seen)
+    tried: list[str] = []
+    monkeypatch.setattr(api, "_say_slow", tried.append)
     left_out = [f"stage.{name}=none" for name in ("grpo", "dpo")]
     own = ["stage.ppo.reward_model=none", "stage.ppo.reward_functions=preftune.judges.style:length_band"]
     assert main(["plan", "tiny", "stage.sft.rows=100", "stage.sft.epochs=3", *left_out, *own]) == 0
@@ -120,6 +123,7 @@ def test_the_plan_is_that_of_the_run(
     assert [cost.trained / weights for cost in costs[:-1]] == pytest.approx([4, 4, 4, 8], rel=0.1)
     read = [cost.read / weights for cost in costs[:-1]]
     assert read == pytest.approx([0, 0, 0, 1], rel=0.1)  # PPO's reference
+    assert tried[-4:] == ["trying sft", "trying rm", "trying ppo", "trying the evaluation"]
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said
@@ -202,7 +206,7 @@ def test_a_plan_asks_no_language_model(
 
     def trains(session: object, names: list[str]) -> None:
         tried.append(names)
-        if names:
+        if names == ["grpo"]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -212,7 +216,7 @@ def test_a_plan_asks_no_language_model(
         config = load_recipe("tiny", words).config
         with pytest.raises(KeyboardInterrupt):
             list(probe.probe(config, load_dataset(config.data, 0), None))
-    assert tried == [[], ["sft", "rm", "ppo", "grpo"]]
+    assert tried == [[], ["sft"], ["rm"], ["ppo"], ["grpo"]]
     monkeypatch.setattr(probe, "probe", lambda *args: [cost])
     assert main(["plan", "tiny", *words]) == 0
     said = capsys.readouterr().out

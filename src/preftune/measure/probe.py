@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,9 +83,11 @@ def _left_out(config: RunConfig) -> list[str]:
     return with_children(config.stage, asking)
 
 
-def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterator[str]:
-    """The plan in lines, as text."""
-    costs = list(probe(config, dataset, base))
+def planned(
+    config: RunConfig, dataset: Dataset, base: Source | None, say: Callable[[str], None]
+) -> Iterator[str]:
+    """The plan in lines, as text. What is tried is said before, since it may take minutes."""
+    costs = list(probe(config, dataset, base, say))
     yield f"plan of {config.name}, from {STEPS} steps of every stage and a batch of its evaluation, here"
     for split in SPLIT_NAMES:
         yield f"data: {len(getattr(dataset, split)):,} {split} rows"
@@ -114,7 +116,9 @@ def planned(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterato
     yield from fits(costs, config, memory=_memory(), disk=shutil.disk_usage(Path.cwd()).free)
 
 
-def probe(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterator[Cost]:
+def probe(
+    config: RunConfig, dataset: Dataset, base: Source | None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Cost]:
     """What each stage and the evaluation take. Raises what a run would raise, before it."""
     with tempfile.TemporaryDirectory(prefix="preftune-plan-") as place:
         run, quiet = RunDir(place), Console(quiet=True)
@@ -128,10 +132,13 @@ def probe(config: RunConfig, dataset: Dataset, base: Source | None) -> Iterator[
             if session.scratch:
                 lengths = chosen_lengths(config, dataset, load_tokenizer(session.source(BASE)))
                 session = replace(session, config=_replying(session.config, lengths))
-            train_stages(session, names)
+            for name in names:
+                say(f"trying {name}")
+                train_stages(session, [name])
             full = Session(config=config, dataset=dataset, run=run, console=quiet, located=base)
             yield from (_cost(full, name, taken) for name in [*full.scratch, *names])
             reset_peak_memory()
+            say("trying the evaluation")
             evaluated = forecast(session, names)
             yield Cost(
                 name=EVALUATION,
