@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def side_by_side(function: Callable[[In], Out], items: Sequence[In], device: torch.device) -> list[Out]:
