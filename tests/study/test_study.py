@@ -83,7 +83,7 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
 
 
 def test_a_stage_on_half_of_the_prompts_has_the_budget_of_the_others() -> None:
-    """40 pairs' worth of tokens: the half, 12 to 28 of 40 pairs, has to be gone through twice or more."""
+    """The tokens of all training pairs: the half has to be gone through as often as it goes into them."""
     words = ("stage.ppo=none", "stage.grpo=none", "stage.dpo.part=first", "stage.dpo.rows=none")
     config, lengths = (
         load_recipe("tiny", (*words, "data.pairs=40")).config,

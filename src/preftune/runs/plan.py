@@ -12,7 +12,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.records.verdict import MIN_PROMPTS, smallest_gain
 from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
-from preftune.runs.sources import learners_rows, own_rows
+from preftune.runs.sources import learners_rows
 
 FILES = 20  # that are listed
 SPREAD = math.sqrt(2)  # sd of the difference of two independent scores of sd 1
@@ -117,9 +117,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, co
                 f"{name} ({stage.algorithm}) learns from both kinds",
                 'label them: {"prompt", "completion", "label": false}',
             )
-        rows = data.rows_for(stage.batch) if data is not None else ()
-        for member in range(stage.models):
-            own_rows(rows, stage.member(member), name)
+        learners_rows(data.rows_for(stage.batch) if data is not None else (), stage, name)
     if compared and kind not in ("pairs", "unpaired"):
         raise DataError(
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",

@@ -71,7 +71,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
     own = [] if data is None else learners_rows(data.rows_for(stage.batch), stage, name)
     lengths = mean_lengths(config, data, [*chain(*own)]) if data is not None and exact else longest(config)
-    counts = _counts(config, name, dataset)
+    counts = [len(rows) for rows in own] or _counts(config, name, dataset)
     planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
