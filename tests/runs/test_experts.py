@@ -128,6 +128,8 @@ def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:
     record = read_json(run.reward_evaluation)
     assert record["combine"] == "the expert for the kind of prompt"
     assert list(record["members"]) == ["member-0", "member-1"]
+    seconds = [read_json(run.stage_json(f"rm/member-{i}"))["seconds"] for i in (0, 1)]
+    assert read_json(run.stage_json("rm"))["seconds"] > sum(seconds)  # what combined them, too
     assert "An ensemble of 2 (score: the expert for the kind of prompt)" in run.analysis_text.read_text()
     stage = load_recipe("tiny", [EXPERTS]).config.stage["rm"]
     assert stage.plan([60, 9]).endswith("69 rows, 3 steps of 32, experts: harmless, helpful")

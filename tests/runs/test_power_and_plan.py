@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from preftune.evaluation.stats import bootstrap_mean
 from preftune.measure import probe
 from preftune.measure.probe import Cost, fits
 from preftune.records.verdict import BETTER, outcome, smallest_gain
+from preftune.runs import save, train
 from preftune.runs.job import Job
 from preftune.runs.plan import power
 from preftune.runs.sources import load_dataset
@@ -137,6 +139,52 @@ def test_the_plan_is_that_of_the_run(
         "numbers",
     }
     assert "too few" not in said
+
+
+def test_of_rows_that_follow_the_steps_a_plan_goes_over_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And counts what all would take: by the second time, where the states of these rows are kept."""
+    clock, gone_over = [0.0], list[tuple[int, ...]]()
+    monkeypatch.setattr(probe.time, "monotonic", lambda: clock[0])
+
+    def work(groups: Sequence[Sequence[int]]) -> int:
+        gone_over.append(tuple(map(len, groups)))
+        clock[0] += 9 if len(gone_over) == 1 else 2
+        return sum(map(sum, groups))
+
+    some = probe._SomeRows()
+    assert some("rm", [range(1000), range(24)], work, seen=True) == sum(range(0, 1000, 63)) + sum(
+        range(0, 24, 2)
+    )
+    assert gone_over == [(16, 12)] * 2
+    assert some.seconds == {"rm": pytest.approx(2 * 1024 / 28 - 11)}
+    assert some("rm", [range(320)], work, seen=False) == sum(range(0, 320, 10))
+    assert gone_over[2:] == [(32,)]
+    assert some.seconds == {"rm": pytest.approx(2 * 1024 / 28 - 11 + 2 * 9)}
+    some("sft", [range(32)], work, seen=True)  # all of them
+    assert gone_over[3:] == [(32,)]
+    assert some.seconds["sft"] == 0
+
+
+def test_a_plan_does_not_go_over_all_rows_after_the_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
+) -> None:
+    monkeypatch.setattr(probe, "_GONE_OVER", 4)
+    scored, losses, true_loss = list[int](), list[int](), train.response_nll
+    true_scores = save._scores
+
+    def scores(model: Any, encoder: Any, rows: Sequence[Any]) -> Any:
+        scored.append(len(rows))
+        return true_scores(model, encoder, rows)
+
+    def loss(policy: Any, batches: Sequence[Any]) -> Any:
+        losses.append(len(batches))
+        return true_loss(policy, batches)
+
+    monkeypatch.setattr(save, "_scores", scores)
+    monkeypatch.setattr(train, "response_nll", loss)
+    assert main(["plan", "tiny", *[f"stage.{name}=none" for name in ("grpo", "dpo", "ppo")]]) == 0
+    assert losses == [4, 4]  # of base and SFT
+    assert scored == [4, 4, 16, 16]  # normalised; reloaded
 
 
 def test_the_plan_of_upper_blocks_says_what_is_trained_and_what_is_kept(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from preftune.data.dataset import SPLIT_NAMES
 from preftune.measure.forecast import Forecast, forecast
 from preftune.models.load import load_tokenizer
 from preftune.models.locate import Source
+from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, RunDir, read_jsonl, read_object
 from preftune.runs.aside import with_children
 from preftune.runs.console import Console
@@ -42,8 +43,12 @@ from preftune.runs.runner import open_session, train_stages
 from preftune.runs.session import Session
 from preftune.runs.sizes import judge_models, sizes
 
+R = TypeVar("R")
+T = TypeVar("T")
+
 STEPS = 3  # of every stage: the largest, and the pace
 _LOOKED_AT = 64  # steps of a stage, for their sizes
+_GONE_OVER = 32  # rows, where a run goes over more of them after a stage's steps
 _NEVER = 10**9  # steps between checkpoints
 _STATES = 3  # a trained weight and Adam's two moments of it, in a checkpoint; in memory a gradient, too
 _MIB = 2**20
@@ -75,6 +80,40 @@ class _Taken:
     tokens: float | None  # of a step
     left_out: Mapping[str, int]
     began: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _SomeRows:
+    """In place of all rows some of each group, as `session.GoesOver`; what the others would have taken is
+    kept by stage. Rows that training had are gone over twice: the second time counts, as in a run.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        stage: str,
+        groups: Sequence[Sequence[R]],
+        work: Callable[[Sequence[Sequence[R]]], T],
+        seen: bool,
+    ) -> T:
+        strides = [math.ceil(len(group) * len(groups) / _GONE_OVER) for group in groups]
+        some = [group[:: max(stride, 1)] for group, stride in zip(groups, strides, strict=True)]
+        times = sum(map(len, groups)) / sum(map(len, some))
+        took = list[float]()
+
+        def timed() -> T:
+            forget_states()
+            began = time.monotonic()
+            result = work(some)
+            took.append(time.monotonic() - began)
+            return result
+
+        result = timed()
+        if seen and times > 1:
+            result = timed()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + took[-1] * times - sum(took)
+        return result
 
 
 def _left_out(config: RunConfig) -> list[str]:
@@ -128,6 +167,7 @@ def probe(
             taken: dict[str, _Taken] = {}
             session = open_session(shortened(config), dataset, run, quiet, base=base)
             session.cut = lambda name, job: _cut(taken, name, job)
+            session.go_over = some_rows = _SomeRows()
             train_stages(session, [])
             if session.scratch:
                 lengths = chosen_lengths(config, dataset, load_tokenizer(session.source(BASE)))
@@ -136,7 +176,7 @@ def probe(
                 say(f"trying {name}")
                 train_stages(session, [name])
             full = Session(config=config, dataset=dataset, run=run, console=quiet, located=base)
-            yield from (_cost(full, name, taken) for name in [*full.scratch, *names])
+            yield from (_cost(full, name, taken, some_rows.seconds) for name in [*full.scratch, *names])
             reset_peak_memory()
             say("trying the evaluation")
             evaluated = forecast(session, names)
@@ -206,8 +246,10 @@ def _cut(taken: dict[str, _Taken], name: str, job: Job) -> Job:
     )
 
 
-def _cost(full: Session, name: str, taken: Mapping[str, _Taken]) -> Cost:
-    """Of a stage of which a few steps are done: `full` has the settings that were asked for."""
+def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping[str, float]) -> Cost:
+    """Of a stage of which a few steps are done: `full` has the settings that were asked for, `others` the
+    seconds of rows that were left out after its steps.
+    """
     run, stage = full.run, full.config.stage.get(name)
     record = read_object(run.stage_json(name))
     memory, model = record.get("peak_memory_mb"), _size(full.stage(name).model_dir(run), "*")
@@ -226,9 +268,12 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken]) -> Cost:
             replace(each, rows=count, steps=stage.steps_on(count))
             for each, count in zip(learners, counts, strict=True)
         ]
+    if parts != [name]:  # what combines them
+        members = sum(float(read_object(run.stage_json(part))["seconds"]) for part in parts)
+        seconds = float(record["seconds"]) - members + others.get(name, 0.0)
     for number, part in enumerate(parts):
         steps = learners[number % len(learners)].steps
-        whole = float(read_object(run.stage_json(part))["seconds"])
+        whole = float(read_object(run.stage_json(part))["seconds"]) + others.get(part, 0.0)
         pace, around = _pace(run, part, whole, taken[part].began)
         seconds += around + pace * steps if steps > STEPS else whole
     tokens = 0.0 if stage is None else sum((each.tokens or 0) * (each.rows or 0) for each in learners)

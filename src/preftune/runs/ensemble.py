@@ -9,6 +9,7 @@ So a kill loses what it loses of a stage, and to add a member, or to combine the
 """
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from preftune.runs.cards import model_card
 from preftune.runs.experts import fitted_gate
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import share
-from preftune.runs.save import load_reward_model, normalisation
+from preftune.runs.save import load_reward_model, normalised
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
 from preftune.runs.train import run_stage
@@ -84,7 +85,7 @@ def _begin(run: RunDir, stage: Stage) -> None:
 
 def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: Learner) -> None:
     """The directory's own files, and the stage's record of all of them."""
-    run, target = session.run, stage.model_dir(session.run)
+    run, target, began = session.run, stage.model_dir(session.run), time.monotonic()
     reset_peak_memory()
     for folder in (target, run.stage_dir(stage.name)):
         for old in sorted(folder.glob("member-*")):
@@ -104,7 +105,7 @@ def _finish(session: Session, stage: Stage, members: Sequence[Stage], learner: L
     facts |= {
         "steps": max(steps),
         "rejected": dict(sum((Counter(record["rejected"]) for record in learners), Counter[str]())),
-        "seconds": sum(seconds),
+        "seconds": sum(seconds) + time.monotonic() - began,
         "peak_memory_mb": max(
             [peak_memory_mb() or 0, *(record["peak_memory_mb"] or 0 for record in records)]
         ),
@@ -132,12 +133,11 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: 
     }
     write_json(target / SIDE_FILE, side)
     source = Source(str(target))
-    rows = session.training_rows(stage=stage.name)
     if settings.kinds:
         fitted_gate(session, stage, first, learner).save(target)
     model = load_reward_model(source)
     share(model, session.config.shared_blocks())  # what lies below is computed once for all members
-    mean, std = normalisation(model, session.encoder(source), rows)
+    mean, std = normalised(session, stage.name, model, session.encoder(source))
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
     write_text(target / "README.md", model_card(session, stage))

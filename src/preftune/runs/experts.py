@@ -31,10 +31,8 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     words, rows = settings.kinds, session.training_rows(settings.training_part(), stage.name)
     firsts, ids = distinct_prompts(encoder, first_encoded(encoder, rows, None)[0])
     kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
-    if top is not None:
-        used = sorted(n for kind in range(len(words)) for n in _places(kinds, kind)[:PROMPTS])
-        firsts, kinds = [firsts[n] for n in used], [kinds[n] for n in used]
-    counts = ", ".join(f"{kinds.count(i):,} {word}" for i, word in enumerate(words))
+    groups = [_places(kinds, kind)[: None if top is None else PROMPTS] for kind in range(len(words))]
+    counts = ", ".join(f"{len(group):,} {word}" for group, word in zip(groups, words, strict=True))
     session.console.line(f"{stage.name}: the kind of a prompt is learnt from {counts} ones")
     if top is None:
         return fit_token_gate(ids, kinds, len(encoder.tokenizer))
@@ -42,7 +40,13 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     blocks = len(blocks_of(model.model)) - top
     share(model, top)
     learner.freeze(model)
-    return fit_state_gate(_states(session, model, encoder, firsts, blocks, learner), kinds, blocks)
+
+    def fitted(groups: Sequence[Sequence[int]]) -> PromptGate:
+        used = sorted(n for group in groups for n in group)
+        states = _states(session, model, encoder, [firsts[n] for n in used], blocks, learner)
+        return fit_state_gate(states, [kinds[n] for n in used], blocks)
+
+    return session.go_over(stage.name, groups, fitted, seen=True)
 
 
 def _places(items: Sequence[int], item: int) -> list[int]:

@@ -31,6 +31,7 @@ from preftune.runs.stages import SIDE_FILE, Stage
 from preftune.sums import check, read_sealed
 
 _PROBES = 16
+_NORMALISING = 256  # chosen responses
 
 
 def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
@@ -52,9 +53,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     declare_ends(job.model.model, job.encoder.ends)
     adapter = fold(job.model.model)
     if isinstance(job.model, RewardModel):
-        job.model.mean, job.model.std = normalisation(
-            job.model, job.encoder, session.training_rows(stage=stage.name)
-        )
+        job.model.mean, job.model.std = normalised(session, stage.name, job.model, job.encoder)
         side |= {"mean": job.model.mean, "std": job.model.std}
     if diverged := divergence(job.model.model):
         raise DataError(
@@ -198,12 +197,18 @@ def _combines(side: Mapping[str, Any]) -> bool:
     return side.get("combine") in get_args(Combine) and type(coef) is float and 0 <= coef < math.inf
 
 
+def normalised(session: Session, name: str, model: RewardModel, encoder: Encoder) -> tuple[float, float]:
+    """`normalisation` over what the stage was trained on."""
+    rows = first_encoded(encoder, session.training_rows(stage=name), _NORMALISING)[0]
+    return session.go_over(name, [rows], lambda groups: normalisation(model, encoder, groups[0]), seen=True)
+
+
 @torch.no_grad()
 def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> tuple[float, float]:
     """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
     arXiv:2403.17031).
     """
-    scores = _scores(model, encoder, first_encoded(encoder, rows, 256)[0])
+    scores = _scores(model, encoder, first_encoded(encoder, rows, _NORMALISING)[0])
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())

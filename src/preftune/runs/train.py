@@ -73,7 +73,7 @@ def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, 
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         steps = job.steps if ended is None else ended.kept
-        facts |= {"steps": steps, "rejected": job.rejected, **_validation(session, job)}
+        facts |= {"steps": steps, "rejected": job.rejected, **_validation(session, stage.name, job)}
         facts |= {"world_size": job.learner.world}
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
         facts |= {ended.why: asdict(ended)} if ended is not None else {}
@@ -103,14 +103,18 @@ def _plan(session: Session, stage: Stage, job: Job) -> Plan:
     )
 
 
-def _validation(session: Session, job: Job) -> dict[str, Any]:
+def _validation(session: Session, name: str, job: Job) -> dict[str, Any]:
     """For a language model trained by imitation: its loss on held-out chosen responses."""
     if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
         return {}
     rows, *_ = first_encoded(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
-    sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in rows)
-    batches = [batch.to(job.learner.device) for batch in sequences]
-    return {"validation": response_nll(job.model, batches)}
+    policy = job.model
+
+    def loss(groups: Sequence[Sequence[Preference]]) -> dict[str, Any]:
+        sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in groups[0])
+        return response_nll(policy, [batch.to(job.learner.device) for batch in sequences])
+
+    return {"validation": session.go_over(name, [rows], loss, seen=False)}
 
 
 def _prepare(session: Session, name: str) -> Job:
