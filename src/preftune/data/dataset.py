@@ -92,14 +92,14 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
         "held_out": config.held_out,
         "cut_from_train": cut,
     }
-    held_out = {row_key(row) for name in SPLIT_NAMES[1:] for row in splits[name]}
+    held_out = {prompt_key(row) for name in SPLIT_NAMES[1:] for row in splits[name]}
     report |= rows_report(tallies) | _named(kind, tallies)
     return make_dataset(splits, report, kind, _undesirable(tallies, held_out))
 
 
 def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
     """Rows for training alone, as one stage wants them beside the run's data: those of the split train,
-    without the ones whose prompt (`row_key`) the run holds out. Raises what `read_dataset` raises.
+    without the ones whose prompt (`prompt_key`) the run holds out. Raises what `read_dataset` raises.
     """
     name = str(config.name)
     tallies, commit = _read(config, commit)
@@ -120,8 +120,8 @@ def training_only(
     kind: Kind = "pairs",
     undesirable: Sequence[Preference] = (),
 ) -> Dataset:
-    """A data set of training rows, without those whose prompt (`row_key`) is held out."""
-    train = [row for row in rows if row_key(row) not in held_out]
+    """A data set of training rows, without those whose prompt (`prompt_key`) is held out."""
+    train = [row for row in rows if prompt_key(row) not in held_out]
     if not train:
         raise DataError(
             f"{report['name']}: no training rows beside the {len(rows) - len(train)} with held-out prompts",
@@ -135,7 +135,7 @@ def training_only(
 def _undesirable(tallies: Sequence[Tally], held_out: Collection[str]) -> list[Preference]:
     """Undesirable replies of the split train to prompts that are not held out."""
     undesirable = [row for tally in tallies for row, split in tally.undesirable if split == "train"]
-    return [row for row in undesirable if row_key(row) not in held_out]
+    return [row for row in undesirable if prompt_key(row) not in held_out]
 
 
 def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
@@ -162,6 +162,14 @@ def prompt_hash(prompt: Dialogue) -> str:
 def row_key(row: Preference) -> str:
     """What decides which split a row is cut into: its prompt; of a text without one, the text."""
     return prompt_hash(row.prompt or Dialogue([Turn("human", row.chosen)]))
+
+
+def prompt_key(row: Preference) -> str:
+    """What rows have in common whose prompts, or texts without one, differ in white space around turns only,
+    as the same prompt does that was read from files of two forms.
+    """
+    turns = row.prompt or [Turn("human", row.chosen)]
+    return prompt_hash(Dialogue([Turn(turn.role, turn.text.strip()) for turn in turns]))
 
 
 def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | None]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import judges_of
-from preftune.data import Preference, first_encoded, prompt_hash, read_preferences
+from preftune.data import Preference, first_encoded, read_preferences
+from preftune.data.dataset import prompt_key
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
 from preftune.measure.conditions import distinct, frozen_policy
@@ -40,8 +41,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         )
     read = read_preferences(file, session.config.data.on_bad_row)
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
-    trained = {prompt_hash(pair.prompt) for data in learnt for pair in data.train}
-    pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_hash(pair.prompt) not in trained]
+    trained = {prompt_key(pair) for data in learnt for pair in data.train}
+    pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_key(pair) not in trained]
     left_out = len(read) - len(pairs)
     if not pairs:
         raise DataError(

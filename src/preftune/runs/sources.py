@@ -10,7 +10,7 @@ from preftune.config.algorithms.base import Part, StageSettings, names_a_stage
 from preftune.config.run import ColumnsConfig
 from preftune.data import Dataset, Preference, read_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
-from preftune.data.dataset import read_training, row_key, training_only
+from preftune.data.dataset import prompt_key, read_training, row_key, training_only
 from preftune.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, s
 
 def held_out_prompts(dataset: Dataset) -> set[str]:
     """What no stage may learn from: the keys of the rows that the run holds out."""
-    return {row_key(row) for row in (*dataset.validation, *dataset.test)}
+    return {prompt_key(row) for row in (*dataset.validation, *dataset.test)}
 
 
 def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[Preference]:
