@@ -83,7 +83,7 @@ def draw(by_block: bool, shard: bool) -> Callable[[], Any]:
 
     policy, learner = Policy(network("made_up")), Learner(shard=shard, by_block=by_block)
     learner.freeze(policy)
-    learner.shard_frozen()
+    learner.shard_frozen([policy])
     ids = torch.randint(1, 4096, (PROMPTS, 32)).tolist()
     prompts = learner.place(pad_prompts(ids, range(PROMPTS), 0))
 

@@ -320,6 +320,8 @@ def test_going_on_makes_nothing_again_and_gains_are_over_the_runs_own_reference(
     words = ["preftune", "run", "tiny", "--restart", "--redo", "dpo", "--redo=rm", "seed=1", "--out", "x"]
     write_json(run.run, {"command": words})
     assert overview._resume_command(run) == "preftune run tiny seed=1 --out x"
+    write_json(run.run, {"command": ["ipykernel_launcher.py", "-f", "kernel.json"]})
+    assert overview._resume_command(run) == f"preftune run {run.config} --out {run.path}"
     row = {"policy": "policy_dpo", "measure": "score", "mean": 0.5, "interval": [0.1, 0.9], "verdict": BETTER}
     rows = [row | {"reference": each} for each in ("policy_warm", "best_of_4")]
     write_jsonl(run.comparisons, rows)

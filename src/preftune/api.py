@@ -18,8 +18,8 @@ from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stag
 from preftune.config.rounds import round_name
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import BASE, RunDir, write_json
-from preftune.runs.aside import with_children
-from preftune.runs.inputs import absolute, check_reward_functions, existing, other_run
+from preftune.runs.aside import close, with_children
+from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, existing, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
 from preftune.runs.reopen import found_data, reopen
 from preftune.runs.restart import remove_run
@@ -131,7 +131,7 @@ def run_recipe(
         from preftune.runs.mirror import Mirror
 
         if mirror is not None and not resume and is_main_process():
-            earlier = Mirror(directory=Path(mirror), run=run, keep=1, say=console.line)
+            earlier = Mirror(directory=Path(mirror), run=run, say=console.line)
             earlier.forget([BASE, *config.stage], commits=True)
         with _how_to_go_on(recipe, overrides, run, config, until):
             session = runner.open_session(
@@ -145,6 +145,8 @@ def run_recipe(
             measure_and_report(session, stages)
         else:
             console.line(f"models:   {run.models}")
+        if is_main_process():
+            close(run)
         _say_what_would_help(console, time.monotonic() - began)
     return run
 
@@ -183,7 +185,7 @@ def kept_stages(
     if from_run is None:
         return lines
     origin = other_run(from_run, run)
-    dataset, base = _checked(config, run)
+    dataset, base = _checked(config, run, asks=False)
     from preftune.runs.console import Console
     from preftune.runs.session import Session
     from preftune.runs.takeover import what_is_kept
@@ -299,10 +301,14 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
 
 
 def _checked(
-    config: RunConfig, run: RunDir | None, mirror: str | None = None
+    config: RunConfig, run: RunDir | None, mirror: str | None = None, *, asks: bool = True
 ) -> "tuple[Dataset, Source | None]":
-    """The data of a run and its base model, once it is clear that reward functions can be had too."""
+    """The data of a run and its base model, once it is clear that reward functions can be had too, and unless
+    it `asks` none the language models of stages that are not finished.
+    """
     check_reward_functions(config)
+    if asks:
+        check_llm_judges(config, run)
     return found_data(config, run, mirror)
 
 
@@ -322,7 +328,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked(config, None)
+    dataset, base = _checked(config, None, asks=False)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
@@ -352,7 +358,8 @@ def _check_judges(session: "Session", stages: Sequence[str]) -> None:
     from preftune.runs.stages import is_finished
 
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
-    judges = dict.fromkeys(session.config.stage[name].scored_by for name in unfinished)
+    asked = [session.config.stage[name] for name in unfinished]
+    judges = dict.fromkeys(stage.scored_by or stage.judge_directory for stage in asked)
     for judge in [each for each in judges if each is not None and from_outside(each)]:
         audit = audit_directory(Path(session.source(judge).path))
         lines = [f"{c['name']}: {c['found']}" for c in audit["checks"] if c["status"] in ("warning", "fault")]

@@ -21,6 +21,14 @@ def test_iterative_dpo_goes_on_from_the_policy_of_the_round_before() -> None:
     assert stages["dpo-3"].learning_rate == stages["dpo"].learning_rate
 
 
+def test_a_value_of_a_later_round_comes_from_where_the_first_one_does() -> None:
+    origins = load_recipe("tiny", [*DPO, "stage.dpo.beta=0.3"]).origins
+    assert origins["stage.dpo-3.beta"] == "command line"
+    assert origins["stage.dpo-2.algorithm"] == "recipe"
+    assert origins["stage.pairs-2.judge"] == "command line"
+    assert origins["stage.dpo-2.optimizer.eps"] == "default"
+
+
 def test_the_reference_may_stay_sft() -> None:
     stages = load_recipe("tiny", [*DPO, "stage.dpo.reference=sft"]).config.stage
     assert {stages[name].reference_stage for name in ("dpo", "dpo-2", "dpo-3")} == {"sft"}

@@ -7,8 +7,10 @@ import pytest
 
 from preftune.config import DataConfig
 from preftune.data import Dataset, Encoder, read_dataset
+from preftune.data.dataset import read_training
 from preftune.errors import ConfigError
 from preftune.rundir import write_jsonl
+from preftune.runs.sources import held_out_prompts
 
 TEXTS = ["  I saw  this\nfilm twice, and wept.", "Dull.", "So so dull", "One two three  four"]
 
@@ -50,3 +52,17 @@ def test_it_needs_the_plain_form_and_rows_of_text(tmp_path: Path) -> None:
         read_dataset(DataConfig(name=name, form="plain", prompt_words=2))
     with pytest.raises(ValueError, match='prompt_words has a use with form = "plain" only'):
         DataConfig(name=name, prompt_words=2)
+
+
+def test_a_held_out_prompt_is_one_in_whatever_form_it_is_read(tmp_path: Path) -> None:
+    """The beginning of a text has no leading space, the same prompt of a pair has one."""
+    texts = write(tmp_path / "texts.jsonl", [{"text": f"This film {i} is good."} for i in range(60)])
+    config = DataConfig(name=texts, form="plain", prompt_words=3, held_out=0.2)
+    dataset = read_dataset(config)
+    held_out = {row.prompt[0].text for row in (*dataset.validation, *dataset.test)}
+    pairs = [{"prompt": f"This film {i}", "chosen": "a", "rejected": "b"} for i in range(60)]
+    own = write(tmp_path / "pairs.jsonl", pairs)
+    made = read_training(DataConfig(name=own), held_out_prompts(dataset))
+    left = {row.prompt[0].text.strip() for row in made.train}
+    assert held_out
+    assert left == {pair["prompt"] for pair in pairs} - held_out

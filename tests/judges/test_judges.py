@@ -28,6 +28,11 @@ from preftune.rollout.calls import Case, load_functions
         ("It is Paris", "Paris", 0.0),
         ("no number", 7, 0.0),
         ("100", 10, 0.0),
+        ("half: .5", 0.5, 1.0),
+        ("-.50", "-0.5", 1.0),
+        (".5", "5", 0.0),
+        ("see p.5", "5", 1.0),
+        ("...5", "5", 1.0),
         ("anything", None, None),
     ],
 )

@@ -160,7 +160,10 @@ def test_where_it_is_not_of_use(kernel: native.Kernel) -> None:
     strided.weight = nn.Parameter(torch.randn(32, 32).t())
     assert native.layer_product(strided) is None
     query, keys = torch.zeros(2, 1, 1, kernel.width - 1), torch.zeros(2, 1, 5, kernel.width - 1)
-    assert native.attention_kernel(query, keys) is None
+    assert native.attention_kernel(query, keys, keys) is None
+    query, keys = torch.zeros(2, 1, 1, 2 * kernel.width), torch.zeros(2, 1, 5, 2 * kernel.width)
+    assert native.attention_kernel(query, keys, keys) is not None
+    assert native.attention_kernel(query, keys, keys[..., : kernel.width]) is None
 
 
 @needs_compiler

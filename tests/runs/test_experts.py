@@ -122,6 +122,7 @@ def test_the_prompt_says_whose_score_counts(kind: str, request: pytest.FixtureRe
     chosen = np.asarray(members)[shares.argmax(0), range(4)]
     np.testing.assert_allclose(model.raw_score(prompts, replies), chosen, atol=1e-5)
     assert read_json(place / "preftune.json")["experts"] == "harmless, helpful"
+    assert "load_reward_model  # member-0 and so on" in (place / "README.md").read_text()  # it has no weights
 
 
 def test_record_report_and_plan_name_the_experts(run: RunDir) -> None:

@@ -3,6 +3,8 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import RunDir, read_json
-from preftune.runs.aside import half_moved, put_aside, with_children
+from preftune.runs import takeover
+from preftune.runs.aside import close, half_moved, put_aside, settle, with_children
 from preftune.runs.stages import Stage, is_finished, made_of_what_is_here, why_not_longer
 from preftune.sums import write_sealed
 from preftune.verify.attempts import different, outcome
@@ -137,6 +140,28 @@ def test_a_kill_while_directories_move_loses_nothing(
         assert (copy.aside / name / "model" / "model.safetensors").read_bytes() == content
         assert (copy.aside / name / "stage" / "stage.json").is_file()
     assert put_aside(copy, stages, ["sft"]) == []
+
+
+def test_what_was_asked_for_is_made_anew_once_until_its_command_has_ended(copy: RunDir) -> None:
+    """As after a kill behind the last of the stages: in the evaluation, or in a stage after them."""
+    stages, told = [Stage(name="dpo", algorithm="x", parents=(), inputs={})], list[list[str]]()
+    assert put_aside(copy, stages, ["dpo"], lambda names: told.append(list(names))) == ["dpo"]
+    settle(copy, stages[0])  # its new one is finished
+    assert put_aside(copy, stages, ["dpo"], lambda names: told.append(list(names))) == []
+    close(copy)
+    assert not copy.aside.exists()
+    put_aside(copy, stages, ["dpo"], lambda names: told.append(list(names)))
+    assert told == [["dpo"], ["dpo"]]  # though nothing of it is there now: a mirror may hold it
+    close(copy)
+
+
+def test_a_member_is_made_anew_with_its_stage(copy: RunDir, tmp_path: Path) -> None:
+    session: Any = SimpleNamespace(run=RunDir(tmp_path), anew=["rm"])
+    stage = Stage(name="rm/member-0", algorithm="reward", parents=(), inputs={})
+    record = {"status": "finished", "key": stage.key, "files": {}, "made_from": {}}
+    write_sealed(copy.stage_json(stage.name), record)
+    stage.model_dir(copy).mkdir(parents=True)
+    assert not takeover.take(session, copy, stage)
 
 
 def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:

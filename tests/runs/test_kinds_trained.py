@@ -5,15 +5,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from preftune import api, cli
 from preftune.config import load_recipe
 from preftune.data.corpus import train_tokenizer
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, DataError
 from preftune.models.load import scratch_gpt2
 from preftune.models.locate import Source
 from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
+from preftune.runs.feed import make_feed
+from preftune.runs.reopen import reopen
 from preftune.runs.runner import _check_room
+from preftune.runs.scoring import reward_model_of
 
 LABELLED = [
     {"prompt": f"Q{i}", "completion": f"{'yes' if i % 3 else 'no'} {i}", "label": i % 3 > 0}
@@ -63,6 +67,17 @@ def test_kto_learns_from_labelled_replies_and_sft_from_the_desirable_ones(tmp_pa
     recorded = read_json(run.stage_json("kto"))["inputs"]
     assert recorded["undesirable"]["rows"] == 10
     assert "undesirable" not in read_json(run.stage_json("sft"))["inputs"]
+    session = reopen(run.path)
+    encoder, rows = session.encoder(session.source("kto")), session.training_rows(stage="kto")
+    feed = make_feed(session, "kto", encoder)
+    lengths = [
+        len(encoder.prompt(row.prompt)) + len(encoder.response(row.chosen or row.rejected)) for row in rows
+    ]
+    assert (feed.rows_per_step, feed.tokens) == (8, 2 * sum(lengths))  # half of them mismatched
+    judge = reward_model_of(session, "kto", session.learner(8))
+    scored = [encoder.sequences([(row.prompt, row.chosen)]) for row in rows if row.chosen]
+    raw = torch.cat([judge.raw_scores(batch) for batch in scored])
+    assert (judge.mean, judge.std) == pytest.approx((raw.mean().item(), raw.std().item()), abs=1e-5)
 
 
 @pytest.mark.parametrize(("stage", "score"), [("ppo", "objective/scores"), ("grpo", "reward")])
@@ -82,6 +97,35 @@ def test_prompts_alone_are_enough_where_a_function_judges(
     scores = [sum(SCORES[i : i + 8]) / 8 for i in (0, 8)]  # of the two steps
     assert [row[score] for row in read_jsonl(run.metrics(stage))] == pytest.approx(scores)
     assert read_json(run.data)["kind"] == "prompts without replies"
+
+
+def test_sft_on_its_own_replies_beside_prompts_alone_measures_no_loss_on_these(
+    tmp_path: Path, base: str
+) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"Q{i}"} for i in range(30)])
+    own = write(tmp_path / "own.jsonl", [{"prompt": f"A{i}", "completion": f"yes {i}"} for i in range(20)])
+    words = [f"data.name={data}", base, f"stage.sft.data={own}", "stage.sft.batch_size=10"]
+    run = api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="sft")
+    record = read_json(run.stage_json("sft"))
+    assert record["status"] == "finished"
+    assert "validation" not in record
+
+
+def test_checkpoints_are_compared_on_rows_that_a_stage_could_learn_from(tmp_path: Path, base: str) -> None:
+    """Held out are labelled replies, and the reward model has pairs of its own."""
+    held_out = [row | {"split": "validation", "prompt": f"{row['prompt']}, held out"} for row in LABELLED[:6]]
+    data = write(tmp_path / "rows.jsonl", [row | {"split": "train"} for row in LABELLED] + held_out)
+    pairs = [{"prompt": f"A{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    own = f"stage.rm.data={write(tmp_path / 'pairs.jsonl', pairs)}"
+    words = [f"data.name={data}", base, own, "checkpoint.best=true"]
+    with pytest.raises(DataError, match="stage rm: no validation row is such as it learns from"):
+        api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="rm")
+
+
+def test_texts_of_a_stage_get_no_roles_either(tmp_path: Path, base: str) -> None:
+    texts = write(tmp_path / "texts.jsonl", [{"text": f"A story {i}."} for i in range(20)])
+    with pytest.raises(ConfigError, match=r"texts\.jsonl: its rows are .* would add roles"):
+        api.run_recipe("tiny", [base, f"stage.sft.data={texts}"], out=str(tmp_path / "run"), until="sft")
 
 
 def test_replies_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_trained(

@@ -21,6 +21,7 @@ from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.llm_judge import LLMJudge, llm_judge
+from preftune.sums import write_sealed
 
 ROWS: list[dict[str, Any]] = [
     {"row": 0, "prompt": [{"role": "user", "content": "Hi?"}], "replies": ["a", "a b c", "a b"]},
@@ -163,6 +164,18 @@ def test_a_key_goes_to_other_machines_by_https_only() -> None:
     load_recipe("tiny", [*ASKED, key, "stage.pairs.llm.url=https://example.org/v1"])
     with pytest.raises(ConfigError, match=r"the key would go to example\.org unencrypted"):
         load_recipe("tiny", [*ASKED, key, "stage.pairs.llm.url=http://example.org/v1"])
+
+
+def test_a_key_is_needed_by_what_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a plan, and not by a run whose stage has asked all that it wanted to know."""
+    words = [*ASKED, "stage.pairs.llm.url=http://127.0.0.1:1/v1", "stage.pairs.llm.key_variable=JUDGE_KEY"]
+    config, run = load_recipe("tiny", words).config, RunDir(tmp_path)
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    api._checked(config, None, asks=False)
+    with pytest.raises(InputMissing, match="the variable JUDGE_KEY is not set"):
+        api._checked(config, run)
+    write_sealed(run.stage_json("pairs"), {"status": "finished"})
+    api._checked(config, run)
 
 
 def test_a_missing_key_or_template_ends_it_before_anything_is_trained(

@@ -11,7 +11,7 @@ from preftune.rundir import RunDir, read_json, write_json
 from preftune.runs import mirror as mirrors
 from preftune.runs.aside import put_aside
 from preftune.runs.mirror import Mirror
-from preftune.runs.stages import Stage
+from preftune.runs.stages import Stage, refuse_foreign
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def mirror(run: RunDir, tmp_path: Path, said: list[str]) -> Mirror:
-    return Mirror(directory=tmp_path / "drive", run=run, keep=1, say=said.append)
+    return Mirror(directory=tmp_path / "drive", run=run, say=said.append)
 
 
 def stage_of(run: RunDir, name: str) -> Stage:
@@ -78,6 +78,7 @@ def test_trouble_with_the_drive_is_a_warning(
 
     monkeypatch.setattr(mirrors, "_discard", fails)
     for step in (1, 2):
+        shutil.rmtree(run.checkpoints("sft"), ignore_errors=True)
         checkpoint = run.checkpoints("sft") / f"step-{step:06d}"
         checkpoint.mkdir(parents=True)
         mirror.put_checkpoint(stage, checkpoint)
@@ -144,3 +145,34 @@ def test_only_a_restart_forgets_the_commits(mirror: Mirror) -> None:
     assert (mirror.directory / "commits.json").is_file()
     mirror.forget(["sft"], commits=True)
     assert not (mirror.directory / "commits.json").exists()
+
+
+def test_a_new_machine_gets_every_checkpoint_that_a_stage_may_go_back_to(
+    run: RunDir, mirror: Mirror, tmp_path: Path
+) -> None:
+    """The best one is older than those that are newest."""
+    stage = stage_of(run, "sft")
+    for step in (10, 20, 30):
+        checkpoint = run.checkpoints("sft") / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(str(step))
+        if step == 30:
+            shutil.rmtree(run.checkpoints("sft") / "step-000020")  # as the loop does: 10 is the best
+        mirror.put_checkpoint(stage, checkpoint)
+    units = mirror.directory / "sft"
+    assert sorted(unit.name for unit in units.iterdir()) == ["step-000010", "step-000030"]
+    new = RunDir(tmp_path / "new")
+    Mirror(directory=mirror.directory, run=new, say=print).fetch(stage)
+    states = {path.parent.name: path.read_text() for path in new.checkpoints("sft").glob("*/state.json")}
+    assert states == {"step-000010": "10", "step-000030": "30"}
+    assert new.metrics("sft").read_bytes() == run.metrics("sft").read_bytes()
+
+
+def test_a_directory_with_nothing_in_it_is_nobodys(tmp_path: Path) -> None:
+    """A kill, or a full disk, may have come before what says whose it is."""
+    refuse_foreign(tmp_path)
+    (tmp_path / ".preftune.json.tmp-1").touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "weights").touch()
+    with pytest.raises(ConfigError, match="was not made by preftune"):
+        refuse_foreign(tmp_path)

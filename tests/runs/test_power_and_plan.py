@@ -21,12 +21,14 @@ from preftune.config.show import show_values
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.batch import real_tokens
 from preftune.data.dataset import make_dataset
+from preftune.data.hh import RejectedRow
 from preftune.evaluation.stats import bootstrap_mean
 from preftune.measure import probe
 from preftune.measure.probe import Cost, fits
 from preftune.records.verdict import BETTER, outcome, smallest_gain
-from preftune.runs import save, train
+from preftune.runs import lengths, save, train
 from preftune.runs.job import Job
+from preftune.runs.lengths import Lengths
 from preftune.runs.plan import power
 from preftune.runs.sources import load_dataset
 
@@ -185,6 +187,31 @@ def test_a_plan_does_not_go_over_all_rows_after_the_steps(
     assert main(["plan", "tiny", *[f"stage.{name}=none" for name in ("grpo", "dpo", "ppo")]]) == 0
     assert losses == [4, 4]  # of base and SFT
     assert scored == [4, 4, 16, 16]  # normalised; reloaded
+
+
+def test_rows_that_a_chat_template_refuses_have_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are left out when they are encoded; the plan must not end with them."""
+    system = Dialogue([Turn("system", " Be kind."), Turn("human", " Hi")])
+    rows = [
+        Preference(prompt=prompt, chosen=" yes yes", rejected=" no")
+        for prompt in (system, Dialogue([Turn("human", " Hi")]))
+    ]
+
+    def read(prompt: Dialogue) -> list[int]:
+        if prompt == system:
+            raise RejectedRow("template_refuses")
+        return [0] * 5
+
+    def accepts(prompt: Dialogue) -> bool:
+        return prompt != system
+
+    encoder = SimpleNamespace(prompt=read, accepts=accepts, response=str.split)
+    monkeypatch.setattr(lengths, "_encoder", lambda *_: encoder)
+    monkeypatch.setattr("preftune.runs.sources.make_tokenizer", lambda *_: None)
+    config = load_recipe("tiny").config
+    data: Any = SimpleNamespace(train=rows)
+    assert lengths.mean_lengths(config, data) == Lengths(prompt=5.0, chosen=2.0, rejected=1.0)
+    assert lengths.mean_lengths(config, data, rows[:1]) == lengths.longest(config)
 
 
 def test_the_plan_of_upper_blocks_says_what_is_trained_and_what_is_kept(

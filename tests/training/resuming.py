@@ -69,7 +69,7 @@ def prepare(
             learner.train(name, role, adamw, 1e-2)
         else:
             learner.freeze(role)
-    learner.shard_frozen()
+    learner.shard_frozen(role for name, role in models.items() if name not in kind.trains)
     if rank is not None:
         hold_once([role.model for role in models.values()])
     extra = {"scorer": Judge(rule, EOS)} if online(algorithm) else {}

@@ -1,6 +1,9 @@
 """The KL coefficient that is steered, and the budget that ends a stage: docs/algorithms/ppo.md."""
 
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,14 @@ from preftune import faults
 from preftune.algorithms.ppo import PPO
 from preftune.config import PPOConfig
 from preftune.config.load import build
-from preftune.errors import ConfigError, StorageError
+from preftune.errors import ConfigError, DataError, StorageError
 from preftune.records.run import RunRecord
 from preftune.records.stage import StageRecord
 from preftune.report.sections.cautions import cautions
 from preftune.report.view import RunView, StageView
 from preftune.rundir import read_json
 from preftune.runs.stages import settings_of
+from preftune.stops import Interrupted, handled
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
 from preftune.training.loop import Ended
@@ -92,6 +96,33 @@ def test_killed_after_it_was_beyond_it_ends_at_the_same_place(tmp_path: Path) ->
     with pytest.raises(Killed):
         drift(tmp_path, 2, 3.5, kill_at=5)
     assert drift(tmp_path, 2, 3.5) == (Ended(5, 4.0, 2), pytest.approx(2, abs=1e-3))
+
+
+@pytest.mark.parametrize(("every", "most", "after", "kept"), [(2, 3.5, 3, 2), (4, 7.5, 7, 4)])
+def test_what_a_signal_left_is_no_place_to_end_at(
+    tmp_path: Path, every: int, most: float, after: int, kept: int
+) -> None:
+    """A stopped stage ends as one that was not, and what was due is still there."""
+
+    def measured(before: int) -> dict[str, float]:
+        if before == after - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"kl": float(before)}
+
+    whole = drift(tmp_path / "whole", every, most)
+    assert whole[0] is not None
+    assert whole[0].kept == kept
+    with handled(), pytest.raises(Interrupted, match=f"after step {after} of 9"):
+        play(Counting(measured), tmp_path / "pieces", every, budget=("kl", most))
+    assert drift(tmp_path / "pieces", every, most) == whole
+
+
+def test_without_a_checkpoint_to_go_back_to_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        drift(tmp_path, 4, 3.5, kill_at=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000000")
+    with pytest.raises(DataError, match=r"step 5 measures 4, beyond the budget of 3\.5, and no"):
+        drift(tmp_path, 4, 3.5)
 
 
 def test_a_state_to_go_back_to_is_written_once_every_process_has_looked(

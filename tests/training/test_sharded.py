@@ -102,7 +102,7 @@ def parts_of_a_cut() -> tuple[Any, ...]:
         share_trunk(role.model, 1)
     learner.train("policy", models[0], ADAMW, 1e-2)
     learner.freeze(models[1])
-    learner.shard_frozen()
+    learner.shard_frozen([models[1]])
     trained = {name: p for name, p in models[0].model.named_parameters() if p.requires_grad}
     places: dict[str, set[int]] = {}
     for role in models:
@@ -122,7 +122,7 @@ def one_block_at_a_time() -> tuple[float, Any, int]:
     policy, learner = Policy(causal_lm(1)), Learner(process_timeout=PATIENCE, shard=True, by_block=True)
     size = sum(p.nbytes for p in policy.model.transformer.h[0].parameters())
     learner.freeze(policy)
-    learner.shard_frozen()
+    learner.shard_frozen([policy])
     live, warned = [0.0], list[str]()
 
     def look(module: Any, given: Any) -> None:

@@ -214,7 +214,7 @@ def looked_at(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[An
     """A stage that is about to train a tiny policy, what goes on at each of its steps, and the policy."""
     monkeypatch.setattr(onlookers, "distinct_prompts", lambda *_: ([None], [[1, 2, 3]]))
     texts = {"prompt_text": str, "decode": lambda ids, _: str(ids)}
-    encoder = SimpleNamespace(pad_id=tiny.EOS, ends=(tiny.EOS,), **texts)
+    encoder = SimpleNamespace(pad_id=tiny.EOS, ends=(tiny.EOS,), max_length=tiny.POSITIONS, **texts)
     policy = tiny.roles("sft")["policy"]
     learner = SimpleNamespace(is_main=True, device=torch.device("cpu"))
     job = SimpleNamespace(model=policy, encoder=encoder, learner=learner, steps=9, tokens=None)
@@ -242,6 +242,26 @@ def test_replies_for_onlookers_come_now_and_then_with_the_same_numbers(
     assert (record["step"], record["steps"], record["start"], seen) == (2, 9, "sft", [1, 2])
     assert all(map(torch.equal, weights, policy.model.parameters()))
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_reply_for_onlookers_ends_where_the_model_does(
+    looked_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(onlookers, "distinct_prompts", lambda *_: ([None], [[1] * (tiny.POSITIONS - 2)]))
+    monkeypatch.setattr(onlookers, "sample", lambda *_, max_new_tokens, **__: asked.append(max_new_tokens))
+    policy, *_ = looked_at
+    encoder = SimpleNamespace(
+        pad_id=tiny.EOS, ends=(tiny.EOS,), max_length=tiny.POSITIONS, prompt_text=str, decode=str
+    )
+    job: Any = SimpleNamespace(model=policy, encoder=encoder, learner=SimpleNamespace(device="cpu"))
+    config = load_recipe("tiny").config
+    session: Any = SimpleNamespace(config=config, dataset=SimpleNamespace(validation=[None], train=[]))
+    reply = onlookers._replies(session, job)
+    assert reply is not None
+    with pytest.raises(AttributeError):  # the sampler in its place gives nothing
+        reply("now")
+    assert asked == [2]
 
 
 @pytest.mark.parametrize("error", [Interrupted(2), torch.OutOfMemoryError("full")])

@@ -22,26 +22,20 @@ from preftune.functional import kto_kl, kto_loss
 from preftune.models.roles import Policy, Reference, Role
 from preftune.models.shards import readable
 from preftune.rollout.collect import by_batches
+from preftune.rollout.rollout import Rows
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(Rows):
     """Labelled responses with the reference's log-probability of each, and 1 over the share that its label
-    has in the global batch: all (B,). `kl` is z, a scalar.
+    has in the global batch: all (B,). `kl` is z.
     """
 
     sequences: Sequences
     desirable: Tensor
     reference: Tensor
     scale: Tensor
-    kl: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Judged":
-        desirable, reference, scale = (x[rows] for x in (self.desirable, self.reference, self.scale))
-        return Judged(self.sequences[rows], desirable, reference, scale, self.kl)
+    kl: float
 
 
 class KTO:
@@ -62,7 +56,7 @@ class KTO:
         return {
             **metrics,
             "rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"],
-            "kl": judged.kl.item(),
+            "kl": judged.kl,
             "tokens/trained": float(tokens),
         }
 
@@ -70,7 +64,13 @@ class KTO:
         liked = self.learner.total(batch.desirable.sum())
         share = torch.where(batch.desirable, liked, total - liked) / total
         reference = self.sums(self.reference, batch.sequences)
-        return Judged(batch.sequences, batch.desirable, reference, 1 / share, self.distance(batch))
+        return Judged(
+            sequences=batch.sequences,
+            desirable=batch.desirable,
+            reference=reference,
+            scale=1 / share,
+            kl=self.distance(batch).item(),
+        )
 
     def distance(self, batch: Unpaired) -> Tensor:
         """z over the mismatched rows of all processes: a scalar, never below 0."""

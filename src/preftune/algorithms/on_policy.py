@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol, Self, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,16 +15,10 @@ from preftune.functional.advantages import centred_groups, importance_weights
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Critic
 from preftune.rollout.collect import collect
-from preftune.rollout.rollout import Rollout, of_all
+from preftune.rollout.rollout import Rollout, Rows, of_all
 from preftune.rollout.sampler import check_agreement, sampler_metrics
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed
-
-
-class Rows(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice | Tensor) -> Self: ...
-
 
 R = TypeVar("R", bound=Rows)
 

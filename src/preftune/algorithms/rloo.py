@@ -92,9 +92,8 @@ class RLOO:
             logprobs, batch.logprobs, batch.advantages, low, high, level="sequence_sum", mask=response
         )
         moved = zero_off(logprobs.detach() - batch.logprobs, response).sum(1, keepdim=True)
-        return Loss(
-            terms, {"entropy": entropy, **clip_metrics(moved.exp(), batch.advantages, low, high, response)}
-        )
+        ratio = moved.clamp(max=88.0).exp()  # finite, as in the loss
+        return Loss(terms, {"entropy": entropy, **clip_metrics(ratio, batch.advantages, low, high, response)})
 
     def report(self, rollout: Rollout) -> Metrics:
         """What was sampled, before the updates."""

@@ -130,9 +130,18 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
     _require_data(config, source)
     return Resolved(
         config=config,
-        origins={key: origins.get(key, "default") for key in flatten(config.model_dump())},
+        origins={key: _origin(key, origins) for key in flatten(config.model_dump())},
         recipe=source,
     )
+
+
+def _origin(key: str, origins: Mapping[str, Origin]) -> Origin:
+    """Where a value comes from: that of a stage's copy for a later round from where the stage's own does."""
+    section, _, rest = key.partition(".")
+    name, _, setting = rest.partition(".")
+    is_copy = section == STAGE and f"{STAGE}.{name}.algorithm" not in origins
+    first = f"{STAGE}.{name.rpartition('-')[0]}.{setting}" if is_copy else key
+    return origins.get(key) or origins.get(first, "default")
 
 
 def _refuse_secrets(values: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)")  # not of "p.5"
 _BRACES = r"(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*"  # as \frac{1}{2} has them, three deep
 _MARKED = re.compile(rf"<answer>(.*?)</answer>|\\boxed\{{({_BRACES})\}}|####([^\n]*)", re.DOTALL)
 _TAGGED = re.compile(
@@ -41,8 +41,10 @@ def _marked(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    text = " ".join(text.split()).strip(" .,:;!?\"'").casefold()
+    text = " ".join(text.split()).lstrip(" ,:;!?\"'").rstrip(" .,:;!?\"'").casefold()
     number = text.replace(",", "").lstrip("$")
     if not _NUMBER.fullmatch(number):
-        return text
+        return text.lstrip(" .,:;!?\"'")
+    if number.lstrip("-").startswith("."):
+        number = number.replace(".", "0.", 1)
     return number.rstrip("0").rstrip(".") if "." in number else number

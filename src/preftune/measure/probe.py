@@ -77,7 +77,7 @@ class _Taken:
 
     steps: int
     rows: int | None
-    tokens: float | None  # of a step
+    tokens: float | None  # of a row
     left_out: Mapping[str, int]
     began: list[float] = field(default_factory=list)
 
@@ -228,7 +228,8 @@ def _cut(taken: dict[str, _Taken], name: str, job: Job) -> Job:
         mean = sum(sizes.values()) / len(sizes)
         usual = sorted(sizes, key=lambda step: abs(sizes[step] - mean))[: STEPS - 1]
         numbers = [max(sizes, key=lambda step: sizes[step]), *usual]
-    facts = _Taken(steps=job.steps, rows=job.rows, tokens=job.tokens, left_out=job.rejected)
+    tokens = job.tokens / job.rows_per_step if job.tokens else None
+    facts = _Taken(steps=job.steps, rows=job.rows, tokens=tokens, left_out=job.rejected)
     taken[name] = facts
 
     def batch_at(step: int) -> Any:
@@ -281,7 +282,7 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
     return Cost(
         steps=sum(each.steps for each in learners),
         rows=sum(each.rows or 0 for each in learners) or None,
-        tokens=tokens / stage.rows_per_step if stage and tokens else None,
+        tokens=tokens or None,
         left_out=sum((Counter(each.left_out) for each in learners), Counter[str]()),
         seconds=seconds,
         disk=_disk(full, model, trained),

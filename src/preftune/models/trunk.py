@@ -134,7 +134,7 @@ def keep_on_disk(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": 1,  # of a row's pass, however many there are
-        "device": next(model.parameters()).device.type,
+        "device": _kind_of(next(model.parameters()).device),
     }
     directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:
@@ -143,6 +143,13 @@ def keep_on_disk(
         branch.trunk.say = say
     except OSError as error:
         say(f"warning: no states are kept in {directory}: {error.strerror}")
+
+
+def _kind_of(device: torch.device) -> str:
+    """What the last bits of its results depend on: the card, or what the processor can do."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def tie(model: PreTrainedModel) -> None:

@@ -2,35 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from preftune.data.batch import Sequences
 
-Record = TypeVar("Record", bound=Any)
-
-
-def take_rows(record: Record, rows: slice | Tensor) -> Record:
-    """The given rows of a dataclass of `sequences` and tensors; (B, T) tensors are cut to the longest row."""
-    sequences = record.sequences[rows]
-    width = sequences.ids.shape[1]
-
-    def cut(value: object) -> object:
-        if isinstance(value, Sequences):
-            return sequences
-        if isinstance(value, dict):
-            return {name: numbers[rows] for name, numbers in value.items()}
-        if not isinstance(value, Tensor):
-            return value
-        return value[rows][:, :width] if value.dim() == 2 else value[rows]
-
-    return type(record)(**{f.name: cut(getattr(record, f.name)) for f in fields(record)})
-
 
 class Rows:
-    """A dataclass of `sequences` and tensors, of which rows are taken."""
+    """A dataclass of `sequences` and tensors, of which rows are taken; (B, T) tensors are cut to the longest
+    of them.
+    """
 
     __slots__ = ()
     sequences: Sequences
@@ -39,7 +22,31 @@ class Rows:
         return len(self.sequences)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        return take_rows(self, rows)
+        sequences = self.sequences[rows]
+        width = sequences.ids.shape[1]
+
+        def cut(value: object) -> object:
+            if isinstance(value, Sequences):
+                return sequences
+            if isinstance(value, dict):
+                return {name: numbers[rows] for name, numbers in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            return value[rows][:, :width] if value.dim() == 2 else value[rows]
+
+        return self._each(cut)
+
+    def to(self, device: torch.device) -> Self:
+        def moved(value: object) -> object:
+            if isinstance(value, dict):
+                return {name: numbers.to(device) for name, numbers in value.items()}
+            return value.to(device) if isinstance(value, Sequences | Tensor) else value
+
+        return self._each(moved)
+
+    def _each(self, change: Callable[[object], object]) -> Self:
+        record: Any = self
+        return type(record)(**{f.name: change(getattr(self, f.name)) for f in fields(record)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,25 +41,23 @@ def put_aside(
     names: Sequence[str],
     before: Callable[[Sequence[str]], None] = lambda moving: None,
 ) -> list[str]:
-    """Move what is there of these stages out of the way; the names of those that were moved now, which
-    `before` is told first. A call with what was asked before, some of it not made yet, goes on with that and
-    moves nothing.
+    """Move what is there of these stages out of the way; the names of those that were moved now. `before` is
+    told first which stages are asked for. A call with what was asked before goes on with that and moves
+    nothing, until `close` says that a command has come to its end.
     """
     request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
-    waiting = any(_folder(run, stage).is_dir() for stage in stages)
-    if waiting and _request(run) == {**request, "moved": True}:
+    if _request(run) == {**request, "moved": True}:
         return []
     kept = [stage for stage in stages if (_folder(run, stage) / "stage").is_dir()]
     moving = [stage for stage in stages if stage not in kept and run.stage_json(stage.name).is_file()]
-    moved = [stage.name for stage in moving]
-    before(moved)
+    before([stage.name for stage in stages])
     write_json(_file(run), request)
     for stage in kept:
         _drop(run, stage)  # a new one that was not finished
     for stage in moving:
         _move(run, stage)
     write_json(_file(run), {**request, "moved": True})
-    return moved
+    return [stage.name for stage in moving]
 
 
 def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
@@ -89,12 +87,17 @@ def put_back(run: RunDir, stage: Stage) -> bool:
             shutil.rmtree(target, ignore_errors=True)
             os.rename(folder / name, target)
     settle(run, stage)
+    close(run)
     return True
 
 
 def settle(run: RunDir, stage: Stage) -> None:
     """Remove what is kept of the old stage: the new one is finished, or the old one is back."""
     shutil.rmtree(_folder(run, stage), ignore_errors=True)
+
+
+def close(run: RunDir) -> None:
+    """Forget what was asked for, unless an old stage still waits for its new one."""
     if run.aside.is_dir() and not any(path.is_dir() for path in run.aside.iterdir()):
         shutil.rmtree(run.aside, ignore_errors=True)
 

@@ -198,7 +198,7 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
 def _loading(session: "Session", stage: Stage) -> str:
     """Code that prompts the model in the form in which it was trained, and samples as it was measured."""
     snippet = _snippet(session, reply=not stage.trains_policy)
-    if "members" in stage.inputs.get("settings", {}):
+    if stage.inputs.get("settings", {}).keys() & {"members", "experts"}:
         code_lines = (
             "from preftune import load_reward_model  # member-0 and so on load as plain Hugging Face models",
             "",

@@ -278,11 +278,12 @@ def _write(collector: _Collector, stage: Stage, steps: int) -> Json:
         facts["beats"] = beats
     provenance = {"judge": config.judge, "policy_sha256": policy, "stage": stage.name}
     preferences = [{**_preference(collector, row, pair), **provenance} for row, pair in labelled]
-    if isinstance(collector.scorer, LLMJudge):
-        facts["llm"] = collector.scorer.summary(rows)
-        write_jsonl(target / "judgements.jsonl", collector.scorer.judgements(rows))
-        write_text(target / "template.txt", collector.scorer.template)
-    write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})
+    llm = collector.scorer if isinstance(collector.scorer, LLMJudge) else None
+    facts |= {} if llm is None else {"llm": llm.summary(rows)}
+    write_json(target / SIDE_FILE, {"stage": stage.name, "key": stage.key, **facts})  # first: it is ours
+    if llm is not None:
+        write_jsonl(target / "judgements.jsonl", llm.judgements(rows))
+        write_text(target / "template.txt", llm.template)
     write_jsonl(target / "replies.jsonl", rows)
     write_jsonl(target / "preferences.jsonl", preferences)
     write_text(target / CARD, data_card(collector.session, stage.name, facts))

@@ -21,6 +21,7 @@ from preftune.data import (
 )
 from preftune.data.batch import PairIds
 from preftune.data.select import remarks
+from preftune.errors import DataError
 from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 
@@ -32,7 +33,7 @@ HELD_OUT = 256  # rows that checkpoints are compared on
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
     order of their own; `held_out()` makes a batch of rows that are not trained on; `rejected` counts those
-    that cannot be used, `tokens` those of all fixed rows.
+    that cannot be used, `tokens` those of all fixed rows, of which a step takes `rows_per_step`.
     """
 
     rows: Sequence[Preference]
@@ -42,6 +43,7 @@ class Feed:
     held_out: Callable[[], Any]
     rejected: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
+    rows_per_step: int = 1
 
 
 def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
@@ -66,9 +68,10 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
     }
     items = config.items_per_row if alone else 1  # rows that hold as many items as a pair
+    rows_per_step = config.rows_per_step * items
 
     def numbers_at(step: int) -> list[int]:
-        return rows_at(step, config.rows_per_step * items, len(rows), session.config.seed, name)
+        return rows_at(step, rows_per_step, len(rows), session.config.seed, name)
 
     def batch_of(rows: Sequence[Preference], encoded: Sequence[PairIds]) -> Any:
         if alone and config.batch == "unpaired":
@@ -80,8 +83,17 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         return batch_of([rows[i] for i in numbers], [encoded[i] for i in numbers])
 
     def held_out() -> Any:
-        shuffled = session.shuffled(session.data_of(name).validation or session.dataset.validation)
-        usable, ids, _ = first_encoded(encoder, shuffled, HELD_OUT)
+        def fits(row: Preference) -> bool:
+            """A row of the run's data, as this stage could learn from."""
+            has_all = row.chosen and (row.rejected or alone or config.batch == "sequences")
+            return bool(has_all) and (config.data is not None or config.learns_from(row.source))
+
+        if not (own := [row for row in session.dataset.validation if fits(row)]):
+            raise DataError(
+                f"stage {name}: no validation row is such as it learns from, to compare checkpoints on",
+                "leave out checkpoint.best, or hold out rows of its kind",
+            )
+        usable, ids, _ = first_encoded(encoder, session.shuffled(own), HELD_OUT)
         return batch_of(usable, ids)
 
     return Feed(
@@ -91,7 +103,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         held_out=held_out,
         rejected=rejected,
-        tokens=sum(_tokens(pair, config.batch) for pair in encoded),
+        tokens=sum(_tokens(pair, config.batch, alone) for pair in encoded),
+        rows_per_step=rows_per_step,
     )
 
 
@@ -123,14 +136,16 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
         batch_at=batch_at,
         names_at=lambda step: [row_name(rows[i]) for i in numbers_at(step)],
         held_out=lambda: batch_at(0),
+        rows_per_step=count,
     )
 
 
-def _tokens(pair: PairIds, batch: Batch) -> int:
-    """Tokens of the rows that a pair becomes; mismatched ones are about as many again."""
+def _tokens(pair: PairIds, batch: Batch, alone: bool) -> int:
+    """Tokens of what a pair, or a reply `alone`, becomes; mismatched rows are about as many again."""
     if batch == "sequences":
         return len(pair.prompt) + len(pair.chosen)
-    return pair.tokens * (2 if batch == "unpaired" else 1)
+    one = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    return (one if alone else pair.tokens) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

@@ -23,13 +23,25 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """
     named = [stage.called for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
-    for llm in [stage.asks for stage in config.stage.values()] if stages else []:
-        if llm is not None:
-            read_template(llm.template)
-            key_of(llm)
     for terms in [config.evaluation.reward_functions, *golds, *named]:
         for name in reward_terms(terms) if terms else ():
             find_function(name)
+
+
+def check_llm_judges(config: RunConfig, run: RunDir | None = None) -> None:
+    """Read the template and the key of every language model that a stage will ask: those of stages that `run`
+    has finished are not needed. Raises what `read_template` and `key_of` raise.
+    """
+    for name, stage in config.stage.items():
+        if stage.asks is not None and not _is_finished(run, name):
+            read_template(stage.asks.template)
+            key_of(stage.asks)
+
+
+def _is_finished(run: RunDir | None, name: str) -> bool:
+    with suppress(PreftuneError):  # damaged: said where the stage is opened
+        return run is not None and read_sealed(run.stage_json(name)).get("status") == "finished"
+    return False
 
 
 def key_of(address: AddressConfig, server: str = "the LLM judge") -> str:

@@ -27,5 +27,6 @@ class Job:
     budget: tuple[str, float] | None = None  # that ends it early
     worth: Worth | None = None  # by which its best checkpoint is found
     rows: int | None = None  # that its steps go over, where they are the data's
+    rows_per_step: int = 1
     tokens: float | None = None  # that a step learns from, on average, where its rows are known before it
     rejected: dict[str, int] = field(default_factory=dict)

@@ -35,7 +35,11 @@ def mean_lengths(config: RunConfig, dataset: Dataset, of: Sequence[Preference] =
         tokenizer = make_tokenizer(str(data.name), dataset.train, scratch.vocab_size)
     else:
         tokenizer = load_tokenizer(locate(config.model.base))
-    encoder, rows = _encoder(config, tokenizer), _some(of or dataset.train)
+    encoder = _encoder(config, tokenizer)
+    some = _some(of or dataset.train)
+    rows = [row for row in some if not row.prompt or encoder.accepts(row.prompt)]
+    if not rows:
+        return longest(config)
 
     def mean(sizes: Iterable[int]) -> float:
         return sum(sizes) / len(rows)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.errors import ConfigError, PreftuneError
-from preftune.rundir import RunDir, sha256_file
+from preftune.rundir import RunDir, read_text, sha256_file, write_text
 from preftune.runs.inputs import COMMITS, mirrored_commits
-from preftune.runs.stages import Stage, copy_file, copy_files, differences, is_finished, refuse_foreign
+from preftune.runs.stages import Stage, copy_files, differences, is_finished, refuse_foreign
 from preftune.sums import read_sealed, write_sealed
 from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
 
@@ -34,7 +34,6 @@ class Mirror:
 
     directory: Path
     run: RunDir
-    keep: int
     say: Callable[[str], None]
 
     def put_commits(self, commits: Mapping[str, str]) -> None:
@@ -45,13 +44,14 @@ class Mirror:
                 write_sealed(self.directory / COMMITS, commits)
 
     def put_checkpoint(self, stage: Stage, checkpoint: Path) -> None:
-        """Copy a complete checkpoint with the logs up to it; older ones beyond `keep` go."""
+        """Copy a complete checkpoint with the logs up to it; others go that are not here any more."""
         unit = self._folder(stage) / checkpoint.name
         with self._trouble(f"copy to the mirror {unit}"):
             files = {file.name: file for file in checkpoint.iterdir()}
             if self._put(unit, {**files, **self._logs(stage)}):
-                for old in self._checkpoints(stage)[self.keep :]:
-                    _discard(old)
+                for old in self._checkpoints(stage):
+                    if not checkpoint_at(self.run.checkpoints(stage.name), step_of(old)).is_dir():
+                        _discard(old)
 
     def put_stage(self, stage: Stage) -> None:
         """Copy a finished stage, unless it is there: its model and logs; its checkpoints and members go."""
@@ -97,19 +97,16 @@ class Mirror:
             self._fetch_logs(stage, finished)
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
-        newest = newest_step(self.run.checkpoints(stage.name))
-        for unit in self._checkpoints(stage):
-            if step_of(unit) <= newest:
-                return
-            if _is_complete(unit):
-                self._same_settings(stage, unit)
-                target = checkpoint_at(self.run.checkpoints(stage.name), step_of(unit))
-                logs = self._logs(stage)
-                sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
-                copy_files({name: unit / name for name in sums}, target, sums)
-                self._fetch_logs(stage, unit)
-                self.say(f"{stage.name:<12} checkpoint of step {step_of(unit)} fetched from {unit}")
-                return
+        here, logs = self.run.checkpoints(stage.name), self._logs(stage)
+        newest = newest_step(here)
+        units = [unit for unit in self._checkpoints(stage) if step_of(unit) > newest and _is_complete(unit)]
+        for unit in reversed(units):  # the newest last: a kill before it leaves something to fetch
+            self._same_settings(stage, unit)
+            sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
+            copy_files({name: unit / name for name in sums}, checkpoint_at(here, step_of(unit)), sums)
+        if units:
+            self._fetch_logs(stage, units[0])
+            self.say(f"{stage.name:<12} checkpoint of step {step_of(units[0])} fetched from {units[0]}")
 
     def _folder(self, stage: Stage) -> Path:
         return self.directory / stage.name
@@ -131,7 +128,7 @@ class Mirror:
         """stage.json comes last: it makes a finished stage finished."""
         for name, target in self._logs(stage).items():
             if (unit / name).is_file():
-                copy_file(unit / name, target)
+                write_text(target, read_text(unit / name))
 
     def _put(self, unit: Path, files: Mapping[str, Path]) -> bool:
         """Write a unit, its manifest last, and read it back; whether it is there."""

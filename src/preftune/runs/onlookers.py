@@ -102,7 +102,7 @@ def _replies(session: Session, job: Job) -> Callable[[str], dict[str, str]] | No
             out = sample(
                 policy,
                 batch,
-                max_new_tokens=settings.max_new_tokens,
+                max_new_tokens=min(settings.max_new_tokens, encoder.max_length - len(ids)),
                 temperature=settings.temperature,
                 eos_id=encoder.ends,
             )

@@ -178,7 +178,8 @@ def _resume_command(run: RunDir) -> str:
     before = ["", *given]
     words = [word for last, word in zip(before, given, strict=False) if "--redo" not in (last, word)]
     words = [word for word in words if word != "--restart" and not word.startswith("--redo=")]
-    return shlex.join(words) if words else f"preftune run {run.config} --out {run.path}"
+    known = words[:1] == ["preftune"]  # a notebook's command line is its kernel's
+    return shlex.join(words if known else ["preftune", "run", str(run.config), "--out", str(run.path)])
 
 
 def _from_scratch(settings: Mapping[str, Any]) -> bool:

@@ -91,12 +91,7 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, co
     Raises DataError that names the kind of the rows, the stage and what it needs.
     """
     kind, have = dataset.kind, KINDS[dataset.kind]
-    if kind == "text" and config.data.form != "plain":
-        raise ConfigError(
-            f"{config.data.name}: its rows are {have}, and data.form = {config.data.form} would add roles",
-            "set data.form=plain; or, if the column text is something else, name the columns: "
-            "data.columns.prompt=NAME data.columns.chosen=NAME data.columns.rejected=NAME",
-        )
+    _check_form(config, str(config.data.name), dataset)
     if kind == "prompts" and config.model.scratch is not None:
         raise DataError(
             f"{config.data.name}: {have}, and a base from scratch needs text", "name a model.base"
@@ -104,6 +99,8 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, co
     for name in stages:
         stage = config.stage[name]
         data = dataset.of(stage.data)
+        if data is not None:
+            _check_form(config, str(stage.data or config.data.name), data)
         if data is not None and data.kind not in stage.uses:
             raise DataError(
                 f"{stage.data or config.data.name}: its rows are {KINDS[data.kind]}, and the stage {name} "
@@ -122,4 +119,14 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, co
         raise DataError(
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",
             f"`preftune train RECIPE {stages[-1]}` trains without the comparison",
+        )
+
+
+def _check_form(config: RunConfig, name: str, data: Dataset) -> None:
+    """ConfigError for rows of text that would get roles."""
+    if data.kind == "text" and config.data.form != "plain":
+        raise ConfigError(
+            f"{name}: its rows are {KINDS[data.kind]}, and data.form = {config.data.form} would add roles",
+            "set data.form=plain; or, if the column text is something else, name the columns: "
+            "data.columns.prompt=NAME data.columns.chosen=NAME data.columns.rejected=NAME",
         )

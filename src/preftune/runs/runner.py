@@ -59,9 +59,7 @@ def open_session(
     session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains, located=base)
     session.origin = origin
     if mirror is not None:
-        session.mirror = Mirror(
-            directory=Path(mirror), run=run, keep=config.checkpoint.keep, say=console.line
-        )
+        session.mirror = Mirror(directory=Path(mirror), run=run, say=console.line)
     if trains and is_main_process():
         _make_way(session, redo)
     _meet(config)

@@ -198,8 +198,8 @@ def _combines(side: Mapping[str, Any]) -> bool:
 
 
 def normalised(session: Session, name: str, model: RewardModel, encoder: Encoder) -> tuple[float, float]:
-    """`normalisation` over what the stage was trained on."""
-    rows = first_encoded(encoder, session.training_rows(stage=name), _NORMALISING)[0]
+    """`normalisation` over the stage's rows, of both halves of the prompts."""
+    rows = _first_replies(encoder, session.training_rows(stage=name))
     return session.go_over(name, [rows], lambda groups: normalisation(model, encoder, groups[0]), seen=True)
 
 
@@ -208,10 +208,15 @@ def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preferenc
     """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
     arXiv:2403.17031).
     """
-    scores = _scores(model, encoder, first_encoded(encoder, rows, _NORMALISING)[0])
+    scores = _scores(model, encoder, _first_replies(encoder, rows))
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())
+
+
+def _first_replies(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
+    """Rows with a chosen reply: an undesirable one has none."""
+    return first_encoded(encoder, [row for row in rows if row.chosen], _NORMALISING)[0]
 
 
 @torch.no_grad()

@@ -166,9 +166,11 @@ class Session:
         if data not in self._collected:
             check_model(self.run, data, self.run.collected(data))
             file = str(self.run.preferences(data))
-            self._collected[data] = read_training(
-                data_settings(self.config, file), held_out_prompts(self.dataset)
-            )
+            held_out = held_out_prompts(self.dataset)
+            self._collected[data] = made = read_training(data_settings(self.config, file), held_out)
+            if self.trains and made.report["rejected"]:
+                for note in made.report["notes"]:
+                    self.console.line(f"{data}: {note}")
         return self._collected[data]
 
     def training_rows(self, part: Part = "all", stage: str = "") -> list[Preference]:

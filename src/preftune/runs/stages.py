@@ -129,7 +129,7 @@ def why_not_longer(
     if type(old_length) is not int or type(steps) is not int or new_length <= old_length:
         return None
     optimizer = OptimizerConfig.model_validate(now["optimizer"])
-    if "members" in now:
+    if now.keys() & {"members", "experts"}:
         return "an ensemble is trained anew"
     if "kl_budget" in recorded or "best" in recorded:
         return "its model is not that after its last step (kl_budget, checkpoint.best)"
@@ -234,10 +234,15 @@ def begin(run: RunDir, stage: Stage) -> None:
 
 def refuse_foreign(target: Path) -> None:
     """ConfigError if a model's place holds something that is not preftune's."""
-    if target.exists() and not (target / SIDE_FILE).is_file():
+    if target.exists() and not (target / SIDE_FILE).is_file() and not _is_empty(target):
         raise ConfigError(
             f"{target} was not made by preftune and is in the way", hint="move it, or use another out=DIR"
         )
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for a file that was under way when its writer was killed."""
+    return folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())
 
 
 def copy_files(files: Mapping[str, Path], target: Path, sums: Mapping[str, str] = {}) -> None:
@@ -255,14 +260,6 @@ def copy_files(files: Mapping[str, Path], target: Path, sums: Mapping[str, str] 
             raise StorageError(f"{file} changed while it was read", hint="run the command again")
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
-
-
-def copy_file(file: Path, target: Path) -> None:
-    """Put a copy of a file in the place of another, whole or not at all."""
-    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, partial)
-    os.replace(partial, target)
 
 
 def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bool = False) -> None:

@@ -7,11 +7,10 @@ machine. Only finished stages are taken, and only files that are what was writte
 from collections.abc import Iterator, Sequence
 
 from preftune.errors import DataError
-from preftune.rundir import RunDir
+from preftune.rundir import RunDir, read_text, write_text
 from preftune.runs.session import Session
 from preftune.runs.stages import (
     Stage,
-    copy_file,
     copy_files,
     differences,
     drop_checkpoints,
@@ -46,7 +45,8 @@ def take(session: Session, origin: RunDir, stage: Stage) -> bool:
     ConfigError where somebody else's directory is in the way.
     """
     run = session.run
-    if stage.name in session.anew or is_finished(run, stage) or _reason(run, origin, stage):
+    anew = stage.name.partition("/")[0] in session.anew  # a member is made anew with its stage
+    if anew or is_finished(run, stage) or _reason(run, origin, stage):
         return False
     record = read_sealed(origin.stage_json(stage.name))
     check(origin, record, f"leave out --from, which makes {stage.name} anew")
@@ -67,7 +67,7 @@ def take(session: Session, origin: RunDir, stage: Stage) -> bool:
     drop_checkpoints(run, stage)
     for name, source in files.items():
         if source not in model_files:
-            copy_file(source, run.path / name)
+            write_text(run.path / name, read_text(source))
     write_sealed(run.stage_json(stage.name), {"taken_from": redact(str(origin.path.resolve())), **record})
     session.console.line(f"{stage.name:<12} taken from {origin.path}")
     return True

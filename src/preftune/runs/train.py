@@ -105,9 +105,10 @@ def _plan(session: Session, stage: Stage, job: Job) -> Plan:
 
 def _validation(session: Session, name: str, job: Job) -> dict[str, Any]:
     """For a language model trained by imitation: its loss on held-out chosen responses."""
-    if not job.imitates or not isinstance(job.model, Policy) or not session.dataset.validation:
+    replies = [row for row in session.dataset.validation if row.chosen]  # data of prompts alone has none
+    if not job.imitates or not isinstance(job.model, Policy) or not replies:
         return {}
-    rows, *_ = first_encoded(job.encoder, session.shuffled(session.dataset.validation), _VALIDATION_ROWS)
+    rows, *_ = first_encoded(job.encoder, session.shuffled(replies), _VALIDATION_ROWS)
     policy = job.model
 
     def loss(groups: Sequence[Sequence[Preference]]) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def _prepare(session: Session, name: str) -> Job:
             learner.train(role, model, config.optimizer, config.rate_of(role))
         elif model is not judge:  # that is frozen where it was made
             learner.freeze(model)
-    learner.shard_frozen()
+    others = [model for role, model in models.items() if role not in kind.trains and model is not judge]
+    learner.shard_frozen([*others, judge] if judge is not None else others)
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
     keep_rows(session, models.values(), feed.tokens)
@@ -151,7 +153,8 @@ def _prepare(session: Session, name: str) -> Job:
         budget=config.budget,
         worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
         rows=len(feed.rows),
-        tokens=feed.tokens * config.rows_per_step / len(feed.rows) if feed.tokens else None,
+        tokens=feed.tokens * feed.rows_per_step / len(feed.rows) if feed.tokens else None,
+        rows_per_step=feed.rows_per_step,
         rejected=feed.rejected,
     )
 

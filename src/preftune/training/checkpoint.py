@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,10 @@ def save(
     step: int,
     state: TrainState,
     keep: int,
-    spare: int | None = None,
+    spare: Collection[int] = (),
     learner: Learner | None = None,
 ) -> Path:
-    """Write step-`step` and remove all but the newest `keep` and that of the step `spare`. If the `learner`
+    """Write step-`step` and remove all but the newest `keep` and those of the steps `spare`. If the `learner`
     shards, all processes must call this, and each writes its parts; the main one opens and closes the
     checkpoint.
 
@@ -71,7 +71,7 @@ def save(
         raise
     with contextlib.suppress(OSError):  # the new one is there; old ones go with the next
         for old in list(_newest_first(directory))[keep:] if main else ():
-            if step_of(old) == spare:
+            if step_of(old) in spare:
                 continue
             faultpoint("checkpoint.purge")
             _remove(old)
@@ -180,10 +180,13 @@ def check_space(directory: Path, learner: Learner) -> None:
         )
 
 
-def newest_step(directory: Path, below: float = math.inf) -> int:
-    """The step of the newest valid checkpoint of a step below another, 0 without one."""
+def newest_step(directory: Path, below: float = math.inf, every: int = 1) -> int:
+    """The step of the newest valid checkpoint of a step below another, of those that are due `every` so many
+    steps; 0 without one.
+    """
     steps = ((step_of(path), path) for path in _newest_first(directory))
-    return next((step for step, path in steps if step < below and fault_of(path) is None), 0)
+    due = ((step, path) for step, path in steps if step < below and step % every == 0)
+    return next((step for step, path in due if fault_of(path) is None), 0)
 
 
 def step_of(checkpoint: Path) -> int:

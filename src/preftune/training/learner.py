@@ -8,7 +8,7 @@ gradient beyond rounding. Gradients are summed after the last backward pass (`tr
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor
 
 from preftune.algorithms.base import Loss, Metrics
@@ -76,13 +76,16 @@ class Learner:
         AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))
         # Any: what it annotates is wider than what it returns.
-        self.accelerator: Any = Accelerator(mixed_precision=MIXED[self.precision], kwargs_handlers=[patience])
+        self.accelerator: Any = Accelerator(
+            mixed_precision=MIXED[self.precision],
+            kwargs_handlers=[patience],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else a variable says it
+        )
         if not self.is_alone:
             introduce(self.together)
         refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
         self.shard, self.by_block = shard and not self.is_alone, by_block
-        self._frozen: list[Role] = []  # to be sharded once all that is copied from them has been made
         self.say = say
         self._reported: set[str] = set()
         self.trained: dict[str, Trained] = {}
@@ -165,14 +168,11 @@ class Learner:
         """Move a role that is not trained to the device, with the same precision as the trained ones."""
         role.model.requires_grad_(False)
         self._take(role)
-        if self.shard:  # only then: the list would keep every measured policy in memory
-            self._frozen.append(role)
 
-    def shard_frozen(self) -> None:
-        """Shard the frozen roles, once everything that is copied from them has been made."""
-        for role in self._frozen:
+    def shard_frozen(self, roles: Iterable[Role]) -> None:
+        """Shard roles that are not trained, once everything that is copied from them has been made."""
+        for role in roles if self.shard else ():
             shard(role, self.by_block)
-        self._frozen.clear()
 
     def train(self, name: str, role: Role, settings: OptimizerConfig, learning_rate: float) -> None:
         """Register a role to be trained with AdamW, fused where torch offers it."""
@@ -267,7 +267,7 @@ class Learner:
         summed = [parameter for parameter in by_all if parameter.requires_grad]
         backward = partial(self._backward, trained, batch, weights, loss, max(rows))
         with torch.no_grad() if self.measures else contextlib.nullcontext():
-            sums = backward() if self.measures else self._fitting(trained, len(batch), backward)
+            sums = self._fitting(trained, len(batch), backward)
         if min(rows) == 0:
             fill(summed, sums, self.together)
             if (scaler := self.accelerator.scaler) is not None:

@@ -180,14 +180,23 @@ class _Keeper:
 
     def beyond(self, step: int, row: Metrics) -> Ended | None:
         """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
-        led there, so the state becomes that of the newest checkpoint before those.
+        led there, so the state becomes that of the newest checkpoint before those; what a signal left does
+        not count, so that a stage ends alike with and without. DataError if that checkpoint is gone.
         """
         metric, most = self.plan.budget or ("", math.inf)
         if row["skipped"] or (value := row.get(metric, 0.0)) <= most:
             return None
         self.learner.wait()
-        newest = checkpoint.newest_step(self.plan.checkpoints, below=max(step - 1, 1))
-        checkpoint.load(checkpoint.checkpoint_at(self.plan.checkpoints, newest), self.learner, self.plan.say)
+        before, every = max(step - 1, 1), self.plan.checkpoint_every
+        newest = checkpoint.newest_step(self.plan.checkpoints, below=before, every=every)
+        where = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
+        if (fault := checkpoint.fault_of(where)) is not None:
+            raise DataError(
+                f"step {step} measures {value:.3g}, beyond the budget of {most:g}, and no checkpoint from "
+                f"before step {before} is there to go back to ({where}: {fault})",
+                "raise kl_budget, or train the stage again (--redo)",
+            )
+        checkpoint.load(where, self.learner, self.plan.say)
         return Ended(step, value, newest)
 
     def end_step(self, step: int, row: Metrics) -> None:
@@ -222,15 +231,14 @@ class _Keeper:
             self._save(step, self.before)
         return self._reason(step, number)
 
-    @property
-    def spare(self) -> int | None:
-        """The best checkpoint so far."""
-        return int(self.learner.scalars["best_step"]) if "best_step" in self.learner.scalars else None
-
-    @property
-    def keep(self) -> int:
-        """With a budget one more than the newest, which may be beyond it already."""
-        return self.plan.keep if self.plan.budget is None else max(self.plan.keep, 2)
+    def spared(self, step: int) -> set[int]:
+        """The best checkpoint so far; with a budget also the two newest that were due: what a signal leaves
+        is none to go back to, and the newest may be beyond the budget already.
+        """
+        scalars, every = self.learner.scalars, self.plan.checkpoint_every
+        best = {int(scalars["best_step"])} if "best_step" in scalars else set[int]()
+        due = step // every * every
+        return best if self.plan.budget is None else best | {due, due - every}
 
     def _reason(self, step: int, number: int) -> Interrupted:
         lost = f", work since step {self.saved} will be done again" if self.saved != step else ""
@@ -249,8 +257,8 @@ class _Keeper:
     def _write(self, step: int, state: TrainState) -> None:
         """A checkpoint, by the processes that have something to write."""
         if self.learner.is_main or self.learner.shard:
-            where, keep = self.plan.checkpoints, self.keep
-            path = checkpoint.save(where, step, state, keep, self.spare, self.learner)
+            where, spared = self.plan.checkpoints, self.spared(step)
+            path = checkpoint.save(where, step, state, self.plan.keep, spared, self.learner)
             if self.learner.is_main:
                 self.plan.on_saved(path)
 

@@ -35,7 +35,7 @@ def one_update(
     `Rollout` with log-probs, values and scores, and no reference is needed. `optimizer` is a
     torch optimizer over the trained role's parameters, or a function from parameters to one, or a mapping of
     these by role (PPO trains "policy" and "critic"). `config` takes the keys of the algorithm's config; there
-    is one epoch of one minibatch unless it says otherwise.
+    is one epoch of one minibatch unless it says otherwise. Models and batch go to the GPU, if there is one.
     """
     if algorithm not in ALGORITHMS:
         raise UsageError(f"no algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
@@ -59,6 +59,7 @@ def one_update(
         else:
             learner.freeze(role)
     runner: Any = kind(settings, models, learner)
+    batch = batch.to(learner.device)
     return runner.improve(batch) if isinstance(batch, Rollout) else runner.step(batch)
 
 

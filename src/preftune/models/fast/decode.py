@@ -94,7 +94,7 @@ class GridDecoder:
         """One layer's attention of n rows to their prompts and to what they have written: (n, 1, H, D)."""
         (keys, values), (new_keys, new_values) = self.prompts[self.layer], self.new[self.layer]
         self.layer += 1
-        attend = attention_kernel(query, keys) if self.unseen is None else None
+        attend = attention_kernel(query, keys, values) if self.unseen is None else None
         if attend is not None:
             token, written = (query, key, value), (new_keys, new_values)
             return attend(token, (keys, values), written, self.slots, self.lengths, self.written, scaling)

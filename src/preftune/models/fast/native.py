@@ -140,10 +140,12 @@ def layer_product(layer: nn.Module) -> _Product | None:
     return None
 
 
-def attention_kernel(query: Tensor, keys: Tensor) -> Callable[..., Tensor] | None:
-    """`Kernel.attend` for query (n, H, 1, D) and keys (G, H_kv, P, D); None where it is not made for them."""
+def attention_kernel(query: Tensor, keys: Tensor, values: Tensor) -> Callable[..., Tensor] | None:
+    """`Kernel.attend` for query (n, H, 1, D), keys and values (G, H_kv, P, D); None where it is not made for
+    them: values of another width (DeepSeek's), above all.
+    """
     built = kernel()
-    if built is None or query.shape[-1] % built.width:
+    if built is None or query.shape[-1] % built.width or values.shape[-1] != query.shape[-1]:
         return None
     fits = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (query, keys))
     return built.attend if fits else None
