@@ -202,7 +202,10 @@ def _reward_model(study: Study) -> str:
     gaps = [
         [
             component,
-            *(f"{audit[kind]['gaps'][component]['gap_sd']:+.2f}" for kind in audit),
+            *(
+                f"{each['gaps'][component]['gap_sd']:+.2f}" if component in each["gaps"] else "–"
+                for each in audit.values()
+            ),
             f"{gap['accuracy']:.2f}",
             gap["n"],
         ]

@@ -46,7 +46,8 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             first = seeds[0].seed
             raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
     if not design.is_world:  # whose data are each seed's own
-        _of_one_content(seeds, records)
+        _alike(seeds, records, "content_sha256", "of other data")
+    _alike(seeds, records, "judged_by", "judged by other functions or another gold")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -88,13 +89,14 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
     }
 
 
-def _of_one_content(seeds: Sequence[SeedValues], records: Mapping[int, Path]) -> None:
-    """DataError for seeds of different data; older ones, which do not say what theirs were, pass."""
-    known = [values for values in seeds if values.facts.content_sha256 is not None]
-    for values in known[1:]:
-        if values.facts.content_sha256 != known[0].facts.content_sha256:
-            hint = "restore the data of the others, or remove the directory of one and run the same command"
-            raise DataError(f"{records[values.seed]}: of other data than seed {known[0].seed}", hint)
+def _alike(seeds: Sequence[SeedValues], records: Mapping[int, Path], fact: str, words: str) -> None:
+    """DataError for seeds that differ in a fact about them; older ones, which do not have it, pass."""
+    known = [(values.seed, getattr(values.facts, fact)) for values in seeds]
+    known = [(seed, value) for seed, value in known if value is not None]
+    for seed, value in known[1:]:
+        if value != known[0][1]:
+            hint = "restore that of the others, or remove the directory of one and run the same command"
+            raise DataError(f"{records[seed]}: {words} than seed {known[0][0]}", hint)
 
 
 def _names(seeds: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
