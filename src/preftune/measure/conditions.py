@@ -99,17 +99,24 @@ def make_bench(
 
 def held_out_prompts(session: Session) -> list[Preference]:
     """Test rows with prompts different from each other, without those that a chat template refuses."""
-    rows: Iterable[Preference] = session.shuffled(session.dataset.test)
-    if session.config.data.form == "chat":
-        encoder = session.encoder(session.base)
-        rows = (row for row in rows if encoder.accepts(row.prompt))
-    prompts = distinct(rows, session.config.evaluation.prompts)
+    prompts = asked_of(session, session.dataset.test)
     if not prompts:
         raise DataError(
             "there is no test prompt to compare policies on",
             hint="give a file named test, or more training prompts from which one can be cut",
         )
     return prompts
+
+
+def asked_of(session: Session, rows: Sequence[Preference]) -> list[Preference]:
+    """The prompts of `rows` that policies are asked: from all sources, different from each other, and in chat
+    form none that the template refuses.
+    """
+    shuffled: Iterable[Preference] = session.shuffled(rows)
+    if session.config.data.form == "chat":
+        encoder = session.encoder(session.base)
+        shuffled = (row for row in shuffled if encoder.accepts(row.prompt))
+    return distinct(shuffled, session.config.evaluation.prompts)
 
 
 def distinct(rows: Iterable[Preference], n: int) -> list[Preference]:
