@@ -91,7 +91,7 @@ def audit_pairs(
     )
     second = second_judge(session)
     if second is not None and second.stage == by.stage:
-        result["held_out"] = not second.shares_pairs
+        result["held_out"] = None if second.shares_pairs is None else not second.shares_pairs
     rows = mistakes(scored)
     with session.console.counting(f"{by.stage} tokens", min(len(rows), DETAILED)) as advance:
         add_token_scores(rows, scored, by.model, by.encoder, settings.batch_size, device, advance)

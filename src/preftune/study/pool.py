@@ -14,7 +14,7 @@ from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
-from preftune.study.design import CEILING, Design
+from preftune.study.design import CEILING, SECOND_MODEL, Design
 from preftune.study.frontier import frontier
 from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl, best_table, read_seed
 
@@ -70,6 +70,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
+        **({"gold_apart": design.gold_apart} if design.gold == SECOND_MODEL else {}),
         "n_prompts": policies[seeds[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
