@@ -84,12 +84,7 @@ def _fit(x: Any, l2: float) -> np.ndarray:
 
 def rule_accuracy(advantages: np.ndarray) -> dict[str, Any]:
     """A rule without a model; where it cannot decide it tosses a coin, so a tie counts half."""
-    return stats.share(float(credit(advantages).sum()), len(advantages))
-
-
-def credit(advantages: np.ndarray) -> np.ndarray:
-    """1 where chosen is ahead, 0 where it is behind, one half where the rule cannot tell."""
-    return (advantages > 0) + 0.5 * (advantages == 0)
+    return stats.share(float(stats.wins(advantages, 0.0).sum()), len(advantages))
 
 
 def baseline_tests(
@@ -100,7 +95,7 @@ def baseline_tests(
     """
     records = []
     for name, advantages in baselines.items():
-        right, theirs = margins > 0, credit(advantages)
+        right, theirs = margins > 0, stats.wins(advantages, 0.0)
         ours_only = int((right & (advantages < 0)).sum())
         theirs_only = int((~right & (advantages > 0)).sum())
         difference = right - theirs

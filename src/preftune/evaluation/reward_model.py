@@ -62,7 +62,7 @@ def audit(
     """The content of evaluation/reward_model.json that follows from the scores alone."""
     margins = np.array([s["chosen"] - s["rejected"] for s in scored])
     lengths = np.array([s["chosen_length"] - s["rejected_length"] for s in scored])
-    halves = float(((margins > 0) + 0.5 * (margins == 0)).sum())
+    halves = float(stats.wins(margins, 0.0).sum())
     counts, edges = np.histogram(margins, bins=30)
     return {
         "stage": stage,

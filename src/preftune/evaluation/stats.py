@@ -70,8 +70,13 @@ def beats(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
 
 def win_rate(a: ArrayLike, b: ArrayLike) -> float:
     """P(a > b) + P(a = b) / 2 over pairs; NaN if any value is. ValueError: no pairs, or different lengths."""
-    a, b = _pairs(a, b)
-    return float(np.mean(np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))))
+    return float(np.mean(wins(*_pairs(a, b))))
+
+
+def wins(a: ArrayLike, b: ArrayLike) -> Floats:
+    """1 where a > b, a half where they are equal, NaN where one is not known; elementwise."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
 
 
 def number_needed(differences: ArrayLike, least: int = 0) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ def _values(ground: Ground, rows: Sequence[Row], baseline: Sequence[Row] | None)
     values |= {"golds": golds, **_as_text(ground, rows)}
     if baseline is not None:
         for key, win in WINS.items():
-            wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
+            wins = stats.wins(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
             values[win] = wins.tolist()
     return values
 
@@ -209,7 +209,7 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
     measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
     for measure, name in WINS.items():
         ours = _column(pool, measure).reshape(-1, size, 1)
-        measures[name] = best(_beats(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
+        measures[name] = best(stats.wins(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
     return {**measures, "kl": [kl_formula(n) for n in range(1, size + 1)]}
 
 
@@ -227,11 +227,6 @@ def _asking(bench: Bench, prompts: Sequence[Preference]) -> Bench:
         held_out=bench.held_out and on_them(bench.held_out),
         golds={name: on_them(scorer) for name, scorer in bench.golds.items()},
     )
-
-
-def _beats(a: Floats, b: Floats) -> Floats:
-    """1 where a > b, a half where they are equal, NaN where one is not known."""
-    return cast("Floats", np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b)))
 
 
 def _sample(row: Row) -> dict[str, Any]:

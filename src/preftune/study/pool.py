@@ -202,9 +202,7 @@ def _gain_at_equal_kl(
         if best is None:
             return None
         gaps.append(table[:, gold] - best)
-    gain = pooled_gain(gaps, resamples)
-    result = {"value": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
-    return {**result, "n_seeds": len(gaps)}
+    return {**pooled_gain(gaps, resamples), "n_seeds": len(gaps)}
 
 
 def _mean_tokens(seeds: Sequence[SeedValues], name: str) -> dict[str, Any]:
