@@ -62,6 +62,8 @@ def amiss(path: Path) -> set[str]:
 def test_sound_models_are_usable(judge: Path, policy: Path) -> None:
     result = audit_directory(judge)
     assert (result["verdict"], result["kind"]) == ("usable", "reward model")
+    fine = [check for check in result["checks"] if check["status"] == "ok"]
+    assert {(check["consequence"], check["remedy"]) for check in fine} == {("", "")}
     result = audit_directory(policy)
     assert result["kind"] == "policy"
     assert result["faults"] == 0

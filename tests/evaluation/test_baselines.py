@@ -46,25 +46,37 @@ def test_a_bag_of_words_is_antisymmetric() -> None:
 def test_discordant_pairs_are_counted_by_hand() -> None:
     margins = np.array([1.0, 1.0, 1.0, -1.0, 0.0, 1.0])  # right, right, right, wrong, tie is wrong, right
     rule = np.array([1.0, -1.0, 0.0, 1.0, 1.0, -2.0])  # right, wrong, undecided, right, right, wrong
-    (record,) = baseline_tests(margins, {"longer": rule}, 200, seed=0)
+    (record,) = baseline_tests(margins, {"longer": rule}, np.arange(6), 200, seed=0)
     assert (record["model_right_only"], record["baseline_right_only"]) == (2, 2)
     assert record["difference"] == pytest.approx(4 / 6 - 3.5 / 6)
     assert record["p_value"] == 1.0
     assert record["verdict"] == "no detectable difference"
-    assert rule_accuracy(rule)["value"] == pytest.approx(3.5 / 6)
+    assert rule_accuracy(rule, np.arange(6))["value"] == pytest.approx(3.5 / 6)
 
 
 def test_a_clear_lead_is_called_better_and_its_reverse_worse() -> None:
     margins, rule = np.ones(60), np.where(np.arange(60) < 20, 1.0, -1.0)
     lead, behind = (
-        baseline_tests(margins, {"a": rule}, 500, 0)[0],
-        baseline_tests(-rule, {"a": rule}, 500, 0)[0],
+        baseline_tests(margins, {"a": rule}, np.arange(60), 500, 0)[0],
+        baseline_tests(-rule, {"a": rule}, np.arange(60), 500, 0)[0],
     )
     assert (lead["verdict"], lead["model_right_only"]) == ("better", 40)
     assert behind["difference"] == pytest.approx(20 / 60)
-    worse = baseline_tests(-margins, {"a": margins}, 500, 0)[0]
+    worse = baseline_tests(-margins, {"a": margins}, np.arange(60), 500, 0)[0]
     assert worse["verdict"] == "worse"
     assert worse["p_value"] == pytest.approx(2 * 0.5**60)
+
+
+def test_pairs_of_one_prompt_are_no_new_evidence() -> None:
+    """Ten prompts with six pairs each: at most 2 of 2¹⁰ signs of whole prompts are as extreme."""
+    margins, rule = np.ones(60), -np.ones(60)
+    (alone,) = baseline_tests(margins, {"a": rule}, np.arange(60), 500, 0)
+    (ranked,) = baseline_tests(margins, {"a": rule}, np.repeat(np.arange(10), 6), 500, 0)
+    assert alone["p_value"] < 1e-16
+    assert 1e-3 < ranked["p_value"] < 0.02
+    assert (ranked["difference"], ranked["n_discordant"]) == (alone["difference"], 60)
+    few, many = rule_accuracy(rule, np.repeat(np.arange(10), 6)), rule_accuracy(rule, np.arange(60))
+    assert few["interval"][1] > 4 * many["interval"][1]
 
 
 def test_power_names_the_strongest_baseline() -> None:

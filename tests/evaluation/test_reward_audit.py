@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data import Sequences, pad_sequences
+from preftune.data import Dialogue, Preference, Sequences, Turn, pad_sequences
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.preference import PairLogprobs, preference
-from preftune.evaluation.reward_model import by_length_difference, score_by_length
+from preftune.evaluation.reward_model import audit, by_length_difference, score_by_length
 from preftune.evaluation.sanity import KINDS, invariance, sanity_rows
 from preftune.models.roles import RewardModel
 from tiny import EOS, POSITIONS, classifier, rows
@@ -105,10 +105,30 @@ def test_sanity_rows_end_as_the_replies_of_their_pair_do() -> None:
     }  # fmt: skip
 
 
+def test_copies_of_a_pair_narrow_no_interval() -> None:
+    """A ranked prompt gives several pairs: here each one thrice."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        Preference(prompt=Dialogue([Turn("human", f" Q{i}?")]), chosen=" a", rejected=" b") for i in range(80)
+    ]
+    once = [
+        {"pair": pair, "chosen": float(x), "rejected": 0.0, "chosen_length": 3 + i % 2, "rejected_length": 3}
+        for i, (pair, x) in enumerate(zip(pairs, rng.normal(0.5, 1, 80), strict=True))
+    ]
+    first, second = (audit("rm", scored, 0) for scored in (once, once * 3))
+    for name in ("accuracy_ties_half_interval", "mean_margin_interval", "brier_interval"):
+        assert np.ptp(second[name]) == pytest.approx(np.ptp(first[name]), rel=0.15)
+    for name in ("accuracy", "by_source", "by_turns"):
+        shares = [
+            each[name] if name == "accuracy" else next(iter(each[name].values())) for each in (first, second)
+        ]
+        assert np.ptp(shares[1]["interval"]) == pytest.approx(np.ptp(shares[0]["interval"]), rel=0.05)
+
+
 def test_every_pair_is_in_one_bin_of_the_length_difference() -> None:
     lengths = np.array([-30, -20, -3, -2, -1, 0, 0, 1, 2, 5, 9, 40])
     margins = np.where(lengths < 0, 1.0, -1.0)
-    bins = by_length_difference(lengths, margins)
+    bins = by_length_difference(lengths, margins, np.arange(len(lengths)))
     assert sum(b["n"] for b in bins) == len(lengths)
     assert [b["value"] for b in bins] == [1.0] * 3 + [0.0] * (len(bins) - 3)
     (equal,) = [b for b in bins if b["label"] == "0"]

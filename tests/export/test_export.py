@@ -87,6 +87,26 @@ def test_what_scores_goes_to_rewardbench(run: RunDir, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    ("base", "reference"),
+    [
+        ("gpt2", "gpt2"),
+        ("me/model", "me/model"),
+        ("smollm2", None),
+        ("/models/x.gguf", None),
+        ("{here}", "{here}"),
+    ],
+)
+def test_a_base_that_only_preftune_reads_is_no_reference(
+    run: RunDir, tmp_path: Path, base: str, reference: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIG.format(base=base.format(here=tmp_path), form="transcript")
+    write_text(run.config, text + 'init = "base"\n')
+    words = shlex.split(said(run, "dpo", capsys=capsys).splitlines()[-1])
+    named = [word for word in words if word.startswith("--ref_model=")]
+    assert named == ([] if reference is None else [f"--ref_model={reference.format(here=tmp_path)}"])
+
+
+@pytest.mark.parametrize(
     ("words", "code", "text"),
     [
         (["dpp"], 64, "did you mean dpo?"),

@@ -12,7 +12,7 @@ import pytest
 from preftune.cli import main
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.dataset import make_dataset
-from preftune.inspection.dataset import Finding, examine
+from preftune.inspection.dataset import Finding, examine, lines
 from preftune.rundir import write_jsonl
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -129,6 +129,25 @@ def test_findings_are_data_too(hostile: Path, capsys: pytest.CaptureFixture[str]
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     (repeated,) = [r for r in rows if r["kind"] == "repeated replies"]
     assert (repeated["count"], repeated["of"]) == (1, 7)
+
+
+def test_texts_share_no_prompt() -> None:
+    texts = [Preference(prompt=Dialogue(), chosen=f" text {i}", rejected="") for i in range(4)]
+    dataset = make_dataset({"train": texts[:2], "validation": [], "test": texts[2:]}, {}, "text")
+    assert not [found for found in examine(dataset) if found.kind == "overlap of prompts"]
+
+
+def test_undesirable_replies_are_looked_at() -> None:
+    replies = [row(i, f" a{i} b{i} c{i} d{i} e{i}.", "") for i in range(2)]
+    bad = [row(2, "", " f g h i j."), row(3, "", " F g h i j.")]
+    splits = {"train": replies[:1], "validation": [], "test": [*replies[1:], row(4, " f g h i j.", "")]}
+    dataset = make_dataset(splits, {}, "unpaired", bad)
+    findings = examine(dataset)
+    (repeated,) = [found for found in findings if found.kind == "repeated replies"]
+    assert (repeated.count, repeated.of) == (1, 3)
+    (overlap,) = [found for found in findings if found.kind == "overlap of replies"]
+    assert (overlap.count, overlap.of) == (1, 2)
+    assert "2 more of train are undesirable replies" in "".join(line for line, _ in lines(dataset, findings))
 
 
 @pytest.mark.parametrize(

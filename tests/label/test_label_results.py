@@ -79,11 +79,12 @@ def test_raters_who_agree_and_who_do_not(tmp_path: Path) -> None:
 
 
 def test_no_interval_where_the_closest_pairs_come_first(tmp_path: Path) -> None:
-    store = begun(collected(tmp_path, n=20), informative=True)
+    store = begun(collected(tmp_path, n=20), informative=True, repeats=0.2)
     judge_all(store, "me", "a")
-    line = found(store)["reward_model"]
-    assert line is not None
-    assert line.low is None
+    for key in ("reward_model", "repeats"):
+        line = found(store)[key]
+        assert line is not None
+        assert line.low is None
     assert "no sample of all" in as_rows(store)["notes"][0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from label_run import begun, collected, judge_all, sampled, say
 
-from preftune.errors import DataError, UsageError
+from preftune.errors import ConfigError, DataError, UsageError
 from preftune.label.judgements import Undone, standing
 from preftune.label.store import Conflict, Store
 from preftune.rundir import append_jsonl, read_jsonl
@@ -37,6 +37,18 @@ def test_a_judgement_is_on_the_disk_before_it_counts_and_a_new_process_goes_on(
     again = Store(store.folder)
     assert again.state("me") == store.state("me")
     assert again.state("me")["done"] == 1
+
+
+def test_replies_of_another_stage_are_not_taken_for_those_of_a_set_that_was_begun(tmp_path: Path) -> None:
+    run = sampled(tmp_path, n=5)
+    collected(tmp_path, n=5)
+    begun(run, source="pairs", name="mine")
+    assert begun(run, name="mine").design.source == "pairs"
+    assert begun(run, source="pairs", name="mine").design.source == "pairs"
+    with pytest.raises(ConfigError, match="was begun with source pairs, not sft-against-dpo"):
+        begun(run, source="sft,dpo", name="mine")
+    with pytest.raises(UsageError, match="no replies collected by 'other'"):
+        begun(run, source="other", name="mine")
 
 
 def test_what_is_sent_twice_counts_once_and_another_tab_is_told(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_rewards_of_different_reward_models_are_not_compared(
     )
     assert paired["difference"] == pytest.approx(theirs - ours)
     shown = capsys.readouterr().out
-    assert "different reward models" in shown
+    assert "not known to have the same judge" in shown
     assert "evaluation.prompts: 16 -> 12" in shown
 
 

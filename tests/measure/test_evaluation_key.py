@@ -28,7 +28,7 @@ def key(*functions: str, gold: str = "", **columns: Any) -> dict[str, Any]:
     prompt = Dialogue([Turn("human", " Q")])
     row = Preference(prompt=prompt, chosen=" a", rejected=" b", columns=columns)
     session: Any = SimpleNamespace(config=config, dataset=SimpleNamespace(test=(row,)))
-    return evaluate._functions(session)
+    return evaluate.functions_of(session)
 
 
 def test_a_column_that_a_function_reads_is_part_of_the_key() -> None:

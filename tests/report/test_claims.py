@@ -16,7 +16,7 @@ from preftune.report.claims import claims, detectable, outcome, summary
 from preftune.report.contents import sections
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.sections.cautions import cautions
-from preftune.report.sections.comparison import significance
+from preftune.report.sections.comparison import reading, significance
 from preftune.rundir import read_json, write_json
 
 
@@ -217,3 +217,78 @@ def test_a_policy_that_was_trained_on_gold_is_called_a_ceiling(tmp_path: Path) -
     found = [caution for caution in cautions(seen) if "ceiling" in caution]
     assert found == ["ppo was trained on gold itself (mine:kind): it is a ceiling, not a contestant."]
     assert not any("ceiling" in caution for caution in cautions(run))
+
+
+def configured(
+    path: Path, evaluation: dict[str, str], stages: dict[str, dict[str, str]] | None = None
+) -> Any:
+    """The finished run with other settings."""
+    run = load_run(make_run(path, gold={"policy_ppo": 0.1}))
+    stage = stages or dict(run.config["stage"])
+    return replace(run, config={**run.config, "stage": stage, "evaluation": evaluation})
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "ppo", "data"),
+    [
+        ({"gold": "mine:kind"}, {"reward_functions": "2 * mine:kind"}, "pairs.jsonl"),
+        ({"gold": "./judge"}, {"reward_model": "./judge"}, "pairs.jsonl"),
+        ({"gold": "none"}, {"reward_functions": "preftune.world.gold:gold", "reward_model": "none"}, "world"),
+    ],
+    ids=["a function", "a directory", "the world's own"],
+)
+def test_gold_that_trained_a_policy_is_not_called_unseen(
+    tmp_path: Path, evaluation: dict[str, str], ppo: dict[str, str], data: str
+) -> None:
+    unseen = configured(tmp_path, evaluation, {"ppo": {"algorithm": "ppo"}})
+    assert "which training never saw, PPO" in verdict(unseen)
+    seen = configured(tmp_path, evaluation, {"ppo": {"algorithm": "ppo", **ppo}})
+    seen = replace(seen, config={**seen.config, "data": {"name": data}})
+    assert "never saw" not in verdict(seen)
+    assert "By the world's gold score, PPO" in verdict(seen)
+    assert any(caution.startswith("ppo was trained on gold itself") for caution in cautions(seen))
+    not_evaluated = replace(seen, policies=tuple(p for p in seen.policies if p.policy != "policy_ppo"))
+    assert not any("ceiling" in caution for caution in cautions(not_evaluated))
+
+
+def test_a_score_by_functions_is_called_theirs(tmp_path: Path) -> None:
+    beside = configured(tmp_path, {"reward_functions": "mine:kind"})
+    assert "by the reward model's score plus mine:kind, " in verdict(beside)
+    alone = configured(tmp_path, {"reward_functions": "mine:kind"}, {"sft": {"algorithm": "sft"}})
+    alone = replace(alone, reward_model=None)
+    words = verdict(alone)
+    assert "by the score of mine:kind, " in words
+    assert "reward model" not in words
+    assert not any("reward model" in caution for caution in cautions(alone))
+    assert "reward is the score of mine:kind. " in reading(alone)
+    far = tuple(replace_reward(policy, 9.0) for policy in alone.policies)
+    found = "reward outside what the reward model saw"
+    assert found not in {each.kind for each in diagnose(replace(alone, policies=far))}
+    assert found in {each.kind for each in diagnose(replace(alone, policies=far, config={}))}
+
+
+def replace_reward(policy: Any, mean: float) -> Any:
+    return policy.model_copy(update={"reward": interval(mean, mean - 1, mean + 1)})
+
+
+def test_a_run_that_has_no_reward_model_lacks_none(tmp_path: Path) -> None:
+    run = unscored(make_run(tmp_path))
+    assert "the evaluation of the reward model" in load_run(run).missing
+    text = run.config.read_text(encoding="utf-8")
+    run.config.write_text(text.split("[stage.rm]")[0] + '[stage.dpo]\nalgorithm = "dpo"\n', encoding="utf-8")
+    view = load_run(run)
+    assert not any("reward model" in words for words in view.missing)
+    assert not any(section.key == "reward-model" for section in sections(view, {}))
+    assert "reward model" not in verdict(view)
+
+
+def test_the_reference_is_the_stage_that_imitates_whatever_its_name(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path))
+    stages = {"warm": {"algorithm": "sft"}, "dpo": {"algorithm": "dpo"}}
+    warm = next(p for p in run.policies if p.policy == "policy_sft").model_copy(
+        update={"policy": "policy_warm"}
+    )
+    view = replace(run, config={"stage": stages}, comparisons=(), policies=(*run.policies, warm))
+    assert view.reference == "policy_warm"
+    assert replace(view, policies=run.policies).reference == "base"
+    assert replace(view, config={}).reference == "policy_sft"

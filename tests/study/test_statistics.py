@@ -99,10 +99,10 @@ def test_nothing_has_no_mean() -> None:
 def test_one_seed_of_few_prompts_allows_no_claim() -> None:
     """As within a run (`records.verdict`): such an interval leaves out a true 0 in one case of six."""
     few = np.array([1.0, 1.1, 0.9, 1.2, 1.0])
-    assert pooled_gain([few]).low > 0
-    assert pooled_gain([few]).verdict == UNCLEAR
-    assert pooled_gain([np.tile(few, 2)]).verdict == BETTER
-    assert pooled_gain([few, few + 0.01, few - 0.01]).verdict == BETTER
+    assert pooled_gain([few])["low"] > 0
+    assert pooled_gain([few])["verdict"] == UNCLEAR
+    assert pooled_gain([np.tile(few, 2)])["verdict"] == BETTER
+    assert pooled_gain([few, few + 0.01, few - 0.01])["verdict"] == BETTER
 
 
 def test_verdicts_come_from_intervals_only() -> None:

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from preftune.study import launch, measure
 from preftune.study import seed as one_seed
 from preftune.study.design import Request, load_design, make_design, save_design
 from preftune.study.launch import run_study
+from preftune.study.page import _second_model_words
 from preftune.study.tasks import Task
 from preftune.sums import write_sealed
 
@@ -277,6 +279,13 @@ def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
     design = make_design(Request("hh-scratch", tokens=0), config, nothing, nothing)
     assert design.config == config
     assert design.gold == "second reward model"
+    assert design.gold_apart
+    same = {n: s.on_part("all") if s.scores else s for n, s in config.stage.items()}
+    shared = replace(design, config=config.model_copy(update={"stage": same}))
+    assert not shared.gold_apart
+    words = [_second_model_words({"gold": shared.gold, **apart}) for apart in ({"gold_apart": False}, {})]
+    assert ["which shares training pairs" in " ".join(each) for each in words] == [True, False]
+    assert "of the other half of the prompts" in " ".join(words[1])  # of an older study
 
 
 def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

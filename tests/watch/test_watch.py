@@ -174,6 +174,30 @@ def test_the_command_shows_it_once_where_nothing_can_be_drawn_over(
 
 
 @pytest.mark.parametrize(
+    ("locked", "looks"),
+    [([True, True, False], 3), ([False, False, True, False], 4)],
+    ids=["ends with whoever held it", "waits for one to begin"],
+)
+def test_the_command_ends_when_the_lock_is_released(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, locked: list[bool], looks: int
+) -> None:
+    """As `preftune train` leaves a run: other stages never trained, no report."""
+    states = iter([*locked, KeyboardInterrupt])
+    seen: list[bool] = []
+
+    def look(watched: Watched) -> Any:
+        seen.append(next(states))  # type: ignore[arg-type]
+        return SimpleNamespace(finished=False, locked=seen[-1])
+
+    monkeypatch.setattr("preftune.runs.console.is_live", lambda out: True)
+    monkeypatch.setattr("preftune.watch.command._drawn", lambda *_: "picture")
+    monkeypatch.setattr("preftune.watch.command.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(Watched, "look", look)
+    assert main(["watch", str(run.path)]) == 0
+    assert len(seen) == looks
+
+
+@pytest.mark.parametrize(
     ("terminal", "variables", "live"),
     [
         (True, {"TERM": "xterm"}, True),

@@ -11,7 +11,9 @@ OK, NOTE, WARNING, FAULT = "ok", "note", "warning", "fault"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One question about a model: what was found, what it does to RL, what to do about it."""
+    """One question about a model: what was found, what it does to RL, what to do about it (shown unless all
+    is well).
+    """
 
     name: str
     status: str

@@ -207,8 +207,8 @@ def _end_token(directory: Directory) -> Iterator[Check]:
         name="has an end token",
         status=OK if agree else WARNING,
         found=f"{name!r} ({trained})" + ("" if agree else f", but the config says {stated}"),
-        consequence="" if agree else "generate() stops at another token than the one that training appends",
-        remedy="" if agree else "make config.json, generation_config.json and the tokenizer agree",
+        consequence="generate() stops at another token than the one that training appends",
+        remedy="make config.json, generation_config.json and the tokenizer agree",
     )
 
 
@@ -278,12 +278,8 @@ def _baked_in(directory: Directory) -> Iterator[Check]:
         name="tokenizer neither cuts nor pads by itself",
         status=WARNING if settings else OK,
         found=f"tokenizer.json has {' and '.join(settings)} baked in" if settings else "no such setting",
-        consequence="whoever reads the file directly cuts texts and pads them without being asked"
-        if settings
-        else "",
-        remedy="save the tokenizer after tokenizer.backend_tokenizer.no_truncation() and no_padding()"
-        if settings
-        else "",
+        consequence="whoever reads the file directly cuts texts and pads them without being asked",
+        remedy="save the tokenizer after tokenizer.backend_tokenizer.no_truncation() and no_padding()",
     )
 
 
@@ -294,7 +290,5 @@ def _context(directory: Directory) -> Iterator[Check]:
         name="context",
         status=WARNING if short else OK,
         found=f"{context or 'unknown'} tokens",
-        consequence="prompt and response must fit together: long dialogues lose their beginning"
-        if short
-        else "",
+        consequence="prompt and response must fit together: long dialogues lose their beginning",
     )

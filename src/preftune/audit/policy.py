@@ -58,7 +58,7 @@ def _finite(directory: Directory) -> Iterator[Check]:
         name="log-probabilities",
         status=OK if good else FAULT,
         found=f"mean {values.mean():.2f} nats per token of the probe texts",
-        consequence="" if good else "ratios and KL are NaN from the first step",
+        consequence="ratios and KL are NaN from the first step",
     )
 
 
@@ -85,9 +85,8 @@ def _padding(directory: Directory) -> Iterator[Check]:
             name=name,
             status=OK if fine else status,
             found=f"log-probabilities change by up to {change:.2g} nats",
-            consequence=""
-            if fine
-            else "pass position_ids with every left-padded batch, or old and new log-probabilities differ"
+            consequence="pass position_ids with every left-padded batch, or old and new log-probabilities "
+            "differ"
             if status == NOTE
             else "log-probabilities depend on the longest other response in the batch: ratios are not 1",
         )
@@ -122,9 +121,7 @@ def _dropout(directory: Directory) -> Iterator[Check]:
         name="dropout",
         status=NOTE if on else OK,
         found=", ".join(f"{k} = {v}" for k, v in on.items()) or "none",
-        consequence="in train mode the first ratio is not 1; preftune keeps models in eval mode"
-        if on
-        else "",
+        consequence="in train mode the first ratio is not 1; preftune keeps models in eval mode",
     )
 
 
@@ -136,10 +133,8 @@ def _sampling(directory: Directory) -> Iterator[Check]:
         status=WARNING if on else OK,
         found=", ".join(f"{k} = {v}" for k, v in on.items()) or "nothing that changes the distribution",
         consequence="generate() draws from another distribution than that of the log-probabilities: "
-        "ratios and KL are biased, KL may be negative"
-        if on
-        else "",
-        remedy="sample with temperature alone, as preftune does" if on else "",
+        "ratios and KL are biased, KL may be negative",
+        remedy="sample with temperature alone, as preftune does",
     )
 
 

@@ -102,10 +102,8 @@ def _finite(directory: Directory) -> Check:
         name="scores",
         status=OK if good and not flat else FAULT,
         found=f"mean {values.mean():.3f}, sd {spread:.3g} over {len(values)} probe texts",
-        consequence=""
-        if good and not flat
-        else "every response gets the same reward or none: nothing is learnt",
-        remedy="" if good and not flat else "look at the head's weights; train it again",
+        consequence="every response gets the same reward or none: nothing is learnt",
+        remedy="look at the head's weights; train it again",
     )
 
 
@@ -190,8 +188,8 @@ def _company(directory: Directory) -> Iterator[Check]:
         name="other rows in the batch do not matter",
         status=OK if fine else FAULT,
         found=f"scores change by up to {worst:.2g} (sd {unit:.2g}) in a batch of {len(rows)}",
-        consequence="" if fine else "results depend on the batch size; two evaluations will not agree",
-        remedy="" if fine else "see padding",
+        consequence="results depend on the batch size; two evaluations will not agree",
+        remedy="see padding",
     )
 
 

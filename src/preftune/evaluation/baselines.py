@@ -82,25 +82,27 @@ def _fit(x: Any, l2: float) -> np.ndarray:
     return minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
 
 
-def rule_accuracy(advantages: np.ndarray) -> dict[str, Any]:
+def rule_accuracy(advantages: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     """A rule without a model; where it cannot decide it tosses a coin, so a tie counts half."""
-    return stats.share(float(credit(advantages).sum()), len(advantages))
-
-
-def credit(advantages: np.ndarray) -> np.ndarray:
-    """1 where chosen is ahead, 0 where it is behind, one half where the rule cannot tell."""
-    return (advantages > 0) + 0.5 * (advantages == 0)
+    return stats.share_by_group(stats.wins(advantages, 0.0), prompts)
 
 
 def baseline_tests(
-    margins: np.ndarray, baselines: Mapping[str, np.ndarray], resamples: int, seed: int
+    margins: np.ndarray,
+    baselines: Mapping[str, np.ndarray],
+    prompts: stats.Groups,
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """The reward model against each rule on the same pairs. A tie of the model is wrong, as in its accuracy;
-    pairs on which the rule cannot decide count half in the difference and not at all in the exact test.
+    pairs on which the rule cannot decide count half in the difference and not at all in the exact test. Where
+    a prompt has several pairs, which McNemar's test takes for independent ones, the difference of whole
+    prompts is tested instead.
     """
+    repeats = len(np.unique(prompts)) < len(margins)
     records = []
     for name, advantages in baselines.items():
-        right, theirs = margins > 0, credit(advantages)
+        right, theirs = margins > 0, stats.wins(advantages, 0.0)
         ours_only = int((right & (advantages < 0)).sum())
         theirs_only = int((~right & (advantages > 0)).sum())
         difference = right - theirs
@@ -112,8 +114,12 @@ def baseline_tests(
                 "n_discordant": ours_only + theirs_only,
                 "n": len(margins),
                 "difference": float(difference.mean()),
-                "interval": list(stats.bootstrap_mean(difference, resamples, seed)),
-                "p_value": stats.mcnemar_exact(ours_only, theirs_only),
+                "interval": list(
+                    stats.bootstrap_mean(stats.spread_by_group(difference, prompts), resamples, seed)
+                ),
+                "p_value": stats.sign_flip_test(stats.by_group(difference, prompts), resamples, seed)
+                if repeats
+                else stats.mcnemar_exact(ours_only, theirs_only),
             }
         )
     return list(judged(records, "baselines"))

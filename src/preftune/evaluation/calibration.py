@@ -12,12 +12,19 @@ BINS = 10
 MIN_PAIRS = 20  # fewer cannot be cut into two halves that say anything about a temperature
 
 
-def calibration(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any]:
-    """The keys brier, ece, reliability and temperature of evaluation/reward_model.json."""
+def calibration(
+    margins: np.ndarray, seed: int, resamples: int = 2000, prompts: stats.Groups | None = None
+) -> dict[str, Any]:
+    """The keys brier, ece, reliability and temperature of evaluation/reward_model.json. `prompts`: those of
+    the pairs; None where each has its own.
+    """
     label, probability = oriented(margins, seed)
+    squares = (probability - label) ** 2
+    if prompts is not None:
+        squares = stats.spread_by_group(squares, prompts)
     return {
         "brier": stats.brier(probability, label),
-        "brier_interval": list(stats.bootstrap_mean((probability - label) ** 2, resamples, seed)),
+        "brier_interval": list(stats.bootstrap_mean(squares, resamples, seed)),
         "ece": stats.ece(probability, label, BINS),
         "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed),
         "reliability": reliability(probability, label),

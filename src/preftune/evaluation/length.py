@@ -29,7 +29,7 @@ def length_controlled(
     rows: Sequence[Row], reference: Sequence[Row], pool: Sequence[Row], settings: EvaluationConfig, seed: int
 ) -> dict[str, Any]:
     """`rows` and `reference`: one response a prompt; `pool`: several of the reference to every prompt."""
-    wins = np.array([_win(a["score"], b["score"]) for a, b in zip(rows, reference, strict=True)])
+    wins = stats.wins([row["score"] for row in rows], [row["score"] for row in reference])
     longer = np.array([a["length"] - b["length"] for a, b in zip(rows, reference, strict=True)], dtype=float)
     n = len(wins)
     return {
@@ -39,10 +39,6 @@ def length_controlled(
         "raw_win_rate": stats.share(float(wins.sum()), n),
         **matched_gain(rows, pool, settings.resamples, seed),
     }
-
-
-def _win(a: float, b: float) -> float:
-    return float(a > b) + 0.5 * (a == b)
 
 
 def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ prompts only, which says nothing about other seeds.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,23 +65,11 @@ def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) 
     return Pooled(centre, np.minimum(low, centre), np.maximum(high, centre))
 
 
-class Gain(NamedTuple):
-    """A pooled difference: its mean and the ends of its interval."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: Sequence[Floats]
-
-    @property
-    def verdict(self) -> str:
-        return pooled_verdict(self.low, self.high, self.seeds)
-
-
-def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> Gain:
-    """`pooled_means` of one column, (prompts,) a seed."""
-    pooled = pooled_means([each[:, None] for each in seeds], resamples)
-    return Gain(float(pooled.mean[0]), float(pooled.low[0]), float(pooled.high[0]), seeds)
+def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> dict[str, Any]:
+    """A record of a difference, (prompts,) a seed: its mean, the ends of its interval and the verdict."""
+    (value,), (low,), (high,) = pooled_means([each[:, None] for each in seeds], resamples)
+    verdict = pooled_verdict(low, high, seeds)
+    return {"value": float(value), "low": float(low), "high": float(high), "verdict": verdict}
 
 
 def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Floats:

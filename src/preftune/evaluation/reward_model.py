@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from preftune.data import Preference
+from preftune.data import Preference, row_key
 from preftune.data.encode import Encoder
 from preftune.evaluation import stats
 from preftune.evaluation.baselines import BagOfWords, baseline_tests, power, rule_accuracy
@@ -59,42 +59,49 @@ def audit(
     bag: BagOfWords | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """The content of evaluation/reward_model.json that follows from the scores alone."""
+    """The content of evaluation/reward_model.json that follows from the scores alone. Pairs of one prompt are
+    not independent: intervals and tests are over prompts where they repeat.
+    """
     margins = np.array([s["chosen"] - s["rejected"] for s in scored])
     lengths = np.array([s["chosen_length"] - s["rejected_length"] for s in scored])
-    halves = float(((margins > 0) + 0.5 * (margins == 0)).sum())
+    prompts = np.unique([row_key(s["pair"]) for s in scored], return_inverse=True)[1]
+    halves = stats.share_by_group(stats.wins(margins, 0.0), prompts)
     counts, edges = np.histogram(margins, bins=30)
     return {
         "stage": stage,
         "n": len(scored),
-        "accuracy": _accuracy(margins),
-        "accuracy_ties_half": halves / len(scored),
-        "accuracy_ties_half_interval": list(stats.wilson(halves, len(scored))),
+        "accuracy": _accuracy(margins, prompts),
+        "accuracy_ties_half": halves["value"],
+        "accuracy_ties_half_interval": halves["interval"],
         "ties": int((margins == 0).sum()),
         "mean_margin": float(margins.mean()),
-        "mean_margin_interval": list(stats.bootstrap_mean(margins, resamples, seed)),
-        **calibration(margins, seed, resamples),
-        "by_source": _grouped([s["pair"].source or "all" for s in scored], margins),
+        "mean_margin_interval": list(
+            stats.bootstrap_mean(stats.spread_by_group(margins, prompts), resamples, seed)
+        ),
+        **calibration(margins, seed, resamples, prompts),
+        "by_source": _grouped([s["pair"].source or "all" for s in scored], margins, prompts),
         "by_length": {
-            "chosen_longer": _accuracy(margins[lengths > 0]),
-            "rejected_longer": _accuracy(margins[lengths < 0]),
+            "chosen_longer": _accuracy(margins[lengths > 0], prompts[lengths > 0]),
+            "rejected_longer": _accuracy(margins[lengths < 0], prompts[lengths < 0]),
         },
-        "by_length_difference": by_length_difference(lengths, margins),
-        "by_turns": _by_turns(scored, margins),
-        **_against_baselines(scored, margins, lengths, bag, resamples, seed),
+        "by_length_difference": by_length_difference(lengths, margins, prompts),
+        "by_turns": _by_turns(scored, margins, prompts),
+        **_against_baselines(scored, margins, lengths, prompts, bag, resamples, seed),
         **_length_correlation(scored, resamples, seed),
         "score_by_length": score_by_length(scored, resamples, seed),
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score": _scores(scored),
         "n_mistakes": int((margins <= 0).sum()),
-        **_members(scored, resamples, seed),
+        **_members(scored, prompts, resamples, seed),
         "mistake_tags": tag_counts(scored),
         "best_reachable": None,
         "gold_component_gaps": None,
     }
 
 
-def _members(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+def _members(
+    scored: Sequence[dict[str, Any]], prompts: stats.Groups, resamples: int, seed: int
+) -> dict[str, Any]:
     """Of an ensemble: each member's accuracy, that of all together where they agree, and the sd of the margin
     among them, in sd of scores; {} for one model.
     """
@@ -103,8 +110,8 @@ def _members(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
     margins = np.array([np.subtract(s["chosen_members"], s["rejected_members"]) for s in scored])  # (n, M)
     agreed = np.abs(np.sign(margins).sum(1)) == margins.shape[1]
     return {
-        "members": {f"member-{i}": _accuracy(member) for i, member in enumerate(margins.T)},
-        "unanimous": _accuracy(margins[agreed, 0]),
+        "members": {f"member-{i}": _accuracy(member, prompts) for i, member in enumerate(margins.T)},
+        "unanimous": _accuracy(margins[agreed, 0], prompts[agreed]),
         "disagreement": stats.mean(margins.std(1), resamples, seed),
     }
 
@@ -113,6 +120,7 @@ def _against_baselines(
     scored: Sequence[dict[str, Any]],
     margins: np.ndarray,
     lengths: np.ndarray,
+    prompts: stats.Groups,
     bag: BagOfWords | None,
     resamples: int,
     seed: int,
@@ -121,10 +129,10 @@ def _against_baselines(
     rules = {"longer": lengths, "shorter": -lengths}
     if bag is not None:
         rules["bag_of_words"] = bag.advantages([s["pair"] for s in scored])
-    baselines = {name: rule_accuracy(advantages) for name, advantages in rules.items()}
+    baselines = {name: rule_accuracy(advantages, prompts) for name, advantages in rules.items()}
     if bag is not None:
         baselines["bag_of_words"] |= {"trained_on": bag.trained_on, "words": len(bag.words), "l2": bag.l2}
-    tests = baseline_tests(margins, rules, resamples, seed)
+    tests = baseline_tests(margins, rules, prompts, resamples, seed)
     return {
         "baselines": baselines,
         "baseline_tests": tests,
@@ -139,10 +147,13 @@ def gap(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
     margins = np.array([s["chosen"] - s["rejected"] for s in scored])
     scores = np.array([s[side] for s in scored for side in ("chosen", "rejected")])
     sd = float(scores.std(ddof=1))
-    return {**_accuracy(margins), "gap_sd": float(margins.mean()) / sd if sd > 0 else 0.0}
+    right = stats.share(int((margins > 0).sum()), len(margins))
+    return {**right, "gap_sd": float(margins.mean()) / sd if sd > 0 else 0.0}
 
 
-def by_length_difference(lengths: np.ndarray, margins: np.ndarray) -> list[dict[str, Any]]:
+def by_length_difference(
+    lengths: np.ndarray, margins: np.ndarray, prompts: stats.Groups
+) -> list[dict[str, Any]]:
     """Accuracy by tokens of chosen minus tokens of rejected: equal lengths, and thirds of either side."""
     cuts = {0, 1}
     for side in (lengths[lengths < 0], lengths[lengths > 0]):
@@ -155,7 +166,8 @@ def by_length_difference(lengths: np.ndarray, margins: np.ndarray) -> list[dict[
             lengths < (high if high is not None else np.inf)
         )
         if rows.any():
-            records.append({"label": _span(low, high), "low": low, "high": high, **_accuracy(margins[rows])})
+            accuracy = _accuracy(margins[rows], prompts[rows])
+            records.append({"label": _span(low, high), "low": low, "high": high, **accuracy})
     return records
 
 
@@ -166,21 +178,21 @@ def _span(low: int | None, high: int | None) -> str:
     return str(low) if high == low + 1 else f"{low} to {high - 1}"
 
 
-def _accuracy(margins: np.ndarray) -> dict[str, Any]:
+def _accuracy(margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     """Share of pairs in the right order; a tie counts as wrong."""
-    return stats.share(int((margins > 0).sum()), len(margins))
+    return stats.share_by_group(margins > 0, prompts)
 
 
-def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray) -> dict[str, Any]:
+def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     counts = [turns(s) for s in scored]
-    return _grouped([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins)
+    return _grouped([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins, prompts)
 
 
-def _grouped(names: Sequence[str], margins: np.ndarray) -> dict[str, Any]:
+def _grouped(names: Sequence[str], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     groups: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
         groups[name].append(i)
-    return {name: _accuracy(margins[rows]) for name, rows in sorted(groups.items())}
+    return {name: _accuracy(margins[rows], prompts[rows]) for name, rows in sorted(groups.items())}
 
 
 def _scores(scored: Sequence[dict[str, Any]]) -> dict[str, float]:

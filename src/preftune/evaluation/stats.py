@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from preftune.records.verdict import Z80, Z95
 
 Floats = NDArray[np.float64]
+Groups = NDArray[np.intp]  # (n,): the number of the group that a row is of, from 0
 
 
 class Interval(NamedTuple):
@@ -34,7 +35,7 @@ class PairedResult(NamedTuple):
     p_value: float
 
 
-def wilson(wins: float, n: int, z: float = Z95) -> Interval:
+def wilson(wins: float, n: float, z: float = Z95) -> Interval:
     """Wilson's score interval of a proportion; ties may count as half a win. n = 0 says nothing: (0, 1).
 
     Wilson 1927, "Probable inference". ValueError: wins outside 0..n, a negative z.
@@ -56,6 +57,37 @@ def share(wins: float, n: int) -> dict[str, Any]:
     return {"value": wins / n if n else None, "interval": list(wilson(wins, n)), "n": n}
 
 
+def share_by_group(credits: ArrayLike, groups: Groups) -> dict[str, Any]:
+    """`share` of credits (0, ½ or 1) that are not independent within a group: Wilson's interval of n / deff
+    rows, deff the variance of the mean over groups by that over independent rows (Kish 1965), if more than 1.
+    Of rows that are all alike a group is one. What `share` gives where no group has two rows.
+    """
+    x = _floats(credits)
+    record, n, count = share(float(x.sum()), len(x)), len(x), len(np.unique(groups))
+    if count == n:
+        return record
+    p, rows = float(x.mean()), float(count)
+    if count > 1 and 0 < p < 1:
+        deff = by_group(x - p, groups).var(ddof=1) / count / (p * (1 - p) / n)
+        rows = max(n / max(deff, 1.0), 1.0)
+    return {**record, "interval": list(wilson(p * rows, rows))}
+
+
+def by_group(x: ArrayLike, groups: Groups) -> Floats:
+    """Σ x · G / n over the rows of each group: one value for each of G, whose mean is that of x. Groups are
+    independent where rows are not. x itself where no group has two rows.
+    """
+    x, (names, index) = _floats(x), np.unique(groups, return_inverse=True)
+    return x if len(names) == len(x) else np.bincount(index, weights=x) * len(names) / len(x)
+
+
+def spread_by_group(x: ArrayLike, groups: Groups) -> Floats:
+    """As `by_group`, for an interval of the mean: how many rows the groups have is no part of the spread."""
+    x = _floats(x)
+    values = by_group(x - x.mean(), groups)
+    return x if len(values) == len(x) else x.mean() + values
+
+
 def mean(values: ArrayLike, resamples: int, seed: int) -> dict[str, Any]:
     """A record of a mean with its bootstrap interval. ValueError: no values."""
     x = _floats(values)
@@ -70,8 +102,13 @@ def beats(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
 
 def win_rate(a: ArrayLike, b: ArrayLike) -> float:
     """P(a > b) + P(a = b) / 2 over pairs; NaN if any value is. ValueError: no pairs, or different lengths."""
-    a, b = _pairs(a, b)
-    return float(np.mean(np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))))
+    return float(np.mean(wins(*_pairs(a, b))))
+
+
+def wins(a: ArrayLike, b: ArrayLike) -> Floats:
+    """1 where a > b, a half where they are equal, NaN where one is not known; elementwise."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
 
 
 def number_needed(differences: ArrayLike, least: int = 0) -> int | None:

@@ -65,7 +65,7 @@ def find(path: str, model: str) -> Model:
     check(run, read_sealed(run.stage_json(trained)), f"train stage {trained} again", under)
     stage, reference = stages.get(trained), None
     if stage is not None and stage.implicit_beta() is not None:
-        reference = paths.get(stage.reference_stage, Path(config.model.base))
+        reference = paths.get(stage.reference_stage) or _known_to_others(config.model.base)
     return Model(
         name=name,
         directory=paths[name],
@@ -73,6 +73,15 @@ def find(path: str, model: str) -> Model:
         chat=config.data.form == "chat",
         reference=reference,
     )
+
+
+def _known_to_others(base: str) -> Path | None:
+    """The base as other programs name it: a directory, or a hub id; None for what only preftune reads."""
+    path = Path(os.path.expanduser(base))
+    if path.is_dir():
+        return path
+    is_hub_id = not base.startswith((".", "/", "~")) and base.count("/") < 2 and path.suffix != ".gguf"
+    return path if is_hub_id and base != "smollm2" else None
 
 
 def harness_commands(model: Model) -> Iterator[tuple[str, str]]:

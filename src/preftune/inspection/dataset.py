@@ -1,7 +1,8 @@
 """What is wrong with a file of rows before anything is trained on it: `preftune inspect --data PATH`.
 
-Texts are compared without regard to case and white space. Counts are of all rows; phrases, which take long,
-of the first rows of each split. Nothing is guessed: each finding comes with its count and examples.
+Texts are compared without regard to case and white space. Counts are of all rows; phrases and openings, which
+take long, of the first rows, those of train before others. Nothing is guessed: each finding comes with its
+count and examples.
 """
 
 from collections import Counter, defaultdict
@@ -46,6 +47,7 @@ class Finding:
 def examine(dataset: Dataset) -> list[Finding]:
     """Every look, also those that found nothing (count 0)."""
     homes = [(split, row) for split in SPLIT_NAMES for row in getattr(dataset, split)]
+    homes += [("train", row) for row in dataset.undesirable]
     findings = [_duplicates(homes), *_overlaps(homes)]
     if dataset.kind == "prompts":
         return findings
@@ -59,6 +61,11 @@ def lines(dataset: Dataset, findings: Sequence[Finding]) -> Iterator[tuple[str, 
     prompts = dataset.report["distinct_prompts"]
     counts = [f"{len(getattr(dataset, name)):,} {name} ({prompts[name]:,} prompts)" for name in SPLIT_NAMES]
     yield f"{', '.join(counts)}: {KINDS[dataset.kind]}", ()
+    if dataset.undesirable:
+        yield (
+            f"{len(dataset.undesirable):,} more of train are undesirable replies, which are looked at, too",
+            (),
+        )
     if prompts["test"] < MIN_PROMPTS:
         yield (
             f"fewer than {MIN_PROMPTS} prompts to compare policies on: no claim is made; raise data.held_out",
@@ -133,10 +140,11 @@ def _contradictions(homes: Sequence[Home]) -> Finding:
 
 
 def _overlaps(homes: Sequence[Home]) -> Iterator[Finding]:
-    """Between each two splits: prompts in both, and replies of some length in both."""
+    """Between each two splits: prompts in both, and replies of some length in both. Texts have no prompt."""
     prompts, replies = (defaultdict[str, dict[str, Home]](dict) for _ in range(2))
     for home in homes:
-        prompts[home[0]].setdefault(_prompt(home[1]), home)
+        if home[1].prompt:
+            prompts[home[0]].setdefault(_prompt(home[1]), home)
         for text in _replies(home[1]):
             if len(text.split()) >= LEAK:
                 replies[home[0]].setdefault(_plain(text), home)

@@ -54,7 +54,7 @@ def results(store: Store) -> list[Line]:
             _larger(store, lambda item: item.scores),
         ),
         Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
-        _repeats(stands),
+        _repeats(store, stands),
         _share(store, "side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
         _share(
             store,
@@ -138,7 +138,7 @@ def _alpha(stands: Mapping[str, Mapping[str, Event]]) -> Estimate | None:
     return Estimate(value=alpha, low=min(low, alpha), high=max(high, alpha), n=n)
 
 
-def _repeats(stands: Mapping[str, Mapping[str, Event]]) -> Line:
+def _repeats(store: Store, stands: Mapping[str, Mapping[str, Event]]) -> Line:
     """How often a rater said the same when an item came again with its sides exchanged."""
     same = []
     for slots in stands.values():
@@ -146,7 +146,8 @@ def _repeats(stands: Mapping[str, Mapping[str, Event]]) -> Line:
             before = slots.get(f"{event.item}-0") if event.again else None
             if before is not None and "skip" not in (event.verdict, before.verdict):
                 same.append(float(event.meaning == before.meaning))
-    return _line("repeats", "the same rater says the same again, sides exchanged", same)
+    words = "the same rater says the same again, sides exchanged"
+    return _line("repeats", words, same, drawn=not store.design.informative)
 
 
 def as_rows(store: Store) -> dict[str, Any]:

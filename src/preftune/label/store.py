@@ -167,11 +167,13 @@ def shown(slot: Slot) -> dict[str, Any]:
 
 
 def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
-    """The folder of the set `name`, and what it is to be made of unless it has been begun."""
+    """The folder of the set `name`, and what it is to be made of; None for one that has been begun, unless
+    `source` asks for something.
+    """
     if name is not None and not re.fullmatch(RATER, name):
         raise UsageError(f"{name[:40]!r} is no name of a set", "letters, digits, - and _")
     if name and (run.labels(name) / "design.json").is_file():
-        return run.labels(name), None
+        return run.labels(name), find_source(run, source) if source else None
     origin = find_source(run, source)
     return run.labels(name or origin.name), origin
 
@@ -182,8 +184,10 @@ def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> St
     Raters may be added to a set that has been begun; another wish is a ConfigError.
     """
     settings = {key: value for key, value in options.items() if value is not None}
-    if source is None or (folder / "design.json").is_file():
+    if source is None:
         return _reopened(folder, settings)
+    if (folder / "design.json").is_file():
+        return _reopened(folder, settings | {"source": source.name})
     try:
         design = Design.model_validate({"source": source.name, **settings})
     except ValidationError as error:

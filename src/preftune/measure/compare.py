@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from preftune.config.rewards import judges_in
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
@@ -17,7 +18,8 @@ from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
 from preftune.report.load import check_intact, settings_of
-from preftune.rundir import RunDir, policy_name, read_object, read_text, sha256_file
+from preftune.report.view import reference_in, setting
+from preftune.rundir import RunDir, read_object, read_text, sha256_file
 from preftune.runs.stages import check_model, differences
 
 if TYPE_CHECKING:
@@ -38,20 +40,21 @@ WORDS = {
 def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The comparison as one JSON-able record; differences are b - a, paired by prompt.
 
-    Rewards are compared only where both runs have the very same reward model; the gain over its own reference
-    (SFT) is always compared, each in the unit of its own reward model. Holm's correction is over the
-    policies, measure by measure. InputMissing for a run without an evaluation, DataError without a common
-    prompt.
+    Rewards are compared only where both runs have the very same reward model, and gold only where both name
+    the same judge; the gain over its own reference (SFT) is always compared, each in the unit of its own
+    judge. Holm's correction is over the policies, measure by measure. InputMissing for a run without an
+    evaluation, DataError without a common prompt.
     """
     for run in (a, b):
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
-    same_judge, references = _same_judge(a, b), [_reference(run) for run in (a, b)]
+    references = [_reference(run, policies) for run, policies in ((a, ours), (b, theirs))]
+    same = {"score": _same_judge(a, b), "gold": _gold(a) == _gold(b)}
     records: list[dict[str, Any]] = []
     common = [name for name in ours if name in theirs]
     prompts = _common_prompts(ours, theirs)
     for measure in MEASURES:
-        if measure == "score" and not same_judge:
+        if not same.get(measure, True):
             continue
         family = [
             _paired(theirs[name], measure, pairs, resamples, seed)
@@ -62,7 +65,8 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     return {
         "a": str(a.path),
         "b": str(b.path),
-        "same_reward_model": same_judge,
+        "same_reward_model": same["score"],
+        "same_gold": same["gold"],
         "references": [
             runs[name].label if name in runs else name
             for runs, name in zip((ours, theirs), references, strict=True)
@@ -105,8 +109,11 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
 
 def _same_judge(a: RunDir, b: RunDir) -> bool:
     """Whether the reward models that score both runs have the same weights, and normalise them in the same
-    way.
+    way, beside the same functions.
     """
+    functions = [setting(_config(run).get("evaluation", {}), "reward_functions") for run in (a, b)]
+    if functions[0] != functions[1]:
+        return False
     stages = [_judge(run) for run in (a, b)]
     models = [run.model_dir(stage, trains_policy=False) for run, stage in zip((a, b), stages, strict=True)]
     weights = [
@@ -130,10 +137,18 @@ def _judge(run: RunDir) -> str:
     return (read_record(file, RewardModelRecord).stage if file.is_file() else "") or "rm"
 
 
-def _reference(run: RunDir) -> str:
+def _gold(run: RunDir) -> Sequence[str] | None:
+    """Whose score "gold" is: the first judge that is named; None for the world's own score."""
+    config = _config(run)
+    if config.get("data", {}).get("name") == "world":
+        return None
+    return judges_in(setting(config.get("evaluation", {}), "gold"))[:1]
+
+
+def _reference(run: RunDir, policies: Mapping[str, PolicyRecord]) -> str:
     """The policy that the run's others are compared with."""
     rows = read_records(run.comparisons, Comparison) if run.comparisons.is_file() else []
-    return rows[0].reference if rows else policy_name("sft")
+    return rows[0].reference if rows else reference_in(_config(run), policies)
 
 
 def _values(
@@ -194,14 +209,16 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(a: RunDir, b: RunDir) -> list[str]:
     """Settings of data and evaluation in which the runs differ: reasons to doubt the comparison."""
-    ours, theirs = (
-        settings_of(run.config, read_text(run.config)) if run.config.is_file() else {} for run in (a, b)
-    )
+    ours, theirs = _config(a), _config(b)
     return [
         f"{section}.{line}"
         for section in ("data", "evaluation")
         for line in differences(ours.get(section, {}), theirs.get(section, {}))
     ]
+
+
+def _config(run: RunDir) -> Mapping[str, Any]:
+    return settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
 
 
 def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:
@@ -254,8 +271,11 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
         console.line(RULE)
     if not result["same_reward_model"]:
         console.line(
-            f"The runs have different reward models: rewards are not compared, gains over {reference} are."
+            "The runs are not known to have the same judge: rewards are not compared, gains over "
+            f"{reference} are."
         )
+    if not result["same_gold"]:
+        console.line("The runs name different judges as gold: gold is not compared.")
     for line in result["settings_that_differ"]:
         console.line(f"setting: {line}")
     judges = result["reward_models"]

@@ -19,10 +19,12 @@ from preftune.training.learner import Learner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondJudge:
-    """A reward model that trained no policy: if it shares no pair with the judge, it checks on it."""
+    """A reward model that trained no policy: if it shares no pair with the judge, it checks on it. Nobody
+    knows the pairs of a judge from elsewhere (None).
+    """
 
     stage: str
-    shares_pairs: bool
+    shares_pairs: bool | None
 
 
 def second_judge(session: Session) -> SecondJudge | None:
@@ -33,10 +35,11 @@ def second_judge(session: Session) -> SecondJudge | None:
     judge_stage, candidates = stages.get(judge), list[SecondJudge]()
     for name, config in stages.items():
         if config.scores and name != judge and session.is_trained(name):
-            halves = {"" if judge_stage is None else judge_stage.training_part(), config.training_part()}
-            apart = judge_stage is None or halves == {"first", "second"}
-            candidates.append(SecondJudge(stage=name, shares_pairs=not apart))
-    return min(candidates, key=lambda second: second.shares_pairs, default=None)
+            shares = None
+            if judge_stage is not None:
+                shares = {judge_stage.training_part(), config.training_part()} != {"first", "second"}
+            candidates.append(SecondJudge(stage=name, shares_pairs=shares))
+    return min(candidates, key=lambda second: second.shares_pairs is not False, default=None)
 
 
 def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
@@ -99,17 +102,24 @@ def make_bench(
 
 def held_out_prompts(session: Session) -> list[Preference]:
     """Test rows with prompts different from each other, without those that a chat template refuses."""
-    rows: Iterable[Preference] = session.shuffled(session.dataset.test)
-    if session.config.data.form == "chat":
-        encoder = session.encoder(session.base)
-        rows = (row for row in rows if encoder.accepts(row.prompt))
-    prompts = distinct(rows, session.config.evaluation.prompts)
+    prompts = asked_of(session, session.dataset.test)
     if not prompts:
         raise DataError(
             "there is no test prompt to compare policies on",
             hint="give a file named test, or more training prompts from which one can be cut",
         )
     return prompts
+
+
+def asked_of(session: Session, rows: Sequence[Preference]) -> list[Preference]:
+    """The prompts of `rows` that policies are asked: from all sources, different from each other, and in chat
+    form none that the template refuses.
+    """
+    shuffled: Iterable[Preference] = session.shuffled(rows)
+    if session.config.data.form == "chat":
+        encoder = session.encoder(session.base)
+        shuffled = (row for row in shuffled if encoder.accepts(row.prompt))
+    return distinct(shuffled, session.config.evaluation.prompts)
 
 
 def distinct(rows: Iterable[Preference], n: int) -> list[Preference]:

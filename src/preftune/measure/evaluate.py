@@ -117,7 +117,7 @@ def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in stages},
     }
-    return inputs | _functions(session)
+    return inputs | functions_of(session)
 
 
 def _judge_key(session: Session, judge: str | None) -> str | None:
@@ -126,7 +126,7 @@ def _judge_key(session: Session, judge: str | None) -> str | None:
     return sum_of(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
 
 
-def _functions(session: Session) -> dict[str, Any]:
+def functions_of(session: Session) -> dict[str, Any]:
     """The functions and judges of an evaluation, and what they may read of the rows beside the texts."""
     settings = session.config.evaluation
     judges = judges_in(settings.gold)
@@ -162,7 +162,7 @@ def cache_of(
             "reference": session.stage(reference).key,
             "judges": [_judge_key(session, name) for name in judges],
             "gold": gold is not None,
-            **_functions(session),
+            **functions_of(session),
         },
         say=session.console.line,
     )

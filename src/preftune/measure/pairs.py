@@ -10,7 +10,7 @@ from preftune.data import Preference, first_encoded, read_preferences
 from preftune.data.dataset import prompt_key
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
-from preftune.measure.conditions import distinct, frozen_policy
+from preftune.measure.conditions import asked_of, frozen_policy
 from preftune.measure.evaluate import (
     Measured,
     audits,
@@ -23,6 +23,7 @@ from preftune.measure.evaluate import (
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
+from preftune.report.sections.other_pairs import policy_table
 from preftune.rundir import BASE, sha256_file, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
@@ -41,7 +42,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         )
     read = read_preferences(file, session.config.data.on_bad_row)
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
-    trained = {prompt_key(pair) for data in learnt for pair in data.train}
+    trained = {prompt_key(pair) for data in learnt for pair in data.rows_for("unpaired")}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_key(pair) not in trained]
     left_out = len(read) - len(pairs)
     if not pairs:
@@ -49,11 +50,17 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             f"all {left_out} pairs of {file} have a prompt that this run was trained on",
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
+    policies, prompts = policies_of(session, stages), asked_of(session, pairs)
+    if not prompts:
+        raise DataError(
+            f"the chat template of {session.base} refuses every prompt of {file}",
+            hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
+        )
     directory = session.run.pairs(_name(file))
     record = directory / "pairs.json"
     record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
-    policies = policies_of(session, stages)
-    prompts = distinct(pairs, session.config.evaluation.prompts)
+    for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
+        old.unlink()
     cache = cache_of(session, policies, prompts, None, f"parts-{_name(file)}")
     judges = [s for s in judges_of(session.config.stage) if s in stages]
     for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
@@ -75,7 +82,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     PairsFile.model_validate(content)
     write_sealed(record, content)
     cache.remove()
-    _show(session, measured, opinions)
+    _show(session, measured, opinions, policy_name_of(reference_stage(session, policies)))
     return directory
 
 
@@ -115,7 +122,7 @@ def _show_judge(session: Session, stage: str, result: Mapping[str, Any]) -> None
     rows = [("reward model", result["accuracy"]), *result["baselines"].items()]
     session.console.table(
         (f"{stage} on {result['n']:,} pairs", "accuracy [95 %]"),
-        [(name.replace("_", " "), share(record)) for name, record in rows],
+        [(name.replace("_", " "), Estimate.model_validate(record).percent()) for name, record in rows],
     )
     temperature = result["temperature"]
     session.console.line(
@@ -125,31 +132,13 @@ def _show_judge(session: Session, stage: str, result: Mapping[str, Any]) -> None
     )
 
 
-def _show(session: Session, measured: Measured, opinions: Mapping[str, Mapping[str, Any]]) -> None:
-    rows = []
-    for name, summary in measured.summaries.items():
-        opinion = opinions.get(name, {})
-        rows.append(
-            (
-                summary["label"],
-                share(opinion.get("accuracy")),
-                share(opinion.get("accuracy_logprob_per_token")),
-                share(summary["win_rate_vs_chosen"]),
-                difference(summary["reward_difference_to_sft"]),
-            )
-        )
-    headers = ("Policy", "Prefers chosen", "per token", "Wins over chosen", "Reward - SFT")
-    session.console.table(headers, rows)
-
-
-def share(record: Mapping[str, Any] | None) -> str:
-    """A share in percent with its interval, or a dash."""
-    if not record or record.get("value") is None:
-        return "-"
-    low, high = record["interval"]
-    return f"{record['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def difference(record: Mapping[str, Any] | None) -> str:
-    """A signed mean with its interval, or a dash."""
-    return Estimate.model_validate(record).text(sign=True, digits=3) if record else "-"
+def _show(
+    session: Session, measured: Measured, opinions: Mapping[str, Mapping[str, Any]], reference: str
+) -> None:
+    """The report's own table."""
+    policies = [
+        PairsPolicy.model_validate({**summary, "preference": opinions.get(name)})
+        for name, summary in measured.summaries.items()
+    ]
+    table = policy_table(policies, measured.summaries[reference]["label"])
+    session.console.table(table.headers, table.rows)

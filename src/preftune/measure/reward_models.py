@@ -9,8 +9,8 @@ from preftune.evaluation.bands import expected_band
 from preftune.evaluation.baselines import BagOfWords, fit_bag_of_words
 from preftune.evaluation.mistakes import DETAILED, add_token_scores, mistakes
 from preftune.evaluation.reward_model import audit, gap, score_pairs
-from preftune.evaluation.sanity import invariance, sanity_rows
-from preftune.measure.conditions import second_judge
+from preftune.evaluation.sanity import ROWS, invariance, sanity_rows
+from preftune.measure.conditions import distinct, second_judge
 from preftune.models.roles import Ensemble, RewardModel
 from preftune.runs.roles import keep_rows, share
 from preftune.runs.scoring import reward_model_of
@@ -53,7 +53,9 @@ def examiner(session: Session, stage: str) -> Examiner:
 
 
 def bag_of_words(session: Session) -> BagOfWords | None:
-    """The word-counting baseline, fitted on this run's training pairs."""
+    """The word-counting baseline, fitted on this run's training pairs; None where its rows are none."""
+    if session.dataset.kind != "pairs":
+        return None
     return fit_bag_of_words(session.training_rows(), derive_seed(session.config.seed, "bag of words"))
 
 
@@ -75,7 +77,7 @@ def audit_pairs(
         session.console.line(f"{by.stage:<12} {sum(rejected.values())} pairs left out: {rejected}")
     device, sample = by.learner.device, session.shuffled(usable)  # of all sources, not of the first file
     result["sanity"] = sanity_rows(
-        by.model, by.encoder, sample, settings.batch_size, device, seed, settings.resamples
+        by.model, by.encoder, distinct(sample, ROWS), settings.batch_size, device, seed, settings.resamples
     )
     result["invariance"] = invariance(by.model, by.encoder, sample, device, result["score"]["sd"])
     if session.is_world and own_data:
@@ -89,7 +91,7 @@ def audit_pairs(
     )
     second = second_judge(session)
     if second is not None and second.stage == by.stage:
-        result["held_out"] = not second.shares_pairs
+        result["held_out"] = None if second.shares_pairs is None else not second.shares_pairs
     rows = mistakes(scored)
     with session.console.counting(f"{by.stage} tokens", min(len(rows), DETAILED)) as advance:
         add_token_scores(rows, scored, by.model, by.encoder, settings.batch_size, device, advance)

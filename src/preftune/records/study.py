@@ -38,13 +38,16 @@ class FreshAccuracy(Record):
 
 
 class SeedRecord(_OfSeed):
-    """seed.json. Tokens (trained, sampled) and steps by policy; hashes of the data by split."""
+    """seed.json. Tokens (trained, sampled) and steps by policy; hashes of the data by split, and of the
+    functions and judges of gold.
+    """
 
     seconds: Number
     policies: Several[str]
     reference: str
     reward_model: Mapping[str, FreshAccuracy] | None = None
     content_sha256: Mapping[str, Any] | None = None
+    judged_by: Mapping[str, Any] | None = None
     tokens: Mapping[str, Mapping[str, Annotated[int, Field(lt=2**63)] | float]]
 
 

@@ -8,21 +8,19 @@ p-value that survives Holm's correction. Everything else is "no detectable diffe
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from preftune.config.rewards import judges_in, reward_terms
 from preftune.records import verdict as verdicts
 from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
 from preftune.report.text import clean, join
-from preftune.report.view import CHOSEN, RunView
-from preftune.rundir import BASE
+from preftune.report.view import CHOSEN, RunView, setting
+from preftune.rundir import BASE, policy_name
 
 BAG_OF_WORDS = "bag_of_words"
-# Measures in the order of what a summary goes by.
-JUDGES = {
-    "gold": "gold",
-    "held_out": "a second reward model",
-    "score": "the reward model's own score",
-}
+WORLD_GOLD = "preftune.world.gold:gold"  # the function behind the world's own score
+# Measures in the order of what a summary goes by; the last is in the run's own words (`RunView.score_words`).
+JUDGES = {"gold": "gold", "held_out": "a second reward model", "score": ""}
 FEW_STEPS = 10
 POWER = (Z95 + Z80) / Z95  # half widths of a 95 % interval that 80 % power needs
 
@@ -86,6 +84,7 @@ def summary(run: RunView) -> str:
     By the judge that training saw least: gold, else a second reward model, else the score itself.
     """
     measure, judge = next(((key, words) for key, words in JUDGES.items() if claims(run, key)), ("", ""))
+    judge = judge or run.score_words
     shown = [c for c in claims(run, measure) if not c.policy.best_of and c.policy.policy != BASE]
     if not shown:
         return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
@@ -111,17 +110,15 @@ def verdict_sentences(run: RunView) -> tuple[str, ...]:
     by_score = claims(run)
     compared = next((found for measure in JUDGES if (found := claims(run, measure))), ())
     if not compared:
-        return (
-            f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}.",
-            _judge(run),
-        )
+        nothing = f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
+        return tuple(part for part in (nothing, _judge(run)) if part)
     n = next((claim.difference.n for claim in compared if claim.difference.n), None)
     prompts = f"On {n} held-out prompts" if n else "On the held-out prompts"
     if not by_score:
         unscored = f"{prompts}, the policies were compared without a score of a reward model."
         return tuple(part for part in (unscored, _gold(run), _held_out(run), _size(run)) if part)
     outcomes = _outcomes(by_score, run.label(run.reference))
-    scored = f"{prompts}, by the reward model's own score, {outcomes}."
+    scored = f"{prompts}, by {run.score_words}, {outcomes}."
     sentences = [_judge(run), _gold(run), _held_out(run)]
     if judge_is_sound(run) is False:
         scored = (
@@ -158,8 +155,10 @@ def _outcomes(compared: tuple[Claim, ...], reference: str) -> str:
 
 
 def _judge(run: RunView) -> str:
-    """How far the judge itself can be trusted."""
+    """How far the judge itself can be trusted; empty where functions alone judge."""
     model = run.reward_model
+    if not run.scored_by_model:
+        return ""
     if model is None or model.accuracy is None:
         return "The reward model itself has not been measured on held-out pairs."
     pairs = f"{model.n:,} held-out pairs" if model.n else "held-out pairs"
@@ -211,9 +210,27 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
     return max(run.reward_model.baselines.items(), key=lambda item: item[1].value)
 
 
+UNSEEN = " which training never saw,"
+
+
+def seen_gold(run: RunView) -> dict[str, list[str]]:
+    """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
+    golds = [*judges_in(setting(run.config.get("evaluation", {}), "gold"))]
+    if run.config.get("data", {}).get("name") == "world":
+        golds.append(WORLD_GOLD)
+    seen = {}
+    for name, stage in run.config.get("stage", {}).items():
+        functions = setting(stage, "reward_functions")
+        judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
+        used = [gold for gold in golds if judges & {gold, *(reward_terms(gold) if ":" in gold else ())}]
+        if used and run.policy(policy_name(name)) is not None:
+            seen[name] = used
+    return seen
+
+
 def _gold(run: RunView) -> str:
-    """Does the gold score, which no training saw, agree with the reward model's?"""
-    text = f"By {run.gold_words}, which training never saw, "
+    """Does the gold score agree with the reward model's?"""
+    text = f"By {run.gold_words},{UNSEEN * (not seen_gold(run))} "
     return _second_opinion(run, "gold", text, "gold", "over-optimisation")
 
 

@@ -85,7 +85,10 @@ def _data(run: RunView) -> Section:
     return Section(key="data", title="Data", blocks=tuple(blocks), apart=True)
 
 
-def _reward_model(run: RunView, figures: Mapping[str, str]) -> Section:
+def _reward_model(run: RunView, figures: Mapping[str, str]) -> Section | None:
+    """Left out where the run has no reward model."""
+    if not run.scored_by_model:
+        return None
     blocks = reward_model_blocks(run, pictures(figures, "reward_model"))
     return Section(key="reward-model", title="Reward model", blocks=tuple(blocks))
 

@@ -26,7 +26,7 @@ from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import TOKENS, DataRecord, OriginsRecord, RunRecord, SampleRow, TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
-from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView
+from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView, scored_by_model
 from preftune.rundir import BASE, RunDir, policy_name, read_text
 from preftune.sums import check, check_own, read_sealed
 
@@ -72,7 +72,7 @@ def load_run(run: RunDir) -> RunView:
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_records(run.mistakes, Mistake)) if run.mistakes.exists() else (),
         tokens=_tokens(run.analysis_details / TOKENS, stages),
-        missing=_missing(run, stages, {policy.policy for policy in policies}),
+        missing=_missing(run, stages, policies, judged=scored_by_model(config, policies)),
     )
 
 
@@ -175,8 +175,11 @@ def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
     return kind, stages.index(stage) if stage in stages else len(stages), policy
 
 
-def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> tuple[str, ...]:
-    """What is not there, in words."""
+def _missing(
+    run: RunDir, stages: tuple[StageView, ...], policies: tuple[PolicyRecord, ...], *, judged: bool
+) -> tuple[str, ...]:
+    """What is not there, in words. `judged`: whether there is a reward model to be measured."""
+    evaluated = {policy.policy for policy in policies}
     files = (
         (run.config, "the configuration"),
         (run.run, "versions and devices"),
@@ -190,8 +193,8 @@ def _missing(run: RunDir, stages: tuple[StageView, ...], policies: set[str]) -> 
         kind = config_of(stage.algorithm)
         policy = kind.trains_policy if kind else stage.algorithm not in NO_POLICY
         trained = stage.status == "finished" and stage.name != BASE and policy
-        if trained and policy_name(stage.name) not in policies:
+        if trained and policy_name(stage.name) not in evaluated:
             absent.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
-    if not run.reward_evaluation.exists():
+    if judged and not run.reward_evaluation.exists():
         absent.append("the evaluation of the reward model")
     return tuple(absent)

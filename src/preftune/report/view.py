@@ -1,15 +1,16 @@
 """A run as one frozen view: what was measured, typed. Every part may be missing, as in a run of one stage."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from preftune.config import config_of
 from preftune.records.policy import MAX_LABEL, BestOf, Comparison, PairsFile, PairsPolicy, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord, RunRecord, SampleRow, TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
 from preftune.report.text import clean
-from preftune.rundir import BASE
+from preftune.rundir import BASE, policy_name
 
 Row = Mapping[str, Any]
 SFT = "policy_sft"
@@ -80,10 +81,28 @@ class RunView:
         return f"the gold score of {clean(self.golds[0], MAX_LABEL)}"
 
     @property
+    def scored_by_model(self) -> bool:
+        """Whether a reward model scores the policies, as far as is known."""
+        return self.reward_model is not None or scored_by_model(self.config, self.policies)
+
+    @property
+    def score_words(self) -> str:
+        """Whose score `score` is."""
+        if self.functions is None:
+            return "the reward model's own score"
+        start = "the reward model's score plus" if self.scored_by_model else "the score of"
+        return f"{start} {clean(self.functions, MAX_LABEL)}"
+
+    @property
+    def functions(self) -> str | None:
+        """The reward functions that policies are scored by, alone or beside a reward model."""
+        return setting(self.config.get("evaluation", {}), "reward_functions")
+
+    @property
     def reference(self) -> str:
         """The policy that all others are compared with: the sft stage's, or the base model without one."""
         recorded = (row.reference for row in self.comparisons)
-        return next(recorded, SFT if self.policy(SFT) is not None else BASE)
+        return next(recorded, None) or reference_in(self.config, [policy.policy for policy in self.policies])
 
     def label(self, policy: str) -> str:
         """What a policy is called in text."""
@@ -99,3 +118,35 @@ class RunView:
         reference = self.reference if against is None else against
         rows = (row for row in self.comparisons if row.policy == policy and row.measure == measure)
         return next((row for row in rows if row.reference == reference), None)
+
+
+def setting(table: Row, key: str) -> str | None:
+    """A setting that need not be set, for which config.toml has "none"."""
+    value = table.get(key)
+    return None if value in (None, "", "none") else str(value)
+
+
+def reference_in(config: Row, evaluated: Collection[str]) -> str:
+    """The reference by the settings: the policy of the first stage that imitates, if it was evaluated, else
+    the base. Without settings that of a stage "sft".
+    """
+    stages = config.get("stage", {})
+    if not stages:
+        return SFT if SFT in evaluated else BASE
+    kinds = {name: config_of(str(stage.get("algorithm"))) for name, stage in stages.items()}
+    imitating = [policy_name(name) for name, kind in kinds.items() if kind is not None and kind.imitates]
+    return next((policy for policy in imitating if policy in evaluated), BASE)
+
+
+def scored_by_model(config: Row, policies: Collection[PolicyRecord]) -> bool:
+    """Whether the settings have a reward model, or policies a score that no functions explain. True without
+    settings, which would say.
+    """
+    stages = config.get("stage", {}).values()
+    kinds = [config_of(str(stage.get("algorithm"))) for stage in stages]
+    if not config or any(kind.makes == "model" and not kind.trains_policy for kind in kinds if kind):
+        return True
+    if any(setting(stage, "reward_model") for stage in stages):
+        return True
+    functions = setting(config.get("evaluation", {}), "reward_functions")
+    return functions is None and any(policy.reward is not None for policy in policies)

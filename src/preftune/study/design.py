@@ -34,6 +34,7 @@ from preftune.world.gold import gold
 
 CEILING = "ceiling"
 GOLD_MODEL = "gold_rm"
+SECOND_MODEL = "second reward model"
 GOLD_FUNCTION = "preftune.world.gold:gold"
 FRESH_PAIRS = 2000  # that test a reward model, on each prompt set
 REPLIES = 4  # of each policy to a prompt
@@ -61,7 +62,16 @@ class Design:
     @property
     def gold(self) -> str:
         named = judges_in(self.config.evaluation.gold)
-        return "the world's gold score" if self.is_world else named[0] if named else "second reward model"
+        return "the world's gold score" if self.is_world else named[0] if named else SECOND_MODEL
+
+    @property
+    def gold_apart(self) -> bool:
+        """Whether a second reward model learns from the half of the prompts that the judge does not."""
+        stages, judge = self.config.stage, judge_of(self.config.stage)
+        parts = {
+            name: stage.training_part() for name, stage in stages.items() if stage.scores or name == judge
+        }
+        return any({parts[str(judge)], part} == {"first", "second"} for part in parts.values())
 
     def for_seed(self, seed: int) -> RunConfig:
         return self.config.model_copy(update={"seed": seed})

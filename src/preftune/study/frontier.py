@@ -61,7 +61,8 @@ def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | 
     if len(reached) < len(gains):
         return None
     gain = pooled_gain(reached, resamples)
-    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "verdict": gain.verdict}
+    names = {"gain": "value", "gain_low": "low", "gain_high": "high", "verdict": "verdict"}
+    return {name: gain[key] for name, key in names.items()}
 
 
 def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

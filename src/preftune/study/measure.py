@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
-from preftune.measure.evaluate import policies_of
+from preftune.measure.evaluate import functions_of, policies_of
 from preftune.measure.reward_models import examiner
 from preftune.models.roles import Policy
 from preftune.records.base import write_record
 from preftune.records.study import BestFile, PolicyFile
+from preftune.rollout.score import Scorer
 from preftune.rundir import BASE, read_object
 from preftune.runs.session import Session
 from preftune.study.design import VERSION, Design
@@ -68,12 +69,13 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     """Write study/<policy>.json for every policy that has none yet; returns facts about the seed."""
     stages = policies_of(session, list(session.config.stage))
     reference = next(n for n in stages if session.config.stage[n].imitates)
-    judges = judges_of(session.config.stage)
+    judges, functions = judges_of(session.config.stage), functions_of(session)
     held_equal = {
         "version": VERSION,
         "replies": design.replies,
         "settings": session.config.evaluation.model_dump(mode="json"),
         "stages": {name: session.stage(name).key for name in (reference, *judges)},
+        **functions,
     }
     keys = {name: sum_of({**held_equal, "policy": session.stage(name).key}) for name in (BASE, *stages)}
     keys[BEST] = sum_of({**held_equal, "policy": BEST})
@@ -82,7 +84,13 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
         _measure(session, _grounds(session, reference, design.replies), reference, missing, keys)
     judge = session.judge
     audit = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
-    return {"policies": list(keys), "reference": reference, "reward_model": audit}
+    judged_by = {name: functions[name] for name in ("functions", "golds") if name in functions}
+    return {
+        "policies": list(keys),
+        "reference": reference,
+        "judged_by": judged_by,
+        "reward_model": audit or None,
+    }
 
 
 def values_file(session_path: Path, policy: str) -> Path:
@@ -133,7 +141,7 @@ def _values(ground: Ground, rows: Sequence[Row], baseline: Sequence[Row] | None)
     values |= {"golds": golds, **_as_text(ground, rows)}
     if baseline is not None:
         for key, win in WINS.items():
-            wins = _beats(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
+            wins = stats.wins(ground.by_prompt(rows, key), ground.by_prompt(baseline, key)).mean(1)
             values[win] = wins.tolist()
     return values
 
@@ -189,7 +197,7 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
 
     `win` and `gold_win` are the chances to beat SFT's replies to the same prompt, ties half.
     """
-    bench = replace(ground.bench, prompts=ground.prompts)
+    bench = _asking(ground.bench, ground.prompts)
     size = bench.settings.pool
     pool = bench.pool(bench.reference, advance, size)
     best_by = over_subsets(_column(pool, "proxy").reshape(-1, size))
@@ -201,13 +209,24 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
     measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
     for measure, name in WINS.items():
         ours = _column(pool, measure).reshape(-1, size, 1)
-        measures[name] = best(_beats(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
+        measures[name] = best(stats.wins(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
     return {**measures, "kl": [kl_formula(n) for n in range(1, size + 1)]}
 
 
-def _beats(a: Floats, b: Floats) -> Floats:
-    """1 where a > b, a half where they are equal, NaN where one is not known."""
-    return cast("Floats", np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b)))
+def _asking(bench: Bench, prompts: Sequence[Preference]) -> Bench:
+    """The bench with other prompts, which its judges, too, look up by number."""
+
+    def on_them(scorer: Scorer) -> Scorer:
+        functions = scorer.functions and replace(scorer.functions, rows=prompts)
+        return replace(scorer, rows=prompts, functions=functions)
+
+    return replace(
+        bench,
+        prompts=prompts,
+        scorer=bench.scorer and on_them(bench.scorer),
+        held_out=bench.held_out and on_them(bench.held_out),
+        golds={name: on_them(scorer) for name, scorer in bench.golds.items()},
+    )
 
 
 def _sample(row: Row) -> dict[str, Any]:
@@ -215,15 +234,21 @@ def _sample(row: Row) -> dict[str, Any]:
 
 
 def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
-    """The reward model on pairs and probes that no stage has seen, for each kind of prompt."""
+    """The reward model on pairs and probes that no stage has seen, for each kind of prompt. What is too long
+    for it is left out, and so is a part of which nothing is left.
+    """
     by, world = examiner(session, judge), make_world(session.config.seed, 1, 1, 1)
     accuracies = {}
     for kind in KINDS:
-        fresh = world.pairs(kind, pairs)
+        fresh = by.encoder.usable(world.pairs(kind, pairs))[0]
+        if not fresh:
+            continue
         right = [s["chosen"] > s["rejected"] for s in by.scored(f"{kind} pairs", fresh)]
+        probes = {name: world.probes(name, kind, min(PROBE_PAIRS, pairs)) for name in PROBES}
         gaps = {
-            name: gap(by.scored(f"{kind} {name}", world.probes(name, kind, min(PROBE_PAIRS, pairs))))
-            for name in PROBES
+            name: gap(by.scored(f"{kind} {name}", usable))
+            for name, pairs_of in probes.items()
+            if (usable := by.encoder.usable(pairs_of)[0])
         }
         accuracies[kind] = {
             "accuracy": stats.share(sum(right), len(right)),

@@ -7,6 +7,7 @@ from preftune.evaluation.laws import LEAST_POINTS
 from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
+from preftune.study.design import SECOND_MODEL
 from preftune.study.sweep import sweeps_of
 
 Study = Mapping[str, Any]
@@ -57,13 +58,15 @@ def _head(study: Study) -> str:
 
 
 def _second_model_words(study: Study) -> list[str]:
-    if study["gold"] != "second reward model":
+    if study["gold"] != SECOND_MODEL:
         return []
+    apart = study.get("gold_apart", True)  # studies from before there was this key
+    trained = "trained on the pairs of the other half of the prompts"
     return [
         "",
         "Nobody knows the gold score of real text. What is called gold here is the score of a second reward "
-        "model, trained on the pairs of the other half of the prompts. It shares the first one's kind of "
-        "mistakes: a gain here is weaker evidence than on the built-in world.",
+        f"model, {trained if apart else 'which shares training pairs with the first'}. It shares the first "
+        "one's kind of mistakes: a gain here is weaker evidence than on the built-in world.",
     ]
 
 
@@ -202,7 +205,10 @@ def _reward_model(study: Study) -> str:
     gaps = [
         [
             component,
-            *(f"{audit[kind]['gaps'][component]['gap_sd']:+.2f}" for kind in audit),
+            *(
+                f"{each['gaps'][component]['gap_sd']:+.2f}" if component in each["gaps"] else "–"
+                for each in audit.values()
+            ),
             f"{gap['accuracy']:.2f}",
             gap["n"],
         ]

@@ -14,7 +14,7 @@ from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
-from preftune.study.design import CEILING, Design
+from preftune.study.design import CEILING, SECOND_MODEL, Design
 from preftune.study.frontier import frontier
 from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl, best_table, read_seed
 
@@ -46,7 +46,8 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             first = seeds[0].seed
             raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
     if not design.is_world:  # whose data are each seed's own
-        _of_one_content(seeds, records)
+        _alike(seeds, records, "content_sha256", "of other data")
+    _alike(seeds, records, "judged_by", "judged by other functions or another gold")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -69,6 +70,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
+        **({"gold_apart": design.gold_apart} if design.gold == SECOND_MODEL else {}),
         "n_prompts": policies[seeds[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
@@ -88,13 +90,14 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
     }
 
 
-def _of_one_content(seeds: Sequence[SeedValues], records: Mapping[int, Path]) -> None:
-    """DataError for seeds of different data; older ones, which do not say what theirs were, pass."""
-    known = [values for values in seeds if values.facts.content_sha256 is not None]
-    for values in known[1:]:
-        if values.facts.content_sha256 != known[0].facts.content_sha256:
-            hint = "restore the data of the others, or remove the directory of one and run the same command"
-            raise DataError(f"{records[values.seed]}: of other data than seed {known[0].seed}", hint)
+def _alike(seeds: Sequence[SeedValues], records: Mapping[int, Path], fact: str, words: str) -> None:
+    """DataError for seeds that differ in a fact about them; older ones, which do not have it, pass."""
+    known = [(values.seed, getattr(values.facts, fact)) for values in seeds]
+    known = [(seed, value) for seed, value in known if value is not None]
+    for seed, value in known[1:]:
+        if value != known[0][1]:
+            hint = "restore that of the others, or remove the directory of one and run the same command"
+            raise DataError(f"{records[seed]}: {words} than seed {known[0][0]}", hint)
 
 
 def _names(seeds: Sequence[SeedValues], best_of: int, pool_size: int) -> list[str]:
@@ -199,9 +202,7 @@ def _gain_at_equal_kl(
         if best is None:
             return None
         gaps.append(table[:, gold] - best)
-    gain = pooled_gain(gaps, resamples)
-    result = {"value": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
-    return {**result, "n_seeds": len(gaps)}
+    return {**pooled_gain(gaps, resamples), "n_seeds": len(gaps)}
 
 
 def _mean_tokens(seeds: Sequence[SeedValues], name: str) -> dict[str, Any]:

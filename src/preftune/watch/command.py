@@ -23,7 +23,9 @@ def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run.")],
     once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
 ) -> None:
-    """Look on while a run goes on, from any terminal that sees its directory; ends when it is done."""
+    """Look on while a run goes on, from any terminal that sees its directory; ends when it is done, or when
+    the process that works on it ends.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -41,7 +43,9 @@ def watch(
         return
     with Live(_drawn(watched, out), console=out, auto_refresh=False) as live:
         try:
-            while not watched.look().finished:
+            held = False  # whether it was: what holds it now may train some of its stages only
+            while not (look := watched.look()).finished and (look.locked or not held):
+                held = look.locked
                 time.sleep(_SECONDS)
                 live.update(_drawn(watched, out), refresh=True)
         except KeyboardInterrupt:  # the run goes on

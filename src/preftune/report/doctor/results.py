@@ -51,6 +51,8 @@ def _length(run: RunView) -> Iterator[Symptom]:
 
 
 def _outside(run: RunView) -> Iterator[Symptom]:
+    if run.functions:  # whose scores are in no unit of sd
+        return
     for policy in _trained(run):
         if policy.reward is not None and policy.reward.value > OUTSIDE:
             yield policy.label, f"mean score {policy.reward.value:.1f} sd above the chosen replies'"

@@ -6,6 +6,7 @@ import matplotlib
 
 from preftune.records.base import Estimate
 from preftune.records.reward_model import RewardModelRecord
+from preftune.report.claims import UNSEEN, seen_gold
 from preftune.report.healthy import healthy
 from preftune.report.plots import policies, reward_model
 from preftune.report.plots.curves import curves, training
@@ -37,8 +38,9 @@ def file_part(stage: str) -> str:
 
 def _of_the_comparison(run: RunView) -> Figures:
     figures: Figures = {}
+    score = "Score" if run.functions else "Reward model score"
     kinds: tuple[tuple[str, policies.Value, str, Callable[[RunView], str]], ...] = (
-        ("reward_kl.svg", policies.reward, "Reward model score", _reward_kl_words),
+        ("reward_kl.svg", policies.reward, score, _reward_kl_words),
         ("reward_kl_gold.svg", policies.gold, "Gold score", _gold_words),
         (
             "reward_kl_held_out.svg",
@@ -61,7 +63,7 @@ HELD_OUT_WORDS = "The same with the score of a second reward model, which traine
 
 
 def _gold_words(run: RunView) -> str:
-    return f"The same with {run.gold_words}, which training never saw, in place of the reward."
+    return f"The same with {run.gold_words},{UNSEEN * (not seen_gold(run))} in place of the reward."
 
 
 def _reward_kl_words(run: RunView) -> str:

@@ -1,6 +1,5 @@
 """What a careful reader should know before believing the table."""
 
-from preftune.config.rewards import judges_in, reward_terms
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
@@ -12,6 +11,7 @@ from preftune.report.claims import (
     below_or_at_chance,
     claims,
     judge_is_sound,
+    seen_gold,
     short_stages,
     strongest_baseline,
 )
@@ -85,22 +85,16 @@ def _unended_warnings(run: RunView) -> list[str]:
 
 def _seen_gold(run: RunView) -> list[str]:
     """Policies that were trained on a judge which is called gold: their gold is a ceiling, and no check."""
-    golds = run.config.get("evaluation", {}).get("gold")
-    warnings = []
-    for name, stage in run.config.get("stage", {}).items():
-        functions = stage.get("reward_functions")
-        names = reward_terms(functions) if functions else {}
-        used = [judge for judge in judges_in(golds) if ":" in judge and reward_terms(judge).keys() & names]
-        if used:
-            words = f"was trained on gold itself ({join(used)})"
-            warnings.append(f"{clean(name, 40)} {words}: it is a ceiling, not a contestant.")
-    return warnings
+    return [
+        f"{clean(name, 40)} was trained on gold itself ({join(judges)}): it is a ceiling, not a contestant."
+        for name, judges in seen_gold(run).items()
+    ]
 
 
 def _judge_warnings(run: RunView) -> list[str]:
     model = run.reward_model
     if model is None or model.accuracy is None:
-        scored = any(policy.reward is not None for policy in run.policies)
+        scored = run.scored_by_model and any(policy.reward is not None for policy in run.policies)
         return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * scored
     warnings = []
     if judge_is_sound(run) is not True:

@@ -52,7 +52,7 @@ def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
     blocks.append(Fold(title="What may be claimed, in full", blocks=(claim_items,)))
     if paid := _trade_off(run):
         blocks.append(Fold(title="What each policy paid in KL for its reward", blocks=(paid,)))
-    blocks.append(Fold(title="How to read the table", blocks=(say(READING),)))
+    blocks.append(Fold(title="How to read the table", blocks=(say(reading(run)),)))
     return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
 
 
@@ -60,9 +60,14 @@ CAUTIONS = 3  # of the most damaging; all stand under Limits
 EXAMPLE = "One prompt, the first of the evaluation, and what each policy made of it:"
 
 
+def reading(run: RunView) -> str:
+    """How to read the table of policies."""
+    score = run.score_words if run.functions else "the normalised score of this run's reward model"
+    return f"Every policy answered the same held-out prompts; reward is {score}. {READING}"
+
+
 READING = (
-    "Every policy answered the same held-out prompts; reward is the normalised score of this run's reward "
-    "model. Brackets are 95 % intervals from a bootstrap over prompts (shares: Wilson). Differences and win "
+    "Brackets are 95 % intervals from a bootstrap over prompts (shares: Wilson). Differences and win "
     "rates are paired by prompt against the reference; ties count half. KL is KL(policy || reference), exact "
     "over the vocabulary at each token and summed over the response. Best of n needs no training: its KL is "
     "the upper bound ln n - (n-1)/n."

@@ -1,5 +1,8 @@
 """What `evaluate --pairs FILE` found, after the audit on the run's own pairs: does it hold elsewhere?"""
 
+from collections.abc import Sequence
+
+from preftune.records.policy import PairsPolicy
 from preftune.records.reward_model import BaselineTest
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
@@ -20,7 +23,7 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
         if evaluated.reward_models:
             blocks.append(Grid(table=_judge_table(run, evaluated)))
         if evaluated.policies:
-            blocks += [Grid(table=_policy_table(run, evaluated)), say(READING)]
+            blocks += [Grid(table=policy_table(evaluated.policies, run.label(run.reference))), say(READING)]
     return blocks
 
 
@@ -62,13 +65,13 @@ def _against(test: BaselineTest) -> str:
     return f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
 
 
-def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
-    reference = run.label(run.reference)
+def policy_table(policies: Sequence[PairsPolicy], reference: str) -> Table:
+    """What every policy prefers, and how its samples do. `reference`: the label of the other one."""
     headers = (
         "Policy", f"Prefers the chosen, against {reference}", "Prefers the chosen, per token",
         "Wins over the chosen", f"Reward − {reference}",
     )  # fmt: skip
-    differences = column((policy.difference for policy in evaluated.policies), sign=True)
+    differences = column((policy.difference for policy in policies), sign=True)
     rows = tuple(
         (
             policy.label,
@@ -77,6 +80,6 @@ def _policy_table(run: RunView, evaluated: OtherPairs) -> Table:
             share_text(policy.win_rate_chosen),
             difference,
         )
-        for policy, difference in zip(evaluated.policies, differences, strict=True)
+        for policy, difference in zip(policies, differences, strict=True)
     )
     return Table(headers=headers, rows=rows)

@@ -240,6 +240,13 @@ def _part_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
         yield name(component), size, accuracy.percent(), "–" if gap is None else f"{gap:+.2f}"
 
 
+PAIRS_OF = {
+    True: "other pairs",
+    False: "shares pairs with the first",
+    None: "not known: the first is no stage",
+}
+
+
 def _others(run: RunView) -> list[Block]:
     """Reward models that no policy was trained on."""
     rows = tuple(
@@ -247,7 +254,7 @@ def _others(run: RunView) -> list[Block]:
             name(model.stage or "?"),
             "–" if model.n is None else f"{model.n:,}",
             share_text(model.accuracy),
-            "other pairs" if model.held_out else "shares pairs with the first",
+            PAIRS_OF[model.held_out],
         )
         for model in run.other_reward_models
     )
