@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,12 +107,12 @@ def run_recipe(
     resolved = load_recipe(recipe, overrides)
     config, stages, run = _meant(resolved, out, until)
     origin = None if from_run is None else other_run(from_run, run)
-    with_children(config.stage, redo)
+    anew = with_children(config.stage, redo)
     refuse_if_held(run)
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
+    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)), anew=anew)
     check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -250,6 +250,8 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
 
             directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())
             session.console.line(f"written:  {directory}")
+        if is_main_process():
+            close(run)
     return run
 
 
@@ -301,14 +303,19 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
 
 
 def _checked(
-    config: RunConfig, run: RunDir | None, mirror: str | None = None, *, asks: bool = True
+    config: RunConfig,
+    run: RunDir | None,
+    mirror: str | None = None,
+    *,
+    asks: bool = True,
+    anew: Collection[str] = (),
 ) -> "tuple[Dataset, Source | None]":
     """The data of a run and its base model, once it is clear that reward functions can be had too, and unless
-    it `asks` none the language models of stages that are not finished.
+    it `asks` none the language models of stages that are not finished, or are made `anew`.
     """
     check_reward_functions(config)
     if asks:
-        check_llm_judges(config, run)
+        check_llm_judges(config, run, anew)
     return found_data(config, run, mirror)
 
 

@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 
 from golden import agree
 from preftune.evaluation import stats
+from preftune.evaluation.baselines import power
 
 
 def test_golden_entry() -> None:
@@ -40,15 +41,24 @@ def test_win_rate_counts_ties_half() -> None:
 
 
 def test_rows_of_a_group_count_together() -> None:
-    """Six groups of three rows that are alike: variance between groups p (1 - p) / 5, of 18 rows
-    p (1 - p) / 18, so that they are worth 5 rows."""
-    hits, groups = np.repeat([1, 1, 1, 0, 0, 1], 3), np.repeat(np.arange(6), 3)
+    """Twelve groups of three rows that are alike: variance between groups p (1 - p) / 11, of 36 rows
+    p (1 - p) / 36, so that they are worth 11 rows."""
+    hits, groups = np.repeat([1, 1, 1, 0, 0, 1] * 2, 3), np.repeat(np.arange(12), 3)
     found = stats.share_by_group(hits, groups)
-    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), 18)
-    assert found["interval"] == pytest.approx(stats.wilson(10 / 3, 5))
+    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), 36)
+    assert found["interval"] == pytest.approx(stats.wilson(22 / 3, 11))
     assert stats.by_group([1, 2, 3, 6], np.array([0, 0, 0, 1])).tolist() == [3, 3]  # of mean 3, as 12 / 4
-    assert stats.share_by_group(np.ones(18), groups)["interval"] == list(stats.wilson(6, 6))
-    assert stats.share_by_group(hits, np.zeros(18, int))["interval"] == pytest.approx(stats.wilson(2 / 3, 1))
+    assert stats.share_by_group(np.ones(36), groups)["interval"] == list(stats.wilson(12, 12))
+    assert stats.share_by_group(hits, np.zeros(36, int))["interval"] == pytest.approx(stats.wilson(2 / 3, 1))
+    assert stats.design_effect([1, 0, 1, 0], np.array([0, 0, 1, 1])) == 2  # two groups do not show it
+
+
+def test_pairs_that_are_alike_are_worth_fewer() -> None:
+    tests = [{"baseline": "longer", "difference": 0.1, "model_right_only": 30, "baseline_right_only": 10}]
+    alone, alike = power(0.6, 400, tests), power(0.6, 400, tests, 2.0)
+    assert alike["chance"]["n_needed"] == 2 * alone["chance"]["n_needed"]
+    assert alike["baseline"]["n_needed"] == 2 * alone["baseline"]["n_needed"]
+    assert alike["chance"]["detectable"] == power(0.6, 200, tests)["chance"]["detectable"]
 
 
 def test_where_no_group_has_two_rows_nothing_changes() -> None:

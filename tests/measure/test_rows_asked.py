@@ -12,6 +12,7 @@ from preftune.data.dataset import make_dataset
 from preftune.errors import DataError
 from preftune.measure import pairs, reward_models
 from preftune.measure.conditions import asked_of, second_judge
+from preftune.models.locate import Source
 from preftune.records.policy import PairsPolicy
 from preftune.report.sections.other_pairs import policy_table
 from preftune.rundir import RunDir
@@ -31,7 +32,7 @@ def session_of(path: Path, form: str = "transcript", **more: Any) -> Any:
         config=config,
         dataset=dataset,
         run=RunDir(path),
-        base="base",
+        base=Source("base"),
         shuffled=lambda rows: [*reversed(rows)],
         encoder=lambda source: SimpleNamespace(accepts=lambda prompt: prompt[0].text != " Q5?"),
     )

@@ -242,6 +242,11 @@ def test_gold_that_trained_a_policy_is_not_called_unseen(
 ) -> None:
     unseen = configured(tmp_path, evaluation, {"ppo": {"algorithm": "ppo"}})
     assert "which training never saw, PPO" in verdict(unseen)
+    labelled = configured(
+        tmp_path, evaluation, {"pairs": {"judge": next(iter(ppo.values())).rpartition(" ")[2]}}
+    )
+    labelled = replace(labelled, config={**labelled.config, "data": {"name": data}})
+    assert "never saw" not in verdict(labelled)
     seen = configured(tmp_path, evaluation, {"ppo": {"algorithm": "ppo", **ppo}})
     seen = replace(seen, config={**seen.config, "data": {"name": data}})
     assert "never saw" not in verdict(seen)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import preftune
+from preftune import api
 from preftune.api import run_recipe
 from preftune.cli import main
 from preftune.config import load_recipe
@@ -153,6 +154,18 @@ def test_what_was_asked_for_is_made_anew_once_until_its_command_has_ended(copy: 
     put_aside(copy, stages, ["dpo"], lambda names: told.append(list(names)))
     assert told == [["dpo"], ["dpo"]]  # though nothing of it is there now: a mirror may hold it
     close(copy)
+
+
+def test_an_evaluation_ends_what_was_asked_for(copy: RunDir) -> None:
+    stage = Stage(name="dpo", algorithm="x", parents=(), inputs={})
+    put_aside(copy, [stage], ["dpo"])
+    shutil.rmtree(copy.stage_dir("dpo"), ignore_errors=True)
+    for name, target in (("stage", copy.stage_dir("dpo")), ("model", stage.model_dir(copy))):
+        os.rename(copy.aside / "dpo" / name, target)
+    settle(copy, stage)
+    assert copy.aside.is_dir()
+    api.evaluate(copy.path)
+    assert not copy.aside.exists()
 
 
 def test_a_member_is_made_anew_with_its_stage(copy: RunDir, tmp_path: Path) -> None:

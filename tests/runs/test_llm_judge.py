@@ -176,6 +176,8 @@ def test_a_key_is_needed_by_what_asks(tmp_path: Path, monkeypatch: pytest.Monkey
         api._checked(config, run)
     write_sealed(run.stage_json("pairs"), {"status": "finished"})
     api._checked(config, run)
+    with pytest.raises(InputMissing, match="the variable JUDGE_KEY is not set"):
+        api._checked(config, run, anew=["pairs"])
 
 
 def test_a_missing_key_or_template_ends_it_before_anything_is_trained(

@@ -125,6 +125,14 @@ def test_without_a_checkpoint_to_go_back_to_it_says_so(tmp_path: Path) -> None:
         drift(tmp_path, 4, 3.5)
 
 
+def test_where_none_was_due_an_older_one_does(tmp_path: Path) -> None:
+    """The interval was another before, or a stage that had ended was made longer."""
+    with pytest.raises(Killed):
+        drift(tmp_path, 3, 3.5, kill_at=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000000")
+    assert drift(tmp_path, 50, 3.5) == (Ended(5, 4.0, 3), pytest.approx(3, abs=1e-3))
+
+
 def test_a_state_to_go_back_to_is_written_once_every_process_has_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

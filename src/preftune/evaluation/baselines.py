@@ -1,5 +1,6 @@
 """What a reward model must beat: rules about length, and a logistic model that knows words but no order."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -125,15 +126,21 @@ def baseline_tests(
     return list(judged(records, "baselines"))
 
 
-def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Pairs needed to separate this accuracy from chance, and from the strongest rule."""
+def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]], deff: float = 1.0) -> dict[str, Any]:
+    """Pairs needed to separate this accuracy from chance, and from the strongest rule: `deff` times as many
+    as if they were independent (the accuracy's design effect).
+    """
+
+    def times(needed: int | None) -> int | None:
+        return None if needed is None else math.ceil(needed * deff)
+
     detectable = next(
-        (p for p in np.arange(0.5005, 1, 0.0005) if (stats.pairs_needed(p) or n + 1) <= n), None
+        (p for p in np.arange(0.5005, 1, 0.0005) if (times(stats.pairs_needed(p)) or n + 1) <= n), None
     )
     result: dict[str, Any] = {
         "chance": {
             "n": n,
-            "n_needed": stats.pairs_needed(accuracy),
+            "n_needed": times(stats.pairs_needed(accuracy)),
             "detectable": None if detectable is None else float(round(detectable, 4)),
         }
     }
@@ -141,6 +148,8 @@ def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]]) -> dict[s
     result["baseline"] = hardest and {
         "name": hardest["baseline"],
         "n": n,
-        "n_needed": stats.paired_pairs_needed(hardest["model_right_only"], hardest["baseline_right_only"], n),
+        "n_needed": times(
+            stats.paired_pairs_needed(hardest["model_right_only"], hardest["baseline_right_only"], n)
+        ),
     }
     return result

@@ -136,7 +136,9 @@ def _against_baselines(
     return {
         "baselines": baselines,
         "baseline_tests": tests,
-        "power": power(float((margins > 0).mean()), len(scored), tests),
+        "power": power(
+            float((margins > 0).mean()), len(scored), tests, stats.design_effect(margins > 0, prompts)
+        ),
     }
 
 

@@ -18,6 +18,7 @@ from preftune.records.verdict import Z80, Z95
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp]  # (n,): the number of the group that a row is of, from 0
+_FEW_GROUPS = 10  # do not show how much their rows are alike
 
 
 class Interval(NamedTuple):
@@ -59,18 +60,26 @@ def share(wins: float, n: int) -> dict[str, Any]:
 
 def share_by_group(credits: ArrayLike, groups: Groups) -> dict[str, Any]:
     """`share` of credits (0, ½ or 1) that are not independent within a group: Wilson's interval of n / deff
-    rows, deff the variance of the mean over groups by that over independent rows (Kish 1965), if more than 1.
-    Of rows that are all alike a group is one. What `share` gives where no group has two rows.
+    rows (`design_effect`). What `share` gives where no group has two rows.
     """
     x = _floats(credits)
-    record, n, count = share(float(x.sum()), len(x)), len(x), len(np.unique(groups))
+    record, deff = share(float(x.sum()), len(x)), design_effect(x, groups)
+    rows = len(x) / deff
+    return record if deff == 1 else {**record, "interval": list(wilson(record["value"] * rows, rows))}
+
+
+def design_effect(credits: ArrayLike, groups: Groups) -> float:
+    """The variance of a share over groups by that over independent rows (Kish 1965), at least 1. Of rows that
+    are all alike, and of few groups, which do not show it, a group is one row.
+    """
+    x = _floats(credits)
+    n, count = len(x), len(np.unique(groups))
     if count == n:
-        return record
-    p, rows = float(x.mean()), float(count)
-    if count > 1 and 0 < p < 1:
-        deff = by_group(x - p, groups).var(ddof=1) / count / (p * (1 - p) / n)
-        rows = max(n / max(deff, 1.0), 1.0)
-    return {**record, "interval": list(wilson(p * rows, rows))}
+        return 1.0
+    p = float(x.mean())
+    if count < _FEW_GROUPS or not 0 < p < 1:
+        return n / count
+    return max(by_group(x - p, groups).var(ddof=1) / count / (p * (1 - p) / n), 1.0)
 
 
 def by_group(x: ArrayLike, groups: Groups) -> Floats:

@@ -275,7 +275,7 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
             f"{reference} are."
         )
     if not result["same_gold"]:
-        console.line("The runs name different judges as gold: gold is not compared.")
+        console.line("The runs are not known to have the same gold: it is not compared.")
     for line in result["settings_that_differ"]:
         console.line(f"setting: {line}")
     judges = result["reward_models"]

@@ -53,7 +53,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     policies, prompts = policies_of(session, stages), asked_of(session, pairs)
     if not prompts:
         raise DataError(
-            f"the chat template of {session.base} refuses every prompt of {file}",
+            f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
             hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
         )
     directory = session.run.pairs(_name(file))

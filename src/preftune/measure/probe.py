@@ -285,7 +285,7 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
         tokens=tokens or None,
         left_out=sum((Counter(each.left_out) for each in learners), Counter[str]()),
         seconds=seconds,
-        disk=_disk(full, model, trained),
+        disk=_disk(full, name, model, trained),
         **found,
     )
 
@@ -338,9 +338,13 @@ def _by_part(cost: Cost) -> str:
     )
 
 
-def _disk(full: Session, model: int, trained: int) -> float:
-    """The model, and its checkpoints at their most: those that are kept and the one that is written."""
-    return model * (1 + _STATES * trained * (full.config.checkpoint.keep + 1))
+def _disk(full: Session, name: str, model: int, trained: int) -> float:
+    """The model, and its checkpoints at their most: those that are kept, the one that is written, the best
+    one, and two to go back to from beyond a budget.
+    """
+    stage, settings = full.config.stage.get(name), full.config.checkpoint
+    spared = settings.best + (2 if stage is not None and stage.budget is not None else 0)
+    return model * (1 + _STATES * trained * (settings.keep + 1 + spared))
 
 
 def fits(costs: Sequence[Cost], config: RunConfig, *, memory: float | None, disk: float) -> Iterator[str]:

@@ -121,9 +121,10 @@ def verdict_sentences(run: RunView) -> tuple[str, ...]:
     scored = f"{prompts}, by {run.score_words}, {outcomes}."
     sentences = [_judge(run), _gold(run), _held_out(run)]
     if judge_is_sound(run) is False:
+        scores = "in the score of" if run.functions else "that scores"
         scored = (
-            "Nothing can be claimed about quality: the reward model that scores the policies was not shown "
-            f"to be better than a coin. {scored}"
+            f"Nothing can be claimed about quality: the reward model {scores} the policies was not shown to "
+            f"be better than a coin. {scored}"
         )
     else:
         sentences += [_at_equal_length(run), _against_best_of(run), _against_chosen(run)]
@@ -210,15 +211,22 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
     return max(run.reward_model.baselines.items(), key=lambda item: item[1].value)
 
 
-UNSEEN = " which training never saw,"
+def unseen_words(run: RunView) -> str:
+    """That training never saw gold, where no policy was trained on it, and no pairs were labelled by it."""
+    judges = {setting(stage, "judge") for stage in run.config.get("stage", {}).values()} - {None}
+    labelled = any(judges & {gold, *(reward_terms(gold) if ":" in gold else ())} for gold in _golds(run))
+    return "" if labelled or seen_gold(run) else " which training never saw,"
+
+
+def _golds(run: RunView) -> list[str]:
+    """The judges called gold; the world's own, too."""
+    golds = [*judges_in(setting(run.config.get("evaluation", {}), "gold"))]
+    return [*golds, WORLD_GOLD] if run.config.get("data", {}).get("name") == "world" else golds
 
 
 def seen_gold(run: RunView) -> dict[str, list[str]]:
     """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
-    golds = [*judges_in(setting(run.config.get("evaluation", {}), "gold"))]
-    if run.config.get("data", {}).get("name") == "world":
-        golds.append(WORLD_GOLD)
-    seen = {}
+    golds, seen = _golds(run), dict[str, list[str]]()
     for name, stage in run.config.get("stage", {}).items():
         functions = setting(stage, "reward_functions")
         judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
@@ -230,7 +238,7 @@ def seen_gold(run: RunView) -> dict[str, list[str]]:
 
 def _gold(run: RunView) -> str:
     """Does the gold score agree with the reward model's?"""
-    text = f"By {run.gold_words},{UNSEEN * (not seen_gold(run))} "
+    text = f"By {run.gold_words},{unseen_words(run)} "
     return _second_opinion(run, "gold", text, "gold", "over-optimisation")
 
 

@@ -47,6 +47,8 @@ def _limits(run: RunView) -> Section:
         trained = join([run.label(policy) for policy in names if policy in policies])
         also = f", and by which {trained} learnt" if trained else ""
         words = f"The reward model is what all policies are scored by{also}: a gain in its score is a gain"
+        if run.functions is not None:
+            words = f"All policies are scored by {run.score_words}{also}: a gain in that is a gain"
         standing.append((f"{words} by its taste, not proof of better answers.",))
     standing += [
         (

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
             find_function(name)
 
 
-def check_llm_judges(config: RunConfig, run: RunDir | None = None) -> None:
+def check_llm_judges(config: RunConfig, run: RunDir | None = None, anew: Collection[str] = ()) -> None:
     """Read the template and the key of every language model that a stage will ask: those of stages that `run`
-    has finished are not needed. Raises what `read_template` and `key_of` raise.
+    has finished are not needed, unless they are made `anew`. Raises what `read_template` and `key_of` raise.
     """
     for name, stage in config.stage.items():
-        if stage.asks is not None and not _is_finished(run, name):
+        if stage.asks is not None and (name in anew or not _is_finished(run, name)):
             read_template(stage.asks.template)
             key_of(stage.asks)
 

@@ -97,12 +97,16 @@ def _replies(session: Session, job: Job) -> Callable[[str], dict[str, str]] | No
     batch = pad_prompts([list(ids)], [derive_seed(session.config.seed, "onlookers")], encoder.pad_id)
     batch, text = batch.to(job.learner.device), encoder.prompt_text(ids)[-_CHARACTERS:]
 
+    tokens = settings.max_new_tokens
+    if encoder.max_length is not None:  # what the model can read
+        tokens = min(tokens, encoder.max_length - len(ids))
+
     def reply(name: str) -> dict[str, str]:
         try:
             out = sample(
                 policy,
                 batch,
-                max_new_tokens=min(settings.max_new_tokens, encoder.max_length - len(ids)),
+                max_new_tokens=tokens,
                 temperature=settings.temperature,
                 eos_id=encoder.ends,
             )

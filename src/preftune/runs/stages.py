@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from preftune.rundir import RunDir, sha256_file
 from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
+_UNDER_WAY = re.compile(r"\..*\.tmp-")  # a file of a writer that was killed
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 # In the inputs of a stage by themselves, or in those of the stages of later rounds.
 _ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds", "llm")
@@ -242,7 +244,7 @@ def refuse_foreign(target: Path) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """But for a file that was under way when its writer was killed."""
-    return folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())
+    return folder.is_dir() and all(_UNDER_WAY.match(file.name) for file in folder.iterdir())
 
 
 def copy_files(files: Mapping[str, Path], target: Path, sums: Mapping[str, str] = {}) -> None:

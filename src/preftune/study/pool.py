@@ -46,8 +46,10 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             first = seeds[0].seed
             raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
     if not design.is_world:  # whose data are each seed's own
-        _alike(seeds, records, "content_sha256", "of other data")
-    _alike(seeds, records, "judged_by", "judged by other functions or another gold")
+        hint = "restore that of the others, or remove the directory of one and run the same command"
+        _alike(seeds, records, "content_sha256", "of other data", hint)
+    hint = "remove one's directory study/ and run the same command, which measures that seed again"
+    _alike(seeds, records, "judged_by", "judged by other functions or another gold", hint)
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -90,13 +92,14 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
     }
 
 
-def _alike(seeds: Sequence[SeedValues], records: Mapping[int, Path], fact: str, words: str) -> None:
+def _alike(
+    seeds: Sequence[SeedValues], records: Mapping[int, Path], fact: str, words: str, hint: str
+) -> None:
     """DataError for seeds that differ in a fact about them; older ones, which do not have it, pass."""
     known = [(values.seed, getattr(values.facts, fact)) for values in seeds]
     known = [(seed, value) for seed, value in known if value is not None]
     for seed, value in known[1:]:
         if value != known[0][1]:
-            hint = "restore that of the others, or remove the directory of one and run the same command"
             raise DataError(f"{records[seed]}: {words} than seed {known[0][0]}", hint)
 
 

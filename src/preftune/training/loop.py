@@ -190,6 +190,9 @@ class _Keeper:
         before, every = max(step - 1, 1), self.plan.checkpoint_every
         newest = checkpoint.newest_step(self.plan.checkpoints, below=before, every=every)
         where = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
+        if checkpoint.fault_of(where) is not None:  # none that was due: the interval was another, a disk full
+            newest = checkpoint.newest_step(self.plan.checkpoints, below=before)
+            where = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
         if (fault := checkpoint.fault_of(where)) is not None:
             raise DataError(
                 f"step {step} measures {value:.3g}, beyond the budget of {most:g}, and no checkpoint from "

@@ -56,7 +56,7 @@ class OnlineConfig(StageSettings):
         default=None,
         exclude_if=lambda budget: budget is None,
         description="Stop the stage when a step measures more KL to the reference, in nats per "
-        "response, and keep the last checkpoint before that; none does not stop.",
+        "response, and go back to the last checkpoint that was due before; none does not stop.",
     )
 
     if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import matplotlib
 
 from preftune.records.base import Estimate
 from preftune.records.reward_model import RewardModelRecord
-from preftune.report.claims import UNSEEN, seen_gold
+from preftune.report.claims import unseen_words
 from preftune.report.healthy import healthy
 from preftune.report.plots import policies, reward_model
 from preftune.report.plots.curves import curves, training
@@ -63,7 +63,7 @@ HELD_OUT_WORDS = "The same with the score of a second reward model, which traine
 
 
 def _gold_words(run: RunView) -> str:
-    return f"The same with {run.gold_words},{UNSEEN * (not seen_gold(run))} in place of the reward."
+    return f"The same with {run.gold_words},{unseen_words(run)} in place of the reward."
 
 
 def _reward_kl_words(run: RunView) -> str:
