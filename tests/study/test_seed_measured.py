@@ -111,7 +111,7 @@ def test_seeds_of_different_judges_are_not_pooled() -> None:
 
     records = {number: Path(f"seed-{number}") for number in range(3)}
     one, other = {"golds": {"m:f": "a"}}, {"golds": {"m:f": "b"}}
-    words = ("judged_by", "judged by other functions or another gold")
+    words = ("judged_by", "judged by other functions or another gold", "measure it again")
     pool._alike([seed(0, None), seed(1, one), seed(2, one)], records, *words)  # an old one does not say
     with pytest.raises(DataError, match="seed-2: judged by other functions or another gold than seed 1"):
         pool._alike([seed(0, None), seed(1, one), seed(2, other)], records, *words)
