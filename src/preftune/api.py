@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,8 @@ def run_recipe(
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)), anew=anew)
+    check_llm_judges(config, run if resume else None, anew)
+    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
     check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -185,7 +186,7 @@ def kept_stages(
     if from_run is None:
         return lines
     origin = other_run(from_run, run)
-    dataset, base = _checked(config, run, asks=False)
+    dataset, base = _checked(config, run)
     from preftune.runs.console import Console
     from preftune.runs.session import Session
     from preftune.runs.takeover import what_is_kept
@@ -303,19 +304,10 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
 
 
 def _checked(
-    config: RunConfig,
-    run: RunDir | None,
-    mirror: str | None = None,
-    *,
-    asks: bool = True,
-    anew: Collection[str] = (),
+    config: RunConfig, run: RunDir | None, mirror: str | None = None
 ) -> "tuple[Dataset, Source | None]":
-    """The data of a run and its base model, once it is clear that reward functions can be had too, and unless
-    it `asks` none the language models of stages that are not finished, or are made `anew`.
-    """
+    """The data of a run and its base model, once it is clear that reward functions can be had too."""
     check_reward_functions(config)
-    if asks:
-        check_llm_judges(config, run, anew)
     return found_data(config, run, mirror)
 
 
@@ -335,7 +327,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked(config, None, asks=False)
+    dataset, base = _checked(config, None)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")

@@ -20,7 +20,10 @@ from preftune.config import load_recipe
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.inputs import check_llm_judges
 from preftune.runs.llm_judge import LLMJudge, llm_judge
+from preftune.study.design import Request
+from preftune.study.launch import run_study
 from preftune.sums import write_sealed
 
 ROWS: list[dict[str, Any]] = [
@@ -167,17 +170,18 @@ def test_a_key_goes_to_other_machines_by_https_only() -> None:
 
 
 def test_a_key_is_needed_by_what_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by a plan, and not by a run whose stage has asked all that it wanted to know."""
+    """Not by a run whose stage has asked all that it wanted to know."""
     words = [*ASKED, "stage.pairs.llm.url=http://127.0.0.1:1/v1", "stage.pairs.llm.key_variable=JUDGE_KEY"]
     config, run = load_recipe("tiny", words).config, RunDir(tmp_path)
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    api._checked(config, None, asks=False)
     with pytest.raises(InputMissing, match="the variable JUDGE_KEY is not set"):
-        api._checked(config, run)
+        check_llm_judges(config, run)
     write_sealed(run.stage_json("pairs"), {"status": "finished"})
-    api._checked(config, run)
+    check_llm_judges(config, run)
     with pytest.raises(InputMissing, match="the variable JUDGE_KEY is not set"):
-        api._checked(config, run, anew=["pairs"])
+        check_llm_judges(config, run, anew=["pairs"])
+    with pytest.raises(InputMissing, match="the variable JUDGE_KEY is not set"):
+        run_study(Request(recipe="tiny", overrides=words), tmp_path / "study", seeds=1)
 
 
 def test_a_missing_key_or_template_ends_it_before_anything_is_trained(

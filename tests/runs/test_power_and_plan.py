@@ -277,7 +277,7 @@ def test_a_plan_asks_no_language_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
 ) -> None:
     tried, cost = list[list[str]](), Cost(name="sft", steps=4, seconds=1.0, memory_mb=400.0, disk=0)
-    words = [*LLM, "stage.pairs.llm.url=http://127.0.0.1:9/v1"]
+    words = [*LLM, "stage.pairs.llm.url=http://127.0.0.1:9/v1", "stage.pairs.llm.key_variable=NO_SUCH_KEY"]
 
     def trains(session: object, names: list[str]) -> None:
         tried.append(names)

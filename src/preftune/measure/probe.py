@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -40,11 +40,8 @@ from preftune.runs.lock import held
 from preftune.runs.plan import data_lines, power
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.runner import open_session, train_stages
-from preftune.runs.session import Session
+from preftune.runs.session import Groups, Session
 from preftune.runs.sizes import judge_models, sizes
-
-R = TypeVar("R")
-T = TypeVar("T")
 
 STEPS = 3  # of every stage: the largest, and the pace
 _LOOKED_AT = 64  # steps of a stage, for their sizes
@@ -90,19 +87,13 @@ class _SomeRows:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __call__(
-        self,
-        stage: str,
-        groups: Sequence[Sequence[R]],
-        work: Callable[[Sequence[Sequence[R]]], T],
-        seen: bool,
-    ) -> T:
+    def __call__(self, stage: str, groups: Groups, work: Callable[[Groups], Any], seen: bool) -> Any:
         strides = [math.ceil(len(group) * len(groups) / _GONE_OVER) for group in groups]
         some = [group[:: max(stride, 1)] for group, stride in zip(groups, strides, strict=True)]
         times = sum(map(len, groups)) / sum(map(len, some))
         took = list[float]()
 
-        def timed() -> T:
+        def timed() -> Any:
             forget_states()
             began = time.monotonic()
             result = work(some)

@@ -5,7 +5,7 @@ p-value that survives Holm's correction. Everything else is "no detectable diffe
 `detectable` says how large a difference would have had to be.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from preftune.config.rewards import judges_in, reward_terms
@@ -214,7 +214,7 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
 def unseen_words(run: RunView) -> str:
     """That training never saw gold, where no policy was trained on it, and no pairs were labelled by it."""
     judges = {setting(stage, "judge") for stage in run.config.get("stage", {}).values()} - {None}
-    labelled = any(judges & {gold, *(reward_terms(gold) if ":" in gold else ())} for gold in _golds(run))
+    labelled = any(_is_one_of(gold, judges) for gold in _golds(run))
     return "" if labelled or seen_gold(run) else " which training never saw,"
 
 
@@ -224,13 +224,18 @@ def _golds(run: RunView) -> list[str]:
     return [*golds, WORLD_GOLD] if run.config.get("data", {}).get("name") == "world" else golds
 
 
+def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
+    """Whether gold, or a function in it, is among the judges."""
+    return any(judge in judges for judge in (gold, *(reward_terms(gold) if ":" in gold else ())))
+
+
 def seen_gold(run: RunView) -> dict[str, list[str]]:
     """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
     golds, seen = _golds(run), dict[str, list[str]]()
     for name, stage in run.config.get("stage", {}).items():
         functions = setting(stage, "reward_functions")
         judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
-        used = [gold for gold in golds if judges & {gold, *(reward_terms(gold) if ":" in gold else ())}]
+        used = [gold for gold in golds if _is_one_of(gold, judges)]
         if used and run.policy(policy_name(name)) is not None:
             seen[name] = used
     return seen

@@ -199,23 +199,21 @@ def _combines(side: Mapping[str, Any]) -> bool:
 
 def normalised(session: Session, name: str, model: RewardModel, encoder: Encoder) -> tuple[float, float]:
     """`normalisation` over the stage's rows, of both halves of the prompts."""
-    rows = _first_replies(encoder, session.training_rows(stage=name))
+    rows = first_replies(encoder, session.training_rows(stage=name))
     return session.go_over(name, [rows], lambda groups: normalisation(model, encoder, groups[0]), seen=True)
 
 
 @torch.no_grad()
 def normalisation(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> tuple[float, float]:
-    """Mean and sd of raw scores over up to 256 chosen responses, what SFT imitates (Huang et al.,
-    arXiv:2403.17031).
-    """
-    scores = _scores(model, encoder, _first_replies(encoder, rows))
+    """Mean and sd of raw scores over chosen responses, what SFT imitates (Huang et al., arXiv:2403.17031)."""
+    scores = _scores(model, encoder, rows)
     if len(scores) < 2 or float(scores.std()) < 1e-8:
         return float(scores.mean()), 1.0
     return float(scores.mean()), float(scores.std())
 
 
-def _first_replies(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
-    """Rows with a chosen reply: an undesirable one has none."""
+def first_replies(encoder: Encoder, rows: Sequence[Preference]) -> list[Preference]:
+    """Up to 256 rows that can be encoded, with a chosen reply: an undesirable one has none."""
     return first_encoded(encoder, [row for row in rows if row.chosen], _NORMALISING)[0]
 
 

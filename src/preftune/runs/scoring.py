@@ -10,7 +10,7 @@ from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source, fingerprint, locate
 from preftune.models.roles import ImplicitReward, RewardModel
 from preftune.runs.outside import encoder_of, reading_of
-from preftune.runs.save import load_reward_model, normalisation, read_side_file
+from preftune.runs.save import first_replies, load_reward_model, normalisation, normalised, read_side_file
 from preftune.runs.session import Session
 from preftune.training.learner import Learner
 
@@ -28,8 +28,7 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
     reference = session.config.stage[stage].reference_stage
     implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(reference)), beta)
     learner.freeze(implicit)
-    rows = session.training_rows(stage=stage)
-    implicit.mean, implicit.std = normalisation(implicit, session.encoder(source), rows)
+    implicit.mean, implicit.std = normalised(session, stage, implicit, session.encoder(source))
     return implicit
 
 
@@ -41,8 +40,9 @@ def _measure_unit(session: Session, judge: str, model: RewardModel) -> None:
             "scores are taken as they are; missing_eos_score and kl_coef are in their unit"
         )
         return
-    rows = session.shuffled(session.dataset.train)
-    model.mean, model.std = normalisation(model, judge_encoder(session, judge), rows)
+    encoder = judge_encoder(session, judge)
+    rows = first_replies(encoder, session.shuffled(session.dataset.train))
+    model.mean, model.std = normalisation(model, encoder, rows)
     session.console.line(
         f"{judge}: it states no mean and sd; measured over chosen training replies: "
         f"{model.mean:.4g} and {model.std:.4g}"

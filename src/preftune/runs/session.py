@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import Part, names_a_stage
@@ -36,10 +36,10 @@ from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
 from preftune.training.precision import Precision, effective_precision
 
-R = TypeVar("R")
-T = TypeVar("T")
-
 _JUDGES = ("reward_model", "judge")  # settings that may name a reward model from elsewhere
+
+
+Groups = Sequence[Sequence[Any]]
 
 
 class GoesOver(Protocol):
@@ -47,20 +47,7 @@ class GoesOver(Protocol):
     gives the result. `seen` says that training had these rows, so that their states may lie on disk.
     """
 
-    def __call__(
-        self,
-        stage: str,
-        groups: Sequence[Sequence[R]],
-        work: Callable[[Sequence[Sequence[R]]], T],
-        seen: bool,
-    ) -> T: ...
-
-
-def all_rows(
-    stage: str, groups: Sequence[Sequence[R]], work: Callable[[Sequence[Sequence[R]]], T], seen: bool
-) -> T:
-    """As a run does: with every row."""
-    return work(groups)
+    def __call__(self, stage: str, groups: Groups, work: Callable[[Groups], Any], seen: bool) -> Any: ...
 
 
 def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
@@ -90,7 +77,7 @@ class Session:
     outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
     anew: Sequence[str] = ()  # stages that are made here (--redo), whatever there is elsewhere
     cut: Callable[[str, Any], Any] = lambda stage, job: job  # of a stage's job what is done: a probe's part
-    go_over: GoesOver = all_rows  # after a stage's steps: of a probe, some rows
+    go_over: GoesOver = lambda stage, groups, work, seen: work(groups)  # all; of a probe, some rows
 
     def __post_init__(self) -> None:
         quiet_libraries()

@@ -13,7 +13,7 @@ from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
 from preftune.runs.console import Console
-from preftune.runs.inputs import absolute, check_reward_functions
+from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.reopen import found_data
 from preftune.stops import handled
@@ -155,6 +155,7 @@ def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | Non
     if file.is_file() and read_json(file) == content:
         return load_design(out)
     check_reward_functions(config)
+    check_llm_judges(config)
     copies = None if mirror is None else str(seed_dir(mirror, first_seed))
     dataset, _ = found_data(config, RunDir(seed_dir(out, first_seed)), copies)
     from preftune.runs.lengths import mean_lengths

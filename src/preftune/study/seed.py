@@ -10,7 +10,7 @@ from preftune.config import stage_order
 from preftune.records.study import SeedRecord
 from preftune.rundir import RunDir
 from preftune.runs.console import Console
-from preftune.runs.inputs import check_reward_functions
+from preftune.runs.inputs import check_llm_judges, check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.reopen import found_data
 from preftune.study.design import Design, load_design, save_design, swept
@@ -72,6 +72,7 @@ def _make(
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
     seed_run, copies = RunDir(seed_dir(out, seed)), None if mirror is None else str(seed_dir(mirror, seed))
+    check_llm_judges(config, seed_run)
     dataset, base = found_data(config, seed_run, copies)
     run = seed_run if point is None else RunDir(point_dir(out, seed, point))
     with held(run):
