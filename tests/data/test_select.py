@@ -28,7 +28,7 @@ def test_equal_and_repeated_pairs_are_counted_with_the_keys_to_raise() -> None:
     assert rejected == {"response_too_long_became_equal": 1}
     assert kept == [rows[0], rows[1], rows[3]]
     equal, repeated = remarks(short, encoded, rejected)
-    assert equal.startswith("1 pairs are left out")
+    assert equal.startswith("pairs left out: 1, whose replies are equal")
     assert "data.max_response_length = 6 tokens; raise it" in equal
     assert repeated.startswith("1 of 3 rows (33.3%) repeat an earlier one after truncation")
     assert "data.max_prompt_length = 20" in repeated

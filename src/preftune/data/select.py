@@ -37,7 +37,7 @@ def remarks(encoder: Encoder, encoded: Sequence[PairIds], rejected: Mapping[str,
     """What truncation has made of the rows, in sentences with the keys that change it."""
     if equal := rejected.get("response_too_long_became_equal"):
         yield (
-            f"{equal:,} pairs are left out: their replies are equal in the first "
+            f"pairs left out: {equal:,}, whose replies are equal in the first "
             f"data.max_response_length = {encoder.max_response_length} tokens; raise it to keep them"
         )
     contents = ([compact(ids).tobytes() for ids in (p.prompt, p.chosen, p.rejected)] for p in encoded)
