@@ -161,6 +161,15 @@ def test_what_cannot_be_asked_is_wrong_usage(
     assert chat(run, "", monkeypatch, *words) == 64
 
 
+def test_more_new_tokens_than_positions_are_refused_by_name(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(run, "", monkeypatch, "--max-new-tokens", "2000") == 78
+    assert "max_new_tokens = 2000 leaves no room for a prompt" in capsys.readouterr().err
+    assert main(["sample", str(run.path), "--max-new-tokens", "2000"]) == 78
+    assert "--max-new-tokens" in capsys.readouterr().err
+
+
 def test_greedy_samples_of_all_policies_are_those_of_transformers(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:

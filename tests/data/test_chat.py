@@ -133,6 +133,15 @@ def test_an_argument_of_the_template_is_a_setting() -> None:
         encoder(FAMILIES["Qwen3"], template_arguments={"thinking_mode": False})
 
 
+def test_a_judge_that_reads_with_other_arguments_does_not_read_alike() -> None:
+    own, same, other = (
+        encoder(FAMILIES["Qwen3"], template_arguments={"enable_thinking": thinking})
+        for thinking in (False, False, True)
+    )
+    assert read_alike(own, same)
+    assert not read_alike(own, other)
+
+
 def test_two_days_give_the_same_ids() -> None:
     own = encoder(FAMILIES["Llama 3"])
     assert "26 Jul 2024" in own.tokenizer.decode(own.prompt(parse_prompt("Hi")))

@@ -233,7 +233,7 @@ def test_a_path_of_this_machine_is_pointed_out(
 ) -> None:
     (run.models / "policy_sft" / "config.json").write_text(f'{{"_name_or_path": "{Path.home()}/x"}}')
     assert "config.json names a path" in said(
-        run, "sft", "--push", "me/mine", "--public", "--yes", capsys=capsys
+        run, "sft", "--push", "me/public", "--public", "--yes", capsys=capsys
     )
     assert hub[0]["private"] is False
 
@@ -247,6 +247,14 @@ def test_what_was_called_private_does_not_go_into_a_public_repository(
     assert [call for call in hub if "made" not in call] == []
     said(run, "sft", "--push", "me/public", "--public", "--yes", capsys=capsys)
     assert len(hub) == 3
+
+
+def test_what_was_called_public_does_not_go_into_a_private_repository(
+    run: RunDir, hub: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = said(run, "sft", "--push", "me/mine", "--public", "--yes", code=64, capsys=capsys)
+    assert "is there already, and private" in out
+    assert [call for call in hub if "made" not in call] == []
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,21 @@ def test_a_token_without_an_embedding_is_refused_when_the_tokenizer_is_loaded(tm
         load_tokenizer(Source(str(tmp_path)))
 
 
+def test_a_special_token_that_nothing_writes_needs_no_embedding(tmp_path: Path) -> None:
+    """Gemma 3's text models have a token for images beyond their embeddings."""
+    tokenizer = train_tokenizer([], 257)
+    model = made(GPT2Config(n_embd=16, n_layer=1, n_head=2))
+    model.resize_token_embeddings(257)
+    model.save_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert len(load_tokenizer(Source(str(tmp_path)))) == 258
+    tokenizer.chat_template = "{{ '<image>' }}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="ids up to 257, the model has 257 embeddings"):
+        load_tokenizer(Source(str(tmp_path)))
+
+
 def test_the_audit_says_the_same_words(tmp_path: Path) -> None:
     model = made(REFUSED["xlnet"][0]())
     model.save_pretrained(tmp_path)

@@ -57,6 +57,24 @@ def check(model: torch.nn.Module, states: torch.Tensor, rows: list[list[int]]) -
         torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_window_that_a_model_does_not_have_takes_nothing_from_its_cache() -> None:
+    """A stray key of the config: the library's cache goes by it, and the model's masks do not."""
+    config = TREES["llama"]()
+    config.sliding_window = 2
+    model = fuse_activations(made(config).eval())
+    one = CachedDecoder(model, IDS, LENGTHS, 1, 4)
+    check(
+        model,
+        one.start(),
+        written := [ids[:n].tolist() for ids, n in zip(IDS, LENGTHS.tolist(), strict=True)],
+    )
+    for token in (3, 8, 4):
+        states = one.step(torch.full((3,), token))
+        written = [[*row, token] for row in written]
+        check(model, states, written)
+
+
 def test_the_grid_is_taken_where_trees_are() -> None:
     assert isinstance(decoder(made(TREES["gpt2"]()).eval(), IDS, LENGTHS, 2, 3), GridDecoder)
     assert isinstance(decoder(made(PLAIN["bloom"]()).eval(), IDS, LENGTHS, 2, 3), CachedDecoder)

@@ -248,6 +248,24 @@ def test_rows_that_would_not_fit_are_not_kept(capsys: pytest.CaptureFixture[str]
     assert not list(cache.glob("states/*"))
 
 
+def test_what_a_trunk_holds_already_counts_towards_the_bound_of_all(cache: Path) -> None:
+    model = made(TREES["llama"]())
+    share_trunk(model, 1)
+    say = print
+    branch = branch_of(model)
+    assert branch is not None
+    keep_on_disk(model, 10, 10_000, "float32", say)
+    own = branch.trunk.disk
+    assert own is not None
+    own.add(b"1" * 16, np.zeros((140, 16), np.float32))  # 8,960 bytes
+    other = KeptStates(own.directory.parent / "other", 16, FLOAT, 10_000)
+    other.add(b"2" * 16, np.zeros((60, 16), np.float32))  # 3,840
+    branch.trunk.disk = None
+    keep_on_disk(model, 10, 10_000, "float32", say)  # needs 640
+    assert own.directory.is_dir()
+    assert not other.directory.exists()
+
+
 def test_a_full_disk_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,14 +4,23 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import DataError, InputMissing, PreftuneError, StorageError
-from preftune.models.load import context_length, load_causal_lm, load_tokenizer, scratch_gpt2, vocabulary_hash
+from preftune.models.adapter import adapt, fold, save_adapter
+from preftune.models.load import (
+    context_length,
+    declared_ends,
+    load_causal_lm,
+    load_tokenizer,
+    scratch_gpt2,
+    vocabulary_hash,
+)
 from preftune.models.locate import Source, _cached, locate
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import init_scalar_model, load_scalar_model
@@ -52,6 +61,58 @@ def test_a_new_head_follows_its_seed_and_its_scale(tmp_path: Path) -> None:
     assert first.config.pad_token_id != tokenizer.eos_token_id
     assert torch.equal(first.transformer.wte.weight[:-1], backbone.transformer.wte.weight)
     assert same_weights(state(first), state(again))
+
+
+def test_a_spare_row_of_the_embedding_is_the_pad_tokens_as_it_is(tmp_path: Path) -> None:
+    """So the blocks below stay those of the policy: zeros in the middle would be another embedding."""
+    tokenizer = train_tokenizer([], 257)
+    model = causal_lm(1, vocabulary=300)
+    model.save_pretrained(tmp_path)
+    judge = init_scalar_model(Source(str(tmp_path)), tokenizer, seed=0)
+    assert judge.config.pad_token_id == 257
+    assert torch.equal(judge.transformer.wte.weight, model.transformer.wte.weight)
+
+
+SETTINGS = [
+    *({"temperature": 0.9, "top_p": 0.6}, {"do_sample": False, "temperature": 0.7}, {"pad_token_id": -1}),
+    {"penalty_alpha": 0.6, "top_k": 4},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_for_generate_that_cannot_be_written_are_left_out(
+    settings: dict[str, Any], directory: Path, tmp_path: Path
+) -> None:
+    """The library reads them, and refuses to write them when the first stage is trained."""
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4], **settings}))
+    model = load_causal_lm(locate(str(directory)))
+    model.save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [3, 4]
+    assert not settings.keys() & {name for name, value in written.items() if value is not None}
+
+
+def test_an_adapter_on_a_base_without_its_head_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged, its random head would pass for a whole model's."""
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=257, eos_token_id=9, bos_token_id=9, **size))
+    adapt(base, 2, 4, seed=0)
+    adapter = fold(base)
+    assert adapter is not None
+    save_adapter(adapter, tmp_path / "adapter", str(tmp_path / "base"))
+    base.model.save_pretrained(tmp_path / "base")
+    train_tokenizer([], 257).save_pretrained(tmp_path / "base")
+    with pytest.raises(DataError, match=r"lm_head\.weight"):
+        locate(str(tmp_path / "adapter"))
+
+
+def test_ends_of_a_config_of_several_parts_are_those_of_its_text(tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "eos_token_id": [1, 106]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert declared_ends(Source(str(tmp_path))) == (1, 106)
 
 
 def test_a_causal_lm_is_no_reward_model(directory: Path) -> None:

@@ -144,6 +144,17 @@ def test_the_blocks_below_are_in_memory_once_whatever_the_head() -> None:
         assert torch.allclose(Policy(model).logprobs(sequences(1)), was, atol=1e-5)
 
 
+def test_equal_weights_that_are_used_in_another_way_share_nothing() -> None:
+    """A corrected config, a variant for longer texts: the states of one are not those of the other."""
+    models = [made(TREES["llama"]()) for _ in range(3)]
+    models[1].config.rms_norm_eps = 1e-3
+    models[2].config.eos_token_id = models[2].config.pad_token_id = 3  # of heads and ends alone
+    for model in models:
+        share_trunk(model, 1)
+    first, other, alike = map(trunk_digest, models)
+    assert first == alike != other
+
+
 def test_a_rollout_goes_through_the_lower_blocks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four epochs of policy and critic, reference and reward model besides; each distinct beginning once."""
     roles, learner = roles_of(TREES["gpt2"], "ppo"), Learner(microbatch_size=8)

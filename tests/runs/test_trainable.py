@@ -4,12 +4,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.data import Dataset
 from preftune.errors import ConfigError
-from preftune.runs.sizes import sizes
+from preftune.runs.sizes import _adapters, sizes
 
 
 @pytest.mark.parametrize("wrong", ["top:0", "top", "some", "top:-1"])
@@ -86,6 +87,15 @@ def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if ": trains" in line]
     assert len(lines) == 1
     assert lines[0].startswith("dpo: trains adapters of rank 8 in 8 linear layers, 8,192 of ")
+
+
+def test_the_plan_says_that_experts_get_no_adapter() -> None:
+    """Stacks of matrices: 4 experts of 3 times 16 x 24 in each of two blocks."""
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_local_experts=4, **size))
+    line = _adapters(model, load_recipe("tiny", ["stage.dpo.trainable=lora"]).config, "dpo")
+    weights = f"{2 * 4 * 3 * 16 * 24:,}"
+    assert line.endswith(f"; the {weights} weights of its experts get none, and stay as they are")
 
 
 def test_the_plan_counts_4_bit_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,7 @@ class Encoder:
             raise ConfigError("data.max_prompt_length and data.max_response_length must be 1 or more")
         self.tokenizer = tokenizer
         self.form = form
+        self.template_arguments = dict(template_arguments)
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.max_length = max_length

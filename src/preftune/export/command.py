@@ -73,9 +73,10 @@ def _send(model: "Model", repository: str, files: list[str], private: bool) -> s
 
     hub: Any = HfApi()
     _answer(lambda: hub.create_repo(repository, private=private, exist_ok=True))
-    if private and not _answer(lambda: hub.repo_info(repository)).private:
+    if (is_private := _answer(lambda: hub.repo_info(repository)).private) != private:
         raise UsageError(
-            f"{repository} is there already, and public: nothing was sent", "another name, or --public"
+            f"{repository} is there already, and {'private' if is_private else 'public'}: nothing was sent",
+            f"another name, or {'without ' if is_private else ''}--public",
         )
     done = _answer(
         lambda: hub.upload_folder(

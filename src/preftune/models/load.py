@@ -4,13 +4,11 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     GPT2Config,
@@ -22,6 +20,7 @@ from transformers import (
 from preftune.errors import DataError, InputMissing
 from preftune.models.aligned import aligned
 from preftune.models.check import check_causal_lm
+from preftune.models.complete import complete_lm
 from preftune.models.locate import Source, reading
 
 
@@ -58,7 +57,12 @@ def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase) -> Non
     with reading(source, "the config"):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False).get_text_config()
     rows = getattr(config, "vocab_size", None)
-    highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+    ids = tokenizer.get_vocab()
+    # No text spells a special token: one that nothing else writes, as Gemma 3's for an image, may be above.
+    named = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
+    written = f"{named} {tokenizer.chat_template}"
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    highest = max(ids[token] for token in ids if token not in special or token in written)
     if isinstance(rows, int) and highest >= rows:
         raise DataError(
             f"the tokenizer of {source.path} has ids up to {highest}, the model has {rows} embeddings",
@@ -70,20 +74,7 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
     """A causal language model in float32, in eval mode: dropout is off everywhere in preftune."""
     _refuse_classifier(source)
     with reading(source, "a causal language model"):
-        # Any: asked for the info too, it gives a pair, which its annotation does not know.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    model, info = loaded
-    if missing := sorted(map(str, info["missing_keys"])):
-        raise DataError(
-            f"{source.path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
-            hint="weights that are missing would be random; save the whole model with save_pretrained",
-        )
+        model = complete_lm(source.path, use_safetensors=True)
     check_causal_lm(aligned(model.eval()), source.path)
     return model
 
@@ -129,7 +120,7 @@ def declared_ends(source: Source) -> tuple[int, ...]:
     """
     with reading(source, "the config"):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-        stated = [config.eos_token_id, config.get_text_config().eos_token_id]
+        stated = [getattr(each, "eos_token_id", None) for each in (config, config.get_text_config())]
         if not source.exists() or (Path(source.path) / "generation_config.json").is_file():
             with suppress(OSError):  # a hub model without that file
                 settings = GenerationConfig.from_pretrained(source.path, trust_remote_code=False)

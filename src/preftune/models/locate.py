@@ -328,8 +328,9 @@ def _convert_gguf(file: Path) -> Source:
         raise BackendMissing(
             "reading a .gguf file needs the gguf package", hint="pip install 'preftune[gguf]'"
         ) from None
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer, GgufConfig
+
+    from preftune.models.complete import complete_lm
 
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
@@ -339,15 +340,10 @@ def _convert_gguf(file: Path) -> Source:
         return Source(str(target))
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            trust_remote_code=False,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
+        how = GgufConfig(dequantize=True)
+        model = complete_lm(file.parent, gguf_file=file.name, quantization_config=how)
     except Exception as error:  # a damaged file ends in whatever its parser stumbles over
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, PreftuneError):
             raise
         raise DataError(
             f"{file} cannot be read as GGUF: {type(error).__name__}: {first_line(error)}",
@@ -366,10 +362,10 @@ def _merge_adapter(path: Path) -> Source:
     """A LoRA adapter added to the base that it names, once, in the cache. A base whose name begins with a dot
     is a path from the adapter's directory.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from preftune.models.adapter import merge_saved
+    from preftune.models.complete import complete_lm
 
     _refuse_code(path, scripts=True)
     config = _object(path / "adapter_config.json")
@@ -389,9 +385,7 @@ def _merge_adapter(path: Path) -> Source:
     with reading(source, "the base of an adapter"):
         words = path if (path / "tokenizer_config.json").is_file() else source.path
         tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        model = complete_lm(source.path, use_safetensors=True)
         merge_saved(model, path, config)
     return _cached(target, model, tokenizer)
 

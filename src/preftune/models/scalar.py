@@ -38,16 +38,17 @@ def init_scalar_model(
     added = tokenizer.pad_token_id in used
     if added:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    if len(tokenizer) > token_embedding(model).num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     pad: Any = tokenizer.pad_token_id  # the library allows lists; it is one number or none
+    grows = pad >= token_embedding(model).num_embeddings  # a spare row will do, as it is: no text has it
+    if grows:
+        model.resize_token_embeddings(pad + 1, mean_resizing=False)
     model.config.pad_token_id = pad
     head = score_head(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         noise = torch.randn(head.weight.shape, generator=generator)
         head.weight.copy_(scale * noise / math.sqrt(head.in_features + 1) + 0.0)  # no -0.0 of a scale 0
-        if added:  # never read under a mask; zero makes the saved file a function of the seed
+        if grows:  # never read under a mask; zero makes the saved file a function of the seed
             token_embedding(model).weight[pad].zero_()
     return aligned(model.eval())
 

@@ -7,6 +7,8 @@ if those below are given. Whether a model may be cut is tried out once, against 
 import contextlib
 import dataclasses
 import hashlib
+import json
+import re
 import weakref
 from collections.abc import Callable
 from typing import Literal
@@ -22,10 +24,15 @@ from preftune.models.adapter import adapter_of, below_adapter
 from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
-from preftune.models.kept import KeptStates, empty, states_dir
+from preftune.models.kept import KeptStates, empty, sizes, states_dir
 from preftune.models.parts import blocks_of, hash_weight, token_embedding
 
 Kept = Literal["float32", "bf16"]
+# Settings in which models that share their lower blocks may differ: names, tokens, heads, versions.
+_OF_ONE_MODEL = re.compile(
+    r"_.*|.*token_id|architectures|vocab_size|(torch_)?dtype|transformers_version|use_cache|id2label|label2id"
+    r"|num_labels|problem_type|tie_word_embeddings|output_.*|return_dict|quantization_config"
+)
 
 
 def share_trunk(model: PreTrainedModel, top: int) -> None:
@@ -41,7 +48,7 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         ids, lengths = _trial_rows(model)
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
-        digest = _digest(frozen, token_embedding(model).weight, cut)
+        digest = _digest(model, frozen, cut)
         existing = next((trunk for trunk in trunks() if trunk.digest == digest), None)
         attach(model, Branch(cut, tuple(frozen), Trunk(digest)))
         _prove(model, ids, lengths)
@@ -138,7 +145,7 @@ def keep_on_disk(
     }
     directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:
-        empty(limit - need, keep=directory)
+        empty(limit - min(limit, sizes().get(directory, 0) + need), keep=directory)
         branch.trunk.disk = KeptStates(directory, branch.cut.width, numbers, limit, about)
         branch.trunk.say = say
     except OSError as error:
@@ -199,11 +206,15 @@ def _below(model: PreTrainedModel, cut: Cut, ids: Tensor) -> dict[str, nn.Parame
     return {name: p for (name, p), slope in zip(candidates.items(), slopes, strict=True) if slope is None}
 
 
-def _digest(frozen: dict[str, nn.Parameter], embedding: Tensor, cut: Cut) -> str:
-    """SHA-256 over the weights below the cut, without rows of zeros at the end of the embedding: a reward
-    model's own pad token is one, and no text has it.
+def _digest(model: PreTrainedModel, frozen: dict[str, nn.Parameter], cut: Cut) -> str:
+    """SHA-256 over the weights below the cut and the settings that say how they are used, without rows of
+    zeros at the end of the embedding: a reward model's own pad token is one, and no text has it.
     """
-    digest = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]}".encode())
+    settings = model.config.get_text_config().to_dict()
+    used_as = {key: value for key, value in settings.items() if not _OF_ONE_MODEL.fullmatch(key)}
+    about = json.dumps(used_as, sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]} {about}".encode())
+    embedding = token_embedding(model).weight
     for name, parameter in sorted(frozen.items()):
         weights = parameter.detach()
         if parameter is embedding:

@@ -141,7 +141,10 @@ def read_alike(policy: Encoder, reward: Encoder) -> bool:
     """Whether both write a dialogue as the same token ids, to its last one."""
     if policy.form != reward.form or reward.after_end:
         return False
-    if policy.form == "chat" and policy.tokenizer.chat_template != reward.tokenizer.chat_template:
+    if policy.form == "chat" and (policy.tokenizer.chat_template, policy.template_arguments) != (
+        reward.tokenizer.chat_template,
+        reward.template_arguments,
+    ):
         return False
     return same_vocabulary(policy, reward)
 

@@ -92,7 +92,7 @@ def declare_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
     """
     configs: list[Any] = [model.config, model.generation_config] if model.can_generate() else [model.config]
     for config in configs:
-        stated = config.eos_token_id
+        stated = getattr(config, "eos_token_id", None)
         if {*(stated if isinstance(stated, list) else [stated])} != {*ends}:
             config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
 

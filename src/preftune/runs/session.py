@@ -16,7 +16,7 @@ from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order
 from preftune.data.dataset import read_training
 from preftune.data.encode import UNLIMITED
-from preftune.errors import InputMissing
+from preftune.errors import ConfigError, InputMissing
 from preftune.evaluation.policy import Gold
 from preftune.judges.llm import read_template
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
@@ -208,8 +208,14 @@ class Session:
 
     def encoder(self, source: Source, new_tokens: int = 0) -> Encoder:
         """The encoder of a saved model: prompts leave room for `new_tokens` in its context."""
-        ends = declared_ends(source)
-        return self.encoder_of(load_tokenizer(source), context_length(source), new_tokens, ends)
+        ends, context = declared_ends(source), context_length(source)
+        if context and new_tokens >= context:
+            raise ConfigError(
+                f"max_new_tokens = {new_tokens} leaves no room for a prompt in the {context} positions of "
+                f"{source.path}",
+                hint="a smaller max_new_tokens (--max-new-tokens of sample and chat)",
+            )
+        return self.encoder_of(load_tokenizer(source), context, new_tokens, ends)
 
     def encoder_of(
         self, tokenizer: Any, context: int, new_tokens: int = 0, ends: Sequence[int] = ()

@@ -117,11 +117,13 @@ def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:
     numbers, frozen = rank * sum(sum(weight.shape) for weight in weights), sum(w.numel() for w in weights)
     four = f"; {frozen:,} frozen weights in NF4, {BITS:.2f} bits each, {_mb(frozen * BITS / 32)} instead of "
     trained = len(ALGORITHMS[config.stage[stage].algorithm].trains)
+    experts = sum(p.numel() for p in model.base_model.parameters() if p.ndim > 2)  # held in stacks
     return (
         f"trains adapters of rank {rank} in {len(layers)} linear layers, {numbers:,} of "
         f"{total:,} parameters; about {_mb(trained * _STATES * numbers)} for gradients and Adam (all: "
         f"{_mb(trained * _STATES * total)}); what roles have in common is one copy"
         f"{f'{four}{_mb(frozen)}' if config.model.lora.quantize != 'none' else ''}"
+        f"{f'; the {experts:,} weights of its experts get none, and stay as they are' if experts else ''}"
     )
 
 

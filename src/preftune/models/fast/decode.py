@@ -176,7 +176,8 @@ class CachedDecoder:
         self.node = (first + column).clamp(max=ids.numel() - 1)
         self.mask = (column >= shift).long()
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=model.config)
+        # Not of the config, which may name a window that the model does not have: masks know the windows.
+        self.cache = DynamicCache()
 
     def start(self) -> Tensor:
         states = self._forward(self.ids)

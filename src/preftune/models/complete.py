@@ -1,0 +1,35 @@
+"""A causal language model of which every weight is there, in float32, as transformers reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from preftune.errors import DataError
+
+
+def complete_lm(path: str | Path, **how: Any) -> PreTrainedModel:
+    """What `from_pretrained` gives. DataError if a weight is missing: the library would draw it at random.
+
+    Settings for `generate` that contradict themselves, which the library reads and then refuses to write, are
+    left out; nothing here samples by them.
+    """
+    # Any: asked for the info too, it gives a pair, which its annotation does not know.
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **how
+    )
+    model, info = loaded
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise DataError(
+            f"{path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
+            hint="weights that are missing would be random; save the whole model with save_pretrained",
+        )
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        ids = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: found for name, found in ids.items() if not isinstance(found, int) or found >= 0}
+        model.generation_config = GenerationConfig(**ids)
+    return model
