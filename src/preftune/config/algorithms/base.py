@@ -16,7 +16,7 @@ from pydantic import Field
 from preftune.config.algorithms.healthy import Healthy
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
-from preftune.config.base import Count, Name, Settings
+from preftune.config.base import Count, Name, Settings, later
 from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
@@ -72,22 +72,16 @@ class StageSettings(Settings):
     combining: ClassVar[tuple[str, ...]] = ()
     length: ClassVar[str] = ""
 
-    data: Name | None = Field(
-        default=None,
-        exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
-        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory "
+    data: Name | None = later(
+        None,
+        "Data of this stage, instead of the run's: a stage that collects, a file, a directory "
         '(with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
     )
-    trainable: Trainable | None = Field(
-        default=None,
-        exclude_if=lambda trainable: trainable is None,
-        description="Weights that this stage trains, if not model.trainable.",
-    )
+    trainable: Trainable | None = later(None, "Weights that this stage trains, if not model.trainable.")
 
-    rounds: Count = Field(
-        default=1,
-        exclude_if=lambda rounds: rounds == 1,
-        description="Number of times to run the chain from the stage that collects its data to this "
+    rounds: Count = later(
+        1,
+        "Number of times to run the chain from the stage that collects its data to this "
         "one; each round starts from the previous round's policy (docs/collect.md).",
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
-from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.base import Count, Name, NonNegative, Positive, later
 from preftune.kinds import SMOOTHED_KINDS, PreferenceKind
 
 
@@ -30,10 +30,8 @@ class DPOConfig(OfflineConfig):
 
     algorithm: Literal["dpo"] = algorithm_field("dpo")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
-    reference: Name | None = Field(
-        default=None,
-        exclude_if=lambda stage: stage is None,  # keys of stages from before this setting stay valid
-        description='Reference policy, if it is not the initial one: a policy stage, or "base".',
+    reference: Name | None = later(
+        None, 'Reference policy, if it is not the initial one: a policy stage, or "base".'
     )
     rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
     epochs: Count = Field(default=1, description="Training epochs.")
@@ -50,10 +48,9 @@ class DPOConfig(OfflineConfig):
     length_average: bool = Field(
         default=False, description="Average log-probabilities over the response instead of summing them."
     )
-    sft_coef: NonNegative = Field(
-        default=0.0,
-        exclude_if=lambda weight: weight == 0,  # keys of stages from before this setting stay valid
-        description="Weight of the chosen response's negative log-likelihood per token in the loss (Pang et "
+    sft_coef: NonNegative = later(
+        0.0,
+        "Weight of the chosen response's negative log-likelihood per token in the loss (Pang et "
         "al., arXiv:2404.19733); keeps responses, and their ends, likely.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field
 
 from preftune.config.algorithms.base import Part, StageSettings
-from preftune.config.base import Name
+from preftune.config.base import Name, later
 
 
 class OfflineConfig(StageSettings):
@@ -18,16 +18,13 @@ class OfflineConfig(StageSettings):
         rows: int | None
 
     algorithm: Any = Field(description="Algorithm of this stage.")
-    part: Part = Field(
-        default="all",
-        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
-        description="Half of the training prompts to learn from: what learns from one half and a judge on "
+    part: Part = later(
+        "all",
+        "Half of the training prompts to learn from: what learns from one half and a judge on "
         "the other share no prompt.",
     )
-    sources: Name | None = Field(
-        default=None,
-        exclude_if=lambda sources: sources is None,
-        description="Learn only from rows whose source, the directory of their file, has this in its name.",
+    sources: Name | None = later(
+        None, "Learn only from rows whose source, the directory of their file, has this in its name."
     )
 
     def training_part(self) -> Part:
