@@ -85,7 +85,7 @@ class StageSettings(Settings):
         "one; each round starts from the previous round's policy (docs/collect.md).",
     )
 
-    if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
+    if TYPE_CHECKING:  # every stage has these fields, in its own words and with its own defaults
         algorithm: Any  # a Literal: the name
         init: str
         epochs: int

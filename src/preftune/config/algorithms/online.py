@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, StageSettings, from_outside, must_divide
+from preftune.config.algorithms.base import Batch, OptimizerConfig, StageSettings, from_outside, must_divide
 from preftune.config.base import Count, Name, Positive, later, words_in
 from preftune.config.rewards import Functions, RewardTerms, reward_terms
 
@@ -18,6 +18,11 @@ class OnlineConfig(StageSettings):
     length: ClassVar[str] = "steps"
     kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
     score_metric: ClassVar[str] = "reward"
+    headline: ClassVar[Mapping[str, str]] = {
+        "reward": "score",
+        "kl_per_sequence": "KL",
+        "completions/mean_length": "length",
+    }
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
@@ -53,9 +58,19 @@ class OnlineConfig(StageSettings):
         "response, and go back to the last checkpoint that was due before; none does not stop.",
     )
 
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
+    batch_size: Count = Field(default=64, description="Responses per step.")
+    minibatches: Count = Field(
+        default=1, description="Optimizer updates per epoch over the sampled responses."
+    )
+    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+
     if TYPE_CHECKING:
-        steps: int
-        minibatches: int
         kl_coef: float
 
     @model_validator(mode="before")

@@ -34,15 +34,10 @@ class PPOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with PPO against a reward model"
 
     algorithm: Literal["ppo"] = algorithm_field("ppo")
-    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
-    batch_size: Count = Field(default=64, description="Responses sampled per step.")
     minibatches: Count = Field(
         default=2, description="Optimizer updates per epoch over the sampled responses."
     )
     epochs: Count = Field(default=4, description="Epochs over the sampled responses.")
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
     learning_rate: Positive = Field(default=5e-6, description="Peak learning rate of the policy.")
     critic_learning_rate: Positive = Field(default=1e-5, description="Peak learning rate of the critic.")
     kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")

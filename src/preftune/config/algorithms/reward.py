@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, Healthy, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, NonNegative, Positive, Words, later, words_in
 
@@ -37,12 +37,6 @@ class RewardConfig(OfflineConfig):
     init: Name = Field(
         default="sft", description='Initial weights of the backbone: a policy stage, or "base".'
     )
-    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
-    epochs: Count = Field(default=1, description="Training epochs.")
-    batch_size: Count = Field(default=32, description="Pairs per update.")
-    microbatch_size: Count = Field(
-        default=8, description="Pairs per forward pass; bounds memory, not results."
-    )
     learning_rate: Positive = Field(default=1e-5, description="Peak learning rate.")
     center_coef: NonNegative = Field(
         default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
@@ -53,7 +47,6 @@ class RewardConfig(OfflineConfig):
         "every score at 0. Pretrained models with large last hidden states need less than "
         "1, since their initial scores differ by more than the pairs teach.",
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     members: Count = later(1, "Number of reward models in an ensemble, each with its own head and row order.")
     combine: Literal["mean", "min", "mean-sd"] = later(
         "mean",
