@@ -52,6 +52,7 @@ class StageSettings(Settings):
     healthy · ranges that the page in docs/algorithms/ gives
     not_drawn · metrics that mean nothing as a curve
     length · the setting that says how long it trains, and nothing else
+    judge_key · the setting that names what scores
     combining · settings of how its models are combined, which none of them depends on
     card, card_limits · what the model card says: "This is ...", and limits besides those of every model
     """
@@ -71,6 +72,7 @@ class StageSettings(Settings):
     card_limits: ClassVar[tuple[str, ...]] = ()
     combining: ClassVar[tuple[str, ...]] = ()
     length: ClassVar[str] = ""
+    judge_key: ClassVar[str] = "reward_model"
 
     data: Name | None = later(
         None,
@@ -144,11 +146,6 @@ class StageSettings(Settings):
         return [rows // parts] * len(learners)
 
     # --- the graph
-
-    @property
-    def judge_key(self) -> str:
-        """The setting that names what scores."""
-        return "reward_model"
 
     @property
     def scored_by(self) -> str | None:

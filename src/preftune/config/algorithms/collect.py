@@ -21,6 +21,7 @@ class CollectConfig(StageSettings):
     batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
     implementation: ClassVar[str] = ""
+    judge_key: ClassVar[str] = "judge"
 
     algorithm: Literal["collect"] = algorithm_field("collect")
     init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')
@@ -84,10 +85,6 @@ class CollectConfig(StageSettings):
     @property
     def online(self) -> bool:
         return False  # it samples, and learns nothing
-
-    @property
-    def judge_key(self) -> str:
-        return "judge"
 
     @property
     def scored_by(self) -> str | None:
