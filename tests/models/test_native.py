@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from families import made
 from preftune.errors import BackendMissing
 from preftune.models.fast import native
-from preftune.models.fast.compiled import compile_kernel
+from preftune.models.fast.compiled import compile_kernel, library
 from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.head import next_logits
 from preftune.models.fast.layout import fuse_activations
@@ -231,4 +231,4 @@ def test_a_package_is_built_with_it_without_torch() -> None:
     code = "import sys; from preftune.models.fast.compiled import library as made; "
     code += "print('torch' in sys.modules, made('AVX2'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", str(native.kernel_file("AVX2"))]
+    assert done.stdout.split() == ["False", str(library("AVX2"))]
