@@ -356,7 +356,7 @@ def by_tree(role: Role) -> bool:
 
 
 @contextlib.contextmanager
-def casting(role: Role | _Scalar) -> Iterator[None]:
+def casting(role: _LanguageModel | _Scalar) -> Iterator[None]:
     """The precision of a role's forward passes. Without gradients each weight is rounded only once within
     `with`: the sampler uses it at every token.
     """
