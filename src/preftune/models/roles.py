@@ -72,7 +72,7 @@ class TokenLogprobs(nn.Module):
 
 
 @dataclass(slots=True)
-class _LanguageModel:
+class CausalLM:
     """A causal LM. `dtype`: what its forward passes compute in, float32 unless the learner says otherwise."""
 
     module: TokenLogprobs
@@ -96,17 +96,17 @@ class _LanguageModel:
             return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
-class Policy(_LanguageModel):
+class Policy(CausalLM):
     """The causal LM being trained."""
 
 
-class Reference(_LanguageModel):
+class Reference(CausalLM):
     """A frozen causal LM: what the policy is kept close to. Its log-probs have no gradient."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model.requires_grad_(False))
 
-    logprobs_and_entropy = torch.no_grad()(_LanguageModel.logprobs_and_entropy)
+    logprobs_and_entropy = torch.no_grad()(CausalLM.logprobs_and_entropy)
 
 
 def _at_end(sequences: Sequences) -> Tensor:
@@ -356,7 +356,7 @@ def by_tree(role: Role) -> bool:
 
 
 @contextlib.contextmanager
-def casting(role: _LanguageModel | _Scalar) -> Iterator[None]:
+def casting(role: CausalLM | _Scalar) -> Iterator[None]:
     """The precision of a role's forward passes. Without gradients each weight is rounded only once within
     `with`: the sampler uses it at every token.
     """
