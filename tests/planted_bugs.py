@@ -176,8 +176,7 @@ PLANTED = (
         """            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
-@dataclass(slots=True)
-class Reference:""",
+class Policy(CausalLM):""",
         """            own = sequences.attention.clone()
             own[:, 0] = False
             logprobs, entropy = self.module(sequences.ids, sequences.attention, own, temperature)
@@ -185,8 +184,7 @@ class Reference:""",
         return mean * sequences.response, entropy * sequences.response
 
 
-@dataclass(slots=True)
-class Reference:""",
+class Policy(CausalLM):""",
         (
             f"{ROLES}::test_logprobs_equal_full_logits_row_by_row",
             "tests/algorithms/test_policy_gradient.py::test_the_mean_of_ppo_gradients_is_the_policy_gradient",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from preftune import faults
 from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stage_order, stages_until
 from preftune.config.rounds import round_name
-from preftune.errors import ConfigError, DataError, InputMissing
+from preftune.errors import ConfigError, DataError, InputMissing, in_a_directory
 from preftune.rundir import BASE, RunDir, write_json
 from preftune.runs.aside import close, with_children
 from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, existing, other_run
@@ -383,7 +383,5 @@ def _can_be_measured(dataset: "Dataset") -> None:
 
 
 def _write_result(file: Path, result: dict[str, Any]) -> None:
-    """The directory that the user named. InputMissing for a directory that is not there: a typing mistake."""
-    if not file.resolve().parent.is_dir():
-        raise InputMissing(f"cannot write {file}: there is no directory {file.parent}", hint="make it first")
+    in_a_directory(str(file))
     write_json(file, result)

@@ -96,6 +96,11 @@ def meant(word: str, choices: abc.Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
+def one_of(word: str, choices: abc.Collection[str]) -> str:
+    """The hint for a word that is none of the choices."""
+    return f"{meant(word, choices)}one of: {', '.join(choices)}"
+
+
 def from_system(error: OSError) -> PreftuneError:
     """An unexpected system error about a file, as an error that a person can act on."""
     message = f"{error.filename}: {error.strerror or error}"

@@ -37,6 +37,28 @@ class RunDir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.config = self.path / "config.toml"  # the frozen settings
+        self.run = self.path / "run.json"  # versions, commit, command, devices, seed
+        # Recipe, and where each setting comes from: default, recipe or command line.
+        self.origins = self.path / "origins.json"
+        self.data = self.path / "data.json"  # rows read, kept, rejected by reason, hashes
+        self.lock = self.path / ".lock"  # held by the process that writes here
+        # Says that preftune made this directory, with the sums of the files above.
+        self.marker = self.path / ".preftune"
+        self.aside = self.path / ".aside"  # stages that are being made anew: the old ones
+        # What the report was made from, and the sums of its files.
+        self.report_record = self.path / ".report.json"
+        self.report_page = self.path / "report.html"
+        self.analysis_text = self.path / "ANALYSIS.md"
+        self.figures = self.path / "figures"  # directory of SVG files
+        self.models = self.path / "models"
+        # Validation pairs on which the reward model errs or ties.
+        self.mistakes = self.path / "analysis" / "reward_model_mistakes.jsonl"
+        self.analysis_details = self.mistakes.parent  # directory of what ANALYSIS.md links
+        self.reward_evaluation = self.evaluation("reward_model")
+        # One row per policy and measure: the paired difference to the reference.
+        self.comparisons = self.path / "evaluation" / "comparisons.jsonl"
+        self.best_of_n = self.evaluation("best_of_n")  # the curve of best-of-n of the reference
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -44,63 +66,6 @@ class RunDir:
     def exists(self) -> bool:
         """Whether this is a run's directory, be it a damaged one; what cannot be looked at is none."""
         return os.path.isfile(self.config) or os.path.isdir(self.path / "stages")
-
-    @property
-    def config(self) -> Path:
-        """The frozen settings."""
-        return self.path / "config.toml"
-
-    @property
-    def run(self) -> Path:
-        """Versions, commit, command, devices, seed."""
-        return self.path / "run.json"
-
-    @property
-    def origins(self) -> Path:
-        """Recipe, and where each setting comes from: default, recipe or command line."""
-        return self.path / "origins.json"
-
-    @property
-    def data(self) -> Path:
-        """Rows read, kept, rejected by reason, hashes."""
-        return self.path / "data.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes here."""
-        return self.path / ".lock"
-
-    @property
-    def marker(self) -> Path:
-        """Says that preftune made this directory, with the sums of the files above."""
-        return self.path / ".preftune"
-
-    @property
-    def aside(self) -> Path:
-        """Stages that are being made anew: the old ones."""
-        return self.path / ".aside"
-
-    @property
-    def report_record(self) -> Path:
-        """What the report was made from, and the sums of its files."""
-        return self.path / ".report.json"
-
-    @property
-    def report_page(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def analysis_text(self) -> Path:
-        return self.path / "ANALYSIS.md"
-
-    @property
-    def figures(self) -> Path:
-        """Directory of SVG files."""
-        return self.path / "figures"
-
-    @property
-    def models(self) -> Path:
-        return self.path / "models"
 
     def log(self, attempt: int) -> Path:
         return self.path / "logs" / f"attempt-{attempt}.log"
@@ -170,32 +135,8 @@ class RunDir:
             files[BASE if name.startswith(f"{BASE}_") else name] = path
         return files
 
-    @property
-    def mistakes(self) -> Path:
-        """Validation pairs on which the reward model errs or ties."""
-        return self.path / "analysis" / "reward_model_mistakes.jsonl"
-
-    @property
-    def analysis_details(self) -> Path:
-        """Directory of what ANALYSIS.md links."""
-        return self.mistakes.parent
-
     def evaluation(self, policy: str) -> Path:
         return self.path / "evaluation" / f"{policy}.json"
-
-    @property
-    def reward_evaluation(self) -> Path:
-        return self.evaluation("reward_model")
-
-    @property
-    def comparisons(self) -> Path:
-        """One row per policy and measure: the paired difference to the reference."""
-        return self.path / "evaluation" / "comparisons.jsonl"
-
-    @property
-    def best_of_n(self) -> Path:
-        """The curve of best-of-n of the reference."""
-        return self.evaluation("best_of_n")
 
     def labels(self, name: str) -> Path:
         """Directory of a set of items that people judge, with their judgements."""
@@ -335,15 +276,13 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _each_leaf(value: Any, change: Callable[[Any], Any], room: int = MAX_DEPTH) -> Any:
+def each_leaf(value: Any, change: Callable[[Any], Any], room: int = MAX_DEPTH) -> Any:
     """A copy of lists and dicts in which whatever else they hold is changed. RecursionError if too deep."""
     if room < 0:
         raise RecursionError
     if isinstance(value, dict):
-        return {key: _each_leaf(item, change, room - 1) for key, item in value.items()}
-    return (
-        [_each_leaf(item, change, room - 1) for item in value] if isinstance(value, list) else change(value)
-    )
+        return {key: each_leaf(item, change, room - 1) for key, item in value.items()}
+    return [each_leaf(item, change, room - 1) for item in value] if isinstance(value, list) else change(value)
 
 
 def _strict(leaf: Any) -> Any:
@@ -361,11 +300,11 @@ def decoded(value: Any) -> Any:
             return leaf
         return _NOT_FINITE[leaf] if leaf in _NOT_FINITE else leaf[1:]
 
-    return _each_leaf(value, change)
+    return each_leaf(value, change)
 
 
 def _encode(value: Any, indent: int | None = None) -> bytes:
-    simple = _each_leaf(plain(value), _strict)
+    simple = each_leaf(plain(value), _strict)
     try:
         return json.dumps(simple, indent=indent, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair in the text: UTF-8 cannot hold it, an escape can

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from families import made
 from preftune.errors import BackendMissing
 from preftune.models.fast import native
+from preftune.models.fast.compiled import compile_kernel, library
 from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.head import next_logits
 from preftune.models.fast.layout import fuse_activations
@@ -50,7 +51,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=VARIANTS or [None])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> native.Kernel:
     target = tmp_path_factory.mktemp("native") / "kernel.so"
-    return native.Kernel(native.build(request.param, target))
+    return native.Kernel(compile_kernel(request.param, target))
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_many_rows_go_through_torch(kernel: native.Kernel) -> None:
 
 
 def test_nothing_is_compiled_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "kernel_file", lambda capability=None: tmp_path / "absent.so")
+    monkeypatch.setattr(native, "kernel_file", lambda: tmp_path / "absent.so")
     native._built.cache_clear()
     with torch.no_grad():
         assert native.kernel() is None
@@ -190,10 +191,10 @@ def test_building_without_a_compiler_or_for_another_processor_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(BackendMissing, match="VSX"):
-        native.build("VSX", tmp_path / "kernel.so")
+        compile_kernel("VSX", tmp_path / "kernel.so")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendMissing, match="compiler"):
-        native.build("AVX2", tmp_path / "kernel.so")
+        compile_kernel("AVX2", tmp_path / "kernel.so")
     assert not list(tmp_path.iterdir())
 
 
@@ -230,4 +231,4 @@ def test_a_package_is_built_with_it_without_torch() -> None:
     code = "import sys; from preftune.models.fast.compiled import library as made; "
     code += "print('torch' in sys.modules, made('AVX2'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", str(native.kernel_file("AVX2"))]
+    assert done.stdout.split() == ["False", str(library("AVX2"))]

@@ -60,9 +60,9 @@ class FakeLearner(Learner):
 
     mode: Strict
 
-    @property
-    def device(self) -> torch.device:
-        return META
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.device = META
 
     def _take(self, role: Any) -> None:
         """Models are made there: parameters that are fake cannot be moved."""

@@ -14,25 +14,19 @@ from torch import Tensor
 
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.config import DPOConfig, StageSettings
-from preftune.data.batch import Pairs, Sequences, concatenate, content_keys
+from preftune.data.batch import Pairs, Rows, Sequences, concatenate, content_keys
 from preftune.functional import preference_loss
 from preftune.models.roles import Role
 from preftune.models.shards import readable
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredPairs:
+class ScoredPairs(Rows):
     """Pairs with the reference's log-probabilities of whole responses: both (B,)."""
 
     pairs: Pairs
     reference_chosen: Tensor
     reference_rejected: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, rows: slice | Tensor) -> "ScoredPairs":
-        return ScoredPairs(self.pairs[rows], self.reference_chosen[rows], self.reference_rejected[rows])
 
 
 class DPO:

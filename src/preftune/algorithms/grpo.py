@@ -31,7 +31,7 @@ from preftune.algorithms.on_policy import (
     scored_rows,
 )
 from preftune.config import GRPOConfig, StageSettings
-from preftune.data.batch import Prompts, Sequences
+from preftune.data.batch import Prompts, Rows, Sequences
 from preftune.functional import (
     constant_length,
     group_advantages,
@@ -41,7 +41,7 @@ from preftune.functional import (
     token_mean,
 )
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, Rows
+from preftune.rollout.rollout import Rollout
 from preftune.rollout.score import Scorer
 
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.config import StageSettings
 from preftune.config.algorithms.kto import KTOConfig
-from preftune.data.batch import Sequences, Unpaired
+from preftune.data.batch import Rows, Sequences, Unpaired
 from preftune.functional import kto_kl, kto_loss
 from preftune.models.roles import Policy, Reference, Role
 from preftune.models.shards import readable
 from preftune.rollout.collect import by_batches
-from preftune.rollout.rollout import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

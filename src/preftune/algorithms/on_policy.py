@@ -9,13 +9,13 @@ from torch import Tensor
 
 from preftune.algorithms.base import Learner, Metrics, Roles
 from preftune.config import OnlineConfig
-from preftune.data.batch import Prompts
+from preftune.data.batch import Prompts, Rows
 from preftune.errors import UsageError
 from preftune.functional.advantages import centred_groups, importance_weights
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Critic
 from preftune.rollout.collect import collect
-from preftune.rollout.rollout import Rollout, Rows, of_all
+from preftune.rollout.rollout import Rollout, of_all
 from preftune.rollout.sampler import check_agreement, sampler_metrics
 from preftune.rollout.score import Scorer
 from preftune.seeding import derive_seed

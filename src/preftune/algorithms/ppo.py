@@ -32,7 +32,7 @@ from preftune.algorithms.on_policy import (
     sampled,
 )
 from preftune.config import PPOConfig, StageSettings
-from preftune.data.batch import Prompts, Sequences
+from preftune.data.batch import Prompts, Rows, Sequences
 from preftune.errors import UsageError
 from preftune.functional import (
     AdaptiveKL,
@@ -46,7 +46,7 @@ from preftune.functional import (
 )
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, Rows
+from preftune.rollout.rollout import Rollout
 from preftune.rollout.score import Scorer
 
 

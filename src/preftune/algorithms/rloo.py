@@ -29,11 +29,11 @@ from preftune.algorithms.on_policy import (
 )
 from preftune.config import StageSettings
 from preftune.config.algorithms.rloo import RLOOConfig
-from preftune.data.batch import Prompts, Sequences
+from preftune.data.batch import Prompts, Rows, Sequences
 from preftune.functional import leave_one_out_advantages, ppo_policy_loss, sequence_mean
 from preftune.functional.masked import zero_off
 from preftune.models.roles import Role
-from preftune.rollout.rollout import Rollout, Rows
+from preftune.rollout.rollout import Rollout
 from preftune.rollout.score import Scorer
 
 

@@ -11,6 +11,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def later(default: Any, description: str) -> Any:
+    """A setting that came after the first runs: left out at its default, so that the keys of stages, the
+    evaluations and the settings of runs from before it stay what they were.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, description=description)
+
+
 Count = Annotated[int, Field(ge=1)]  # a number of things
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from preftune.config.algorithms.base import StageSettings, from_outside, names_a_stage
-from preftune.errors import ConfigError, UsageError, meant
+from preftune.errors import ConfigError, UsageError, one_of
 
 BASE = "base"  # the model before any stage
 EVALUATION = "evaluation"  # what runs after all stages
@@ -53,9 +53,7 @@ def stage_order(stages: Mapping[str, StageSettings]) -> list[str]:
 def stages_until(stages: Mapping[str, StageSettings], last: str) -> list[str]:
     """`last` and everything it needs, in running order. Raises UsageError for a name that is no stage."""
     if last not in stages:
-        raise UsageError(
-            f"there is no stage {last!r}", f"{meant(last, stages)}the stages are: {', '.join(stages)}"
-        )
+        raise UsageError(f"there is no stage {last!r}", one_of(last, stages))
     needed: set[str] = set()
     waiting = [last]
     while waiting:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from preftune.config.algorithms import StageConfig
 from preftune.config.algorithms.base import OptimizerConfig
-from preftune.config.base import Count, Name, NonNegative, Positive, Settings
+from preftune.config.base import Count, Name, NonNegative, Positive, Settings, later
 from preftune.config.graph import check_graph
 from preftune.config.rewards import Judges, RewardTerms, judges_in, reward_terms
 from preftune.config.rounds import unrolled
@@ -81,28 +81,20 @@ class ModelConfig(Settings):
         'or "scratch".',
     )
     scratch: ScratchConfig | None = Field(default=None, description='Size and training of a "scratch" base.')
-    trainable: Trainable = Field(
-        default=ALL,
-        exclude_if=lambda trainable: trainable == ALL,
-        description='Weights to train: "all"; "top:K", the upper K blocks and everything after them, '
+    trainable: Trainable = later(
+        ALL,
+        'Weights to train: "all"; "top:K", the upper K blocks and everything after them, '
         "with the rest frozen and shared by policy, reference, reward model and critic; or "
         '"lora", adapters on all linear layers.',
     )
-    lora: LoraConfig = Field(
-        default_factory=LoraConfig,
-        exclude_if=lambda lora: lora == LoraConfig(),
-        description='Adapters of stages with trainable = "lora".',
-    )
-    kept_gb: NonNegative = Field(
-        default=8.0,
-        exclude_if=lambda size: size == 8.0,
-        description="Disk space in GB for the states of frozen blocks, for all runs on this machine together "
+    lora: LoraConfig = later(LoraConfig(), 'Adapters of stages with trainable = "lora".')
+    kept_gb: NonNegative = later(
+        8.0,
+        "Disk space in GB for the states of frozen blocks, for all runs on this machine together "
         "(`preftune cache`); 0 keeps none.",
     )
-    kept_dtype: Literal["float32", "bf16"] = Field(
-        default="float32",
-        exclude_if=lambda dtype: dtype == "float32",
-        description="Data type of the kept states; bf16 takes half the space but rounds.",
+    kept_dtype: Literal["float32", "bf16"] = later(
+        "float32", "Data type of the kept states; bf16 takes half the space but rounds."
     )
 
     @model_validator(mode="before")
@@ -147,32 +139,22 @@ class DataConfig(Settings):
     data_dir: Name | None = Field(
         default=None, description="Subdirectory of a hub data set, such as harmless-base."
     )
-    config: Name | None = Field(
-        default=None,
-        exclude_if=lambda config: config is None,  # keys of stages from before this setting stay valid
-        description="Configuration of the data set's README.md; none takes its default one.",
+    config: Name | None = later(
+        None, "Configuration of the data set's README.md; none takes its default one."
     )
-    columns: ColumnsConfig = Field(
-        default_factory=ColumnsConfig,
-        exclude_if=lambda columns: not columns.named(),  # keys of stages from before this setting stay valid
-        description="Names of the columns.",
-    )
+    columns: ColumnsConfig = later(ColumnsConfig(), "Names of the columns.")
     form: TextForm = Field(
         default="transcript",
         description='Text form: "\\n\\nHuman: ...\\n\\nAssistant: ...", the chat template, or plain text '
         "without roles, which rows of text need.",
     )
-    prompt_words: Count | None = Field(
-        default=None,
-        description="Cut rows of text after this many words: the beginning is the prompt, the rest the reply "
+    prompt_words: Count | None = later(
+        None,
+        "Cut rows of text after this many words: the beginning is the prompt, the rest the reply "
         '(form = "plain").',
-        exclude_if=lambda words: words is None,  # keys of stages from before this setting stay valid
     )
-    template_arguments: TemplateArguments = Field(
-        default_factory=dict,
-        description="Extra arguments for the chat template, by name: "
-        "data.template_arguments.enable_thinking=false.",
-        exclude_if=lambda values: not values,  # keys of stages from before this setting stay valid
+    template_arguments: TemplateArguments = later(
+        {}, "Extra arguments for the chat template, by name: data.template_arguments.enable_thinking=false."
     )
     max_prompt_length: Count = Field(
         default=256, description="Maximum prompt length in tokens; longer prompts lose their beginning."
@@ -224,10 +206,9 @@ class EvaluationConfig(Settings):
         description="Python functions added to the score that measures policies and best-of-n, as in "
         "stage.ppo.reward_functions; if one fails, the evaluation stops.",
     )
-    gold: Judges | None = Field(
-        default=None,
-        exclude_if=lambda judges: judges is None,  # evaluations from before this setting stay valid
-        description="Judges that training never sees, reported beside the score: functions or reward model "
+    gold: Judges | None = later(
+        None,
+        "Judges that training never sees, reported beside the score: functions or reward model "
         'directories, separated by commas: "module:function, ./DIR".',
     )
     best_of: Annotated[int, Field(ge=2)] = Field(default=4, description="The n of best-of-n.")
@@ -257,16 +238,14 @@ class CheckpointConfig(Settings):
 
     every: Count = Field(default=50, description="Steps between checkpoints.")
     keep: Count = Field(default=2, description="Number of checkpoints to keep.")
-    keep_last: bool = Field(
-        default=False,
-        exclude_if=lambda keeps: keeps is False,
-        description="Keep the last state of finished stages, so that a stage with more steps or epochs "
+    keep_last: bool = later(
+        False,
+        "Keep the last state of finished stages, so that a stage with more steps or epochs "
         "continues from it; needs a constant learning rate without warm-up.",
     )
-    best: bool = Field(
-        default=False,
-        exclude_if=lambda best: not best,  # the settings of runs from before this one stay what they were
-        description="End each stage with its best checkpoint instead of its last: by held-out loss, or, "
+    best: bool = later(
+        False,
+        "End each stage with its best checkpoint instead of its last: by held-out loss, or, "
         "if it samples, by the mean of score minus kl_coef · KL over the preceding steps "
         "(docs/reliability.md).",
     )
@@ -279,10 +258,9 @@ class ParallelConfig(Settings):
         default=False,
         description="Keep only a part of every weight, gradient and moment in each process (FSDP2).",
     )
-    gather: Literal["model", "block"] = Field(
-        default="model",
-        exclude_if=lambda gather: gather == "model",
-        description="How much of a sharded model is gathered at once to sample or compute log-probs: "
+    gather: Literal["model", "block"] = later(
+        "model",
+        "How much of a sharded model is gathered at once to sample or compute log-probs: "
         "the whole model, or one block (less memory, but every block is gathered for every "
         "token).",
     )
@@ -307,20 +285,13 @@ class RunConfig(Settings):
         default=300.0,
         description="Timeout in seconds of a reward function, per response.",
     )
-    track: Literal["tensorboard", "trackio", "wandb"] | None = Field(
-        default=None,
-        exclude_if=lambda kind: kind is None,  # the settings of runs from before this one stay what they were
-        description="Tracker that also receives the rows of metrics.jsonl (docs/watch.md); does not affect "
-        "results.",
+    track: Literal["tensorboard", "trackio", "wandb"] | None = later(
+        None, "Tracker that also receives the rows of metrics.jsonl (docs/watch.md); does not affect results."
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The base model.")
     data: DataConfig = Field(default_factory=DataConfig, description="The preferences.")
     stage: dict[FileName, StageConfig] = Field(description="The stages, by name.")
-    parallel: ParallelConfig = Field(
-        default_factory=ParallelConfig,
-        exclude_if=lambda parallel: parallel == ParallelConfig(),
-        description="Several processes.",
-    )
+    parallel: ParallelConfig = later(ParallelConfig(), "Several processes.")
     sampler: SamplerConfig = Field(
         default_factory=SamplerConfig,
         exclude_if=lambda sampler: sampler.url is None,

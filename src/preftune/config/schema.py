@@ -56,12 +56,13 @@ def settings(stages: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def walk(model: type[BaseModel], prefix: str, defaults: BaseModel | None = None) -> Iterator[Setting]:
-    for name, field in model.model_fields.items():
+    """The settings of a model, those of its groups after its own."""
+    fields = [(name, field, _group(field.annotation)) for name, field in model.model_fields.items()]
+    for name, field, group in sorted(fields, key=lambda one: one[2] is not None):
         key = prefix + name
         if key == STAGE:
             continue
         default = getattr(defaults, name) if defaults else _default(field)
-        group = _group(field.annotation)
         if group is None:
             yield Setting(key, field, default)
         else:

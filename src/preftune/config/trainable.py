@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from preftune.config.base import Count, Positive, Settings
+from preftune.config.base import Count, Positive, Settings, later
 from preftune.errors import ConfigError
 
 ALL, LORA = "all", "lora"
@@ -32,10 +32,8 @@ class LoraConfig(Settings):
 
     rank: Count = Field(default=16, description="Rank r of the adapter matrices.")
     alpha: Positive = Field(default=32.0, description="α: A·B is scaled by α / r.")
-    quantize: Literal["none", "nf4"] = Field(
-        default="none",
-        exclude_if=lambda kind: kind == "none",  # keys of stages from before this setting stay valid
-        description='"nf4": frozen linear layers in 4 bits (QLoRA), by bitsandbytes; never run on a GPU.',
+    quantize: Literal["none", "nf4"] = later(
+        "none", '"nf4": frozen linear layers in 4 bits (QLoRA), by bitsandbytes; never run on a GPU.'
     )
 
 

@@ -6,15 +6,66 @@ never from `ids != pad`, since GPT-2's pad is its EOS.
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
+class Rows:
+    """A dataclass of B rows, the first field among them, of which some are taken; (B, T) tensors are cut to
+    the longest of the sequences that they are beside.
+    """
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        first = self._first[rows]
+        width = first.ids.shape[1] if isinstance(first, Sequences) else None
+
+        def cut(value: object) -> object:
+            if isinstance(value, Rows):
+                return first if value is self._first else value[rows]
+            if isinstance(value, dict):
+                return {name: numbers[rows] for name, numbers in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            return value[rows][:, :width] if value.dim() == 2 else value[rows]
+
+        return self._each(cut)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.changed(lambda tensor: tensor.to(device))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed, in the order of the fields."""
+
+        def each(value: object) -> object:
+            if isinstance(value, dict):
+                return {name: change(numbers) for name, numbers in value.items()}
+            if isinstance(value, Rows):
+                return value.changed(change)
+            return change(value) if isinstance(value, Tensor) else value
+
+        return self._each(each)
+
+    @property
+    def _first(self) -> Any:
+        record: Any = self
+        return getattr(self, fields(record)[0].name)
+
+    def _each(self, change: Callable[[object], object]) -> Self:
+        record: Any = self
+        return type(record)(**{f.name: change(getattr(self, f.name)) for f in fields(record)})
+
+
 @dataclass(frozen=True, slots=True)
-class Sequences:
+class Sequences(Rows):
     """Right-padded token rows.
 
     ids (B, T) int64 · attention (B, T) bool, true on real tokens · response (B, T) bool, true on tokens that
@@ -25,38 +76,23 @@ class Sequences:
     attention: Tensor
     response: Tensor
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def __getitem__(self, rows: slice | Tensor) -> "Sequences":
         """The given rows, cut to the longest of them."""
         attention = self.attention[rows]
         width = max(int(attention.sum(1).max()), 1) if len(attention) else 1
         return Sequences(self.ids[rows][:, :width], attention[:, :width], self.response[rows][:, :width])
 
-    def to(self, device: torch.device | str) -> "Sequences":
-        return Sequences(*(getattr(self, f.name).to(device) for f in fields(self)))
-
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class Pairs(Rows):
     """Two batches that share their prompts row by row."""
 
     chosen: Sequences
     rejected: Sequences
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Pairs":
-        return Pairs(self.chosen[rows], self.rejected[rows])
-
-    def to(self, device: torch.device | str) -> "Pairs":
-        return Pairs(self.chosen.to(device), self.rejected.to(device))
-
 
 @dataclass(frozen=True, slots=True)
-class Unpaired:
+class Unpaired(Rows):
     """Responses with a label, desirable bool (B,), and as many rows of prompts with responses to others.
 
     mismatched: prompt i with the response before it in the global batch; made before the batch is shared
@@ -66,15 +102,6 @@ class Unpaired:
     sequences: Sequences
     desirable: Tensor
     mismatched: Sequences
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Unpaired":
-        return Unpaired(self.sequences[rows], self.desirable[rows], self.mismatched[rows])
-
-    def to(self, device: torch.device | str) -> "Unpaired":
-        return Unpaired(self.sequences.to(device), self.desirable.to(device), self.mismatched.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dialogue import Dialogue
+from preftune.data.dialogue import ROLES, Dialogue
 from preftune.data.hh import RejectedRow
 from preftune.data.template import Refused, Template
 from preftune.errors import ConfigError, DataError
@@ -175,7 +175,7 @@ def messages_of(prompt: Dialogue) -> Messages:
     """
     messages: Messages = []
     for turn in prompt:
-        role = "user" if turn.role == "human" else turn.role
+        role = ROLES[turn.role]
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += "\n\n" + turn.text.strip()
         else:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from preftune.data.checks import BadRow, truth_of
 
 Role = Literal["human", "assistant", "system"]
+# As messages, templates and TRL call them.
+ROLES: Mapping[Role, str] = {"human": "user", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True, slots=True)

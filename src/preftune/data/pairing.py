@@ -11,7 +11,7 @@ from itertools import combinations
 from random import Random
 from typing import Literal
 
-from preftune.data.dialogue import Dialogue
+from preftune.data.dialogue import ROLES, Dialogue
 from preftune.seeding import derive_seed
 
 Json = dict[str, object]
@@ -82,8 +82,7 @@ def prompt_of(prompt: Dialogue, plain: bool) -> str | list[dict[str, str]]:
     """A prompt as TRL takes it: messages, or text where there are no roles."""
     if plain:
         return "\n\n".join(turn.text.strip() for turn in prompt)
-    names = {"human": "user", "assistant": "assistant", "system": "system"}
-    return [{"role": names[turn.role], "content": turn.text.strip()} for turn in prompt]
+    return [{"role": ROLES[turn.role], "content": turn.text.strip()} for turn in prompt]
 
 
 def reply_of(text: str, plain: bool) -> str | list[dict[str, str]]:

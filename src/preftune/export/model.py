@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.config import load_recipe
-from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, in_a_directory, meant
+from preftune.errors import BackendMissing, InputMissing, StorageError, UsageError, in_a_directory, one_of
 from preftune.rundir import BASE
 from preftune.runs.inputs import existing
 from preftune.sums import check, check_own, read_sealed
@@ -55,7 +55,7 @@ def find(path: str, model: str) -> Model:
             hint = f"one of: {', '.join(members)}"
             raise UsageError(f"{several} is an ensemble, which only preftune reads", hint)
     if name not in paths:
-        raise UsageError(f"no model {model!r}", f"{meant(model, paths)}one of: {', '.join(paths)}")
+        raise UsageError(f"no model {model!r}", one_of(model, paths))
     if not paths[name].is_dir():
         raise InputMissing(
             f"{name} is not trained yet in {run.path}", "preftune train RECIPE STAGE trains it"

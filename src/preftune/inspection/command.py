@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, UsageError, in_a_directory, meant
+from preftune.errors import InputMissing, UsageError, in_a_directory, one_of
 from preftune.rundir import RunDir, json_text, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def _tokens(
     session = _session(target, is_run, overrides)
     names = list(session.config.stage)
     if bad := [name for name in stages if name not in names]:
-        raise UsageError(
-            f"there is no stage {bad[0]!r}", f"{meant(bad[0], names)}the stages are: {', '.join(names)}"
-        )
+        raise UsageError(f"there is no stage {bad[0]!r}", one_of(bad[0], names))
     from preftune.inspection.paint import paint_replies, paint_views
     from preftune.inspection.rows import row_to_show, views
 

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from pydantic import Field
 
 from preftune.config import config_of
-from preftune.data.dialogue import Dialogue, Turn
+from preftune.data.dialogue import ROLES, Dialogue, Turn
 from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.records.base import Number, Record, Several, read_records
@@ -22,7 +22,6 @@ from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
 SYSTEM = "\n\nSystem:"  # as a sample's prompt begins where there is such a turn
-ROLES = {"human": "user", "assistant": "assistant", "system": "system"}
 
 
 class Message(Record):

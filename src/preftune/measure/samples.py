@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.data import Dialogue, Turn
-from preftune.errors import InputMissing, UsageError, meant
+from preftune.errors import InputMissing, UsageError, one_of
 from preftune.measure.conditions import held_out_prompts
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
@@ -18,9 +18,7 @@ def check_policy(session: Session, stage: str) -> None:
     """UsageError if no such stage trains a policy, InputMissing if it is not trained yet."""
     policies = [name for name, s in session.config.stage.items() if s.trains_policy]
     if stage != BASE and stage not in policies:
-        raise UsageError(
-            f"no policy {stage!r}", hint=f"{meant(stage, policies)}one of: {BASE}, {', '.join(policies)}"
-        )
+        raise UsageError(f"no policy {stage!r}", one_of(stage, [BASE, *policies]))
     if not session.is_trained(stage):
         raise InputMissing(
             f"{stage} is not trained yet in {session.run.path}", hint="preftune train RECIPE STAGE trains it"

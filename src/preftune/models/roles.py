@@ -72,10 +72,8 @@ class TokenLogprobs(nn.Module):
 
 
 @dataclass(slots=True)
-class Policy:
-    """The causal LM being trained. `dtype` is what its forward passes compute in, float32 unless the learner
-    says otherwise.
-    """
+class CausalLM:
+    """A causal LM. `dtype`: what its forward passes compute in, float32 unless the learner says otherwise."""
 
     module: TokenLogprobs
     dtype: torch.dtype
@@ -98,25 +96,17 @@ class Policy:
             return self.module(sequences.ids, sequences.attention, sequences.response, temperature)
 
 
-@dataclass(slots=True)
-class Reference:
-    """A frozen causal LM: what the policy is kept close to."""
+class Policy(CausalLM):
+    """The causal LM being trained."""
 
-    module: TokenLogprobs
-    dtype: torch.dtype
+
+class Reference(CausalLM):
+    """A frozen causal LM: what the policy is kept close to. Its log-probs have no gradient."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module, self.dtype = TokenLogprobs(_ready(model).requires_grad_(False)), torch.float32
+        super().__init__(model.requires_grad_(False))
 
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.module.model
-
-    @torch.no_grad()
-    def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-        """log π_ref(ids_t | ids_<t) on response columns, 0 elsewhere: (B, T), float32."""
-        with casting(self):
-            return self.module(sequences.ids, sequences.attention, sequences.response, temperature)[0]
+    logprobs_and_entropy = torch.no_grad()(CausalLM.logprobs_and_entropy)
 
 
 def _at_end(sequences: Sequences) -> Tensor:
@@ -366,7 +356,7 @@ def by_tree(role: Role) -> bool:
 
 
 @contextlib.contextmanager
-def casting(role: Role | _Scalar) -> Iterator[None]:
+def casting(role: CausalLM | _Scalar) -> Iterator[None]:
     """The precision of a role's forward passes. Without gradients each weight is rounded only once within
     `with`: the sampler uses it at every token.
     """

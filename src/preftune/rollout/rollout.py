@@ -1,52 +1,12 @@
 """The record of sampled responses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from preftune.data.batch import Sequences
-
-
-class Rows:
-    """A dataclass of `sequences` and tensors, of which rows are taken; (B, T) tensors are cut to the longest
-    of them.
-    """
-
-    __slots__ = ()
-    sequences: Sequences
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, rows: slice | Tensor) -> Self:
-        sequences = self.sequences[rows]
-        width = sequences.ids.shape[1]
-
-        def cut(value: object) -> object:
-            if isinstance(value, Sequences):
-                return sequences
-            if isinstance(value, dict):
-                return {name: numbers[rows] for name, numbers in value.items()}
-            if not isinstance(value, Tensor):
-                return value
-            return value[rows][:, :width] if value.dim() == 2 else value[rows]
-
-        return self._each(cut)
-
-    def to(self, device: torch.device) -> Self:
-        def moved(value: object) -> object:
-            if isinstance(value, dict):
-                return {name: numbers.to(device) for name, numbers in value.items()}
-            return value.to(device) if isinstance(value, Sequences | Tensor) else value
-
-        return self._each(moved)
-
-    def _each(self, change: Callable[[object], object]) -> Self:
-        record: Any = self
-        return type(record)(**{f.name: change(getattr(self, f.name)) for f in fields(record)})
+from preftune.data.batch import Rows, Sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +51,8 @@ class Rollout(Rows):
 
 def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:
     """The rollout of all processes, from that of this one: `gather` concatenates their rows."""
-    sequences, values, sampler_logprobs = rollout.sequences, rollout.values, rollout.sampler_logprobs
-    valid = gather(
-        torch.ones_like(sequences.ids[:, 0], dtype=torch.bool) if rollout.valid is None else rollout.valid
-    )
-    ended = rollout.ended
-    return Rollout(
-        sequences=Sequences(gather(sequences.ids), gather(sequences.attention), gather(sequences.response)),
-        logprobs=gather(rollout.logprobs),
-        reference_logprobs=gather(rollout.reference_logprobs),
-        values=None if values is None else gather(values),
-        scores=gather(rollout.scores),
-        group=torch.arange(len(valid), device=valid.device) // responses_per_prompt,
-        ended=None if ended is None else gather(ended),
-        valid=None if bool(valid.all()) else valid,
-        sampler_logprobs=None if sampler_logprobs is None else gather(sampler_logprobs),
-        cap=rollout.cap,
-        by_function={name: gather(numbers) for name, numbers in rollout.by_function.items()},
-    )
+    whole = replace(rollout, valid=None, group=None).changed(gather)
+    all_rows = torch.ones_like(rollout.sequences.ids[:, 0], dtype=torch.bool)
+    valid = gather(all_rows if rollout.valid is None else rollout.valid)
+    group = torch.arange(len(whole), device=valid.device) // responses_per_prompt
+    return replace(whole, group=group, valid=None if bool(valid.all()) else valid)

@@ -15,7 +15,7 @@ from typing import Any
 
 from preftune.config import parents
 from preftune.config.algorithms.base import StageSettings
-from preftune.errors import UsageError, meant
+from preftune.errors import UsageError, one_of
 from preftune.rundir import RunDir, read_object, write_json
 from preftune.runs.stages import Stage, made_of_what_is_here
 from preftune.sums import read_sealed
@@ -25,10 +25,7 @@ def with_children(stages: Mapping[str, StageSettings], names: Sequence[str]) -> 
     """The stages asked for and all that read their models. UsageError for a name that is no stage."""
     for name in names:
         if name not in stages:
-            raise UsageError(
-                f"--redo {name}: there is no such stage",
-                f"{meant(name, stages)}the stages are: {', '.join(stages)}",
-            )
+            raise UsageError(f"--redo {name}: there is no such stage", one_of(name, stages))
     affected = set(names)
     while more := {n for n, s in stages.items() if n not in affected and affected & set(parents(s))}:
         affected |= more

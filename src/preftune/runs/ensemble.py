@@ -20,12 +20,12 @@ from typing import Any
 
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source
-from preftune.rundir import RunDir, read_json, read_jsonl, sync, write_json, write_jsonl, write_text
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from preftune.runs.cards import model_card
 from preftune.runs.experts import fitted_gate
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import share
-from preftune.runs.save import load_reward_model, normalised
+from preftune.runs.save import load_reward_model, normalised, settle
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
 from preftune.runs.train import run_stage
@@ -141,10 +141,7 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: 
     unit: Json = {"mean": mean, "std": std}
     write_json(target / SIDE_FILE, side | unit)
     write_text(target / "README.md", model_card(session, stage))
-    for file in target.glob("*"):
-        if file.is_file():
-            file.chmod(target.stat().st_mode & 0o666)  # libraries differ
-        sync(file)
+    settle(target, target.glob("*"))
     return unit
 
 

@@ -67,6 +67,15 @@ def refuse_if_held(run: RunDir) -> None:
                 _take(run, file, looks=True)
 
 
+def is_held(run: RunDir) -> bool:
+    """Whether another process works there."""
+    try:
+        refuse_if_held(run)
+    except RunLocked:
+        return True
+    return False
+
+
 def _opened(path: Path) -> int:
     """The lock file, made if need be. OSError for a link; ConfigError for a file with a second name."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)

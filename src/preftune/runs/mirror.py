@@ -20,7 +20,7 @@ from pathlib import Path
 from preftune.errors import ConfigError, PreftuneError
 from preftune.rundir import RunDir, read_text, sha256_file, write_text
 from preftune.runs.inputs import COMMITS, mirrored_commits
-from preftune.runs.stages import Stage, copy_files, differences, is_finished, refuse_foreign
+from preftune.runs.stages import Stage, changes, copy_files, is_finished, refuse_foreign
 from preftune.sums import read_sealed, write_sealed
 from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
 
@@ -167,7 +167,7 @@ class Mirror:
         if recorded.get("key") != stage.key:
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
-                + "\n  ".join(differences(recorded.get("inputs", {}), dict(stage.inputs))[:5]),
+                + "\n  ".join(changes(recorded, stage)[:5]),
                 hint="give this run its own mirror",
             )
 

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, PreftuneError, RunLocked
+from preftune.errors import InputMissing, PreftuneError
 from preftune.records.verdict import BETTER, RULE, WORSE
 from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_object
-from preftune.runs.lock import refuse_if_held
+from preftune.runs.lock import is_held
 from preftune.sums import check_own, read_sealed
 from preftune.untrusted import printable
 from preftune.version import __version__
@@ -143,11 +143,7 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     records = {name: read_sealed(run.stage_json(name)).get("status") for name in stages}
     finished = [name for name, status in records.items() if status == "finished"]
     begun = [name for name, status in records.items() if status == "running"]
-    in_use = False
-    try:
-        refuse_if_held(run)
-    except RunLocked:
-        in_use = True
+    in_use = is_held(run)
     phrases = [f"{len(finished)} of {len(stages)} stages finished"]
     phrases += [f"{'under way' if in_use else 'stopped'} in {' and '.join(begun)}"] if begun else []
     phrases += ["reported"] if len(finished) == len(stages) and run.report_page.is_file() else []

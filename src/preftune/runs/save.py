@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -101,16 +101,21 @@ def in_place(partial: Path, target: Path) -> None:
     """Give a directory that is written its name, with all of it on the disk and as open as the umask allows.
     What has that name is replaced: `begin` made sure that it is ours.
     """
-    for file in partial.rglob("*"):
-        if file.is_file():
-            file.chmod(partial.stat().st_mode & 0o666)  # libraries differ
-        sync(file)
+    settle(partial, partial.rglob("*"))
     faultpoint("model.rename")
     if target.exists():
         shutil.rmtree(target)
     os.rename(partial, target)
     sync(target.parent)
     faultpoint("model.renamed")
+
+
+def settle(folder: Path, files: Iterable[Path]) -> None:
+    """Put files of a directory onto the disk, as open as it is."""
+    for file in files:
+        if file.is_file():
+            file.chmod(folder.stat().st_mode & 0o666)  # libraries differ
+        sync(file)
 
 
 def _write_head(model: RewardModel, directory: Path) -> None:

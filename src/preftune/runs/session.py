@@ -31,7 +31,7 @@ from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
 from preftune.runs.sources import data_settings, held_out_prompts, in_part, left_out, own_rows
-from preftune.runs.stages import SIDE_FILE, Stage, check_model, settings_of
+from preftune.runs.stages import SIDE_FILE, Stage, check_model, inputs_in, settings_of
 from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
 from preftune.training.precision import Precision, effective_precision
@@ -300,8 +300,7 @@ class Session:
     def _recorded_commit(self, judge: str) -> str | None:
         """That with which a stage of this run was begun, for a judge of the hub."""
         for name in self.config.stage:
-            inputs = read_sealed(self.run.stage_json(name)).get("inputs")
-            settings = inputs.get("settings") if isinstance(inputs, dict) else None
+            settings = inputs_in(read_sealed(self.run.stage_json(name))).get("settings")
             for record in map(settings.get, _JUDGES) if isinstance(settings, dict) else ():
                 if isinstance(record, dict) and record.get("name") == judge:
                     commit = record.get("commit")
@@ -340,8 +339,7 @@ class Session:
     def _recorded_inputs(self, stage: str) -> dict[str, Any]:
         """Of a finished stage, for a session that trains nothing: it goes by them."""
         recorded = read_sealed(self.run.stage_json(stage)) if not self.trains else {}
-        inputs = recorded.get("inputs")
-        return inputs if recorded.get("status") == "finished" and isinstance(inputs, dict) else {}
+        return inputs_in(recorded) if recorded.get("status") == "finished" else {}
 
     def _functions(self, stage: str, terms: str) -> dict[str, Any]:
         if inputs := self._recorded_inputs(stage):
@@ -360,8 +358,8 @@ class Session:
         commit = {"commit": self.base.commit} if self.base.commit else {}
         weights = {"sha256": fingerprint(self.base), **commit, **version}
         old = sum_of(weights)  # of a run from before the files beside the weights were part of the key
-        records = [read_sealed(self.run.stage_json(name)).get("inputs") for name in self.config.stage]
-        parent_keys = [record.get("parents") or {} for record in records if isinstance(record, dict)]
+        records = [inputs_in(read_sealed(self.run.stage_json(name))) for name in self.config.stage]
+        parent_keys = [inputs.get("parents") or {} for inputs in records]
         if any(old in keys.values() for keys in parent_keys):
             return weights
         beside = surroundings(self.base)

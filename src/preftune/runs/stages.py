@@ -84,8 +84,7 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     if recorded.get("key") != stage.key:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
-        inputs = recorded.get("inputs")
-        changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
+        changed = changes(recorded, stage)
         why_not = why_not_longer(run, stage, recorded, changed)
         if why_not == "" or _is_combined_otherwise(run, stage, changed):
             return False
@@ -118,8 +117,8 @@ def why_not_longer(
     """Why a finished stage whose steps or epochs were raised cannot go on from its last state; "" if it can,
     None where something else has changed, or nothing was raised.
     """
-    kind, before, now = config_of(stage.algorithm), recorded.get("inputs"), stage.inputs.get("settings", {})
-    before = before.get("settings", {}) if isinstance(before, dict) else {}
+    kind, now = config_of(stage.algorithm), stage.inputs.get("settings", {})
+    before = inputs_in(recorded).get("settings", {})
     name = kind.length if kind else ""
     if (
         not name
@@ -150,8 +149,7 @@ def goes_on(run: RunDir, stage: Stage) -> str:
     recorded = read_sealed(run.stage_json(stage.name))
     if recorded.get("status") != "finished" or recorded.get("key") == stage.key:
         return ""
-    changed = differences(recorded.get("inputs", {}), dict(stage.inputs))
-    return f"continues after step {recorded.get('steps')}: {'; '.join(changed)}"
+    return f"continues after step {recorded.get('steps')}: {'; '.join(changes(recorded, stage))}"
 
 
 def members_begun(run: RunDir, name: str) -> list[Path]:
@@ -295,6 +293,17 @@ def _record(stage: Stage) -> dict[str, Any]:
         "key": stage.key,
         "inputs": dict(stage.inputs),
     }
+
+
+def changes(recorded: Mapping[str, Any], stage: Stage) -> list[str]:
+    """What differs in the inputs of a stage from those that a record of it has."""
+    return differences(inputs_in(recorded), stage.inputs)
+
+
+def inputs_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What the key in a record is made of; {} where that cannot be read."""
+    inputs = recorded.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data import Dialogue, Encoder, Sequences, Turn, pad_prompts, pad_sequences
+from preftune.data.dialogue import ROLES
 from preftune.data.encode import UNLIMITED
 from preftune.errors import DataError, InputMissing
 from preftune.models.load import load_causal_lm
@@ -25,7 +26,7 @@ from preftune.runs.save import load_reward_model as _load_roles
 from preftune.seeding import derive_seed
 
 _BATCH = 16
-_ROLES: Mapping[str, Any] = {"user": "human", "assistant": "assistant", "system": "system"}
+_ROLES: Mapping[str, Any] = {theirs: ours for ours, theirs in ROLES.items()}
 
 Prompt = str | Sequence[Mapping[str, str]]
 

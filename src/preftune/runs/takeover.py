@@ -11,8 +11,8 @@ from preftune.rundir import RunDir, read_text, write_text
 from preftune.runs.session import Session
 from preftune.runs.stages import (
     Stage,
+    changes,
     copy_files,
-    differences,
     drop_checkpoints,
     is_finished,
     made_of_what_is_here,
@@ -81,8 +81,7 @@ def _reason(run: RunDir, origin: RunDir, stage: Stage, reused: Sequence[str] = (
     if record.get("status") != "finished" or not stage.model_dir(origin).is_dir():
         return "not finished there"
     if record.get("key") != stage.key:
-        inputs = record.get("inputs")
-        changed = differences(inputs if isinstance(inputs, dict) else {}, dict(stage.inputs))
+        changed = changes(record, stage)
         lines = [line for line in changed if not line.startswith("parents.")]
         return "; ".join(lines[:3]) or f"another {' and '.join(line[8:].split(':')[0] for line in changed)}"
     if listed(record) is None:

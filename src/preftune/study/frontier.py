@@ -3,13 +3,12 @@ figure 2), with exact KL and intervals over seeds and prompts.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from preftune.evaluation.pooled import pooled_gain
 from preftune.study.cells import interval
 from preftune.study.design import Design
-from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl
+from preftune.study.values import COLUMNS, Floats, SeedValues, at_distance, best_at_kl
 
 LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
 LEAST_VALUES = 2  # that a method was trained at, besides SFT itself
@@ -23,7 +22,8 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
     for key, stages in design.sweeps.items():
         names = list(dict.fromkeys(stages.values()))
         if len(names) >= LEAST_VALUES:
-            gains = [[_at(_points(values, names, kind), kl) for values in seeds] for kl in LEVELS]
+            points = [_points(values, names, kind) for values in seeds]
+            gains = [[at_distance(each, kl**0.5) for each in points] for kl in LEVELS]
             label = design.config.stage[names[0]].label
             rows.append({"method": label, "setting": key, "at": [_pooled(g, resamples) for g in gains]})
     if rows:
@@ -38,16 +38,6 @@ def _points(values: SeedValues, names: Sequence[str], kind: str) -> list[tuple[f
     kl, gain = COLUMNS.index("kl"), COLUMNS.index("gold_gain")
     points = [(max(float(table[:, kl].mean()), 0.0) ** 0.5, table[:, gain]) for table in tables]
     return sorted((point for point in points if point[0] >= 0), key=lambda point: point[0])
-
-
-def _at(points: Sequence[tuple[float, Floats]], kl: float) -> Floats | None:
-    """Between two points, linear in √KL; None beyond the farthest."""
-    d = kl**0.5
-    for (near, low), (far, high) in pairwise(points):
-        if near <= d <= far and far > near:
-            share = (d - near) / (far - near)
-            return (1 - share) * low + share * high
-    return None
 
 
 def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preftune.config import load_recipe, stage_order
 from preftune.config.graph import stages_until
-from preftune.errors import InputMissing, UsageError, meant
+from preftune.errors import InputMissing, UsageError, one_of
 from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
@@ -120,9 +120,7 @@ def _refuse(
     if any(text.partition("=")[0].strip() == "seed" for text in request.overrides):
         raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
     if where.on not in ON:
-        raise UsageError(
-            f"--on {where.on}: no such place", f"{meant(where.on, ON)}choose one of {', '.join(ON)}"
-        )
+        raise UsageError(f"--on {where.on}: no such place", one_of(where.on, ON))
     if where.resources and where.on == HERE:
         raise UsageError("--resource is for a cluster", "say which one with --on slurm or --on ray")
     if keep and where.mirror:

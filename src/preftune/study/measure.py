@@ -21,7 +21,7 @@ from preftune.models.roles import Policy
 from preftune.records.base import write_record
 from preftune.records.study import BestFile, PolicyFile
 from preftune.rollout.score import Scorer
-from preftune.rundir import BASE, read_object
+from preftune.rundir import BASE, each_leaf, read_object
 from preftune.runs.session import Session
 from preftune.study.design import VERSION, Design
 from preftune.sums import sum_of
@@ -260,8 +260,4 @@ def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
 
 def _rounded(value: Any) -> Any:
     """Numbers to seven digits: a file of per-prompt values is read by machines and kept by people."""
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+    return each_leaf(value, lambda leaf: float(f"{leaf:.7g}") if isinstance(leaf, float) else leaf)

@@ -22,15 +22,10 @@ INTERVAL = (
     "95 %, hierarchical bootstrap: seeds, then prompts within each; deviations between seeds widened for "
     "their small number (Hesterberg 2015, arXiv:1411.5279); within one seed, over its prompts"
 )
-LEAST = {
-    "kl": 0.0,
-    "length": 0.0,
-    "eos_rate": 0.0,
-    "repetition_4": 0.0,
-    "win_rate": 0.0,
-    "gold_win_rate": 0.0,
+RANGES = {  # of what cannot have every value; the others are those of all numbers
+    **dict.fromkeys(("kl", "length"), (0.0, math.inf)),
+    **dict.fromkeys(("eos_rate", "repetition_4", "win_rate", "gold_win_rate"), (0.0, 1.0)),
 }
-MOST = {"eos_rate": 1.0, "repetition_4": 1.0, "win_rate": 1.0, "gold_win_rate": 1.0}
 
 
 def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
@@ -127,10 +122,8 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
     pooled = pooled_means(tables, resamples)
     numbers: dict[str, Any] = {"n_seeds": len(tables), "n_prompts": len(tables[0])}
     for i, name in enumerate(COLUMNS):
-        low, high = (
-            max(pooled.low[i], LEAST.get(name, -math.inf)),
-            min(pooled.high[i], MOST.get(name, math.inf)),
-        )
+        least, most = RANGES.get(name, (-math.inf, math.inf))
+        low, high = max(pooled.low[i], least), min(pooled.high[i], most)
         ends = {"": pooled.mean[i], "_low": low, "_high": high}
         numbers |= {f"{name}{end}": _known(value) for end, value in ends.items()}
     for gain, name in (("gold_gain", "gold"), ("proxy_gain", "proxy")):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +101,14 @@ def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
     arXiv:2401.01879): at the KL given, best-of-n may really reach a little more.
     """
     distances = np.sqrt(np.array(values.best_kl))
-    d, gold = math.sqrt(max(kl, 0.0)), values.best[kind]["gold"]
-    if not d <= distances[-1]:
-        return None
-    above = min(max(int(np.searchsorted(distances, d)), 1), len(distances) - 1)
-    share = (d - distances[above - 1]) / (distances[above] - distances[above - 1])
-    return (1 - share) * gold[:, above - 1] + share * gold[:, above]
+    gold = values.best[kind]["gold"]
+    return at_distance(list(zip(distances, gold.T, strict=True)), math.sqrt(max(kl, 0.0)))
+
+
+def at_distance(points: Sequence[tuple[float, Floats]], d: float) -> Floats | None:
+    """Between two of the points (√KL, values), nearest first, linear in √KL; None beyond the farthest."""
+    for (near, low), (far, high) in pairwise(points):
+        if near <= d <= far and far > near:
+            share = (d - near) / (far - near)
+            return (1 - share) * low + share * high
+    return None

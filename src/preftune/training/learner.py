@@ -81,6 +81,11 @@ class Learner:
             kwargs_handlers=[patience],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else a variable says it
         )
+        self.device: torch.device = self.accelerator.device
+        self.is_main: bool = self.accelerator.is_main_process  # it writes the files
+        self.rank: int = self.accelerator.process_index  # the number of this process, from 0
+        self.world: int = self.accelerator.num_processes
+        self.is_alone = self.world == 1
         if not self.is_alone:
             introduce(self.together)
         refuse_emulation(self.device, self.precision)
@@ -97,33 +102,9 @@ class Learner:
         self.noted: dict[str, Tensor] = {}  # what an algorithm saw in this step (see `note`)
 
     @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files."""
-        return self.accelerator.is_main_process
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this is the only process."""
-        return self.world == 1
-
-    @property
     def file_suffix(self) -> str:
         """What follows the name of a file of this process's parts: -00001-of-00002."""
         return f"-{self.rank + 1:05}-of-{self.world:05}"
-
-    @property
-    def rank(self) -> int:
-        """The number of this process, from 0."""
-        return self.accelerator.process_index
-
-    @property
-    def world(self) -> int:
-        """How many processes there are."""
-        return self.accelerator.num_processes
 
     def together(self, items: list[T]) -> list[T]:
         """The items of all processes, in the order of these."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from preftune.config import RunConfig, load_recipe, stage_order
-from preftune.errors import PreftuneError, RunLocked
+from preftune.errors import PreftuneError
 from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.records.stage import LiveRecord, MetricsRow, StageRecord
@@ -26,7 +26,7 @@ from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
 from preftune.report.view import RunView, StageView
 from preftune.rundir import BASE, RunDir, decoded
-from preftune.runs.lock import refuse_if_held
+from preftune.runs.lock import is_held
 
 KEPT = 2000  # rows of a stage
 _BYTES = 1 << 22  # of a file, at a time
@@ -153,7 +153,7 @@ class Watched:
             name=self.config.name,
             config=self.config,
             records=records,
-            locked=self._inside or self._is_held(),
+            locked=self._inside or is_held(self.run),
             stage=stage,
             tail=self._tail,
             live=live,
@@ -167,13 +167,6 @@ class Watched:
         with suppress(PreftuneError):
             return read_record(self.run.stage_json(name), StageRecord)
         return StageRecord()
-
-    def _is_held(self) -> bool:
-        try:
-            refuse_if_held(self.run)
-        except RunLocked:
-            return True
-        return False
 
     def _checkpoint(self, stage: str) -> int:
         with suppress(OSError):  # the directory may go while it is read

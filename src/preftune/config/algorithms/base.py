@@ -16,7 +16,7 @@ from pydantic import Field
 from preftune.config.algorithms.healthy import Healthy
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.algorithms.optimizer import OptimizerConfig
-from preftune.config.base import Count, Name, Settings
+from preftune.config.base import Count, Name, Settings, later
 from preftune.config.trainable import Trainable
 from preftune.errors import ConfigError
 
@@ -52,6 +52,7 @@ class StageSettings(Settings):
     healthy · ranges that the page in docs/algorithms/ gives
     not_drawn · metrics that mean nothing as a curve
     length · the setting that says how long it trains, and nothing else
+    judge_key · the setting that names what scores
     combining · settings of how its models are combined, which none of them depends on
     card, card_limits · what the model card says: "This is ...", and limits besides those of every model
     """
@@ -71,27 +72,22 @@ class StageSettings(Settings):
     card_limits: ClassVar[tuple[str, ...]] = ()
     combining: ClassVar[tuple[str, ...]] = ()
     length: ClassVar[str] = ""
+    judge_key: ClassVar[str] = "reward_model"
 
-    data: Name | None = Field(
-        default=None,
-        exclude_if=lambda data: data is None,  # keys of stages from before this setting stay valid
-        description="Data of this stage, instead of the run's: a stage that collects, a file, a directory "
+    data: Name | None = later(
+        None,
+        "Data of this stage, instead of the run's: a stage that collects, a file, a directory "
         '(with a slash: ./DIR), a hub id, or "world". Prompts held out by the run are left out.',
     )
-    trainable: Trainable | None = Field(
-        default=None,
-        exclude_if=lambda trainable: trainable is None,
-        description="Weights that this stage trains, if not model.trainable.",
-    )
+    trainable: Trainable | None = later(None, "Weights that this stage trains, if not model.trainable.")
 
-    rounds: Count = Field(
-        default=1,
-        exclude_if=lambda rounds: rounds == 1,
-        description="Number of times to run the chain from the stage that collects its data to this "
+    rounds: Count = later(
+        1,
+        "Number of times to run the chain from the stage that collects its data to this "
         "one; each round starts from the previous round's policy (docs/collect.md).",
     )
 
-    if TYPE_CHECKING:  # every stage has these fields, each in its own words, order and default
+    if TYPE_CHECKING:  # every stage has these fields, in its own words and with its own defaults
         algorithm: Any  # a Literal: the name
         init: str
         epochs: int
@@ -150,11 +146,6 @@ class StageSettings(Settings):
         return [rows // parts] * len(learners)
 
     # --- the graph
-
-    @property
-    def judge_key(self) -> str:
-        """The setting that names what scores."""
-        return "reward_model"
 
     @property
     def scored_by(self) -> str | None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Batch, StageSettings, algorithm_field, names_a_stage
 from preftune.config.algorithms.llm import LLM, LLMConfig
-from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.base import Count, Name, NonNegative, Positive, later
 from preftune.config.rewards import reward_terms
 
 
@@ -21,6 +21,7 @@ class CollectConfig(StageSettings):
     batch: ClassVar[Batch] = "prompts"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
     implementation: ClassVar[str] = ""
+    judge_key: ClassVar[str] = "judge"
 
     algorithm: Literal["collect"] = algorithm_field("collect")
     init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')
@@ -36,15 +37,12 @@ class CollectConfig(StageSettings):
         description="Maximum number of new tokens per reply; none takes evaluation.max_new_tokens.",
     )
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
-    missing_eos_score: float | None = Field(
-        default=None,
-        exclude_if=lambda score: score is None,
-        description="Score of a reply that does not end; none keeps its own score. PPO and GRPO give it -1.",
+    missing_eos_score: float | None = later(
+        None, "Score of a reply that does not end; none keeps its own score. PPO and GRPO give it -1."
     )
-    truncated: Literal["keep", "drop"] = Field(
-        default="keep",
-        exclude_if=lambda choice: choice == "keep",
-        description="Replies that do not end: judged like others, or in no pair. A pair of which one reply "
+    truncated: Literal["keep", "drop"] = later(
+        "keep",
+        "Replies that do not end: judged like others, or in no pair. A pair of which one reply "
         "ends also teaches whether to end.",
     )
     pairing: Literal["best_worst", "all", "random"] = Field(
@@ -70,11 +68,7 @@ class CollectConfig(StageSettings):
     microbatch_size: Count = Field(
         default=8, description="Replies per forward pass of the judge; bounds memory, not results."
     )
-    llm: LLMConfig = Field(
-        default_factory=LLMConfig,
-        exclude_if=lambda llm: llm == LLMConfig(),
-        description="Where and how a language model is asked.",
-    )
+    llm: LLMConfig = later(LLMConfig(), "Where and how a language model is asked.")
 
     @model_validator(mode="after")
     def _judge_is_one(self) -> Self:
@@ -91,10 +85,6 @@ class CollectConfig(StageSettings):
     @property
     def online(self) -> bool:
         return False  # it samples, and learns nothing
-
-    @property
-    def judge_key(self) -> str:
-        return "judge"
 
     @property
     def scored_by(self) -> str | None:

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, Healthy, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
-from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.base import Name, NonNegative, Positive, later
 from preftune.kinds import SMOOTHED_KINDS, PreferenceKind
 
 
@@ -29,19 +29,9 @@ class DPOConfig(OfflineConfig):
     card: ClassVar[str] = "a policy trained with DPO on preference pairs"
 
     algorithm: Literal["dpo"] = algorithm_field("dpo")
-    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
-    reference: Name | None = Field(
-        default=None,
-        exclude_if=lambda stage: stage is None,  # keys of stages from before this setting stay valid
-        description='Reference policy, if it is not the initial one: a policy stage, or "base".',
+    reference: Name | None = later(
+        None, 'Reference policy, if it is not the initial one: a policy stage, or "base".'
     )
-    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
-    epochs: Count = Field(default=1, description="Training epochs.")
-    batch_size: Count = Field(default=32, description="Pairs per update.")
-    microbatch_size: Count = Field(
-        default=8, description="Pairs per forward pass; bounds memory, not results."
-    )
-    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
     beta: Positive = Field(default=0.1, description="Strength of the KL constraint to the reference.")
     kind: PreferenceKind = Field(default="sigmoid", description="Preference loss.")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
@@ -50,13 +40,11 @@ class DPOConfig(OfflineConfig):
     length_average: bool = Field(
         default=False, description="Average log-probabilities over the response instead of summing them."
     )
-    sft_coef: NonNegative = Field(
-        default=0.0,
-        exclude_if=lambda weight: weight == 0,  # keys of stages from before this setting stay valid
-        description="Weight of the chosen response's negative log-likelihood per token in the loss (Pang et "
+    sft_coef: NonNegative = later(
+        0.0,
+        "Weight of the chosen response's negative log-likelihood per token in the loss (Pang et "
         "al., arXiv:2404.19733); keeps responses, and their ends, likely.",
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @model_validator(mode="after")
     def _smoothing_has_a_kind(self) -> Self:

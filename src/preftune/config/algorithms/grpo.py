@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Healthy, algorithm_field
 from preftune.config.algorithms.online import OnlineConfig
-from preftune.config.base import Count, NonNegative, Positive
+from preftune.config.base import NonNegative, Positive
 
 
 class GRPOConfig(OnlineConfig):
@@ -15,11 +15,6 @@ class GRPOConfig(OnlineConfig):
 
     label: ClassVar[str] = "GRPO"
     implementation: ClassVar[str] = "preftune.algorithms.grpo:GRPO"
-    headline: ClassVar[Mapping[str, str]] = {
-        "reward": "score",
-        "kl_per_sequence": "KL",
-        "completions/mean_length": "length",
-    }
     healthy: ClassVar[Mapping[str, Healthy]] = {
         "frac_reward_zero_std": Healthy(words="below 0.2", high=0.2),
         "kl": Healthy(words="0 to 0.1", low=0.0, high=0.1),
@@ -31,17 +26,9 @@ class GRPOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with GRPO against a reward model"
 
     algorithm: Literal["grpo"] = algorithm_field("grpo")
-    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
-    batch_size: Count = Field(default=64, description="Responses per step (prompts times group_size).")
-    group_size: Annotated[int, Field(ge=2)] = Field(default=8, description="Responses per prompt.")
-    minibatches: Count = Field(
-        default=1, description="Optimizer updates per epoch over the sampled responses."
+    group_size: Annotated[int, Field(ge=2)] = Field(
+        default=8, description="Responses per prompt; a step has batch_size / group_size prompts."
     )
-    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
-    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
     kl_coef: NonNegative = Field(default=0.04, description="KL penalty coefficient, in the loss.")
     kl: Literal["k2", "k3", "k3_ratio"] = Field(
         default="k3", description="KL estimator; k3_ratio weights k3 by the policy ratio."
@@ -58,7 +45,6 @@ class GRPOConfig(OnlineConfig):
         default="group",
         description="Standard deviation that normalises advantages: of the group, the batch, or none.",
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @property
     def items_per_row(self) -> int:

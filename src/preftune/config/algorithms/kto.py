@@ -8,12 +8,11 @@ from pydantic import Field, model_validator
 from preftune.config.algorithms.base import (
     Batch,
     Healthy,
-    OptimizerConfig,
     algorithm_field,
     must_divide,
 )
 from preftune.config.algorithms.offline import OfflineConfig
-from preftune.config.base import Count, Name, NonNegative, Positive
+from preftune.config.base import NonNegative, Positive
 
 
 class KTOConfig(OfflineConfig):
@@ -28,22 +27,12 @@ class KTOConfig(OfflineConfig):
     card: ClassVar[str] = "a policy trained with KTO on desirable and undesirable responses"
 
     algorithm: Literal["kto"] = algorithm_field("kto")
-    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
-    rows: Count | None = Field(
-        default=None, description="Number of training pairs, or labelled replies; none uses all."
-    )
-    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: int = Field(
         default=64, ge=4, description="Responses per update: a pair gives a desirable and an undesirable one."
     )
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
-    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
     beta: Positive = Field(default=0.1, description="Strength of the KL constraint to the reference.")
     desirable_weight: NonNegative = Field(default=1.0, description="Weight of desirable responses.")
     undesirable_weight: NonNegative = Field(default=1.0, description="Weight of undesirable responses.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @model_validator(mode="after")
     def _whole_pairs(self) -> Self:

@@ -2,33 +2,39 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Part, StageSettings
-from preftune.config.base import Name
+from preftune.config.algorithms.base import OptimizerConfig, Part, StageSettings
+from preftune.config.base import Count, Name, Positive, later
 
 
 class OfflineConfig(StageSettings):
     """What algorithms share that learn from training rows: how many of them, and how often."""
 
     length: ClassVar[str] = "epochs"
-    if TYPE_CHECKING:
-        rows: int | None
 
     algorithm: Any = Field(description="Algorithm of this stage.")
-    part: Part = Field(
-        default="all",
-        exclude_if=lambda part: part == "all",  # recipes and stages from before this setting stay valid
-        description="Half of the training prompts to learn from: what learns from one half and a judge on "
+    part: Part = later(
+        "all",
+        "Half of the training prompts to learn from: what learns from one half and a judge on "
         "the other share no prompt.",
     )
-    sources: Name | None = Field(
-        default=None,
-        exclude_if=lambda sources: sources is None,
-        description="Learn only from rows whose source, the directory of their file, has this in its name.",
+    sources: Name | None = later(
+        None, "Learn only from rows whose source, the directory of their file, has this in its name."
     )
+    init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
+    rows: Count | None = Field(
+        default=None, description="Number of training rows, such as pairs or single replies; none uses all."
+    )
+    epochs: Count = Field(default=1, description="Training epochs.")
+    batch_size: Count = Field(default=32, description="Pairs per update.")
+    microbatch_size: Count = Field(
+        default=8, description="How many of batch_size per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     def training_part(self) -> Part:
         return self.part

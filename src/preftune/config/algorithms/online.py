@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, StageSettings, from_outside, must_divide
-from preftune.config.base import Count, Name, Positive, words_in
+from preftune.config.algorithms.base import Batch, OptimizerConfig, StageSettings, from_outside, must_divide
+from preftune.config.base import Count, Name, Positive, later, words_in
 from preftune.config.rewards import Functions, RewardTerms, reward_terms
 
 
@@ -18,6 +18,11 @@ class OnlineConfig(StageSettings):
     length: ClassVar[str] = "steps"
     kl_metric: ClassVar[str] = "kl_per_sequence"  # what kl_budget bounds
     score_metric: ClassVar[str] = "reward"
+    headline: ClassVar[Mapping[str, str]] = {
+        "reward": "score",
+        "kl_per_sequence": "KL",
+        "completions/mean_length": "length",
+    }
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
@@ -26,21 +31,16 @@ class OnlineConfig(StageSettings):
         description="Reward stage that scores responses, a stage such as DPO for its implicit reward, or the "
         "directory or hub id of a reward model (with a slash); none: functions only.",
     )
-    reward_functions: RewardTerms | None = Field(
-        default=None,
-        exclude_if=lambda terms: terms is None,  # keys of stages from before this setting stay valid
-        description='Python functions added to the score: "module:function", or "0.5 * a:f + b:g".',
+    reward_functions: RewardTerms | None = later(
+        None, 'Python functions added to the score: "module:function", or "0.5 * a:f + b:g".'
     )
-    watched_functions: Functions | None = Field(
-        default=None,
-        exclude_if=lambda names: names is None,
-        description='Python functions that are measured at every step and enter no score: "module:function", '
+    watched_functions: Functions | None = later(
+        None,
+        'Python functions that are measured at every step and enter no score: "module:function", '
         "or several with commas. What they give is logged, as of reward_functions, as rewards/FUNCTION/mean.",
     )
-    on_reward_error: Literal["stop", "mask"] = Field(
-        default="stop",
-        exclude_if=lambda rule: rule == "stop",
-        description="When a reward function fails: stop the run, or mask the response.",
+    on_reward_error: Literal["stop", "mask"] = later(
+        "stop", "When a reward function fails: stop the run, or mask the response."
     )
     missing_eos_score: float | None = Field(
         default=-1.0,
@@ -52,16 +52,25 @@ class OnlineConfig(StageSettings):
     temperature: Positive = Field(
         default=1.0, description="Sampling temperature; log-probabilities use it too."
     )
-    kl_budget: Positive | None = Field(
-        default=None,
-        exclude_if=lambda budget: budget is None,
-        description="Stop the stage when a step measures more KL to the reference, in nats per "
+    kl_budget: Positive | None = later(
+        None,
+        "Stop the stage when a step measures more KL to the reference, in nats per "
         "response, and go back to the last checkpoint that was due before; none does not stop.",
     )
 
+    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
+    batch_size: Count = Field(default=64, description="Responses per step.")
+    minibatches: Count = Field(
+        default=1, description="Optimizer updates per epoch over the sampled responses."
+    )
+    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
+    microbatch_size: Count = Field(
+        default=8, description="Responses per forward pass; bounds memory, not results."
+    )
+    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
+
     if TYPE_CHECKING:
-        steps: int
-        minibatches: int
         kl_coef: float
 
     @model_validator(mode="before")

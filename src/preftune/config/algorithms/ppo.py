@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from preftune.config.algorithms.base import Healthy, OptimizerConfig, algorithm_field
 from preftune.config.algorithms.online import OnlineConfig
-from preftune.config.base import Count, NonNegative, Positive, Share
+from preftune.config.base import Count, NonNegative, Positive, Share, later
 
 
 class PPOConfig(OnlineConfig):
@@ -34,28 +34,20 @@ class PPOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with PPO against a reward model"
 
     algorithm: Literal["ppo"] = algorithm_field("ppo")
-    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
-    batch_size: Count = Field(default=64, description="Responses sampled per step.")
     minibatches: Count = Field(
         default=2, description="Optimizer updates per epoch over the sampled responses."
     )
     epochs: Count = Field(default=4, description="Epochs over the sampled responses.")
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
     learning_rate: Positive = Field(default=5e-6, description="Peak learning rate of the policy.")
     critic_learning_rate: Positive = Field(default=1e-5, description="Peak learning rate of the critic.")
     kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
-    kl_target: Positive | None = Field(
-        default=None,
-        exclude_if=lambda target: target is None,  # keys of stages from before this setting stay valid
-        description="Target KL to the reference, in nats per response, to which kl_coef adapts; none keeps "
+    kl_target: Positive | None = later(
+        None,
+        "Target KL to the reference, in nats per response, to which kl_coef adapts; none keeps "
         "kl_coef constant.",
     )
-    kl_horizon: Count = Field(
-        default=10_000,
-        exclude_if=lambda horizon: horizon == 10_000,
-        description="Responses over which kl_target may change kl_coef by a factor of at most about e^0.2.",
+    kl_horizon: Count = later(
+        10_000, "Responses over which kl_target may change kl_coef by a factor of at most about e^0.2."
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="PPO clip range of the probability ratio."
@@ -63,10 +55,8 @@ class PPOConfig(OnlineConfig):
     value_clip: Positive | None = Field(
         default=0.2, description="Clip range of the value function; none does not clip."
     )
-    critic_warmup: Annotated[int, Field(ge=0)] = Field(
-        default=0,
-        exclude_if=lambda steps: steps == 0,  # keys of stages from before this setting stay valid
-        description="Steps at the beginning that train the critic alone, so that it learns what to expect.",
+    critic_warmup: Annotated[int, Field(ge=0)] = later(
+        0, "Steps at the beginning that train the critic alone, so that it learns what to expect."
     )
     gamma: Share = Field(default=1.0, description="Discount factor.")
     lam: Share = Field(default=0.95, description="GAE lambda.")

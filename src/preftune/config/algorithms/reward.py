@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, Healthy, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
-from preftune.config.base import Count, Name, NonNegative, Positive, Words, words_in
+from preftune.config.base import Count, Name, NonNegative, Positive, Words, later, words_in
 
 
 class RewardConfig(OfflineConfig):
@@ -37,44 +37,26 @@ class RewardConfig(OfflineConfig):
     init: Name = Field(
         default="sft", description='Initial weights of the backbone: a policy stage, or "base".'
     )
-    rows: Count | None = Field(default=None, description="Number of training pairs; none uses all.")
-    epochs: Count = Field(default=1, description="Training epochs.")
-    batch_size: Count = Field(default=32, description="Pairs per update.")
-    microbatch_size: Count = Field(
-        default=8, description="Pairs per forward pass; bounds memory, not results."
-    )
     learning_rate: Positive = Field(default=1e-5, description="Peak learning rate.")
     center_coef: NonNegative = Field(
         default=0.0, description="Coefficient of the penalty that centers a pair's scores at 0."
     )
-    head_scale: NonNegative = Field(
-        default=1.0,
-        exclude_if=lambda scale: scale == 1.0,  # stages from before this setting stay valid
-        description="Standard deviation of the new scalar head, in units of 1/sqrt(width + 1); 0 starts "
+    head_scale: NonNegative = later(
+        1.0,
+        "Standard deviation of the new scalar head, in units of 1/sqrt(width + 1); 0 starts "
         "every score at 0. Pretrained models with large last hidden states need less than "
         "1, since their initial scores differ by more than the pairs teach.",
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
-    members: Count = Field(
-        default=1,
-        exclude_if=lambda members: members == 1,
-        description="Number of reward models in an ensemble, each with its own head and row order.",
-    )
-    combine: Literal["mean", "min", "mean-sd"] = Field(
-        default="mean",
-        exclude_if=lambda combine: combine == "mean",
-        description="Score of an ensemble: the mean or the minimum of its members' normalised scores, or the "
+    members: Count = later(1, "Number of reward models in an ensemble, each with its own head and row order.")
+    combine: Literal["mean", "min", "mean-sd"] = later(
+        "mean",
+        "Score of an ensemble: the mean or the minimum of its members' normalised scores, or the "
         "mean minus sd_coef times their sd (Coste et al., arXiv:2310.02743).",
     )
-    sd_coef: NonNegative = Field(
-        default=0.5,
-        exclude_if=lambda coef: coef == 0.5,
-        description='Factor of the sd among members in combine = "mean-sd".',
-    )
-    experts: Words | None = Field(
-        default=None,
-        exclude_if=lambda words: words is None,
-        description="One reward model for the rows of each of these kinds of source (as in sources, with "
+    sd_coef: NonNegative = later(0.5, 'Factor of the sd among members in combine = "mean-sd".')
+    experts: Words | None = later(
+        None,
+        "One reward model for the rows of each of these kinds of source (as in sources, with "
         'commas: "harmless, helpful"); a prompt says which of them judges the replies to it.',
     )
 

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Healthy, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Healthy, algorithm_field
 from preftune.config.algorithms.online import OnlineConfig
-from preftune.config.base import Count, NonNegative, Positive
+from preftune.config.base import NonNegative, Positive
 
 
 class RLOOConfig(OnlineConfig):
@@ -15,11 +15,6 @@ class RLOOConfig(OnlineConfig):
 
     label: ClassVar[str] = "RLOO"
     implementation: ClassVar[str] = "preftune.algorithms.rloo:RLOO"
-    headline: ClassVar[Mapping[str, str]] = {
-        "reward": "score",
-        "kl_per_sequence": "KL",
-        "completions/mean_length": "length",
-    }
     healthy: ClassVar[Mapping[str, Healthy]] = {
         "frac_reward_zero_std": Healthy(words="below 0.2", high=0.2),
         "kl_per_sequence": Healthy(words="about 30", alone="at most about 30", high=30.0),
@@ -30,23 +25,14 @@ class RLOOConfig(OnlineConfig):
     card: ClassVar[str] = "a policy trained with RLOO against a reward model"
 
     algorithm: Literal["rloo"] = algorithm_field("rloo")
-    steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")
-    batch_size: Count = Field(default=64, description="Responses per step (prompts times group_size).")
-    group_size: Annotated[int, Field(ge=2)] = Field(default=4, description="Responses per prompt.")
-    minibatches: Count = Field(
-        default=1, description="Optimizer updates per epoch over the sampled responses."
+    group_size: Annotated[int, Field(ge=2)] = Field(
+        default=4, description="Responses per prompt; a step has batch_size / group_size prompts."
     )
-    epochs: Count = Field(default=1, description="Epochs over the sampled responses.")
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
-    learning_rate: Positive = Field(default=2e-6, description="Peak learning rate.")
     kl_coef: NonNegative = Field(default=0.05, description="KL penalty coefficient, in the reward.")
     clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="Lower clip range of the ratio of a response."
     )
     clip_high: Positive = Field(default=0.2, description="Upper clip range of the ratio of a response.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
 
     @property
     def items_per_row(self) -> int:

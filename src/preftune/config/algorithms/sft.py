@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from preftune.config.algorithms.base import Batch, OptimizerConfig, algorithm_field
+from preftune.config.algorithms.base import Batch, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, Positive
 
@@ -21,11 +21,5 @@ class SFTConfig(OfflineConfig):
 
     algorithm: Literal["sft"] = algorithm_field("sft")
     init: Name = Field(default="base", description='Initial weights: a stage, or "base".')
-    rows: Count | None = Field(default=None, description="Number of training rows; none uses all.")
-    epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Responses per update.")
-    microbatch_size: Count = Field(
-        default=8, description="Responses per forward pass; bounds memory, not results."
-    )
     learning_rate: Positive = Field(default=2e-5, description="Peak learning rate.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")

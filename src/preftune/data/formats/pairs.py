@@ -96,20 +96,10 @@ def safe_rlhf(record: Record) -> list[Preference]:
 
 
 def strength(record: Record, names: tuple[str, str], key: str) -> list[Preference]:
-    """HelpSteer: below 0 the first of two replies is better, above 0 the second."""
+    """HelpSteer, in -3..3: below 0 the first of two replies is better, above 0 the second."""
     value = number_of(record[key], f'"{key}"')
     preferred = None if value == 0 else int(value > 0)
     return between(record, record[names[0]], record[names[1]], preferred)
-
-
-def helpsteer2(record: Record) -> list[Preference]:
-    """HelpSteer2-Preference: response_1, response_2, preference_strength in -3..3."""
-    return strength(record, ("response_1", "response_2"), "preference_strength")
-
-
-def helpsteer3(record: Record) -> list[Preference]:
-    """HelpSteer3: context (messages), response1, response2, overall_preference in -3..3."""
-    return strength(record, ("response1", "response2"), "overall_preference")
 
 
 def shp(record: Record) -> list[Preference]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from preftune.data.checks import BadRow, quote
@@ -35,13 +36,13 @@ FORMATS = (
         "HelpSteer2 preferences",
         ("prompt", "response_1", "response_2", "preference_strength"),
         "pairs",
-        pairs.helpsteer2,
+        partial(pairs.strength, names=("response_1", "response_2"), key="preference_strength"),
     ),
     Format(
         "HelpSteer3 preferences",
         ("context|prompt", "response1", "response2", "overall_preference"),
         "pairs",
-        pairs.helpsteer3,
+        partial(pairs.strength, names=("response1", "response2"), key="overall_preference"),
     ),
     Format("SHP", ("history", "human_ref_A", "human_ref_B", "labels"), "pairs", pairs.shp),
     Format("arena votes", ("conversation_a", "conversation_b", "winner"), "pairs", pairs.arena),

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from preftune.errors import BackendMissing, PermissionMissing, PreftuneError, StorageError
@@ -58,10 +59,15 @@ def compile_kernel(capability: str, to: Path | None = None) -> Path:
     return target
 
 
-if __name__ == "__main__":
+def main(capabilities: Sequence[str]) -> None:
+    """Build for these, as a command."""
     try:
-        for name in sys.argv[1:]:
+        for name in capabilities:
             print(compile_kernel(name))
     except PreftuneError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -11,7 +11,6 @@ depend on the rows beside it, bit by bit.
 import contextlib
 import ctypes
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from preftune.errors import PreftuneError
-from preftune.models.fast.compiled import FLAGS, compile_kernel, library
+from preftune.models.fast.compiled import FLAGS, library, main
 from preftune.models.fast.switch import Switch
 
 MOST_ROWS = 64  # above, a library's product is as fast
@@ -30,14 +28,9 @@ _kernel = Switch()
 without_kernel = _kernel.turned_off  # as if it were not built
 
 
-def kernel_file(capability: str | None = None) -> Path:
-    """Where the kernel lies if it is built for `capability`, that of this processor by default."""
-    return library(capability or torch.backends.cpu.get_cpu_capability())
-
-
-def build(capability: str | None = None, to: Path | None = None) -> Path:
-    """`compile_kernel` for this processor by default."""
-    return compile_kernel(capability or torch.backends.cpu.get_cpu_capability(), to)
+def kernel_file() -> Path:
+    """Where the kernel of this processor lies if it is built."""
+    return library(torch.backends.cpu.get_cpu_capability())
 
 
 def lacking() -> bool:
@@ -171,8 +164,4 @@ class FewRows:
 
 
 if __name__ == "__main__":
-    try:
-        print(build())
-    except PreftuneError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    main([torch.backends.cpu.get_cpu_capability()])
