@@ -26,7 +26,7 @@ from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
 from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
-from preftune.untrusted import holds_credential, printable
+from preftune.untrusted import passes_credential, printable
 from preftune.verify.command import verify_resume
 from preftune.watch.command import watch
 
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
-    if bad := [word for word in words if holds_credential(word)]:
+    if bad := [word for word in words if passes_credential(word)]:
         return complain(
             f"the command line holds what looks like a password or token: {bad[0]}",
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",

@@ -22,7 +22,7 @@ from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.errors import ConfigError, UsageError, meant
-from preftune.untrusted import holds_credential, redact
+from preftune.untrusted import passes_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -147,7 +147,7 @@ def _origin(key: str, origins: Mapping[str, Origin]) -> Origin:
 def _refuse_secrets(values: Mapping[str, Any]) -> None:
     """Settings go into files that are shown and shared, so no credential may be one."""
     for key, value in values.items():
-        if isinstance(value, str) and holds_credential(value):
+        if isinstance(value, str) and passes_credential(value):
             raise ConfigError(
                 f"{key} = {_shown(redact(value))}: holds what looks like a password or token",
                 "settings are written to files that people share; log in with `hf auth login`, "
