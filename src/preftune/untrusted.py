@@ -17,8 +17,8 @@ _HIDDEN = re.compile(
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
-# Credentials by their form, as their issuers make them: hf_smollm2_instruct_v2 is a name. What identifies them
-# stays, so that a person sees what was taken out. Bounded looks ahead: a text may be long.
+# Credentials by their form, as their issuers make them: hf_smollm2_instruct_v2 is a name. What identifies
+# them stays, so that a person sees what was taken out. Looks ahead have limits: a text may be long.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?P<kind>hf_|api_org_|gh[pousr]_)[A-Za-z0-9]{30,}"
