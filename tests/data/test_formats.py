@@ -108,6 +108,16 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
     "printed by Python": ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "conversation_as_text"),
     "ChatML": ({"prompt": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"}, "already_templated"),
     "Llama 2": ({"prompt": "<s>[INST] Q [/INST]"}, "already_templated"),
+    "ChatML inside": ({"chosen": "a<|im_end|>\n<|im_start|>user\nb"}, "already_templated"),
+    "another turn inside": ({"prompt": "Q <|im_start|>assistant\nA"}, "already_templated"),
+    "Llama 3 inside": (
+        {"rejected": "a <|start_header_id|>user<|end_header_id|>\n\nb"},
+        "already_templated",
+    ),
+    "end token inside": ({"chosen": "That is all.<|eot_id|> And more"}, "already_templated"),
+    "a line's end": ({"chosen": "a <|im_end|>\nb"}, "already_templated"),
+    "Gemma inside": ({"prompt": "Q\n<start_of_turn>model\nA"}, "already_templated"),
+    "SteerLM inside": ({"chosen": "a\n<extra_id_1>User b"}, "already_templated"),
     "end token": ({"chosen": "a<|im_end|>"}, "already_templated"),
 }
 
@@ -130,8 +140,56 @@ def test_empty_parts_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_text_about_a_template_is_no_template(tmp_path: Path) -> None:
-    text = "Put <|im_start|> in front of it, [INST] is for Llama."
+    text = "Put <|im_start|> in front of it, `<|im_end|>` behind it, [INST] is for Llama, </s> is struck."
     assert load(tmp_path / "a.jsonl", PAIR | {"prompt": text}).train[0].prompt[0].text == f" {text}"
+
+
+def test_turns_of_helpsteer2_are_turns(tmp_path: Path) -> None:
+    text = "Q\n<extra_id_1>Assistant\nA\n\nB\n<extra_id_1>User\nR"
+    turns = (Turn("human", " Q"), Turn("assistant", " A\n\nB"), Turn("human", " R"))
+    for prompt in (text, f"<extra_id_1>User\n{text}", f"{text}\n<extra_id_1>Assistant\n"):
+        assert load(tmp_path / "a.jsonl", PAIR | {"prompt": prompt}).train[0].prompt == turns
+    rows = [{"prompt": text, "response": reply, "helpfulness": n} for n, reply in enumerate(("bad", "good"))]
+    assert load(tmp_path / "a.jsonl", *rows).train[0].prompt == turns
+    for prompt, reason in (
+        ("<extra_id_0>System\nS\n<extra_id_1>User\nQ", "already_templated"),
+        (text.removesuffix("\n<extra_id_1>User\nR"), "prompt_ends_on_assistant"),
+    ):
+        assert load(tmp_path / "a.jsonl", PAIR, PAIR | {"prompt": prompt}).report["rejected"] == {reason: 1}
+
+
+def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "answer": 4}, {"prompt": "1/2?", "answer": 0.5}]
+    data = load(tmp_path / "a.jsonl", *rows, held_out=1e-9)
+    found = {row.chosen: row.columns["answer"] for row in (*data.train, *data.validation, *data.test)}
+    assert found == {" 4": 4, " 0.5": 0.5}
+    with pytest.raises(DataError, match='"answer" is true or false, not text'):
+        load(tmp_path / "a.jsonl", {"prompt": "Q", "answer": True})
+
+
+@pytest.mark.parametrize(
+    ("columns", "form", "chosen"),
+    [
+        ({"text": "story"}, "text", "Once"),
+        ({"completion": "out"}, "replies", " fine"),
+        ({"prompt": "ask", "completion": "out"}, "replies", " fine"),
+        ({"prompt": "ask", "chosen": "story", "rejected": "out"}, "preference pairs", " Once"),
+        ({"prompt": "ask"}, "preference pairs", " good"),
+    ],
+)
+def test_what_a_person_names_tells_the_form(
+    tmp_path: Path, columns: dict[str, str], form: str, chosen: str
+) -> None:
+    row = PAIR | {"story": "Once", "out": "fine", "ask": "R"}
+    data = load(tmp_path / "a.jsonl", row, columns=columns)
+    assert data.train[0].chosen == chosen
+    assert form == "preference pairs" or any(f"rows read as {form}" in note for note in data.report["notes"])
+
+
+def test_a_prompt_that_is_named_is_no_text(tmp_path: Path) -> None:
+    row = {"ask": "Q", "text": "Once"}
+    assert load(tmp_path / "a.jsonl", row, columns={"prompt": "ask"}).kind == "prompts"
+    assert load(tmp_path / "a.jsonl", row).kind == "text"
 
 
 def test_a_system_column_is_the_system_message_and_is_said(tmp_path: Path) -> None:

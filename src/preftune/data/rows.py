@@ -84,7 +84,7 @@ class Tally:
 
     def _take(self, record: dict[str, Any]) -> None:
         self.first_keys = self.first_keys or quote(", ".join(map(str, record)))
-        form = recognise(record)
+        form = recognise(record, self.columns)
         rows = form.read(record)
         self.forms[form.name] += 1
         unread = record.keys() - read_keys(form, record)

@@ -39,8 +39,10 @@ def fit(texts: Sequence[str], labels: Sequence[int]) -> Any:
 
 
 def labelled(path: Path) -> Iterator[tuple[str, int]]:
-    """(text, 1 for a review that its author labelled positive, else 0), of lines that are not blank. DataError
-    for a row without both, and for a file that is no UTF-8 or damaged; InputMissing if it cannot be read.
+    """(text, 1 for a review that its author labelled positive, else 0), of lines that are not blank.
+
+    DataError for a row without both, and for a file that is no UTF-8 or damaged; InputMissing if it cannot be
+    read.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:

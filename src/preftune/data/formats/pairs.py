@@ -6,7 +6,7 @@ from typing import Any
 
 from preftune.data.checks import BadRow, is_empty, number_of, text_of
 from preftune.data.dialogue import Dialogue, Preference, Turn
-from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
+from preftune.data.formats.messages import dialogue_with, field, refuse_templated, steered_turns, with_system
 from preftune.data.hh import MARKER, RejectedRow, parse_prompt, split_turns
 
 Record = dict[str, Any]
@@ -37,6 +37,8 @@ def prompt_in(record: Record, beside: str | list[Turn] = "") -> Dialogue | None:
     if key is None:
         return None
     prompt = field(record, key)
+    if isinstance(prompt, str) and (turns := steered_turns(prompt)):
+        prompt = turns
     if isinstance(prompt, list):
         if prompt[-1].role == "assistant":
             raise RejectedRow("prompt_ends_on_assistant")
