@@ -365,8 +365,29 @@ def test_csv_keeps_the_words_that_look_like_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'prompt, chosen, rejected\nQ, "a, b", c\n'),
+        ("a.csv", '\n \nprompt,chosen ,"rejected "\nQ,"a, b",c\n'),
+        ("a.tsv", "prompt\t chosen\trejected\nQ\ta, b\tc\n"),
+        ("a.csv", "prompt; chosen; rejected\nQ; a, b; c\n"),
+    ],
+)
+def test_a_header_may_have_blanks(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (pair,) = read_preferences(tmp_path / name)
+    assert (pair.prompt[0].text, pair.chosen, pair.rejected) == (" Q", " a, b", " c")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.csv", "\n\nprompt,chosen,rejected\nQ,a,b\nQ,a\n", r"a.csv:5: 2 values for the 3 columns"),
+        ("a.json", json.dumps(PAIR, indent=1), "one JSON object over several lines"),
+        ("a.json", json.dumps({"data": [PAIR] * 3}, indent=1), "one JSON object over several lines"),
+        ("a.json", json.dumps({"data": [PAIR] * 3}, indent=1)[:-9], "one JSON object over several lines"),
+        ("a.json", f"{json.dumps(PAIR)}\n{{", "a.json:2: not JSON"),
+        ("a.json", f'{{"prompt": \n{json.dumps(PAIR)}', "a.json: one JSON object|a.json:1: not JSON"),
         ("a.csv", "prompt,chosen,rejected\nQ,a,b\nQ,a\n", r"a.csv:3: 2 values for the 3 columns"),
         ("a.csv", "chosen,chosen\na,b\n", "a column name appears twice"),
         ("a.csv", 'prompt,chosen,rejected\nQ,"a,b\n', r"a.csv: not CSV"),

@@ -79,6 +79,16 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
     assert {Path(file["path"]).name for file in data.report["files"]} == {"a.jsonl"}
 
 
+def test_what_the_readme_declares_needs_no_name_that_says_a_split(tmp_path: Path) -> None:
+    """Nor does it harm: the names of folders are sources, where they say no split."""
+    items = "".join(f"\n  - {{split: {n}, path: {n}_eval/a.jsonl}}" for n in ("train", "test"))
+    configs = f"\n- config_name: default\n  data_files:{items}\n"
+    root = made(tmp_path, configs, ("train_eval/a.jsonl", "test_eval/a.jsonl"))
+    data = read_dataset(DataConfig(name=str(root)))
+    assert {row.source for row in data.train} == {"train_eval"}
+    assert {row.source for row in data.test} == {""}
+
+
 @pytest.mark.parametrize(
     ("configs", "wanted", "message"),
     [
@@ -92,6 +102,7 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
         ("\n- 3\n", None, "has no config_name"),
         ("\n- {config_name: a, data_files: 3}\n", None, "a path in data_files is no text"),
         ("\n- {config_name: a, data_files: [{path: a.jsonl}]}\n", None, "names no split"),
+        ("\n- {config_name: a, data_files: '**.jsonl'}\n", None, "'**.jsonl' is no pattern of paths"),
         ("\n- {config_name: a, data_dir: 3}\n", None, "data_dir is a number"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from preftune.data import readers
 from preftune.data.readme import LONGEST, README, layout
 from preftune.data.rows import OnBadRow, Tally
-from preftune.data.splits import Chosen, choose, split_of
+from preftune.data.splits import Chosen, choose, named_files, named_split
 from preftune.errors import DataError, InputMissing, PermissionMissing
 
 READERS = {
@@ -29,6 +29,12 @@ WANTED = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a direct
 NO_DATA = {
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"),
 }
+# Packed or kept in ways that are not read here: there may be rows in such files.
+UNREAD = (
+    *(".gz", ".tgz", ".zst", ".xz", ".bz2", ".lz4", ".zip", ".7z", ".tar", ".ndjson", ".jsonlines"),
+    *(".xlsx", ".xls", ".avro", ".orc", ".db", ".sqlite"),
+)
+NOT_READ = "not read: kinds of files that are not read here, or links to folders; name a folder by itself"
 RED_TEAM = "red-team-attempts"  # of the public HH data: transcripts without a preference
 
 
@@ -67,7 +73,9 @@ def local_files(root: Path, config: str | None = None) -> Chosen:
     paths = find_files(root)
     if paths == [root]:
         return Chosen([(root, "train")])
-    return chosen_files(root, paths, readme_text(root / README), config)
+    chosen = chosen_files(root, paths, readme_text(root / README), config)
+    chosen.notes += named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)
+    return chosen
 
 
 def readme_text(file: Path) -> str:
@@ -118,6 +126,22 @@ def find_files(root: Path) -> list[Path]:
     return sorted(files)
 
 
+def _passed_by(root: Path) -> list[Path]:
+    """What may hold rows too, and is not read: see `UNREAD`; links to folders."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        if "state.json" not in names:
+            found += [Path(folder, name) for name in names if is_unread(name)]
+    return sorted(found)
+
+
+def is_unread(name: str) -> bool:
+    """Whether a file of this name may hold rows that cannot be read here."""
+    return name.lower().endswith(UNREAD) and not is_data(name) and not name.startswith(".")
+
+
 def _refuse(error: OSError) -> None:
     with _readable(Path(error.filename)):
         raise error
@@ -140,7 +164,7 @@ def _saved_to_disk(folder: Path) -> list[str]:
 def _source(root: Path, path: Path) -> str:
     """The folders that a file lies in, as far as they do not say its split."""
     folders: Sequence[str] = () if path == root else path.parent.relative_to(root).parts
-    return "/".join(name for name in folders if split_of(Path(name, "x"), ()) is None)
+    return "/".join(name for name in folders if named_split(name) is None)
 
 
 def _read_file(path: Path, tally: Tally) -> None:

@@ -4,11 +4,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from preftune.data.files import SUFFIXES, chosen_files, is_data, read_files, readme_text
+from preftune.data.files import (
+    NOT_READ,
+    SUFFIXES,
+    chosen_files,
+    is_data,
+    is_unread,
+    read_files,
+    readme_text,
+)
 from preftune.data.readme import README
 from preftune.data.rows import OnBadRow, Tally
 from preftune.data.snapshot import Snapshot, resolve, warn
-from preftune.data.splits import Chosen
+from preftune.data.splits import Chosen, named_files
 from preftune.errors import InputMissing
 
 ALTERNATIVES = (
@@ -65,7 +73,9 @@ def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None) -> Cho
         )
     root = Path(snapshot.name)
     readme = "" if data_dir else _readme(snapshot)
-    return chosen_files(root / folder, [root / file for file in read], readme, config)
+    chosen = chosen_files(root / folder, [root / file for file in read], readme, config)
+    chosen.notes += named_files([file for file in inside if is_unread(file.name)], NOT_READ)
+    return chosen
 
 
 def _readme(snapshot: Snapshot) -> str:

@@ -38,7 +38,11 @@ class Layout:
         splits: dict[str, str | None] = {}
         for split, patterns in self.patterns.items():
             for pattern in patterns:
-                matcher = re.compile(glob_translate(self.folder + pattern))
+                try:
+                    matcher = re.compile(glob_translate(self.folder + pattern))
+                except (ValueError, re.error) as error:
+                    message = f"README.md: {quote(pattern)} is no pattern of paths: {quote(str(error))}"
+                    raise DataError(message, SHAPE) from None
                 named = [file for file in files if matcher.match(file)]
                 if not named:
                     raise DataError(

@@ -177,8 +177,8 @@ def with_system(dialogue: Dialogue, record: dict[str, Any]) -> Dialogue:
 
 
 def steered_turns(text: str) -> list[Turn] | None:
-    """The turns of a prompt as HelpSteer2 has them: a question, then replies and questions that each begin with
-    a line `<extra_id_1>Assistant` or `<extra_id_1>User`. None for any other text.
+    """The turns of a prompt as HelpSteer2 has them: a question, then replies and questions that each begin
+    with a line `<extra_id_1>Assistant` or `<extra_id_1>User`. None for any other text.
     """
     first, *rest = _STEERED.split(text)
     if not rest or "<extra_id_0>" in first:

@@ -75,8 +75,8 @@ FORMS = "the forms of rows are in docs/data.md; data.columns.chosen=NAME and the
 
 
 def recognise(record: Mapping[str, Any], named: Collection[str] = ()) -> Format:
-    """The form of a row by its keys: the first that fits; of those that do, one that reads most of the columns
-    that a person `named`. Raises BadRow, which says what keys there are and what is needed.
+    """The form of a row by its keys: the first that fits; of those that do, one that reads most of the
+    columns that a person `named`. Raises BadRow, which says what keys there are and what is needed.
     """
     fitting = (
         form for form in FORMATS if all(any(key in record for key in need.split("|")) for need in form.needs)
