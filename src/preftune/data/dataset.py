@@ -13,6 +13,7 @@ from preftune.data.dialogue import Dialogue, Kind, Preference, Turn
 from preftune.data.files import SUFFIXES, local_files, read_files
 from preftune.data.hub import ALTERNATIVES, read_hub
 from preftune.data.notes import reasons_of, rows_report
+from preftune.data.readme import README, refuse_both
 from preftune.data.rows import OnBadRow, Tally
 from preftune.errors import ConfigError, DataError, InputMissing
 
@@ -178,6 +179,8 @@ def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | 
     path = Path(os.path.expanduser(name))
     if path.exists():
         root = path / data_dir if data_dir else path
+        if not (root / README).is_file():
+            refuse_both(config.config, data_dir)
         return read_files(root, config.on_bad_row, local_files(root, config.config), columns), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)

@@ -13,7 +13,7 @@ from preftune.data.files import (
     read_files,
     readme_text,
 )
-from preftune.data.readme import README
+from preftune.data.readme import README, refuse_both
 from preftune.data.rows import OnBadRow, Tally
 from preftune.data.snapshot import Snapshot, resolve, warn
 from preftune.data.splits import Chosen, named_files
@@ -42,8 +42,17 @@ def read_hub(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
-    snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
+    refuse_both(config, data_dir)
+    try:
+        snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
+    except InputMissing as error:
+        error.message = f"{name}: no such path here, and {error.message}"
+        raise
     chosen = _wanted(snapshot, data_dir, config)
+    if snapshot.partial:
+        count = f"only the {len(snapshot.files)} files that are in the cache"
+        chosen.notes.append(f"{name}: {count} could be looked at: the list of all has never been fetched")
+        warn(chosen.notes[-1])
     root = Path(snapshot.name)
     files = {file.relative_to(root).as_posix(): split for file, split in chosen.files}
     path = snapshot.fetch(files)

@@ -78,6 +78,16 @@ def layout(text: str, config: str | None = None) -> Layout | None:
     return _layout(configs[config])
 
 
+def refuse_both(config: str | None, data_dir: str | None) -> None:
+    """ConfigError for a configuration of the README.md that is not read, since a folder is named."""
+    if config is not None and data_dir is not None:
+        raise ConfigError(
+            f"data.config = {config} and data.data_dir = {data_dir}: with data_dir, the README.md that declares "
+            "configurations is not read",
+            "leave one of them out",
+        )
+
+
 def _configs(text: str) -> dict[str, dict[str, Any]]:
     lines = text[:LONGEST].removeprefix("\ufeff").splitlines()
     if lines[:1] != ["---"] or "---" not in lines[1:]:
