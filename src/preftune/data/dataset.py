@@ -100,10 +100,11 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
 
 def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
     """Rows for training alone, as one stage wants them beside the run's data: those of the split train,
-    without the ones whose prompt (`prompt_key`) the run holds out. Raises what `read_dataset` raises.
+    without the ones whose prompt (`prompt_key`) the run holds out. The columns and the configuration that
+    `config` names are read where they are there. Raises what `read_dataset` raises.
     """
     name = str(config.name)
-    tallies, commit = _read(config, commit)
+    tallies, commit = _read(config, commit, foreign=True)
     kind = _kind(name, tallies)
     if kind == "text" and config.prompt_words is not None:
         cut_texts(tallies, config.prompt_words)
@@ -139,13 +140,20 @@ def _undesirable(tallies: Sequence[Tally], held_out: Collection[str]) -> list[Pr
     return [row for row in undesirable if prompt_key(row) not in held_out]
 
 
-def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
+def read_preferences(
+    path: str | Path,
+    on_bad_row: OnBadRow = "error",
+    columns: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> list[Preference]:
     """All usable pairs of a file or directory, the train, validation and test splits one after the other.
 
     `row` counts within a split. Unusable pairs are left out; a malformed row is a DataError unless
-    `on_bad_row="skip"`, and so are rows that are no pairs.
+    `on_bad_row="skip"`, and so are rows that are no pairs. `columns` (known name to the file's) and the
+    configuration `config` of a README.md are taken where they are there.
     """
-    tallies = read_files(Path(os.path.expanduser(path)), on_bad_row)
+    root = Path(os.path.expanduser(path))
+    tallies = read_files(root, on_bad_row, local_files(root, config, True), columns, foreign=True)
     if (kind := _kind(str(path), tallies)) != "pairs":
         raise DataError(
             f"{path}: its rows are {KINDS[kind]}, and preference pairs are needed here",
@@ -173,7 +181,7 @@ def prompt_key(row: Preference) -> str:
     return prompt_hash(Dialogue([Turn(turn.role, turn.text.strip()) for turn in turns]))
 
 
-def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | None]:
+def _read(config: "DataConfig", commit: str | None, foreign: bool = False) -> tuple[list[Tally], str | None]:
     name, data_dir = str(config.name), config.data_dir
     columns = config.columns.named()
     path = Path(os.path.expanduser(name))
@@ -181,10 +189,11 @@ def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | 
         root = path / data_dir if data_dir else path
         if not (root / README).is_file():
             refuse_both(config.config, data_dir)
-        return read_files(root, config.on_bad_row, local_files(root, config.config), columns), None
+        chosen = local_files(root, config.config, foreign)
+        return read_files(root, config.on_bad_row, chosen, columns, foreign), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config)
+    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config, foreign)
 
 
 def _kind(name: str, tallies: Sequence[Tally]) -> Kind:

@@ -43,9 +43,11 @@ def read_files(
     on_bad_row: OnBadRow = "error",
     chosen: Chosen | None = None,
     columns: Mapping[str, str] | None = None,
+    foreign: bool = False,
 ) -> list[Tally]:
     """Read one file or, recursively, a directory of them, in the order of their paths; or those that were
-    `chosen` of it. `columns`: known name to the files' (data.columns).
+    `chosen` of it. `columns`: known name to the files' (data.columns); of `foreign`
+    files, where they are there.
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
     read. The `notes` of the first tally name what was skipped.
@@ -59,6 +61,7 @@ def read_files(
             source=_source(root, path),
             on_bad_row=on_bad_row,
             columns=columns or {},
+            foreign=foreign,
         )
         _read_file(path, tally)
         tallies.append(tally)
@@ -66,14 +69,14 @@ def read_files(
     return tallies
 
 
-def local_files(root: Path, config: str | None = None) -> Chosen:
+def local_files(root: Path, config: str | None = None, foreign: bool = False) -> Chosen:
     """The files under `root` that are read: what its README.md declares, else by their names. A file that is
-    named by itself is all there is to split.
+    named by itself is all there is to split. `foreign`: `config` is another data set's, and may be there.
     """
     paths = find_files(root)
     if paths == [root]:
         return Chosen([(root, "train")])
-    chosen = chosen_files(root, paths, readme_text(root / README), config)
+    chosen = chosen_files(root, paths, readme_text(root / README), config, foreign)
     chosen.notes += named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)
     return chosen
 
@@ -86,10 +89,12 @@ def readme_text(file: Path) -> str:
         return readme.read(LONGEST)
 
 
-def chosen_files(root: Path, paths: Sequence[Path], readme: str = "", config: str | None = None) -> Chosen:
+def chosen_files(
+    root: Path, paths: Sequence[Path], readme: str = "", config: str | None = None, foreign: bool = False
+) -> Chosen:
     """Those of `paths`, which need not be there yet, that are read, with their splits."""
     paths = sorted(paths)
-    if (declared := layout(readme, config)) is not None:
+    if (declared := layout(readme, config, foreign)) is not None:
         named = declared.split_names([path.relative_to(root).as_posix() for path in paths])
         if not named:
             raise DataError(f"{root}: no file that can be read is in the folder that README.md names", WANTED)

@@ -1,6 +1,7 @@
 """The forms of rows that are read, by the keys that tell them; docs/data.md shows an example of each."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,16 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
         if name in row and row.get(known) is None:
             row[known] = row.pop(name)
     return row
+
+
+def present(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """Those of the columns that a person named that the row has."""
+    found = {}
+    for known, name in columns.items():
+        with suppress(BadRow):
+            _at(record, name)
+            found[known] = name
+    return found
 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:
