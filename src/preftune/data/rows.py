@@ -26,7 +26,8 @@ HINT = (
 )
 FOREIGN_HINT = (
     "the rows are in none of the forms in docs/data.md, and the run's data.columns name none of their "
-    "columns; rename the columns in the file, mend the row, or leave such rows out by data.on_bad_row=skip in the run"
+    "columns; rename the columns in the file, mend the row, or leave such rows out by the run's "
+    "data.on_bad_row=skip"
 )
 EXAMPLES = 20  # bad rows that are quoted in data.json when they are skipped
 KIND_OF: dict[type, Kind] = {
