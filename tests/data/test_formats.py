@@ -158,6 +158,18 @@ def test_turns_of_helpsteer2_are_turns(tmp_path: Path) -> None:
         assert load(tmp_path / "a.jsonl", PAIR, PAIR | {"prompt": prompt}).report["rejected"] == {reason: 1}
 
 
+def test_texts_that_a_stage_has_collected_stay_as_they_were_sampled(tmp_path: Path) -> None:
+    """In plain form they go on with the prompt's text: ", well" is not " , well"."""
+    sampled = {"chosen": ", well\n", "rejected": "s  are"}
+    row = PAIR | sampled | {"policy_sha256": "0" * 64}
+    (pair,) = load(tmp_path / "a.jsonl", row, form="plain").train
+    assert (pair.chosen, pair.rejected) == tuple(sampled.values())
+    (pair,) = load(tmp_path / "b.jsonl", PAIR | sampled, form="plain").train
+    assert (pair.chosen, pair.rejected) == (" , well", " s  are")
+    said_by = {key: [said("assistant", text)] for key, text in sampled.items()}
+    assert load(tmp_path / "c.jsonl", row | said_by).train[0].chosen == " , well"
+
+
 def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
     rows = [{"prompt": "2+2?", "answer": 4}, {"prompt": "1/2?", "answer": 0.5}]
     data = load(tmp_path / "a.jsonl", *rows, held_out=1e-9)

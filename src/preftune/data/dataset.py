@@ -59,35 +59,29 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
     `commit`: the state of a hub data set that a run has recorded; its report names the one that was read.
 
-    Raises ConfigError without a name, InputMissing for what cannot be found, DataError for what cannot be
-    read or used.
+    Raises InputMissing for what cannot be found, DataError for what cannot be read or used.
     """
-    if config.name is None:
-        raise ConfigError(
-            "data.name is not set, and this recipe ships without data",
-            "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .json, .csv, .parquet "
-            "or .arrow file), or data.name=Anthropic/hh-rlhf to fetch them",
-        )
+    name = str(config.name)
     tallies, commit = _read(config, commit)
-    kind = _kind(config.name, tallies)
+    kind = _kind(name, tallies)
     if config.prompt_words is not None:
         if kind != "text":
             raise ConfigError(
                 f"data.prompt_words = {config.prompt_words} cuts texts, "
-                f"and the rows of {config.name} are {KINDS[kind]}",
+                f"and the rows of {name} are {KINDS[kind]}",
                 "leave data.prompt_words out, or name a data set with a column text (data.columns.text=NAME)",
             )
         cut_texts(tallies, config.prompt_words)
         kind = "unpaired"
-    splits = _by_split(config.name, tallies)
+    splits = _by_split(name, tallies)
     if not splits["train"]:
         raise DataError(
-            f"{config.name}: no training pairs, only {_counts(splits)}",
+            f"{name}: no training pairs, only {_counts(splits)}",
             "add a file named train, or name one file alone to have it split",
         )
     cut = _cut_missing(splits, config.held_out)
     report = {
-        "name": config.name,
+        "name": name,
         "data_dir": config.data_dir,
         **({} if commit is None else {"commit": commit}),
         "held_out": config.held_out,

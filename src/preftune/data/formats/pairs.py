@@ -13,6 +13,7 @@ Record = dict[str, Any]
 
 # Columns that a prompt is looked for in, the first one that is there.
 PROMPTS = ("prompt", "question", "instruction", "query", "conversations", "context", "input", "messages")
+COLLECTED = "policy_sha256"  # a column of replies that preftune has collected
 UNREAD_COLUMNS = ("tools", "functions", "images", "image", "videos", "audios", "history")
 
 
@@ -65,9 +66,12 @@ def refuse_unread(record: Record) -> None:
 
 
 def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
-    """The preference between two dialogues that differ in their last turn, with the row's system message."""
+    """The preference between two dialogues that differ in their last turn, with the row's system message. The
+    texts that a stage has collected (in plain form) are kept as they were sampled.
+    """
     refuse_unread(record)
-    preference = split_turns(chosen, rejected)
+    sampled = COLLECTED in record and all(isinstance(record.get(key), str) for key in ("chosen", "rejected"))
+    preference = split_turns(chosen, rejected, normalize=not sampled)
     refuse_templated(*(turn.text for turn in preference.prompt), preference.chosen, preference.rejected)
     prompt = with_system(preference.prompt, record)
     return (
