@@ -80,6 +80,15 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
     assert {Path(file["path"]).name for file in data.report["files"]} == {"a.jsonl"}
 
 
+def test_a_configuration_of_a_single_file_is_said_to_have_no_use(tmp_path: Path) -> None:
+    """It is not refused: runs were begun with one."""
+    made(tmp_path, TWO)
+    assert (
+        "data.config = one has no use with a single file" in local_files(tmp_path / "a.jsonl", "one").notes[0]
+    )
+    assert not local_files(tmp_path / "a.jsonl").notes
+
+
 def test_data_besides_the_run_s_have_its_columns_and_configuration_where_they_are_there(
     tmp_path: Path,
 ) -> None:

@@ -21,6 +21,7 @@ from preftune.config.algorithms import stage_kinds
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
+from preftune.config.unused import refuse_unused
 from preftune.errors import ConfigError, UsageError, meant
 from preftune.untrusted import passes_credential, redact
 
@@ -128,6 +129,8 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
     except ValidationError as error:
         raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
+    typed_keys = (key for key in dict(typed) if values[key] not in (None, schema[key].default))
+    refuse_unused(config, typed_keys)
     return Resolved(
         config=config,
         origins={key: _origin(key, origins) for key in flatten(config.model_dump())},
