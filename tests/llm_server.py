@@ -30,6 +30,7 @@ class Model:
 
     judge: Callable[[str], str | None] = longer
     name: str = "judge-1b"
+    ended: str = "stop"
     faults: list[Fault] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Model:
         text = self.judge(question)
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": len(question.split()), "completion_tokens": len((text or "").split())}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        choice = {"index": 0, "message": message, "finish_reason": self.ended}
         return json.dumps({"id": "x", "model": self.name, "choices": [choice], "usage": usage}).encode()
 
 

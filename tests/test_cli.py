@@ -369,3 +369,35 @@ def test_a_name_that_is_nearly_right_gets_a_suggestion(capsys: pytest.CaptureFix
     for words in (["train", "tiny", "pop"], ["run", "tiny", "--redo", "ppoo", "--out", "/nowhere/x"]):
         assert main(words) == 64
         assert "did you mean ppo?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["compare", "a", "b"], ["audit", "a"], ["selftest"], ["doctor", "a"]])
+def test_a_line_in_the_place_of_a_file_is_the_output(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And holds nothing but the result; what people read goes to the error stream."""
+    from preftune import api, selftest
+    from preftune.report import doctor
+
+    def written(*given: str) -> dict[str, str]:
+        print("a table")
+        Path(given[-1]).write_text('{"verdict": "usable"}\n', encoding="utf-8")
+        return {"verdict": "usable"}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "compare", written)
+    monkeypatch.setattr(api, "audit", written)
+    monkeypatch.setattr(selftest, "run", lambda file: (str(written(file)), 0))
+    monkeypatch.setattr(doctor, "examine", lambda *given: str(written(*given)))
+    assert main([*words, "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert said.out == '{"verdict": "usable"}\n'
+    assert "a table" in said.err
+    assert not [*tmp_path.iterdir()]
+    assert main([*words, "--json", "-.json"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["-.json"]
+
+
+def test_an_installation_has_no_findings_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "findings.json"]) == 64
+    assert "no run is named" in capsys.readouterr().err

@@ -2,9 +2,12 @@
 
 import shlex
 import sys
+import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +29,7 @@ from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
 from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
-from preftune.untrusted import holds_credential, printable
+from preftune.untrusted import passes_credential, printable
 from preftune.verify.command import verify_resume
 from preftune.watch.command import watch
 
@@ -58,7 +61,9 @@ Mirror = Annotated[
 ]
 JsonFile = Annotated[
     str | None,
-    typer.Option(metavar="FILE", callback=in_a_directory, help="Write the result to FILE as well."),
+    typer.Option(
+        metavar="FILE", callback=in_a_directory, help="Write the result to FILE as well; - prints it alone."
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -149,7 +154,8 @@ def compare(
     """Compare two runs on their common prompts, policy by policy."""
     from preftune import api
 
-    api.compare(run_a, run_b, json)
+    with _result_in(json) as file:
+        api.compare(run_a, run_b, file)
 
 
 @app.command()
@@ -170,7 +176,9 @@ def audit(
     """Say what is wrong with a model directory before it is used for RL. Exit code 65 if it is not usable."""
     from preftune import api
 
-    if api.audit(directory, json)["verdict"] == "not usable":
+    with _result_in(json) as file:
+        usable = api.audit(directory, file)["verdict"] != "not usable"
+    if not usable:
         raise typer.Exit(DataError.code)
 
 
@@ -219,8 +227,9 @@ def selftest(json: JsonFile = None) -> None:
     """Compare this installation with the reference implementations' numbers, on this machine."""
     from preftune import selftest as comparisons
 
-    table, code = comparisons.run(json)
-    typer.echo(table)
+    with _result_in(json) as file:
+        table, code = comparisons.run(file)
+        typer.echo(table)
     raise typer.Exit(code)
 
 
@@ -231,6 +240,9 @@ def doctor(
 ) -> None:
     """Name what is wrong with a run, with evidence and remedy; without RUN, check the installation."""
     if run is None:
+        if json is not None:
+            hint = "preftune doctor RUN --json FILE, or preftune selftest --json FILE"
+            raise UsageError("--json is for the findings about a run, and no run is named", hint)
         from preftune import selftest as comparisons
         from preftune.runs.installation import check
 
@@ -239,7 +251,8 @@ def doctor(
         raise typer.Exit(code)
     from preftune.report.doctor import examine
 
-    typer.echo(printable(examine(run, json)))
+    with _result_in(json) as file:
+        typer.echo(printable(examine(run, file)))
 
 
 app.command()(study)
@@ -258,6 +271,19 @@ def version() -> None:
     typer.echo(f"preftune {__version__}, Python {platform.python_version()}")
     for package in ("torch", "transformers", "accelerate", "datasets"):
         typer.echo(f"{package} {metadata.version(package)}")
+
+
+@contextmanager
+def _result_in(json: str | None) -> Iterator[str | None]:
+    """The file for a result. For "-" it is printed, and what people read goes to the error stream."""
+    if json != "-":
+        yield json
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        with redirect_stdout(sys.stderr):
+            yield str(file)
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 def _run(
@@ -319,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
-    if bad := [word for word in words if holds_credential(word)]:
+    if bad := [word for word in words if passes_credential(word)]:
         return complain(
             f"the command line holds what looks like a password or token: {bad[0]}",
             "everyone on this machine can read command lines; log in with `hf auth login`, or set HF_TOKEN",

@@ -17,10 +17,17 @@ _HIDDEN = re.compile(
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
-# Credentials by their form. What identifies them stays, so that a person sees what was taken out.
+# Credentials by their form, as their issuers make them: hf_smollm2_instruct_v2 is a name. What identifies
+# them stays, so that a person sees what was taken out. Looks ahead have limits: a text may be long.
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?P<kind>hf_|api_org_|sk-(?:proj-|ant-)?|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|A[KS]IA|AIza|eyJ)"
-    r"[A-Za-z0-9_\-.]{16,}"
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?P<kind>hf_|api_org_|gh[pousr]_)[A-Za-z0-9]{30,}"
+    r"|(?P<kind_sk>sk-(?:[a-z0-9]{2,10}-){0,2})(?=[A-Za-z]{0,99}[0-9])[A-Za-z0-9]{20,}"
+    r"|(?P<kind_of>sk-(?:proj|ant|svcacct|admin)-)(?=[\w-]{0,99}[0-9])(?=[\w-]{0,99}[a-z])(?=[\w-]{0,99}[A-Z])[\w-]{20,}"
+    r"|(?P<kind_up>A[KS]IA)[A-Z0-9]{16}(?![a-z])"
+    r"|(?P<kind_any>github_pat_|glpat-|xox[abprs]-|AIza|eyJ)[A-Za-z0-9_\-.]{16,}"
+    r")[A-Za-z0-9_\-.]*",
+    re.ASCII,
 )
 _ADDRESS = re.compile(r"(?P<kind>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://)[^\s/@'\"]+@", re.IGNORECASE)
 # `api_key=...`, `"hf_token": "..."`, `Authorization: Bearer ...`; not `eos_token=`, not `max_new_tokens=`.
@@ -63,6 +70,19 @@ def holds_credential(text: str) -> bool:
     return _without_known(text) != text
 
 
+def passes_credential(word: str) -> bool:
+    """Whether a setting or a word of a command line, `key=value` too, holds one. What is there as a file or a
+    directory is a path, whatever it is called.
+    """
+    key, _, value = word.partition("=")
+    rest = key if value and _exists(value) else word
+    return holds_credential(rest) and not _exists(word)
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
+
+
 def printable(text: object) -> str:
     """What may go to a terminal or a log: `redact` and `clean`, at any length."""
     return clean(redact(str(text)), None)
@@ -77,7 +97,10 @@ def _without_known(text: str) -> str:
 
 
 def _marked(match: re.Match[str]) -> str:
-    return match["kind"] + REDACTED + "@" * match[0].endswith("@")
+    kind = next(
+        name for key, name in match.groupdict().items() if key.startswith("kind") and name is not None
+    )
+    return kind + REDACTED + "@" * match[0].endswith("@")
 
 
 def _secret_values() -> list[str]:

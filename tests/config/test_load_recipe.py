@@ -13,6 +13,7 @@ from preftune.config import (
     build,
     config_hash,
     dump_toml,
+    load,
     load_recipe,
     recipe_names,
 )
@@ -349,3 +350,60 @@ def test_tables_from_before_norms_were_spared_keep_their_meaning_and_their_text(
     new = OptimizerConfig(weight_decay=0.01)
     assert new.model_dump() == {**old, "decay_all": False}
     assert OptimizerConfig(**new.model_dump()) == new
+
+
+UNUSED = [
+    ("hh-gpt2", ["data.pairs=100"], "size of the built-in world"),
+    ("tiny", ["data.held_out=0.2"], "makes its validation and test rows itself"),
+    ("tiny", ["data.config=one"], "neither configurations nor texts"),
+    ("tiny", ["data.form=plain", "data.prompt_words=8"], "neither configurations nor texts"),
+    ("tiny", ["model.lora.rank=8"], 'model.trainable="lora"'),
+    ("tiny", ["sampler.timeout=10"], "sampler.url"),
+    ("tiny", ["sampler.max_kl=0.1"], "sampler.url"),
+    ("tiny", ["stage.ppo.kl_horizon=500"], "stage.ppo.kl_target"),
+    ("tiny", ["stage.rm.members=2", "stage.rm.sd_coef=1.0"], 'stage.rm.combine="mean-sd"'),
+    (
+        "tiny",
+        ["stage.dpo.optimizer.schedule=constant", "stage.dpo.optimizer.final=0.1"],
+        "stage.dpo.optimizer.schedule",
+    ),
+    (
+        "tiny",
+        ["model.scratch.optimizer.schedule=constant", "model.scratch.optimizer.final=0.1"],
+        "model.scratch.optimizer.schedule",
+    ),
+]
+USED = [
+    ("hh-gpt2", ["stage.dpo.data=world", "data.pairs=100"]),
+    ("tiny", ["stage.kto.algorithm=kto", "stage.kto.data=./mine.jsonl", "data.config=one"]),
+    ("tiny", ["data.on_bad_row=skip"]),  # `evaluate --pairs` reads by it
+    ("tiny", ["stage.dpo.trainable=lora", "model.lora.rank=8"]),
+    ("tiny", ["sampler.url=http://127.0.0.1:8000", "sampler.weights_dir=w", "sampler.timeout=10"]),
+    ("tiny", ["stage.ppo.kl_target=6", "stage.ppo.kl_horizon=500"]),
+    ("tiny", ["stage.rm.members=2", "stage.rm.combine=mean-sd", "stage.rm.sd_coef=1.0"]),
+    ("tiny", ["stage.dpo.optimizer.final=0.1"]),
+    ("hh-gpt2", ["data.pairs=6000", "sampler.timeout=240", "data.config=none"]),  # as they are
+]
+
+
+@pytest.mark.parametrize(("recipe", "words", "hint"), UNUSED, ids=lambda value: str(value)[:50])
+def test_a_setting_that_nothing_reads_is_refused_where_it_is_typed(
+    recipe: str, words: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may state it: a run's config.toml states all, and runs were begun with them."""
+    words = [*words, *["data.name=mine.jsonl"] * (recipe == "hh-gpt2")]
+    with pytest.raises(ConfigError, match="has no use in this run") as caught:
+        load_recipe(recipe, words)
+    assert hint in caught.value.hint
+    with monkeypatch.context() as before:
+        before.setattr(load, "refuse_unused", lambda *_: None)
+        config = load_recipe(recipe, words).config
+    assert (
+        load_recipe(write(tmp_path / "config.toml", dump_toml(config)), ["seed=0"]).config.stage
+        == config.stage
+    )
+
+
+@pytest.mark.parametrize(("recipe", "words"), USED, ids=lambda value: str(value)[:50])
+def test_a_setting_that_something_reads_is_taken(recipe: str, words: list[str]) -> None:
+    load_recipe(recipe, [*words, *["data.name=mine.jsonl"] * (recipe == "hh-gpt2")])

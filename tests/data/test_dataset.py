@@ -10,7 +10,7 @@ from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
 from preftune.data import Dataset, prompt_hash, read_dataset
-from preftune.errors import ConfigError, DataError, InputMissing
+from preftune.errors import DataError, InputMissing
 
 
 def load(path: Path, **settings: Any) -> Dataset:
@@ -138,10 +138,7 @@ def test_data_dir_names_a_subdirectory(tmp_path: Path) -> None:
         load(tmp_path, data_dir="c")
 
 
-def test_no_name_and_missing_paths() -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_dataset(DataConfig())
-    assert "data.name=PATH" in caught.value.hint
+def test_missing_paths() -> None:
     for name in ("./none", "/none/at/all", "~/none", "none.jsonl", "a/b/c"):
         with pytest.raises(InputMissing, match="no such file or directory") as missing:
             read_dataset(DataConfig(name=name))

@@ -333,6 +333,23 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: 
     assert 8 << 20 < read[0] < 10 << 20  # of 40 MiB
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_line_that_is_too_long_is_left_out_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", limit := 1000)
+    monkeypatch.setattr(readers.lines, "__defaults__", (limit, *readers.lines.__defaults__[1:]))
+    path = tmp_path / f"a{suffix}"
+    for length in (limit + 1, 3 * limit, 3 * limit + 2):
+        content = GOOD + b"\n" + b"a" * length + b"\n" + GOOD + b"\n" + b"a" * length
+        path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+        (tally,) = read_files(path, on_bad_row="skip")
+        assert (tally.read, len(tally.rows), tally.bad) == (4, 2, 2)
+        assert "a line of more than" in tally.bad_examples[0]
+    with pytest.raises(DataError, match=r":2: a line of more than"):
+        read_files(path)
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", GOOD])
 def test_damaged_parquet(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.parquet"

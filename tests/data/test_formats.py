@@ -108,6 +108,16 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
     "printed by Python": ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "conversation_as_text"),
     "ChatML": ({"prompt": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"}, "already_templated"),
     "Llama 2": ({"prompt": "<s>[INST] Q [/INST]"}, "already_templated"),
+    "ChatML inside": ({"chosen": "a<|im_end|>\n<|im_start|>user\nb"}, "already_templated"),
+    "another turn inside": ({"prompt": "Q <|im_start|>assistant\nA"}, "already_templated"),
+    "Llama 3 inside": (
+        {"rejected": "a <|start_header_id|>user<|end_header_id|>\n\nb"},
+        "already_templated",
+    ),
+    "end token inside": ({"chosen": "That is all.<|eot_id|> And more"}, "already_templated"),
+    "a line's end": ({"chosen": "a <|im_end|>\nb"}, "already_templated"),
+    "Gemma inside": ({"prompt": "Q\n<start_of_turn>model\nA"}, "already_templated"),
+    "SteerLM inside": ({"chosen": "a\n<extra_id_1>User b"}, "already_templated"),
     "end token": ({"chosen": "a<|im_end|>"}, "already_templated"),
 }
 
@@ -130,8 +140,68 @@ def test_empty_parts_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_text_about_a_template_is_no_template(tmp_path: Path) -> None:
-    text = "Put <|im_start|> in front of it, [INST] is for Llama."
+    text = "Put <|im_start|> in front of it, `<|im_end|>` behind it, [INST] is for Llama, </s> is struck."
     assert load(tmp_path / "a.jsonl", PAIR | {"prompt": text}).train[0].prompt[0].text == f" {text}"
+
+
+def test_turns_of_helpsteer2_are_turns(tmp_path: Path) -> None:
+    text = "Q\n<extra_id_1>Assistant\nA\n\nB\n<extra_id_1>User\nR"
+    turns = (Turn("human", " Q"), Turn("assistant", " A\n\nB"), Turn("human", " R"))
+    for prompt in (text, f"<extra_id_1>User\n{text}", f"{text}\n<extra_id_1>Assistant\n"):
+        assert load(tmp_path / "a.jsonl", PAIR | {"prompt": prompt}).train[0].prompt == turns
+    rows = [{"prompt": text, "response": reply, "helpfulness": n} for n, reply in enumerate(("bad", "good"))]
+    assert load(tmp_path / "a.jsonl", *rows).train[0].prompt == turns
+    for prompt, reason in (
+        ("<extra_id_0>System\nS\n<extra_id_1>User\nQ", "already_templated"),
+        (text.removesuffix("\n<extra_id_1>User\nR"), "prompt_ends_on_assistant"),
+    ):
+        assert load(tmp_path / "a.jsonl", PAIR, PAIR | {"prompt": prompt}).report["rejected"] == {reason: 1}
+
+
+def test_texts_that_a_stage_has_collected_stay_as_they_were_sampled(tmp_path: Path) -> None:
+    """In plain form they go on with the prompt's text: ", well" is not " , well"."""
+    sampled = {"chosen": ", well\n", "rejected": "s  are"}
+    row = PAIR | sampled | {"policy_sha256": "0" * 64}
+    (pair,) = load(tmp_path / "a.jsonl", row, form="plain").train
+    assert (pair.chosen, pair.rejected) == tuple(sampled.values())
+    (pair,) = load(tmp_path / "b.jsonl", PAIR | sampled, form="plain").train
+    assert (pair.chosen, pair.rejected) == (" , well", " s  are")
+    said_by = {key: [said("assistant", text)] for key, text in sampled.items()}
+    assert load(tmp_path / "c.jsonl", row | said_by).train[0].chosen == " , well"
+
+
+def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "answer": 4}, {"prompt": "1/2?", "answer": 0.5}]
+    data = load(tmp_path / "a.jsonl", *rows, held_out=1e-9)
+    found = {row.chosen: row.columns["answer"] for row in (*data.train, *data.validation, *data.test)}
+    assert found == {" 4": 4, " 0.5": 0.5}
+    with pytest.raises(DataError, match='"answer" is true or false, not text'):
+        load(tmp_path / "a.jsonl", {"prompt": "Q", "answer": True})
+
+
+@pytest.mark.parametrize(
+    ("columns", "form", "chosen"),
+    [
+        ({"text": "story"}, "text", "Once"),
+        ({"completion": "out"}, "replies", " fine"),
+        ({"prompt": "ask", "completion": "out"}, "replies", " fine"),
+        ({"prompt": "ask", "chosen": "story", "rejected": "out"}, "preference pairs", " Once"),
+        ({"prompt": "ask"}, "preference pairs", " good"),
+    ],
+)
+def test_what_a_person_names_tells_the_form(
+    tmp_path: Path, columns: dict[str, str], form: str, chosen: str
+) -> None:
+    row = PAIR | {"story": "Once", "out": "fine", "ask": "R"}
+    data = load(tmp_path / "a.jsonl", row, columns=columns)
+    assert data.train[0].chosen == chosen
+    assert form == "preference pairs" or any(f"rows read as {form}" in note for note in data.report["notes"])
+
+
+def test_a_prompt_that_is_named_is_no_text(tmp_path: Path) -> None:
+    row = {"ask": "Q", "text": "Once"}
+    assert load(tmp_path / "a.jsonl", row, columns={"prompt": "ask"}).kind == "prompts"
+    assert load(tmp_path / "a.jsonl", row).kind == "text"
 
 
 def test_a_system_column_is_the_system_message_and_is_said(tmp_path: Path) -> None:
@@ -307,8 +377,29 @@ def test_csv_keeps_the_words_that_look_like_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'prompt, chosen, rejected\nQ, "a, b", c\n'),
+        ("a.csv", '\n \nprompt,chosen ,"rejected "\nQ,"a, b",c\n'),
+        ("a.tsv", "prompt\t chosen\trejected\nQ\ta, b\tc\n"),
+        ("a.csv", "prompt; chosen; rejected\nQ; a, b; c\n"),
+    ],
+)
+def test_a_header_may_have_blanks(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (pair,) = read_preferences(tmp_path / name)
+    assert (pair.prompt[0].text, pair.chosen, pair.rejected) == (" Q", " a, b", " c")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.csv", "\n\nprompt,chosen,rejected\nQ,a,b\nQ,a\n", r"a.csv:5: 2 values for the 3 columns"),
+        ("a.json", json.dumps(PAIR, indent=1), "one JSON object over several lines"),
+        ("a.json", json.dumps({"data": [PAIR] * 3}, indent=1), "one JSON object over several lines"),
+        ("a.json", json.dumps({"data": [PAIR] * 3}, indent=1)[:-9], "one JSON object over several lines"),
+        ("a.json", f"{json.dumps(PAIR)}\n{{", "a.json:2: not JSON"),
+        ("a.json", f'{{"prompt": \n{json.dumps(PAIR)}', "a.json: one JSON object|a.json:1: not JSON"),
         ("a.csv", "prompt,chosen,rejected\nQ,a,b\nQ,a\n", r"a.csv:3: 2 values for the 3 columns"),
         ("a.csv", "chosen,chosen\na,b\n", "a column name appears twice"),
         ("a.csv", 'prompt,chosen,rejected\nQ,"a,b\n', r"a.csv: not CSV"),

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from preftune.config import DataConfig
 from preftune.data import hub as hub_rows
 from preftune.data import read_dataset, snapshot
 from preftune.data.snapshot import resolve
-from preftune.errors import DataError, InputMissing, PermissionMissing
+from preftune.errors import ConfigError, DataError, InputMissing, PermissionMissing
 
 SCRIPT = """
 from preftune.config import DataConfig
@@ -141,6 +142,40 @@ def test_offline_reads_what_was_read_before_and_refuses_what_was_not(
     with pytest.raises(InputMissing, match=r"lacks helpful-base/train\.jsonl\.gz .* HF_HUB_OFFLINE"):
         read()  # half of a data set is none
     assert hub.requests == []
+
+
+def test_the_variable_that_says_so_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(InputMissing, match="and HF_DATASETS_OFFLINE is set"):
+        read()
+
+
+def test_a_cache_without_a_list_of_all_files_is_said(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another program may have fetched a part of the data set."""
+    whole = read("harmless-base").report
+    assert "notes" not in whole or not any("in the cache" in note for note in whole["notes"])
+    folder = snapshot._folder(NAME, "dataset")
+    shutil.rmtree(folder / "preftune")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs/main").write_text(whole["commit"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    note = next(note for note in read().report["notes"] if "cache" in note)
+    assert note.startswith(f"{NAME}: only the 2 files that are in the cache could be looked at")
+    assert note in capsys.readouterr().err
+
+
+def test_a_configuration_has_no_use_with_a_folder(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in (NAME, str(tmp_path)):
+        with pytest.raises(ConfigError, match=r"with data_dir, the README\.md .* is not read"):
+            read_dataset(DataConfig(name=name, data_dir="sub", config="one"))
+
+
+def test_a_mistyped_path_is_told_as_one(hub: Hub) -> None:
+    with pytest.raises(InputMissing, match=r"^my/pairs: no such path here, and dataset 'my/pairs': there is"):
+        read_dataset(DataConfig(name="my/pairs"))
 
 
 def test_a_hub_that_refuses_or_has_lost_the_repository_is_told_and_the_cache_used(

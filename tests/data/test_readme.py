@@ -6,7 +6,8 @@ import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import read_dataset
+from preftune.data import read_dataset, read_preferences
+from preftune.data.dataset import read_training
 from preftune.data.files import local_files
 from preftune.errors import ConfigError, DataError
 
@@ -79,6 +80,52 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
     assert {Path(file["path"]).name for file in data.report["files"]} == {"a.jsonl"}
 
 
+def test_a_configuration_of_a_single_file_is_said_to_have_no_use(tmp_path: Path) -> None:
+    """It is not refused: runs were begun with one."""
+    made(tmp_path, TWO)
+    assert (
+        "data.config = one has no use with a single file" in local_files(tmp_path / "a.jsonl", "one").notes[0]
+    )
+    assert not local_files(tmp_path / "a.jsonl").notes
+
+
+def test_data_besides_the_run_s_have_its_columns_and_configuration_where_they_are_there(
+    tmp_path: Path,
+) -> None:
+    """And their own where not."""
+    rows = [{"ask": f"Q{i}", "good": "a", "bad": "b"} for i in range(3)]
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    settings = DataConfig.model_validate({"name": "elsewhere", "columns": columns, "config": "one"})
+    theirs, ours = tmp_path / "theirs", made(tmp_path / "ours", TWO)
+    write_jsonl(theirs / "a.jsonl", rows)
+    for path, question, count in ((theirs, " Q0", 3), (ours, " a.jsonl 0", 8)):
+        read = read_training(settings.model_copy(update={"name": str(path)}), set())
+        assert read.train[0].prompt[0].text == question
+        pairs = read_preferences(path, "error", columns, "one")
+        assert pairs[0].prompt[0].text == question
+        assert len(pairs) == count
+    write_jsonl(tmp_path / "text.jsonl", [hh_row("Q") | {"text": "x"}])
+    assert read_preferences(tmp_path / "text.jsonl", "error", {"text": "story"})[0].chosen == " yes"
+    write_jsonl(theirs / "a.jsonl", [{"ask": "Q"}])
+    with pytest.raises(DataError) as caught:
+        read_preferences(theirs, "error", {"prompt": "question"})
+    assert "rename the columns in the file" in caught.value.hint
+    assert "data.columns.chosen=NAME" not in caught.value.hint
+    with pytest.raises(ConfigError) as refused:
+        read_preferences(made(tmp_path / "set", TWO.replace("  default: true\n", "")))
+    assert refused.value.hint == "name the file that is meant"
+
+
+def test_what_the_readme_declares_needs_no_name_that_says_a_split(tmp_path: Path) -> None:
+    """Nor does it harm: the names of folders are sources, where they say no split."""
+    items = "".join(f"\n  - {{split: {n}, path: {n}_eval/a.jsonl}}" for n in ("train", "test"))
+    configs = f"\n- config_name: default\n  data_files:{items}\n"
+    root = made(tmp_path, configs, ("train_eval/a.jsonl", "test_eval/a.jsonl"))
+    data = read_dataset(DataConfig(name=str(root)))
+    assert {row.source for row in data.train} == {"train_eval"}
+    assert {row.source for row in data.test} == {""}
+
+
 @pytest.mark.parametrize(
     ("configs", "wanted", "message"),
     [
@@ -92,6 +139,7 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
         ("\n- 3\n", None, "has no config_name"),
         ("\n- {config_name: a, data_files: 3}\n", None, "a path in data_files is no text"),
         ("\n- {config_name: a, data_files: [{path: a.jsonl}]}\n", None, "names no split"),
+        ("\n- {config_name: a, data_files: '**.jsonl'}\n", None, "'**.jsonl' is no pattern of paths"),
         ("\n- {config_name: a, data_dir: 3}\n", None, "data_dir is a number"),
     ],
 )

@@ -59,6 +59,17 @@ def test_a_name_that_looks_like_a_split_is_said(tmp_path: Path) -> None:
     assert "mytest.jsonl: read as train, though" in data.report["notes"][0]
 
 
+def test_what_may_hold_rows_and_is_not_read_is_said(tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    for name in ("more.jsonl.zst", "sub/more.csv.xz", "all.zip", "notes.txt", ".hidden.zip"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    (data / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
+    (note,) = load(data, "train.jsonl").report["notes"]
+    assert note.startswith("all.zip, linked, more.jsonl.zst, sub/more.csv.xz: not read: kinds of files that")
+
+
 @pytest.mark.parametrize("name", ["test/train.jsonl", "train_test.jsonl"])
 def test_a_path_that_says_two_splits_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: file and folder names say test and train"):

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import preftune
 from preftune.cli import main
+from preftune.config.algorithms.collect import CollectConfig
 from preftune.data import Dialogue, Turn
 from preftune.data.pieces import speakers
 from preftune.inspection.command import _session
 from preftune.inspection.paint import paint_replies, shown
 from preftune.inspection.replies import token_rows
-from preftune.inspection.rows import View, row_to_show, views
+from preftune.inspection.rows import View, _sampling, row_to_show, views
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json, write_jsonl
 from preftune.runs.reopen import reopen
@@ -96,6 +97,22 @@ def test_prompts_are_padded_on_the_left(seen: dict[str, list[View]]) -> None:
         parts = [t.part for t in view.tokens]
         assert parts == sorted(parts, key=lambda part: part != "padding")
         assert "until one of '<|endoftext|>'" in view.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("rm", "the score of rm is read at a reply's last token"),
+        ("./models/rm", "the score of ./models/rm is read at a reply's last token"),
+        ("my_module:f", "my_module:f scores a reply as text"),
+        ("llm:judge-1b", "a language model is asked which of two replies is better"),
+    ],
+)
+def test_each_kind_of_judge_is_named(judge: str, words: str) -> None:
+    llm = {"url": "http://127.0.0.1:1/v1"} if judge.startswith("llm:") else {}
+    config = CollectConfig.model_validate({"judge": judge, "llm": llm})
+    encoder = SimpleNamespace(ends=[0], text_of=lambda ids: "<|endoftext|>")
+    assert _sampling(config, encoder)[1] == words  # type: ignore[arg-type]
 
 
 def test_padding_fills_the_batch(seen: dict[str, list[View]]) -> None:

@@ -150,6 +150,23 @@ def test_an_empty_answer_is_one(model: Model, content: str) -> None:
     assert (answer.text, answer.model, answer.tokens_in) == ("", "", 0)
 
 
+def test_no_server_is_asked_again_at_once(model: Model) -> None:
+    """`Retry-After: 0` says that one may ask, not that one should at once."""
+    waited: list[float] = []
+    model.faults = [(503, {"Retry-After": "0"}, b"")] * 4
+    who = asked(model, retries=3)
+    who._ended.wait = lambda seconds: bool(waited.append(seconds))  # type: ignore[method-assign,assignment]
+    with pytest.raises(InputMissing, match=r"it says 503 \(asked 4 times\)"):
+        who.ask(REQUEST)
+    assert waited == [endpoint.FIRST_WAIT * n for n in (1, 2, 4)]
+
+
+def test_an_answer_that_was_cut_says_so(model: Model) -> None:
+    assert not asked(model).ask(REQUEST).cut
+    model.ended = "length"
+    assert asked(model).ask(REQUEST).cut
+
+
 def test_stopping_ends_what_waits_for_an_answer(model: Model) -> None:
     model.hold = threading.Event()
     who, ended = asked(model), list[BaseException]()
@@ -194,6 +211,10 @@ def test_a_question_is_filled_in_once_whatever_the_texts_hold() -> None:
         ("[A]", "first"),
         ("A" * 300, None),
         ("answer " * 100_000, None),
+        ("<think>Is it [[A]] or [[B]]?</think>\nNeither.", None),
+        ("<think>[[A]]</think> <think>[[B]]</think>\n[[C]]", "tie"),
+        ("If so, [[A]].</think>\nB", "second"),
+        ("<think>It may be [[A]]", None),
     ],
 )
 def test_a_verdict_is_read_or_there_is_none(answer: str, expected: str | None) -> None:

@@ -33,6 +33,10 @@ from preftune.rollout.calls import Case, load_functions
         (".5", "5", 0.0),
         ("see p.5", "5", 1.0),
         ("...5", "5", 1.0),
+        ("between 10-15", 15, 1.0),
+        ("between 10-15", -15, 0.0),
+        ("the COVID-19 one", 19, 1.0),
+        ("x=-5", -5, 1.0),
         ("anything", None, None),
     ],
 )

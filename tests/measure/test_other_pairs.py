@@ -113,6 +113,34 @@ def test_pairs_that_were_all_trained_on_say_nothing(
     assert main(["evaluate", str(second_judge_run.path), "--pairs", str(tmp_path / "none.jsonl")]) == 66
 
 
+def test_another_file_of_the_same_name_has_its_own_directory(
+    second_judge_run: RunDir, pairs: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of an earlier evaluation is lost where a new one fails."""
+    run, files = second_judge_run, [tmp_path / name / "same.jsonl" for name in "ab"]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        write_jsonl(file, [hh(p) for p in pairs[number : number + 20]])
+    assert main(["evaluate", str(run.path), "--pairs", str(files[0])]) == 0
+    (first,) = run.pairs("same*").parent.glob("pairs-same*")
+    before = {path: path.read_bytes() for path in first.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error", "x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(other_pairs, "measure_policies", fail)
+        for file in files:
+            assert main(["evaluate", str(run.path), "--pairs", str(file)]) == 74
+    assert main(["evaluate", str(run.path), "--pairs", str(files[1])]) == 0
+    assert {path: path.read_bytes() for path in first.iterdir()} == before
+    (second,) = set(first.parent.glob("pairs-same*")) - {first}
+    digest = read_json(second / "pairs.json")["sha256"]
+    assert second.name == f"pairs-same-{digest[:8]}"
+    for directory in (first, second):
+        shutil.rmtree(directory)
+
+
 def test_numbers_that_are_not_finite_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Pairs that a score separates perfectly have no finite temperature."""
     share = {"value": 1.0, "interval": [0.9, 1.0], "n": 4}

@@ -1,5 +1,6 @@
 """Which rows an evaluation takes: of a foreign file, for absurd replies, for a bag of words."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from preftune.measure.conditions import asked_of, second_judge
 from preftune.models.locate import Source
 from preftune.records.policy import PairsPolicy
 from preftune.report.sections.other_pairs import policy_table
-from preftune.rundir import RunDir
+from preftune.rundir import RunDir, sha256_file
 
 
 def row(number: int, reply: str = " a") -> Preference:
@@ -64,19 +65,30 @@ def test_prompts_that_the_template_refuses_are_named(tmp_path: Path, monkeypatch
 
 
 def test_nothing_of_an_earlier_evaluation_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there is a new one: where it fails before, the earlier one is whole."""
+
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pairs, "read_preferences", lambda *_: [row(1)])
-    monkeypatch.setattr(pairs, "cache_of", stop)
-    directory = RunDir(tmp_path).pairs("theirs")
+    measured = SimpleNamespace(comparisons=[], summaries={}, best_of_n=None)
+    for name, result in (
+        ("read_preferences", [row(1)]), ("cache_of", None), ("measure_policies", measured), ("_opinions", {})
+    ):  # fmt: skip
+        monkeypatch.setattr(pairs, name, lambda *_, result=result: result)
+    monkeypatch.setattr(pairs, "audits", lambda *_, own_data: [])
+    directory, file = RunDir(tmp_path).pairs("theirs"), tmp_path / "theirs.jsonl"
     directory.mkdir(parents=True)
-    for name in ("pairs.json", "policy_gone.json", "reward_model_rm2_mistakes.jsonl"):
+    file.touch()
+    for name in ("policy_gone.json", "reward_model_rm2_mistakes.jsonl"):
         (directory / name).write_text("{}")
-    (tmp_path / "theirs.jsonl").touch()
-    with pytest.raises(KeyboardInterrupt):
-        pairs.evaluate_on_pairs(session_of(tmp_path), [], tmp_path / "theirs.jsonl")
-    assert not [*directory.iterdir()]
+    (directory / "pairs.json").write_text(json.dumps({"sha256": sha256_file(file)}))
+    for step, left in (("_opinions", 3), ("write_records", 0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(pairs, step, stop)
+            with pytest.raises(KeyboardInterrupt):
+                pairs.evaluate_on_pairs(session_of(tmp_path), [], file)
+        assert len([*directory.iterdir()]) == left
+        assert [*directory.parent.iterdir()] == [directory]
 
 
 def test_a_bag_of_words_is_fitted_on_pairs_only(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from preftune.config import load_recipe
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
-from preftune.runs.inputs import check_llm_judges
+from preftune.runs.inputs import check_llm_judges, key_of
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.study.design import Request
 from preftune.study.launch import run_study
@@ -80,6 +80,23 @@ def test_what_has_no_verdict_is_counted_and_gives_either_half(model: Model, tmp_
     assert scores[1] == [0.75, 0.75, 0.0]
     assert sum(scores[0]) == pytest.approx(1.5)
     assert who.summary(ROWS)["no_verdict"] == 3
+
+
+def test_half_an_answer_has_no_verdict(model: Model, tmp_path: Path) -> None:
+    model.judge, model.ended = lambda question: "[[A]] would be right if", "length"
+    who = judge(model, tmp_path)
+    assert who.scores(ROWS) == [[0.5] * 3, [0.5] * 3]
+    assert (found := who.summary(ROWS))["no_verdict"] == found["questions"]
+    assert all(row["cut"] for row in read_jsonl(tmp_path / "answers.jsonl"))
+
+
+@pytest.mark.parametrize(("key", "why"), [("EMPTY", "fewer than 8 characters"), ("a key of words", "blanks")])
+def test_a_key_that_can_be_none_is_explained(key: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ConfigError, match=why) as caught:
+        key_of(LLMConfig(url="http://127.0.0.1:1/v1", key_variable="JUDGE_KEY"))
+    assert "leave key_variable out" in caught.value.hint
+    assert key not in str(caught.value)
 
 
 def test_mostly_no_verdict_is_an_error_that_shows_one(model: Model, tmp_path: Path) -> None:

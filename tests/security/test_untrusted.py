@@ -11,7 +11,7 @@ from preftune.config import load_recipe
 from preftune.errors import ConfigError
 from preftune.report.text import markdown
 from preftune.runs.console import Console
-from preftune.untrusted import REDACTED, clean, holds_credential, printable, redact
+from preftune.untrusted import REDACTED, clean, holds_credential, passes_credential, printable, redact
 
 HF, SK = "hf_" + "aB3" * 10, "sk-proj-" + "xY7_" * 8
 CREDENTIALS = [
@@ -19,6 +19,9 @@ CREDENTIALS = [
     f"data={HF}.",
     SK,
     "sk-ant-" + "q8" * 12,
+    "sk-ant-api03-" + "xY7_" * 20 + "-xY7_AA",
+    "sk-or-v1-" + "a1" * 32,
+    "sk-" + "xY7q" * 12,
     "ghp_" + "a1" * 18,
     "github_pat_" + "a1" * 20,
     "AKIA" + "ABCDEFGH12345678",
@@ -32,6 +35,8 @@ HARMLESS = [
     "stage.ppo.max_new_tokens=40 pad_token_id = 5 num_memory_tokens: 3",
     "/etc/passwd: not a kind of file that is read here",
     "sk-learn/data hf_hub api keys are secret things",
+    "data.name=hf_ultrafeedback_binarized.jsonl runs/hf_smollm2_instruct_v2 ~/hf_rlhf_experiments/a.jsonl",
+    "sk-learn-experiments-2024-run-3 sk-ant-colony-optimisation-2024 ASIA_reviews_of_restaurants.jsonl",
     "runs/a@b mail me@example.org; https://example.org/a:b@c/d",
 ]
 ESCAPES = {
@@ -77,7 +82,9 @@ def test_values_of_variables_named_as_secrets_are_found(monkeypatch: pytest.Monk
     assert redact("run tiny") == "run tiny"
 
 
-@pytest.mark.parametrize("unit", ["a", "a_", "hf_", "://", "secret ", "a://", "a://b@", "=:'\""])
+@pytest.mark.parametrize(
+    "unit", ["a", "a_", "hf_", "sk-", "sk-ant-", "sk-a1-", "://", "secret ", "a://", "a://b@", "=:'\""]
+)
 def test_redaction_of_a_megabyte_comes_to_an_end(unit: str) -> None:
     began = time.monotonic()
     redact(unit * (200_000 // len(unit)))
@@ -123,6 +130,17 @@ def test_a_setting_that_holds_a_credential_is_refused(key: str, tmp_path: Path) 
         assert "aB3aB3" not in str(caught.value)
         assert "xY7_" not in str(caught.value)
         assert "HF_TOKEN" in caught.value.hint
+
+
+def test_what_is_there_is_a_path_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / HF).mkdir()
+    for path in (HF, f"{tmp_path}/{HF}"):
+        assert load_recipe("quickstart", [f"data.name={path}"]).config.data.name == path
+    assert passes_credential(f"data.name={HF[:-1]}X")
+    assert passes_credential(f"{HF[:-1]}X={HF}")
 
 
 @pytest.mark.parametrize(

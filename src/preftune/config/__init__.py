@@ -21,18 +21,16 @@ from preftune.config.algorithms.base import (
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.algorithms.online import OnlineConfig
 from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
-from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
-from preftune.config.options import Option, options, options_markdown, options_text
+from preftune.config.load import Resolved, build, config_hash, load_recipe, recipe_names
+from preftune.config.options import options, options_markdown, options_text
 from preftune.config.run import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    ModelConfig,
     RunConfig,
-    ScratchConfig,
     TextForm,
 )
-from preftune.config.show import show_graph, show_plan, show_values
+from preftune.config.show import show_plan
 from preftune.config.toml import dump_toml
 
 __all__ = [
@@ -44,18 +42,14 @@ __all__ = [
     "EvaluationConfig",
     "GRPOConfig",
     "Healthy",
-    "ModelConfig",
     "OfflineConfig",
     "OnlineConfig",
     "OptimizerConfig",
-    "Option",
-    "Origin",
     "PPOConfig",
     "Resolved",
     "RewardConfig",
     "RunConfig",
     "SFTConfig",
-    "ScratchConfig",
     "StageConfig",
     "StageSettings",
     "TextForm",
@@ -74,9 +68,7 @@ __all__ = [
     "parents",
     "recipe_names",
     "register",
-    "show_graph",
     "show_plan",
-    "show_values",
     "stage_order",
     "stages_until",
 ]

@@ -21,8 +21,9 @@ from preftune.config.algorithms import stage_kinds
 from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
+from preftune.config.unused import refuse_unused
 from preftune.errors import ConfigError, UsageError, meant
-from preftune.untrusted import holds_credential, redact
+from preftune.untrusted import passes_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -128,6 +129,8 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
     except ValidationError as error:
         raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
+    typed_keys = (key for key in dict(typed) if values[key] not in (None, schema[key].default))
+    refuse_unused(config, typed_keys)
     return Resolved(
         config=config,
         origins={key: _origin(key, origins) for key in flatten(config.model_dump())},
@@ -147,7 +150,7 @@ def _origin(key: str, origins: Mapping[str, Origin]) -> Origin:
 def _refuse_secrets(values: Mapping[str, Any]) -> None:
     """Settings go into files that are shown and shared, so no credential may be one."""
     for key, value in values.items():
-        if isinstance(value, str) and holds_credential(value):
+        if isinstance(value, str) and passes_credential(value):
             raise ConfigError(
                 f"{key} = {_shown(redact(value))}: holds what looks like a password or token",
                 "settings are written to files that people share; log in with `hf auth login`, "

@@ -13,6 +13,7 @@ from preftune.data.dialogue import Dialogue, Kind, Preference, Turn
 from preftune.data.files import SUFFIXES, local_files, read_files
 from preftune.data.hub import ALTERNATIVES, read_hub
 from preftune.data.notes import reasons_of, rows_report
+from preftune.data.readme import README, refuse_both
 from preftune.data.rows import OnBadRow, Tally
 from preftune.errors import ConfigError, DataError, InputMissing
 
@@ -58,35 +59,29 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
     `commit`: the state of a hub data set that a run has recorded; its report names the one that was read.
 
-    Raises ConfigError without a name, InputMissing for what cannot be found, DataError for what cannot be
-    read or used.
+    Raises InputMissing for what cannot be found, DataError for what cannot be read or used.
     """
-    if config.name is None:
-        raise ConfigError(
-            "data.name is not set, and this recipe ships without data",
-            "say where the preference pairs are: data.name=PATH (a directory, .jsonl, .json, .csv, .parquet "
-            "or .arrow file), or data.name=Anthropic/hh-rlhf to fetch them",
-        )
+    name = str(config.name)
     tallies, commit = _read(config, commit)
-    kind = _kind(config.name, tallies)
+    kind = _kind(name, tallies)
     if config.prompt_words is not None:
         if kind != "text":
             raise ConfigError(
                 f"data.prompt_words = {config.prompt_words} cuts texts, "
-                f"and the rows of {config.name} are {KINDS[kind]}",
+                f"and the rows of {name} are {KINDS[kind]}",
                 "leave data.prompt_words out, or name a data set with a column text (data.columns.text=NAME)",
             )
         cut_texts(tallies, config.prompt_words)
         kind = "unpaired"
-    splits = _by_split(config.name, tallies)
+    splits = _by_split(name, tallies)
     if not splits["train"]:
         raise DataError(
-            f"{config.name}: no training pairs, only {_counts(splits)}",
+            f"{name}: no training pairs, only {_counts(splits)}",
             "add a file named train, or name one file alone to have it split",
         )
     cut = _cut_missing(splits, config.held_out)
     report = {
-        "name": config.name,
+        "name": name,
         "data_dir": config.data_dir,
         **({} if commit is None else {"commit": commit}),
         "held_out": config.held_out,
@@ -99,10 +94,11 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
 
 def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
     """Rows for training alone, as one stage wants them beside the run's data: those of the split train,
-    without the ones whose prompt (`prompt_key`) the run holds out. Raises what `read_dataset` raises.
+    without the ones whose prompt (`prompt_key`) the run holds out. The columns and the configuration that
+    `config` names are read where they are there. Raises what `read_dataset` raises.
     """
     name = str(config.name)
-    tallies, commit = _read(config, commit)
+    tallies, commit = _read(config, commit, foreign=True)
     kind = _kind(name, tallies)
     if kind == "text" and config.prompt_words is not None:
         cut_texts(tallies, config.prompt_words)
@@ -138,13 +134,20 @@ def _undesirable(tallies: Sequence[Tally], held_out: Collection[str]) -> list[Pr
     return [row for row in undesirable if prompt_key(row) not in held_out]
 
 
-def read_preferences(path: str | Path, on_bad_row: OnBadRow = "error") -> list[Preference]:
+def read_preferences(
+    path: str | Path,
+    on_bad_row: OnBadRow = "error",
+    columns: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> list[Preference]:
     """All usable pairs of a file or directory, the train, validation and test splits one after the other.
 
     `row` counts within a split. Unusable pairs are left out; a malformed row is a DataError unless
-    `on_bad_row="skip"`, and so are rows that are no pairs.
+    `on_bad_row="skip"`, and so are rows that are no pairs. `columns` (known name to the file's) and the
+    configuration `config` of a README.md are taken where they are there.
     """
-    tallies = read_files(Path(os.path.expanduser(path)), on_bad_row)
+    root = Path(os.path.expanduser(path))
+    tallies = read_files(root, on_bad_row, local_files(root, config, True), columns, foreign=True)
     if (kind := _kind(str(path), tallies)) != "pairs":
         raise DataError(
             f"{path}: its rows are {KINDS[kind]}, and preference pairs are needed here",
@@ -172,16 +175,19 @@ def prompt_key(row: Preference) -> str:
     return prompt_hash(Dialogue([Turn(turn.role, turn.text.strip()) for turn in turns]))
 
 
-def _read(config: "DataConfig", commit: str | None) -> tuple[list[Tally], str | None]:
+def _read(config: "DataConfig", commit: str | None, foreign: bool = False) -> tuple[list[Tally], str | None]:
     name, data_dir = str(config.name), config.data_dir
     columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
         root = path / data_dir if data_dir else path
-        return read_files(root, config.on_bad_row, local_files(root, config.config), columns), None
+        if not (root / README).is_file():
+            refuse_both(config.config, data_dir)
+        chosen = local_files(root, config.config, foreign)
+        return read_files(root, config.on_bad_row, chosen, columns, foreign), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config)
+    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config, foreign)
 
 
 def _kind(name: str, tallies: Sequence[Tally]) -> Kind:

@@ -10,7 +10,7 @@ from pathlib import Path
 from preftune.data import readers
 from preftune.data.readme import LONGEST, README, layout
 from preftune.data.rows import OnBadRow, Tally
-from preftune.data.splits import Chosen, choose, split_of
+from preftune.data.splits import Chosen, choose, named_files, named_split
 from preftune.errors import DataError, InputMissing, PermissionMissing
 
 READERS = {
@@ -29,6 +29,12 @@ WANTED = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a direct
 NO_DATA = {
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"),
 }
+# Packed or kept in ways that are not read here: there may be rows in such files.
+UNREAD = (
+    *(".gz", ".tgz", ".zst", ".xz", ".bz2", ".lz4", ".zip", ".7z", ".tar", ".ndjson", ".jsonlines"),
+    *(".xlsx", ".xls", ".avro", ".orc", ".db", ".sqlite"),
+)
+NOT_READ = "not read: kinds of files that are not read here, or links to folders; name a folder by itself"
 RED_TEAM = "red-team-attempts"  # of the public HH data: transcripts without a preference
 
 
@@ -37,9 +43,11 @@ def read_files(
     on_bad_row: OnBadRow = "error",
     chosen: Chosen | None = None,
     columns: Mapping[str, str] | None = None,
+    foreign: bool = False,
 ) -> list[Tally]:
     """Read one file or, recursively, a directory of them, in the order of their paths; or those that were
-    `chosen` of it. `columns`: known name to the files' (data.columns).
+    `chosen` of it. `columns`: known name to the files' (data.columns); of `foreign`
+    files, where they are there.
 
     Raises InputMissing for what cannot be opened and DataError, naming file and line, for what cannot be
     read. The `notes` of the first tally name what was skipped.
@@ -53,6 +61,7 @@ def read_files(
             source=_source(root, path),
             on_bad_row=on_bad_row,
             columns=columns or {},
+            foreign=foreign,
         )
         _read_file(path, tally)
         tallies.append(tally)
@@ -60,14 +69,17 @@ def read_files(
     return tallies
 
 
-def local_files(root: Path, config: str | None = None) -> Chosen:
+def local_files(root: Path, config: str | None = None, foreign: bool = False) -> Chosen:
     """The files under `root` that are read: what its README.md declares, else by their names. A file that is
-    named by itself is all there is to split.
+    named by itself is all there is to split. `foreign`: `config` is another data set's, and may be there.
     """
     paths = find_files(root)
     if paths == [root]:
-        return Chosen([(root, "train")])
-    return chosen_files(root, paths, readme_text(root / README), config)
+        unused = f"{root.name}: data.config = {config} has no use with a single file: README.md declares such"
+        return Chosen([(root, "train")], [unused] if config is not None and not foreign else [])
+    chosen = chosen_files(root, paths, readme_text(root / README), config, foreign)
+    chosen.notes += named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)
+    return chosen
 
 
 def readme_text(file: Path) -> str:
@@ -78,10 +90,12 @@ def readme_text(file: Path) -> str:
         return readme.read(LONGEST)
 
 
-def chosen_files(root: Path, paths: Sequence[Path], readme: str = "", config: str | None = None) -> Chosen:
+def chosen_files(
+    root: Path, paths: Sequence[Path], readme: str = "", config: str | None = None, foreign: bool = False
+) -> Chosen:
     """Those of `paths`, which need not be there yet, that are read, with their splits."""
     paths = sorted(paths)
-    if (declared := layout(readme, config)) is not None:
+    if (declared := layout(readme, config, foreign)) is not None:
         named = declared.split_names([path.relative_to(root).as_posix() for path in paths])
         if not named:
             raise DataError(f"{root}: no file that can be read is in the folder that README.md names", WANTED)
@@ -118,6 +132,22 @@ def find_files(root: Path) -> list[Path]:
     return sorted(files)
 
 
+def _passed_by(root: Path) -> list[Path]:
+    """What may hold rows too, and is not read: see `UNREAD`; links to folders."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        if "state.json" not in names:
+            found += [Path(folder, name) for name in names if is_unread(name)]
+    return sorted(found)
+
+
+def is_unread(name: str) -> bool:
+    """Whether a file of this name may hold rows that cannot be read here."""
+    return name.lower().endswith(UNREAD) and not is_data(name) and not name.startswith(".")
+
+
 def _refuse(error: OSError) -> None:
     with _readable(Path(error.filename)):
         raise error
@@ -140,7 +170,7 @@ def _saved_to_disk(folder: Path) -> list[str]:
 def _source(root: Path, path: Path) -> str:
     """The folders that a file lies in, as far as they do not say its split."""
     folders: Sequence[str] = () if path == root else path.parent.relative_to(root).parts
-    return "/".join(name for name in folders if split_of(Path(name, "x"), ()) is None)
+    return "/".join(name for name in folders if named_split(name) is None)
 
 
 def _read_file(path: Path, tally: Tally) -> None:

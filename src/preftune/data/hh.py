@@ -81,18 +81,14 @@ def parse_prompt(text: str) -> Dialogue:
     return Dialogue(turns[:-1])
 
 
-def split_pair(chosen: str, rejected: str, *, normalize: bool = True) -> Preference:
-    """Split two HH transcripts at their last assistant turn, which must be all that differs.
+def split_turns(chosen: Sequence[Turn], rejected: Sequence[Turn], *, normalize: bool = True) -> Preference:
+    """Split two dialogues (non-empty) at their last assistant turn, which must be all that differs; turns
+    shared by both are kept as they are.
 
     `normalize` strips trailing whitespace of the responses and makes their leading whitespace one space;
     without it `prompt.transcript() + chosen` is the chosen transcript byte for byte. Raises
     RejectedRow(reason).
     """
-    return split_turns(parse_transcript(chosen), parse_transcript(rejected), normalize=normalize)
-
-
-def split_turns(chosen: Sequence[Turn], rejected: Sequence[Turn], *, normalize: bool = True) -> Preference:
-    """`split_pair` on parsed turns (non-empty sequences); turns shared by both are kept as they are."""
     if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise RejectedRow("ends_on_human")
     prompt = Dialogue(chosen[:-1])

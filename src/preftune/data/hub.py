@@ -4,11 +4,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from preftune.data.files import SUFFIXES, chosen_files, is_data, read_files, readme_text
-from preftune.data.readme import README
+from preftune.data.files import (
+    NOT_READ,
+    SUFFIXES,
+    chosen_files,
+    is_data,
+    is_unread,
+    read_files,
+    readme_text,
+)
+from preftune.data.readme import README, refuse_both
 from preftune.data.rows import OnBadRow, Tally
 from preftune.data.snapshot import Snapshot, resolve, warn
-from preftune.data.splits import Chosen
+from preftune.data.splits import Chosen, named_files
 from preftune.errors import InputMissing
 
 ALTERNATIVES = (
@@ -24,29 +32,39 @@ def read_hub(
     commit: str | None = None,
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
+    foreign: bool = False,
 ) -> tuple[list[Tally], str]:
     """Read every split of a hub data set such as Anthropic/hh-rlhf, and the commit that was read: `commit`
     if one is given. A file's folder is the source of its pairs; of all files those are read that the
-    configuration `config` of its README.md names, or its default one.
+    configuration `config` of its README.md names, or its default one. `foreign` as in `read_files`.
 
     Raises InputMissing, within a few seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
-    snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
-    chosen = _wanted(snapshot, data_dir, config)
+    refuse_both(config, data_dir)
+    try:
+        snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
+    except InputMissing as error:
+        error.message = f"{name}: no such path here, and {error.message}"
+        raise
+    chosen = _wanted(snapshot, data_dir, config, foreign)
+    if snapshot.partial:
+        count = f"only the {len(snapshot.files)} files that are in the cache"
+        chosen.notes.append(f"{name}: {count} could be looked at: the list of all has never been fetched")
+        warn(chosen.notes[-1])
     root = Path(snapshot.name)
     files = {file.relative_to(root).as_posix(): split for file, split in chosen.files}
     path = snapshot.fetch(files)
     chosen.files = [(path / file, split) for file, split in files.items()]
-    tallies = read_files(path, on_bad_row, chosen, columns)
+    tallies = read_files(path, on_bad_row, chosen, columns, foreign)
     for tally in tallies:
         tally.name = f"{name}/{Path(tally.name).relative_to(path).as_posix()}"
     return tallies, snapshot.commit
 
 
-def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None) -> Chosen:
+def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None, foreign: bool) -> Chosen:
     """The files of the data set, or of one of its folders, that are read here; by the rule of local ones."""
     folder = PurePosixPath(data_dir or "")
     inside = [file for file in map(PurePosixPath, snapshot.files) if file.is_relative_to(folder)]
@@ -65,7 +83,9 @@ def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None) -> Cho
         )
     root = Path(snapshot.name)
     readme = "" if data_dir else _readme(snapshot)
-    return chosen_files(root / folder, [root / file for file in read], readme, config)
+    chosen = chosen_files(root / folder, [root / file for file in read], readme, config, foreign)
+    chosen.notes += named_files([file for file in inside if is_unread(file.name)], NOT_READ)
+    return chosen
 
 
 def _readme(snapshot: Snapshot) -> str:

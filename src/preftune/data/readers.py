@@ -31,20 +31,44 @@ Rows = Iterator[tuple[str, Any]]
 
 def json_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
     """Lines of JSON; in a .json file, an array of rows too."""
-    if path.name.lower().removesuffix(".gz").endswith(".json") and _begins_array(file, path):
-        yield from _array(file, path, tally)
-        return
-    for number, line in lines(file, path, tally.size or 0):
+    if path.name.lower().removesuffix(".gz").endswith(".json"):
+        if _beginning(file, path, 4096).startswith("["):
+            yield from _array(file, path, tally)
+            return
+        if _is_one_object(_beginning(file, path, MAX_LINE)):
+            raise DataError(
+                f"{path}: one JSON object over several lines, not rows",
+                "a .json file is an array of rows, or one row a line; if the rows are a list inside of this "
+                "object, save that list as the file",
+            )
+    for number, line in lines(file, path, tally.size or 0, skip=tally.on_bad_row == "skip"):
         yield f"{path}:{number}", line
 
 
-def _begins_array(file: BinaryIO, path: Path) -> bool:
+def _beginning(file: BinaryIO, path: Path, length: int) -> str:
     try:
-        start = (gzip.GzipFile(fileobj=file) if _is_packed(path) else file).read(4096)
+        start = (gzip.GzipFile(fileobj=file) if _is_packed(path) else file).read(length)
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError):
         start = b""  # whoever reads on says so
     file.seek(0)
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    return start.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a file that begins so is one object that goes on after its first line."""
+    decoder, lines_of_it = json.JSONDecoder(), text.split("\n", 1)
+    if not text.startswith("{") or len(lines_of_it) == 1:
+        return False
+    try:
+        decoder.raw_decode(lines_of_it[0])
+    except (ValueError, RecursionError):
+        try:
+            return "\n" in text[: decoder.raw_decode(text)[1]]
+        except json.JSONDecodeError as error:
+            return error.pos >= len(text.rstrip())  # longer than what was looked at, or cut off
+        except (ValueError, RecursionError):
+            return False
+    return False
 
 
 def _array(file: BinaryIO, path: Path, tally: Tally) -> Rows:
@@ -86,25 +110,31 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
     """CSV and TSV with a header line; every value is text. A CSV whose header holds semicolons and no comma
     is separated by those, as spreadsheets write it where the comma is the decimal point.
     """
-    text = (_decoded(line, path, n) for n, line in lines(file, path, tally.size or 0, blanks=True))
-    suffix = next(s for s in reversed(path.suffixes) if s.lower() != ".gz").lower()
-    first = next(text, None)
+    numbered = lines(file, path, tally.size or 0, blanks=True)
+    text = ((number, _decoded(line, path, number)) for number, line in numbered)
+    before, first = next(((n - 1, line) for n, line in text if line.strip()), (0, None))
     if first is None:
         return
+    suffix = next(s for s in reversed(path.suffixes) if s.lower() != ".gz").lower()
     between = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
+    spaced = between != "\t" and first.count(between) == first.count(f"{between} ")  # "a, b": quotes, too
     old = csv.field_size_limit(MAX_LINE)
     try:
-        reader = csv.reader(chain([first], text), delimiter=between, strict=True)
-        header = next(reader, [])
+        rest = (line for _, line in text)
+        reader = csv.reader(chain([first], rest), delimiter=between, strict=True, skipinitialspace=spaced)
+        header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a column name appears twice in {str(header)[:200]}", FORMS)
+            raise DataError(f"{path}:{before + 1}: a column name appears twice in {str(header)[:200]}", FORMS)
         for values in filter(None, reader):
             wrong = BadRow(
                 f"{len(values)} values for the {len(header)} columns of the header: "
                 f"values with {between!r}, quotes or line ends stand in quotes"
             )
             fits = len(values) == len(header)
-            yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True)) if fits else wrong
+            yield (
+                f"{path}:{before + reader.line_num}",
+                dict(zip(header, values, strict=True)) if fits else wrong,
+            )
     except csv.Error as error:
         raise DataError(f"{path}: not {suffix[1:].upper()}: {error}", "mend or export it again") from None
     finally:
@@ -120,29 +150,46 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 
 
 def lines(
-    file: BinaryIO, path: Path, size: int, longest: int | None = MAX_LINE, blanks: bool = False
-) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line, those that are blank only with `blanks`. Lines end at LF only: a text
-    may hold U+2028.
+    file: BinaryIO,
+    path: Path,
+    size: int,
+    longest: int | None = MAX_LINE,
+    blanks: bool = False,
+    skip: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """Number and bytes of each line, those that are blank only with `blanks`; with `skip` a BadRow in the
+    place of one that is too long. Lines end at LF only: a text may hold U+2028.
     """
     packed = _is_packed(path)
     limit = unpacked_limit(size) if packed else None
     stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20) if packed and size else file
     number = total = blank = 0
+
+    def more() -> bytes:
+        nonlocal total
+        part = stream.readline((longest or limit or size) + 1)
+        total += len(part)
+        if limit and total > limit:
+            raise DataError(
+                f"{path}:{number + 1}: {size} bytes unpack to more than {limit}: refused as a gzip bomb",
+                _UNPACK,
+            )
+        return part
+
     try:
-        while line := stream.readline((longest or limit or size) + 1):
+        while line := more():
             number += 1
-            total += len(line)
             if longest and len(line) > longest:
-                raise DataError(
-                    f"{path}:{number}: a line of more than {longest >> 20} MiB",
-                    "one row is one line; shorten the texts of this one, or remove it",
-                )
-            if limit and total > limit:
-                raise DataError(
-                    f"{path}:{number}: {size} bytes unpack to more than {limit}: refused as a gzip bomb",
-                    _UNPACK,
-                )
+                wrong = f"a line of more than {longest >> 20} MiB"
+                if not skip:
+                    raise DataError(
+                        f"{path}:{number}: {wrong}",
+                        "one row is one line; shorten the texts of this one, or remove it",
+                    )
+                while line and not line.endswith(b"\n"):
+                    line = more()
+                yield number, BadRow(wrong)
+                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             full = bool(line.strip(b" \t\r\n"))

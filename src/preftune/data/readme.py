@@ -38,7 +38,11 @@ class Layout:
         splits: dict[str, str | None] = {}
         for split, patterns in self.patterns.items():
             for pattern in patterns:
-                matcher = re.compile(glob_translate(self.folder + pattern))
+                try:
+                    matcher = re.compile(glob_translate(self.folder + pattern))
+                except (ValueError, re.error) as error:
+                    message = f"README.md: {quote(pattern)} is no pattern of paths: {quote(str(error))}"
+                    raise DataError(message, SHAPE) from None
                 named = [file for file in files if matcher.match(file)]
                 if not named:
                     raise DataError(
@@ -50,12 +54,15 @@ class Layout:
         return splits
 
 
-def layout(text: str, config: str | None = None) -> Layout | None:
-    """The configuration `config`, or the default one, of a README's text; None where it declares none.
+def layout(text: str, config: str | None = None, foreign: bool = False) -> Layout | None:
+    """The configuration `config`, or the default one, of a README's text; None where it declares none. Of a
+    `foreign` data set `config` is taken where it is there.
 
     Raises ConfigError for a name that is not there, DataError for what is not YAML of this shape.
     """
     configs = _configs(text)
+    if foreign and config not in configs:
+        config = None
     if not configs:
         if config is not None:
             raise ConfigError(f"data.config = {config}, and no README.md declares configurations")
@@ -66,12 +73,23 @@ def layout(text: str, config: str | None = None) -> Layout | None:
         names_left = list(configs) if len(configs) == 1 else marked
         if len(names_left) != 1:
             raise ConfigError(
-                f"README.md declares several configurations: {names}", "choose one by data.config=NAME"
+                f"README.md declares several configurations: {names}",
+                "name the file that is meant" if foreign else "choose one by data.config=NAME",
             )
         config = names_left[0]
     if config not in configs:
         raise ConfigError(f"data.config = {config}, and README.md declares {names}")
     return _layout(configs[config])
+
+
+def refuse_both(config: str | None, data_dir: str | None) -> None:
+    """ConfigError for a configuration of the README.md that is not read, since a folder is named."""
+    if config is not None and data_dir is not None:
+        raise ConfigError(
+            f"data.config = {config} and data.data_dir = {data_dir}: with data_dir, the README.md that "
+            "declares configurations is not read",
+            "leave one of them out",
+        )
 
 
 def _configs(text: str) -> dict[str, dict[str, Any]]:

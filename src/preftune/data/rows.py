@@ -6,7 +6,7 @@ stray number into a column of another type; so rows are checked here first.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from preftune.data.checks import BadRow, is_empty, kind, quote
 from preftune.data.dialogue import Dialogue, Kept, Kind, Labelled, Preference, PromptOnly, Scored, Text
 from preftune.data.formats import ranked, single
 from preftune.data.formats.messages import conversation_in
-from preftune.data.formats.table import FORMS, read_keys, recognise, renamed
+from preftune.data.formats.table import FORMS, present, read_keys, recognise, renamed
 from preftune.data.hh import RejectedRow
 from preftune.data.splits import named_split
 from preftune.errors import DataError
@@ -23,6 +23,11 @@ HINT = (
     'a row is {"chosen": ..., "rejected": ...} with two HH transcripts, or {"prompt", "chosen", "rejected"} '
     f"with texts or lists of {{role, content}}; {FORMS}; mend the row, or set data.on_bad_row=skip to leave "
     "such rows out"
+)
+FOREIGN_HINT = (
+    "the rows are in none of the forms in docs/data.md, and the run's data.columns name none of their "
+    "columns; rename the columns in the file, mend the row, or leave such rows out by the run's "
+    "data.on_bad_row=skip"
 )
 EXAMPLES = 20  # bad rows that are quoted in data.json when they are skipped
 KIND_OF: dict[type, Kind] = {
@@ -44,6 +49,7 @@ class Tally:
     source: str = ""
     on_bad_row: OnBadRow = "error"
     columns: Mapping[str, str] = field(default_factory=dict)  # known name -> the file's (data.columns)
+    foreign: bool = False  # a file besides the run's own: columns of those names may be there, or not
     sha256: str | None = None
     size: int | None = None  # bytes
     read: int = 0
@@ -72,24 +78,25 @@ class Tally:
             record = parse_line(raw) if isinstance(raw, bytes) else raw
             if not isinstance(record, dict):
                 raise BadRow(f"the row is {kind(record)}, not an object: {quote(repr(record))}")
-            self._take(renamed(record, self.columns))
+            columns = present(record, self.columns) if self.foreign else self.columns
+            self._take(renamed(record, columns), columns)
         except RejectedRow as error:
             self.rejected[error.reason] += 1
         except BadRow as error:
             if self.on_bad_row == "error":
-                raise DataError(f"{where}: {error}", HINT) from None
+                raise DataError(f"{where}: {error}", FOREIGN_HINT if self.foreign else HINT) from None
             self.bad += 1
             if len(self.bad_examples) < EXAMPLES:
                 self.bad_examples.append(f"{where}: {error}")
 
-    def _take(self, record: dict[str, Any]) -> None:
+    def _take(self, record: dict[str, Any], columns: Collection[str]) -> None:
         self.first_keys = self.first_keys or quote(", ".join(map(str, record)))
-        form = recognise(record)
+        form = recognise(record, columns)
         rows = form.read(record)
         self.forms[form.name] += 1
         unread = record.keys() - read_keys(form, record)
         self.ignored_columns.update(unread)
-        columns = {key: record[key] for key in record if key in unread or key in single.REPLIES}
+        others = {key: record[key] for key in record if key in unread or key in single.REPLIES}
         split = record.get("split")
         home = (named_split(split) if isinstance(split, str) else None) or self.split
         self.noted["split"] += home != self.split
@@ -100,9 +107,9 @@ class Tally:
         )
         for row in rows:
             if isinstance(row, Scored):
-                self._scored.setdefault(row.prompt, []).append((row, home, columns))
+                self._scored.setdefault(row.prompt, []).append((row, home, others))
             else:
-                self._keep(row, home, columns)
+                self._keep(row, home, others)
 
     def finish(self) -> None:
         """Make pairs of the rated replies, prompt by prompt, now that all rows are there."""

@@ -35,12 +35,15 @@ class Unreachable(InputMissing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A commit of a repository: `files` are all of it, of which the cache may hold some."""
+    """A commit of a repository: `files` are all of it, of which the cache may hold some. `partial`: they are
+    those in the cache, and nobody knows whether there are more.
+    """
 
     name: str
     kind: Kind
     commit: str
     files: tuple[str, ...]
+    partial: bool = False
 
     @property
     def path(self) -> Path:
@@ -50,10 +53,10 @@ class Snapshot:
     def fetch(self, files: Iterable[str]) -> Path:
         """Bring these files into the cache, where they are not there yet; returns `path`."""
         missing = [file for file in files if not (self.path / file).is_file()]
-        if missing and offline_asked_for():
+        if missing and (variable := offline_asked_for()):
             raise InputMissing(
                 f"{self.kind} {self.name!r}: the cache lacks {', '.join(missing[:3])} of commit "
-                f"{self.commit[:12]}, and HF_HUB_OFFLINE is set",
+                f"{self.commit[:12]}, and {variable} is set",
                 "run once with the network, or give a local directory",
             )
         for file in missing:
@@ -83,8 +86,8 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
     if commit is not None and (listed := _listed(name, kind, commit)) is not None:
         return listed
     try:
-        if offline_asked_for():
-            raise Unreachable(f"{kind} {name!r} is not in the local cache, and HF_HUB_OFFLINE is set")
+        if variable := offline_asked_for():
+            raise Unreachable(f"{kind} {name!r} is not in the local cache, and {variable} is set")
         return _looked_up(name, kind, commit)
     except (InputMissing, DataError) as error:
         last = commit or _last(name, kind)
@@ -152,7 +155,9 @@ def _on_disk(name: str, kind: Kind, commit: str) -> Snapshot | None:
         return None
     root = _folder(name, kind) / "snapshots" / commit
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return Snapshot(name=name, kind=kind, commit=commit, files=tuple(files)) if files else None
+    if not files:
+        return None
+    return Snapshot(name=name, kind=kind, commit=commit, files=tuple(files), partial=True)
 
 
 def _folder(name: str, kind: Kind) -> Path:
@@ -237,14 +242,13 @@ def reachable(seconds: float = PROBE_SECONDS) -> bool:
     return bool(answers)
 
 
-def offline_asked_for() -> bool:
-    """Whether a variable of the libraries says to stay off the network."""
+def offline_asked_for() -> str:
+    """The variable of the libraries that says to stay off the network; "" if none does."""
     from huggingface_hub import constants
 
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return constants.HF_HUB_OFFLINE or any(
-        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names
-    )
+    said = (name for name in names if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"})
+    return next(said, names[0] if constants.HF_HUB_OFFLINE else "")
 
 
 def endpoint() -> str:

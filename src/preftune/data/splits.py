@@ -75,16 +75,18 @@ def choose(
     unnamed = [path for path in paths if splits[path] is None]
     if "train" in splits.values():  # as `datasets` does
         left_out = "not read: no split in the name, and other files are named train"
-        chosen.notes += _named([inside[path] for path in unnamed], left_out)
+        chosen.notes += named_files([inside[path] for path in unnamed], left_out)
     else:
         odd = [path for path in unnamed if any(map(LOOKS_LIKE.search, words(inside[path].stem)))]
         looks = "read as train, though the name looks like a split: it is none of the names in docs/data.md"
-        chosen.notes += _named([inside[path] for path in odd], looks)
+        chosen.notes += named_files([inside[path] for path in odd], looks)
         splits |= dict.fromkeys(unnamed, "train")
     files = {path: split for path, split in splits.items() if split is not None}
     for path in (extra := _other_purposes(files, inside)):
         del files[path]
-    chosen.notes += _named([inside[path] for path in extra], "not read: the same rows for another purpose")
+    chosen.notes += named_files(
+        [inside[path] for path in extra], "not read: the same rows for another purpose"
+    )
     chosen.files = list(files.items())
     return chosen
 
@@ -101,7 +103,8 @@ def _purpose(relative: Path) -> int:
     return purposes[-1] if purposes else 0
 
 
-def _named(files: Sequence[PurePath], what: str) -> list[str]:
+def named_files(files: Sequence[PurePath], what: str) -> list[str]:
+    """A sentence about files, if there are any."""
     if not files:
         return []
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""

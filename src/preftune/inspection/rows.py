@@ -188,13 +188,14 @@ def _reading(config: StageSettings) -> tuple[str, ...]:
 def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
     """What follows a prompt."""
     ends = ", ".join(repr(encoder.text_of([end])) for end in encoder.ends)
-    judges = (config.scored_by, config.judge_directory, config.functions())
-    judge = " + ".join(name for name in judges if name)
+    models = " + ".join(name for name in (config.scored_by, config.judge_directory) if name)
+    read = ["a language model is asked which of two replies is better"] * (config.asks is not None)
+    read += [f"the score of {models} is read at a reply's last token"] * bool(models)
+    read += [f"{config.functions()} scores a reply as text"] * bool(config.functions())
     replies = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
     return (
         f"{replies} of up to {config.new_tokens or 'evaluation.max_new_tokens'} tokens, until one of {ends}",
-        f"the score of {judge} is read at a reply's last token"
-        + ("" if config.makes == "data" else "; the loss is taken at the reply's tokens"),
+        "; ".join(read) + ("" if config.makes == "data" else "; the loss is taken at the reply's tokens"),
     )
 
 

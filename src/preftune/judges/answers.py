@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)")  # not of "p.5"
+_NUMBER = re.compile(
+    r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)"
+)  # not of "p.5", no minus in "10-15"
 _BRACES = r"(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*"  # as \frac{1}{2} has them, three deep
 _MARKED = re.compile(rf"<answer>(.*?)</answer>|\\boxed\{{({_BRACES})\}}|####([^\n]*)", re.DOTALL)
 _TAGGED = re.compile(

@@ -40,6 +40,7 @@ class Answer:
     tokens_in: int = 0
     tokens_out: int = 0
     refused: str = ""
+    cut: bool = False  # at max_tokens
 
 
 class FailedError(Exception):
@@ -109,7 +110,7 @@ class Endpoint:
             except FailedError as failure:
                 if self._ended.is_set():
                     raise StoppedError from None
-                wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) if failure.wait is None else failure.wait
+                wait = max(min(FIRST_WAIT * 2**tried, LONGEST_WAIT), failure.wait or 0.0)
                 if tried == self.retries or wait > LONGEST_WAIT:
                     raise self._given_up(failure, tried + 1, wait) from None
             if self._ended.wait(wait):
@@ -208,7 +209,8 @@ class Endpoint:
     def _answer(self, content: bytes) -> Answer:
         try:
             reply = json.loads(content)
-            message = reply["choices"][0]["message"]
+            choice = reply["choices"][0]
+            message, ended = choice["message"], choice.get("finish_reason")
             text, model, usage = message.get("content"), reply.get("model"), reply.get("usage")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise FailedError(f"its answer is no chat completion: {self.shown(content)!r}") from None
@@ -218,6 +220,7 @@ class Endpoint:
             model=self.shown(model) if isinstance(model, str) else "",
             tokens_in=_count(counts.get("prompt_tokens")),
             tokens_out=_count(counts.get("completion_tokens")),
+            cut=ended == "length",
         )
 
     def _said(self, content: bytes) -> str:

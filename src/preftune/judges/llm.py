@@ -54,8 +54,9 @@ def question(template: str, prompt: str, first: str, second: str) -> str:
 
 def verdict(answer: str) -> Verdict | None:
     """The last mark [[A]], [[B]] or [[C]]; without one, a last line that is nothing but a letter, or "tie".
-    None where the answer says neither.
+    None where the answer says neither. What stands in `<think>…</think>` says nothing.
     """
+    answer = answer.rpartition("</think>")[2].partition("<think>")[0]
     if marks := _MARK.findall(answer):
         return _VERDICTS[marks[-1].lower()]
     last = answer.strip().rpartition("\n")[2]

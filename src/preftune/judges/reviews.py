@@ -9,6 +9,7 @@ import gzip
 import importlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -38,16 +39,35 @@ def fit(texts: Sequence[str], labels: Sequence[int]) -> Any:
 
 
 def labelled(path: Path) -> Iterator[tuple[str, int]]:
-    """(text, 1 for a review that its author labelled positive, else 0). DataError for a row without both."""
+    """(text, 1 for a review that its author labelled positive, else 0), of lines that are not blank.
+
+    DataError for a row without both, and for a file that is no UTF-8 or damaged; InputMissing if it cannot be
+    read.
+    """
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                yield row["text"], LABELS[row["label"]]
-            except (ValueError, KeyError, TypeError):
-                hint = 'every row needs a text and a label, "pos" or "neg"'
-                raise DataError(f"{path}, line {number}: no labelled review", hint) from None
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _labelled(line, path, number)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the gzip data is damaged ({error})", "copy or download it again") from None
+    except OSError as error:
+        raise InputMissing(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _labelled(line: str, path: Path, number: int) -> tuple[str, int]:
+    try:
+        row = json.loads(line)
+        text, label = row["text"], LABELS[row["label"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = label = None
+    if not isinstance(text, str) or label is None:
+        hint = 'every row needs a text and a label, "pos" or "neg"'
+        raise DataError(f"{path}, line {number}: no labelled review", hint)
+    return text, label
 
 
 @cache
@@ -59,8 +79,12 @@ def _fitted(file: str) -> Any:
         named = f"{VARIABLE}={file} is no file" if file else f"{VARIABLE} is not set"
         hint = f"set {VARIABLE} to labelled reviews: JSONL with text and label"
         raise InputMissing(f"preftune.judges.reviews:liked fits a classifier, and {named}", hint)
-    texts, labels = zip(*labelled(path), strict=True)
-    return fit(texts, labels)
+    rows = list(labelled(path))
+    if len({label for _, label in rows}) < 2:
+        raise DataError(
+            f"{path}: its {len(rows)} reviews do not have both labels", 'it needs some "pos" and some "neg"'
+        )
+    return fit([text for text, _ in rows], [label for _, label in rows])
 
 
 def _sklearn(module: str) -> Any:

@@ -1,6 +1,7 @@
 """A run's models on a foreign preference file: `preftune evaluate RUN --pairs FILE`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from preftune.config import judges_of
 from preftune.data import Preference, first_encoded, read_preferences
 from preftune.data.dataset import prompt_key
-from preftune.errors import DataError, InputMissing
+from preftune.data.files import find_files
+from preftune.errors import DataError, InputMissing, PreftuneError
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
 from preftune.measure.conditions import asked_of, frozen_policy
 from preftune.measure.evaluate import (
@@ -24,10 +26,10 @@ from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.report.sections.other_pairs import policy_table
-from preftune.rundir import BASE, sha256_file, short_name
+from preftune.rundir import BASE, RunDir, read_json, sha256_file, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
-from preftune.sums import sums, write_sealed
+from preftune.sums import sum_of, sums, write_sealed
 
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
@@ -40,7 +42,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         raise InputMissing(
             f"there is no preference file at {file}", hint="give a .jsonl, .gz or .parquet file"
         )
-    read = read_preferences(file, session.config.data.on_bad_row)
+    settings = session.config.data
+    read = read_preferences(file, settings.on_bad_row, settings.columns.named(), settings.config)
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
     trained = {prompt_key(pair) for data in learnt for pair in data.rows_for("unpaired")}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_key(pair) not in trained]
@@ -56,26 +59,30 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
             hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
         )
-    directory = session.run.pairs(_name(file))
+    digest = _digest(file)
+    name = _name(session.run, file, digest)
+    directory = session.run.pairs(name)
     record = directory / "pairs.json"
-    record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
-    for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
-        old.unlink()
-    cache = cache_of(session, policies, prompts, None, f"parts-{_name(file)}")
+    cache = cache_of(session, policies, prompts, None, f"parts-{name}")
     judges = [s for s in judges_of(session.config.stage) if s in stages]
+    audited = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]()
     for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
-        name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_record(directory / f"{name}.json", {**result, "seen_in_training": left_out}, RewardModelRecord)
-        write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
+        audited[stage] = (result, rows)
         _show_judge(session, stage, result)
     measured = measure_policies(session, policies, prompts, None, cache)
     opinions = _opinions(session, policies, pairs)
+    record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
+    for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
+        old.unlink()
+    for stage, (result, rows) in audited.items():
+        name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
+        write_record(directory / f"{name}.json", {**result, "seen_in_training": left_out}, RewardModelRecord)
+        write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
     write_records(directory / "comparisons.jsonl", measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
-    digest = sha256_file(file) if file.is_file() else None  # none of a directory of files
     facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": left_out}
     written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
     content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
@@ -86,12 +93,25 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     return directory
 
 
-def _name(file: Path) -> str:
-    """The file's name without its endings, fit for a directory's name."""
+def _digest(file: Path) -> str:
+    """Of the file; of a directory, of its data files and their sums."""
+    if file.is_file():
+        return sha256_file(file)
+    return sum_of({path.relative_to(file).as_posix(): sha256_file(path) for path in find_files(file)})
+
+
+def _name(run: RunDir, file: Path, digest: str) -> str:
+    """The file's name without its endings, fit for a directory's name; with the beginning of its sum where
+    another file has that name already.
+    """
     name = file.name
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
-    return short_name(name)[:60]
+    name = short_name(name)[:60]
+    record, taken = run.pairs(name) / "pairs.json", False
+    with suppress(PreftuneError):  # damaged: nothing to lose
+        taken = record.is_file() and read_json(record).get("sha256") != digest
+    return f"{name}-{digest[:8]}" if taken else name
 
 
 def _opinions(

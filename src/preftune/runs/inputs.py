@@ -56,7 +56,11 @@ def key_of(address: AddressConfig, server: str = "the LLM judge") -> str:
             f"export {address.key_variable}=..., in the shell that runs the command",
         )
     if not re.fullmatch(r"[!-~]{8,4096}", key):
-        raise ConfigError(f"what the variable {address.key_variable} holds cannot be a key")
+        why = "it has fewer than 8 characters" if len(key) < 8 else "it has blanks, or is no plain ASCII"
+        raise ConfigError(
+            f"what the variable {address.key_variable} holds cannot be a key: {why}",
+            "a server that requires none (Ollama, vLLM) is asked without one: leave key_variable out",
+        )
     return key
 
 

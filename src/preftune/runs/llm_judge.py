@@ -165,10 +165,11 @@ class LLMJudge:
                 f"the LLM judge at {self.endpoint.url} answers as {answer.model}, and {self.model} was asked",
                 f'name the model as the server does, judge = "{LLM}{answer.model}", or serve the other one',
             )
-        outcome = {"verdict": verdict(answer.text), "answer": answer.text.strip()[-_KEPT:]}
+        said = None if answer.cut else verdict(answer.text)  # half an answer may only weigh what it mentions
+        outcome = {"verdict": said, "answer": answer.text.strip()[-_KEPT:]}
         counts = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "model": answer.model}
-        refused = {"refused": answer.refused} if answer.refused else {}
-        self.answers[key] = {"key": key, **outcome, **counts, **refused}
+        more = {"refused": answer.refused} if answer.refused else {"cut": True} if answer.cut else {}
+        self.answers[key] = {"key": key, **outcome, **counts, **more}
         append_jsonl(self.file, self.answers[key])
 
     def _check(self) -> None:

@@ -154,7 +154,8 @@ class Session:
             check_model(self.run, data, self.run.collected(data))
             file = str(self.run.preferences(data))
             held_out = held_out_prompts(self.dataset)
-            self._collected[data] = made = read_training(data_settings(self.config, file), held_out)
+            settings = data_settings(self.config, file, collected=True)
+            self._collected[data] = made = read_training(settings, held_out)
             if self.trains and made.report["rejected"]:
                 for note in made.report["notes"]:
                     self.console.line(f"{data}: {note}")

@@ -99,10 +99,12 @@ def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:
     return f"left out, by source: {counts} rows" if counts else ""
 
 
-def data_settings(config: RunConfig, name: str) -> DataConfig:
-    """How a stage's own data is read: as the run's, but without the settings of the run's own files."""
-    settings = {"name": name, "data_dir": None, "config": None, "columns": ColumnsConfig()}
-    return config.data.model_copy(update=settings)
+def data_settings(config: RunConfig, name: str, collected: bool = False) -> DataConfig:
+    """How a stage's own data is read: as the run's, whose columns and configuration it may have, too; what a
+    stage has `collected` has its own.
+    """
+    own = {"config": None, "columns": ColumnsConfig()} if collected else {}
+    return config.data.model_copy(update={"name": name, "data_dir": None, **own})
 
 
 def load_corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:

@@ -32,6 +32,19 @@ CLOSING = re.compile(
     r"(<\|(im_end|eot_id|end|endoftext|end_of_text|im_start)\|>|</s>|<end_of_turn>|<eos>|\[/INST\]"
     r"|<\|(im_start|start_header_id)\|>\s*assistant(<\|end_header_id\|>)?|<｜[^｜]{1,40}｜>|<extra_id_1>\w*)$"
 )
+# Inside of a text they are used where a role follows, or a line's or another turn's end: a sentence may name
+# them. One "<" in front of all is what makes the search fast.
+WITHIN = re.compile(
+    r"<(?:\|im_start\|>\s{0,3}(?:system|developer|user|human|assistant|tool)\b"
+    r"|\|start_header_id\|>\s{0,3}\w{1,20}\s{0,3}<\|end_header_id\|>"
+    r"|\|(?:system|user|assistant)\|>[^\S\n]{0,3}\n"
+    r"|start_of_turn>\s{0,3}(?:user|model)\b"
+    r"|(?:\|(?:im_end|eot_id|eom_id|end)\|>|end_of_turn>)(?:[^\S\n]{0,3}\n|\s{0,3}<)"
+    r"|(?<=[\w.!?]<)(?:\|(?:im_end|eot_id|eom_id|endoftext|end_of_text)\|>|end_of_turn>)"
+    r"|extra_id_1>(?:User|Assistant)\b"
+    r"|</SYS>>|/s>\s{0,3}(?:<s>\s{0,3})?\[INST\])"
+)
+_STEERED = re.compile(r"(?:^|\n)<extra_id_1>(User|Assistant)\n")
 JSON_LIMIT = 8 << 20  # characters
 
 
@@ -163,10 +176,23 @@ def with_system(dialogue: Dialogue, record: dict[str, Any]) -> Dialogue:
     return dialogue
 
 
+def steered_turns(text: str) -> list[Turn] | None:
+    """The turns of a prompt as HelpSteer2 has them: a question, then replies and questions that each begin
+    with a line `<extra_id_1>Assistant` or `<extra_id_1>User`. None for any other text.
+    """
+    first, *rest = _STEERED.split(text)
+    if not rest or "<extra_id_0>" in first:
+        return None
+    spoken = [("User", first)] * bool(first.strip()) + list(zip(rest[::2], rest[1::2], strict=True))
+    if not spoken[-1][1].strip():  # the reply opened
+        spoken.pop()
+    return [Turn("human" if who == "User" else "assistant", one_space(said)) for who, said in spoken]
+
+
 def refuse_templated(*texts: str) -> None:
     """Raises RejectedRow for a text that a chat template has been applied to."""
     for text in texts:
         if "<" in text or "[" in text:
             shown = text.strip()
-            if OPENING.match(shown) or CLOSING.search(shown[-80:]):
+            if OPENING.match(shown) or CLOSING.search(shown[-80:]) or WITHIN.search(shown):
                 raise RejectedRow("already_templated")

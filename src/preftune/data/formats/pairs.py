@@ -6,13 +6,14 @@ from typing import Any
 
 from preftune.data.checks import BadRow, is_empty, number_of, text_of
 from preftune.data.dialogue import Dialogue, Preference, Turn
-from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
+from preftune.data.formats.messages import dialogue_with, field, refuse_templated, steered_turns, with_system
 from preftune.data.hh import MARKER, RejectedRow, parse_prompt, split_turns
 
 Record = dict[str, Any]
 
 # Columns that a prompt is looked for in, the first one that is there.
 PROMPTS = ("prompt", "question", "instruction", "query", "conversations", "context", "input", "messages")
+COLLECTED = "policy_sha256"  # a column of replies that preftune has collected
 UNREAD_COLUMNS = ("tools", "functions", "images", "image", "videos", "audios", "history")
 
 
@@ -37,6 +38,8 @@ def prompt_in(record: Record, beside: str | list[Turn] = "") -> Dialogue | None:
     if key is None:
         return None
     prompt = field(record, key)
+    if isinstance(prompt, str) and (turns := steered_turns(prompt)):
+        prompt = turns
     if isinstance(prompt, list):
         if prompt[-1].role == "assistant":
             raise RejectedRow("prompt_ends_on_assistant")
@@ -63,9 +66,12 @@ def refuse_unread(record: Record) -> None:
 
 
 def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Preference:
-    """The preference between two dialogues that differ in their last turn, with the row's system message."""
+    """The preference between two dialogues that differ in their last turn, with the row's system message. The
+    texts that a stage has collected (in plain form) are kept as they were sampled.
+    """
     refuse_unread(record)
-    preference = split_turns(chosen, rejected)
+    sampled = COLLECTED in record and all(isinstance(record.get(key), str) for key in ("chosen", "rejected"))
+    preference = split_turns(chosen, rejected, normalize=not sampled)
     refuse_templated(*(turn.text for turn in preference.prompt), preference.chosen, preference.rejected)
     prompt = with_system(preference.prompt, record)
     return (

@@ -1,5 +1,7 @@
 """Rows that compare nothing: a reply with a judgement of its own or to imitate, a prompt, a text."""
 
+from math import isfinite
+
 from preftune.data.checks import text_of, truth_of
 from preftune.data.dialogue import Dialogue, Labelled, PromptOnly, Text
 from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
@@ -11,9 +13,12 @@ LABELS = ("label", "kto_tag", "desirable")
 
 
 def reply(record: Record) -> list[Labelled]:
-    """`prompt` and `completion`, with a `label` or as something to imitate."""
+    """`prompt` and `completion`, a text or a number, with a `label` or as something to imitate."""
     key = next(name for name in REPLIES if name in record)
-    return [_labelled(record, dialogue_with(prompt_in(record), field(record, key)))]
+    value = record[key]
+    number = type(value) in (int, float) and isfinite(value)  # the answer to a sum
+    text = str(value) if number else field(record, key)
+    return [_labelled(record, dialogue_with(prompt_in(record), text))]
 
 
 def conversation(record: Record) -> list[Labelled]:

@@ -1,6 +1,7 @@
 """The forms of rows that are read, by the keys that tell them; docs/data.md shows an example of each."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ class Format:
 
 # The first form whose keys are all there is taken. `a|b` is either.
 FORMATS = (
-    Format("preference pairs", ("chosen", "rejected"), "pairs", pairs.pair),
+    Format("preference pairs", ("chosen", "rejected"), "pairs", pairs.pair, ("prompt",)),
     Format(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id|safer_response_id"),
@@ -75,12 +76,22 @@ KNOWN = {
 FORMS = "the forms of rows are in docs/data.md; data.columns.chosen=NAME and the like say what columns mean"
 
 
-def recognise(record: Mapping[str, Any]) -> Format:
-    """The form of a row by its keys. Raises BadRow, which says what keys there are and what is needed."""
-    for form in FORMATS:
-        if all(any(key in record for key in need.split("|")) for need in form.needs):
-            return form
-    raise BadRow(f"{_missing(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
+def recognise(record: Mapping[str, Any], named: Collection[str] = ()) -> Format:
+    """The form of a row by its keys: the first that fits; of those that do, one that reads most of the
+    columns that a person `named`. Raises BadRow, which says what keys there are and what is needed.
+    """
+    fitting = (
+        form for form in FORMATS if all(any(key in record for key in need.split("|")) for need in form.needs)
+    )
+    most = (lambda form: len(_own_keys(form) & set(named))) if named else None
+    form = max(fitting, key=most, default=None) if most else next(fitting, None)
+    if form is None:
+        raise BadRow(f"{_missing(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
+    return form
+
+
+def _own_keys(form: Format) -> set[str]:
+    return {key for need in (*form.needs, *form.also) for key in need.split("|")}
 
 
 def _missing(record: Mapping[str, Any]) -> str:
@@ -90,9 +101,8 @@ def _missing(record: Mapping[str, Any]) -> str:
 
 def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
     """Those keys of a row that its form looks at: its own, one prompt, and what must be empty."""
-    needed = {key for need in (*form.needs, *form.also) for key in need.split("|")}
     prompt = next((name for name in pairs.PROMPTS if name in keys), None)
-    return needed | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
+    return _own_keys(form) | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -109,6 +119,16 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
         if name in row and row.get(known) is None:
             row[known] = row.pop(name)
     return row
+
+
+def present(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """Those of the columns that a person named that the row has."""
+    found = {}
+    for known, name in columns.items():
+        with suppress(BadRow):
+            _at(record, name)
+            found[known] = name
+    return found
 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:
