@@ -132,7 +132,7 @@ class RewardModelRecord(Record):
     """The whole measurement of one reward model."""
 
     stage: str = ""
-    held_out: bool | None = False  # trained on no pair that the judge was trained on; None: not known
+    held_out: bool | None = None  # trained on no prompt that the judge was trained on; None: not known
     n: int | None = None
     accuracy: Measured = None
     ties: int | None = None

@@ -60,13 +60,16 @@ def _head(study: Study) -> str:
 def _second_model_words(study: Study) -> list[str]:
     if study["gold"] != SECOND_MODEL:
         return []
-    apart = study.get("gold_apart", True)  # studies from before there was this key
-    trained = "trained on the pairs of the other half of the prompts"
+    trained = {
+        True: "trained on pairs of other prompts than the first",
+        False: "which shares prompts with the first",
+        None: "of which it is not known whether it shares prompts with the first",
+    }[study.get("gold_apart")]
     return [
         "",
         "Nobody knows the gold score of real text. What is called gold here is the score of a second reward "
-        f"model, {trained if apart else 'which shares training pairs with the first'}. It shares the first "
-        "one's kind of mistakes: a gain here is weaker evidence than on the built-in world.",
+        f"model, {trained}. It shares the first one's kind of mistakes: a gain here is weaker evidence than "
+        "on the built-in world.",
     ]
 
 

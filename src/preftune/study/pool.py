@@ -72,7 +72,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
-        **({"gold_apart": design.gold_apart} if design.gold == SECOND_MODEL else {}),
+        **({"gold_apart": _gold_apart(seeds, design)} if design.gold == SECOND_MODEL else {}),
         "n_prompts": policies[seeds[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
@@ -90,6 +90,12 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "reward_model": _reward_model(seeds),
         "frontier": frontier(seeds, design, kinds[0], settings.resamples),
     }
+
+
+def _gold_apart(seeds: Sequence[SeedValues], design: Design) -> bool | None:
+    """Whether a second reward model shared no prompt with the judge, at any seed; None: not known."""
+    found = {values.facts.gold_apart for values in seeds}
+    return design.gold_apart if None in found else found == {True}
 
 
 def _alike(
