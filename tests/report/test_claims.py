@@ -104,7 +104,7 @@ def test_a_judge_no_better_than_chance_comes_first(tmp_path: Path, accuracy: flo
 
 def test_a_judge_no_better_than_a_length_rule_is_said(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path, accuracy=0.54))  # above chance; longer wins 53 %
-    assert "not better than always choosing the longer one (53.0 %)" in verdict(run)
+    assert "not shown to be better than always choosing the longer one (53.0 %)" in verdict(run)
     assert any("little but length" in caution for caution in cautions(run))
 
 

@@ -1,4 +1,4 @@
-"""Where the reward model contradicts people: in full, token by token, with automatic labels."""
+"""Where the reward model contradicts the labels: in full, token by token, with automatic labels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

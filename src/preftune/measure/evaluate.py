@@ -34,7 +34,7 @@ from preftune.sums import CARD, faults, listed, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
 _VERSION = 4  # of what an evaluation measures: results of an earlier version are made again
-HUMAN = "chosen"  # the human-chosen response as a contestant
+HUMAN = "chosen"  # the chosen response as a contestant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

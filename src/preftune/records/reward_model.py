@@ -61,7 +61,10 @@ class SanityRow(Record):
         if not isinstance(row, Mapping):
             return row
         score = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
-        return {"score": score, **row, "label": row.get("label") or row.get("name")}
+        label = row.get("label") or row.get("name")
+        if isinstance(label, str):
+            label = label.removesuffix(" by people")  # of older evaluations, whoever had chosen
+        return {"score": score, **row, "label": label}
 
 
 class Temperature(Record):

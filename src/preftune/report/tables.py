@@ -114,13 +114,13 @@ def length_table(run: RunView) -> Table:
 
 
 def other_judges_table(run: RunView) -> Table:
-    """Every policy by the other measures there are: people's own choice, a second reward model."""
+    """Every policy by the other measures there are: the chosen responses, a second reward model."""
     columns: dict[str, list[str]] = {}
     chosen = {claim.policy.policy: claim for claim in claims(run, against=CHOSEN)}
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
-        columns["Win rate vs human-chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
-        columns["Reward − human-chosen"] = _claimed(run, chosen)
+        columns["Win rate vs chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
+        columns["Reward − chosen"] = _claimed(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
         columns["Second reward model"] = column(policy.held_out for policy in run.policies)
         columns[f"Second model − {run.label(run.reference)}"] = _claimed(run, second)

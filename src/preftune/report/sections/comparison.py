@@ -25,7 +25,7 @@ TESTED = (
     ("score", None, "reward"),
     ("gold", None, "gold score"),
     ("held_out", None, "second reward model"),
-    ("score", CHOSEN, "reward against the human-chosen response"),
+    ("score", CHOSEN, "reward against the chosen response"),
 )
 
 
