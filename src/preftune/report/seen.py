@@ -31,12 +31,13 @@ def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
     return any(judge in judges for judge in (gold, *(reward_terms(gold) if ":" in gold else ())))
 
 
-def seen_by(config: Row, golds: Iterable[str]) -> dict[str, list[str]]:
-    """By stage, those of the judges that its policy was trained on."""
+def seen_by(config: Row, golds: Iterable[str], *, labelled: bool = False) -> dict[str, list[str]]:
+    """By stage, those of the judges that its policy was trained on, and that made its labels."""
     golds, seen = list(golds), dict[str, list[str]]()
     for name, stage in config.get("stage", {}).items():
         functions = setting(stage, "reward_functions")
         judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
+        judges |= {setting(stage, "judge")} if labelled else set()
         if used := [gold for gold in golds if _is_one_of(gold, judges)]:
             seen[name] = used
     return seen

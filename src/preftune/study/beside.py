@@ -1,4 +1,4 @@
-"""What stands beside gold: other judges that no training saw, and whether replies are still varied text.
+"""What stands beside gold: other judges, and whether replies are still varied text.
 
 A gain by a judge that looks at words counts only where a policy stayed near SFT, kept its variety and writes
 what the base does not find unlikely. The limits are the ones that the study of real text was planned with.

@@ -53,7 +53,7 @@ class Ground:
 
     @property
     def others(self) -> list[str]:
-        """Judges besides gold that no training saw."""
+        """Judges besides gold."""
         golds = list(self.bench.golds)
         return golds[1:] if self.bench.gold is None else golds
 

@@ -100,8 +100,10 @@ def _beside(study: Study) -> str:
     heads, rows = section(study)
     if not rows:
         return ""
+    seen = [f"{name} learnt from {_listed(judges)}" for name, judges in study.get("others_seen", {}).items()]
+    unseen = f"{'; '.join(seen)}: no check on it" if seen else "No training saw the other judges"
     words = (
-        f"On the {study['main_set']} prompts. No training saw the other judges. A gain counts within limits "
+        f"On the {study['main_set']} prompts. {unseen}. A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
         f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds)."
@@ -169,7 +171,7 @@ def _best_of_n(study: Study) -> str:
     rows = [
         [point["n"], f"{point['kl']:.2f}", *(interval(point, gain, sign=True) for gain in GAINS)]
         for point in study["best_of_n"]
-        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
+        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) or point is study["best_of_n"][-1]
     ]
     heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
     return f"## Best-of-n of SFT\n\n{table(heads, rows)}"

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from preftune.config import EvaluationConfig
+from preftune.config.rewards import judges_in
 from preftune.errors import DataError
 from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict
 from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
+from preftune.report.seen import seen_by
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, SECOND_MODEL, Design
@@ -81,6 +83,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "main_set": kinds[0],
         "reference": seeds[0].facts.reference,
         "policies": policies,
+        "others_seen": _others_seen(design),
         "best_of_n": [
             {"n": n, "kl": seeds[0].best_kl[n - 1]}
             | _numbers([best_table(v, kinds[0], n) for v in seeds], settings.resamples)
@@ -96,6 +99,12 @@ def _gold_apart(seeds: Sequence[SeedValues], design: Design) -> bool | None:
     """Whether a second reward model shared no prompt with the judge, at any seed; None: not known."""
     found = {values.facts.gold_apart for values in seeds}
     return design.gold_apart if None in found else found == {True}
+
+
+def _others_seen(design: Design) -> dict[str, list[str]]:
+    """By stage, the judges beside gold that it learnt from, or had label its replies."""
+    golds = judges_in(design.config.evaluation.gold)[0 if design.is_world else 1 :]
+    return seen_by(design.config.model_dump(mode="json"), golds, labelled=True)
 
 
 def _alike(
