@@ -234,9 +234,9 @@ def _frontier(study: Study) -> str:
     if not rows:
         return ""
     words = (
-        "Gold at equal KL, linear in √KL between SFT and the values that a method was trained at, seed by "
-        "seed, paired by prompt; a dash where some seed was not swept so far. The KL of best-of-n is its "
-        "formula."
+        "Gold at equal KL, linear in √KL between the values that a method was trained at, seed by seed, "
+        "paired by prompt; a dash below the smallest and beyond the largest KL that these reached at some "
+        "seed. The KL of best-of-n is its formula."
     )
     return f"## Frontier\n\n{words}\n\n{table(heads, rows)}"
 

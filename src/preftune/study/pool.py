@@ -10,7 +10,7 @@ import numpy as np
 from preftune.config import EvaluationConfig
 from preftune.config.rewards import judges_in
 from preftune.errors import DataError
-from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict
+from preftune.evaluation.pooled import gain_ends, pooled_gain, pooled_means, pooled_verdict
 from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
 from preftune.report.seen import seen_by
@@ -69,7 +69,6 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             "text": as_text(seeds, name, kinds[0], sets[kinds[0]]["kl"]),
         }
     return {
-        "schema": 1,
         "name": design.config.name,
         "recipe": design.recipe,
         "data": design.config.data.name,
@@ -152,11 +151,12 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         low, high = numbers[f"{gain}_low"], numbers[f"{gain}_high"]
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
             numbers[f"{name}_verdict"] = None
-        else:
-            numbers[f"{name}_verdict"] = pooled_verdict(low, high, tables)
+            continue
+        low, high = gain_ends(low, high, [table[:, COLUMNS.index(gain)] for table in tables])
+        numbers |= {f"{gain}_low": low, f"{gain}_high": high}
+        numbers[f"{name}_verdict"] = pooled_verdict(low, high, tables)
     column = COLUMNS.index("gold_gain")
     numbers["seeds_needed"] = number_needed([table[:, column].mean() for table in tables], least=2)
-    numbers["prompts_needed"] = number_needed(tables[0][:, column], least=2) if len(tables) == 1 else None
     return numbers
 
 
