@@ -69,7 +69,6 @@ def test_length_control_is_there_for_all_but_the_reference(tiny_run: RunDir) -> 
         controlled = record["length_controlled"]
         assert (controlled is None) == (name == "policy_sft")
         if controlled:
-            assert controlled["raw_win_rate"]["value"] == record["win_rate_vs_sft"]["value"]
             low, high = controlled["win_rate"]["interval"]
             assert low <= controlled["win_rate"]["value"] <= high
 

@@ -41,7 +41,6 @@ class LengthControlled(Record):
     """What is left of a policy's gain over the reference at equal length."""
 
     win_rate: Measured = None
-    raw_win_rate: Measured = None
     gain: Measured = None
     matched: Measured = _at("gain_length_matched")  # on prompts where both responses are about equally long
     surviving: Measured = _at("share_surviving")  # share of the gain that is left

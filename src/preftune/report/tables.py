@@ -92,18 +92,16 @@ def text_table(run: RunView) -> Table:
 
 
 def length_table(run: RunView) -> Table:
-    """Win rate and gain against the reference, as they are and at equal length."""
-    reference = run.label(run.reference)
+    """Win rate at equal length, and gain against the reference as it is and at equal length."""
     headers = (
-        "Policy", "Length (tokens)", f"Win rate vs {reference}", "Win rate, length-controlled",
-        "Prompts (n)", "Gain in reward", "Gain, equal length", "Share of the gain left",
+        "Policy", "Length (tokens)", "Win rate, length-controlled", "Prompts (n)",
+        "Gain in reward", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
     known = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
     controls = [control for _, control in known]
     columns: list[Iterable[str]] = [
         (policy.label for policy, _ in known),
         column(policy.length for policy, _ in known),
-        (share_text(control.raw_win_rate) for control in controls),
         (share_text(control.win_rate) for control in controls),
         (f"{c.gain.n:,}" if c.gain is not None and c.gain.n is not None else "–" for c in controls),
         column((control.gain for control in controls), sign=True),
