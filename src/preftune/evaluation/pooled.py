@@ -69,8 +69,8 @@ def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) 
 
 def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> dict[str, Any]:
     """A record of a difference, (prompts,) a seed: its mean, the ends of its interval and the verdict."""
-    (value,), *ends = pooled_means([each[:, None] for each in seeds], resamples)
-    low, high = gain_ends(*(float(end[0]) for end in ends), seeds)
+    (value,), (low,), (high,) = pooled_means([each[:, None] for each in seeds], resamples)
+    low, high = gain_ends(float(low), float(high), seeds)
     return {"value": float(value), "low": low, "high": high, "verdict": pooled_verdict(low, high, seeds)}
 
 
@@ -83,7 +83,10 @@ def gain_ends(low: float, high: float, seeds: Sequence[Floats]) -> tuple[float |
     if values[0] == 0 or np.ptp(values) > 1e-9 * abs(values[0]):
         return low, high
     n = len(seeds) if len(seeds) > 1 else len(values)
-    return tuple(stats.bootstrap_mean(np.full(n, values[0]))) if n > 1 else (None, None)
+    if n == 1:
+        return None, None
+    interval = stats.bootstrap_mean(np.full(n, values[0]))
+    return interval.low, interval.high
 
 
 def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
