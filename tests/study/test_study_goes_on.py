@@ -290,7 +290,8 @@ def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
     }
     assert "trained on pairs of other prompts" in pages[True]
     assert "which shares prompts with the first" in pages[False]
-    assert "it is not known whether" in pages[None] == " ".join(_second_model_words({"gold": shared.gold}))
+    assert "it is not known whether" in pages[None]
+    assert pages[None] == " ".join(_second_model_words({"gold": shared.gold}))  # of an older study
 
 
 def test_a_second_judge_that_a_policy_learns_from_is_no_gold() -> None:

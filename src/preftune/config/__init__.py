@@ -20,15 +20,7 @@ from preftune.config.algorithms.base import (
 )
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.algorithms.online import OnlineConfig
-from preftune.config.graph import (
-    EVALUATION,
-    judge_of,
-    judges_of,
-    parents,
-    stage_order,
-    stages_until,
-    witnesses,
-)
+from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Origin, Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import Option, options, options_markdown, options_text
 from preftune.config.run import (
@@ -87,5 +79,4 @@ __all__ = [
     "show_values",
     "stage_order",
     "stages_until",
-    "witnesses",
 ]

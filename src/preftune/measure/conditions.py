@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from preftune.config import witnesses
+from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError

@@ -96,8 +96,8 @@ def second_judge_fault(run: RunView) -> str:
     if taught := taught_by_second(run):
         return f"{join([clean(name, 40) for name in taught])} learnt from the second reward model"
     accuracy = run.second_model and run.second_model.accuracy
-    words = f"({accuracy.percent()}) is {below_or_at_chance(accuracy)}" if accuracy else "is not known"
-    return f"the second reward model's accuracy {words}"
+    words = f" ({accuracy.percent()}) is {below_or_at_chance(accuracy)}" if accuracy else ""
+    return f"the second reward model's accuracy{words}"
 
 
 def summary(run: RunView) -> str:

@@ -21,8 +21,8 @@ from preftune.config import (
     judge_of,
     judges_of,
     load_recipe,
-    witnesses,
 )
+from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.config.rounds import round_name
 from preftune.data import Dataset
