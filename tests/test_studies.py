@@ -84,7 +84,7 @@ def test_what_top_1_costs_is_what_the_three_studies_say(study: dict[str, Any], n
 def test_the_table_of_the_frontier_is_the_studys() -> None:
     place = ROOT / "docs" / "studies"
     study = json.loads((place / "sentiment-frontier" / "study.json").read_text(encoding="utf-8"))
-    text = (place / "README.md").read_text(encoding="utf-8").replace(" | not reached", "")
+    text = (place / "README.md").read_text(encoding="utf-8").replace(" | not swept", "")
     assert len(study["frontier"]) == 4
     for row in study["frontier"]:
         reached = [at for at in row["at"] if at]

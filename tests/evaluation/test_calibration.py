@@ -40,6 +40,22 @@ def test_the_fitted_loss_is_not_measured_on_the_pairs_it_was_fitted_to() -> None
     assert np.mean([each["nll_after"] for each in after if each]) > math.log(2)
 
 
+def test_pairs_of_one_prompt_are_not_counted_as_several() -> None:
+    margins = overconfident(60, 3.0)
+    prompts = np.repeat(np.arange(60), 5)
+    label, p = oriented(margins, seed=1)
+    once, found = reliability(p, label), reliability(np.repeat(p, 5), np.repeat(label, 5), prompts)
+    for alone, many in zip(once, found, strict=True):
+        assert many["n"] == 5 * alone["n"]
+        assert many["interval"] == pytest.approx(alone["interval"], abs=0.02)
+    wide = temperature(np.repeat(margins, 5), 0, 400, prompts)
+    narrow = temperature(np.repeat(margins, 5), 0, 400)
+    assert wide is not None
+    assert narrow is not None
+    assert wide["nll_gain"]["mean"] == narrow["nll_gain"]["mean"]
+    assert np.ptp(wide["nll_gain"]["interval"]) > 1.7 * np.ptp(narrow["nll_gain"]["interval"])
+
+
 def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     label, p = oriented(overconfident(3000, 3.0), seed=5)
     bins = reliability(p, label)

@@ -114,4 +114,14 @@ def test_the_record_says_how_it_was_made() -> None:
     found = length_controlled(own, rows(np.zeros(20), np.full(20, 20)), reference, SETTINGS, 0)
     assert "arXiv:2404.04475" in found["source"]
     assert "arXiv:2310.03716" in found["source"]
-    assert found["raw_win_rate"]["value"] == 1.0
+    assert "raw_win_rate" not in found  # it is the policy's own win rate
+
+
+@pytest.mark.parametrize(("win", "low", "high"), [(0.5, 0.254, 0.746), (1.0, 0.75, 1.0), (0.0, 0.0, 0.25)])
+def test_wins_that_are_all_alike_leave_the_rate_as_open_as_wilson(
+    win: float, low: float, high: float
+) -> None:
+    """12 prompts that all end alike: redrawn, they are the same again."""
+    found = controlled_win_rate(np.full(12, win), np.tile([-3.0, 3.0], 6), 200, seed=0)
+    assert found["value"] == pytest.approx(win, abs=0.01)
+    assert found["interval"] == pytest.approx([low, high], abs=0.012)

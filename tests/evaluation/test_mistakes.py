@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,11 @@ def test_tags_are_counted_among_mistakes_and_among_all_pairs() -> None:
     assert record["share"] == pytest.approx(2 / 3)
     assert record["share_of_pairs"] == pytest.approx(3 / 5)
     assert record["error_rate"]["value"] == pytest.approx(2 / 3)
+    thrice = tag_counts([row for row in rows for _ in range(3)], np.repeat(np.arange(5), 3))
+    assert thrice["rejected is longer"]["error_rate"]["n"] == 9
+    assert thrice["rejected is longer"]["error_rate"]["interval"] == pytest.approx(
+        record["error_rate"]["interval"]
+    )  # three prompts, however many pairs each has
 
 
 def test_the_last_token_score_is_the_score() -> None:

@@ -179,6 +179,20 @@ def test_a_policy_prefers_what_it_made_more_likely() -> None:
     assert preference(ours, None, 50, 0)["accuracy"] is None
 
 
+def test_pairs_of_one_prompt_are_one_opinion_of_a_policy() -> None:
+    """20 prompts, each with the same pair thrice: the intervals are those of 20 pairs."""
+    rng = np.random.default_rng(0)
+    own = PairLogprobs(rng.normal(size=(20, 2)), np.ones((20, 2)))
+    base = PairLogprobs(rng.normal(size=(20, 2)), np.ones((20, 2)))
+    thrice = PairLogprobs(np.repeat(own.sums, 3, 0), np.ones((60, 2)), np.repeat(np.arange(20), 3))
+    once = preference(own, base, 200, 0)
+    found = preference(thrice, PairLogprobs(np.repeat(base.sums, 3, 0), np.ones((60, 2))), 200, 0)
+    for key in ("accuracy", "accuracy_logprob", "accuracy_logprob_per_token"):
+        assert found[key]["interval"] == pytest.approx(once[key]["interval"], abs=0.01)
+        assert found[key]["n"] == 60
+    assert found["mean_margin"]["interval"] == pytest.approx(once["mean_margin"]["interval"])
+
+
 def test_a_policy_of_no_known_logprob_prefers_nothing() -> None:
     nothing = PairLogprobs(np.full((2, 2), np.nan), np.ones((2, 2)))
     found = preference(nothing, nothing, 50, 0)

@@ -12,7 +12,7 @@ from preftune.data import Dialogue, Preference, Turn
 from preftune.data.dataset import make_dataset
 from preftune.errors import DataError
 from preftune.measure import pairs, reward_models
-from preftune.measure.conditions import asked_of, second_judge
+from preftune.measure.conditions import asked_of
 from preftune.models.locate import Source
 from preftune.records.policy import PairsPolicy
 from preftune.report.sections.other_pairs import policy_table
@@ -129,22 +129,3 @@ def test_the_table_of_the_terminal_names_whom_rewards_are_against() -> None:
     table = policy_table(policies, "base")
     assert table.headers[-1] == "Reward − base"
     assert [row[0] for row in table.rows] == ["base", "policy_dpo"]
-
-
-@pytest.mark.parametrize(
-    ("words", "shares"),
-    [
-        (["stage.rm.part=first", "stage.rm2.part=second"], False),
-        ([], True),
-        (["stage.ppo.reward_model=./judge"], None),
-    ],
-)
-def test_whose_pairs_a_second_reward_model_shares_is_known_of_stages_only(
-    words: list[str], shares: bool | None
-) -> None:
-    config = load_recipe("tiny", ["stage.rm2.algorithm=reward", "stage.grpo=none", *words]).config
-    judge = "./judge" if shares is None else "rm"
-    session: Any = SimpleNamespace(config=config, judge=judge, is_trained=lambda name: True)
-    second = second_judge(session)
-    assert second is not None
-    assert second.shares_pairs is shares

@@ -6,8 +6,9 @@ import pytest
 
 import preftune
 from preftune.config import load_recipe
-from preftune.data import Dialogue, Preference, prompt_hash
+from preftune.data import Dialogue, Preference, Turn, prompt_hash
 from preftune.data.dataset import make_dataset
+from preftune.measure.conditions import SecondJudge, second_judge, shares_prompts
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.console import Console
 from preftune.runs.reopen import reopen
@@ -80,3 +81,62 @@ def test_the_curve_of_best_of_n_rises_from_the_mean_of_the_pool(second_judge_run
     assert means == sorted(means)
     assert all(each["held_out"]["n"] == each["gold"]["n"] == 12 for each in curve)
     assert record["reference"] == "policy_sft"
+
+
+def session_with(path: Path, *words: str) -> Session:
+    """A session with rm, rm2 and rows of two sources, a prompt each."""
+    config = load_recipe("tiny", ["stage.rm2.algorithm=reward", "stage.grpo=none", *words]).config
+    rows = [
+        Preference(
+            prompt=Dialogue([Turn("human", f" Q{i}?")]),
+            chosen=" a",
+            rejected=" b",
+            row=i,
+            source="harmless" if i % 2 else "helpful",
+        )
+        for i in range(40)
+    ]
+    dataset = make_dataset({"train": rows, "validation": [], "test": []}, {}, "pairs")
+    return Session(config=config, dataset=dataset, run=RunDir(path), console=Console())
+
+
+@pytest.mark.parametrize(
+    ("words", "shares"),
+    [
+        (["stage.rm.part=first", "stage.rm2.part=second"], False),
+        (["stage.rm.sources=helpful", "stage.rm2.sources=harmless"], False),
+        ([], True),
+        (["stage.rm.part=first"], True),
+        (["stage.ppo.reward_model=./judge"], None),
+    ],
+)
+def test_whose_prompts_a_second_reward_model_shares_is_known_of_stages_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], shares: bool | None
+) -> None:
+    monkeypatch.setattr(Session, "is_trained", lambda session, name: True)
+    second = second_judge(session_with(tmp_path, *words))
+    assert second is not None
+    assert second.shares_pairs is shares
+
+
+def test_a_third_reward_model_is_asked_for_its_own_prompts(tmp_path: Path) -> None:
+    third = ["stage.rm3.algorithm=reward", "stage.rm3.part=second"]
+    session = session_with(tmp_path, "stage.rm.part=first", *third)
+    assert [shares_prompts(session, name) for name in ("rm2", "rm3")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stage.ppo2.algorithm=ppo", "stage.ppo2.reward_model=rm2", "stage.ppo2.max_new_tokens=16"],
+        ["stage.pairs.algorithm=collect", "stage.pairs.judge=rm2", "stage.dpo.data=pairs"],
+    ],
+)
+def test_a_reward_model_that_a_policy_learns_from_checks_on_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(Session, "is_trained", lambda session, name: True)
+    assert second_judge(session_with(tmp_path, *words)) is None
+    third = ["stage.rm3.algorithm=reward", "stage.rm3.part=second", "stage.rm.part=first"]
+    found = second_judge(session_with(tmp_path, *words, *third))
+    assert found == SecondJudge(stage="rm3", shares_pairs=False)

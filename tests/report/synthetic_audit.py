@@ -92,7 +92,7 @@ def audit(accuracy: float) -> dict[str, Any]:
             | {"rejected": spread(0.2, 0.1, 240)},
         ],
         "sanity": [
-            {"name": "chosen", "label": "chosen by people", "below_chosen": None} | spread(0.4, 0.1, 200),
+            {"name": "chosen", "label": "chosen", "below_chosen": None} | spread(0.4, 0.1, 200),
             {"name": "shuffled_words", "label": "its words shuffled", "below_chosen": share(0.8, 200)}
             | spread(-0.6, 0.1, 200),
             {"name": "empty", "label": "nothing", "below_chosen": share(0.51, 200)} | spread(0.3, 0.1, 200),

@@ -56,7 +56,7 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| chosen − rejected, tokens: -20 to -6 | 210 | 60.0 % [57.0, 63.0] |",
         "| human turns: 4+ | 80 | 61.0 % [58.0, 64.0] |",
         "| its words shuffled | -0.60 [-0.70, -0.50] | 80.0 % [77.0, 83.0] |",
-        "| `rm2` | 1,000 | 66.0 % [63.0, 69.0] | other pairs |",
+        "| `rm2` | 1,000 | 66.0 % [63.0, 69.0] | other prompts |",
         "| `rejected is longer` | 7 | 58.0 % | 30.0 % | 41.0 % [38.0, 44.0] |",
         "figures/reward_model_reliability.svg",
         "figures/reward_model_groups.svg",
@@ -68,9 +68,9 @@ def change(run: RunDir, **keys: Any) -> RunDir:
         "| PPO | 53.0 % [50.0, 56.0] | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | +0.50 [0.30, 0.70] |",
         "| SFT | – | 59.0 % [56.0, 62.0] | 40.0 % [30.0, 50.0] | – |",
         "Equal length: pairs whose lengths differ by at most 4 tokens (ours).",
-        "| PPO | 40.0 [37.0, 43.0] | 62.5 % [52.5, 72.5] | 50.0 % [40.0, 60.0] | 100 | +0.50 [0.30, 0.70] | "
+        "| PPO | 40.0 [37.0, 43.0] | 50.0 % [40.0, 60.0] | 100 | +0.50 [0.30, 0.70] | "
         "+0.00 [-0.20, 0.20] | 0.0 % [0.0, 20.0] |",
-        "Win rate vs human-chosen",
+        "Win rate vs chosen",
         "worse: -0.50 [-0.70, -0.30]",
         "Backward KL / response",
         "figures/reward_kl_held_out.svg",

@@ -77,6 +77,13 @@ def test_the_table_says_what_an_unclear_difference_would_have_taken(tmp_path: Pa
     assert rows["PPO"] == ("reward", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
 
 
+def test_of_too_few_prompts_nothing_would_be_found(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, prompts=9))
+    (table,) = (block.table for block in significance(run).blocks if isinstance(block, Grid))
+    assert {row[2] for row in table.rows} == {UNCLEAR}
+    assert {row[-2:] for row in table.rows} == {("–", "10 or more (1 missing)")}
+
+
 def test_holm_takes_a_claim_back(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path, holm={"policy_ppo": 0.2}))
     found = {claim.policy.policy: claim.outcome for claim in claims(run)}
@@ -104,7 +111,7 @@ def test_a_judge_no_better_than_chance_comes_first(tmp_path: Path, accuracy: flo
 
 def test_a_judge_no_better_than_a_length_rule_is_said(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path, accuracy=0.54))  # above chance; longer wins 53 %
-    assert "not better than always choosing the longer one (53.0 %)" in verdict(run)
+    assert "not shown to be better than always choosing the longer one (53.0 %)" in verdict(run)
     assert any("little but length" in caution for caution in cautions(run))
 
 

@@ -49,6 +49,20 @@ def test_every_policy_of_every_run_has_its_gain(folder: Path, capsys: pytest.Cap
     assert "notes" not in {row[0] for row in rows}
 
 
+def test_what_the_doctor_finds_beside_the_policies_has_a_row_of_its_own(tmp_path: Path) -> None:
+    """A reward model at chance, and one that has evaluated no policy at all."""
+    make_run(tmp_path / "one", accuracy=0.5)
+    alone = make_run(tmp_path / "two", accuracy=0.5)
+    for path in (alone.comparisons, *alone.comparisons.parent.glob("[bp]*.json")):
+        path.unlink()
+    make_run(tmp_path / "well")
+    assert main(["report", "--all", str(tmp_path)]) == 0
+    rows = cells((tmp_path / "runs.html").read_text(), "gains")[1:]
+    beside = {row[0]: row[-1] for row in rows if row[1] == "–"}
+    assert set(beside) == {"one", "two"}
+    assert all("reward model: reward model at chance" in found for found in beside.values())
+
+
 def test_a_run_without_a_reward_model_has_its_gains_by_gold(tmp_path: Path) -> None:
     unscored(make_run(tmp_path / "one", gold={"policy_dpo": 0.2}))
     assert main(["report", "--all", str(tmp_path)]) == 0

@@ -8,12 +8,15 @@ import pytest
 from synthetic import make_run, share, spread, verdict
 from synthetic_audit import add_audit
 
-from preftune.report.claims import verdict_sentences
+from preftune.report.blocks import Grid
+from preftune.report.claims import summary, verdict_sentences
+from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
+from preftune.report.sections.reward_model import reward_model_blocks
 from preftune.report.tables import length_table
 from preftune.report.view import RunView
-from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 
 def whole(path: Path, accuracy: float = 0.68) -> RunDir:
@@ -99,18 +102,18 @@ def test_training_is_set_against_choosing_the_best_of_a_few(tmp_path: Path) -> N
 
 def test_nobody_is_said_to_beat_people_without_an_interval(tmp_path: Path) -> None:
     run = whole(tmp_path)
-    words = part(run, "Against people's own choice, by the same score")
+    words = part(run, "Against the chosen responses, by the same score")
     assert "PPO (-0.10 [-0.30, 0.10])" in words
-    assert "no detectable difference from the human-chosen response" in words
+    assert "no detectable difference from the chosen response" in words
     better = spread(0.5, 0.2, 100)
     edit_comparisons(run, lambda row: row | better if row["reference"] == "chosen" else row)
-    assert "are better than the human-chosen response" in part(run, "Against people's own choice")
+    assert "are better than the chosen response" in part(run, "Against the chosen responses")
 
 
 def test_a_judge_no_better_than_a_coin_has_no_say_on_length_or_people(tmp_path: Path) -> None:
     words = verdict(load_run(whole(tmp_path, accuracy=0.51)))
     assert words.startswith("Nothing can be claimed about quality")
-    for silent in ("equal length", "without training", "people's own choice"):
+    for silent in ("equal length", "without training", "the chosen responses, by"):
         assert silent not in words
 
 
@@ -189,3 +192,94 @@ def test_a_gain_that_is_mostly_length_is_a_warning(tmp_path: Path) -> None:
     record["length_controlled"]["share_surviving"] = share(0.4, 100, 0.2)  # the interval reaches one half
     write_json(run.evaluation("policy_ppo"), record)
     assert not any(caution.startswith(words) for caution in cautions(load_run(run)))
+
+
+def second_at(run: RunDir, accuracy: float) -> RunView:
+    """The run with a second reward model of this accuracy, its interval 7 points wide on either side."""
+    path = run.evaluation("reward_model_rm2")
+    write_json(path, read_json(path) | {"accuracy": share(accuracy, 200, 0.07)})
+    return load_run(run)
+
+
+def test_a_second_model_no_better_than_a_coin_is_no_second_opinion(tmp_path: Path) -> None:
+    sound = load_run(whole(tmp_path))
+    assert summary(sound).startswith("No policy is shown to beat SFT by a second reward model; PPO and DPO")
+    run = second_at(whole(tmp_path), 0.48)
+    assert "by the reward model's own score" in summary(run)
+    why = "the second reward model's accuracy (48.0 % [41.0, 55.0]) is not distinguishable from chance (50 %)"
+    assert part(run, "By the second") == f"By the second reward model nothing can be claimed: {why}."
+    assert f"T{why[1:]}: it checks on nothing." in cautions(run)
+    assert not any("Over-optimisation" in caution for caution in cautions(run))
+    assert "over-optimisation" not in {finding.kind for finding in diagnose(run)}
+    assert "over-optimisation" in {finding.kind for finding in diagnose(sound)}
+
+
+@pytest.mark.parametrize(
+    "taught", ['[stage.ppo2]\nalgorithm = "ppo"\nreward_model = "rm2"', '[stage.pairs]\njudge = "rm2"']
+)
+def test_a_second_model_that_a_policy_learnt_from_is_no_second_opinion(tmp_path: Path, taught: str) -> None:
+    """An evaluation from before such a model was passed over."""
+    made = whole(tmp_path)
+    write_text(made.config, f"{made.config.read_text(encoding='utf-8')}\n{taught}\n")
+    run = load_run(made)
+    assert "by the reward model's own score" in summary(run)
+    assert "learnt from the second reward model" in part(run, "By the second reward model nothing")
+    assert any("learnt from the second reward model: it checks" in caution for caution in cautions(run))
+
+
+def test_only_the_record_behind_the_score_says_whose_pairs_it_saw(tmp_path: Path) -> None:
+    run = whole(tmp_path)
+    path = run.evaluation("reward_model_rm2")
+    write_json(path, read_json(path) | {"held_out": None})
+    write_json(run.evaluation("reward_model_rm3"), read_json(path) | {"stage": "rm3", "held_out": True})
+    assert part(run, "By a second reward model that trained no policy,")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "words"),
+    [(True, "other prompts"), (False, "shares prompts with the first"), ("absent", "not known")],
+)
+def test_what_other_models_were_trained_on_is_said_where_it_is_known(
+    tmp_path: Path, held_out: bool | str, words: str
+) -> None:
+    run = whole(tmp_path)
+    path = run.evaluation("reward_model_rm2")
+    record = read_json(path) | {"held_out": held_out}
+    write_json(path, {k: v for k, v in record.items() if v != "absent"})
+    blocks = reward_model_blocks(load_run(run), ())
+    tables = [block.table for block in blocks if isinstance(block, Grid)]
+    (table,) = [table for table in tables if table.headers[-1] == "Trained on"]
+    assert table.rows[0][-1] == words
+
+
+def test_the_base_is_not_said_to_be_over_optimised(tmp_path: Path) -> None:
+    """Nobody optimised it: a better score and a worse gold than SFT's are its own."""
+    run = make_run(tmp_path, gold={"base": -0.5, "policy_ppo": 0.2})
+    better = spread(0.6, 0.2, 100)
+    edit_comparisons(
+        run, lambda row: row | better if (row["policy"], row["measure"]) == ("base", "score") else row
+    )
+    view = load_run(run)
+    assert "base (gpt2) (+0.60" in verdict(view)
+    assert "What" not in verdict(view)
+    assert not any("Over-optimisation" in caution for caution in cautions(view))
+    assert not [finding for finding in diagnose(view) if finding.kind == "over-optimisation"]
+
+
+def test_who_was_trained_on_gold_does_not_beat_by_gold(tmp_path: Path) -> None:
+    run = make_run(tmp_path, gold={"policy_ppo": 0.3, "policy_dpo": 0.2, "policy_grpo": -0.2})
+    assert "PPO and DPO beat SFT by gold" in summary(load_run(run))
+    text = run.config.read_text(encoding="utf-8")
+    on_gold = text.replace('"ppo"\n', '"ppo"\nreward_functions = "m:f"\n')
+    write_text(run.config, f'{on_gold}\n[evaluation]\ngold = "m:f"\n')
+    assert summary(load_run(run)).startswith("DPO beats SFT by gold; GRPO did worse")
+    everyone = on_gold
+    for name in ("dpo", "grpo"):
+        everyone = everyone.replace(f'"{name}"\n', f'"{name}"\nreward_functions = "m:f"\n')
+    write_text(run.config, f'{everyone}\n[evaluation]\ngold = "m:f"\n')
+    assert "by the reward model's own score" in summary(load_run(run))
+
+
+def test_that_none_is_shown_to_beat_best_of_n_is_no_claim_that_none_does(tmp_path: Path) -> None:
+    run = second_at(whole(tmp_path), 0.48)
+    assert summary(run).endswith("; none is shown to beat best of 4 (SFT).")

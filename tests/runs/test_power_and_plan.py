@@ -29,7 +29,7 @@ from preftune.records.verdict import BETTER, outcome, smallest_gain
 from preftune.runs import lengths, save, train
 from preftune.runs.job import Job
 from preftune.runs.lengths import Lengths
-from preftune.runs.plan import power
+from preftune.runs.plan import comparisons, power
 from preftune.runs.sources import load_dataset
 
 
@@ -62,16 +62,29 @@ def test_the_plan_says_what_can_be_found() -> None:
     )
     said = power(config, many)
     assert (
-        f"a gain of {smallest_gain(100, math.sqrt(2), 3):.2f} sd of the score is detected with 80 % power"
+        f"a gain of {smallest_gain(100, math.sqrt(2), 5):.2f} sd of the score is detected with 80 % power"
         in said
     )
     assert "evaluation.prompts=400" in said
     assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config, many)
     limited = power(config, few)  # no more prompts are found by asking for more
     assert "with 40 prompts (all test prompts; evaluation.prompts=100 asks for more) and this" in limited
-    assert f"gain of {smallest_gain(40, math.sqrt(2), 3):.2f} sd" in limited
+    assert f"gain of {smallest_gain(40, math.sqrt(2), 5):.2f} sd" in limited
     assert limited.endswith("half of that needs test prompts: 160")
     assert power(config, fewer) == "9 prompts are too few for any claim; test prompts: 10 or more"
+
+
+@pytest.mark.parametrize(
+    ("words", "family"),
+    [
+        ([], 5),  # base, PPO, GRPO, DPO and best-of-n against SFT
+        (["stage.grpo=none"], 4),
+        (["stage.ppo=none", "stage.grpo=none", "stage.rm=none"], 2),  # no score: base and DPO by gold
+        (["stage.sft=none", *(f"stage.{name}.init=base" for name in ("rm", "ppo", "grpo", "dpo"))], 4),
+    ],
+)
+def test_the_family_is_all_that_is_compared(words: list[str], family: int) -> None:
+    assert comparisons(load_recipe("tiny", words).config) == family
 
 
 def test_a_dry_run_shows_every_setting_with_its_origin() -> None:

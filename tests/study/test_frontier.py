@@ -70,6 +70,17 @@ def test_it_lies_between_the_points_in_root_kl(design: Design) -> None:
     assert best["at"][1] is None
 
 
+def test_below_the_nearest_trained_value_nothing_is_known(design: Design) -> None:
+    """SFT lies at 0 nats with a gain of 0, and no line is drawn from there."""
+    far = seed()
+    far.tables["ppo"]["test"][:, COLUMNS.index("kl")] = 1.2
+    ppo, best = frontier([far], design, "test", 100)
+    assert ppo["at"][0] is None
+    assert ppo["at"][1] is not None
+    assert best["at"][0] is not None  # n = 1 is SFT itself
+    assert frontier([seed(), far], design, "test", 100)[0]["at"][0] is None
+
+
 def test_a_level_that_one_seed_did_not_reach_is_left_out(design: Design) -> None:
     ppo = frontier([seed(), seed(far=2.0)], design, "test", 100)[0]
     assert ppo["at"][0] is not None

@@ -13,7 +13,9 @@ from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict
 from preftune.evaluation.stats import number_needed
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.study.design import Design
+from preftune.study.pool import _numbers
 from preftune.study.sweep import sweep_records
+from preftune.study.values import COLUMNS
 
 
 def drawn(
@@ -103,6 +105,32 @@ def test_one_seed_of_few_prompts_allows_no_claim() -> None:
     assert pooled_gain([few])["verdict"] == UNCLEAR
     assert pooled_gain([np.tile(few, 2)])["verdict"] == BETTER
     assert pooled_gain([few, few + 0.01, few - 0.01])["verdict"] == BETTER
+
+
+def test_equal_gains_say_nothing_of_their_spread() -> None:
+    """Of S equal seeds a share of up to 1 - 0.025^(1/S) may still be otherwise, as within a run."""
+    two = pooled_gain([np.ones(3), np.ones(3)])
+    half = 2 * (1 - 0.025**0.5)
+    assert (two["low"], two["high"]) == (pytest.approx(1 - half), pytest.approx(1 + half))
+    assert two["verdict"] == UNCLEAR
+    one = pooled_gain([np.full(200, -2.0)])
+    assert (one["high"] - one["low"]) / 2 == pytest.approx(4 * (1 - 0.025 ** (1 / 200)))
+    assert one["verdict"] == WORSE
+    assert pooled_gain([np.ones(1)])["low"] is pooled_gain([np.ones(1)])["high"] is None
+    nothing = pooled_gain([np.zeros(3), np.zeros(3)])
+    assert nothing["low"] == nothing["high"] == 0  # as of the reference against itself
+    tables = [np.tile([1.0 if "gain" in name else 0.0 for name in COLUMNS], (3, 1)) for _ in range(2)]
+    numbers = _numbers(tables, 50)
+    assert numbers["gold_gain_low"] == numbers["proxy_gain_low"] == pytest.approx(1 - half)
+    assert numbers["gold_verdict"] == numbers["proxy_verdict"] == UNCLEAR
+
+
+def test_two_seeds_have_less_than_students_interval() -> None:
+    """A redraw is one of three values: 4.58 times the difference of the seeds' means, and not 6.35."""
+    found = pooled_means([np.zeros((3, 1)), np.ones((3, 1))], resamples=4000)
+    t = student.ppf(0.975, 1)
+    assert (found.high[0] - found.low[0]) / 2 == pytest.approx(t / 1.959964 * math.sqrt(2) / 2, rel=1e-3)
+    assert 2 / math.pi * math.atan(t / 1.959964 * math.sqrt(2)) == pytest.approx(0.931, abs=1e-3)  # coverage
 
 
 def test_verdicts_come_from_intervals_only() -> None:

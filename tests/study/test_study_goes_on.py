@@ -266,7 +266,8 @@ def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file:
     stages = load_recipe(str(tmp_path / "out" / "study.toml")).config.stage
     judges = {name: stage.part for name, stage in stages.items() if isinstance(stage, RewardConfig)}
     assert judges == {"rm": "first", "gold_rm": "second"}
-    assert "second reward model, trained on the pairs of the other half" in " ".join(
+    assert study["gold_apart"] is True
+    assert "second reward model, trained on pairs of other prompts" in " ".join(
         (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8").split()
     )
     own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
@@ -282,10 +283,23 @@ def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
     assert design.gold_apart
     same = {n: s.on_part("all") if s.scores else s for n, s in config.stage.items()}
     shared = replace(design, config=config.model_copy(update={"stage": same}))
-    assert not shared.gold_apart
-    words = [_second_model_words({"gold": shared.gold, **apart}) for apart in ({"gold_apart": False}, {})]
-    assert ["which shares training pairs" in " ".join(each) for each in words] == [True, False]
-    assert "of the other half of the prompts" in " ".join(words[1])  # of an older study
+    assert shared.gold_apart is None  # the settings do not say
+    pages = {
+        apart: " ".join(_second_model_words({"gold": shared.gold, "gold_apart": apart}))
+        for apart in (True, False, None)
+    }
+    assert "trained on pairs of other prompts" in pages[True]
+    assert "which shares prompts with the first" in pages[False]
+    assert "it is not known whether" in pages[None]
+    assert pages[None] == " ".join(_second_model_words({"gold": shared.gold}))  # of an older study
+
+
+def test_a_second_judge_that_a_policy_learns_from_is_no_gold() -> None:
+    taught = ["data.name=x", "stage.grpo.reward_model=rm2"]
+    config = load_recipe("hh-scratch", taught).config
+    nothing: Any = None
+    with pytest.raises(ConfigError, match=r"some stage learns \(rm, rm2\)"):
+        make_design(Request("hh-scratch", tuple(taught), tokens=0), config, nothing, nothing)
 
 
 def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

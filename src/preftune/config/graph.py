@@ -29,6 +29,12 @@ def judges_of(stages: Mapping[str, StageSettings]) -> list[str]:
     return [name for name, stage in stages.items() if stage.scores or name in named]
 
 
+def witnesses(stages: Mapping[str, StageSettings]) -> list[str]:
+    """Reward stages that no stage learns from, and none lets judge its replies: they can check the others."""
+    used = {judge_of(stages), *(stage.scored_by for stage in stages.values())}
+    return [name for name, stage in stages.items() if stage.scores and name not in used]
+
+
 def stage_order(stages: Mapping[str, StageSettings]) -> list[str]:
     """Stage names with parents before children, otherwise in the order of the recipe.
 

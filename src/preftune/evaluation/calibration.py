@@ -19,16 +19,15 @@ def calibration(
     the pairs; None where each has its own.
     """
     label, probability = oriented(margins, seed)
-    squares = (probability - label) ** 2
-    if prompts is not None:
-        squares = stats.spread_by_group(squares, prompts)
+    groups = np.arange(len(margins)) if prompts is None else prompts
+    squares = stats.spread_by_group((probability - label) ** 2, groups)
     return {
         "brier": stats.brier(probability, label),
         "brier_interval": list(stats.bootstrap_mean(squares, resamples, seed)),
         "ece": stats.ece(probability, label, BINS),
         "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed),
-        "reliability": reliability(probability, label),
-        "temperature": temperature(margins, seed, resamples),
+        "reliability": reliability(probability, label, groups),
+        "temperature": temperature(margins, seed, resamples, groups),
     }
 
 
@@ -55,50 +54,57 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
-def reliability(probability: np.ndarray, label: np.ndarray) -> list[dict[str, Any]]:
+def reliability(
+    probability: np.ndarray, label: np.ndarray, groups: stats.Groups | None = None
+) -> list[dict[str, Any]]:
     """How often the model is right where it is so sure: one record per part of [0.5, 1], as `stats.ece` cuts.
+    `groups` are the prompts.
 
     Guo et al. 2017 (arXiv:1706.04599), figure 1.
     """
     confidence, correct, bin_of = stats.by_confidence(probability, label, BINS)
-    edges = np.linspace(0.5, 1, BINS + 1)
+    edges, groups = np.linspace(0.5, 1, BINS + 1), np.arange(len(label)) if groups is None else groups
     records = []
     for i in range(BINS):
         rows = bin_of == i
-        n, right = int(rows.sum()), int(correct[rows].sum())
+        n, accuracy = int(rows.sum()), stats.share_by_group(correct[rows], groups[rows])
         records.append(
             {
                 "low": float(edges[i]),
                 "high": float(edges[i + 1]),
                 "n": n,
                 "confidence": float(confidence[rows].mean()) if n else None,
-                "accuracy": right / n if n else None,
-                "interval": list(stats.wilson(right, n)),
+                "accuracy": accuracy["value"],
+                "interval": accuracy["interval"],
             }
         )
     return records
 
 
-def temperature(margins: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any] | None:
+def temperature(
+    margins: np.ndarray, seed: int, resamples: int = 2000, groups: stats.Groups | None = None
+) -> dict[str, Any] | None:
     """The T of σ(margin / T) with the least loss, and the loss before and after. None for very few pairs.
 
     `nll_after` is cross-fitted: each half of the pairs is judged with the T of the other, so that fitting
-    cannot look like an improvement where there is none; `nll_gain` is before minus after, by pairs. T is
-    infinite where no margin is better than a coin.
+    cannot look like an improvement where there is none; `nll_gain` is before minus after, by pairs, with an
+    interval over prompts (`groups`). T is infinite where no margin is better than a coin.
     """
     if len(margins) < MIN_PAIRS:
         return None
     order = np.random.default_rng(derive_seed(seed, "temperature")).permutation(len(margins))
+    by_half = np.concatenate([order[::2], order[1::2]])
     halves = margins[order[::2]], margins[order[1::2]]
     before = nll(np.concatenate(halves))
     after = np.concatenate([nll(ours * _best_scale(theirs)) for ours, theirs in (halves, halves[::-1])])
     gain = before - after
+    spread = gain if groups is None else stats.spread_by_group(gain, groups[by_half])
     scale = _best_scale(margins)
     return {
         "value": 1 / scale if scale > 0 else float("inf"),
         "nll_before": float(before.mean()),
         "nll_after": float(after.mean()),
-        "nll_gain": stats.mean(gain, resamples, seed),
+        "nll_gain": {**stats.mean(spread, resamples, seed), "mean": float(gain.mean()), "n": len(gain)},
         "nll_coin": float(np.log(2)),
         "n": len(margins),
     }

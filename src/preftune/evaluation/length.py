@@ -36,7 +36,6 @@ def length_controlled(
         "method": METHOD,
         "source": SOURCE,
         "win_rate": {**controlled_win_rate(wins, longer, settings.resamples, seed), "n": n},
-        "raw_win_rate": stats.share(float(wins.sum()), n),
         **matched_gain(rows, pool, settings.resamples, seed),
     }
 
@@ -44,9 +43,10 @@ def length_controlled(
 def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """σ(θ) of P(win) = σ(θ + φ tanh(Δlength / sd)): the win rate at equal lengths, bootstrapped over prompts.
 
-    `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each. Not known, null with a reason, unless a
-    tenth of the comparisons and at least five lie on either side of equal length: the rate there would be
-    read off the curve outside the data.
+    `wins` 0, ½ or 1, `longer` the difference in tokens, (n,) each. The interval is nowhere narrower than
+    Wilson's of that rate: wins that are all alike have no spread to redraw. Not known, null with a reason,
+    unless a tenth of the comparisons and at least five lie on either side of equal length: the rate there
+    would be read off the curve outside the data.
     """
     enough = max(SIDE * len(longer), LEAST)
     if min((longer >= 0).sum(), (longer <= 0).sum()) < enough:
@@ -61,7 +61,8 @@ def controlled_win_rate(wins: np.ndarray, longer: np.ndarray, resamples: int, se
         count = min(BLOCK, resamples - start)
         rates += _fit(x, wins, rng.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), count)).tolist()
     low, high = np.quantile(rates, [0.025, 0.975])
-    return {"value": value, "interval": [float(min(low, value)), float(max(high, value))]}
+    least = stats.wilson(value * len(wins), len(wins))
+    return {"value": value, "interval": [float(min(low, least.low)), float(max(high, least.high))]}
 
 
 def _fit(x: np.ndarray, wins: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Where the reward model contradicts people: in full, token by token, with automatic labels."""
+"""Where the reward model contradicts the labels: in full, token by token, with automatic labels."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from preftune.data import Encoder
@@ -81,24 +83,26 @@ def tags(s: Scored) -> list[str]:
     return [tag for tag, holds in checks.items() if holds]
 
 
-def tag_counts(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
-    """For each tag: how many mistakes and how many pairs carry it, and how often those pairs are mistakes."""
-    wrong: dict[str, int] = {}
-    everywhere: dict[str, int] = {}
-    for s in scored:
+def tag_counts(scored: Sequence[Scored], prompts: stats.Groups | None = None) -> dict[str, dict[str, Any]]:
+    """For each tag: how many mistakes and how many pairs carry it, and how often those pairs are mistakes.
+    `prompts`: those of the pairs; None where each has its own.
+    """
+    prompts = np.arange(len(scored)) if prompts is None else prompts
+    wrong = np.array([s["chosen"] <= s["rejected"] for s in scored])
+    carried = defaultdict[str, list[int]](list)
+    for i, s in enumerate(scored):
         for tag in tags(s):
-            everywhere[tag] = everywhere.get(tag, 0) + 1
-            wrong[tag] = wrong.get(tag, 0) + (s["chosen"] <= s["rejected"])
-    total, n = sum(s["chosen"] <= s["rejected"] for s in scored), len(scored)
+            carried[tag].append(i)
+    mistaken = {tag: int(wrong[rows].sum()) for tag, rows in carried.items()}
     return {
         tag: {
-            "mistakes": wrong[tag],
-            "share": wrong[tag] / total if total else 0.0,
-            "pairs": pairs,
-            "share_of_pairs": pairs / n,
-            "error_rate": stats.share(wrong[tag], pairs),
+            "mistakes": mistaken[tag],
+            "share": mistaken[tag] / int(wrong.sum()) if wrong.any() else 0.0,
+            "pairs": len(rows),
+            "share_of_pairs": len(rows) / len(scored),
+            "error_rate": stats.share_by_group(wrong[rows], prompts[rows]),
         }
-        for tag, pairs in sorted(everywhere.items(), key=lambda item: (-wrong[item[0]], item[0]))
+        for tag, rows in sorted(carried.items(), key=lambda item: (-mistaken[item[0]], item[0]))
     }
 
 

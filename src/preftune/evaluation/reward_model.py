@@ -93,7 +93,7 @@ def audit(
         "score": _scores(scored),
         "n_mistakes": int((margins <= 0).sum()),
         **_members(scored, prompts, resamples, seed),
-        "mistake_tags": tag_counts(scored),
+        "mistake_tags": tag_counts(scored, prompts),
         "best_reachable": None,
         "gold_component_gaps": None,
     }

@@ -32,8 +32,8 @@ def _repeated(pair: Preference, seed: int) -> str:
 
 
 KINDS: dict[str, tuple[str, Callable[[Preference, int], str]]] = {
-    "chosen": ("chosen by people", lambda pair, seed: pair.chosen),
-    "rejected": ("rejected by people", lambda pair, seed: pair.rejected),
+    "chosen": ("chosen", lambda pair, seed: pair.chosen),
+    "rejected": ("rejected", lambda pair, seed: pair.rejected),
     "shuffled_words": ("chosen, its words shuffled", _shuffled),
     "empty": ("nothing at all", lambda pair, seed: ""),
     "repeated_token": ("its first word, over and over", _repeated),

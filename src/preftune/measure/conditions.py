@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError
@@ -19,7 +20,7 @@ from preftune.training.learner import Learner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondJudge:
-    """A reward model that trained no policy: if it shares no pair with the judge, it checks on it. Nobody
+    """A reward model that trained no policy: if it shares no prompt with the judge, it checks on it. Nobody
     knows the pairs of a judge from elsewhere (None).
     """
 
@@ -28,18 +29,24 @@ class SecondJudge:
 
 
 def second_judge(session: Session) -> SecondJudge | None:
-    """The first trained reward stage besides the judge, preferably on the other half of the prompts."""
-    stages, judge = session.config.stage, session.judge
-    if judge is None:
+    """The first trained reward stage that no stage learns from, preferably on other prompts than the judge's:
+    without one nothing checks on the judge.
+    """
+    if session.judge is None:
         return None
-    judge_stage, candidates = stages.get(judge), list[SecondJudge]()
-    for name, config in stages.items():
-        if config.scores and name != judge and session.is_trained(name):
-            shares = None
-            if judge_stage is not None:
-                shares = {judge_stage.training_part(), config.training_part()} != {"first", "second"}
-            candidates.append(SecondJudge(stage=name, shares_pairs=shares))
-    return min(candidates, key=lambda second: second.shares_pairs is not False, default=None)
+    names = [name for name in witnesses(session.config.stage) if session.is_trained(name)]
+    found = [SecondJudge(stage=name, shares_pairs=shares_prompts(session, name)) for name in names]
+    return min(found, key=lambda second: second.shares_pairs is not False, default=None)
+
+
+def shares_prompts(session: Session, stage: str) -> bool | None:
+    """Whether a stage learnt from a prompt that the judge, too, learnt from; None where the judge's are not
+    known.
+    """
+    judge = session.judge
+    if judge is None or judge not in session.config.stage:
+        return None
+    return not session.learnt_prompts(judge).isdisjoint(session.learnt_prompts(stage))
 
 
 def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:

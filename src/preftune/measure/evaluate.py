@@ -33,8 +33,8 @@ from preftune.runs.stages import SIDE_FILE, model_sum
 from preftune.sums import CARD, faults, listed, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
-_VERSION = 4  # of what an evaluation measures: results of an earlier version are made again
-HUMAN = "chosen"  # the human-chosen response as a contestant
+_VERSION = 5  # of what an evaluation measures: results of an earlier version are made again
+HUMAN = "chosen"  # the chosen response as a contestant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

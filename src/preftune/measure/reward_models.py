@@ -10,7 +10,7 @@ from preftune.evaluation.baselines import BagOfWords, fit_bag_of_words
 from preftune.evaluation.mistakes import DETAILED, add_token_scores, mistakes
 from preftune.evaluation.reward_model import audit, gap, score_pairs
 from preftune.evaluation.sanity import ROWS, invariance, sanity_rows
-from preftune.measure.conditions import distinct, second_judge
+from preftune.measure.conditions import distinct, shares_prompts
 from preftune.models.roles import Ensemble, RewardModel
 from preftune.runs.roles import keep_rows, share
 from preftune.runs.scoring import reward_model_of
@@ -89,9 +89,9 @@ def audit_pairs(
         by.model.model.num_parameters(),
         result["best_reachable"],
     )
-    second = second_judge(session)
-    if second is not None and second.stage == by.stage:
-        result["held_out"] = None if second.shares_pairs is None else not second.shares_pairs
+    if by.stage != session.judge:
+        shared = shares_prompts(session, by.stage)
+        result["held_out"] = None if shared is None else not shared
     rows = mistakes(scored)
     with session.console.counting(f"{by.stage} tokens", min(len(rows), DETAILED)) as advance:
         add_token_scores(rows, scored, by.model, by.encoder, settings.batch_size, device, advance)

@@ -41,7 +41,6 @@ class LengthControlled(Record):
     """What is left of a policy's gain over the reference at equal length."""
 
     win_rate: Measured = None
-    raw_win_rate: Measured = None
     gain: Measured = None
     matched: Measured = _at("gain_length_matched")  # on prompts where both responses are about equally long
     surviving: Measured = _at("share_surviving")  # share of the gain that is left
@@ -77,6 +76,7 @@ class PolicyRecord(Record):
     golds: Estimates = Field(default_factory=dict)  # of named judges; `gold` is the world's, or the first's
     disagreement: Measured = None  # of an ensemble that is the judge: sd of a score among its members
     held_out: Measured = _at("held_out_reward")  # score by a reward model that trained no policy
+    held_out_by: str | None = _at("held_out_reward", "stage")  # that reward model's stage
     held_out_difference: Measured = _at("held_out_difference_to_sft")
     length_controlled: LengthControlled | None = None
     prompts: Several[Prompt] = ()

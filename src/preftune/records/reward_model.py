@@ -61,7 +61,10 @@ class SanityRow(Record):
         if not isinstance(row, Mapping):
             return row
         score = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
-        return {"score": score, **row, "label": row.get("label") or row.get("name")}
+        label = row.get("label") or row.get("name")
+        if isinstance(label, str):
+            label = label.removesuffix(" by people")  # of older evaluations, whoever had chosen
+        return {"score": score, **row, "label": label}
 
 
 class Temperature(Record):
@@ -132,7 +135,7 @@ class RewardModelRecord(Record):
     """The whole measurement of one reward model."""
 
     stage: str = ""
-    held_out: bool | None = False  # trained on no pair that the judge was trained on; None: not known
+    held_out: bool | None = None  # trained on no prompt that the judge was trained on; None: not known
     n: int | None = None
     accuracy: Measured = None
     ties: int | None = None

@@ -48,6 +48,7 @@ class SeedRecord(_OfSeed):
     reward_model: Mapping[str, FreshAccuracy] | None = None
     content_sha256: Mapping[str, Any] | None = None
     judged_by: Mapping[str, Any] | None = None
+    gold_apart: bool | None = None  # a second reward model shared no prompt with the judge; None: not known
     tokens: Mapping[str, Mapping[str, Annotated[int, Field(lt=2**63)] | float]]
 
 

@@ -26,7 +26,7 @@ def outcome(low: float | None, high: float | None, n: int | None, p_holm: float 
 
 def smallest_gain(prompts: int, spread: float, comparisons: int = 1) -> float:
     """The mean paired difference that is called better 4 times in 5: (z(1 - 0.05 / 2k) + z(0.8)) sd / √n for
-    n prompts whose differences have this sd, and k policies compared (Holm's first and hardest step).
+    n prompts whose differences have this sd, in a family of k comparisons (Holm's first and hardest step).
 
     The normal approximation of a paired test's power: Cohen 1988, Statistical Power Analysis, ch. 2. Of 30
     prompts or fewer the true figure is larger by some percent.

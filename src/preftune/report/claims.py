@@ -5,20 +5,20 @@ p-value that survives Holm's correction. Everything else is "no detectable diffe
 `detectable` says how large a difference would have had to be.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from preftune.config.rewards import judges_in, reward_terms
 from preftune.records import verdict as verdicts
 from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
+from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, Z80, Z95
+from preftune.report.seen import ceilings, taught_by_second, unseen_words
 from preftune.report.text import clean, join
-from preftune.report.view import CHOSEN, RunView, setting
-from preftune.rundir import BASE, policy_name
+from preftune.report.view import CHOSEN, RunView
+from preftune.rundir import BASE
 
 BAG_OF_WORDS = "bag_of_words"
-WORLD_GOLD = "preftune.world.gold:gold"  # the function behind the world's own score
 # Measures in the order of what a summary goes by; the last is in the run's own words (`RunView.score_words`).
 JUDGES = {"gold": "gold", "held_out": "a second reward model", "score": ""}
 FEW_STEPS = 10
@@ -72,20 +72,42 @@ def detectable(difference: Estimate) -> float | None:
 
 def judge_is_sound(run: RunView) -> bool | None:
     """True if the interval of the reward model's accuracy lies above chance; None if not measured."""
-    model = run.reward_model
+    return _is_sound(run.reward_model)
+
+
+def _is_sound(model: RewardModelRecord | None) -> bool | None:
     if model is None or model.accuracy is None or model.accuracy.low is None:
         return None
     return model.accuracy.low > 0.5
 
 
+def usable_judges(run: RunView) -> dict[str, str]:
+    """`JUDGES`, without a second reward model that some stage learnt from, or that is not shown to be better
+    than a coin: it checks on nothing.
+    """
+    useless = taught_by_second(run) or _is_sound(run.second_model) is False
+    return {measure: words for measure, words in JUDGES.items() if measure != "held_out" or not useless}
+
+
+def second_judge_fault(run: RunView) -> str:
+    """Why the second reward model checks on nothing; "" where it does, or there is none."""
+    if "held_out" in usable_judges(run) or not claims(run, "held_out"):
+        return ""
+    if taught := taught_by_second(run):
+        return f"{join([clean(name, 40) for name in taught])} learnt from the second reward model"
+    accuracy = run.second_model and run.second_model.accuracy
+    words = f" ({accuracy.percent()}) is {below_or_at_chance(accuracy)}" if accuracy else ""
+    return f"the second reward model's accuracy{words}"
+
+
 def summary(run: RunView) -> str:
     """The run in one plain sentence without numbers: who beats the reference by which judge, and best-of-n.
 
-    By the judge that training saw least: gold, else a second reward model, else the score itself.
+    By the judge that training saw least: gold, else a second reward model, else the score itself. Policies
+    that were trained on gold are no contestants by it.
     """
-    measure, judge = next(((key, words) for key, words in JUDGES.items() if claims(run, key)), ("", ""))
-    judge = judge or run.score_words
-    shown = [c for c in claims(run, measure) if not c.policy.best_of and c.policy.policy != BASE]
+    measure, shown = _least_seen(run)
+    judge = JUDGES[measure] or run.score_words
     if not shown:
         return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
     if measure == "score" and judge_is_sound(run) is False:
@@ -100,9 +122,24 @@ def summary(run: RunView) -> str:
     clauses += [f"{_labels(worse)} did worse"] if worse else []
     best = next((policy for policy in run.policies if policy.best_of), None)
     if best and (against := claims(run, measure, best.policy)):
-        above = [c for c in against if c.outcome == BETTER]
-        clauses.append(f"{_labels(above) or 'none'} beat{'s' * (len(above) < 2)} {best.label}")
+        above = [c for c in against if c.outcome == BETTER and _contests(run, measure, c)]
+        words = f"{_labels(above)} beat{'s' * (len(above) == 1)}" if above else "none is shown to beat"
+        clauses.append(f"{words} {best.label}")
     return f"{'; '.join(clauses)}."
+
+
+def _least_seen(run: RunView) -> tuple[str, list[Claim]]:
+    """The measure that a summary goes by, with its claims about trained policies."""
+    for measure in usable_judges(run):
+        if shown := [claim for claim in claims(run, measure) if _contests(run, measure, claim)]:
+            return measure, shown
+    return "score", []
+
+
+def _contests(run: RunView, measure: str, claim: Claim) -> bool:
+    """Whether a claim is about a policy that was trained, and not on this measure."""
+    name = claim.policy.policy
+    return not claim.policy.best_of and name != BASE and (measure != "gold" or name not in ceilings(run))
 
 
 def verdict_sentences(run: RunView) -> tuple[str, ...]:
@@ -173,7 +210,7 @@ def _judge(run: RunView) -> str:
     baseline = f"{baseline_words(name)} ({100 * share.value:.1f} %)"
     if beats_baselines(run):
         return f"{start}, better than chance and than {baseline}."
-    return f"{start}: better than chance, but not better than {baseline}."
+    return f"{start}: better than chance, but not shown to be better than {baseline}."
 
 
 def baseline_words(baseline: str) -> str:
@@ -211,36 +248,6 @@ def strongest_baseline(run: RunView) -> tuple[str, Estimate] | None:
     return max(run.reward_model.baselines.items(), key=lambda item: item[1].value)
 
 
-def unseen_words(run: RunView) -> str:
-    """That training never saw gold, where no policy was trained on it, and no pairs were labelled by it."""
-    judges = {setting(stage, "judge") for stage in run.config.get("stage", {}).values()} - {None}
-    labelled = any(_is_one_of(gold, judges) for gold in _golds(run))
-    return "" if labelled or seen_gold(run) else " which training never saw,"
-
-
-def _golds(run: RunView) -> list[str]:
-    """The judges called gold; the world's own, too."""
-    golds = [*judges_in(setting(run.config.get("evaluation", {}), "gold"))]
-    return [*golds, WORLD_GOLD] if run.config.get("data", {}).get("name") == "world" else golds
-
-
-def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
-    """Whether gold, or a function in it, is among the judges."""
-    return any(judge in judges for judge in (gold, *(reward_terms(gold) if ":" in gold else ())))
-
-
-def seen_gold(run: RunView) -> dict[str, list[str]]:
-    """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
-    golds, seen = _golds(run), dict[str, list[str]]()
-    for name, stage in run.config.get("stage", {}).items():
-        functions = setting(stage, "reward_functions")
-        judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
-        used = [gold for gold in golds if _is_one_of(gold, judges)]
-        if used and run.policy(policy_name(name)) is not None:
-            seen[name] = used
-    return seen
-
-
 def _gold(run: RunView) -> str:
     """Does the gold score agree with the reward model's?"""
     text = f"By {run.gold_words},{unseen_words(run)} "
@@ -249,8 +256,9 @@ def _gold(run: RunView) -> str:
 
 def _held_out(run: RunView) -> str:
     """Does a second reward model, which trained no policy, agree with the first?"""
-    second = next((model for model in run.other_reward_models if model.held_out), None)
-    apart = ", trained on other pairs," if second else ""
+    if fault := second_judge_fault(run):
+        return f"By the second reward model nothing can be claimed: {fault}."
+    apart = ", trained on other pairs," if run.second_model and run.second_model.held_out else ""
     text = f"By a second reward model{apart} that trained no policy, "
     return _second_opinion(run, "held_out", text, "the second's score", "a sign of over-optimisation")
 
@@ -260,7 +268,7 @@ def _second_opinion(run: RunView, measure: str, start: str, other_measure: str, 
     by_policy = {claim.policy.policy: claim for claim in claims(run, measure)}
     if not by_policy:
         return ""
-    gained = [claim for claim in claims(run) if claim.outcome == BETTER]
+    gained = [c for c in claims(run) if c.outcome == BETTER and c.policy.policy != BASE]  # nobody tuned it
     text = f"{start}{_outcomes(tuple(by_policy.values()), run.label(run.reference))}."
     if fooled := _labels(claim for claim in gained if _outcome_of(by_policy, claim) == WORSE):
         text += f" What {fooled} gained in reward was lost in {other_measure}: that is {loss}."
@@ -311,11 +319,11 @@ def _against_best_of(run: RunView) -> str:
 
 
 def _against_chosen(run: RunView) -> str:
-    """The policies against the responses that people chose, by the same score."""
+    """The policies against the responses that the data call chosen, by the same score."""
     against_chosen = tuple(claim for claim in claims(run, against=CHOSEN) if not claim.policy.best_of)
     if not against_chosen:
         return ""
-    return f"Against people's own choice, by the same score: {_outcomes(against_chosen, run.label(CHOSEN))}."
+    return f"Against the chosen responses, by the same score: {_outcomes(against_chosen, run.label(CHOSEN))}."
 
 
 def _size(run: RunView) -> str:

@@ -159,7 +159,7 @@ def _mistakes(run: RunView) -> Section | None:
             f"{total:,} validation pairs are ordered against their label"
             f"{f', {ties} of them ties' if ties else ''}, the most confident first.{shortened} All are in ",
             Code("analysis/reward_model_mistakes.jsonl"),
-            ". A label is one person's judgement: some of these mistakes are not the model's.",
+            ". A label can be wrong: some of these mistakes are not the model's.",
         )
     ]
     if tags := tag_table(run):

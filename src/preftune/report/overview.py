@@ -17,7 +17,7 @@ from preftune.report.claims import Claim, claims
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
 from preftune.report.tables import column, kl_column
-from preftune.report.text import Code, Text, name
+from preftune.report.text import Code, Text, clean, name
 from preftune.report.view import RunView
 from preftune.report.writers.page import page_of
 from preftune.rundir import RunDir, write_text
@@ -65,7 +65,7 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
 
 
 def _gains(runs: Sequence[_Run]) -> Section:
-    """A row for each policy of each run."""
+    """A row for each policy of each run, and one for what the doctor finds elsewhere in a run."""
     rows = _policies(runs)
     headers = (
         "Run",
@@ -90,7 +90,7 @@ def _policies(runs: Sequence[_Run]) -> list[tuple[Text, ...]]:
         policies = [policy for policy in run.view.policies if policy.policy in score.keys() | gold.keys()]
         compared += [(run, policy) for policy in policies]
         claimed += [(score.get(policy.policy), gold.get(policy.policy)) for policy in policies]
-    found = {run.directory: diagnose(run.view) for run, _ in compared}
+    found = {run.directory: diagnose(run.view) for run in runs}
     columns: list[Sequence[Text]] = [
         [name(run.directory) for run, _ in compared],
         [policy.label for _, policy in compared],
@@ -101,16 +101,24 @@ def _policies(runs: Sequence[_Run]) -> list[tuple[Text, ...]]:
     columns += [
         kl_column([policy for _, policy in compared]),
         [
-            "; ".join(f.kind for f in found[run.directory] if f.where in (_stage(policy), policy.label))
-            or DASH
+            "; ".join(f.kind for f in found[run.directory] if f.where in _names(policy)) or DASH
             for run, policy in compared
         ],
     ]
-    return list(zip(*columns, strict=True))
+    rows = list(zip(*columns, strict=True))
+    by_run: list[tuple[Text, ...]] = []
+    for run in runs:
+        own = [policy for of, policy in compared if of is run]
+        by_run += [row for row, (of, _) in zip(rows, compared, strict=True) if of is run]
+        told = {where for policy in own for where in _names(policy)}
+        if rest := [f"{clean(f.where, 60)}: {f.kind}" for f in found[run.directory] if f.where not in told]:
+            by_run.append((name(run.directory), *[DASH] * (len(columns) - 2), "; ".join(rest)))
+    return by_run
 
 
-def _stage(policy: PolicyRecord) -> str:
-    return policy.policy.removeprefix("policy_")
+def _names(policy: PolicyRecord) -> tuple[str, str]:
+    """Where the doctor finds what is about a policy: in its stage, or by its label."""
+    return policy.policy.removeprefix("policy_"), policy.label
 
 
 def _differences(runs: Sequence[_Run]) -> Section:

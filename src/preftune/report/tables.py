@@ -92,18 +92,16 @@ def text_table(run: RunView) -> Table:
 
 
 def length_table(run: RunView) -> Table:
-    """Win rate and gain against the reference, as they are and at equal length."""
-    reference = run.label(run.reference)
+    """Win rate at equal length, and gain against the reference as it is and at equal length."""
     headers = (
-        "Policy", "Length (tokens)", f"Win rate vs {reference}", "Win rate, length-controlled",
-        "Prompts (n)", "Gain in reward", "Gain, equal length", "Share of the gain left",
+        "Policy", "Length (tokens)", "Win rate, length-controlled", "Prompts (n)",
+        "Gain in reward", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
     known = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
     controls = [control for _, control in known]
     columns: list[Iterable[str]] = [
         (policy.label for policy, _ in known),
         column(policy.length for policy, _ in known),
-        (share_text(control.raw_win_rate) for control in controls),
         (share_text(control.win_rate) for control in controls),
         (f"{c.gain.n:,}" if c.gain is not None and c.gain.n is not None else "–" for c in controls),
         column((control.gain for control in controls), sign=True),
@@ -114,13 +112,13 @@ def length_table(run: RunView) -> Table:
 
 
 def other_judges_table(run: RunView) -> Table:
-    """Every policy by the other measures there are: people's own choice, a second reward model."""
+    """Every policy by the other measures there are: the chosen responses, a second reward model."""
     columns: dict[str, list[str]] = {}
     chosen = {claim.policy.policy: claim for claim in claims(run, against=CHOSEN)}
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
-        columns["Win rate vs human-chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
-        columns["Reward − human-chosen"] = _claimed(run, chosen)
+        columns["Win rate vs chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
+        columns["Reward − chosen"] = _claimed(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
         columns["Second reward model"] = column(policy.held_out for policy in run.policies)
         columns[f"Second model − {run.label(run.reference)}"] = _claimed(run, second)

@@ -14,7 +14,7 @@ from preftune.rundir import BASE, policy_name
 
 Row = Mapping[str, Any]
 SFT = "policy_sft"
-CHOSEN = "chosen"  # the response that people preferred, as a reference of comparisons
+CHOSEN = "chosen"  # the response that the data call the better one, as a reference of comparisons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,16 @@ class RunView:
         return next((policy for policy in self.policies if policy.policy == name), None)
 
     @property
+    def second_stage(self) -> str | None:
+        """The stage of the second reward model, which gave the held-out scores."""
+        return next((policy.held_out_by for policy in self.policies if policy.held_out_by), None)
+
+    @property
+    def second_model(self) -> RewardModelRecord | None:
+        """What was measured of the second reward model, if that is known."""
+        return next((model for model in self.other_reward_models if model.stage == self.second_stage), None)
+
+    @property
     def golds(self) -> tuple[str, ...]:
         """Names of the judges that no training saw, besides the world's own score."""
         return tuple(dict.fromkeys(name for policy in self.policies for name in policy.golds))
@@ -107,7 +117,7 @@ class RunView:
     def label(self, policy: str) -> str:
         """What a policy is called in text."""
         if policy == CHOSEN:
-            return "the human-chosen response"
+            return "the chosen response"
         evaluated = self.policy(policy)
         return evaluated.label if evaluated else clean(policy, MAX_LABEL)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from preftune.config import RunConfig, StageSettings
+from preftune.config import RunConfig, StageSettings, judge_of
 from preftune.data import Dataset
 from preftune.data.dataset import KINDS, SPLIT_NAMES
 from preftune.data.formats.table import FORMS
@@ -45,17 +45,26 @@ def power(config: RunConfig, dataset: Dataset) -> str:
     """
     count, limit = config.evaluation.prompts, dataset.report.get("distinct_prompts", {}).get("test", math.inf)
     prompts, knob = (count, "evaluation.prompts=") if count <= limit else (int(limit), "test prompts: ")
-    policies = sum(stage.tunes and stage.makes == "model" for stage in config.stage.values())
+    compared = comparisons(config)
     if prompts < MIN_PROMPTS:
         return f"{prompts} prompts are too few for any claim; {knob}{MIN_PROMPTS} or more"
-    gain = smallest_gain(prompts, SPREAD, max(policies, 1))
-    several = f", {policies} policies compared" if policies > 1 else ""
+    gain = smallest_gain(prompts, SPREAD, compared)
+    several = f", {compared} comparisons with one reference" if compared > 1 else ""
     few = "" if count <= limit else f" (all test prompts; evaluation.prompts={count} asks for more)"
     return (
         f"with {prompts} prompts{few} and this spread a gain of {gain:.2f} sd of the score is detected with "
         f"80 % power (replies to a prompt that differ by {SPREAD:.2f} sd, as independent ones do{several}); "
         f"half of that needs {knob}{4 * prompts}"
     )
+
+
+def comparisons(config: RunConfig) -> int:
+    """How many policies an evaluation compares with its reference, which Holm's correction is over: every
+    stage's policy and the base, but for the reference itself, and best-of-n where there is a score.
+    """
+    policies = sum(stage.trains_policy for stage in config.stage.values())
+    scored = judge_of(config.stage) is not None or config.evaluation.reward_functions is not None
+    return max(policies + scored, 1)
 
 
 def _with_data(name: str, stage: StageSettings, dataset: Dataset) -> str:

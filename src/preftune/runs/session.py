@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
+from preftune.config import OfflineConfig, RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import Part, names_a_stage
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import source_hashes
 from preftune.config.trainable import ALL, LORA
 from preftune.data import Dataset, Encoder, Preference, order
-from preftune.data.dataset import read_training
+from preftune.data.dataset import read_training, row_key
 from preftune.data.encode import UNLIMITED
 from preftune.errors import ConfigError, InputMissing
 from preftune.evaluation.policy import Gold
@@ -24,13 +24,14 @@ from preftune.models.locate import Source, fingerprint, locate, surroundings
 from preftune.models.memory import keep_freed_memory
 from preftune.records.base import read_record
 from preftune.records.run import RunRecord
+from preftune.records.stage import StageRecord
 from preftune.rollout.calls import data_columns
 from preftune.rundir import BASE, RunDir, sha256_file
 from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
-from preftune.runs.sources import data_settings, held_out_prompts, in_part, left_out, own_rows
+from preftune.runs.sources import data_settings, held_out_prompts, in_part, learners_rows, left_out, own_rows
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, inputs_in, settings_of
 from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
@@ -71,6 +72,7 @@ class Session:
     mirror: Mirror | None = None
     trains: bool = True
     _collected: dict[str, Dataset] = field(default_factory=dict)
+    _learnt: dict[str, frozenset[str]] = field(init=False, default_factory=dict)
     _stages: dict[str, Stage] = field(init=False, default_factory=dict)
     located: Source | None = None  # the base model, where it has been looked for before
     origin: RunDir | None = None  # the run that finished stages are taken from (--from)
@@ -170,6 +172,17 @@ class Session:
         if settings is not None:
             rows = own_rows(rows, settings, stage)
         return in_part(rows, part)
+
+    def learnt_prompts(self, stage: str) -> frozenset[str]:
+        """Hashes of the prompts of the rows that a trained stage read, up to its limit of rows."""
+        if stage not in self._learnt:
+            settings, file = self.config.stage[stage], self.run.stage_json(stage)
+            unusable = sum(read_record(file, StageRecord).left_out.values()) if file.is_file() else 0
+            rows = self.shuffled(self.data_of(stage).rows_for(settings.batch))
+            most = settings.rows if isinstance(settings, OfflineConfig) else None
+            read = [own[: most and most + unusable] for own in learners_rows(rows, settings, stage)]
+            self._learnt[stage] = frozenset(row_key(row) for own in read for row in own)
+        return self._learnt[stage]
 
     def say_left_out(self, stage: str) -> None:
         """Report the rows of sources that a stage does not learn from."""

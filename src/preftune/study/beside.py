@@ -1,4 +1,4 @@
-"""What stands beside gold: other judges that no training saw, and whether replies are still varied text.
+"""What stands beside gold: other judges, and whether replies are still varied text.
 
 A gain by a judge that looks at words counts only where a policy stayed near SFT, kept its variety and writes
 what the base does not find unlikely. The limits are the ones that the study of real text was planned with.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from preftune.evaluation.pooled import pooled_means, pooled_verdict
+from preftune.evaluation.pooled import gain_ends, pooled_means, pooled_verdict
 from preftune.study.cells import interval
 from preftune.study.values import Floats, SeedValues
 
@@ -25,7 +25,8 @@ def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) ->
     for judge in seeds[0].policy(seeds[0].facts.reference, kind).golds:
         tables = [_table(values, name, kind, judge) for values in seeds]
         pooled = pooled_means(tables, resamples)
-        low, high = float(pooled.low[1]), float(pooled.high[1])
+        gains = [table[:, 1] for table in tables]
+        low, high = gain_ends(float(pooled.low[1]), float(pooled.high[1]), gains)
         result[judge] = {
             "mean": float(pooled.mean[0]),
             "gain": float(pooled.mean[1]),

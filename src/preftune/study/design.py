@@ -22,6 +22,7 @@ from preftune.config import (
     judges_of,
     load_recipe,
 )
+from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.config.rounds import round_name
 from preftune.data import Dataset
@@ -65,13 +66,14 @@ class Design:
         return "the world's gold score" if self.is_world else named[0] if named else SECOND_MODEL
 
     @property
-    def gold_apart(self) -> bool:
-        """Whether a second reward model learns from the half of the prompts that the judge does not."""
-        stages, judge = self.config.stage, judge_of(self.config.stage)
-        parts = {
-            name: stage.training_part() for name, stage in stages.items() if stage.scores or name == judge
-        }
-        return any({parts[str(judge)], part} == {"first", "second"} for part in parts.values())
+    def gold_apart(self) -> bool | None:
+        """True if a second reward model learns from the half of the prompts that the judge does not; None:
+        the settings do not say.
+        """
+        stages = self.config.stage
+        part = stages[str(judge_of(stages))].training_part()
+        others = (stages[name].training_part() for name in witnesses(stages))
+        return any({part, other} == {"first", "second"} for other in others) or None
 
     def for_seed(self, seed: int) -> RunConfig:
         return self.config.model_copy(update={"seed": seed})
@@ -196,8 +198,14 @@ def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
             "on real text a second reward model stands in for gold, and this recipe trains none",
             hint='add a stage with algorithm = "reward"',
         )
-    if judge_of(stages) not in judges or len(judges) > 1:  # there is one beside the judge
+    if witnesses(stages):
         return {}
+    if judge_of(stages) not in judges or len(judges) > 1:
+        raise ConfigError(
+            "on real text a second reward model stands in for gold, and by each of this recipe's some stage "
+            f"learns ({', '.join(judges)})",
+            hint='add a stage with algorithm = "reward" that none names',
+        )
     (name, judge), *_ = judges.items()
     return {
         name: judge.on_part("first"),

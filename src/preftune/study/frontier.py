@@ -11,12 +11,12 @@ from preftune.study.design import Design
 from preftune.study.values import COLUMNS, Floats, SeedValues, at_distance, best_at_kl
 
 LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
-LEAST_VALUES = 2  # that a method was trained at, besides SFT itself
+LEAST_VALUES = 2  # that a method was trained at
 
 
 def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: int) -> list[dict[str, Any]]:
     """One row for each swept setting and one for best-of-n: the gain in gold at each level of KL, or None
-    where a seed was not swept that far. Empty without a sweep.
+    outside the range that a seed was swept over. Empty without a sweep.
     """
     rows = []
     for key, stages in design.sweeps.items():
@@ -33,8 +33,10 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
 
 
 def _points(values: SeedValues, names: Sequence[str], kind: str) -> list[tuple[float, Floats]]:
-    """(√KL, gain in gold by prompt) of SFT and of every value whose KL is known, nearest first."""
-    tables = [values.tables[name][kind] for name in (values.facts.reference, *names)]
+    """(√KL, gain in gold by prompt) of every value whose KL is known, nearest first. SFT is none of them: on
+    the way from there a method need not gain as a straight line does.
+    """
+    tables = [values.tables[name][kind] for name in names]
     kl, gain = COLUMNS.index("kl"), COLUMNS.index("gold_gain")
     points = [(max(float(table[:, kl].mean()), 0.0) ** 0.5, table[:, gain]) for table in tables]
     return sorted((point for point in points if point[0] >= 0), key=lambda point: point[0])

@@ -234,7 +234,6 @@ def _write(out: Path, design: Design, records: Mapping[int, Path], command: str)
     sweeps = sweep_records(design, study)
     study["sweep"], study["more_sweeps"] = (sweeps[0], sweeps[1:]) if sweeps else (None, [])
     study["command"] = command
-    study["seeds_wanted"] = list(records)
     data = RunDir(seed_dir(out, next(iter(records)))).data
     world = read_record(data, DataRecord).world if data.is_file() else {}
     # Of kept seeds there is no run here; their key says that their world is the one of this code.

@@ -14,7 +14,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
-from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
+from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
 from preftune.measure.evaluate import functions_of, policies_of
 from preftune.measure.reward_models import examiner
 from preftune.models.roles import Policy
@@ -53,7 +53,7 @@ class Ground:
 
     @property
     def others(self) -> list[str]:
-        """Judges besides gold that no training saw."""
+        """Judges besides gold."""
         golds = list(self.bench.golds)
         return golds[1:] if self.bench.gold is None else golds
 
@@ -85,10 +85,12 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     judge = session.judge
     audit = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
     judged_by = {name: functions[name] for name in ("functions", "golds") if name in functions}
+    second = second_judge(session)
     return {
         "policies": list(keys),
         "reference": reference,
         "judged_by": judged_by,
+        "gold_apart": None if second is None or second.shares_pairs is None else not second.shares_pairs,
         "reward_model": audit or None,
     }
 

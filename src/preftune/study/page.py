@@ -60,13 +60,16 @@ def _head(study: Study) -> str:
 def _second_model_words(study: Study) -> list[str]:
     if study["gold"] != SECOND_MODEL:
         return []
-    apart = study.get("gold_apart", True)  # studies from before there was this key
-    trained = "trained on the pairs of the other half of the prompts"
+    trained = {
+        True: "trained on pairs of other prompts than the first",
+        False: "which shares prompts with the first",
+        None: "of which it is not known whether it shares prompts with the first",
+    }[study.get("gold_apart")]
     return [
         "",
         "Nobody knows the gold score of real text. What is called gold here is the score of a second reward "
-        f"model, {trained if apart else 'which shares training pairs with the first'}. It shares the first "
-        "one's kind of mistakes: a gain here is weaker evidence than on the built-in world.",
+        f"model, {trained}. It shares the first one's kind of mistakes: a gain here is weaker evidence than "
+        "on the built-in world.",
     ]
 
 
@@ -97,8 +100,10 @@ def _beside(study: Study) -> str:
     heads, rows = section(study)
     if not rows:
         return ""
+    seen = [f"{name} learnt from {_listed(judges)}" for name, judges in study.get("others_seen", {}).items()]
+    unseen = f"{'; '.join(seen)}: no check on it" if seen else "No training saw the other judges"
     words = (
-        f"On the {study['main_set']} prompts. No training saw the other judges. A gain counts within limits "
+        f"On the {study['main_set']} prompts. {unseen}. A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
         f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds)."
@@ -166,7 +171,7 @@ def _best_of_n(study: Study) -> str:
     rows = [
         [point["n"], f"{point['kl']:.2f}", *(interval(point, gain, sign=True) for gain in GAINS)]
         for point in study["best_of_n"]
-        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16)
+        if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) or point is study["best_of_n"][-1]
     ]
     heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
     return f"## Best-of-n of SFT\n\n{table(heads, rows)}"
@@ -229,9 +234,9 @@ def _frontier(study: Study) -> str:
     if not rows:
         return ""
     words = (
-        "Gold at equal KL, linear in √KL between SFT and the values that a method was trained at, seed by "
-        "seed, paired by prompt; a dash where some seed was not swept so far. The KL of best-of-n is its "
-        "formula."
+        "Gold at equal KL, linear in √KL between the values that a method was trained at, seed by seed, "
+        "paired by prompt; a dash below the smallest and beyond the largest KL that these reached at some "
+        "seed. The KL of best-of-n is its formula."
     )
     return f"## Frontier\n\n{words}\n\n{table(heads, rows)}"
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from preftune.config import EvaluationConfig
+from preftune.config.rewards import judges_in
 from preftune.errors import DataError
-from preftune.evaluation.pooled import pooled_gain, pooled_means, pooled_verdict
+from preftune.evaluation.pooled import gain_ends, pooled_gain, pooled_means, pooled_verdict
 from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
+from preftune.report.seen import seen_by
 from preftune.rundir import BASE
 from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, SECOND_MODEL, Design
@@ -62,12 +64,11 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             "text": as_text(seeds, name, kinds[0], sets[kinds[0]]["kl"]),
         }
     return {
-        "schema": 1,
         "name": design.config.name,
         "recipe": design.recipe,
         "data": design.config.data.name,
         "gold": design.gold,
-        **({"gold_apart": design.gold_apart} if design.gold == SECOND_MODEL else {}),
+        **({"gold_apart": _gold_apart(seeds, design)} if design.gold == SECOND_MODEL else {}),
         "n_prompts": policies[seeds[0].facts.reference]["n_prompts"],
         "replies": design.replies,
         "token_budget": design.tokens,
@@ -76,6 +77,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "main_set": kinds[0],
         "reference": seeds[0].facts.reference,
         "policies": policies,
+        "others_seen": _others_seen(design),
         "best_of_n": [
             {"n": n, "kl": seeds[0].best_kl[n - 1]}
             | _numbers([best_table(v, kinds[0], n) for v in seeds], settings.resamples)
@@ -85,6 +87,18 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "reward_model": _reward_model(seeds),
         "frontier": frontier(seeds, design, kinds[0], settings.resamples),
     }
+
+
+def _gold_apart(seeds: Sequence[SeedValues], design: Design) -> bool | None:
+    """Whether a second reward model shared no prompt with the judge, at any seed; None: not known."""
+    found = {values.facts.gold_apart for values in seeds}
+    return design.gold_apart if None in found else found == {True}
+
+
+def _others_seen(design: Design) -> dict[str, list[str]]:
+    """By stage, the judges beside gold that it learnt from, or had label its replies."""
+    golds = judges_in(design.config.evaluation.gold)[0 if design.is_world else 1 :]
+    return seen_by(design.config.model_dump(mode="json"), golds, labelled=True)
 
 
 def _alike(
@@ -130,11 +144,12 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         low, high = numbers[f"{gain}_low"], numbers[f"{gain}_high"]
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
             numbers[f"{name}_verdict"] = None
-        else:
-            numbers[f"{name}_verdict"] = pooled_verdict(low, high, tables)
+            continue
+        low, high = gain_ends(low, high, [table[:, COLUMNS.index(gain)] for table in tables])
+        numbers |= {f"{gain}_low": low, f"{gain}_high": high}
+        numbers[f"{name}_verdict"] = pooled_verdict(low, high, tables)
     column = COLUMNS.index("gold_gain")
     numbers["seeds_needed"] = number_needed([table[:, column].mean() for table in tables], least=2)
-    numbers["prompts_needed"] = number_needed(tables[0][:, column], least=2) if len(tables) == 1 else None
     return numbers
 
 

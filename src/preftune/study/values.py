@@ -106,7 +106,7 @@ def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:
 
 
 def at_distance(points: Sequence[tuple[float, Floats]], d: float) -> Floats | None:
-    """Between two of the points (√KL, values), nearest first, linear in √KL; None beyond the farthest."""
+    """Between two of the points (√KL, values), nearest first, linear in √KL; None outside them."""
     for (near, low), (far, high) in pairwise(points):
         if near <= d <= far and far > near:
             share = (d - near) / (far - near)

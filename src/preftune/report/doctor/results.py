@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from preftune.records.base import Estimate
 from preftune.records.policy import PolicyRecord
 from preftune.records.verdict import BETTER, WORSE
-from preftune.report.claims import claims, judge_is_sound
+from preftune.report.claims import claims, judge_is_sound, usable_judges
 from preftune.report.doctor.base import Pathology, Symptom, course, thirds
 from preftune.report.view import RunView
+from preftune.rundir import BASE
 
 BY_LENGTH = 0.5  # correlation of score and length
 SURVIVES = 0.5  # share of a gain that is left at equal length
@@ -59,9 +60,11 @@ def _outside(run: RunView) -> Iterator[Symptom]:
 
 
 def _over_optimised(run: RunView) -> Iterator[Symptom]:
-    for measure in ("gold", "held_out"):
+    for measure in [measure for measure in usable_judges(run) if measure != "score"]:
         worse = {claim.policy.policy: claim for claim in claims(run, measure) if claim.outcome == WORSE}
         for claim in claims(run):
+            if claim.policy.policy == BASE:  # nobody tuned it
+                continue
             if claim.outcome == BETTER and (lost := worse.get(claim.policy.policy)):
                 name = "gold" if measure == "gold" else "the second reward model"
                 yield (

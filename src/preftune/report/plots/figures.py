@@ -6,11 +6,11 @@ import matplotlib
 
 from preftune.records.base import Estimate
 from preftune.records.reward_model import RewardModelRecord
-from preftune.report.claims import unseen_words
 from preftune.report.healthy import healthy
 from preftune.report.plots import policies, reward_model
 from preftune.report.plots.curves import curves, training
 from preftune.report.plots.drawing import SETTINGS
+from preftune.report.seen import unseen_words
 from preftune.report.tables import kl_text
 from preftune.report.text import clean
 from preftune.report.view import RunView, StageView

@@ -5,17 +5,18 @@ from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
 from preftune.report.claims import (
     BAG_OF_WORDS,
-    JUDGES,
     baseline_words,
     beats_baselines,
     below_or_at_chance,
     claims,
     judge_is_sound,
-    seen_gold,
+    second_judge_fault,
     short_stages,
     strongest_baseline,
+    usable_judges,
 )
 from preftune.report.doctor.results import BY_LENGTH, KL, MANY, SURVIVES
+from preftune.report.seen import seen_gold
 from preftune.report.text import clean, join
 from preftune.report.view import RunView
 from preftune.rundir import BASE
@@ -32,7 +33,10 @@ def cautions(run: RunView) -> tuple[str, ...]:
         warnings.append(
             f"Too small to show learning: {join(short)}. The numbers show only that the pipeline works."
         )
-    warnings += [*_unended_warnings(run), *_seen_gold(run), *_judge_warnings(run), *_policy_warnings(run)]
+    warnings += [*_unended_warnings(run), *_seen_gold(run), *_judge_warnings(run)]
+    if fault := second_judge_fault(run):
+        warnings.append(f"{fault[0].upper()}{fault[1:]}: it checks on nothing.")
+    warnings += _policy_warnings(run)
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
     warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
@@ -47,9 +51,9 @@ def cautions(run: RunView) -> tuple[str, ...]:
 
 def _lost_elsewhere(run: RunView) -> list[str]:
     """Gains in score that a judge that training did not see takes back."""
-    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
+    gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER} - {BASE}
     warnings = []
-    for measure, judge in JUDGES.items():
+    for measure, judge in usable_judges(run).items():
         by_judge = claims(run, measure) if measure != "score" else ()
         lost = [c.policy.label for c in by_judge if c.outcome == WORSE and c.policy.policy in gained]
         if lost:
@@ -127,7 +131,7 @@ def _judge_warnings(run: RunView) -> list[str]:
 
 
 _IN_A_SENTENCE = {  # labels of evaluation.sanity
-    "rejected by people": "those that people rejected",
+    "rejected": "the rejected ones",
     "chosen, its words shuffled": "the words of the chosen responses in random order",
     "its first word, over and over": "the first word of the chosen responses, over and over",
 }

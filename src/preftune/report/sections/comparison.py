@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from preftune.records.policy import PolicyRecord
+from preftune.records.verdict import MIN_PROMPTS
 from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Example, Fold, Grid, Picture, Section, Table, say
 from preftune.report.sections.cautions import cautions
@@ -25,7 +26,7 @@ TESTED = (
     ("score", None, "reward"),
     ("gold", None, "gold score"),
     ("held_out", None, "second reward model"),
-    ("score", CHOSEN, "reward against the human-chosen response"),
+    ("score", CHOSEN, "reward against the chosen response"),
 )
 
 
@@ -123,21 +124,31 @@ def significance(run: RunView) -> Section:
 
 def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str, str]]:
     """Claims in one unit, each with its difference and the least one that would be found where none was; all
-    with as many decimals.
+    with as many decimals. None would be of prompts too few for any claim.
     """
     least = numbers(
-        claims.detectable(claim.difference) if claim.outcome == claims.UNCLEAR else None for claim in found
+        claims.detectable(claim.difference)
+        if claim.outcome == claims.UNCLEAR and not _too_few(claim)
+        else None
+        for claim in found
     )
     return zip(found, column((claim.difference for claim in found), sign=True), least, strict=True)
 
 
 def _tested(claim: claims.Claim, words: str, difference: str, least: str) -> tuple[str, ...]:
-    """A row of the table of `significance`; what was found needs no more prompts."""
+    """A row of the table of `significance`; what was found needs no more prompts, and too few need as many as
+    a claim takes.
+    """
     p_value = "–" if claim.p_holm is None else _p(claim.p_holm)
-    needed = "–"
+    missing = MIN_PROMPTS - (claim.difference.n or 0)
+    needed = f"{MIN_PROMPTS} or more ({missing} missing)" if _too_few(claim) else "–"
     if least != "–" and claim.n_needed is not None and claim.n_needed > (claim.difference.n or 0):
         needed = f"{claim.n_needed:,}"
     return (claim.policy.label, words, claim.outcome, difference, p_value, least, needed)
+
+
+def _too_few(claim: claims.Claim) -> bool:
+    return claim.difference.n is not None and claim.difference.n < MIN_PROMPTS
 
 
 def _p(value: float) -> str:

@@ -219,7 +219,7 @@ def _group_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
 
 
 def _sanity(model: RewardModelRecord) -> list[Block]:
-    """Does it put nonsense below what people chose?"""
+    """Does it put nonsense below the chosen responses?"""
     if not model.sanity:
         return []
     scores = column(row.score for row in model.sanity)
@@ -241,9 +241,9 @@ def _part_rows(model: RewardModelRecord) -> Iterator[tuple[Text, ...]]:
 
 
 PAIRS_OF = {
-    True: "other pairs",
-    False: "shares pairs with the first",
-    None: "not known: the first is no stage",
+    True: "other prompts",
+    False: "shares prompts with the first",
+    None: "not known",
 }
 
 

@@ -1,0 +1,62 @@
+"""Which judges training saw: one that a policy learnt from is no check on that policy."""
+
+from collections.abc import Collection, Iterable
+
+from preftune.config.rewards import judges_in, reward_terms
+from preftune.report.view import Row, RunView, setting
+from preftune.rundir import policy_name
+
+WORLD_GOLD = "preftune.world.gold:gold"  # the function behind the world's own score
+
+
+def unseen_words(run: RunView) -> str:
+    """That training never saw gold, where no policy was trained on it, and no pairs were labelled by it."""
+    labelled = any(_is_one_of(gold, labellers(run.config)) for gold in _golds(run))
+    return "" if labelled or seen_gold(run) else " which training never saw,"
+
+
+def labellers(config: Row) -> set[str | None]:
+    """The judges of stages that collect."""
+    return {setting(stage, "judge") for stage in config.get("stage", {}).values()} - {None}
+
+
+def _golds(run: RunView) -> list[str]:
+    """The judges called gold, that of `gold` itself first; the world's own, too."""
+    golds = [*judges_in(setting(run.config.get("evaluation", {}), "gold"))]
+    return [WORLD_GOLD, *golds] if run.config.get("data", {}).get("name") == "world" else golds
+
+
+def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
+    """Whether gold, or a function in it, is among the judges."""
+    return any(judge in judges for judge in (gold, *(reward_terms(gold) if ":" in gold else ())))
+
+
+def seen_by(config: Row, golds: Iterable[str], *, labelled: bool = False) -> dict[str, list[str]]:
+    """By stage, those of the judges that its policy was trained on, and that made its labels."""
+    golds, seen = list(golds), dict[str, list[str]]()
+    for name, stage in config.get("stage", {}).items():
+        functions = setting(stage, "reward_functions")
+        judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
+        judges |= {setting(stage, "judge")} if labelled else set()
+        if used := [gold for gold in golds if _is_one_of(gold, judges)]:
+            seen[name] = used
+    return seen
+
+
+def seen_gold(run: RunView) -> dict[str, list[str]]:
+    """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
+    seen = seen_by(run.config, _golds(run))
+    return {name: used for name, used in seen.items() if run.policy(policy_name(name)) is not None}
+
+
+def ceilings(run: RunView) -> set[str]:
+    """The policies that were trained on what `gold` is: no contestants by it."""
+    seen = seen_by(run.config, _golds(run)[:1])
+    return {policy_name(name) for name in seen}
+
+
+def taught_by_second(run: RunView) -> list[str]:
+    """Stages that learnt from the second reward model, or had it judge their replies."""
+    second, stages = run.second_stage, run.config.get("stage", {})
+    named = {name: (setting(s, "reward_model"), setting(s, "judge")) for name, s in stages.items()}
+    return [] if second is None else [name for name, judges in named.items() if second in judges]

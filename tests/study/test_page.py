@@ -1,0 +1,57 @@
+"""What STUDY.md says in words, and which rows its tables have."""
+
+from typing import Any
+
+import pytest
+
+from preftune.config import load_recipe
+from preftune.study.design import Design
+from preftune.study.page import _beside, _best_of_n
+from preftune.study.pool import _others_seen
+
+JUDGES = "evaluation.gold=preftune.judges.style:sentiment, preftune.judges.reviews:liked"
+TAUGHT = "stage.ceiling.reward_functions=preftune.judges.reviews:liked"
+LABELLED = ["stage.pairs.algorithm=collect", "stage.pairs.judge=preftune.judges.reviews:liked"]
+
+
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        ([], {}),  # the recipe's ceiling is trained on gold itself
+        ([TAUGHT], {"ceiling": ["preftune.judges.reviews:liked"]}),
+        (LABELLED, {"pairs": ["preftune.judges.reviews:liked"]}),
+    ],
+)
+def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], seen: dict[str, Any]) -> None:
+    config = load_recipe("sentiment", ["data.name=x", JUDGES, *words]).config
+    design = Design(
+        config=config,
+        recipe="sentiment",
+        overrides=(),
+        recipe_stages=tuple(config.stage),
+        tokens=None,
+        sweeps={},
+        fresh_pairs=20,
+        replies=2,
+    )
+    assert _others_seen(design) == seen
+    policy = {
+        "label": "PPO",
+        "others": {},
+        "kl": 1.0,
+        "gold_gain": 0.1,
+        "gold_gain_low": 0,
+        "gold_gain_high": 1,
+    }
+    policy["text"] = {"distinct_2_of_reference": 1.0, "perplexity_of_reference": 1.0, "counts": True}
+    study = {"policies": {"ppo": policy}, "main_set": "test", "seeds": [], "others_seen": seen}
+    page = _beside(study)
+    assert ("No training saw the other judges" in page) is not bool(seen)
+    assert all(f"{name} learnt from preftune.judges.reviews:liked" in page for name in seen)
+
+
+def test_best_of_n_is_shown_up_to_the_last_n() -> None:
+    numbers = {f"{gain}{end}": 0.1 for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high")}
+    for pool in (3, 16, 20, 64):
+        page = _best_of_n({"best_of_n": [{"n": n, "kl": 1.0, **numbers} for n in range(1, pool + 1)]})
+        assert page.splitlines()[-1].startswith(f"| {pool} |")
