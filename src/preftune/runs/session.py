@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from preftune.config import OfflineConfig, RunConfig, StageSettings, from_outside, judge_of, parents
+from preftune.config import RunConfig, StageSettings, from_outside, judge_of, parents
 from preftune.config.algorithms.base import Part, names_a_stage
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.config.rewards import source_hashes
@@ -179,7 +179,7 @@ class Session:
             settings, file = self.config.stage[stage], self.run.stage_json(stage)
             unusable = sum(read_record(file, StageRecord).left_out.values()) if file.is_file() else 0
             rows = self.shuffled(self.data_of(stage).rows_for(settings.batch))
-            most = settings.rows if isinstance(settings, OfflineConfig) else None
+            most = settings.most_rows
             read = [own[: most and most + unusable] for own in learners_rows(rows, settings, stage)]
             self._learnt[stage] = frozenset(row_key(row) for own in read for row in own)
         return self._learnt[stage]

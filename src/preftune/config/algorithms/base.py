@@ -137,6 +137,11 @@ class StageSettings(Settings):
         members = [self.member(number) for number in range(self.models)]
         return [member for number, member in enumerate(members) if member not in members[:number]]
 
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows it learns from at most; None for one that has no such limit."""
+        return None
+
     def shares(self, rows: int) -> list[int]:
         """About how many of `rows` rows that are not known yet each of its learners gets: experts share them,
         and a half of the prompts has half of them.

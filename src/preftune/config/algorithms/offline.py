@@ -39,6 +39,10 @@ class OfflineConfig(StageSettings):
     def training_part(self) -> Part:
         return self.part
 
+    @property
+    def most_rows(self) -> int | None:
+        return self.rows
+
     def learns_from(self, source: str) -> bool:
         return self.sources is None or self.sources in source
 
