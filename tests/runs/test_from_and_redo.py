@@ -189,6 +189,21 @@ def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:
     assert not copy.aside.exists()
 
 
+@pytest.mark.parametrize("where", ["run", "mirror"])
+def test_nothing_is_moved_where_another_stage_is_refused(where: str, copy: RunDir, tmp_path: Path) -> None:
+    """sft is not among those to be made anew, and was made with other settings."""
+    mirror = tmp_path / "mirror"
+    run_recipe("tiny", out=str(copy.path), until="dpo", mirror=str(mirror))
+    if where == "mirror":
+        shutil.rmtree(copy.stage_dir("sft"))
+    changed = [*SLOW, "stage.sft.learning_rate=2e-3"]
+    with pytest.raises(ConfigError, match="stage sft in .* was made with other settings"):
+        train(copy, "dpo", *changed, redo=["dpo"], mirror=str(mirror))
+    assert not copy.aside.exists()
+    assert copy.stage_json("dpo").is_file()
+    assert (mirror / "dpo" / "finished" / "mirror.json").is_file()
+
+
 def test_children_are_those_that_read_the_model() -> None:
     stages = load_recipe("tiny").config.stage
     assert with_children(stages, ["dpo"]) == ["dpo"]
