@@ -112,7 +112,7 @@ def _make_way(session: Session, redo: Sequence[str]) -> None:
             )
         return
     for stage in map(session.stage, stage_order(stages)):
-        if put_back(run, stage):
+        if put_back(run, stage, forget):
             session.console.line(f"{stage.name:<12} the old one is back in its place")
 
 

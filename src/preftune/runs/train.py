@@ -55,6 +55,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
         if longer := goes_on(session.run, stage):
             session.console.line(f"{stage.name:<12} {longer}")
         begin(session.run, stage)
+    job.learner.wait()  # what the others look for now is in order
     plan = _plan(session, stage, job)
     with (
         session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
