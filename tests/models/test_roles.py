@@ -178,6 +178,18 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio_of_the_response() -> No
         assert (after[row][~seen] == 0).all()
 
 
+@torch.no_grad()
+def test_an_implicit_reward_of_averages_is_divided_by_the_length() -> None:
+    """As the loss of DPO with length_average, whose reward it is; after every token of those up to there."""
+    role, batch = ImplicitReward(causal_lm(1), causal_lm(2), 0.5, averaged=True), sequences(5)
+    ratio = Policy(causal_lm(1)).logprobs(batch) - Reference(causal_lm(2)).logprobs(batch)
+    torch.testing.assert_close(role.raw_scores(batch), 0.5 * ratio.sum(1) / batch.response.sum(1))
+    after = role.module(batch.ids, batch.attention, batch.response)
+    for row, seen in enumerate(batch.response):
+        numbers = torch.arange(1, int(seen.sum()) + 1)
+        torch.testing.assert_close(after[row][seen], 0.5 * ratio[row][seen].cumsum(0) / numbers)
+
+
 def test_an_implicit_reward_has_no_gradient() -> None:
     role = ImplicitReward(causal_lm(1), causal_lm(2), 0.5)
     assert (role.mean, role.std, role.dtype) == (0.0, 1.0, torch.float32)
