@@ -316,7 +316,7 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
 
 
 def test_a_run_goes_on_with_the_settings_of_its_last_command(tmp_path: Path) -> None:
-    """Its first one, which run.json has, may be the other: --redo, an extended stage, `train` before `run`."""
+    """Its first one, which run.json has, may be another: --redo, an extended stage, `train` then `run`."""
     run = RunDir(tmp_path)
     goes_on = f"preftune run {run.config} --out {run.path}"
     for words, more in (

@@ -176,7 +176,9 @@ def test_stopped_in_the_middle_it_ends_with_the_same_files(
         train(begun.path)
     assert len(read_jsonl(begun.replies("pairs"))) == 11
     assert not begun.collected("pairs").exists()
-    write_jsonl(begun.metrics("pairs"), [{**row, "time": 1000.0} for row in read_jsonl(begun.metrics("pairs"))])
+    write_jsonl(
+        begun.metrics("pairs"), [{**row, "time": 1000.0} for row in read_jsonl(begun.metrics("pairs"))]
+    )
     monkeypatch.setattr(collect, "append_jsonl", original)
     train(begun.path)
     for name in ("replies.jsonl", "preferences.jsonl", "preftune.json"):

@@ -246,7 +246,7 @@ def test_nothing_is_moved_where_another_stage_is_refused(where: str, copy: RunDi
     if where == "mirror":
         shutil.rmtree(copy.stage_dir("sft"))
     changed = [*SLOW, "stage.sft.learning_rate=2e-3"]
-    with pytest.raises(ConfigError, match="stage sft in .* was made with other settings"):
+    with pytest.raises(ConfigError, match=r"stage sft in .* was made with other settings"):
         train(copy, "dpo", *changed, redo=["dpo"], mirror=str(mirror))
     assert not copy.aside.exists()
     assert copy.stage_json("dpo").is_file()

@@ -32,7 +32,8 @@ def session(run: RunDir) -> Session:
 
 def scores(session: Session, model: RewardModel, rows: list[Preference]) -> torch.Tensor:
     encoder = session.encoder(session.source("dpo"))
-    return model.scores(encoder.sequences([(row.prompt, row.chosen) for row in rows]))
+    batch = encoder.sequences([(row.prompt, row.chosen) for row in rows])
+    return model.normalised(model.raw_scores(batch))
 
 
 def test_scores_are_normalised_on_chosen_training_responses(session: Session) -> None:

@@ -120,8 +120,8 @@ def test_checkpoints_are_compared_on_rows_that_a_stage_could_learn_from(tmp_path
     words = [f"data.name={data}", base, own, "checkpoint.best=true"]
     with pytest.raises(DataError, match="stage rm: no validation row is such as it learns from"):
         api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="rm")
-    with pytest.raises(DataError, match="stage kto: .*, undesirable ones are never held out"):
-        kto = ["stage.kto.algorithm=kto", "stage.kto.init=base"]
+    kto = ["stage.kto.algorithm=kto", "stage.kto.init=base"]
+    with pytest.raises(DataError, match=r"stage kto: .*, undesirable ones are never held out"):
         api.run_recipe("tiny", [*words, *kto], out=str(tmp_path / "kto"), until="kto")
 
 

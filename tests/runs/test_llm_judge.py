@@ -94,7 +94,7 @@ def test_mostly_no_verdict_is_an_error_that_shows_one(model: Model, tmp_path: Pa
 
 @pytest.mark.parametrize(("main", "alone"), [(True, False), (False, False), (True, True)])
 def test_other_processes_wait_a_few_questions_at_a_time(main: bool, alone: bool) -> None:
-    """Five prompts of two questions each, four at a time: two prompts, two, one; all at once for one alone."""
+    """Five prompts of two questions, four at a time: two prompts, two, one; all at once for one alone."""
     rows = [{"row": number, "replies": ["a", "b"]} for number in range(5)]
     happened = list[object]()
 

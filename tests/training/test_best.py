@@ -58,7 +58,7 @@ def test_the_best_checkpoint_is_kept(
     assert left == ["step-000006", "step-000009"]
 
 
-# KL is measured before a step's updates: beyond the budget of 4.5 is step 6, which follows checkpoints of 1 ... 5.
+# KL is measured before a step's updates: step 6, after checkpoints of 1 ... 5, is beyond the budget of 4.5.
 @pytest.mark.parametrize(
     ("course", "every", "kept"),
     [

@@ -94,8 +94,8 @@ def test_stages_to_come_take_what_the_like_took(run: RunDir) -> None:
 
 def ensemble(run: RunDir, finished: Sequence[int], running: int | None) -> None:
     """A reward stage of three members that take 20 steps of 2 s; SFT is finished, PPO has not begun."""
-    text = run.config.read_text()
-    write_text(run.config, text + '\n[stage.rm]\nalgorithm = "reward"\ninit = "sft"\nrows = 128\nmembers = 3\n')
+    table = '\n[stage.rm]\nalgorithm = "reward"\ninit = "sft"\nrows = 128\nmembers = 3\n'
+    write_text(run.config, run.config.read_text() + table)
     shutil.rmtree(run.stage_dir("ppo"))
     write_json(run.stage_json("rm"), {"stage": "rm", "algorithm": "reward", "status": "running"})
     for number in finished:

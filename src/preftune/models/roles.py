@@ -227,10 +227,6 @@ class RewardModel(_Scalar):
         """The score at the last real token: (B,)."""
         return self.per_position(sequences, _at_end(sequences)).sum(1)
 
-    def scores(self, sequences: Sequences) -> Tensor:
-        """Normalised scores: (B,)."""
-        return self.normalised(self.raw_scores(sequences))
-
     @torch.no_grad()
     def prompt_states(self, sequences: Sequences, blocks: int) -> Tensor:
         """The states of the prompts' last tokens after so many blocks, by which a gate knows them: (B, d)."""
@@ -247,7 +243,7 @@ class RewardModel(_Scalar):
 class ImplicitReward(RewardModel):
     """A policy trained by DPO, read as a reward model: r(x, y) = β log π(y|x)/π_ref(y|x), which is the reward
     that DPO fits, up to a term of the prompt alone (Rafailov et al., arXiv:2305.18290, section 5; per token:
-    Yuan et al., arXiv:2412.01981); `averaged`, divided by the length of y, which DPO fits with length_average.
+    Yuan et al., arXiv:2412.01981); `averaged`: divided by the length of y, as with length_average.
     It sees single tokens where a scalar head sees one state.
     """
 

@@ -105,7 +105,7 @@ class _Collector:
         return rows, self._metrics(rows, sizes)
 
     def _ask(self, judge: LLMJudge, rows: Sequence[Json], learner: Learner) -> None:
-        """Scores by a language model: the main process asks and keeps the answers in one file. The others wait
+        """Scores by a language model: the main process asks and keeps the answers in one file. Others wait
         for it after every few rows, each time anew, since none waits longer than `process_timeout`.
         """
         questions = self.config.replies * (self.config.replies - 1)  # of a row

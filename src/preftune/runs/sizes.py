@@ -79,7 +79,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
     if stage.batch == "unpaired" and (data is None or data.kind == "pairs"):
-        trained *= 2  # mismatched rows are about as many again; a labelled reply is counted as two rows anyway
+        trained *= 2  # mismatched rows are about as many again; a labelled reply counts as two rows anyway
     once, note = trained / stage.epochs, ""
     if stage.online:
         above = once * (len(kind.needs) + judge_models(config, name)) + trained * len(kind.trains)
