@@ -166,11 +166,8 @@ def test_rewards_are_float32_where_the_sequences_are(encoder: Encoder) -> None:
 
 
 def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> None:
-    scores = (
-        functions(encoder, "test_functions:some_columns")
-        .rewards(batch_of(encoder, [False, *[True] * 5]), EACH)
-        .total
-    )
+    own = functions(encoder, "test_functions:some_columns")
+    scores = own.rewards(batch_of(encoder, [False, *[True] * 5]), EACH).total
     assert scores.tolist() == [3, 13, 13, 13, 13, 13]
     assert load_functions("test_functions:letters")[0].takes == ()
 
@@ -300,11 +297,8 @@ def test_a_failure_can_mask_its_response_instead(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], _: str
 ) -> None:
     failing_with(monkeypatch, give)
-    got = (
-        functions(encoder, "test_functions:letters + test_functions:fails_on_go", "mask")
-        .rewards(batch_of(encoder))
-        .total
-    )
+    own = functions(encoder, "test_functions:letters + test_functions:fails_on_go", "mask")
+    got = own.rewards(batch_of(encoder)).total
     assert got.isnan().tolist() == [False, False, False, True, False, False]
     scores, valid = masked(got)
     assert valid is not None
@@ -339,11 +333,8 @@ def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(
 ) -> None:
     failing_with(monkeypatch, boom)
     batch = batch_of(encoder)
-    fifth = (
-        functions(encoder, "test_functions:fails_on_go", "mask")
-        .rewards(batch[torch.tensor([0, 1, 2, 3, 4])])
-        .total
-    )
+    own = functions(encoder, "test_functions:fails_on_go", "mask")
+    fifth = own.rewards(batch[torch.tensor([0, 1, 2, 3, 4])]).total
     assert fifth.isnan().tolist() == [False, False, False, True, False]
     monkeypatch.setitem(globals(), "fails_on_go", lambda p, r: [][0] if "N" in r else 1 / ("o" not in r))
     with pytest.raises(
