@@ -216,7 +216,7 @@ class Side:
                 out = sample(
                     policy, self.prompts(number), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=end
                 )
-                total += float(judge.scores(out).detach().sum())
+                total += float(judge.normalised(judge.raw_scores(out)).detach().sum())
                 total += sum(divergences(policy, reference, out, 1.0)[0])
             return {"loss": total}
 

@@ -315,13 +315,24 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert all(line.strip() for line in capsys.readouterr().out.partition("last runs")[2].splitlines())
 
 
-def test_going_on_makes_nothing_again_and_gains_are_over_the_runs_own_reference(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_settings_of_its_last_command(tmp_path: Path) -> None:
+    """Its first one, which run.json has, may be another: --redo, an extended stage, `train` then `run`."""
     run = RunDir(tmp_path)
-    words = ["preftune", "run", "tiny", "--restart", "--redo", "dpo", "--redo=rm", "seed=1", "--out", "x"]
-    write_json(run.run, {"command": words})
-    assert overview._resume_command(run) == "preftune run tiny seed=1 --out x"
-    write_json(run.run, {"command": ["ipykernel_launcher.py", "-f", "kernel.json"]})
-    assert overview._resume_command(run) == f"preftune run {run.config} --out {run.path}"
+    goes_on = f"preftune run {run.config} --out {run.path}"
+    for words, more in (
+        (["preftune", "train", "tiny", "sft", "--restart", "--redo", "dpo", "seed=1", "--out", "x"], ""),
+        (["preftune", "run", "tiny", "--mirror", "m", "--from=r"], " --mirror m --from r"),
+        (["ipykernel_launcher.py", "-f", "kernel.json"], ""),
+    ):
+        write_json(run.run, {"command": words})
+        assert overview._resume_command(run) == goes_on + more
+    write_json(run.run, {"command": ["preftune", "run", "tiny", "--mirror=m", "--from", "r"]})
+    run.aside.mkdir()  # a stage is made anew: the old one must not be taken from there
+    assert overview._resume_command(run) == f"{goes_on} --mirror m"
+
+
+def test_gains_are_over_the_runs_own_reference(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
     row = {"policy": "policy_dpo", "measure": "score", "mean": 0.5, "interval": [0.1, 0.9], "verdict": BETTER}
     rows = [row | {"reference": each} for each in ("policy_warm", "best_of_4")]
     write_jsonl(run.comparisons, rows)

@@ -207,7 +207,7 @@ def test_sampled_ids_reach_the_reward_model_untouched() -> None:
 
     def rule(batch: Any) -> torch.Tensor:
         seen.append(batch)
-        return judge.scores(batch)
+        return judge.normalised(judge.raw_scores(batch))
 
     made.scorer = Judge(rule)
     record = made.rollout(prompts(3, 4))

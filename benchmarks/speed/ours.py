@@ -158,7 +158,7 @@ class Side:
         never = VOCABULARY  # an id that the policy lacks, and the reward model pads with
         out = sample(policy, self.prompts(rows), max_new_tokens=NEW_TOKENS, temperature=1.0, eos_id=never)
         k1, exact = divergences(policy, reference, out, 1.0)
-        scores = judge.scores(out).tolist()
+        scores = judge.normalised(judge.raw_scores(out)).tolist()
         return {"new_tokens": int(out.response.sum()), "kl": [mean(x) for x in (exact, k1, scores)]}
 
     def evaluate(self) -> Callable[[list[int]], dict[str, Any]]:

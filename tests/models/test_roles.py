@@ -63,8 +63,8 @@ def test_entropy_is_that_of_the_predicting_distribution() -> None:
 LOOKUPS = {
     "policy": lambda: Policy(causal_lm(1)).logprobs,
     "reference": lambda: Reference(causal_lm(1)).logprobs,
-    "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).scores,
-    "implicit reward": lambda: ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.3, 2.0).scores,
+    "reward model": lambda: RewardModel(classifier(3), 0.3, 2.0).raw_scores,
+    "implicit reward": lambda: ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.3, 2.0).raw_scores,
     "critic": lambda: Critic(classifier(3), 0.3, 2.0).values,
 }
 
@@ -150,10 +150,8 @@ def test_scores_are_read_at_the_last_real_token_although_padding_is_eos() -> Non
 
 @torch.no_grad()
 def test_scores_are_normalised_by_mean_and_std() -> None:
-    raw, batch = RewardModel(classifier(3)), sequences(0)
-    torch.testing.assert_close(
-        RewardModel(classifier(3), 0.5, 4.0).scores(batch), (raw.raw_scores(batch) - 0.5) / 4
-    )
+    role, raw = RewardModel(classifier(3), 0.5, 4.0), torch.tensor([0.5, 4.5, -3.5])
+    assert role.normalised(raw).tolist() == [0.0, 1.0, -1.0]
 
 
 @torch.no_grad()
@@ -171,17 +169,29 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio_of_the_response() -> No
     role, batch = ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.25, 2.0), sequences(5)
     ratio = Policy(causal_lm(1)).logprobs(batch) - Reference(causal_lm(2)).logprobs(batch)
     torch.testing.assert_close(role.raw_scores(batch), 0.5 * ratio.sum(1))
-    torch.testing.assert_close(role.scores(batch), (0.5 * ratio.sum(1) - 0.25) / 2)
+    torch.testing.assert_close(role.normalised(role.raw_scores(batch)), (0.5 * ratio.sum(1) - 0.25) / 2)
     after = role.module(batch.ids, batch.attention, batch.response)
     for row, seen in enumerate(batch.response):
         torch.testing.assert_close(after[row][seen], 0.5 * ratio[row][seen].cumsum(0))
         assert (after[row][~seen] == 0).all()
 
 
+@torch.no_grad()
+def test_an_implicit_reward_of_averages_is_divided_by_the_length() -> None:
+    """As the loss of DPO with length_average, whose reward it is; after every token of those up to there."""
+    role, batch = ImplicitReward(causal_lm(1), causal_lm(2), 0.5, averaged=True), sequences(5)
+    ratio = Policy(causal_lm(1)).logprobs(batch) - Reference(causal_lm(2)).logprobs(batch)
+    torch.testing.assert_close(role.raw_scores(batch), 0.5 * ratio.sum(1) / batch.response.sum(1))
+    after = role.module(batch.ids, batch.attention, batch.response)
+    for row, seen in enumerate(batch.response):
+        numbers = torch.arange(1, int(seen.sum()) + 1)
+        torch.testing.assert_close(after[row][seen], 0.5 * ratio[row][seen].cumsum(0) / numbers)
+
+
 def test_an_implicit_reward_has_no_gradient() -> None:
     role = ImplicitReward(causal_lm(1), causal_lm(2), 0.5)
     assert (role.mean, role.std, role.dtype) == (0.0, 1.0, torch.float32)
-    assert not role.scores(sequences(5)).requires_grad
+    assert not role.raw_scores(sequences(5)).requires_grad
     assert role.model is role.module.policy.model
 
 
@@ -238,7 +248,8 @@ def test_an_ensemble_combines_normalised_scores(combine: Combine) -> None:
         sd = (sum((x - middle) ** 2 for x in alone) / 3) ** 0.5
         expected = {"mean": middle, "min": min(alone), "mean-sd": middle - 0.7 * sd}[combine]
         assert raw[i].item() == pytest.approx(expected, abs=1e-5)
-        assert ensemble.scores(batch)[i].item() == pytest.approx((expected - 0.3) / 4, abs=1e-5)
+        normal = ensemble.normalised(raw)[i].item()
+        assert normal == pytest.approx((expected - 0.3) / 4, abs=1e-5)
         by_token = ensemble.per_position(batch, batch.response)[i]
         assert by_token[len(row) - 1].item() == pytest.approx(expected, abs=1e-5)
         assert (by_token[:start] == 0).all()

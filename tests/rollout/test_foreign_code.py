@@ -77,7 +77,7 @@ def scores(encoder: Encoder, terms: str, on_error: Any = "stop", alone: bool = T
     batch = encoder.sequences([(row.prompt, reply) for row, reply in zip(ROWS, REPLIES, strict=True)])
     found = load_functions(terms.replace("*", "* test_foreign_code:"), 5.0)
     own = RewardFunctions(functions=found, encoder=encoder, rows=ROWS, on_error=on_error)
-    return own.scores(batch, range(len(ROWS)), alone=alone).tolist()
+    return own.rewards(batch, range(len(ROWS)), alone=alone).total.tolist()
 
 
 def doing(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
@@ -252,4 +252,4 @@ def test_the_scorer_knows_whether_functions_are_alone(encoder: Encoder) -> None:
     scorer = Scorer(reward_model=None, encoder=encoder, translate=None, functions=own)
     with pytest.raises(DataError, match=r"3 of 4 responses got no reward"):
         scorer.scores(batch, range(len(ROWS)))
-    assert replace(own, on_error="stop").scores(batch[torch.tensor([3])], [3]).tolist() == [5]
+    assert replace(own, on_error="stop").rewards(batch[torch.tensor([3])], [3]).total.tolist() == [5]

@@ -95,7 +95,7 @@ def boom() -> float:
 def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(encoder: Encoder) -> None:
     SEEN.clear()
     flags = [True, False, True, True, True, True]
-    functions(encoder, "test_functions:everything").scores(batch_of(encoder, flags), EACH)
+    functions(encoder, "test_functions:everything").rewards(batch_of(encoder, flags), EACH)
     assert [(p, r) for p, r, _ in SEEN] == [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i]) for i in range(6)]
     expected = {"ended": False, "source": "set", "row": 11, "chosen": " c1", "rejected": " r1"}
     assert SEEN[1][2] == expected
@@ -105,13 +105,13 @@ def test_a_function_gets_the_prompt_the_response_and_what_is_known_of_the_row(en
 def test_a_prompt_of_no_row_is_handed_over_as_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     SEEN.clear()
     own = functions(encoder, "test_functions:everything")
-    own.scores(batch_of(encoder))
+    own.rewards(batch_of(encoder))
     nothing = {"ended": True, "source": "", "row": None, "chosen": None, "rejected": None}
     assert [(f"\n\nHuman: Q{i}?\n\nAssistant:", REPLIES[i], nothing) for i in range(6)] == SEEN
     failing_with(monkeypatch, boom)
     own = functions(encoder, "test_functions:fails_on_go")
     with pytest.raises(DataError, match=r"row None: it raised RuntimeError"):
-        own.scores(batch_of(encoder))
+        own.rewards(batch_of(encoder))
 
 
 def test_columns_are_those_of_the_row_that_a_prompt_came_from(encoder: Encoder) -> None:
@@ -144,7 +144,7 @@ def test_a_function_sees_the_whole_prompt_although_the_model_was_given_its_end(e
     row = replace(ROWS[0], prompt=Dialogue(turns))
     assert encoder.prompt(row.prompt) == encoder.prompt(ROWS[1].prompt)  # cut to its last turn
     own = replace(functions(encoder, "test_functions:everything"), rows=[row])
-    own.scores(encoder.sequences([(row.prompt, REPLIES[0])], True), [0])
+    own.rewards(encoder.sequences([(row.prompt, REPLIES[0])], True), [0])
     assert [prompt for prompt, _, _ in SEEN] == [row.prompt.transcript()]
 
 
@@ -159,16 +159,15 @@ def test_rewards_are_float32_where_the_sequences_are(encoder: Encoder) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            scores = own.scores(batch)
+            scores = own.rewards(batch).total
     finally:
         torch.set_default_dtype(usual)
     assert (scores.device, scores.dtype) == (batch.ids.device, torch.float32)
 
 
 def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> None:
-    scores = functions(encoder, "test_functions:some_columns").scores(
-        batch_of(encoder, [False, *[True] * 5]), EACH
-    )
+    own = functions(encoder, "test_functions:some_columns")
+    scores = own.rewards(batch_of(encoder, [False, *[True] * 5]), EACH).total
     assert scores.tolist() == [3, 13, 13, 13, 13, 13]
     assert load_functions("test_functions:letters")[0].takes == ()
 
@@ -176,7 +175,7 @@ def test_a_function_gets_only_the_columns_that_it_takes(encoder: Encoder) -> Non
 def test_functions_are_weighted_and_added_to_the_reward_model(encoder: Encoder) -> None:
     own = functions(encoder, "0.5 * test_functions:letters + -1 * test_functions:some_columns")
     batch, by_hand = batch_of(encoder), torch.tensor([0.5 * len(reply) - 13 for reply in REPLIES])
-    assert torch.equal(own.scores(batch, EACH), by_hand)
+    assert torch.equal(own.rewards(batch, EACH).total, by_hand)
     model = RewardModel(classifier(3, BYTES + 1), 0.3, 2.0)
     both = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4, functions=own)
     alone = Scorer(reward_model=model, encoder=encoder, translate=None, batch_size=4)
@@ -241,7 +240,7 @@ def test_whatever_is_one_number_is_a_reward(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], number: float
 ) -> None:
     failing_with(monkeypatch, give)
-    got = functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder))
+    got = functions(encoder, "test_functions:fails_on_go").rewards(batch_of(encoder)).total
     assert got.tolist() == [2, 2, 2, number, 2, 2]
 
 
@@ -258,7 +257,9 @@ def test_the_worlds_gold_score_is_a_reward_function() -> None:
         rows=rows,
     )
     flags = [True, False] * 3
-    scores = own.scores(encoder.sequences([(row.prompt, row.rejected) for row in rows], flags), range(6))
+    scores = own.rewards(
+        encoder.sequences([(row.prompt, row.rejected) for row in rows], flags), range(6)
+    ).total
     by_rule = [2 * gold(row.prompt, row.rejected, flag) for row, flag in zip(rows, flags, strict=True)]
     assert scores.tolist() == pytest.approx(by_rule)
     assert len(set(by_rule)) > 1
@@ -286,7 +287,7 @@ def test_a_failure_names_the_function_and_the_row_and_stops(
 ) -> None:
     failing_with(monkeypatch, give)
     with pytest.raises(DataError, match=rf"test_functions:fails_on_go, row 13 of set: {words}") as caught:
-        functions(encoder, "test_functions:fails_on_go").scores(batch_of(encoder), EACH)
+        functions(encoder, "test_functions:fails_on_go").rewards(batch_of(encoder), EACH)
     assert caught.value.code == 65
     assert "on_reward_error=mask" in caught.value.hint
 
@@ -296,9 +297,8 @@ def test_a_failure_can_mask_its_response_instead(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, give: Callable[[], Any], _: str
 ) -> None:
     failing_with(monkeypatch, give)
-    got = functions(encoder, "test_functions:letters + test_functions:fails_on_go", "mask").scores(
-        batch_of(encoder)
-    )
+    own = functions(encoder, "test_functions:letters + test_functions:fails_on_go", "mask")
+    got = own.rewards(batch_of(encoder)).total
     assert got.isnan().tolist() == [False, False, False, True, False, False]
     scores, valid = masked(got)
     assert valid is not None
@@ -312,7 +312,7 @@ def test_more_than_a_fifth_masked_stops(encoder: Encoder) -> None:
     with pytest.raises(
         DataError, match=r"6 of 6 responses got no reward, more than 20%; the first: .*math:log"
     ):
-        own.scores(batch_of(encoder))
+        own.rewards(batch_of(encoder))
 
 
 @pytest.mark.parametrize(("others", "stops"), [((2, 4), True), ((0, 4), False)])
@@ -325,7 +325,7 @@ def test_the_fifth_is_of_the_responses_of_all_processes(
         functions(encoder, "test_functions:fails_on_go", "mask"), total=lambda n: n + torch.tensor(others)
     )
     with pytest.raises(DataError, match="3 of 9") if stops else nullcontext():
-        own.scores(batch_of(encoder)[torch.tensor([0, 1, 2, 3, 4])])
+        own.rewards(batch_of(encoder)[torch.tensor([0, 1, 2, 3, 4])])
 
 
 def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(
@@ -333,15 +333,14 @@ def test_a_fifth_masked_goes_on_and_the_first_failure_is_named(
 ) -> None:
     failing_with(monkeypatch, boom)
     batch = batch_of(encoder)
-    fifth = functions(encoder, "test_functions:fails_on_go", "mask").scores(
-        batch[torch.tensor([0, 1, 2, 3, 4])]
-    )
+    own = functions(encoder, "test_functions:fails_on_go", "mask")
+    fifth = own.rewards(batch[torch.tensor([0, 1, 2, 3, 4])]).total
     assert fifth.isnan().tolist() == [False, False, False, True, False]
     monkeypatch.setitem(globals(), "fails_on_go", lambda p, r: [][0] if "N" in r else 1 / ("o" not in r))
     with pytest.raises(
         DataError, match=r"3 of 6 .*the first: .*row 10 of set: it raised ZeroDivision"
     ) as caught:
-        functions(encoder, "test_functions:fails_on_go", "mask").scores(batch, EACH)
+        functions(encoder, "test_functions:fails_on_go", "mask").rewards(batch, EACH)
     assert "on_reward_error=mask" in caught.value.hint
 
 
@@ -366,8 +365,8 @@ def test_a_function_that_hangs_has_failed(
     before = signal.getsignal(signal.SIGALRM)
     words = r"row 13 of set: it took more than 2 s \(reward_timeout\)"
     with pytest.raises(DataError, match=words):
-        functions(encoder, "test_functions:fails_on_go", seconds=2).scores(batch_of(encoder), EACH)
-    masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 2).scores(batch_of(encoder))
+        functions(encoder, "test_functions:fails_on_go", seconds=2).rewards(batch_of(encoder), EACH)
+    masked_one = functions(encoder, "test_functions:fails_on_go", "mask", 2).rewards(batch_of(encoder)).total
     assert masked_one.isnan().tolist() == [False, False, False, True, False, False]
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
@@ -377,7 +376,7 @@ def test_functions_are_called_in_other_threads_too(encoder: Encoder) -> None:
     """Where no time limit can be kept."""
     got: list[list[float]] = []
     own, batch = functions(encoder, "test_functions:letters"), batch_of(encoder)
-    thread = threading.Thread(target=lambda: got.append(own.scores(batch).tolist()))
+    thread = threading.Thread(target=lambda: got.append(own.rewards(batch).total.tolist()))
     thread.start()
     thread.join()
     assert got == [[len(reply) for reply in REPLIES]]

@@ -93,7 +93,7 @@ def test_reward_functions_read_all_rows_at_once() -> None:
             rows=made.prompts,
             on_error="stop",
         )
-        assert own.scores(elsewhere(batch), range(count), alone=True).tolist() == [5.0] * count
+        assert own.rewards(elsewhere(batch), range(count), alone=True).total.tolist() == [5.0] * count
         counts.append(Elsewhere.reads)
     assert counts[0] == counts[1] > 0
 

@@ -56,6 +56,12 @@ def test_by_text_equals_by_tokens_where_the_vocabularies_agree(batch_size: int) 
     assert len(set(by_tokens.tolist())) == len(TEXTS)
 
 
+def judged(made: Scorer, batch: Sequences) -> torch.Tensor:
+    """What the reward model of a scorer says of rows that it reads as they are."""
+    assert made.reward_model is not None
+    return made.reward_model.normalised(made.reward_model.raw_scores(batch))
+
+
 @torch.no_grad()
 def test_another_tokenizer_scores_the_same_text() -> None:
     """Whatever the policy's own tokens are: here one whose decoder would tidy up spaces if it were let."""
@@ -67,7 +73,7 @@ def test_another_tokenizer_scores_the_same_text() -> None:
         < theirs.sequences([(PROMPTS[1], " No")]).ids.shape[1]
     )
     got = made.scores(batch_of(own))
-    torch.testing.assert_close(got, made.reward_model.scores(batch_of(theirs)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got, judged(made, batch_of(theirs)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("positions", [40, 5])
@@ -83,7 +89,7 @@ def test_a_prompt_too_long_for_the_reward_model_loses_its_beginning(positions: i
     got = made.scores(own.sequences([(long, " No")]))
     ids = torch.tensor([(theirs.text(own.tokenizer.decode(prompt)) + theirs.response(" No"))[-positions:]])
     mask = torch.ones_like(ids, dtype=torch.bool)
-    torch.testing.assert_close(got, made.reward_model.scores(Sequences(ids, mask, mask)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got, judged(made, Sequences(ids, mask, mask)), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -176,12 +176,16 @@ def test_stopped_in_the_middle_it_ends_with_the_same_files(
         train(begun.path)
     assert len(read_jsonl(begun.replies("pairs"))) == 11
     assert not begun.collected("pairs").exists()
+    write_jsonl(
+        begun.metrics("pairs"), [{**row, "time": 1000.0} for row in read_jsonl(begun.metrics("pairs"))]
+    )
     monkeypatch.setattr(collect, "append_jsonl", original)
     train(begun.path)
     for name in ("replies.jsonl", "preferences.jsonl", "preftune.json"):
         ours, theirs = (each.collected("pairs") / name for each in (run, begun))
         assert ours.read_bytes() == theirs.read_bytes()
     assert read_jsonl(run.ledger("pairs")) == read_jsonl(begun.ledger("pairs"))
+    assert read_json(begun.stage_json("pairs"))["seconds"] > 1000  # of the first attempt
     models = [each.model_dir("dpo") / "model.safetensors" for each in (run, begun)]
     assert models[0].read_bytes() == models[1].read_bytes()
 

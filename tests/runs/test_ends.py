@@ -141,7 +141,7 @@ def test_a_judge_reads_the_dialogue_in_its_own_template() -> None:
         assert begin in ids[:1]
         want.append(ids if closed else ids[:-1])
     with torch.no_grad():
-        expected = judge.scores(pad_sequences([[], []], want, theirs.pad_id))
+        expected = judge.normalised(judge.raw_scores(pad_sequences([[], []], want, theirs.pad_id)))
     torch.testing.assert_close(scorer.scores(batch, [0, 0]), expected, atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="no data row"):
         Scorer(reward_model=judge, encoder=own, translate=theirs).scores(batch)

@@ -43,7 +43,7 @@ from preftune.runs import ensemble
 from preftune.runs.console import Console
 from preftune.runs.plan import show_plan
 from preftune.runs.sources import learners_rows
-from preftune.runs.stages import Stage
+from preftune.runs.stages import OtherSettings, Stage
 from tiny import classifier, without_sums
 
 WORDS = {"harmless": "knife poison", "helpful": "recipe garden"}
@@ -74,6 +74,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     out = tmp_path_factory.mktemp("experts") / "run"
     return preftune.run("tiny", f"data.name={data}", *SMALL, EXPERTS, out=str(out))
+
+
+def contents(run: RunDir, *folders: str) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for folder in folders for p in (run.path / folder).rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,20 @@ def test_a_half_without_prompts_is_refused() -> None:
     stage = load_recipe("tiny", [f"stage.dpo.part={part}"]).config.stage["dpo"]
     with pytest.raises(DataError, match=f"none of its 1 training rows is of the {part} half"):
         learners_rows([row], stage, "dpo")
+
+
+def test_changed_experts_are_refused_before_anything_is_written(
+    run: RunDir, data: Path, tmp_path: Path
+) -> None:
+    """Each member is another then; what is to be made again is the whole."""
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    before = contents(copy, "models", "stages", "config.toml")
+    words = [f"data.name={data}", *SMALL, "stage.rm.experts=helpful, harmless"]
+    with pytest.raises(OtherSettings, match="sources: harmless -> helpful") as caught:
+        run_recipe("tiny", words, out=str(copy.path), until="rm")
+    assert caught.value.stage == "rm"
+    assert "--redo rm" in caught.value.hint
+    assert contents(copy, "models", "stages", "config.toml") == before
 
 
 def test_other_experts_are_other_members(run: RunDir, data: Path, tmp_path: Path) -> None:

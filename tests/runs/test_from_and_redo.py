@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,10 @@ from preftune.api import run_recipe
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.errors import ConfigError, DataError, UsageError
-from preftune.rundir import RunDir, read_json
+from preftune.rundir import RunDir, read_json, write_text
 from preftune.runs import takeover
 from preftune.runs.aside import close, half_moved, put_aside, settle, with_children
-from preftune.runs.stages import Stage, is_finished, made_of_what_is_here, why_not_longer
+from preftune.runs.stages import Stage, begin, is_finished, made_of_what_is_here, why_not_longer
 from preftune.sums import write_sealed
 from preftune.verify.attempts import different, outcome
 
@@ -116,6 +117,54 @@ def test_a_stage_of_which_no_step_is_kept_is_never_in_the_way(copy: RunDir) -> N
     assert is_finished(copy, Stage(name="dpo", algorithm="dpo", parents=("sft",), inputs={})) is False
 
 
+@pytest.mark.parametrize(
+    ("file", "is_there"),
+    [
+        ("checkpoints/step-000000/state.json", False),  # which kl_budget writes before the first step
+        ("checkpoints/step-000002/state.json", True),
+        ("member-0/stage.json", False),
+        ("member-0/checkpoints/step-000002/state.json", True),
+    ],
+)
+def test_what_a_stage_begins_with_is_no_step(file: str, is_there: bool, tmp_path: Path) -> None:
+    run, new = RunDir(tmp_path), Stage(name="rm", algorithm="reward", parents=(), inputs={"seed": 1})
+    write_sealed(run.stage_json("rm"), {"status": "running", "key": "other", "inputs": {"seed": 0}})
+    write_sealed(run.stage_json("rm/member-0"), {"status": "running", "key": "other"})
+    if not (run.stage_dir("rm") / file).exists():
+        write_text(run.stage_dir("rm") / file, "")
+    if is_there:
+        with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+            is_finished(run, new)
+    else:
+        assert is_finished(run, new) is False
+
+
+def test_replies_are_begun_with_the_first_and_finished_members_are_kept(tmp_path: Path) -> None:
+    run, new = RunDir(tmp_path), Stage(name="x", algorithm="collect", parents=(), inputs={"seed": 1})
+    write_sealed(run.stage_json("x"), {"status": "running", "key": "other", "inputs": {"seed": 0}})
+    write_text(run.replies("x"), "")
+    assert is_finished(run, new) is False
+    write_text(run.replies("x"), "{}\n")
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        is_finished(run, new)
+    run.replies("x").unlink()
+    write_sealed(run.stage_json("x/member-0"), {"status": "finished", "key": "other"})
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        is_finished(run, new)
+
+
+def test_a_stage_that_begins_with_other_settings_drops_the_state_of_before_its_first_step(
+    tmp_path: Path,
+) -> None:
+    run, old = RunDir(tmp_path), Stage(name="ppo", algorithm="ppo", parents=(), inputs={"seed": 0})
+    begin(run, old)
+    (run.checkpoints("ppo") / "step-000000").mkdir(parents=True)
+    begin(run, old)
+    assert (run.checkpoints("ppo") / "step-000000").is_dir()
+    begin(run, replace(old, inputs={"seed": 1}))
+    assert not (run.checkpoints("ppo") / "step-000000").exists()
+
+
 @pytest.mark.parametrize("moves", [0, 1])
 def test_a_kill_while_directories_move_loses_nothing(
     moves: int, copy: RunDir, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +238,21 @@ def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:
     assert not copy.aside.exists()
 
 
+@pytest.mark.parametrize("where", ["run", "mirror"])
+def test_nothing_is_moved_where_another_stage_is_refused(where: str, copy: RunDir, tmp_path: Path) -> None:
+    """sft is not among those to be made anew, and was made with other settings."""
+    mirror = tmp_path / "mirror"
+    run_recipe("tiny", out=str(copy.path), until="dpo", mirror=str(mirror))
+    if where == "mirror":
+        shutil.rmtree(copy.stage_dir("sft"))
+    changed = [*SLOW, "stage.sft.learning_rate=2e-3"]
+    with pytest.raises(ConfigError, match=r"stage sft in .* was made with other settings"):
+        train(copy, "dpo", *changed, redo=["dpo"], mirror=str(mirror))
+    assert not copy.aside.exists()
+    assert copy.stage_json("dpo").is_file()
+    assert (mirror / "dpo" / "finished" / "mirror.json").is_file()
+
+
 def test_children_are_those_that_read_the_model() -> None:
     stages = load_recipe("tiny").config.stage
     assert with_children(stages, ["dpo"]) == ["dpo"]
@@ -223,6 +287,29 @@ def test_after_a_kill_the_next_call_goes_on_or_puts_the_old_one_back(
     train(unfinished, "dpo", "checkpoint.every=1")  # the settings of before, without --redo
     assert model(unfinished, "policy_dpo") == old
     assert not unfinished.aside.exists()
+
+
+def test_an_unfinished_stage_that_comes_back_leaves_no_other_in_the_mirror(
+    copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with one learning rate, made anew with another, and gone on with the first."""
+    a, b = (["checkpoint.every=1", f"stage.dpo.learning_rate={rate}"] for rate in ("3e-4", "2e-4"))
+    mirror = str(copy.path.parent / "mirror")
+    shutil.rmtree(copy.stage_dir("dpo"))
+    shutil.rmtree(copy.models / "policy_dpo")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preftune.runs.train.finished_model", stop)
+        for words, redo in ((a, []), (b, ["dpo"])):
+            with pytest.raises(KeyboardInterrupt):
+                train(copy, "dpo", *words, redo=redo, mirror=mirror)
+    said = train(copy, "dpo", *a, mirror=mirror)
+    assert "dpo          the old one is back in its place" in said
+    assert read_json(copy.stage_json("dpo"))["inputs"]["settings"]["learning_rate"] == 3e-4
+    train(copy, "dpo", *a, mirror=mirror)
 
 
 def test_nonsense_is_refused(copy: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,3 +365,26 @@ def test_a_state_that_was_not_kept_is_missed() -> None:
     assert why_not_longer(RunDir("nowhere"), stage, before, [*changed, "seed: 0 -> 1"]) is None
     shorter = {**before, "inputs": {"settings": {**settings, "epochs": 3}}}
     assert why_not_longer(RunDir("nowhere"), stage, shorter, ["settings.epochs: 3 -> 2"]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "why"),
+    [
+        ({"kl_budget": 9.0}, {}, "kl_budget may go back to"),
+        ({}, {"best": {"every": 3}}, "no multiple of checkpoint.every = 3"),
+        ({}, {"best": {"every": 2}}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_what_would_end_elsewhere_from_the_beginning_does_not_go_on(
+    settings: dict[str, Any], inputs: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    run, shared = RunDir(tmp_path), {"optimizer": {"schedule": "constant", "warmup": 0}, **settings}
+    stage = Stage(
+        name="ppo", algorithm="ppo", parents=(), inputs={"settings": {**shared, "steps": 8}, **inputs}
+    )
+    before = {"status": "finished", "steps": 4, "inputs": {"settings": {**shared, "steps": 4}, **inputs}}
+    (run.checkpoints("ppo") / "step-000004").mkdir(parents=True)
+    said = why_not_longer(run, stage, before, ["settings.steps: 4 -> 8"])
+    assert said is not None
+    assert (said == "") if why == "" else (why in said)

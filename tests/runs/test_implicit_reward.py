@@ -1,5 +1,7 @@
 """A DPO stage in the place of the reward model: its implicit reward trains, measures and is audited."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,7 +32,8 @@ def session(run: RunDir) -> Session:
 
 def scores(session: Session, model: RewardModel, rows: list[Preference]) -> torch.Tensor:
     encoder = session.encoder(session.source("dpo"))
-    return model.scores(encoder.sequences([(row.prompt, row.chosen) for row in rows]))
+    batch = encoder.sequences([(row.prompt, row.chosen) for row in rows])
+    return model.normalised(model.raw_scores(batch))
 
 
 def test_scores_are_normalised_on_chosen_training_responses(session: Session) -> None:
@@ -70,3 +73,16 @@ def test_a_critic_starts_from_the_policy_with_values_of_zero(session: Session) -
 
 def test_the_judge_is_a_parent_of_what_it_judges(run: RunDir) -> None:
     assert read_json(run.stage_json("ppo"))["parents"] == ["sft", "dpo"]
+
+
+def test_what_dpo_fitted_by_averages_is_read_by_averages(session: Session) -> None:
+    """Two replies of one policy: the longer one's log-ratio is divided by more tokens."""
+    settings = session.config.stage["dpo"].model_copy(update={"length_average": True})
+    stages = {**session.config.stage, "dpo": settings}
+    averaging = replace(session, config=session.config.model_copy(update={"stage": stages}))
+    sums, means = (reward_model_of(each, "dpo", each.learner(8)) for each in (session, averaging))
+    encoder, rows = session.encoder(session.source("dpo")), session.dataset.train[:4]
+    batch = encoder.sequences([(row.prompt, row.chosen) for row in rows])
+    lengths = batch.response.sum(1)
+    assert len(set(lengths.tolist())) > 1
+    torch.testing.assert_close(means.raw_scores(batch), sums.raw_scores(batch) / lengths)

@@ -120,6 +120,24 @@ def test_checkpoints_are_compared_on_rows_that_a_stage_could_learn_from(tmp_path
     words = [f"data.name={data}", base, own, "checkpoint.best=true"]
     with pytest.raises(DataError, match="stage rm: no validation row is such as it learns from"):
         api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="rm")
+    kto = ["stage.kto.algorithm=kto", "stage.kto.init=base"]
+    with pytest.raises(DataError, match=r"stage kto: .*, undesirable ones are never held out"):
+        api.run_recipe("tiny", [*words, *kto], out=str(tmp_path / "kto"), until="kto")
+
+
+def test_checkpoints_of_kto_on_labelled_replies_are_compared_on_both_replies_of_held_out_pairs(
+    tmp_path: Path, base: str
+) -> None:
+    pairs = [{"prompt": f"A{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    rows = [row | {"split": "validation" if i < 6 else "train"} for i, row in enumerate(pairs)]
+    own = f"stage.kto.data={write(tmp_path / 'labelled.jsonl', LABELLED)}"
+    words = [f"data.name={write(tmp_path / 'pairs.jsonl', rows)}", base, own, "checkpoint.best=true"]
+    words += ["stage.kto.algorithm=kto", "stage.kto.init=base", "stage.kto.batch_size=10"]
+    run = api.run_recipe("tiny", words, out=str(tmp_path / "run"), until="kto")
+    session = reopen(run.path)
+    feed = make_feed(session, "kto", session.encoder(session.source("kto")))
+    assert feed.held_out().desirable.tolist() == [True] * 6 + [False] * 6
+    assert feed.batch_at(0).desirable.sum() < 10
 
 
 def test_texts_of_a_stage_get_no_roles_either(tmp_path: Path, base: str) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from preftune.config import load_recipe
 from preftune.config.algorithms.llm import LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.runs.collect import _Collector
 from preftune.runs.inputs import check_llm_judges, key_of
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.study.design import Request
@@ -105,6 +107,25 @@ def test_mostly_no_verdict_is_an_error_that_shows_one(model: Model, tmp_path: Pa
     with pytest.raises(DataError, match=r"no verdict in 24 of 24 answers; .*I cannot judge\."):
         judge(model, tmp_path).scores(rows)
     assert all(len(row["answer"]) <= 2000 for row in read_jsonl(tmp_path / "answers.jsonl"))
+
+
+@pytest.mark.parametrize(("main", "alone"), [(True, False), (False, False), (True, True)])
+def test_other_processes_wait_a_few_questions_at_a_time(main: bool, alone: bool) -> None:
+    """Five prompts of two questions, four at a time: two prompts, two, one; all at once for one alone."""
+    rows = [{"row": number, "replies": ["a", "b"]} for number in range(5)]
+    happened = list[object]()
+
+    def scores(part: list[dict[str, Any]]) -> list[list[float]]:
+        happened.append([row["row"] for row in part])
+        return [[1.0, 0.0]] * len(part)
+
+    who: Any = SimpleNamespace(config=SimpleNamespace(parallel=1), scores=scores)
+    learner: Any = SimpleNamespace(is_main=main, is_alone=alone, wait=lambda: happened.append("wait"))
+    collector: Any = SimpleNamespace(config=SimpleNamespace(replies=2), name="pairs")
+    _Collector._ask(collector, who, rows, learner)
+    parts = [[0, 1, 2, 3, 4]] if alone else [[0, 1], [2, 3], [4]]
+    assert happened == [each for part in parts for each in ([part, "wait"] if main else ["wait"])]
+    assert all(("scores" in row) == main for row in rows)
 
 
 def test_what_has_been_answered_is_not_asked_again(model: Model, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a mirror takes, gives back and refuses, and that trouble with it costs a warning."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,31 @@ def test_a_new_machine_gets_every_checkpoint_that_a_stage_may_go_back_to(
     states = {path.parent.name: path.read_text() for path in new.checkpoints("sft").glob("*/state.json")}
     assert states == {"step-000010": "10", "step-000030": "30"}
     assert new.metrics("sft").read_bytes() == run.metrics("sft").read_bytes()
+
+
+def test_the_state_of_before_the_first_step_is_fetched_where_it_is_that_of_the_stage(
+    run: RunDir, mirror: Mirror, tmp_path: Path
+) -> None:
+    """With kl_budget a stage may end there. Of other settings, it is in nobody's way."""
+    stage = stage_of(run, "sft")
+    for step in (0, 10):
+        checkpoint = run.checkpoints("sft") / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(str(step))
+        mirror.put_checkpoint(stage, checkpoint)
+        new = RunDir(tmp_path / f"new-{step}")
+        there = Mirror(directory=mirror.directory, run=new, say=print)
+        other = replace(stage, inputs={"seed": 1})
+        if step == 0:
+            there.check(other)
+            there.fetch(other)
+            assert not new.checkpoints("sft").exists()
+        else:
+            with pytest.raises(ConfigError, match="made with other settings"):
+                there.check(other)
+        there.fetch(stage)
+        states = {path.parent.name for path in new.checkpoints("sft").glob("*/state.json")}
+        assert states == {f"step-{each:06d}" for each in (0, 10) if each <= step}
 
 
 def test_a_directory_with_nothing_in_it_is_nobodys(tmp_path: Path) -> None:

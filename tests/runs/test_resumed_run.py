@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import preftune
 from preftune import api
 from preftune.errors import ConfigError, InputMissing
-from preftune.rundir import RunDir, read_json, read_jsonl
+from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs.console import Console
 from preftune.training import precision
 from tiny import same_weights
@@ -66,6 +66,22 @@ def test_killed_in_every_kind_of_stage_and_resumed_gives_the_same_weights(
     assert [row["step"] for row in read_jsonl(out.metrics("ppo"))] == [1, 2, 3]
     assert not list(out.path.rglob("checkpoints"))
     assert not (out.models / "policy_dpo").exists()
+
+
+@pytest.mark.usefixtures("small_data")
+def test_the_seconds_of_a_stage_are_those_of_all_its_attempts(
+    tmp_path: Path, kill: Callable[[str, int], None]
+) -> None:
+    """Killed in step 3, of which nothing is kept, it has 2 of 4 steps behind it."""
+    words, run = ("model.scratch.steps=2", "checkpoint.every=2"), RunDir(tmp_path)
+    kill("sft", 3)
+    with pytest.raises(Killed):
+        preftune.supervised_finetune("tiny", *words, out=str(tmp_path))
+    rows = [{**row, "time": 1000.0 * row["step"]} for row in read_jsonl(run.metrics("sft"))]
+    write_jsonl(run.metrics("sft"), rows)
+    kill("none", 0)
+    preftune.supervised_finetune("tiny", *words, out=str(tmp_path))
+    assert 2000 < read_json(run.stage_json("sft"))["seconds"] < 3000
 
 
 @pytest.mark.usefixtures("small_data")

@@ -71,6 +71,23 @@ def test_the_plan_counts_collected_pairs_as_many_as_there_can_be(capsys: pytest.
     assert line.startswith(f"rm: at most {7 * 6 * 2 * 88:,} tokens through the frozen blocks")
 
 
+def test_the_plan_counts_ktos_mismatched_rows_and_both_models_of_an_implicit_reward(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """64 pairs at their longest are 128 rows of 88 tokens, and as many mismatched ones, for two models. PPO
+    has a policy, a reference and a critic besides DPO's policy and reference.
+    """
+    words = ["model.trainable=top:1", "stage.kto.algorithm=kto", "stage.kto.rows=64", "stage.rm=none"]
+    assert main(["run", "tiny", "--dry-run", *words, "stage.ppo.reward_model=dpo", "stage.grpo=none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    kto = next(line for line in lines if line.startswith("kto: at most"))
+    tokens = 64 * 2 * 88 * 2
+    assert kto.startswith(f"kto: at most {tokens:,} tokens through the frozen blocks")
+    assert f"their states take {tokens * 32 * 4 / 1e9:.2g} GB on disk" in kto
+    assert kto.endswith(f"; {tokens * 2:,} through those above")
+    assert "of weights for 5 models" in next(line for line in lines if line.startswith("ppo: trains"))
+
+
 def test_the_plan_counts_a_row_for_the_expert_that_learns_from_it(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["model.trainable=top:1", "stage.rm.experts=harmless, helpful", "stage.rm.rows=none"]
     for more, rows in ([], 1000), (["stage.rm.rows=40"], 2 * 40):

@@ -58,6 +58,33 @@ def test_the_best_checkpoint_is_kept(
     assert left == ["step-000006", "step-000009"]
 
 
+# KL is measured before a step's updates: step 6, after checkpoints of 1 ... 5, is beyond the budget of 4.5.
+@pytest.mark.parametrize(
+    ("course", "every", "kept"),
+    [
+        ([0.0, 5.0, 3.0, 4.0, 1.0, 2.0], 1, 2),  # the best of 1 ... 4
+        ([0.0, 5.0, 3.0, 4.0, 9.0, 2.0], 1, 2),  # 5 is the best, and beyond the budget
+        ([0.0, 1.0, 3.0, 4.0, 1.0, 2.0], 1, 4),
+        ([0.0, 5.0, 3.0, 4.0, 1.0, 2.0], 2, 2),
+        ([0.0, 5.0, 3.0, 4.0, 1.0, 2.0], 50, 0),
+    ],
+)
+@pytest.mark.parametrize("kills", [(), (5, 6)])
+def test_a_stage_that_ends_by_its_budget_ends_with_the_best_checkpoint_within(
+    tmp_path: Path, course: list[float], every: int, kept: int, kills: tuple[int, ...]
+) -> None:
+    def attempt(kill_at: int = 0) -> tuple[Ended | None, int]:
+        algorithm = Counting(lambda before: {"kl": float(before)})
+        worth = Worth(now=lambda: course[algorithm.steps - 1])
+        ended = play(algorithm, tmp_path, every, kill_at, worth=worth, budget=("kl", 4.5))
+        return ended, algorithm.steps
+
+    for kill_at in kills:
+        with pytest.raises(Killed):
+            attempt(kill_at)
+    assert attempt() == (Ended(6, 5.0, kept), kept)
+
+
 def test_stopped_while_a_checkpoint_is_weighed_loses_nothing(tmp_path: Path) -> None:
     def stop(step: int) -> None:
         if step == 6:

@@ -1,6 +1,7 @@
 """The learner: weights, schedules, and what it does with an update that is not finite."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from preftune.algorithms import PPO, SFT
 from preftune.algorithms.base import Loss, averaged
 from preftune.config import OptimizerConfig, PPOConfig, SFTConfig
 from preftune.data import Sequences
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, PreftuneError
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
 from preftune.training.adamw import schedule_factor
 from preftune.training.learner import Learner
+from preftune.training.loop import Plan, train
 from tiny import NO_CLIPPING, Recorder, causal_lm, flat, roles, rollout, same_weights, sequences, state
 
 
@@ -215,6 +217,29 @@ def test_what_an_fp16_scaler_skips_is_no_update_and_its_norm_is_left_out() -> No
     assert rows[1]["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
     assert averaged(rows)["grad_norm"] == rows[1]["grad_norm"]
     assert flat(state(policy.model)) == pytest.approx(flat(state(plain.model)), abs=1e-6)
+
+
+def test_many_updates_that_an_fp16_scaler_skips_count_as_one_bad_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here two. The steps between are none that end the row of bad ones; a step that goes well does."""
+    monkeypatch.setattr("preftune.training.learner.MAX_SCALED", 2)
+    policy, learner, said = Policy(causal_lm(1)), Learner(), list[str]()
+    learner.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    learner.accelerator.native_amp, learner.accelerator.state._mixed_precision = True, "fp16"
+    algorithm, good = sft(learner, policy), 5  # the step of this number, from 1
+    now = list[int]()
+
+    def batch_at(step: int) -> Sequences:
+        now.append(step + 1)
+        return sequences(5)
+
+    policy.model.lm_head.weight.register_hook(lambda grad: grad + (0 if now[-1] == good else math.inf))
+    files = {"metrics": tmp_path / "metrics.jsonl", "checkpoints": tmp_path / "checkpoints"}
+    plan = Plan(steps=20, **files, checkpoint_every=50, keep=1, say=said.append)
+    with pytest.raises(PreftuneError, match="3 steps in a row"):
+        train(algorithm, learner, batch_at, plan, lambda step, metrics: None)
+    assert [line.split()[2] for line in said if "was skipped" in line] == ["2", "4", "7", "9", "11"]
 
 
 def test_a_role_that_is_taken_again_stops_in_one_place() -> None:

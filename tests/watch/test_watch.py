@@ -5,7 +5,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,46 @@ def test_stages_to_come_take_what_the_like_took(run: RunDir) -> None:
     write_text(run.config, text + '\n[stage.dpo]\nalgorithm = "dpo"\ninit = "sft"\nrows = 128\n')
     look = Watched(run).look()
     assert look.seconds_left == pytest.approx(28 * 2.0 + 10.0 * 2)
+
+
+def ensemble(run: RunDir, finished: Sequence[int], running: int | None) -> None:
+    """A reward stage of three members that take 20 steps of 2 s; SFT is finished, PPO has not begun."""
+    table = '\n[stage.rm]\nalgorithm = "reward"\ninit = "sft"\nrows = 128\nmembers = 3\n'
+    write_text(run.config, run.config.read_text() + table)
+    shutil.rmtree(run.stage_dir("ppo"))
+    write_json(run.stage_json("rm"), {"stage": "rm", "algorithm": "reward", "status": "running"})
+    for number in finished:
+        record = {"stage": f"rm/member-{number}", "status": "finished", "seconds": 50.0, "steps": 20}
+        write_json(run.stage_json(f"rm/member-{number}"), record)
+        for step in range(1, 13):  # the last of them is what there is, between two members
+            append_jsonl(run.metrics(f"rm/member-{number}"), {**row(step), "step": step + 8})
+    if running is not None:
+        name = f"rm/member-{running}"
+        write_json(run.stage_json(name), {"stage": name, "status": "running"})
+        write_json(run.live(name), {"steps": 20})
+        (run.checkpoints(name) / "step-000004").mkdir(parents=True)
+        for step in range(1, 6):
+            append_jsonl(run.metrics(name), row(step))
+
+
+@pytest.mark.parametrize(
+    ("finished", "running", "step", "left"),
+    [((), 0, 5, 15 + 20 + 20), ((0,), 1, 5, 15 + 20), ((0, 1), 2, 5, 15), ((0,), None, 20, 20 + 20)],
+)
+def test_the_member_under_way_is_looked_at_and_those_that_remain_are_counted(
+    run: RunDir, finished: tuple[int, ...], running: int | None, step: int, left: int
+) -> None:
+    ensemble(run, finished, running)
+    look = Watched(run).look()
+    assert (look.stage, look.step, look.steps) == ("rm", step, 20)
+    assert look.stage_left == pytest.approx(2.0 * left)
+    assert look.checkpoint == (0 if running is None else 4)
+    assert look.seconds_left is not None
+    assert look.seconds_left > 2.0 * left  # and PPO
+    text, number = drawn(run), len(finished) - (running is None)
+    assert f"{step} of 20   reward model, member {number}" in text
+    spent = 50 * number + (24 if running is None else 10)
+    assert f"this stage {duration(spent)}, {duration(2 * left)} left" in text
 
 
 def test_what_a_model_says_is_shown_and_does_nothing(run: RunDir) -> None:

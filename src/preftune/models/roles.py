@@ -121,11 +121,16 @@ def _prompt_of(sequences: Sequences) -> Tensor:
 
 
 class LogRatioPerPosition(nn.Module):
-    """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T)."""
+    """(ids, attention, response) -> β Σ_{s≤t} log π(y_s)/π_ref(y_s) at response token t: (B, T); `averaged`
+    over these tokens, where the policy was trained on such averages.
+    """
 
-    def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, reference: PreTrainedModel, beta: float, averaged: bool = False
+    ) -> None:
         super().__init__()
         self.policy, self.reference, self.beta = TokenLogprobs(policy), TokenLogprobs(reference), beta
+        self.averaged = averaged
 
     @property
     def model(self) -> PreTrainedModel:
@@ -133,7 +138,10 @@ class LogRatioPerPosition(nn.Module):
 
     def forward(self, ids: Tensor, attention: Tensor, response: Tensor) -> Tensor:
         policy, reference = (m(ids, attention, response, 1.0)[0] for m in (self.policy, self.reference))
-        return torch.where(response, self.beta * (policy - reference).cumsum(1), 0.0)
+        ratios = self.beta * (policy - reference).cumsum(1)
+        if self.averaged:
+            ratios = ratios / response.cumsum(1).clamp(min=1)
+        return torch.where(response, ratios, 0.0)
 
 
 class MembersPerPosition(nn.Module):
@@ -209,10 +217,6 @@ class RewardModel(_Scalar):
         """The score at the last real token: (B,)."""
         return self.per_position(sequences, _at_end(sequences)).sum(1)
 
-    def scores(self, sequences: Sequences) -> Tensor:
-        """Normalised scores: (B,)."""
-        return self.normalised(self.raw_scores(sequences))
-
     @torch.no_grad()
     def prompt_states(self, sequences: Sequences, blocks: int) -> Tensor:
         """The states of the prompts' last tokens after so many blocks, by which a gate knows them: (B, d)."""
@@ -229,7 +233,8 @@ class RewardModel(_Scalar):
 class ImplicitReward(RewardModel):
     """A policy trained by DPO, read as a reward model: r(x, y) = β log π(y|x)/π_ref(y|x), which is the reward
     that DPO fits, up to a term of the prompt alone (Rafailov et al., arXiv:2305.18290, section 5; per token:
-    Yuan et al., arXiv:2412.01981). It sees single tokens where a scalar head sees one state.
+    Yuan et al., arXiv:2412.01981); `averaged`: divided by the length of y, as with length_average.
+    It sees single tokens where a scalar head sees one state.
     """
 
     def __init__(
@@ -239,13 +244,14 @@ class ImplicitReward(RewardModel):
         beta: float,
         mean: float = 0.0,
         std: float = 1.0,
+        averaged: bool = False,
     ) -> None:
-        pair = _ready(policy), _ready(reference)
-        self.module, self.mean, self.std = LogRatioPerPosition(*pair, beta).requires_grad_(False), mean, std
+        module = LogRatioPerPosition(_ready(policy), _ready(reference), beta, averaged)
+        self.module, self.mean, self.std = module.requires_grad_(False), mean, std
         self.dtype = torch.float32
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
-        """The log-ratio of the whole response, EOS included, times β: (B,)."""
+        """The log-ratio of the whole response, EOS included, or its average over tokens, times β: (B,)."""
         per_position = self.per_position(sequences, sequences.response)
         return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
 

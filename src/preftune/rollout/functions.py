@@ -45,10 +45,6 @@ class RewardFunctions:
     on_error: OnError = "stop"
     total: Callable[[Tensor], Tensor] = lambda counts: counts  # summed over all processes that score
 
-    def scores(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Tensor:
-        """The total of `rewards`."""
-        return self.rewards(sequences, rows, alone=alone).total
-
     def rewards(self, sequences: Sequences, rows: Sequence[int] = (), *, alone: bool = True) -> Rewards:
         """float32 on the device of `sequences`; the total is NaN where a failure is masked.
 

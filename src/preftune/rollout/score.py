@@ -53,7 +53,7 @@ class Scorer:
     def scores(self, sequences: Sequences, rows: Sequence[int] = ()) -> Tensor:
         """(B,), before any missing-EOS rule; NaN where a reward function failed and its response is masked.
 
-        `rows`: see `RewardFunctions.scores`. Infinite where the reward model gives no finite number: NaN
+        `rows`: see `RewardFunctions.rewards`. Infinite where the reward model gives no finite number: NaN
         would mean masked. DataError where a function failed and `on_error` is "stop".
         """
         return self.scored(sequences, rows).scores

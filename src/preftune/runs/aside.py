@@ -68,8 +68,12 @@ def half_moved(run: RunDir, stages: Mapping[str, Stage]) -> list[str]:
     return list(request["asked"]) if unchanged else []
 
 
-def put_back(run: RunDir, stage: Stage) -> bool:
-    """Put the old stage back if the settings are those of the old stage, not of the new one."""
+def put_back(
+    run: RunDir, stage: Stage, before: Callable[[Sequence[str]], None] = lambda moving: None
+) -> bool:
+    """Put the old stage back if the settings are those of the old stage, not of the new one. `before` is told
+    first.
+    """
     folder = _folder(run, stage)
     if not folder.is_dir() or _request(run).get("keys", {}).get(stage.name) == stage.key:
         return False
@@ -77,6 +81,7 @@ def put_back(run: RunDir, stage: Stage) -> bool:
     record = read_sealed(old if old.is_file() else run.stage_json(stage.name), stage.name)
     if record.get("key") != stage.key or not made_of_what_is_here(run, record):
         return False
+    before([stage.name])
     if old.is_file():
         _drop(run, stage)
     for target, name in _folders(run, stage):

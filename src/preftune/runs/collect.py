@@ -41,9 +41,10 @@ from preftune.runs.train import reward_functions, scorer_for
 from preftune.seeding import derive_seed
 from preftune.sums import CARD
 from preftune.training.learner import Learner
-from preftune.training.metrics import Ledger, MetricsLog
+from preftune.training.metrics import Ledger, MetricsLog, seconds_until
 
 Json = dict[str, Any]
+_ROUNDS = 4  # questions that each connection asks while the other processes wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +98,24 @@ class _Collector:
                 row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         lengths = replies.response.sum(1).tolist(), closed
         rows, sizes = learner.together(collected), learner.together(list(zip(*lengths, strict=True)))
+        if isinstance(self.scorer, LLMJudge):
+            self._ask(self.scorer, rows, learner)
         if not learner.is_main:
             return rows, {}
-        if isinstance(self.scorer, LLMJudge):  # which keeps its answers in one file
-            for row, scores in zip(rows, self.scorer.scores(rows), strict=True):
-                row["scores"] = _finite(scores, self.name)
         return rows, self._metrics(rows, sizes)
+
+    def _ask(self, judge: LLMJudge, rows: Sequence[Json], learner: Learner) -> None:
+        """Scores by a language model: the main process asks and keeps the answers in one file. Others wait
+        for it after every few rows, each time anew, since none waits longer than `process_timeout`.
+        """
+        questions = self.config.replies * (self.config.replies - 1)  # of a row
+        few = len(rows) if learner.is_alone else _ROUNDS * judge.config.parallel // questions
+        few = max(few, 1)
+        for start in range(0, len(rows), few):
+            part = rows[start : start + few]
+            for row, scores in zip(part, judge.scores(part) if learner.is_main else (), strict=False):
+                row["scores"] = _finite(scores, self.name)
+            learner.wait()
 
     def _scores(self, scorer: Scorer, replies: Sequences, numbers: Sequence[int]) -> list[Json]:
         """Scores of each prompt's replies; of an ensemble those of its members, too."""
@@ -161,6 +174,7 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     steps = config.steps_on(len(collector.rows))
     resumed = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
     done = learner.together([resumed])[0]
+    began -= seconds_until(run.metrics(stage.name), done) if learner.is_main else 0.0
     with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
         if learner.is_main:
             tell(session, stage, {"steps": steps, "start": config.init})

@@ -27,7 +27,7 @@ from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import share
 from preftune.runs.save import load_reward_model, normalised, settle
 from preftune.runs.session import Session
-from preftune.runs.stages import SIDE_FILE, Stage, begin, finish, is_finished
+from preftune.runs.stages import SIDE_FILE, OtherSettings, Stage, begin, finish, is_finished
 from preftune.runs.train import run_stage
 from preftune.training.learner import Learner
 
@@ -39,6 +39,7 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
     that is done; returns whether anything was.
     """
     learner, done = session.learner(1), is_finished(session.run, stage)
+    inner, members = (session, []) if done else refuse_changed_members(session, stage)
     learner.wait()  # every process has looked
     if done:
         session.console.skipped(stage.name)
@@ -46,8 +47,6 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
     if learner.is_main:
         _begin(session.run, stage)
     session.say_left_out(stage.name)
-    inner = _with_members(session, stage.name)
-    members = [inner.stage(name) for name in names_of_members(session, stage.name)]
     for member in members:
         if learner.is_main:
             fetch(inner, member)
@@ -59,6 +58,20 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
         _finish(session, stage, members, learner)
     learner.wait()
     return True
+
+
+def refuse_changed_members(session: Session, stage: Stage) -> tuple[Session, list[Stage]]:
+    """The members of an ensemble that is to be made or combined, and a session that has them among its
+    stages. OtherSettings, of the ensemble, if one was made with other settings.
+    """
+    inner = _with_members(session, stage.name)
+    members = [inner.stage(name) for name in names_of_members(session, stage.name)]
+    for member in members:
+        try:
+            is_finished(session.run, member)
+        except OtherSettings as error:  # --redo takes the whole
+            raise OtherSettings(stage.name, error.message, error.hint) from None
+    return inner, members
 
 
 def names_of_members(session: Session, name: str) -> list[str]:

@@ -73,28 +73,29 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     def numbers_at(step: int) -> list[int]:
         return rows_at(step, rows_per_step, len(rows), session.config.seed, name)
 
-    def batch_of(rows: Sequence[Preference], encoded: Sequence[PairIds]) -> Any:
-        if alone and config.batch == "unpaired":
-            return _labelled(list(zip(rows, encoded, strict=True)), encoder)
-        return collate[config.batch](encoded)
-
     def batch_at(step: int) -> Any:
         numbers = numbers_at(step)
-        return batch_of([rows[i] for i in numbers], [encoded[i] for i in numbers])
+        if alone and config.batch == "unpaired":
+            return _labelled([(rows[i], encoded[i]) for i in numbers], encoder)
+        return collate[config.batch]([encoded[i] for i in numbers])
 
     def held_out() -> Any:
         def fits(row: Preference) -> bool:
-            """A row of the run's data, as this stage could learn from."""
-            has_all = row.chosen and (row.rejected or alone or config.batch == "sequences")
+            """A row of the run's data, as this stage could learn from: labels are those of a pair, since of
+            labelled replies only desirable ones are held out.
+            """
+            has_all = row.chosen and (row.rejected or config.batch == "sequences")
             return bool(has_all) and (config.data is not None or config.learns_from(row.source))
 
         if not (own := [row for row in session.dataset.validation if fits(row)]):
+            desirable = " (of labelled replies, undesirable ones are never held out)" if alone else ""
             raise DataError(
-                f"stage {name}: no validation row is such as it learns from, to compare checkpoints on",
+                f"stage {name}: no validation row is such as it learns from, to compare checkpoints on"
+                f"{desirable if config.batch == 'unpaired' else ''}",
                 "leave out checkpoint.best, or hold out rows of its kind",
             )
-        usable, ids, _ = first_encoded(encoder, session.shuffled(own), HELD_OUT)
-        return batch_of(usable, ids)
+        _, ids, _ = first_encoded(encoder, session.shuffled(own), HELD_OUT)
+        return collate[config.batch](ids)
 
     return Feed(
         rows=rows,

@@ -22,7 +22,7 @@ from preftune.rundir import RunDir, read_text, sha256_file, write_text
 from preftune.runs.inputs import COMMITS, mirrored_commits
 from preftune.runs.stages import Stage, changes, copy_files, is_finished, refuse_foreign
 from preftune.sums import read_sealed, write_sealed
-from preftune.training.checkpoint import checkpoint_at, newest_step, step_of
+from preftune.training.checkpoint import checkpoint_at, fault_of, newest_step, step_of
 
 _MANIFEST = "mirror.json"
 _MODEL = "model"
@@ -76,7 +76,8 @@ class Mirror:
 
     def check(self, stage: Stage) -> None:
         """ConfigError if the stage was mirrored with other settings."""
-        for unit in (self._finished(stage), *self._checkpoints(stage)):
+        steps = (unit for unit in self._checkpoints(stage) if step_of(unit) > 0)
+        for unit in (self._finished(stage), *steps):
             if _is_complete(unit):
                 self._same_settings(stage, unit)
                 return
@@ -98,8 +99,10 @@ class Mirror:
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
         here, logs = self.run.checkpoints(stage.name), self._logs(stage)
-        newest = newest_step(here)
+        newest = newest_step(here) or (-1 if fault_of(checkpoint_at(here, 0)) else 0)
         units = [unit for unit in self._checkpoints(stage) if step_of(unit) > newest and _is_complete(unit)]
+        # Of other settings, a state of before the first step is in nobody's way.
+        units = [unit for unit in units if step_of(unit) > 0 or self._is_of(stage, unit)]
         for unit in reversed(units):  # the newest last: a kill before it leaves something to fetch
             self._same_settings(stage, unit)
             sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
@@ -162,9 +165,12 @@ class Mirror:
         except (PreftuneError, OSError) as error:
             self.say(f"warning: cannot {doing}: {error}; training continues")
 
+    def _is_of(self, stage: Stage, unit: Path) -> bool:
+        return read_sealed(unit / "stage.json", stage.name).get("key") == stage.key
+
     def _same_settings(self, stage: Stage, unit: Path) -> None:
-        recorded = read_sealed(unit / "stage.json", stage.name)
-        if recorded.get("key") != stage.key:
+        if not self._is_of(stage, unit):
+            recorded = read_sealed(unit / "stage.json", stage.name)
             raise ConfigError(
                 f"stage {stage.name} in the mirror {self.directory} was made with other settings:\n  "
                 + "\n  ".join(changes(recorded, stage)[:5]),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,14 +169,18 @@ def _headline(run: RunDir, stage: str) -> str:
 
 
 def _resume_command(run: RunDir) -> str:
-    """The command that made the run, which goes on with it: without what would make anything again."""
+    """The command that goes on with a run, with the settings of its last command: config.toml has them. Where
+    its copies go, and which run it takes stages from, only its first command says; a stage that is made anew
+    is taken from nowhere.
+    """
     command = (read_object(run.run) if run.run.is_file() else {}).get("command")
     given = [str(word) for word in command] if isinstance(command, list) else []
-    before = ["", *given]
-    words = [word for last, word in zip(before, given, strict=False) if "--redo" not in (last, word)]
-    words = [word for word in words if word != "--restart" and not word.startswith("--redo=")]
-    known = words[:1] == ["preftune"]  # a notebook's command line is its kernel's
-    return shlex.join(words if known else ["preftune", "run", str(run.config), "--out", str(run.path)])
+    words = ["preftune", "run", str(run.config), "--out", str(run.path)]
+    for option in ("--mirror", *(() if run.aside.is_dir() else ("--from",))):
+        joined = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
+        values = [value for word, value in pairwise(given) if word == option] + joined
+        words += [option, values[0]] if values else []
+    return shlex.join(words)
 
 
 def _from_scratch(settings: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from preftune.rundir import BASE, RunDir, json_text, write_text
 from preftune.runs.aside import half_moved, put_aside, put_back, settle, with_children
 from preftune.runs.collect import collect_stage
 from preftune.runs.console import Console
-from preftune.runs.ensemble import make_ensemble
+from preftune.runs.ensemble import make_ensemble, refuse_changed_members
 from preftune.runs.lock import is_main_process
 from preftune.runs.mirror import Mirror
 from preftune.runs.provenance import describe
@@ -60,17 +60,19 @@ def open_session(
     session.origin = origin
     if mirror is not None:
         session.mirror = Mirror(directory=Path(mirror), run=run, say=console.line)
+    stages = [session.stage(name) for name in [*session.scratch, *stage_order(config.stage)]]
+    if trains and (redo := redo or half_moved(run, {stage.name: stage for stage in stages})):
+        session.anew = with_children(config.stage, redo)
+        for stage in stages:
+            if stage.name not in session.anew:
+                _refuse_changed(session, stage)  # before the others are moved
+    _meet(config)
     if trains and is_main_process():
         _make_way(session, redo)
     _meet(config)
-    for stage in map(session.stage, [*session.scratch, *stage_order(config.stage)]):
-        if is_finished(run, stage) or session.mirror is None:
-            continue
-        if goes_on(run, stage):  # what was mirrored is the shorter one
-            if is_main_process():
-                session.mirror.forget([stage.name])
-        else:
-            session.mirror.check(stage)
+    for stage in stages:
+        if _refuse_changed(session, stage) and session.mirror is not None and is_main_process():
+            session.mirror.forget([stage.name])
     if is_main_process():
         _record(session)
         if session.mirror is not None:
@@ -82,12 +84,27 @@ def open_session(
     return session
 
 
+def _refuse_changed(session: Session, stage: Stage) -> bool:
+    """ConfigError if a stage was made with other settings, here or in the mirror. True if it goes on from its
+    end here: what was mirrored is the shorter one.
+    """
+    if is_finished(session.run, stage):
+        return False
+    if stage.name in session.config.stage and session.config.stage[stage.name].models > 1:
+        refuse_changed_members(session, stage)
+    if session.mirror is None:
+        return False
+    if goes_on(session.run, stage):
+        return True
+    session.mirror.check(stage)
+    return False
+
+
 def _make_way(session: Session, redo: Sequence[str]) -> None:
     """Stages that are to be made anew go aside, in the mirror too; old ones that are wanted come back."""
     run, stages = session.run, session.config.stage
-    if redo := redo or half_moved(run, {name: session.stage(name) for name in stages}):
-        session.anew = with_children(stages, redo)
-        forget = (lambda moving: None) if session.mirror is None else session.mirror.forget
+    forget = (lambda moving: None) if session.mirror is None else session.mirror.forget
+    if redo:
         moved = put_aside(run, [session.stage(name) for name in session.anew], redo, forget)
         if moved:
             session.console.line(
@@ -95,7 +112,7 @@ def _make_way(session: Session, redo: Sequence[str]) -> None:
             )
         return
     for stage in map(session.stage, stage_order(stages)):
-        if put_back(run, stage):
+        if put_back(run, stage, forget):
             session.console.line(f"{stage.name:<12} the old one is back in its place")
 
 

@@ -25,8 +25,9 @@ def reward_model_of(session: Session, stage: str, learner: Learner) -> RewardMod
         if from_outside(stage) and "mean" not in read_side_file(source):
             _measure_unit(session, stage, model)
         return model
-    reference = session.config.stage[stage].reference_stage
-    implicit = ImplicitReward(load_causal_lm(source), load_causal_lm(session.source(reference)), beta)
+    settings = session.config.stage[stage]
+    pair = load_causal_lm(source), load_causal_lm(session.source(settings.reference_stage))
+    implicit = ImplicitReward(*pair, beta, averaged=settings.implicit_average)
     learner.freeze(implicit)
     implicit.mean, implicit.std = normalised(session, stage, implicit, session.encoder(source))
     return implicit

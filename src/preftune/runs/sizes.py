@@ -57,9 +57,12 @@ def sizes(
 
 
 def judge_models(config: RunConfig, name: str) -> int:
-    """How many models score the replies of a stage."""
+    """How many models score the replies of a stage: for an implicit reward a policy and its reference."""
     judge = config.stage[name].scored_by
-    return config.stage[judge].models if judge in config.stage else int(judge is not None)
+    if judge not in config.stage:
+        return int(judge is not None)
+    stage = config.stage[judge]
+    return stage.models if stage.implicit_beta() is None else 2
 
 
 def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -> str:
@@ -75,6 +78,8 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
+    if stage.batch == "unpaired" and (data is None or data.kind == "pairs"):
+        trained *= 2  # mismatched rows are about as many again; a labelled reply counts as two rows anyway
     once, note = trained / stage.epochs, ""
     if stage.online:
         above = once * (len(kind.needs) + judge_models(config, name)) + trained * len(kind.trains)

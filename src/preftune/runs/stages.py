@@ -18,6 +18,7 @@ from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _UNDER_WAY = re.compile(r"\..*\.tmp-")  # a file of a writer that was killed
+_BEGINNING = "step-000000"  # a checkpoint of before the first step, which kl_budget may go back to
 _FREE = ("microbatch_size",)  # may change on resume: no effect beyond rounding
 # In the inputs of a stage by themselves, or in those of the stages of later rounds.
 _ELSEWHERE = ("trainable", "lora", "kept_gb", "kept_dtype", "data", "rounds", "llm")
@@ -104,10 +105,14 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
 
 
 def _has_begun(run: RunDir, name: str) -> bool:
-    return (
-        run.replies(name).exists()
-        or any(run.checkpoints(name).glob("step-*"))
-        or any(members_begun(run, name))
+    """Whether a step of a stage, or of a member of it, is kept: what it begins with is none."""
+    replies, steps = run.replies(name), run.checkpoints(name).glob("step-*")
+    if (replies.is_file() and replies.stat().st_size > 0) or any(path.name != _BEGINNING for path in steps):
+        return True
+    members = (f"{name}/{folder.name}" for folder in members_begun(run, name))
+    return any(
+        read_sealed(run.stage_json(member)).get("status") == "finished" or _has_begun(run, member)
+        for member in members
     )
 
 
@@ -134,6 +139,13 @@ def why_not_longer(
         return "an ensemble is trained anew"
     if "kl_budget" in recorded or "best" in recorded:
         return "its model is not that after its last step (kl_budget, checkpoint.best)"
+    if now.get("kl_budget") is not None:
+        return "the checkpoints that kl_budget may go back to are not kept"
+    if (best := stage.inputs.get("best")) and steps % best["every"]:
+        return (
+            f"checkpoint.best compared the state after its last step, {steps}, which is no multiple of "
+            f"checkpoint.every = {best['every']}: a stage that was longer from the beginning would not"
+        )
     if not optimizer.same_rates(steps, math.ceil(steps * new_length / old_length)):
         return (
             f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "
@@ -227,8 +239,12 @@ def _remedy(run: RunDir, name: str, model: Path) -> str:
 
 
 def begin(run: RunDir, stage: Stage) -> None:
-    """Mark a stage as running. Raises what `refuse_foreign` raises."""
+    """Mark a stage as running; the state of before its first step goes if it was that of other settings.
+    Raises what `refuse_foreign` raises.
+    """
     refuse_foreign(stage.model_dir(run))
+    if read_sealed(run.stage_json(stage.name)).get("key") != stage.key:
+        shutil.rmtree(run.checkpoints(stage.name) / _BEGINNING, ignore_errors=True)
     StageRecord.write(run.stage_json(stage.name), {**_record(stage), "status": "running"})
 
 

@@ -36,6 +36,7 @@ from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
 from preftune.training.loop import Ended, Plan, Worth, train
+from preftune.training.metrics import seconds_until
 
 _VALIDATION_ROWS = 256
 
@@ -55,21 +56,30 @@ def run_stage(session: Session, stage: Stage) -> bool:
         if longer := goes_on(session.run, stage):
             session.console.line(f"{stage.name:<12} {longer}")
         begin(session.run, stage)
+    job.learner.wait()  # what the others look for now is in order
     plan = _plan(session, stage, job)
     with (
         session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
         onlookers(session, stage, job, on_step) as looks,
     ):
-        to_device = job.learner.place
-        ended = train(job.algorithm, job.learner, lambda step: to_device(job.batch_at(step)), plan, looks)
+        first, to_device = list[int](), job.learner.place
+
+        def batch_at(step: int) -> Any:
+            first[:] = first or [step]
+            return to_device(job.batch_at(step))
+
+        ended = train(job.algorithm, job.learner, batch_at, plan, looks)
+    before = seconds_until(plan.metrics, first[0] if first else job.steps)
     with unsharded(job.model):
-        _finish(session, stage, job, plan, began, ended)
+        _finish(session, stage, job, plan, began - before, ended)
     job.learner.wait()
     return True
 
 
 def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, ended: Ended | None) -> None:
-    """In the main process, write the model and the facts about the stage."""
+    """In the main process, write the model and the facts about the stage. `began`: as if what earlier
+    attempts have trained had been trained just before this one.
+    """
     if job.learner.is_main:
         facts = finished_model(session, stage, job)
         steps = job.steps if ended is None else ended.kept

@@ -13,6 +13,7 @@ import torch
 
 from preftune.rundir import write_json
 from preftune.training.learner import Learner
+from preftune.training.state import device_name
 
 from .maths import compare_all
 from .record import Comparison
@@ -33,10 +34,6 @@ def run(path: str | Path | None = None) -> tuple[str, int]:
     if path is not None:
         write_json(Path(path), {**summary, "comparisons": [row.as_dict() for row in rows]})
     return text(rows, summary), 0 if summary["ok"] else FAILED
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def totals(rows: Sequence[Comparison]) -> dict[str, Any]:

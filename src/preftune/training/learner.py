@@ -217,6 +217,12 @@ class Learner:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether an fp16 scaler has skipped the last update of a role."""
+        skipped = any(trained.skipped for trained in self.trained.values())
+        return skipped and self.accelerator.scaler is not None
+
     def total(self, count: Tensor) -> Tensor:
         return self.accelerator.reduce(count, reduction="sum")
 
@@ -332,6 +338,7 @@ class Learner:
         trained.skipped = trained.skipped + 1 if wrong else 0
         if wrong and (not scaling or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
+            trained.skipped = 0 if scaling else trained.skipped  # these were counted, as one
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 

@@ -109,7 +109,7 @@ def train(
             if skipped:
                 keeper.undo_step()
                 record.was_bad(step, row)
-            else:
+            elif not learner.is_settling:
                 learner.bad_steps = 0
             on_step(step + 1, row)
             if (ended := keeper.beyond(step + 1, row)) is not None:
@@ -127,6 +127,7 @@ class _Keeper:
     saved: int  # the step of the newest checkpoint
     before: TrainState | None = None  # the state in which this step began, if it makes several updates
     scalars_before: Mapping[str, float] = field(default_factory=dict)  # the learner's, as this step began
+    former: int | None = None  # the best step of before the newest checkpoint was weighed
 
     def __post_init__(self) -> None:
         if self.plan.budget is not None and self.saved == 0:  # step 0 is saved, too: a state to go back to
@@ -150,6 +151,7 @@ class _Keeper:
             scalars["worth_steps"] = scalars.get("worth_steps", 0.0) + 1
         if not due:
             return
+        self.former = int(scalars["best_step"]) if "best_step" in scalars else None
         total, steps = scalars.pop("worth_sum", 0.0), scalars.pop("worth_steps", 0.0)
         value = worth.now() if worth.now is not None else total / steps if steps else -math.inf
         if value > scalars.get("best", -math.inf):
@@ -157,31 +159,41 @@ class _Keeper:
 
     def best(self) -> Ended | None:
         """Go back to the best checkpoint; None for the last one, a damaged one, or if nothing is compared."""
-        scalars, steps = self.learner.scalars, self.plan.steps
-        step = int(scalars.get("best_step", steps))
-        if self.plan.worth is None or step == steps:
-            return None
+        value = self.learner.scalars.get("best", math.nan)
+        step = self._back_to_the_best(self.plan.steps)
+        return None if step == self.plan.steps else Ended(self.plan.steps, value, step, "best")
+
+    def _back_to_the_best(self, last: int) -> int:
+        """From the state after step `last` to the best one that it knows of; returns the step of the state
+        that is there now: `last` if that is the best, the best one is damaged, or nothing is compared.
+        """
+        step = int(self.learner.scalars.get("best_step", last))
+        if self.plan.worth is None or step == last:
+            return last
         where = checkpoint.checkpoint_at(self.plan.checkpoints, step)
         if (fault := checkpoint.fault_of(where)) is not None:
             if self.learner.is_main:
                 best = f"the best checkpoint, {where}, cannot be read ({fault})"
-                self.plan.say(f"warning: {best}; the model is that of the last step, {steps}")
-            return None
-        value = scalars["best"]
+                self.plan.say(f"warning: {best}; the model is that of the last step, {last}")
+            return last
         self.learner.wait()
         checkpoint.load(where, self.learner, self.plan.say)
-        return Ended(steps, value, step, "best")
+        return step
 
     def undo_step(self) -> None:
         """Back to where the step began; a single update that was skipped has changed nothing."""
         self.learner.scalars = dict(self.scalars_before)
         if self.learner.updates and self.before is not None:
+            skipped = {name: trained.skipped for name, trained in self.learner.trained.items()}
             put(self.before, self.learner)
+            for name, count in skipped.items() if self.learner.scaler_state() else ():
+                self.learner.trained[name].skipped = count  # what was counted is not counted again
 
     def beyond(self, step: int, row: Metrics) -> Ended | None:
         """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
-        led there, so the state becomes that of the newest checkpoint before those; what a signal left does
-        not count, so that a stage ends alike with and without. DataError if that checkpoint is gone.
+        led there, so the state becomes that of the newest checkpoint before those, or of the best up to it;
+        what a signal left does not count, so that a stage ends alike with and without. DataError if that
+        checkpoint is gone.
         """
         metric, most = self.plan.budget or ("", math.inf)
         if row["skipped"] or (value := row.get(metric, 0.0)) <= most:
@@ -200,7 +212,7 @@ class _Keeper:
                 "raise kl_budget, or train the stage again (--redo)",
             )
         checkpoint.load(where, self.learner, self.plan.say)
-        return Ended(step, value, newest)
+        return Ended(step, value, self._back_to_the_best(newest))
 
     def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
@@ -235,13 +247,15 @@ class _Keeper:
         return self._reason(step, number)
 
     def spared(self, step: int) -> set[int]:
-        """The best checkpoint so far; with a budget also the two newest that were due: what a signal leaves
-        is none to go back to, and the newest may be beyond the budget already.
+        """The best checkpoint so far; with a budget also the two newest that were due, and the best one of
+        before the newest: what a signal leaves is none to go back to, and the newest may be beyond the budget
+        already.
         """
         scalars, every = self.learner.scalars, self.plan.checkpoint_every
         best = {int(scalars["best_step"])} if "best_step" in scalars else set[int]()
         due = step // every * every
-        return best if self.plan.budget is None else best | {due, due - every}
+        earlier = {due, due - every} | ({self.former} if self.former is not None else set())
+        return best if self.plan.budget is None else best | earlier
 
     def _reason(self, step: int, number: int) -> Interrupted:
         lost = f", work since step {self.saved} will be done again" if self.saved != step else ""

@@ -59,6 +59,12 @@ class MetricsLog(StepLog):
         self.append({"step": step, "time": time.monotonic() - self._origin, **metrics})
 
 
+def seconds_until(path: Path, step: int) -> float:
+    """Seconds of training up to the end of a step, over all attempts, as the metrics in `path` have them."""
+    rows = read_jsonl(path) if step and path.is_file() else []
+    return max((float(row.get("time", 0.0)) for row in rows if row["step"] <= step), default=0.0)
+
+
 class Ledger(StepLog):
     """The data rows that each step consumed, written when the step has been taken."""
 

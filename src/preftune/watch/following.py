@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
@@ -83,6 +83,9 @@ class Look:
     records: dict[str, StageRecord]  # in the order in which they are trained
     locked: bool
     stage: str
+    part: str  # the stage, or the member of it that is under way, whose files the rest is of
+    members_done: float  # seconds of its other members, as far as they are finished
+    members_left: int  # that are still to begin
     tail: Tail
     live: LiveRecord
     checkpoint: int  # step of the newest, 0 without one
@@ -108,9 +111,10 @@ class Look:
 
     @property
     def stage_left(self) -> float | None:
-        """Seconds of the stage, at the pace of the last steps."""
+        """Seconds of the stage, at the pace of the last steps; members to come are as long as this one."""
         pace = self.tail.recent("step_seconds")
-        return None if pace is None else max(self.steps - self.step, 0) * pace[0]
+        left = max(self.steps - self.step, 0) + self.members_left * self.steps
+        return None if pace is None else left * pace[0]
 
 
 class Watched:
@@ -142,12 +146,14 @@ class Watched:
         under_way = [n for n in self.names if records[n].status == "running"]
         done = [n for n in self.names if records[n].status == "finished"]
         stage = (under_way or done[-1:] or [""])[0]
-        if self._tail.path != self.run.metrics(stage):
-            self._tail = Tail(self.run.metrics(stage))
+        members = self._members(stage) if under_way else {}
+        part, left = _under_way(members) if members else (stage, 0)
+        if self._tail.path != self.run.metrics(part):
+            self._tail = Tail(self.run.metrics(part))
         self._tail.read()
-        live = LiveRecord(steps=0)
+        live = LiveRecord(steps=(members[part].steps or 0) if members else 0)
         with suppress(PreftuneError):
-            live = read_record(self.run.live(stage), LiveRecord)
+            live = read_record(self.run.live(part), LiveRecord)
         look = Look(
             run=self.run,
             name=self.config.name,
@@ -155,13 +161,22 @@ class Watched:
             records=records,
             locked=self._inside or is_held(self.run),
             stage=stage,
+            part=part,
+            members_done=sum(record.seconds or 0.0 for name, record in members.items() if name != part),
+            members_left=left,
             tail=self._tail,
             live=live,
-            checkpoint=self._checkpoint(stage),
+            checkpoint=self._checkpoint(part),
             findings=(),
             seconds_left=None,
         )
         return replace(look, findings=self._diagnosed(look), seconds_left=self._left(look))
+
+    def _members(self, name: str) -> dict[str, StageRecord]:
+        """The records of an ensemble's members, in the order in which they are trained; {} of one model."""
+        count = self.config.stage[name].models if name in self.config.stage else 1
+        members = [f"{name}/member-{i}" for i in range(count)] if count > 1 else []
+        return {member: self._record(member) for member in members}
 
     def _record(self, name: str) -> StageRecord:
         with suppress(PreftuneError):
@@ -195,7 +210,9 @@ class Watched:
         for name, record in look.records.items():
             seconds = record.seconds if record.status == "finished" else None
             if not seconds and name == look.stage and look.stage_left is not None and look.step:
-                seconds = look.stage_left * look.steps / max(look.steps - look.step, 1)
+                models = self.config.stage[name].models if name in self.config.stage else 1
+                left = look.steps - look.step + look.members_left * look.steps
+                seconds = look.stage_left * look.steps * models / max(left, 1)
             if seconds and tokens[name]:
                 paces[self._samples(name)] = seconds / tokens[name]
         if not paces or look.trained:
@@ -222,6 +239,14 @@ class Watched:
             planned = times * sum(map(stage.rows_planned, learners))
             return planned * stage.tokens_per_row(_USUAL, _USUAL, _USUAL)
         return 0.0
+
+
+def _under_way(members: Mapping[str, StageRecord]) -> tuple[str, int]:
+    """The member that is trained, or was last, and how many are still to begin."""
+    begun = [name for name, record in members.items() if record.status]
+    running = [name for name in begun if members[name].status == "running"]
+    part = (running or begun[-1:] or [*members])[0]
+    return part, sum(name != part and not record.status for name, record in members.items())
 
 
 def _view(look: Look) -> RunView:

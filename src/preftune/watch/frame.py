@@ -99,6 +99,8 @@ def _progress(look: Look, width: int) -> RenderableType:
     record = look.records.get(look.stage, StageRecord())
     kind = config_of(record.algorithm)
     label = kind.label if kind else record.algorithm
+    member = look.part.partition("/")[2].replace("-", " ")
+    label += f", {member}" if member else ""
     count = Text(f"  {look.step:,} of {look.steps:,}   {_flat(label, 24)}")
     grid = Table.grid()
     grid.add_column(width=width // 2, no_wrap=True)
@@ -109,11 +111,12 @@ def _progress(look: Look, width: int) -> RenderableType:
 
 def _times(look: Look) -> str:
     spent = look.tail.course("time")
-    clauses = [f"this stage {duration(spent[-1])}" if spent else "this stage begins"]
-    if look.stage_left is not None and look.step < look.steps:
+    stage = look.members_done + (spent[-1] if spent else 0.0)
+    clauses = [f"this stage {duration(stage)}" if stage else "this stage begins"]
+    if look.stage_left:
         clauses.append(f"{duration(look.stage_left)} left")
     finished = [record.seconds for record in look.records.values() if record.seconds]
-    done = sum(finished) + (spent[-1] if spent and look.records[look.stage].status == "running" else 0)
+    done = sum(finished) + (stage if look.records[look.stage].status == "running" else 0)
     run = f"training {duration(done)}"
     if look.seconds_left is not None:
         run += f", about {duration(look.seconds_left)} left without evaluation"

@@ -178,6 +178,11 @@ class StageSettings(Settings):
         """β, where β log π / π_ref of its policy, with `init` as the reference, scores responses too."""
         return None
 
+    @property
+    def implicit_average(self) -> bool:
+        """Whether that reward is divided by the response's length."""
+        return False
+
     def functions(self) -> str | None:
         """The reward functions that score: a setting like `reward_functions`."""
         return None

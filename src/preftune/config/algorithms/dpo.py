@@ -62,5 +62,9 @@ class DPOConfig(OfflineConfig):
     def implicit_beta(self) -> float | None:
         return self.beta
 
+    @property
+    def implicit_average(self) -> bool:
+        return self.length_average
+
     def variant(self) -> str:
         return f", β {self.beta:g}"
