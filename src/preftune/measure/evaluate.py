@@ -3,7 +3,7 @@
 import functools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,11 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
     if main:
         StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
-    _evaluate_reward_models(session, judges, cache, write=main)
+    audited = _evaluate_reward_models(session, judges, cache, write=main)
     measured = measure_policies(session, policies, prompts, session.gold, cache)
     if not main:
         return True
-    _write_policies(session, measured)
+    _write_policies(session, measured, audited)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
     _finish(session, stages, record)
@@ -176,18 +176,24 @@ def _written(run: RunDir) -> list[Path]:
     return [file for file in files if not file.name.startswith(".")]
 
 
-def _evaluate_reward_models(session: Session, stages: Sequence[str], cache: Cache, *, write: bool) -> None:
-    """On held-out pairs, where the data are pairs; the report says where they are not."""
+def _evaluate_reward_models(
+    session: Session, stages: Sequence[str], cache: Cache, *, write: bool
+) -> set[Path]:
+    """On held-out pairs, where the data are pairs; the report says where they are not. The files written."""
     if session.dataset.kind != "pairs":
-        return
+        return set()
+    run, written = session.run, set[Path]()
     for name, (result, rows) in audits(session, stages, session.dataset.validation, cache, own_data=True):
         if not write:
             continue
-        if name != session.judge:
-            write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)
-            continue
-        write_record(session.run.reward_evaluation, result, RewardModelRecord)
-        write_records(session.run.mistakes, rows, Mistake)
+        of_judge = name == session.judge
+        file = run.reward_evaluation if of_judge else run.evaluation(f"reward_model_{name}")
+        write_record(file, result, RewardModelRecord)
+        written.add(file)
+        if of_judge:
+            write_records(run.mistakes, rows, Mistake)
+            written.add(run.mistakes)
+    return written
 
 
 def audits(
@@ -354,9 +360,9 @@ def policy_name_of(stage: str) -> str:
     return BASE if stage == BASE else policy_name(stage)
 
 
-def _write_policies(session: Session, measured: Measured) -> None:
+def _write_policies(session: Session, measured: Measured, audited: Collection[Path]) -> None:
     run, config = session.run, session.config
-    _remove_earlier(run)
+    _remove_earlier(run, audited)
     write_records(run.comparisons, measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(run.evaluation(name), summary, PolicyRecord)
@@ -370,10 +376,11 @@ def _write_policies(session: Session, measured: Measured) -> None:
         write_record(run.best_of_n, measured.best_of_n, BestOfCurve)
 
 
-def _remove_earlier(run: RunDir) -> None:
-    """Numbers and samples of policies that an earlier evaluation measured, perhaps on other prompts."""
-    for path in run.comparisons.parent.glob("*.json"):
-        if not path.name.startswith("reward_model"):
-            path.unlink()
-    for path in run.samples_files().values():
-        path.unlink()
+def _remove_earlier(run: RunDir, written: Collection[Path]) -> None:
+    """Numbers and samples of an earlier evaluation, perhaps of other stages, prompts or judges; not what this
+    one has `written`.
+    """
+    earlier = [*run.comparisons.parent.glob("*.json"), *run.samples_files().values(), run.mistakes]
+    for path in earlier:
+        if path not in written:
+            path.unlink(missing_ok=True)
