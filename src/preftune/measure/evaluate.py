@@ -126,6 +126,11 @@ def _judge_key(session: Session, judge: str | None) -> str | None:
     return sum_of(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
 
 
+def made_of(session: Session, stage: str) -> list[str | None]:
+    """A stage's key and the sum of its model: of one key, two machines make different bits."""
+    return [session.stage(stage).key, model_sum(session.run, stage)]
+
+
 def functions_of(session: Session) -> dict[str, Any]:
     """The functions and judges of an evaluation, and what they may read of the rows beside the texts."""
     settings = session.config.evaluation
@@ -159,8 +164,11 @@ def cache_of(
             "seed": session.config.seed,
             "precision": session.precision,
             "prompts": content(prompts),
-            "reference": session.stage(reference).key,
+            "reference": made_of(session, reference),
             "judges": [_judge_key(session, name) for name in judges],
+            "judge_sums": [
+                model_sum(session.run, name) for name in judges if name and not from_outside(name)
+            ],
             "gold": gold is not None,
             **functions_of(session),
         },
@@ -203,7 +211,7 @@ def audits(
     bag = functools.cache(lambda: bag_of_words(session))
     of = {"pairs": content(pairs), "own_data": own_data}
     for name in stages:
-        of_stage = {**of, "stage": session.stage(name).key}
+        of_stage = {**of, "stage": made_of(session, name)}
 
         def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
             return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
@@ -280,7 +288,7 @@ def _measured(
                 rows = bench.rows(policy, advance)
             return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
 
-        rows, reverse = cache.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
+        rows, reverse = cache.take(policy_name_of(name), {"stage": made_of(session, name)}, measure)
         measured[name] = rows, reverse
     rows_of = {policy_name_of(name): measured[name][0] for name in names}
     return rows_of, {policy_name_of(name): measured[name][1] for name in names}
