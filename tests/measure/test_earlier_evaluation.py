@@ -1,18 +1,26 @@
 """What an earlier evaluation left behind: nothing of it may stand beside the numbers of a later one."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from preftune.cli import main
+from preftune.errors import DataError, InputMissing
+from preftune.label.items import find_source
 from preftune.measure import evaluate
+from preftune.measure.compare import compare_runs
+from preftune.records.outdated import outdated
+from preftune.report import cautions
+from preftune.report.doctor import examine
+from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json
+from preftune.runs.overview import show_runs
 from preftune.runs.reopen import reopen
-from preftune.runs.stages import model_sum
 from preftune.study import measure as study
-from preftune.sums import sum_of, sums, write_sealed
+from preftune.sums import model_sum, sum_of, sums, write_sealed
 
 
 def test_audits_of_stages_that_judge_no_more_do_not_stay(copy: RunDir) -> None:
@@ -97,3 +105,96 @@ def test_a_studys_policy_of_other_bits_is_measured_again(
         study.measure_seed(reopen(copy.path), design)
     assert [name for name in keys[0] if keys[0][name] != keys[1][name]] == ["dpo"]
     assert not set(keys[1].values()) & set(keys[2].values())
+
+
+@pytest.fixture(scope="module")
+def redone(tiny_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The finished run, DPO trained again with another beta, and not evaluated since."""
+    run = RunDir(shutil.copytree(tiny_run.path, tmp_path_factory.mktemp("redone") / "run"))
+    words = ["train", "tiny", "dpo", "stage.dpo.beta=0.5", "--redo", "dpo", "--out", str(run.path)]
+    assert main(words) == 0
+    return run
+
+
+def test_nothing_shows_the_old_numbers_of_a_stage_that_was_trained_again(redone: RunDir) -> None:
+    view = load_run(redone)
+    assert {policy.policy for policy in view.policies} == {
+        *("base", "policy_sft", "policy_ppo", "policy_grpo", "best_of_4")
+    }
+    assert {row.policy for row in view.comparisons} & {"policy_dpo", "policy_ppo"} == {"policy_ppo"}
+    assert "policy_dpo" not in view.samples
+    assert view.reward_model is not None
+    assert view.mistakes
+    assert view.best_of
+    assert "the evaluation of policy_dpo (preftune evaluate RUN measures what is there)" in view.missing
+    (words,) = view.outdated
+    assert words == (
+        "Left out is what was measured of DPO: it is of a model of dpo that is no longer there; "
+        "preftune evaluate RUN measures what is there."
+    )
+    assert cautions(view)[0] == words
+    assert examine(redone.path).startswith(words)
+
+
+def test_the_card_of_the_new_model_has_no_numbers_of_the_old_one(redone: RunDir) -> None:
+    cards = {name: (redone.models / name / "README.md").read_text() for name in ("policy_dpo", "policy_ppo")}
+    assert "Not evaluated yet: `preftune evaluate RUN` measures it" in cards["policy_dpo"]
+    assert "model-index" not in cards["policy_dpo"]
+    assert "model-index" in cards["policy_ppo"]
+
+
+def test_lists_of_runs_say_that_the_numbers_are_of_an_old_model(redone: RunDir, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(redone.path, runs / "one")
+    (line,) = [line.strip() for line in show_runs(runs).splitlines() if line.strip().startswith("dpo: ")]
+    assert line.startswith("dpo: what was measured is of a model of dpo that is no longer there;")
+    assert main(["report", "--all", str(runs)]) == 0
+    gains = (runs / "runs.html").read_text().split('<section id="gains">')[1].split("</section>")[0]
+    assert "Left out is what was measured of DPO" in gains
+    assert "<td>DPO" not in gains
+    assert "PPO" in gains
+
+
+def test_an_old_evaluation_is_not_compared(redone: RunDir, tiny_run: RunDir) -> None:
+    with pytest.raises(DataError, match="measured of DPO is of a model of dpo that is no longer") as caught:
+        compare_runs(tiny_run, redone, resamples=10)
+    assert f"preftune evaluate {redone.path}" in caught.value.hint
+
+
+def test_people_are_not_asked_about_replies_of_the_old_model(redone: RunDir) -> None:
+    with pytest.raises(InputMissing, match="no samples of two such policies"):
+        find_source(redone, "sft,dpo")
+
+
+def test_after_another_reference_or_judge_no_number_stands(copy: RunDir) -> None:
+    assert not outdated(copy).stages
+    with_other_bits(copy, "rm")
+    view = load_run(copy)
+    assert (view.policies, view.comparisons, view.best_of, view.mistakes) == ((), (), (), ())
+    assert view.reward_model is None
+    assert not view.samples
+    assert "of a model of rm that is no longer there" in view.outdated[0]
+    record = read_json(copy.stage_json("evaluation"))  # as of an evaluation that does not say whom all share
+    write_sealed(copy.stage_json("evaluation"), {k: v for k, v in record.items() if k != "shared"})
+    assert outdated(copy).all
+    with_other_bits(copy, "sft")
+    assert outdated(copy).all
+    record["made_from"] = {**record["made_from"], "rm": None, "sft": None}  # from before sums were kept
+    write_sealed(copy.stage_json("evaluation"), record)
+    assert not outdated(copy).stages
+
+
+def test_what_a_killed_evaluation_has_not_replaced_is_still_old(
+    copy: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_other_bits(copy, "dpo")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    session = reopen(copy.path)
+    monkeypatch.setattr(evaluate, "_evaluate_reward_models", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate_run(session, ["rm", "sft", "ppo", "grpo", "dpo"])
+    assert read_json(copy.stage_json("evaluation"))["status"] == "running"
+    assert outdated(copy).stages == ("dpo",)

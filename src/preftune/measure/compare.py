@@ -13,6 +13,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
 from preftune.models.locate import GATE
 from preftune.records.base import read_record, read_records
+from preftune.records.outdated import outdated
 from preftune.records.policy import Comparison, PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
@@ -83,8 +84,16 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
 
 
 def _policies(run: RunDir) -> dict[str, PolicyRecord]:
-    """The run's evaluations that hold numbers by prompt, by policy."""
+    """The run's evaluations that hold numbers by prompt, by policy. DataError where one is of a model that is
+    no longer there.
+    """
     records = [read_record(path, PolicyRecord) for path in policy_files(run.comparisons.parent)]
+    gone = outdated(run)
+    if names := [record.label for record in records if gone.policy(record.policy)]:
+        raise DataError(
+            f"{run.path}: what was measured of {', '.join(names)} is {gone.why}",
+            hint=f"preftune evaluate {run.path} measures what is there",
+        )
     policies = {record.policy: record for record in records if record.prompts}
     if not policies:
         raise InputMissing(

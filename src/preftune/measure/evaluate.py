@@ -29,8 +29,8 @@ from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session, columns_hash
-from preftune.runs.stages import SIDE_FILE, model_sum
-from preftune.sums import CARD, faults, listed, read_sealed, sum_of, sums
+from preftune.runs.stages import SIDE_FILE
+from preftune.sums import CARD, faults, listed, model_sum, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
 _VERSION = 4  # of what an evaluation measures: results of an earlier version are made again
@@ -64,7 +64,9 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     cache = replace(cache_of(session, policies, prompts, session.gold), learner=learner)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
     if main:
-        StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
+        earlier = read_sealed(session.run.stage_json(EVALUATION))  # its files stay until these are there
+        of_earlier = {name: earlier[name] for name in ("made_from", "shared") if name in earlier}
+        StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running", **of_earlier})
     audited = _evaluate_reward_models(session, judges, cache, write=main)
     measured = measure_policies(session, policies, prompts, session.gold, cache)
     if not main:
@@ -72,6 +74,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     _write_policies(session, measured, audited)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
+    record["shared"] = shared_by_all(session, stages)
     _finish(session, stages, record)
     cache.remove()
     session.console.finished(EVALUATION, facts)
@@ -103,7 +106,10 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
-    """Bring the models' cards up to date, and put the sums of all files into the evaluation's record."""
+    """Bring the models' cards up to date, and put the sums of all files into the evaluation's record. Cards
+    show what is of the models that the record names.
+    """
+    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     rewrite_cards(session, stages)
     files = sums(session.run, _written(session.run))
     StageRecord.write(session.run.stage_json(EVALUATION), {**record, "files": files})
@@ -227,6 +233,14 @@ def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
 def reference_stage(session: Session, stages: Sequence[str]) -> str:
     """What every policy is compared with: SFT, or the base without an SFT stage."""
     return next((n for n in stages if session.config.stage[n].imitates), BASE)
+
+
+def shared_by_all(session: Session, stages: Sequence[str]) -> list[str]:
+    """The stages whose models all numbers hang on: what policies are compared with, and the judges."""
+    second = second_judge(session)
+    names = [reference_stage(session, policies_of(session, stages)), session.judge]
+    names += [second.stage] if second else []
+    return [name for name in dict.fromkeys(names) if name in stages]
 
 
 def measure_policies(

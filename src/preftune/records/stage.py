@@ -82,6 +82,7 @@ class StageRecord(Record):
     key: str = ""  # SHA-256 of all that its result depends on
     inputs: Mapping[str, Any] = Field(default_factory=dict)  # what the key is made of
     made_from: Mapping[str, str | None] = Field(default_factory=dict)  # parent -> sum of its model
+    shared: Several[str] = ()  # of the evaluation: the stages whose models all its numbers hang on
     state_sha256: Mapping[str, str] = Field(default_factory=dict)  # files of the last checkpoint
     seconds: Number | None = None
     peak_memory_mb: Number | None = None
