@@ -19,6 +19,7 @@ from preftune.measure.evaluate import (
     policies_of,
     policy_name_of,
     reference_stage,
+    shared_by_all,
 )
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
@@ -27,7 +28,7 @@ from preftune.report.sections.other_pairs import policy_table
 from preftune.rundir import BASE, sha256_file, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
-from preftune.sums import sums, write_sealed
+from preftune.sums import model_sum, sums, write_sealed
 
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
@@ -76,8 +77,15 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
     digest = sha256_file(file) if file.is_file() else None  # none of a directory of files
-    facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": left_out}
+    facts: dict[str, Any] = {
+        "file": file.name,
+        "sha256": digest,
+        "usable": len(read),
+        "seen_in_training": left_out,
+    }
     written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
+    facts["made_from"] = {stage: model_sum(session.run, stage) for stage in stages}
+    facts["shared"] = shared_by_all(session, stages)
     content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
     PairsFile.model_validate(content)
     write_sealed(record, content)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from preftune.config import config_of
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import R, read_record, read_records
-from preftune.records.outdated import AGAIN, Outdated, outdated
+from preftune.records.outdated import AGAIN, Outdated, outdated, outdated_in
 from preftune.records.policy import (
     BEST_OF,
     PAIRS,
@@ -60,6 +60,7 @@ def load_run(run: RunDir) -> RunView:
     of_judge = judge is None or not gone.judge(judge.stage)
     samples = {policy: tuple(read_records(path, SampleRow)) for policy, path in run.samples_files().items()}
     samples = {policy: rows for policy, rows in samples.items() if not gone.policy(policy)}
+    other_pairs, old_pairs = _other_pairs(run, names)
     best_of, origins = _optional(run.evaluation(BEST_OF), BestOfCurve), _optional(run.origins, OriginsRecord)
     return RunView(
         name=str(config.get("name") or run.path.resolve().name),
@@ -71,7 +72,7 @@ def load_run(run: RunDir) -> RunView:
         policies=policies,
         reward_model=judge if of_judge else None,
         other_reward_models=tuple(audit for audit in others if not gone.judge(audit.stage)),
-        other_pairs=_other_pairs(run, names),
+        other_pairs=other_pairs,
         best_of=best_of.points if best_of and not gone.all else (),
         origins=origins.origins if origins else {},
         recipe=origins.recipe if origins else "",
@@ -80,7 +81,7 @@ def load_run(run: RunDir) -> RunView:
         mistakes=tuple(read_records(run.mistakes, Mistake)) if of_judge and run.mistakes.exists() else (),
         tokens=_tokens(run.analysis_details / TOKENS, stages),
         missing=_missing(run, stages, policies, gone, judged=scored_by_model(config, policies)),
-        outdated=_left_out(gone, measured, [judge, *others]),
+        outdated=(*_left_out(gone, measured, [judge, *others]), *old_pairs),
     )
 
 
@@ -90,12 +91,18 @@ def _comparisons(run: RunDir, gone: Outdated) -> tuple[Comparison, ...]:
 
 
 def _left_out(
-    gone: Outdated, policies: Sequence[PolicyRecord], audits: Sequence[RewardModelRecord | None]
+    gone: Outdated,
+    policies: Sequence[PolicyRecord],
+    audits: Sequence[RewardModelRecord | None],
+    where: str = "",
+    again: str = AGAIN,
 ) -> tuple[str, ...]:
-    """What was measured of models that are no longer there, in a sentence."""
+    """What was measured of models that are no longer there, in a sentence; nothing where all are there."""
     names = [policy.label for policy in policies if gone.policy(policy.policy)]
     names += [clean(audit.stage, MAX_LABEL) for audit in audits if audit and gone.judge(audit.stage)]
-    return (f"Left out is what was measured of {join(names)}: it is {gone.why}; {AGAIN}.",) if names else ()
+    if not names:
+        return ()
+    return (f"Left out is what was measured{where} of {join(names)}: it is {gone.why}; {again}.",)
 
 
 def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
@@ -175,19 +182,25 @@ def _other_reward_models(run: RunDir) -> tuple[RewardModelRecord, ...]:
     return tuple(read_record(path, RewardModelRecord) for path in paths)
 
 
-def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
-    """What `evaluate --pairs` left, by name; one that did not get as far as its record is left out."""
-    evaluated = []
+def _other_pairs(run: RunDir, stages: list[str]) -> tuple[tuple[OtherPairs, ...], tuple[str, ...]]:
+    """What `evaluate --pairs` left, by name, and what is left out of it, as models have changed since; one
+    that did not get as far as its record has nothing.
+    """
+    evaluated, left_out = list[OtherPairs](), list[str]()
     for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
-        judges = sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
-        evaluated.append(
-            OtherPairs(
-                of=read_record(path, PairsFile),
-                reward_models=tuple(read_record(judge, RewardModelRecord) for judge in judges),
-                policies=_policies(path.parent, PairsPolicy, stages),
-            )
-        )
-    return tuple(evaluated)
+        gone, of = outdated_in(run, path.parent, read_sealed(path)), read_record(path, PairsFile)
+        audits = [
+            read_record(audit, RewardModelRecord)
+            for audit in sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
+        ]
+        policies = _policies(path.parent, PairsPolicy, stages)
+        on_it = f" on {clean(of.file, MAX_LABEL)}"
+        left_out += _left_out(gone, policies, audits, on_it, AGAIN.replace("RUN", "RUN --pairs FILE"))
+        judges = tuple(audit for audit in audits if not gone.judge(audit.stage))
+        policies = tuple(policy for policy in policies if not gone.policy(policy.policy))
+        if judges or policies or not gone.stages:
+            evaluated.append(OtherPairs(of=of, reward_models=judges, policies=policies))
+    return tuple(evaluated), tuple(left_out)
 
 
 def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
