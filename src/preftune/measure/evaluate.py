@@ -57,6 +57,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     if learner.together([main and _is_done(session, stages, key, models)])[0]:
         session.console.skipped(EVALUATION)
         return False
+    judged_by = _judged_by(session)
     reset_peak_memory()
     began = time.monotonic()
     judges = [name for name in judges_of(session.config.stage) if name in stages]
@@ -74,7 +75,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     _write_policies(session, measured, audited)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
-    record["shared"] = shared_by_all(session, stages)
+    record |= {"shared": shared_by_all(session, stages), "judged_by": judged_by}
     _finish(session, stages, record)
     cache.remove()
     session.console.finished(EVALUATION, facts)
@@ -149,6 +150,13 @@ def functions_of(session: Session) -> dict[str, Any]:
     if settings.reward_functions:
         facts["functions"] = source_hashes(settings.reward_functions)
     return facts | ({"golds": judge_hashes(judges)} if judges else {})
+
+
+def _judged_by(session: Session) -> dict[str, Any]:
+    """What scores the policies, for a comparison with another run: names, the judge's key, hashes."""
+    key, functions = _judge_key(session, session.judge), functions_of(session)
+    facts = {name: functions[name] for name in ("functions", "golds") if name in functions}
+    return {"judge": session.judge if key else None, "key": key, **facts}
 
 
 def cache_of(
