@@ -314,7 +314,8 @@ def without_sums(run: RunDir) -> RunDir:
     for file in [*run.path.glob("stages/*/stage.json"), run.marker]:
         record = read_json(file)
         names = [name for name in record.get("files", ()) if not name.startswith("models/")]
-        left = {k: v for k, v in record.items() if k not in ("record_sha256", "files", "made_from")}
+        later = ("record_sha256", "files", "made_from", "shared", "judged_by")
+        left = {k: v for k, v in record.items() if k not in later}
         write_json(file, left | ({"files": names} if "evaluation" in file.parts else {}))
     return run
 

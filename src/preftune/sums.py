@@ -84,6 +84,13 @@ def listed(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return files if isinstance(files, dict) else None
 
 
+def model_sum(run: RunDir, name: str) -> str | None:
+    """One hash for the model, or data, that a stage has recorded; None if it has not."""
+    files = listed(read_sealed(run.stage_json(name)))
+    prefixes = ("models/", "collected/")
+    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(prefixes)})
+
+
 def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]:
     """What differs from a record, "FILE is missing" and the like, among the files whose path begins so."""
     files = listed(record) or {}

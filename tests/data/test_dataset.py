@@ -130,6 +130,23 @@ def test_contents_are_hashed_without_regard_to_packing(tmp_path: Path) -> None:
     assert load(tmp_path / "b").report["content_sha256"] == one
 
 
+def test_replies_that_did_not_end_are_in_the_hash_and_where_all_ended_it_is_that_of_before(
+    tmp_path: Path,
+) -> None:
+    def hashed(name: str, **columns: Any) -> str:
+        rows = [{"prompt": "Q", "chosen": "a", "rejected": "b", **columns}]
+        return load(write_jsonl(tmp_path / name / "train.jsonl", rows)).report["content_sha256"]["train"]
+
+    texts = ["\n\nHuman: Q\n\nAssistant:", " a", " b"]
+    before = b"".join(len(text).to_bytes(8, "big") + text.encode() for text in texts)
+    plain = hashed("plain")
+    assert plain == hashlib.sha256(before).hexdigest()
+    assert plain == hashed("ended", ended_chosen=True, ended_rejected="true")
+    cut = [hashed("a", ended_rejected=False), hashed("b", ended_chosen=False)]
+    cut.append(hashed("c", ended_chosen=False, ended_rejected=False))
+    assert len({plain, *cut}) == 4
+
+
 def test_data_dir_names_a_subdirectory(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a/train.jsonl", [hh_row("a")])
     write_jsonl(tmp_path / "b/train.jsonl", [hh_row("b")])

@@ -120,3 +120,9 @@ def test_every_card_has_metadata_and_the_measured_numbers(tiny_run: RunDir, name
         assert f"[{reward['interval'][0]:.3f}, {reward['interval'][1]:.3f}] | 16 |" in text
     for heading in ("Data", "Recipe", "Measured", "Limits", "How to load"):
         assert f"\n## {heading}\n" in text
+
+
+def test_the_record_says_what_scored_and_whose_models_all_numbers_hang_on(tiny_run: RunDir) -> None:
+    record = read_json(tiny_run.stage_json("evaluation"))
+    assert record["judged_by"] == {"judge": "rm", "key": read_json(tiny_run.stage_json("rm"))["key"]}
+    assert record["shared"] == ["sft", "rm"]

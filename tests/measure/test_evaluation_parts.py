@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from preftune.measure.cache import Cache
+from preftune.data import Dialogue, Preference, Turn
+from preftune.measure.cache import Cache, content
 
 VALUE = ([{"row": 0, "kl": math.inf, "response": "NaN \ud800\u2028", "score": 0.1 + 0.2}], [math.nan, 1e-300])
 
@@ -60,3 +61,14 @@ def test_nothing_is_left_in_the_end(tmp_path: Path) -> None:
     made.take("base", {}, lambda: 1)
     made.remove()
     assert not (tmp_path / "parts").exists()
+
+
+def test_pairs_of_another_source_or_with_a_reply_that_did_not_end_are_others() -> None:
+    def hashed(source: str = "", **columns: Any) -> str:
+        prompt = Dialogue([Turn("human", " Q")])
+        row = Preference(prompt=prompt, chosen=" a", rejected=" b", source=source, columns=columns)
+        return content([row])
+
+    found = [hashed(), hashed("harmless"), hashed(ended_chosen=False), hashed(ended_rejected=False)]
+    assert len(set(found)) == 4
+    assert hashed(read_by_nobody=1) == hashed()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import shutil
 from pathlib import Path
@@ -13,9 +14,12 @@ import preftune
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.measure import pairs as other_pairs
+from preftune.report import cautions
+from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs.console import Console
 from preftune.runs.sources import load_dataset
+from preftune.sums import write_sealed
 from preftune.world.dataset import make_world
 
 
@@ -150,3 +154,34 @@ def test_numbers_that_are_not_finite_are_shown(capsys: pytest.CaptureFixture[str
     }
     other_pairs._show_judge(SimpleNamespace(console=Console()), "rm", result)  # type: ignore[arg-type]
     assert "temperature inf" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("said")
+def test_what_was_measured_of_a_model_that_is_no_longer_there_is_left_out(
+    second_judge_run: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(shutil.copytree(second_judge_run.path, tmp_path / "run"))
+    assert not load_run(run).outdated
+    assert len(load_run(run).other_pairs) == 2
+    (run.pairs("theirs-hh") / "pairs.json").write_text(  # as of a version that did not record it
+        json.dumps({"file": "older.jsonl", "n": 60})
+    )
+    record = read_json(run.stage_json("dpo"))
+    for name, entry in record["files"].items():
+        entry["sha256"] = entry["sha256"][:: -1 if name.startswith("models/") else 1]
+    write_sealed(run.stage_json("dpo"), record | {"status": "running"})  # as if it were trained again
+    older, newer = load_run(run).other_pairs
+    assert "policy_dpo" in {policy.policy for policy in older.policies}
+    assert {policy.policy for policy in newer.policies} == {"base", "policy_sft", "best_of_4"}
+    assert [judge.stage for judge in newer.reward_models] == ["rm", "rm2"]
+    assert any(
+        "measured on theirs-trl.jsonl of DPO: it is of a model of dpo that is no longer there; "
+        "preftune evaluate RUN --pairs FILE" in caution
+        for caution in cautions(load_run(run))
+    )
+    record = read_json(run.stage_json("rm"))
+    del record["files"]
+    write_sealed(run.stage_json("rm"), record)
+    assert [each.of.file for each in load_run(run).other_pairs] == ["older.jsonl", "theirs-trl.jsonl"]
+    assert [judge.stage for judge in load_run(run).other_pairs[1].reward_models] == ["rm2"]
+    assert load_run(run).other_pairs[1].policies == ()

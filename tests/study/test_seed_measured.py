@@ -16,6 +16,7 @@ from preftune.measure import evaluate
 from preftune.records.study import SeedRecord
 from preftune.rollout.functions import RewardFunctions, load_functions
 from preftune.rollout.score import Scorer
+from preftune.rundir import RunDir
 from preftune.study import measure, pool
 from preftune.world.dataset import KINDS
 
@@ -80,10 +81,13 @@ def test_fresh_pairs_that_are_too_long_are_left_out(monkeypatch: pytest.MonkeyPa
     assert list(found) == [KINDS[0]]
 
 
-def test_a_policy_judged_by_an_edited_function_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_judged_by_an_edited_function_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_recipe("tiny", [f"evaluation.gold={__name__}:by_level"]).config
     session: Any = SimpleNamespace(
         config=config,
+        run=RunDir(tmp_path),
         dataset=SimpleNamespace(test=PROMPTS),
         stage=lambda name: SimpleNamespace(key=name),
         judge="rm",

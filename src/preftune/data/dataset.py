@@ -315,12 +315,16 @@ def _words(pairs: Sequence[Preference]) -> dict[str, list[int]]:
 
 
 def _content_hash(pairs: Iterable[Preference]) -> str:
-    """One hash of a split's texts in order, independent of files and packing."""
+    """One hash of a split's texts in order, and of which replies did not end; independent of files and
+    packing. Where all ended there is nothing of it in the hash, as there was in none of before.
+    """
     digest = hashlib.sha256()
     for pair in pairs:
         for text in (pair.prompt.transcript(), pair.chosen, pair.rejected):
             data = text.encode("utf-8")
             digest.update(len(data).to_bytes(8, "big") + data)
+        if pair.ended != (True, True):
+            digest.update(b"\xff" * 8 + bytes(pair.ended))  # no text has such a length
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from preftune.data.dialogue import ROLES, Dialogue, Turn
 from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.records.base import Number, Record, Several, read_records
+from preftune.records.outdated import outdated
 from preftune.records.run import SampleRow
 from preftune.report.load import settings_of
 from preftune.rundir import RunDir, policy_name, read_text
@@ -98,7 +99,8 @@ def find_source(run: RunDir, source: str | None) -> Chosen:
 
 
 def _two_policies(run: RunDir, source: str | None) -> Chosen:
-    files = run.samples_files()
+    gone = outdated(run)
+    files = {policy: file for policy, file in run.samples_files().items() if not gone.policy(policy)}
     if source is None:
         config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
         kinds = {

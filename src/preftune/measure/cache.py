@@ -75,5 +75,6 @@ class Cache:
 
 
 def content(pairs: Sequence[Preference]) -> str:
-    """SHA-256 of the texts of pairs, in their order."""
-    return sum_of({"pairs": [[pair.prompt.transcript(), pair.chosen, pair.rejected] for pair in pairs]})
+    """SHA-256 of pairs in their order: texts, sources (an audit goes by them), which replies ended."""
+    rows = [[p.prompt.transcript(), p.chosen, p.rejected, p.source, p.ended] for p in pairs]
+    return sum_of({"pairs": rows})

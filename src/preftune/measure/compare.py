@@ -7,26 +7,27 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from preftune.config.rewards import judges_in
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
 from preftune.evaluation.compare import judged
-from preftune.models.locate import GATE
+from preftune.measure.same_judges import judged_by, no_common_unit, same_gold, same_score
 from preftune.records.base import read_record, read_records
+from preftune.records.outdated import outdated
 from preftune.records.policy import Comparison, PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
 from preftune.report.load import check_intact, settings_of
-from preftune.report.view import reference_in, setting
-from preftune.rundir import RunDir, read_object, read_text, sha256_file
-from preftune.runs.stages import check_model, differences
+from preftune.report.view import reference_in
+from preftune.rundir import RunDir, read_text
+from preftune.runs.stages import differences
 
 if TYPE_CHECKING:
     from preftune.runs.console import Console
 
 QUALITY = ("score", "gain", "gold")  # more of these is better
 MEASURES = (*QUALITY, "kl", "length", "ended")
+_COMPARED = ("difference", "mean", "interval", "win_rate", "p_value", "p_holm", "verdict")
 WORDS = {
     "score": "reward",
     "gain": "reward - {reference}",
@@ -40,16 +41,18 @@ WORDS = {
 def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The comparison as one JSON-able record; differences are b - a, paired by prompt.
 
-    Rewards are compared only where both runs have the very same reward model, and gold only where both name
-    the same judge; the gain over its own reference (SFT) is always compared, each in the unit of its own
-    judge. Holm's correction is over the policies, measure by measure. InputMissing for a run without an
-    evaluation, DataError without a common prompt.
+    Rewards are compared only where both runs have the very same judge, and gold only where both name the same
+    one. The gain over its own reference (SFT) is compared, each in the unit of its own reward model; where
+    reward functions differ there is no common unit, and both gains stand without difference. Holm's
+    correction is over the policies, measure by measure. InputMissing for a run without an evaluation,
+    DataError without a common prompt, or for an evaluation of models that are no longer there.
     """
     for run in (a, b):
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
     references = [_reference(run, policies) for run, policies in ((a, ours), (b, theirs))]
-    same = {"score": _same_judge(a, b), "gold": _gold(a) == _gold(b)}
+    judges = [judged_by(run, _config(run), of.values()) for run, of in ((a, ours), (b, theirs))]
+    same, no_unit = {"score": same_score(*judges), "gold": same_gold(*judges)}, no_common_unit(*judges)
     records: list[dict[str, Any]] = []
     common = [name for name in ours if name in theirs]
     prompts = _common_prompts(ours, theirs)
@@ -61,12 +64,16 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
             for name in common
             if (pairs := _pairs(name, measure, (ours, theirs), references, prompts))
         ]
+        if measure == "gain" and no_unit:
+            records += [{**record, **dict.fromkeys(_COMPARED)} for record in family]
+            continue
         records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
     return {
         "a": str(a.path),
         "b": str(b.path),
         "same_reward_model": same["score"],
         "same_gold": same["gold"],
+        "no_common_unit": no_unit or None,
         "references": [
             runs[name].label if name in runs else name
             for runs, name in zip((ours, theirs), references, strict=True)
@@ -83,8 +90,16 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
 
 
 def _policies(run: RunDir) -> dict[str, PolicyRecord]:
-    """The run's evaluations that hold numbers by prompt, by policy."""
+    """The run's evaluations that hold numbers by prompt, by policy. DataError where one is of a model that is
+    no longer there.
+    """
     records = [read_record(path, PolicyRecord) for path in policy_files(run.comparisons.parent)]
+    gone = outdated(run)
+    if names := [record.label for record in records if gone.policy(record.policy)]:
+        raise DataError(
+            f"{run.path}: what was measured of {', '.join(names)} is {gone.why}",
+            hint=f"preftune evaluate {run.path} measures what is there",
+        )
     policies = {record.policy: record for record in records if record.prompts}
     if not policies:
         raise InputMissing(
@@ -105,44 +120,6 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
             hint="compare runs of the same data; evaluation.prompts may differ, data.name may not",
         )
     return prompts
-
-
-def _same_judge(a: RunDir, b: RunDir) -> bool:
-    """Whether the reward models that score both runs have the same weights, and normalise them in the same
-    way, beside the same functions.
-    """
-    functions = [setting(_config(run).get("evaluation", {}), "reward_functions") for run in (a, b)]
-    if functions[0] != functions[1]:
-        return False
-    stages = [_judge(run) for run in (a, b)]
-    models = [run.model_dir(stage, trains_policy=False) for run, stage in zip((a, b), stages, strict=True)]
-    weights = [
-        sorted(file for name in ("model.safetensors", GATE) for file in model.rglob(name))  # of an ensemble
-        for model in models
-    ]
-    if not all(weights) or not all((model / "preftune.json").is_file() for model in models):
-        return False
-    notes = [read_object(model / "preftune.json") for model in models]
-    for run, stage, model in zip((a, b), stages, models, strict=True):
-        check_model(run, stage, model)
-    keys = ("mean", "std", "members", "combine", "sd_coef", "experts")
-    constants = [[note.get(key) for key in keys] for note in notes]
-    hashes = [[sha256_file(file) for file in files] for files in weights]
-    return constants[0] == constants[1] and hashes[0] == hashes[1]
-
-
-def _judge(run: RunDir) -> str:
-    """The stage whose model scored the policies."""
-    file = run.reward_evaluation
-    return (read_record(file, RewardModelRecord).stage if file.is_file() else "") or "rm"
-
-
-def _gold(run: RunDir) -> Sequence[str] | None:
-    """Whose score "gold" is: the first judge that is named; None for the world's own score."""
-    config = _config(run)
-    if config.get("data", {}).get("name") == "world":
-        return None
-    return judges_in(setting(config.get("evaluation", {}), "gold"))[:1]
 
 
 def _reference(run: RunDir, policies: Mapping[str, PolicyRecord]) -> str:
@@ -269,7 +246,12 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     if shown := [record for record in result["policies"] if record["label"] in differ]:
         console.table(headers, list(comparison_table(shown, reference)))
         console.line(RULE)
-    if not result["same_reward_model"]:
+    if why := result["no_common_unit"]:
+        console.line(
+            f"Rewards, and gains over {reference}, have no common unit in the two runs ({why}): rewards are "
+            "not compared, and gains are only shown."
+        )
+    elif not result["same_reward_model"]:
         console.line(
             "The runs are not known to have the same judge: rewards are not compared, gains over "
             f"{reference} are."
@@ -295,12 +277,18 @@ def _share_in_words(share: Mapping[str, Any] | None) -> str:
 def comparison_table(records: Sequence[Mapping[str, Any]], reference: str) -> Iterator[tuple[str, ...]]:
     """Rows of text: policy and measure, a, b, b - a with interval, corrected p-value, verdict."""
     for record in records:
-        low, high = record["interval"]
-        difference = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        yield (
+        cells = (
             f"{record['label']}, {WORDS[record['measure']].format(reference=reference)}",
             f"{record['a']['mean']:.3f}",
             f"{record['b']['mean']:.3f}",
+        )
+        if record["interval"] is None:
+            yield (*cells, "no common unit", "–", "–")
+            continue
+        low, high = record["interval"]
+        difference = f"{record['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        yield (
+            *cells,
             "the same on every prompt" if _same(record) else difference,
             f"{record['p_holm']:.3f}",
             record["verdict"],
@@ -309,4 +297,4 @@ def comparison_table(records: Sequence[Mapping[str, Any]], reference: str) -> It
 
 def _same(record: Mapping[str, Any]) -> bool:
     """Whether no prompt differs: the interval of differences that are all 0 has no ends."""
-    return record["mean"] == 0 and math.isinf(record["interval"][0])
+    return record["interval"] is not None and record["mean"] == 0 and math.isinf(record["interval"][0])

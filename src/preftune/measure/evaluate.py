@@ -3,7 +3,7 @@
 import functools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session, columns_hash
-from preftune.runs.stages import SIDE_FILE, model_sum
-from preftune.sums import CARD, faults, listed, read_sealed, sum_of, sums
+from preftune.runs.stages import SIDE_FILE
+from preftune.sums import CARD, faults, listed, model_sum, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
 _VERSION = 5  # of what an evaluation measures: results of an earlier version are made again
@@ -57,6 +57,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     if learner.together([main and _is_done(session, stages, key, models)])[0]:
         session.console.skipped(EVALUATION)
         return False
+    judged_by = _judged_by(session)
     reset_peak_memory()
     began = time.monotonic()
     judges = [name for name in judges_of(session.config.stage) if name in stages]
@@ -64,14 +65,17 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     cache = replace(cache_of(session, policies, prompts, session.gold), learner=learner)
     record = {"stage": EVALUATION, "algorithm": EVALUATION}
     if main:
-        StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
-    _evaluate_reward_models(session, judges, cache, write=main)
+        earlier = read_sealed(session.run.stage_json(EVALUATION))  # its files stay until these are there
+        of_earlier = {name: earlier[name] for name in ("made_from", "shared") if name in earlier}
+        StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running", **of_earlier})
+    audited = _evaluate_reward_models(session, judges, cache, write=main)
     measured = measure_policies(session, policies, prompts, session.gold, cache)
     if not main:
         return True
-    _write_policies(session, measured)
+    _write_policies(session, measured, audited)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
+    record |= {"shared": shared_by_all(session, stages), "judged_by": judged_by}
     _finish(session, stages, record)
     cache.remove()
     session.console.finished(EVALUATION, facts)
@@ -103,7 +107,10 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
-    """Bring the models' cards up to date, and put the sums of all files into the evaluation's record."""
+    """Bring the models' cards up to date, and put the sums of all files into the evaluation's record. Cards
+    show what is of the models that the record names.
+    """
+    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     rewrite_cards(session, stages)
     files = sums(session.run, _written(session.run))
     StageRecord.write(session.run.stage_json(EVALUATION), {**record, "files": files})
@@ -126,6 +133,11 @@ def _judge_key(session: Session, judge: str | None) -> str | None:
     return sum_of(session.contents(judge)) if from_outside(judge) else session.stage(judge).key
 
 
+def made_of(session: Session, stage: str) -> list[str | None]:
+    """A stage's key and the sum of its model: of one key, two machines make different bits."""
+    return [session.stage(stage).key, model_sum(session.run, stage)]
+
+
 def functions_of(session: Session) -> dict[str, Any]:
     """The functions and judges of an evaluation, and what they may read of the rows beside the texts."""
     settings = session.config.evaluation
@@ -138,6 +150,13 @@ def functions_of(session: Session) -> dict[str, Any]:
     if settings.reward_functions:
         facts["functions"] = source_hashes(settings.reward_functions)
     return facts | ({"golds": judge_hashes(judges)} if judges else {})
+
+
+def _judged_by(session: Session) -> dict[str, Any]:
+    """What scores the policies, for a comparison with another run: names, the judge's key, hashes."""
+    key, functions = _judge_key(session, session.judge), functions_of(session)
+    facts = {name: functions[name] for name in ("functions", "golds") if name in functions}
+    return {"judge": session.judge if key else None, "key": key, **facts}
 
 
 def cache_of(
@@ -159,8 +178,11 @@ def cache_of(
             "seed": session.config.seed,
             "precision": session.precision,
             "prompts": content(prompts),
-            "reference": session.stage(reference).key,
+            "reference": made_of(session, reference),
             "judges": [_judge_key(session, name) for name in judges],
+            "judge_sums": [
+                model_sum(session.run, name) for name in judges if name and not from_outside(name)
+            ],
             "gold": gold is not None,
             **functions_of(session),
         },
@@ -176,18 +198,24 @@ def _written(run: RunDir) -> list[Path]:
     return [file for file in files if not file.name.startswith(".")]
 
 
-def _evaluate_reward_models(session: Session, stages: Sequence[str], cache: Cache, *, write: bool) -> None:
-    """On held-out pairs, where the data are pairs; the report says where they are not."""
+def _evaluate_reward_models(
+    session: Session, stages: Sequence[str], cache: Cache, *, write: bool
+) -> set[Path]:
+    """On held-out pairs, where the data are pairs; the report says where they are not. The files written."""
     if session.dataset.kind != "pairs":
-        return
+        return set()
+    run, written = session.run, set[Path]()
     for name, (result, rows) in audits(session, stages, session.dataset.validation, cache, own_data=True):
         if not write:
             continue
-        if name != session.judge:
-            write_record(session.run.evaluation(f"reward_model_{name}"), result, RewardModelRecord)
-            continue
-        write_record(session.run.reward_evaluation, result, RewardModelRecord)
-        write_records(session.run.mistakes, rows, Mistake)
+        of_judge = name == session.judge
+        file = run.reward_evaluation if of_judge else run.evaluation(f"reward_model_{name}")
+        write_record(file, result, RewardModelRecord)
+        written.add(file)
+        if of_judge:
+            write_records(run.mistakes, rows, Mistake)
+            written.add(run.mistakes)
+    return written
 
 
 def audits(
@@ -197,7 +225,7 @@ def audits(
     bag = functools.cache(lambda: bag_of_words(session))
     of = {"pairs": content(pairs), "own_data": own_data}
     for name in stages:
-        of_stage = {**of, "stage": session.stage(name).key}
+        of_stage = {**of, "stage": made_of(session, name)}
 
         def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
             return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
@@ -213,6 +241,14 @@ def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
 def reference_stage(session: Session, stages: Sequence[str]) -> str:
     """What every policy is compared with: SFT, or the base without an SFT stage."""
     return next((n for n in stages if session.config.stage[n].imitates), BASE)
+
+
+def shared_by_all(session: Session, stages: Sequence[str]) -> list[str]:
+    """The stages whose models all numbers hang on: what policies are compared with, and the judges."""
+    second = second_judge(session)
+    names = [reference_stage(session, policies_of(session, stages)), session.judge]
+    names += [second.stage] if second else []
+    return [name for name in dict.fromkeys(names) if name in stages]
 
 
 def measure_policies(
@@ -274,7 +310,7 @@ def _measured(
                 rows = bench.rows(policy, advance)
             return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
 
-        rows, reverse = cache.take(policy_name_of(name), {"stage": session.stage(name).key}, measure)
+        rows, reverse = cache.take(policy_name_of(name), {"stage": made_of(session, name)}, measure)
         measured[name] = rows, reverse
     rows_of = {policy_name_of(name): measured[name][0] for name in names}
     return rows_of, {policy_name_of(name): measured[name][1] for name in names}
@@ -354,9 +390,9 @@ def policy_name_of(stage: str) -> str:
     return BASE if stage == BASE else policy_name(stage)
 
 
-def _write_policies(session: Session, measured: Measured) -> None:
+def _write_policies(session: Session, measured: Measured, audited: Collection[Path]) -> None:
     run, config = session.run, session.config
-    _remove_earlier(run)
+    _remove_earlier(run, audited)
     write_records(run.comparisons, measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(run.evaluation(name), summary, PolicyRecord)
@@ -370,10 +406,11 @@ def _write_policies(session: Session, measured: Measured) -> None:
         write_record(run.best_of_n, measured.best_of_n, BestOfCurve)
 
 
-def _remove_earlier(run: RunDir) -> None:
-    """Numbers and samples of policies that an earlier evaluation measured, perhaps on other prompts."""
-    for path in run.comparisons.parent.glob("*.json"):
-        if not path.name.startswith("reward_model"):
-            path.unlink()
-    for path in run.samples_files().values():
-        path.unlink()
+def _remove_earlier(run: RunDir, written: Collection[Path]) -> None:
+    """Numbers and samples of an earlier evaluation, perhaps of other stages, prompts or judges; not what this
+    one has `written`.
+    """
+    earlier = [*run.comparisons.parent.glob("*.json"), *run.samples_files().values(), run.mistakes]
+    for path in earlier:
+        if path not in written:
+            path.unlink(missing_ok=True)

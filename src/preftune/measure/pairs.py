@@ -21,6 +21,7 @@ from preftune.measure.evaluate import (
     policies_of,
     policy_name_of,
     reference_stage,
+    shared_by_all,
 )
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
@@ -29,7 +30,7 @@ from preftune.report.sections.other_pairs import policy_table
 from preftune.rundir import BASE, RunDir, read_json, sha256_file, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
-from preftune.sums import sum_of, sums, write_sealed
+from preftune.sums import model_sum, sum_of, sums, write_sealed
 
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
@@ -83,7 +84,14 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
-    facts = {"file": file.name, "sha256": digest, "usable": len(read), "seen_in_training": left_out}
+    facts = {
+        "file": file.name,
+        "sha256": digest,
+        "usable": len(read),
+        "seen_in_training": left_out,
+        "made_from": {stage: model_sum(session.run, stage) for stage in stages},
+        "shared": shared_by_all(session, stages),
+    }
     written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
     content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
     PairsFile.model_validate(content)

@@ -73,6 +73,17 @@ class CollectedRecord(Record):
     llm: AskedRecord | None = None
 
 
+class JudgedRecord(Record):
+    """What scored the policies of an evaluation: the judge, a stage or one from elsewhere, and its key; of
+    reward functions, and of gold's judges, hashes of what they consist of.
+    """
+
+    judge: str | None = None
+    key: str | None = None
+    functions: Mapping[str, str] = Field(default_factory=dict)
+    golds: Mapping[str, Any] = Field(default_factory=dict)
+
+
 class StageRecord(Record):
     remedy: ClassVar[str] = "remove its directory and run the same command: the stage is trained again"
 
@@ -82,6 +93,8 @@ class StageRecord(Record):
     key: str = ""  # SHA-256 of all that its result depends on
     inputs: Mapping[str, Any] = Field(default_factory=dict)  # what the key is made of
     made_from: Mapping[str, str | None] = Field(default_factory=dict)  # parent -> sum of its model
+    shared: Several[str] = ()  # of the evaluation: the stages whose models all its numbers hang on
+    judged_by: JudgedRecord | None = None  # of the evaluation
     state_sha256: Mapping[str, str] = Field(default_factory=dict)  # files of the last checkpoint
     seconds: Number | None = None
     peak_memory_mb: Number | None = None

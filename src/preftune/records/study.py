@@ -39,7 +39,7 @@ class FreshAccuracy(Record):
 
 class SeedRecord(_OfSeed):
     """seed.json. Tokens (trained, sampled) and steps by policy; hashes of the data by split, and of the
-    functions and judges of gold.
+    functions and judges of gold; by stage, a hash of what it was made of but for seed and data.
     """
 
     seconds: Number
@@ -49,6 +49,7 @@ class SeedRecord(_OfSeed):
     content_sha256: Mapping[str, Any] | None = None
     judged_by: Mapping[str, Any] | None = None
     gold_apart: bool | None = None  # a second reward model shared no prompt with the judge; None: not known
+    stages: Mapping[str, str] | None = None
     tokens: Mapping[str, Mapping[str, Annotated[int, Field(lt=2**63)] | float]]
 
 

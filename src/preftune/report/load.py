@@ -5,12 +5,14 @@ are fine and are listed in `RunView.missing`; files that cannot be understood ar
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from preftune.config import config_of
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import R, read_record, read_records
+from preftune.records.outdated import AGAIN, Outdated, outdated, outdated_in
 from preftune.records.policy import (
     BEST_OF,
     PAIRS,
@@ -25,7 +27,7 @@ from preftune.records.policy import (
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import TOKENS, DataRecord, OriginsRecord, RunRecord, SampleRow, TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
-from preftune.report.text import clean
+from preftune.report.text import clean, join
 from preftune.report.view import MAX_LABEL, SFT, OtherPairs, Row, RunView, StageView, scored_by_model
 from preftune.rundir import BASE, RunDir, policy_name, read_text
 from preftune.sums import check, check_own, read_sealed
@@ -51,8 +53,14 @@ def load_run(run: RunDir) -> RunView:
     config = settings_of(run.config, config_text)
     stages = tuple(_stage(run, name, config) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
-    policies = _policies(run.comparisons.parent, PolicyRecord, names)
+    gone = outdated(run)
+    measured = _policies(run.comparisons.parent, PolicyRecord, names)
+    policies = tuple(policy for policy in measured if not gone.policy(policy.policy))
+    judge, others = _optional(run.reward_evaluation, RewardModelRecord), _other_reward_models(run)
+    of_judge = judge is None or not gone.judge(judge.stage)
     samples = {policy: tuple(read_records(path, SampleRow)) for policy, path in run.samples_files().items()}
+    samples = {policy: rows for policy, rows in samples.items() if not gone.policy(policy)}
+    other_pairs, old_pairs = _other_pairs(run, names)
     best_of, origins = _optional(run.evaluation(BEST_OF), BestOfCurve), _optional(run.origins, OriginsRecord)
     return RunView(
         name=str(config.get("name") or run.path.resolve().name),
@@ -62,18 +70,39 @@ def load_run(run: RunDir) -> RunView:
         data=_optional(run.data, DataRecord),
         stages=tuple(stage for stage in stages if stage.status != NOT_STARTED),
         policies=policies,
-        reward_model=_optional(run.reward_evaluation, RewardModelRecord),
-        other_reward_models=_other_reward_models(run),
-        other_pairs=_other_pairs(run, names),
-        best_of=best_of.points if best_of else (),
+        reward_model=judge if of_judge else None,
+        other_reward_models=tuple(audit for audit in others if not gone.judge(audit.stage)),
+        other_pairs=other_pairs,
+        best_of=best_of.points if best_of and not gone.all else (),
         origins=origins.origins if origins else {},
         recipe=origins.recipe if origins else "",
-        comparisons=tuple(read_records(run.comparisons, Comparison)) if run.comparisons.exists() else (),
+        comparisons=_comparisons(run, gone),
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
-        mistakes=tuple(read_records(run.mistakes, Mistake)) if run.mistakes.exists() else (),
+        mistakes=tuple(read_records(run.mistakes, Mistake)) if of_judge and run.mistakes.exists() else (),
         tokens=_tokens(run.analysis_details / TOKENS, stages),
-        missing=_missing(run, stages, policies, judged=scored_by_model(config, policies)),
+        missing=_missing(run, stages, policies, gone, judged=scored_by_model(config, policies)),
+        outdated=(*_left_out(gone, measured, [judge, *others]), *old_pairs),
     )
+
+
+def _comparisons(run: RunDir, gone: Outdated) -> tuple[Comparison, ...]:
+    rows = read_records(run.comparisons, Comparison) if run.comparisons.exists() else []
+    return tuple(row for row in rows if not gone.policy(row.policy) and not gone.policy(row.reference))
+
+
+def _left_out(
+    gone: Outdated,
+    policies: Sequence[PolicyRecord],
+    audits: Sequence[RewardModelRecord | None],
+    where: str = "",
+    again: str = AGAIN,
+) -> tuple[str, ...]:
+    """What was measured of models that are no longer there, in a sentence; nothing where all are there."""
+    names = [policy.label for policy in policies if gone.policy(policy.policy)]
+    names += [clean(audit.stage, MAX_LABEL) for audit in audits if audit and gone.judge(audit.stage)]
+    if not names:
+        return ()
+    return (f"Left out is what was measured{where} of {join(names)}: it is {gone.why}; {again}.",)
 
 
 def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
@@ -153,19 +182,25 @@ def _other_reward_models(run: RunDir) -> tuple[RewardModelRecord, ...]:
     return tuple(read_record(path, RewardModelRecord) for path in paths)
 
 
-def _other_pairs(run: RunDir, stages: list[str]) -> tuple[OtherPairs, ...]:
-    """What `evaluate --pairs` left, by name; one that did not get as far as its record is left out."""
-    evaluated = []
+def _other_pairs(run: RunDir, stages: list[str]) -> tuple[tuple[OtherPairs, ...], tuple[str, ...]]:
+    """What `evaluate --pairs` left, by name, and what is left out of it, as models have changed since; one
+    that did not get as far as its record has nothing.
+    """
+    evaluated, left_out = list[OtherPairs](), list[str]()
     for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
-        judges = sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
-        evaluated.append(
-            OtherPairs(
-                of=read_record(path, PairsFile),
-                reward_models=tuple(read_record(judge, RewardModelRecord) for judge in judges),
-                policies=_policies(path.parent, PairsPolicy, stages),
-            )
-        )
-    return tuple(evaluated)
+        gone, of = outdated_in(run, path.parent, read_sealed(path)), read_record(path, PairsFile)
+        audits = [
+            read_record(audit, RewardModelRecord)
+            for audit in sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
+        ]
+        policies = _policies(path.parent, PairsPolicy, stages)
+        on_it = f" on {clean(of.file, MAX_LABEL)}"
+        left_out += _left_out(gone, policies, audits, on_it, AGAIN.replace("RUN", "RUN --pairs FILE"))
+        judges = tuple(audit for audit in audits if not gone.judge(audit.stage))
+        policies = tuple(policy for policy in policies if not gone.policy(policy.policy))
+        if judges or policies or not gone.stages:
+            evaluated.append(OtherPairs(of=of, reward_models=judges, policies=policies))
+    return tuple(evaluated), tuple(left_out)
 
 
 def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
@@ -176,7 +211,12 @@ def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
 
 
 def _missing(
-    run: RunDir, stages: tuple[StageView, ...], policies: tuple[PolicyRecord, ...], *, judged: bool
+    run: RunDir,
+    stages: tuple[StageView, ...],
+    policies: tuple[PolicyRecord, ...],
+    gone: Outdated,
+    *,
+    judged: bool,
 ) -> tuple[str, ...]:
     """What is not there, in words. `judged`: whether there is a reward model to be measured."""
     evaluated = {policy.policy for policy in policies}
@@ -194,7 +234,8 @@ def _missing(
         policy = kind.trains_policy if kind else stage.algorithm not in NO_POLICY
         trained = stage.status == "finished" and stage.name != BASE and policy
         if trained and policy_name(stage.name) not in evaluated:
-            absent.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}")
+            again = f" ({AGAIN})" if gone.policy(policy_name(stage.name)) else ""
+            absent.append(f"the evaluation of {clean(policy_name(stage.name), MAX_LABEL)}{again}")
     if judged and not run.reward_evaluation.exists():
         absent.append("the evaluation of the reward model")
     return tuple(absent)

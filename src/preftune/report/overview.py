@@ -79,6 +79,7 @@ def _gains(runs: Sequence[_Run]) -> Section:
     )
     table = Table(headers=headers, rows=tuple(rows[:MOST]), left=2)
     blocks: list[Block] = [Grid(table=table)] if rows else [say("No run has been evaluated yet.")]
+    blocks += [say(name(run.directory), ": ", words) for run in runs for words in run.view.outdated]
     return Section(key="gains", title="Gains", blocks=tuple(blocks))
 
 

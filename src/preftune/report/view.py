@@ -57,6 +57,7 @@ class RunView:
     samples: Mapping[str, tuple[SampleRow, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
     missing: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()  # what was measured of models that are no longer there, and is left out
     best_of: tuple[BestOf, ...] = ()
     other_reward_models: tuple[RewardModelRecord, ...] = ()
     other_pairs: tuple[OtherPairs, ...] = ()

@@ -14,6 +14,7 @@ import yaml
 
 from preftune.config import config_of
 from preftune.records.base import Estimate, read_record
+from preftune.records.outdated import outdated
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
 from preftune.rundir import BASE, RunDir, policy_name, short_name, write_text
@@ -131,7 +132,10 @@ def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str
 
 
 def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
-    """(key, words, estimate) of what the evaluation found about this model."""
+    """(key, words, estimate) of what the evaluation found about this model, not about one before it."""
+    gone, policy = outdated(run), BASE if stage.name == BASE else policy_name(stage.name)
+    if gone.policy(policy) if stage.trains_policy else gone.judge(stage.name):
+        return
     if not stage.trains_policy:
         stage_file = run.evaluation(f"reward_model_{stage.name}")
         file = stage_file if stage_file.is_file() else run.reward_evaluation
@@ -139,7 +143,7 @@ def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
         if record is not None and record.stage == stage.name:
             yield from _reward_numbers(record)
         return
-    file = run.evaluation(BASE if stage.name == BASE else policy_name(stage.name))
+    file = run.evaluation(policy)
     if file.is_file():
         yield from _policy_numbers(read_record(file, PolicyRecord))
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune.errors import InputMissing, PreftuneError
+from preftune.records.outdated import AGAIN, outdated
 from preftune.records.verdict import BETTER, RULE, WORSE
 from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_object
 from preftune.runs.lock import is_held
@@ -156,6 +157,8 @@ def _headline(run: RunDir, stage: str) -> str:
     measured, with verdicts.
     """
     rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
+    if rows and (gone := outdated(run)).policy(policy_name(stage)):
+        return f"{stage}: what was measured is {gone.why}; {AGAIN}"
     reference = str(rows[0].get("reference")) if rows else ""
     over = {policy_name("sft"): "SFT"}.get(reference, reference.removeprefix(policy_name("")))
     gains = []

@@ -14,7 +14,7 @@ from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError, StorageError
 from preftune.records.stage import StageRecord
 from preftune.rundir import RunDir, sha256_file
-from preftune.sums import CARD, check, listed, read_sealed, sum_of, sums
+from preftune.sums import CARD, check, listed, model_sum, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _UNDER_WAY = re.compile(r"\..*\.tmp-")  # a file of a writer that was killed
@@ -197,13 +197,6 @@ def unverified(run: RunDir) -> list[str]:
     records = {file.parent.name: read_sealed(file) for file in files}
     finished = {name: record for name, record in records.items() if record.get("status") == "finished"}
     return [name for name, record in finished.items() if listed(record) is None]
-
-
-def model_sum(run: RunDir, name: str) -> str | None:
-    """One hash for the model, or data, that a stage has recorded; None if it has not."""
-    files = listed(read_sealed(run.stage_json(name)))
-    prefixes = ("models/", "collected/")
-    return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(prefixes)})
 
 
 def made_of_what_is_here(

@@ -16,10 +16,9 @@ from preftune.runs.stages import (
     drop_checkpoints,
     is_finished,
     made_of_what_is_here,
-    model_sum,
     refuse_foreign,
 )
-from preftune.sums import CARD, check, listed, read_sealed, write_sealed
+from preftune.sums import CARD, check, listed, model_sum, read_sealed, write_sealed
 from preftune.untrusted import redact
 
 

@@ -89,6 +89,7 @@ def study_seed(
     mirror: Path | None = None,
     stage: list[str] | None = None,
     point: str | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Run one seed of a study that `study` has designed, or the stages named; `study` starts it."""
     from preftune.study.seed import run_seed
@@ -97,7 +98,7 @@ def study_seed(
         if child:
             end_with_parent()
         faults.arm()
-        run_seed(directory, seed, reports, mirror=mirror, stages=stage or (), point=point)
+        run_seed(directory, seed, reports, mirror=mirror, stages=stage or (), point=point, keep=keep)
 
 
 def resources(words: Sequence[str]) -> dict[str, int | float | str]:

@@ -100,7 +100,7 @@ def run_study(
         for seed in numbers:
             if seed not in waiting:
                 console.line(f"seed {seed} already finished")
-        _run(out, waiting, design, jobs, reports, where, console)
+        _run(out, waiting, design, jobs, reports, where, console, keep)
         records = {seed: records.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
         _write(out, design, records, _command(request, numbers, out, reports, keep))
     console.line(f"study: {out / 'STUDY.md'}")
@@ -172,15 +172,18 @@ def _run(
     reports: bool,
     where: Where,
     console: Console,
+    keep: Path | None = None,
 ) -> None:
     """Have these seeds made, here or elsewhere."""
     at_once = jobs or (1 if where.on == HERE else len(seeds) * (1 + len(swept(design))))
     if where.on == HERE and at_once == 1:
         for seed in seeds:
             console.line(f"seed {seed}")
-            run_seed(out, seed, reports, mirror=where.mirror)
+            run_seed(out, seed, reports, mirror=where.mirror, keep=keep)
         return
-    tasks = _tasks(out, seeds, design, reports, where)
+    tasks = [
+        replace(task, keep=keep and keep.absolute()) for task in _tasks(out, seeds, design, reports, where)
+    ]
     if tasks:
         carry_out(tasks, _crew(out, where), at_once=at_once, retries=where.retries, console=console)
 

@@ -15,7 +15,7 @@ from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
-from preftune.measure.evaluate import functions_of, policies_of
+from preftune.measure.evaluate import functions_of, made_of, policies_of
 from preftune.measure.reward_models import examiner
 from preftune.models.roles import Policy
 from preftune.records.base import write_record
@@ -74,10 +74,10 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
         "version": VERSION,
         "replies": design.replies,
         "settings": session.config.evaluation.model_dump(mode="json"),
-        "stages": {name: session.stage(name).key for name in (reference, *judges)},
+        "stages": {name: made_of(session, name) for name in (reference, *judges)},
         **functions,
     }
-    keys = {name: sum_of({**held_equal, "policy": session.stage(name).key}) for name in (BASE, *stages)}
+    keys = {name: sum_of({**held_equal, "policy": made_of(session, name)}) for name in (BASE, *stages)}
     keys[BEST] = sum_of({**held_equal, "policy": BEST})
     missing = [name for name, key in keys.items() if not _is_measured(session, name, key)]
     if missing:

@@ -15,6 +15,7 @@ from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
 from preftune.report.seen import seen_by
 from preftune.rundir import BASE
+from preftune.study.alike import MADE_OF
 from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, SECOND_MODEL, Design
 from preftune.study.frontier import frontier
@@ -47,6 +48,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         _alike(seeds, records, "content_sha256", "of other data", hint)
     hint = "remove one's directory study/ and run the same command, which measures that seed again"
     _alike(seeds, records, "judged_by", "judged by other functions or another gold", hint)
+    _alike(seeds, records, "stages", MADE_OF, "give the others' directory, or make a study of each kind")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]

@@ -13,8 +13,10 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import check_llm_judges, check_reward_functions
 from preftune.runs.lock import held
 from preftune.runs.reopen import found_data
+from preftune.study.alike import refuse_others, stage_keys
 from preftune.study.design import Design, load_design, save_design, swept
-from preftune.study.kept import contents, keep
+from preftune.study.kept import contents
+from preftune.study.kept import keep as put_by
 from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.tokens import spent_tokens
 from preftune.sums import check, read_sealed, sums, write_sealed
@@ -42,21 +44,24 @@ def run_seed(
     mirror: Path | None = None,
     stages: Sequence[str] = (),
     point: str | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Train, evaluate and measure one seed; what exists is not made again. With `stages` only these are
     trained: a part of a seed that is spread over machines. `point`, the last of them, has a run directory of
     its own beside the seed's, so that several can be trained at a time; the seed takes it over.
 
     `mirror` is the study's, for machines without common storage: the design comes from there, checkpoints and
-    models go to its seed-N, a finished seed's numbers to its `numbers`.
+    models go to its seed-N, a finished seed's numbers to its `numbers`. `keep` has those of other seeds.
+
+    DataError if a finished seed of the study was made of other functions or models than there are now.
     """
     if mirror is not None and (mirror / "design.json").is_file():
         save_design(load_design(mirror), out)
     design = load_design(out)
     if stages or not finished(out, design, seed):
-        _make(out, design, seed, reports, mirror, stages, point)
+        _make(out, design, seed, reports, mirror, stages, point, keep)
     if mirror is not None and not stages:  # of a seed too that was stopped just before
-        keep(out, numbers_in(mirror), design, seed)
+        put_by(out, numbers_in(mirror), design, seed)
 
 
 def _make(
@@ -67,6 +72,7 @@ def _make(
     mirror: Path | None,
     stages: Sequence[str],
     point: str | None,
+    keep: Path | None,
 ) -> None:
     """What is missing of a seed, or of its `stages`."""
     config, began = design.for_seed(seed), time.monotonic()
@@ -89,6 +95,7 @@ def _make(
             base=base,
             origin=None if point is None else seed_run,
         )
+        refuse_others(session, design, out, mirror, keep)
         if stages:
             runner.train_stages(session, stages)
             return
@@ -115,6 +122,7 @@ def _measure(session: "Session", design: Design, out: Path, reports: bool, began
         "key": design.key(config.seed),
         "seconds": time.monotonic() - began,  # of the last attempt
         "content_sha256": contents(session.dataset),
+        "stages": stage_keys(session),
         **facts,
         "tokens": {name: spent_tokens(run, name) for name in tuned},
     }

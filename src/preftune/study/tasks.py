@@ -41,6 +41,7 @@ class Task:
     point: str | None = None
     after: tuple["Task", ...] = ()
     threads: int = 1
+    keep: Path | None = None  # numbers of other seeds
     folder: str = ""  # where relative paths of modules begin
 
     @property
@@ -58,6 +59,7 @@ class Task:
         words = [sys.executable, "-m", "preftune", "study-seed", str(self.out), str(self.seed), "--child"]
         words += [] if self.reports else ["--no-reports"]
         words += [] if self.mirror is None else ["--mirror", str(self.mirror)]
+        words += [] if self.keep is None else ["--keep", str(self.keep)]
         words += [word for stage in self.stages for word in ("--stage", stage)]
         return words + ([] if self.point is None else ["--point", self.point])
 

@@ -19,9 +19,9 @@ def text(findings: tuple[Finding, ...], run: RunView) -> str:
     looked = f"{len(PATHOLOGIES)} kinds looked for in {steps:,} steps of {len(run.stages)} stages"
     looked += f" and {len(run.policies)} evaluated policies"
     if not findings:
-        return f"nothing found: {looked}"
+        return "\n\n".join([*run.outdated, f"nothing found: {looked}"])
     paragraphs = [
         f"{f.where}: {f.kind}\n  seen    {f.evidence}\n  reason  {f.reason}\n  try     {f.remedy}"
         for f in findings
     ]
-    return "\n\n".join([*paragraphs, f"{len(findings)} found; {looked}"])
+    return "\n\n".join([*run.outdated, *paragraphs, f"{len(findings)} found; {looked}"])

@@ -28,7 +28,7 @@ REPETITIVE = 0.3  # share of repeated 4-grams
 
 def cautions(run: RunView) -> tuple[str, ...]:
     """What a careful reader should know before believing the table, most damaging first."""
-    warnings = _lost_elsewhere(run)
+    warnings = [*run.outdated, *_lost_elsewhere(run)]
     if short := short_stages(run):  # it explains the others: always among the first, which all readers see
         warnings.append(
             f"Too small to show learning: {join(short)}. The numbers show only that the pipeline works."

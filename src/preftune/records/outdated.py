@@ -1,0 +1,70 @@
+"""Which numbers of an evaluation are of models that are no longer there. From records alone, and no library.
+
+An evaluation records the sum of every model that it measured (`made_from`), and whose models all its numbers
+hang on (`shared`): what the policies are compared with, and the judges. A stage that was trained again, or
+whose model is gone, has another sum by now, or none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.rundir import BASE, RunDir, policy_name, read_json, read_jsonl
+from preftune.sums import model_sum, read_sealed
+from preftune.untrusted import clean
+
+AGAIN = "preftune evaluate RUN measures what is there"
+_NAME = "evaluation"  # the stage of that name
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """Stages whose models are not those that were measured, and whether all numbers hang on one of them."""
+
+    stages: tuple[str, ...] = ()
+    all: bool = False
+
+    def policy(self, name: str) -> bool:
+        """Whether a policy's numbers and samples are of a model that is no longer there; of best-of-n, which
+        has no model of its own, those of the shared ones count.
+        """
+        return self.all or name in map(policy_name, self.stages)
+
+    def judge(self, stage: str) -> bool:
+        """The same for the audit of a reward model."""
+        return stage in self.stages
+
+    @property
+    def why(self) -> str:
+        """In words, whose the numbers are."""
+        return f"of a model of {', '.join(clean(name, 60) for name in self.stages)} that is no longer there"
+
+
+def outdated(run: RunDir) -> Outdated:
+    """Of the run's own evaluation; nothing of one from before sums were kept."""
+    return outdated_in(run, run.comparisons.parent, read_sealed(run.stage_json(_NAME)))
+
+
+def outdated_in(run: RunDir, folder: Path, record: Mapping[str, Any]) -> Outdated:
+    """Of the evaluation in `folder` with this record."""
+    made_from = record.get("made_from")
+    known = {name: old for name, old in made_from.items() if old} if isinstance(made_from, dict) else {}
+    stages = tuple(name for name, old in known.items() if model_sum(run, name) != old)
+    return Outdated(stages, all=bool(stages) and not _shared(run, folder, record, known).isdisjoint(stages))
+
+
+def _shared(run: RunDir, folder: Path, record: Mapping[str, Any], known: Mapping[str, str]) -> set[str]:
+    """The stages that all numbers hang on. Of a record that does not say: the reference, the judge, and
+    whatever is no measured policy and makes no data.
+    """
+    names = record.get("shared")
+    if isinstance(names, list):
+        return set(map(str, names))
+    policies = {name for name in known if (folder / f"{policy_name(name)}.json").is_file()}
+    shared = {name for name in known if name not in policies and not run.collected(name).is_dir()}
+    comparisons, audit = folder / "comparisons.jsonl", folder / "reward_model.json"
+    rows = read_jsonl(comparisons) if comparisons.is_file() else []
+    shared |= {str(rows[0].get("reference")).removeprefix(policy_name(""))} if rows else {BASE}
+    judge = read_json(audit) if audit.is_file() else {}
+    return shared | ({str(judge.get("stage"))} if isinstance(judge, dict) else set())
