@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from preftune.errors import BackendMissing
+from preftune.errors import InputMissing
 from preftune.judges import answers, style
 from preftune.rollout.calls import Case, load_functions
 
@@ -83,7 +83,7 @@ def test_sentiment_is_that_of_vader_s_own_page() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     style._vader.cache_clear()
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    with pytest.raises(BackendMissing, match="needs the package vaderSentiment") as caught:
+    with pytest.raises(InputMissing, match="needs the package vaderSentiment") as caught:
         style.sentiment("Q", "fine")
     assert "preftune[judges]" in caught.value.hint
     style._vader.cache_clear()

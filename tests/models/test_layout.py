@@ -50,7 +50,7 @@ def looked_up(config: PreTrainedConfig, batch: Sequences, what: str) -> tuple[Te
         return policy.logprobs_and_entropy(batch, 0.7)[what == "entropy"], policy.model
     kind = RewardModel if what == "scores" else Critic
     role = kind(made(config, AutoModelForSequenceClassification), 0.3, 2.0)
-    return (role.scores if isinstance(role, RewardModel) else role.values)(batch), role.model
+    return (role.raw_scores if isinstance(role, RewardModel) else role.values)(batch), role.model
 
 
 def close(got: Tensor, expected: Tensor) -> None:

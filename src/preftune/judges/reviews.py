@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import BackendMissing, DataError, InputMissing
+from preftune.errors import DataError, InputMissing
 
 VARIABLE = "PREFTUNE_REVIEWS"
 LABELS = {"pos": 1, "neg": 0, "positive": 1, "negative": 0, 1: 1, 0: 0}
@@ -92,4 +92,4 @@ def _sklearn(module: str) -> Any:
         return importlib.import_module(f"sklearn.{module}")
     except ModuleNotFoundError:
         hint = "pip install 'preftune[judges]'"
-        raise BackendMissing("preftune.judges.reviews needs the package scikit-learn", hint) from None
+        raise InputMissing("preftune.judges.reviews needs the package scikit-learn", hint) from None

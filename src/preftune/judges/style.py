@@ -5,7 +5,7 @@ import re
 from functools import cache
 from typing import Any
 
-from preftune.errors import BackendMissing
+from preftune.errors import InputMissing
 
 SHORT, LONG = 20, 60  # words of a response that is neither
 # Few and plain, to be copied and made longer: which words are rude depends on who reads.
@@ -58,7 +58,7 @@ def _vader() -> Any:
     try:
         return importlib.import_module("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
     except ModuleNotFoundError:
-        raise BackendMissing(
+        raise InputMissing(
             "preftune.judges.style:sentiment needs the package vaderSentiment",
             "pip install 'preftune[judges]'",
         ) from None
