@@ -95,6 +95,8 @@ def test_gains_without_a_common_unit_are_shown_and_not_compared(
     neither = made(tmp_path / "c", {})
     assert "m:f -> none" in compare_runs(a, neither, resamples=10)["no_common_unit"]
     assert compare_runs(neither, made(tmp_path / "d", {}), resamples=10)["no_common_unit"] is None
+    bare = made(tmp_path / "e", {"reward_functions": "m:f"})
+    assert compare_runs(a, bare, resamples=10)["no_common_unit"] is None
 
 
 @pytest.mark.parametrize(
@@ -142,3 +144,5 @@ def test_gold_is_known_by_what_it_consists_of(tmp_path: Path) -> None:
     assert compare_runs(a, b, resamples=10)["same_gold"] is True  # the other is older
     assert compare_runs(a, judged(b, golds={"m:f": {"m:f": "2"}}), resamples=10)["same_gold"] is False
     assert compare_runs(a, judged(b, golds={"m:f": {"m:f": "1"}}), resamples=10)["same_gold"] is True
+    tenfold = judged(made(tmp_path / "c", {"gold": "10 * m:f"}), golds={"10 * m:f": {"m:f": "1"}})
+    assert compare_runs(a, tenfold, resamples=10)["same_gold"] is False

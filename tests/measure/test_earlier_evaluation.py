@@ -14,6 +14,7 @@ from preftune.measure import evaluate
 from preftune.measure.compare import compare_runs
 from preftune.records.outdated import outdated
 from preftune.report import cautions
+from preftune.report.claims import summary
 from preftune.report.doctor import examine
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json
@@ -129,7 +130,7 @@ def test_nothing_shows_the_old_numbers_of_a_stage_that_was_trained_again(redone:
     assert "the evaluation of policy_dpo (preftune evaluate RUN measures what is there)" in view.missing
     (words,) = view.outdated
     assert words == (
-        "Left out is what was measured of DPO: it is of a model of dpo that is no longer there; "
+        "What was measured of DPO is left out: it is of a model of dpo that is no longer there; "
         "preftune evaluate RUN measures what is there."
     )
     assert cautions(view)[0] == words
@@ -150,7 +151,7 @@ def test_lists_of_runs_say_that_the_numbers_are_of_an_old_model(redone: RunDir, 
     assert line.startswith("dpo: what was measured is of a model of dpo that is no longer there;")
     assert main(["report", "--all", str(runs)]) == 0
     gains = (runs / "runs.html").read_text().split('<section id="gains">')[1].split("</section>")[0]
-    assert "Left out is what was measured of DPO" in gains
+    assert "What was measured of DPO is left out" in gains
     assert "<td>DPO" not in gains
     assert "PPO" in gains
 
@@ -174,6 +175,8 @@ def test_after_another_reference_or_judge_no_number_stands(copy: RunDir) -> None
     assert view.reward_model is None
     assert not view.samples
     assert "of a model of rm that is no longer there" in view.outdated[0]
+    assert view.reference == "policy_sft"
+    assert "what was measured is of models that are no longer there" in summary(view)
     record = read_json(copy.stage_json("evaluation"))  # as of an evaluation that does not say whom all share
     write_sealed(copy.stage_json("evaluation"), {k: v for k, v in record.items() if k != "shared"})
     assert outdated(copy).all

@@ -175,7 +175,7 @@ def test_what_was_measured_of_a_model_that_is_no_longer_there_is_left_out(
     assert {policy.policy for policy in newer.policies} == {"base", "policy_sft", "best_of_4"}
     assert [judge.stage for judge in newer.reward_models] == ["rm", "rm2"]
     assert any(
-        "measured on theirs-trl.jsonl of DPO: it is of a model of dpo that is no longer there; "
+        "measured on theirs-trl.jsonl of DPO is left out: it is of a model of dpo that is no longer there; "
         "preftune evaluate RUN --pairs FILE" in caution
         for caution in cautions(load_run(run))
     )

@@ -259,7 +259,7 @@ def test_what_a_trunk_holds_already_counts_towards_the_bound_of_all(cache: Path)
     assert own is not None
     own.add(b"1" * 16, np.zeros((140, 16), np.float32))  # 8,960 bytes
     other = KeptStates(own.directory.parent / "other", 16, FLOAT, 10_000)
-    other.add(b"2" * 16, np.zeros((60, 16), np.float32))  # 3,840
+    other.add(b"2" * 16, np.zeros((60, 16), np.float32))  # 3,840: together more than 10,000
     branch.trunk.disk = None
     keep_on_disk(model, 10, 10_000, "float32", say)  # needs 640
     assert own.directory.is_dir()

@@ -1,4 +1,4 @@
-"""Every policy against SFT, against best-of-n and against people, paired by prompt. Verdicts come from
+"""Every policy against SFT, best-of-n and the chosen response, paired by prompt. Verdicts come from
 Holm-corrected tests and intervals only.
 """
 

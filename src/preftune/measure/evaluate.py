@@ -98,7 +98,8 @@ def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[
         stale.append("it was made of other models")
     for fault in stale:
         session.console.line(f"{EVALUATION}: {fault}; it is made again")
-    if any(fault.startswith(str(run.models)) for fault in stale) and all(CARD in fault for fault in stale):
+    cards = all(fault.startswith(str(run.models)) and CARD in fault for fault in stale)
+    if cards and (stale or record.get("status") != "finished"):  # that of one which was killed in its cards
         _finish(session, stages, record)
         stale = []
     if not stale:  # what a kill after the last line of an evaluation left
@@ -113,7 +114,7 @@ def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) 
     StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     rewrite_cards(session, stages)
     files = sums(session.run, _written(session.run))
-    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "files": files})
+    StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "finished", "files": files})
 
 
 def _inputs(session: Session, stages: Sequence[str]) -> dict[str, Any]:
@@ -324,7 +325,7 @@ def _pool(session: Session, bench: Bench) -> list[Row]:
 def _comparisons(
     bench: Bench, rows: Mapping[str, Sequence[Row]], reference: str, best: str, human: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Every policy against the reference; the trained ones against best-of-n; all against people."""
+    """Every policy against the reference; the trained ones against best-of-n; all against the chosen."""
     settings, seed = bench.settings, bench.seed
     comparisons = compare_to(reference, rows, settings, seed)
     if bench.scorer is None:

@@ -118,7 +118,7 @@ def _name(run: RunDir, file: Path, digest: str) -> str:
     name = short_name(name)[:60]
     record, taken = run.pairs(name) / "pairs.json", False
     with suppress(PreftuneError):  # damaged: nothing to lose
-        taken = record.is_file() and read_json(record).get("sha256") != digest
+        taken = record.is_file() and read_json(record).get("sha256") not in (digest, None)
     return f"{name}-{digest[:8]}" if taken else name
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.config import EVALUATION, from_outside
-from preftune.config.rewards import judges_in
+from preftune.config.rewards import judges_in, reward_terms
 from preftune.models.locate import GATE
 from preftune.records.base import read_record
 from preftune.records.policy import PolicyRecord
@@ -36,6 +36,14 @@ class JudgedBy:
         return self.recorded.functions != other.recorded.functions
 
 
+def _weighted(terms: str | None) -> object:
+    """Weights by function, however the sum is written; the text itself of what is no sum of functions."""
+    try:
+        return reward_terms(terms) if terms else None
+    except ValueError:
+        return terms
+
+
 def judged_by(run: RunDir, config: Mapping[str, Any], policies: Collection[PolicyRecord]) -> JudgedBy:
     """From the evaluation's record; of an older one from its settings and files."""
     evaluation, file = config.get("evaluation", {}), run.stage_json(EVALUATION)
@@ -62,7 +70,7 @@ def same_score(a: JudgedBy, b: JudgedBy) -> bool:
     """Whether the reward models that score both runs have the same weights, and normalise them in the same
     way, beside the same functions; or the same functions alone score them.
     """
-    if a.functions != b.functions or a.edited(b):
+    if _weighted(a.functions) != _weighted(b.functions) or a.edited(b):
         return False
     if a.model is None or b.model is None:
         return bool(a.model == b.model and a.functions and a.recorded and b.recorded)
@@ -94,6 +102,8 @@ def same_gold(a: JudgedBy, b: JudgedBy) -> bool:
     """Whether "gold", the score of the first judge that is named, is that of the same judge."""
     if not a.gold or not b.gold or a.recorded is None or b.recorded is None:
         return a.gold == b.gold
+    if _weighted(a.gold[0]) != _weighted(b.gold[0]) and not from_outside(a.gold[0]):
+        return False
     contents = [a.recorded.golds.get(a.gold[0]), b.recorded.golds.get(b.gold[0])]
     return contents[0] is not None and contents[0] == contents[1]
 
@@ -102,7 +112,7 @@ def no_common_unit(a: JudgedBy, b: JudgedBy) -> str:
     """Why a gain of one run is in another unit than a gain of the other; "" where it is not: reward models
     are normalised, to the sd of their own scores over chosen replies.
     """
-    if a.functions != b.functions:
+    if _weighted(a.functions) != _weighted(b.functions):
         return f"evaluation.reward_functions: {a.functions or 'none'} -> {b.functions or 'none'}"
     if a.edited(b):
         return f"the source of {a.functions} has changed between them"

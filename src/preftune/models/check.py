@@ -107,7 +107,9 @@ def _cache(model: PreTrainedModel) -> str:
         states = decoder.step(rows.repeat_interleave(k, 0)[torch.arange(2 * k), ends])
         decoder.keep(torch.tensor([0, 3], device=rows.device))
         states = decoder.step(rows[torch.arange(2), lengths + 1])
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         return f"cannot sample with a cache of keys and values ({first_line(error)}): a recurrent layer?"
     uncached = model.base_model(rows, use_cache=False).last_hidden_state
     if _far(states, uncached[torch.arange(2), lengths + 1]):

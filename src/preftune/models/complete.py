@@ -1,5 +1,6 @@
 """A causal language model of which every weight is there, in float32, as transformers reads it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from preftune.errors import DataError
+
+_TRIES = 5  # what is taken out may leave another contradiction
 
 
 def complete_lm(path: str | Path, **how: Any) -> PreTrainedModel:
@@ -25,11 +28,19 @@ def complete_lm(path: str | Path, **how: Any) -> PreTrainedModel:
             f"{path} is not a complete causal language model: it lacks {', '.join(missing[:4])}",
             hint="weights that are missing would be random; save the whole model with save_pretrained",
         )
-    settings = model.generation_config
-    try:
-        settings.validate(strict=True)
-    except ValueError:
-        ids = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        ids = {name: found for name, found in ids.items() if not isinstance(found, int) or found >= 0}
-        model.generation_config = GenerationConfig(**ids)
+    model.generation_config = _consistent(model.generation_config)
     return model
+
+
+def _consistent(settings: GenerationConfig) -> GenerationConfig:
+    """Settings for `generate` without those that contradict the others."""
+    for _ in range(_TRIES):
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            wrong = re.findall(r"`(\w+)`:", str(error))
+            stated = settings.to_diff_dict()
+            settings = GenerationConfig(**{key: value for key, value in stated.items() if key not in wrong})
+        else:
+            return settings
+    return GenerationConfig(bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id)

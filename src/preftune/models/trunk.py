@@ -48,9 +48,9 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         ids, lengths = _trial_rows(model)
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
-        digest = _digest(model, frozen, cut)
-        existing = next((trunk for trunk in trunks() if trunk.digest == digest), None)
-        attach(model, Branch(cut, tuple(frozen), Trunk(digest)))
+        own = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
+        existing = next((trunk for trunk in trunks() if trunk.is_like(own)), None)
+        attach(model, Branch(cut, tuple(frozen), own))
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)
@@ -137,6 +137,7 @@ def keep_on_disk(
         return
     about = {
         "trunk": branch.trunk.digest,
+        "settings": branch.trunk.settings,
         "dtype": dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -145,7 +146,7 @@ def keep_on_disk(
     }
     directory = states_dir() / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:
-        empty(limit - min(limit, sizes().get(directory, 0) + need), keep=directory)
+        empty(limit - max(sizes().get(directory, 0), need), keep=directory)  # rows may be there already
         branch.trunk.disk = KeptStates(directory, branch.cut.width, numbers, limit, about)
         branch.trunk.say = say
     except OSError as error:
@@ -206,15 +207,18 @@ def _below(model: PreTrainedModel, cut: Cut, ids: Tensor) -> dict[str, nn.Parame
     return {name: p for (name, p), slope in zip(candidates.items(), slopes, strict=True) if slope is None}
 
 
-def _digest(model: PreTrainedModel, frozen: dict[str, nn.Parameter], cut: Cut) -> str:
-    """SHA-256 over the weights below the cut and the settings that say how they are used, without rows of
-    zeros at the end of the embedding: a reward model's own pad token is one, and no text has it.
-    """
+def _settings(model: PreTrainedModel) -> str:
+    """SHA-256 over the settings that say how weights are used."""
     settings = model.config.get_text_config().to_dict()
     used_as = {key: value for key, value in settings.items() if not _OF_ONE_MODEL.fullmatch(key)}
-    about = json.dumps(used_as, sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]} {about}".encode())
-    embedding = token_embedding(model).weight
+    return hashlib.sha256(json.dumps(used_as, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest(frozen: dict[str, nn.Parameter], embedding: Tensor, cut: Cut) -> str:
+    """SHA-256 over the weights below the cut, without rows of zeros at the end of the embedding: a reward
+    model's own pad token is one, and no text has it.
+    """
+    digest = hashlib.sha256(f"{cut.at} {[type(block).__name__ for block in cut.blocks]}".encode())
     for name, parameter in sorted(frozen.items()):
         weights = parameter.detach()
         if parameter is embedding:

@@ -38,7 +38,10 @@ class Outdated:
     @property
     def why(self) -> str:
         """In words, whose the numbers are."""
-        return f"of a model of {', '.join(clean(name, 60) for name in self.stages)} that is no longer there"
+        names = " and ".join(clean(name, 60) for name in self.stages)
+        if len(self.stages) > 1:
+            return f"of models of {names} that are no longer there"
+        return f"of a model of {names} that is no longer there"
 
 
 def outdated(run: RunDir) -> Outdated:

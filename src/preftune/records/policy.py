@@ -172,6 +172,7 @@ class PairsFile(Record):
     """pairs.json: which file `evaluate --pairs` read, and how many of its pairs."""
 
     file: str = "?"
+    sha256: str | None = None
     n: int | None = None
     seen: int | None = Field(default=None, validation_alias="seen_in_training")  # left out for that
 

@@ -170,7 +170,8 @@ def verdict_sentences(run: RunView) -> tuple[str, ...]:
 
 def _why_no_claims(run: RunView) -> str:
     if not run.policies:
-        return "no policy has been evaluated"
+        gone = "what was measured is of models that are no longer there"
+        return gone if run.outdated else "no policy has been evaluated"
     if run.policy(run.reference) is None:
         return f"{run.label(run.reference)}, with which all others are compared, has not been evaluated"
     return f"no policy has been compared with {run.label(run.reference)}"

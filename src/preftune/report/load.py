@@ -102,7 +102,7 @@ def _left_out(
     names += [clean(audit.stage, MAX_LABEL) for audit in audits if audit and gone.judge(audit.stage)]
     if not names:
         return ()
-    return (f"Left out is what was measured{where} of {join(names)}: it is {gone.why}; {again}.",)
+    return (f"What was measured{where} of {join(names)} is left out: it is {gone.why}; {again}.",)
 
 
 def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:

@@ -113,7 +113,8 @@ class RunView:
     def reference(self) -> str:
         """The policy that all others are compared with: the sft stage's, or the base model without one."""
         recorded = (row.reference for row in self.comparisons)
-        return next(recorded, None) or reference_in(self.config, [policy.policy for policy in self.policies])
+        measured = [policy.policy for policy in self.policies] or [policy_name(s.name) for s in self.stages]
+        return next(recorded, None) or reference_in(self.config, measured)
 
     def label(self, policy: str) -> str:
         """What a policy is called in text."""

@@ -56,6 +56,7 @@ class Trunk:
     """
 
     digest: str  # of all weights below the cut
+    settings: str = ""  # the hash of how they are used
     members: "weakref.WeakSet[PreTrainedModel]" = field(default_factory=weakref.WeakSet)
     keeps: bool = True
     disk: KeptStates | None = None
@@ -64,6 +65,10 @@ class Trunk:
     _rows: dict[bytes, Row] = field(default_factory=dict)
     _passes: deque[tuple[list[bytes], int]] = field(default_factory=deque)  # oldest first: rows, bytes
     _bytes: int = 0
+
+    def is_like(self, other: "Trunk") -> bool:
+        """Whether both make the same states of a row."""
+        return (self.digest, self.settings) == (other.digest, other.settings)
 
     def rows(self, ids: Tensor, attention: Tensor, through: Pass) -> list[Row]:
         """The states of all rows. Missing ones go `through` together; with a `disk` each alone, so that not

@@ -37,11 +37,8 @@ def pictures(figures: Mapping[str, str], prefix: str) -> list[Block]:
 
 def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
     if not run.policies:
-        missing = say(
-            "No policy has been evaluated, so there is no table. ",
-            Code("preftune evaluate RUN"),
-            " makes it.",
-        )
+        why = " ".join(run.outdated) or "No policy has been evaluated."
+        missing = say(f"{why} So there is no table. ", Code("preftune evaluate RUN"), " makes it.")
         return Section(key="comparison", title="Comparison", blocks=(missing,))
     blocks: list[Block] = [Grid(table=comparison_table(run))]
     if card := example(run):

@@ -18,7 +18,9 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
         size = "" if evaluated.of.n is None else f" ({evaluated.of.n:,} pairs)"
         skipped = evaluated.of.seen
         left_out = f" {skipped:,} more were left out: a stage saw their prompt." if skipped else ""
-        source = (name(evaluated.of.file), f"{size}, by ", Code("evaluate --pairs"))
+        others = sum(one.of.file == evaluated.of.file for one in run.other_pairs) - 1
+        which = f", SHA-256 {evaluated.of.sha256[:8]}" if others and evaluated.of.sha256 else ""
+        source = (name(evaluated.of.file), f"{which}{size}, by ", Code("evaluate --pairs"))
         blocks.append(say("On other pairs, ", *source, f".{left_out}"))
         if evaluated.reward_models:
             blocks.append(Grid(table=_judge_table(run, evaluated)))
