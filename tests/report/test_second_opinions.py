@@ -61,7 +61,7 @@ def test_equal_length_is_asked_only_of_what_gained(tmp_path: Path) -> None:
 
 
 def test_a_second_reward_model_takes_a_gain_back(tmp_path: Path) -> None:
-    words = part(whole(tmp_path), "By a second reward model, trained on other pairs,")
+    words = part(whole(tmp_path), "By a second reward model, trained on other prompts,")
     assert "PPO (-0.50 [-0.70, -0.30])" in words.split("worse than SFT")[0]
     assert (
         "What PPO gained in reward was lost in the second's score: that is a sign of over-optimisation."

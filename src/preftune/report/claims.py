@@ -259,7 +259,7 @@ def _held_out(run: RunView) -> str:
     """Does a second reward model, which trained no policy, agree with the first?"""
     if fault := second_judge_fault(run):
         return f"By the second reward model nothing can be claimed: {fault}."
-    apart = ", trained on other pairs," if run.second_model and run.second_model.held_out else ""
+    apart = ", trained on other prompts," if run.second_model and run.second_model.held_out else ""
     text = f"By a second reward model{apart} that trained no policy, "
     return _second_opinion(run, "held_out", text, "the second's score", "a sign of over-optimisation")
 
