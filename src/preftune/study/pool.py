@@ -48,7 +48,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         _alike(seeds, records, "content_sha256", "of other data", hint)
     hint = "remove one's directory study/ and run the same command, which measures that seed again"
     _alike(seeds, records, "judged_by", "judged by other functions or another gold", hint)
-    _alike(seeds, records, "stages", MADE_OF, "give the others' directory, or make a study of each kind")
+    _alike(seeds, records, "stages", MADE_OF, "leave that seed out, or make a study of each kind")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
