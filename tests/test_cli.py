@@ -336,7 +336,7 @@ def test_gains_are_over_the_runs_own_reference(tmp_path: Path) -> None:
     row = {"policy": "policy_dpo", "measure": "score", "mean": 0.5, "interval": [0.1, 0.9], "verdict": BETTER}
     rows = [row | {"reference": each} for each in ("policy_warm", "best_of_4")]
     write_jsonl(run.comparisons, rows)
-    assert overview._headline(run, "dpo") == f"dpo: score over warm +0.50 [+0.10, +0.90], {BETTER}"
+    assert overview._headlines(run, ["dpo"]) == [f"dpo: score over warm +0.50 [+0.10, +0.90], {BETTER}"]
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {

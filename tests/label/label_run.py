@@ -1,13 +1,14 @@
 """A small run with replies to judge, made by hand: nothing is trained."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from preftune.label.judgements import Judgement
 from preftune.label.store import Store, begin, find_set
 from preftune.rundir import RunDir, write_jsonl, write_text
+from preftune.sums import write_sealed
 
 
 def collected(folder: Path, n: int = 30, replies: int = 2, scores: bool = True) -> RunDir:
@@ -45,6 +46,13 @@ def sampled(folder: Path, n: int = 20) -> RunDir:
         "".join(f'[stage.{name}]\nalgorithm = "{name}"\n' for name in ("sft", "dpo", "ppo")),
     )
     return RunDir(folder)
+
+
+def trained_again(run: RunDir, *stages: str, shared: Sequence[str] = ()) -> RunDir:
+    """As if these stages were not those that were measured any more; `shared`: which all numbers hang on."""
+    record = {"made_from": dict.fromkeys(stages, "an old sum"), "shared": list(shared)}
+    write_sealed(run.stage_json("evaluation"), record)
+    return run
 
 
 def begun(run: RunDir, source: str | None = None, name: str | None = None, **wanted: Any) -> Store:

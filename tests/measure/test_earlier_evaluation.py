@@ -9,7 +9,7 @@ import pytest
 
 from preftune.cli import main
 from preftune.errors import DataError, InputMissing
-from preftune.label.items import find_source
+from preftune.label.store import find_set
 from preftune.measure import evaluate
 from preftune.measure.compare import compare_runs
 from preftune.records.outdated import outdated
@@ -163,8 +163,8 @@ def test_an_old_evaluation_is_not_compared(redone: RunDir, tiny_run: RunDir) -> 
 
 
 def test_people_are_not_asked_about_replies_of_the_old_model(redone: RunDir) -> None:
-    with pytest.raises(InputMissing, match="no samples of two such policies"):
-        find_source(redone, "sft,dpo")
+    with pytest.raises(InputMissing, match="sampled of sft and dpo is of a model of dpo that is no longer"):
+        find_set(redone, None, "sft,dpo")
 
 
 def test_after_another_reference_or_judge_no_number_stands(copy: RunDir) -> None:

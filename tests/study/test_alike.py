@@ -1,6 +1,7 @@
 """Seeds of a study are made of the same functions and models, or neither pooled nor gone on with."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from preftune.runs import session as sessions
 from preftune.runs.console import Console
 from preftune.runs.session import Session
 from preftune.runs.sources import load_dataset
-from preftune.study import launch
+from preftune.study import alike, launch
 from preftune.study.alike import stage_keys
-from preftune.study.design import load_design
-from preftune.study.kept import keep
+from preftune.study.design import load_design, save_design
+from preftune.study.kept import keep, kept_files
 from preftune.study.launch import run_study
-from preftune.study.places import facts_file
+from preftune.study.places import facts_file, numbers_in
 from preftune.study.pool import pool
 from preftune.study.seed import run_seed
 from preftune.sums import write_sealed
@@ -68,8 +69,9 @@ def mixed(two_seeds: Path, tmp_path: Path) -> Path:
 def test_seeds_made_of_different_things_are_not_pooled(two_seeds: Path, mixed: Path) -> None:
     design, records = load_design(mixed), {seed: facts_file(mixed, seed) for seed in SEEDS}
     assert read_json(facts_file(two_seeds, 3))["stages"] == read_json(facts_file(two_seeds, 4))["stages"]
-    with pytest.raises(DataError, match=r"seed-4/study/seed\.json: stages made of other reward functions"):
+    with pytest.raises(DataError, match=r"seed\.json: made with another .* than seed 3") as caught:
         pool(records, design)
+    assert caught.value.hint == "leave that seed out, or make a study of each kind"
     old = read_json(records[4])
     write_sealed(records[4], {k: v for k, v in old.items() if k != "stages"})  # of before this was recorded
     assert pool(records, design)["seeds"]
@@ -85,15 +87,40 @@ def test_a_study_does_not_go_on_beside_a_seed_that_was_made_of_something_else(
     from preftune.runs import runner
 
     monkeypatch.setattr(runner, "train_stages", trained)
-    with pytest.raises(DataError, match=r"seed-4/study: stages made of other .* than they are now \(ceiling"):
+    words = "was made with another reward function, base model or judge than there is now"
+    with pytest.raises(DataError, match=rf"seed-4/study {words} \(stages: ceiling\)"):
         run_seed(mixed, 5)
     kept = tmp_path / "kept"
     keep(two_seeds, kept, load_design(two_seeds), 3)
     with pytest.raises(AssertionError, match="trained"):
         run_study(wanted(), tmp_path / "a", seeds=2, first_seed=3, reports=False, keep=kept)
     with_another_function(kept / "seed-3" / "seed.json")
-    with pytest.raises(DataError, match=r"kept/seed-3: stages made of other"):
+    with pytest.raises(DataError, match=f"kept/seed-3 {words}"):
         run_study(wanted(), tmp_path / "b", seeds=2, first_seed=3, reports=False, keep=kept)
+
+
+def test_kept_seeds_of_another_design_are_no_seeds_of_this_one(
+    two_seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may lie in the same directory; and that of a mirror is read once, given twice."""
+    from preftune.runs import runner
+
+    design, mirror = load_design(two_seeds), tmp_path / "mirror"
+    kept = numbers_in(mirror)
+    for seed in SEEDS:
+        keep(two_seeds, kept, design, seed)
+    assert list(kept_files(kept, design)) == [kept / f"seed-{seed}" / "seed.json" for seed in SEEDS]
+    assert list(kept_files(kept, replace(design, replies=3))) == []
+    other = with_another_function(kept / "seed-3" / "seed.json")
+    write_sealed(other, read_json(other) | {"key": "of another design"})
+    monkeypatch.setattr(runner, "train_stages", trained)
+    directories: list[Path] = []
+    usual = alike.kept_files
+    monkeypatch.setattr(alike, "kept_files", lambda *given: directories.append(given[0]) or usual(*given))
+    save_design(design, mirror)
+    with pytest.raises(AssertionError, match="trained"):
+        run_seed(tmp_path / "out", 5, mirror=mirror, keep=kept)
+    assert directories == [kept]
 
 
 def test_a_seed_in_a_process_of_its_own_is_told_of_kept_ones(

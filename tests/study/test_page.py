@@ -1,7 +1,5 @@
 """What STUDY.md says in words, and which rows its tables have."""
 
-from typing import Any
-
 import pytest
 
 from preftune.config import load_recipe
@@ -14,15 +12,27 @@ TAUGHT = "stage.ceiling.reward_functions=preftune.judges.reviews:liked"
 LABELLED = ["stage.pairs.algorithm=collect", "stage.pairs.judge=preftune.judges.reviews:liked"]
 
 
+SAYS = {
+    "pairs": "The pairs of stage pairs were labelled by {0}: {0} is no check on what learnt from these.",
+    "ceiling": "Stage ceiling was trained on {0}: {0} is no check on it.",
+    "pairs, ceiling": "The pairs of stage pairs were labelled by {0}, and stage ceiling was trained on {0}: "
+    "{0} is no check on what learnt from these.",
+    "": "No training saw the other judges.",
+    "ceiling, grpo": "Stages grpo and ceiling were trained on {0}: {0} is no check on them.",
+}
+
+
 @pytest.mark.parametrize(
-    ("words", "seen"),
+    ("words", "stages"),
     [
-        ([], {}),  # the recipe's ceiling is trained on gold itself
-        ([TAUGHT], {"ceiling": ["preftune.judges.reviews:liked"]}),
-        (LABELLED, {"pairs": ["preftune.judges.reviews:liked"]}),
+        ([], ""),  # the recipe's ceiling is trained on gold itself
+        ([TAUGHT], "ceiling"),
+        (LABELLED, "pairs"),
+        ([*LABELLED, TAUGHT], "pairs, ceiling"),
+        ([TAUGHT, TAUGHT.replace("ceiling", "grpo"), "stage.grpo.reward_model=none"], "ceiling, grpo"),
     ],
 )
-def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], seen: dict[str, Any]) -> None:
+def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], stages: str) -> None:
     config = load_recipe("sentiment", ["data.name=x", JUDGES, *words]).config
     design = Design(
         config=config,
@@ -34,7 +44,7 @@ def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], se
         fresh_pairs=20,
         replies=2,
     )
-    assert _others_seen(design) == seen
+    seen = _others_seen(design)
     policy = {
         "label": "PPO",
         "others": {},
@@ -44,10 +54,8 @@ def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], se
         "gold_gain_high": 1,
     }
     policy["text"] = {"distinct_2_of_reference": 1.0, "perplexity_of_reference": 1.0, "counts": True}
-    study = {"policies": {"ppo": policy}, "main_set": "test", "seeds": [], "others_seen": seen}
-    page = _beside(study)
-    assert ("No training saw the other judges" in page) is not bool(seen)
-    assert all(f"{name} learnt from preftune.judges.reviews:liked" in page for name in seen)
+    page = _beside({"policies": {"ppo": policy}, "main_set": "test", "seeds": [], **seen})
+    assert f"On the test prompts. {SAYS[stages].format('preftune.judges.reviews:liked')} A gain" in page
 
 
 def test_best_of_n_is_shown_up_to_the_last_n() -> None:

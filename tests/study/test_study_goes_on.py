@@ -15,13 +15,13 @@ from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted, without_gr
 
 from made_once import figures
 from preftune import cli
-from preftune.config import RewardConfig, load_recipe
+from preftune.config import RewardConfig, RunConfig, load_recipe
 from preftune.errors import ConfigError, PreftuneError, UsageError
 from preftune.rundir import read_json, write_jsonl
 from preftune.runs.console import Console
 from preftune.study import launch, measure
 from preftune.study import seed as one_seed
-from preftune.study.design import Request, load_design, make_design, save_design
+from preftune.study.design import Design, Request, load_design, make_design, save_design
 from preftune.study.launch import run_study
 from preftune.study.page import _second_model_words
 from preftune.study.tasks import Task
@@ -301,6 +301,40 @@ def test_a_second_judge_that_a_policy_learns_from_is_no_gold() -> None:
     nothing: Any = None
     with pytest.raises(ConfigError, match=r"some stage learns \(rm, rm2\)"):
         make_design(Request("hh-scratch", tuple(taught), tokens=0), config, nothing, nothing)
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ([], True),
+        (["evaluation.gold=preftune.judges.style:sentiment"], False),
+        (["stage.rm3.algorithm=reward"], False),
+    ],
+    ids=["no gold", "gold", "another witness"],
+)
+def test_a_study_on_disk_whose_second_judge_taught_a_stage_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], refused: bool
+) -> None:
+    """As one from before such recipes were refused."""
+    request = Request("hh-scratch", ("data.name=x", "stage.grpo.reward_model=rm2", *more), tokens=0)
+    nothing: Any = None
+    own = make_design(
+        Request("hh-scratch", tokens=0), load_recipe("hh-scratch", ["data.name=x"]).config, nothing, nothing
+    )
+
+    def made(_: Request, config: RunConfig, *__: Any) -> Design:
+        return replace(own, config=config)
+
+    with monkeypatch.context() as patch:  # the design of then
+        patch.setattr(launch, "make_design", made)
+        patch.setattr(launch, "found_data", lambda *_: (None, None))
+        patch.setattr("preftune.runs.lengths.mean_lengths", lambda *_: None)
+        design = launch._design(request, tmp_path)
+    if refused:
+        with pytest.raises(ConfigError, match=r"some stage learns \(rm, rm2\)"):
+            run_study(request, tmp_path, seeds=1)
+    else:
+        assert launch._design(request, tmp_path) == design
 
 
 def test_the_command(two_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

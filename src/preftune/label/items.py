@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import pstdev
@@ -15,10 +15,10 @@ from preftune.data.dialogue import ROLES, Dialogue, Turn
 from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.records.base import Number, Record, Several, read_records
-from preftune.records.outdated import outdated
+from preftune.records.outdated import AGAIN, Outdated, outdated
 from preftune.records.run import SampleRow
 from preftune.report.load import settings_of
-from preftune.rundir import RunDir, policy_name, read_text
+from preftune.rundir import RunDir, policy_name, read_object, read_text
 from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
@@ -72,16 +72,20 @@ class Collected(Record):
 
 
 class Chosen(NamedTuple):
-    """Where items come from: a file of collected replies, or two policies' samples."""
+    """Where items come from: a file of collected replies, or two policies' samples. `old_scores`: whose the
+    samples' scores are, where that model is no longer there.
+    """
 
     name: str
     files: tuple[Path, ...]
     policies: tuple[str, ...] = ()
+    old_scores: str = ""
 
 
 def find_source(run: RunDir, source: str | None) -> Chosen:
     """`source` is a stage that collected replies, or two policies `A,B`; None is the one that collected, else
-    SFT against the last policy. UsageError, InputMissing.
+    SFT against the last policy. UsageError, InputMissing. Whether the policies' samples are there, and of
+    their models, says `readable`: a set that has been begun needs none.
     """
     collected = {path.parent.name: path for path in sorted(run.path.glob("collected/*/replies.jsonl"))}
     if source is not None and "," not in source:
@@ -99,8 +103,7 @@ def find_source(run: RunDir, source: str | None) -> Chosen:
 
 
 def _two_policies(run: RunDir, source: str | None) -> Chosen:
-    gone = outdated(run)
-    files = {policy: file for policy, file in run.samples_files().items() if not gone.policy(policy)}
+    files = run.samples_files()
     if source is None:
         config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
         kinds = {
@@ -111,14 +114,50 @@ def _two_policies(run: RunDir, source: str | None) -> Chosen:
         pair = [*imitating[:1], *trained[-1:]]
     else:
         pair = [name if name in files else policy_name(name) for name in source.split(",")]
-    if len(set(pair)) != 2 or not files.keys() >= set(pair):
-        have = ", ".join(files) or "none"
+    if not len(pair) == len(set(pair)) == 2:
+        raise _no_samples(run, files)
+    short = [name.removeprefix(policy_name("")) for name in pair]
+    found = tuple(files[name] for name in pair if name in files)
+    return Chosen("-".join((short[0], "against", short[1])), found, tuple(pair))
+
+
+def readable(run: RunDir, source: Chosen) -> Chosen:
+    """The source, if a set can be begun from it. InputMissing for policies without samples, or whose samples
+    are of a model that is no longer there. Texts do not hang on a judge, but for best-of-n's; scores do.
+    """
+    if not source.policies:
+        return source
+    if len(source.files) < len(source.policies):
+        raise _no_samples(run, run.samples_files())
+    gone = outdated(run)
+    scored = _scored_by(run, gone, source.policies)
+    stages = dict[str, None]()
+    for policy in source.policies:
+        own = policy.removeprefix(policy_name(""))
+        stages |= dict.fromkeys(scored if policy.startswith("best_of_") else {own} & {*gone.stages})
+    if stages:
+        names = " and ".join(source.name.split("-against-"))
         raise InputMissing(
-            f"{run.path} holds no samples of two such policies (it has: {have})",
-            "preftune run RECIPE samples them; --from A,B names two, --from STAGE one that collects",
+            f"{run.path}: what was sampled of {names} is {Outdated(tuple(stages)).why}",
+            f"{AGAIN}; --from A,B names two other policies, --set NAME a set that was begun before",
         )
-    short = [name.removeprefix("policy_") for name in pair]
-    return Chosen("-".join((short[0], "against", short[1])), tuple(files[name] for name in pair), tuple(pair))
+    return source._replace(old_scores=Outdated(scored).why if scored else "")
+
+
+def _scored_by(run: RunDir, gone: Outdated, policies: Iterable[str]) -> tuple[str, ...]:
+    """Of the stages that are gone those on which the samples' scores hang, if they hang on any: all but the
+    second reward model, by whose scores nobody is asked.
+    """
+    files = [file for policy in policies if (file := run.evaluation(policy)).is_file()]
+    second = {read_object(file).get("held_out_by") for file in files}
+    return tuple(name for name in gone.stages if name not in second) if gone.all else ()
+
+
+def _no_samples(run: RunDir, files: Iterable[str]) -> InputMissing:
+    return InputMissing(
+        f"{run.path} holds no samples of two such policies (it has: {', '.join(files) or 'none'})",
+        "preftune run RECIPE samples them; --from A,B names two, --from STAGE one that collects",
+    )
 
 
 def read_items(
@@ -132,6 +171,11 @@ def read_items(
     items: dict[str, Item] = {}
     for prompt, replies, row in rows:
         pairs = [item for two in combinations(replies, 2) if (item := _item(prompt, two, row)) is not None]
+        if informative and source.old_scores:
+            raise InputMissing(
+                f"the scores in {source.files[0]} are {source.old_scores}",
+                f"{AGAIN}; or leave --informative out",
+            )
         if informative and any(item.scores is None for item in pairs):
             raise UsageError(
                 f"{source.files[0]} holds no scores, so that nothing is more informative",
@@ -177,7 +221,9 @@ def _of_policies(source: Chosen) -> Rows:
     for key in first:
         if key in second:
             replies = [
-                (row.response, name, row.score, row.members, row.ended)
+                (row.response, name, None, (), row.ended)
+                if source.old_scores
+                else (row.response, name, row.score, row.members, row.ended)
                 for row, name in zip((first[key], second[key]), source.policies, strict=True)
             ]
             yield _messages(key[1]), replies, key[0]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from preftune.errors import ConfigError, DataError, InputMissing, UsageError
 from preftune.label.design import RATER, Design, Slot, queue, shared, slot_of
-from preftune.label.items import Chosen, Item, find_source, read_items
+from preftune.label.items import Chosen, Item, find_source, read_items, readable
 from preftune.label.judgements import Event, Judgement, Undone, standing
 from preftune.records.base import first_fault, read_record, read_records, write_record
 from preftune.rundir import RunDir, append_jsonl, read_object, sha256_file, sync, write_json, write_jsonl
@@ -168,14 +168,16 @@ def shown(slot: Slot) -> dict[str, Any]:
 
 def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
     """The folder of the set `name`, and what it is to be made of; None for one that has been begun, unless
-    `source` asks for something.
+    `source` asks for something. What has been begun lies on disk, whatever became of the models since.
     """
     if name is not None and not re.fullmatch(RATER, name):
         raise UsageError(f"{name[:40]!r} is no name of a set", "letters, digits, - and _")
     if name and (run.labels(name) / "design.json").is_file():
         return run.labels(name), find_source(run, source) if source else None
     origin = find_source(run, source)
-    return run.labels(name or origin.name), origin
+    wanted = name or origin.name
+    begun = {file.parent.name for file in run.path.glob("labels/*/design.json")}
+    return run.labels(wanted), origin if wanted in begun else readable(run, origin)
 
 
 def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> Store:

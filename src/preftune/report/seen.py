@@ -1,6 +1,6 @@
 """Which judges training saw: one that a policy learnt from is no check on that policy."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from preftune.config.rewards import judges_in, reward_terms
 from preftune.report.view import Row, RunView, setting
@@ -31,16 +31,24 @@ def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
     return any(judge in judges for judge in (gold, *(reward_terms(gold) if ":" in gold else ())))
 
 
-def seen_by(config: Row, golds: Iterable[str], *, labelled: bool = False) -> dict[str, list[str]]:
-    """By stage, those of the judges that its policy was trained on, and that made its labels."""
-    golds, seen = list(golds), dict[str, list[str]]()
+def seen_by(config: Row, golds: Iterable[str]) -> dict[str, list[str]]:
+    """By stage, those of the judges that its policy was trained on."""
+    seen = dict[str, list[str | None]]()
     for name, stage in config.get("stage", {}).items():
         functions = setting(stage, "reward_functions")
-        judges = {setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())}
-        judges |= {setting(stage, "judge")} if labelled else set()
-        if used := [gold for gold in golds if _is_one_of(gold, judges)]:
-            seen[name] = used
-    return seen
+        seen[name] = [setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())]
+    return _among(golds, seen)
+
+
+def labelled_by(config: Row, golds: Iterable[str]) -> dict[str, list[str]]:
+    """By stage that collects, those of the judges that labelled its pairs."""
+    return _among(golds, {name: [setting(s, "judge")] for name, s in config.get("stage", {}).items()})
+
+
+def _among(golds: Iterable[str], used: Mapping[str, Collection[str | None]]) -> dict[str, list[str]]:
+    golds = list(golds)
+    found = {name: [gold for gold in golds if _is_one_of(gold, judges)] for name, judges in used.items()}
+    return {name: judges for name, judges in found.items() if judges}
 
 
 def seen_gold(run: RunView) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune.errors import InputMissing, PreftuneError
-from preftune.records.outdated import AGAIN, outdated
+from preftune.records.outdated import AGAIN, Outdated, outdated
 from preftune.records.verdict import BETTER, RULE, WORSE
 from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_object
 from preftune.runs.lock import is_held
@@ -112,7 +112,7 @@ def _summary(run: RunDir) -> RunSummary:
         stages = settings["stage"]
         state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
         flat = dict(_flat(settings))
-        numbers = [line for name in stages if (line := _headline(run, name))]
+        numbers = _headlines(run, stages)
         step = (
             f"read it: {run.report_page}"
             if done and run.report_page.is_file()
@@ -152,23 +152,35 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     return ", ".join(phrases) + (" (in use now)" if in_use else ""), len(finished) == len(stages)
 
 
-def _headline(run: RunDir, stage: str) -> str:
-    """The gains of a policy over the reference, which the first row names, by each judge, as far as they were
-    measured, with verdicts.
-    """
+def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
+    """A line for every policy that was measured; one alone where nothing measured stands any more."""
     rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
-    if rows and (gone := outdated(run)).policy(policy_name(stage)):
-        return f"{stage}: what was measured is {gone.why}; {AGAIN}"
+    gone = outdated(run) if rows else Outdated()
+    why = f"what was measured is {gone.why}; {AGAIN}"
+    if gone.all:
+        return [why]
+    lines = {name: _headline(rows, policy_name(name)) for name in stages}
+    return [
+        f"{name}: {why if gone.policy(policy_name(name)) else gains}"
+        for name, gains in lines.items()
+        if gains
+    ]
+
+
+def _headline(rows: Sequence[Mapping[str, Any]], policy: str) -> str:
+    """The gains of a policy over the reference, which the first row names, by each judge, as far as they were
+    measured, with verdicts; "" of none.
+    """
     reference = str(rows[0].get("reference")) if rows else ""
     over = {policy_name("sft"): "SFT"}.get(reference, reference.removeprefix(policy_name("")))
     gains = []
     for row in rows:
         with suppress(KeyError, TypeError, ValueError):
-            if (row["policy"], row["reference"]) == (policy_name(stage), reference):
+            if (row["policy"], row["reference"]) == (policy, reference):
                 low, high = row["interval"]
                 gain = f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}], {row['verdict']}"
                 gains.append(f"{row['measure']} {gain}" if gains else f"{row['measure']} over {over} {gain}")
-    return f"{stage}: {'; '.join(gains)}" if gains else ""
+    return "; ".join(gains)
 
 
 def _resume_command(run: RunDir) -> str:

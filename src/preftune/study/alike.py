@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from preftune.config import stage_order
 from preftune.errors import DataError
 from preftune.study.design import Design
+from preftune.study.kept import kept_files
 from preftune.study.places import numbers_in
 from preftune.sums import read_sealed, sum_of
 
 if TYPE_CHECKING:
     from preftune.runs.session import Session
 
-MADE_OF = "stages made of other reward functions, another base model or another judge"
+MADE_OF = "made with another reward function, base model or judge"
 # Rows have hashes of their own (`content_sha256`); what `auto` is differs by machine.
 _APART = ("seed", "precision", "data")
 _OF_ROWS = ("columns", "undesirable")  # which in the built-in world are each seed's own
@@ -39,23 +40,23 @@ def refuse_others(
     session: "Session", design: Design, out: Path, mirror: Path | None, keep: Path | None
 ) -> None:
     """DataError, before anything is trained, if a finished seed of this study was made of something else."""
-    own, kept = stage_keys(session), [numbers_in(mirror)] if mirror else []
-    kept += [keep] if keep else []
-    for file in _finished(design, out, kept):
+    own, kept = stage_keys(session), [keep] if keep else []
+    kept += [numbers_in(mirror)] if mirror else []
+    for file in _finished(design, out, {directory.resolve(): directory for directory in kept}.values()):
         theirs = read_sealed(file).get("stages")
         known = theirs if isinstance(theirs, Mapping) else {}
         if differ := [name for name, key in own.items() if known.get(name, key) != key]:
             raise DataError(
-                f"{file.parent}: {MADE_OF} than they are now ({', '.join(differ)})",
-                "give those that it was made of, or begin another study with out=DIR",
+                f"{file.parent} was {MADE_OF} than there is now (stages: {', '.join(differ)})",
+                "give those that it was made with, or begin another study with out=DIR",
             )
 
 
 def _finished(design: Design, out: Path, kept: Iterable[Path]) -> Iterable[Path]:
-    """The seed.json of each finished seed of this design."""
+    """The seed.json of each finished seed of this design; `kept` may hold those of others, too."""
     for file in sorted(out.glob("seed-*/study/seed.json")):
         record = read_sealed(file)
         if type(record.get("seed")) is int and record.get("key") == design.key(record["seed"]):
             yield file
     for directory in kept:
-        yield from sorted(directory.glob("seed-*/seed.json"))
+        yield from kept_files(directory, design)

@@ -6,7 +6,7 @@ which takes the part of gold; and one stage for every value of a sweep.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,16 +201,27 @@ def _second_judge(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     if witnesses(stages):
         return {}
     if judge_of(stages) not in judges or len(judges) > 1:
-        raise ConfigError(
-            "on real text a second reward model stands in for gold, and by each of this recipe's some stage "
-            f"learns ({', '.join(judges)})",
-            hint='add a stage with algorithm = "reward" that none names',
-        )
+        raise _without_gold(judges)
     (name, judge), *_ = judges.items()
     return {
         name: judge.on_part("first"),
         GOLD_MODEL: judge.on_part("second"),
     }
+
+
+def check_gold(design: Design) -> None:
+    """ConfigError for a design on disk that `make_design` would not make now: nothing stands for gold."""
+    stages = design.config.stage
+    if not (design.is_world or design.config.evaluation.gold or witnesses(stages)):
+        raise _without_gold(name for name, stage in stages.items() if stage.scores)
+
+
+def _without_gold(judges: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        "on real text a second reward model stands in for gold, and by each of this recipe's some stage "
+        f"learns ({', '.join(judges)})",
+        hint='add a stage with algorithm = "reward" that none names',
+    )
 
 
 def _with_sweep(

@@ -4,6 +4,7 @@ A study of hours is made in pieces, on whatever machine there is. `keep` copies 
 directory that can be committed; `kept_file` takes it from there, if it is of the same design and data.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def kept_file(directory: Path, design: Design, seed: int) -> Path | None:
     run = RunDir(file.parent)
     check(run, record, f"remove {run.path} and run the same command: it makes that seed again")
     return file
+
+
+def kept_files(directory: Path, design: Design) -> Iterator[Path]:
+    """The seed.json of every kept seed of this design, of whatever data."""
+    for file in sorted(directory.glob(f"seed-*/{RECORD}")):
+        record = read_sealed(file)
+        seed, content = record.get("seed"), record.get("content_sha256")
+        if type(seed) is int and content and record.get("key") == _key(design, seed, content):
+            yield file
 
 
 def contents(dataset: Dataset) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from preftune.study.design import (
     REPLIES,
     Design,
     Request,
+    check_gold,
     load_design,
     make_design,
     save_design,
@@ -140,7 +141,9 @@ def _numbers(out: Path, keep: Path | None, design: Design, seed: int) -> Path:
 
 
 def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | None = None) -> Design:
-    """The design on disk if it is of the same request, else a new one, by the first seed's data."""
+    """The design on disk if it is of the same request, else a new one, by the first seed's data. ConfigError
+    for one in which nothing stands for gold.
+    """
     config = absolute(load_recipe(request.recipe, request.overrides).config)
     content = {
         "recipe_config": config.model_dump(mode="json"),
@@ -151,7 +154,9 @@ def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | Non
     }
     file = out / "request.json"
     if file.is_file() and read_json(file) == content:
-        return load_design(out)
+        design = load_design(out)
+        check_gold(design)
+        return design
     check_reward_functions(config)
     check_llm_judges(config)
     copies = None if mirror is None else str(seed_dir(mirror, first_seed))

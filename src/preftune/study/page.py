@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from preftune.evaluation.laws import LEAST_POINTS
+from preftune.report.text import join
 from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
@@ -100,15 +101,37 @@ def _beside(study: Study) -> str:
     heads, rows = section(study)
     if not rows:
         return ""
-    seen = [f"{name} learnt from {_listed(judges)}" for name, judges in study.get("others_seen", {}).items()]
-    unseen = f"{'; '.join(seen)}: no check on it" if seen else "No training saw the other judges"
     words = (
-        f"On the {study['main_set']} prompts. {unseen}. A gain counts within limits "
+        f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
         f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds)."
     )
     return f"## Beside gold\n\n{words}\n\n{table(heads, rows)}"
+
+
+def _others_words(study: Study) -> str:
+    """A sentence for every judge beside gold that training saw, in one way or the other."""
+    trained, labelled = (dict(study.get(key, {})) for key in ("others_seen", "others_labelled"))
+    sentences = []
+    for judge in dict.fromkeys(
+        judge for judges in [*labelled.values(), *trained.values()] for judge in judges
+    ):
+        makers, learners = ([n for n, js in seen.items() if judge in js] for seen in (labelled, trained))
+        said = [f"the pairs of {_stages(makers)} were labelled by {judge}"] if makers else []
+        said += [f"{_stages(learners)} {_were(learners)} trained on {judge}"] if learners else []
+        on = "what learnt from these" if makers else "it" if len(learners) == 1 else "them"
+        text = f"{', and '.join(said)}: {judge} is no check on {on}."
+        sentences.append(text[0].upper() + text[1:])
+    return " ".join(sentences) or "No training saw the other judges."
+
+
+def _stages(names: list[str]) -> str:
+    return f"stage{'s' if len(names) > 1 else ''} {join(names)}"
+
+
+def _were(names: list[str]) -> str:
+    return "were" if len(names) > 1 else "was"
 
 
 def _collapsed(study: Study) -> str:

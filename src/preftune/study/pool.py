@@ -13,7 +13,7 @@ from preftune.errors import DataError
 from preftune.evaluation.pooled import gain_ends, pooled_gain, pooled_means, pooled_verdict
 from preftune.evaluation.stats import number_needed
 from preftune.records.study import SeedRecord
-from preftune.report.seen import seen_by
+from preftune.report.seen import labelled_by, seen_by
 from preftune.rundir import BASE
 from preftune.study.alike import MADE_OF
 from preftune.study.beside import as_text, others
@@ -48,7 +48,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         _alike(seeds, records, "content_sha256", "of other data", hint)
     hint = "remove one's directory study/ and run the same command, which measures that seed again"
     _alike(seeds, records, "judged_by", "judged by other functions or another gold", hint)
-    _alike(seeds, records, "stages", MADE_OF, "give the others' directory, or make a study of each kind")
+    _alike(seeds, records, "stages", MADE_OF, "leave that seed out, or make a study of each kind")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -79,7 +79,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
         "main_set": kinds[0],
         "reference": seeds[0].facts.reference,
         "policies": policies,
-        "others_seen": _others_seen(design),
+        **_others_seen(design),
         "best_of_n": [
             {"n": n, "kl": seeds[0].best_kl[n - 1]}
             | _numbers([best_table(v, kinds[0], n) for v in seeds], settings.resamples)
@@ -97,10 +97,13 @@ def _gold_apart(seeds: Sequence[SeedValues], design: Design) -> bool | None:
     return design.gold_apart if None in found else found == {True}
 
 
-def _others_seen(design: Design) -> dict[str, list[str]]:
-    """By stage, the judges beside gold that it learnt from, or had label its replies."""
+def _others_seen(design: Design) -> dict[str, dict[str, list[str]]]:
+    """The judges beside gold that training saw, by stage: those that it was trained on, and those that
+    labelled its pairs.
+    """
     golds = judges_in(design.config.evaluation.gold)[0 if design.is_world else 1 :]
-    return seen_by(design.config.model_dump(mode="json"), golds, labelled=True)
+    config = design.config.model_dump(mode="json")
+    return {"others_seen": seen_by(config, golds), "others_labelled": labelled_by(config, golds)}
 
 
 def _alike(

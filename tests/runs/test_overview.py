@@ -1,0 +1,33 @@
+"""What `preftune runs` says of numbers whose models are no longer there: once a run, or by policy."""
+
+from pathlib import Path
+
+import pytest
+
+from preftune.rundir import RunDir, write_jsonl, write_text
+from preftune.runs.overview import show_runs
+from preftune.sums import write_sealed
+
+STAGES = ("sft", "rm", "ppo", "dpo")
+WHY = "is of a model of {} that is no longer there; preftune evaluate RUN measures what is there"
+
+
+@pytest.mark.parametrize(
+    ("gone", "shared", "says"),
+    [
+        (("rm", "ppo"), ("sft", "rm"), [f"what was measured {WHY.format('rm, ppo')}"]),
+        (("rm", "dpo"), (), ["ppo: score over SFT +0.50", f"dpo: what was measured {WHY.format('rm, dpo')}"]),
+    ],
+    ids=["all", "one policy, and a stage that has no numbers"],
+)
+def test_that_models_are_gone_is_said_where_there_were_numbers(
+    tmp_path: Path, gone: tuple[str, ...], shared: tuple[str, ...], says: list[str]
+) -> None:
+    run = RunDir(tmp_path / "one")
+    write_text(run.config, "".join(f'[stage.{name}]\nalgorithm = "x"\n' for name in STAGES))
+    measured = {"reference": "policy_sft", "measure": "score", "mean": 0.5, "interval": [0, 1], "verdict": ""}
+    write_jsonl(run.comparisons, [{"policy": f"policy_{name}"} | measured for name in ("ppo", "dpo")])
+    record = {"made_from": dict.fromkeys(gone, "an old sum"), "shared": list(shared)}
+    write_sealed(run.stage_json("evaluation"), record)
+    lines = [line.strip() for line in show_runs(tmp_path).splitlines()][1:-1]
+    assert [line.partition(" [")[0] for line in lines] == says
