@@ -92,6 +92,16 @@ def test_half_an_answer_has_no_verdict(model: Model, tmp_path: Path) -> None:
     assert all(row["cut"] for row in read_jsonl(tmp_path / "answers.jsonl"))
 
 
+@pytest.mark.parametrize(("text", "kept"), [("A", True), ("[[A]]\n", True), ("A: since", False), ("[[A", False)])
+def test_a_verdict_that_is_cut_right_after_it_counts(
+    model: Model, tmp_path: Path, text: str, kept: bool
+) -> None:
+    model.judge, model.ended = lambda question: text, "length"
+    who = judge(model, tmp_path)
+    who.scores(ROWS)
+    assert who.summary(ROWS)["no_verdict"] == (0 if kept else 8)
+
+
 @pytest.mark.parametrize(("key", "why"), [("EMPTY", "fewer than 8 characters"), ("a key of words", "blanks")])
 def test_a_key_that_can_be_none_is_explained(key: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)

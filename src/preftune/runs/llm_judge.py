@@ -21,7 +21,7 @@ from preftune.config.algorithms.llm import LLM, LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.evaluation.stats import wilson
 from preftune.judges.endpoint import Answer, Endpoint, StoppedError
-from preftune.judges.llm import question, read_template, verdict
+from preftune.judges.llm import is_bare, question, read_template, verdict
 from preftune.rundir import append_jsonl, read_jsonl
 from preftune.runs.inputs import key_of
 from preftune.sums import sum_of
@@ -165,7 +165,8 @@ class LLMJudge:
                 f"the LLM judge at {self.endpoint.url} answers as {answer.model}, and {self.model} was asked",
                 f'name the model as the server does, judge = "{LLM}{answer.model}", or serve the other one',
             )
-        said = None if answer.cut else verdict(answer.text)  # half an answer may only weigh what it mentions
+        # Half an answer may only weigh what it mentions, unless it is the verdict and nothing else.
+        said = verdict(answer.text) if not answer.cut or is_bare(answer.text) else None
         outcome = {"verdict": said, "answer": answer.text.strip()[-_KEPT:]}
         counts = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "model": answer.model}
         more = {"refused": answer.refused} if answer.refused else {"cut": True} if answer.cut else {}
