@@ -62,7 +62,7 @@ class LLMJudge:
     def scores(self, rows: Sequence[Json]) -> list[list[float]]:
         """For each {"prompt", "replies"} the score of each reply, 0 to 1. Asks what has not been answered.
 
-        InputMissing or ConfigError from the endpoint, DataError where most answers have no verdict.
+        InputMissing or ConfigError from the endpoint.
         """
         self._ask({item.key: item for row in rows for item in self.questions(row)})
         return [self._shares(row) for row in rows]
@@ -156,7 +156,6 @@ class LLMJudge:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        self._check()
 
     def _keep(self, key: str, answer: Answer) -> None:
         """Write an answer down at once, so that its question is not asked again."""
@@ -173,7 +172,8 @@ class LLMJudge:
         self.answers[key] = {"key": key, **outcome, **counts, **more}
         append_jsonl(self.file, self.answers[key])
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """DataError where most of its answers have no verdict."""
         lost = [answer for answer in self.answers.values() if answer["verdict"] is None]
         if len(self.answers) >= _MANY and len(lost) > len(self.answers) / 2:
             last = lost[-1].get("refused") or lost[-1]["answer"][-200:]
