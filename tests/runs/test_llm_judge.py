@@ -92,7 +92,9 @@ def test_half_an_answer_has_no_verdict(model: Model, tmp_path: Path) -> None:
     assert all(row["cut"] for row in read_jsonl(tmp_path / "answers.jsonl"))
 
 
-@pytest.mark.parametrize(("text", "kept"), [("A", True), ("[[A]]\n", True), ("A: since", False), ("[[A", False)])
+@pytest.mark.parametrize(
+    ("text", "kept"), [("A", True), ("[[A]]\n", True), ("A: since", False), ("[[A", False)]
+)
 def test_a_verdict_that_is_cut_right_after_it_counts(
     model: Model, tmp_path: Path, text: str, kept: bool
 ) -> None:

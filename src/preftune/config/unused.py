@@ -48,8 +48,8 @@ def _data_needs(config: RunConfig, name: str) -> str | None:
 
 
 def _stage_needs(config: RunConfig, key: str) -> str | None:
-    """Of a stage, or of the training of a scratch model. A registered algorithm may have one of these settings
-    without the other: with a meaning of its own, then.
+    """Of a stage, or of the training of a scratch model. A registered algorithm may have one of two such
+    settings without the other: with a meaning of its own, then.
     """
     group, _, last = key.rpartition(".")
     settings: Any = config

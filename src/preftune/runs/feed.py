@@ -33,7 +33,8 @@ HELD_OUT = 256  # rows that checkpoints are compared on
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
     order of their own; `held_out()` makes a batch of rows that are not trained on, None where there can be
-    none; `rejected` counts those that cannot be used, `tokens` those of all fixed rows, of which a step takes `rows_per_step`.
+    none; `rejected` counts those that cannot be used, `tokens` those of all fixed rows, of which a step takes
+    `rows_per_step`.
     """
 
     rows: Sequence[Preference]

@@ -169,9 +169,7 @@ def _prepare(session: Session, name: str) -> Job:
     )
 
 
-def _worth(
-    session: Session, name: str, algorithm: Algorithm, learner: Learner, feed: Feed
-) -> Worth | None:
+def _worth(session: Session, name: str, algorithm: Algorithm, learner: Learner, feed: Feed) -> Worth | None:
     """How checkpoints are compared: by the mean loss on held-out rows; where a stage samples, by what its
     steps measure anyway, on training prompts. None, with a warning, where no row can be held out for it;
     DataError where none is.
