@@ -134,7 +134,7 @@ def run_recipe(
         if mirror is not None and not resume and is_main_process():
             earlier = Mirror(directory=Path(mirror), run=run, say=console.line)
             earlier.forget([BASE, *config.stage], commits=True)
-        with _how_to_go_on(recipe, overrides, run, config, until):
+        with _how_to_go_on(recipe, overrides, run, config, until, redo):
             session = runner.open_session(
                 config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
             )
@@ -205,9 +205,16 @@ def kept_stages(
 
 @contextmanager
 def _how_to_go_on(
-    recipe: str, overrides: Sequence[str], run: RunDir, config: RunConfig, until: str | None
+    recipe: str,
+    overrides: Sequence[str],
+    run: RunDir,
+    config: RunConfig,
+    until: str | None,
+    redo: Sequence[str],
 ) -> Iterator[None]:
-    """The commands that go on, in the message about a stage that was made with other settings."""
+    """The commands that go on, in the message about a stage that was made with other settings: one that has
+    several of those names all that are to be made again so far, and that one.
+    """
     from preftune.runs.stages import OtherSettings
 
     try:
@@ -216,11 +223,12 @@ def _how_to_go_on(
         words = ["preftune", *(["run", recipe] if until is None else ["train", recipe, until]), *overrides]
         directory = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
         new = directory.with_name(f"{directory.name or config.name}-2")
-        anew = [*words, "--out", str(directory), "--redo", error.stage]
+        anew = [*words, "--out", str(directory)]
+        anew += [word for name in (*redo, error.stage) for word in ("--redo", name)]
         beside = [*words, "--out", str(new), "--from", str(directory)]
         where = "here, keeping the old one until then" if error.stage != BASE else "from scratch, in place"
         if error.stage == BASE:
-            anew = [*anew[:-2], "--restart"]
+            anew = [*words, "--out", str(directory), "--restart"]
         error.hint = (
             f"train it and the stages that depend on it again {where}: {shlex.join(anew)}\n"
             f"or make another run that takes over unchanged stages: {shlex.join(beside)}"

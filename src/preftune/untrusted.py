@@ -18,11 +18,17 @@ _HIDDEN = re.compile(
 )
 
 # Credentials by their form, as their issuers make them: hf_smollm2_instruct_v2 is a name. What identifies
-# them stays, so that a person sees what was taken out. Looks ahead have limits: a text may be long.
+# them stays, so that a person sees what was taken out. Looks ahead have limits: a text may be long. What is
+# random has capitals within words, or digits in more places than one, where words have a year or a date.
+_RANDOM = (
+    r"(?:(?=[A-Za-z0-9]{0,99}[a-z])(?=[A-Za-z0-9]{0,99}[A-Z])(?=[A-Za-z0-9]{0,99}(?:[0-9]|[A-Z][a-z]?[A-Z]))"
+    r"|(?=(?:[0-9]{0,99}[A-Za-z]{1,99}[0-9]){2})|(?=(?:[A-Za-z]{0,99}[0-9]){9}))[A-Za-z0-9]{20,}"
+)
+_UUID = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?P<kind>hf_|api_org_|gh[pousr]_)[A-Za-z0-9]{30,}"
-    r"|(?P<kind_sk>sk-(?:[a-z0-9]{2,10}-){0,2})(?=[A-Za-z]{0,99}[0-9])[A-Za-z0-9]{20,}"
+    rf"|(?P<kind_sk>sk-(?:[A-Za-z0-9]{{2,10}}-){{0,2}})(?:{_UUID}|{_RANDOM})"
     r"|(?P<kind_of>sk-(?:proj|ant|svcacct|admin)-)(?=[\w-]{0,99}[0-9])(?=[\w-]{0,99}[a-z])(?=[\w-]{0,99}[A-Z])[\w-]{20,}"
     r"|(?P<kind_up>A[KS]IA)[A-Z0-9]{16}(?![a-z])"
     r"|(?P<kind_any>github_pat_|glpat-|xox[abprs]-|AIza|eyJ)[A-Za-z0-9_\-.]{16,}"

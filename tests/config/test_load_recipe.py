@@ -1,6 +1,8 @@
 """Recipes, overrides, origins, and the errors that a wrong key or value gives."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from preftune.config import (
     recipe_names,
 )
 from preftune.config.graph import parents
+from preftune.config.unused import refuse_unused
 from preftune.errors import ConfigError, PreftuneError, UsageError
 
 NEEDS_DATA = {"hh-rm", "hh-scratch", "hh-smollm2", "own-small", "sentiment"}
@@ -407,3 +410,10 @@ def test_a_setting_that_nothing_reads_is_refused_where_it_is_typed(
 @pytest.mark.parametrize(("recipe", "words"), USED, ids=lambda value: str(value)[:50])
 def test_a_setting_that_something_reads_is_taken(recipe: str, words: list[str]) -> None:
     load_recipe(recipe, [*words, *["data.name=mine.jsonl"] * (recipe == "hh-gpt2")])
+
+
+@pytest.mark.parametrize("key", ["kl_horizon", "sd_coef", "optimizer.final"])
+def test_a_registered_algorithm_may_have_one_setting_without_the_other(key: str) -> None:
+    own = SimpleNamespace(kl_horizon=5, sd_coef=2.0, optimizer=SimpleNamespace(final=0.5))
+    config: Any = SimpleNamespace(stage={"mine": own})
+    refuse_unused(config, [f"stage.mine.{key}"])

@@ -15,6 +15,8 @@ from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
 from preftune.data import Dataset, Turn, read_dataset, read_preferences
+from preftune.data.checks import BadRow
+from preftune.data.formats import single
 from preftune.data.formats.table import FORMATS
 from preftune.errors import DataError
 
@@ -175,6 +177,11 @@ def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
     data = load(tmp_path / "a.jsonl", *rows, held_out=1e-9)
     found = {row.chosen: row.columns["answer"] for row in (*data.train, *data.validation, *data.test)}
     assert found == {" 4": 4, " 0.5": 0.5}
+    digits = int("7" * 375)  # more than a float holds
+    (row,) = single.reply({"prompt": "200!?", "answer": digits})
+    assert row.completion == " " + "7" * 375
+    with pytest.raises(BadRow, match='"answer" is a number of too many digits'):
+        single.reply({"prompt": "2000!?", "answer": 10**5000})
     with pytest.raises(DataError, match='"answer" is true or false, not text'):
         load(tmp_path / "a.jsonl", {"prompt": "Q", "answer": True})
 
@@ -389,6 +396,13 @@ def test_a_header_may_have_blanks(tmp_path: Path, name: str, content: str) -> No
     (tmp_path / name).write_text(content)
     (pair,) = read_preferences(tmp_path / name)
     assert (pair.prompt[0].text, pair.chosen, pair.rejected) == (" Q", " a, b", " c")
+
+
+def test_blanks_of_a_single_column_are_kept(tmp_path: Path) -> None:
+    """Its header has no "a, b" to say that a blank follows a comma."""
+    (tmp_path / "a.csv").write_text("text\n  Once upon a time.\n")
+    data = load(tmp_path / "a.csv", held_out=1e-9)
+    assert [row.chosen for row in data.train] == ["  Once upon a time."]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ def test_the_message_about_a_changed_setting_says_how_to_go_on(copy: RunDir) -> 
     assert f"{command} {copy.path}-2 --from {copy.path}" in caught.value.hint
 
 
+def test_of_several_changed_stages_the_message_leads_to_all(copy: RunDir) -> None:
+    changed, redo = [*SLOW, "stage.rm.learning_rate=2e-3"], list[str]()
+    for other in ("rm", "dpo"):
+        asked = " ".join(f"--redo {name}" for name in [*redo, other])
+        with pytest.raises(ConfigError, match=f"stage {other} in .* was made with other settings") as caught:
+            run_recipe("tiny", changed, out=str(copy.path), redo=redo)
+        assert f"--out {copy.path} {asked}\n" in caught.value.hint
+        redo.append(other)
+
+
 def test_a_dry_run_says_what_is_taken_over_and_writes_nothing(
     tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

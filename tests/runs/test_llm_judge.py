@@ -92,6 +92,18 @@ def test_half_an_answer_has_no_verdict(model: Model, tmp_path: Path) -> None:
     assert all(row["cut"] for row in read_jsonl(tmp_path / "answers.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"), [("A", True), ("[[A]]\n", True), ("A: since", False), ("[[A", False)]
+)
+def test_a_verdict_that_is_cut_right_after_it_counts(
+    model: Model, tmp_path: Path, text: str, kept: bool
+) -> None:
+    model.judge, model.ended = lambda question: text, "length"
+    who = judge(model, tmp_path)
+    who.scores(ROWS)
+    assert who.summary(ROWS)["no_verdict"] == (0 if kept else 8)
+
+
 @pytest.mark.parametrize(("key", "why"), [("EMPTY", "fewer than 8 characters"), ("a key of words", "blanks")])
 def test_a_key_that_can_be_none_is_explained(key: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)
@@ -104,14 +116,18 @@ def test_a_key_that_can_be_none_is_explained(key: str, why: str, monkeypatch: py
 def test_mostly_no_verdict_is_an_error_that_shows_one(model: Model, tmp_path: Path) -> None:
     model.judge = lambda question: "I cannot judge. " * 1000
     rows = [{**ROWS[0], "row": i, "prompt": f"{i}"} for i in range(4)]
+    who = judge(model, tmp_path)
+    who.scores(rows)
     with pytest.raises(DataError, match=r"no verdict in 24 of 24 answers; .*I cannot judge\."):
-        judge(model, tmp_path).scores(rows)
+        who.check()
     assert all(len(row["answer"]) <= 2000 for row in read_jsonl(tmp_path / "answers.jsonl"))
 
 
 @pytest.mark.parametrize(("main", "alone"), [(True, False), (False, False), (True, True)])
 def test_other_processes_wait_a_few_questions_at_a_time(main: bool, alone: bool) -> None:
-    """Five prompts of two questions, four at a time: two prompts, two, one; all at once for one alone."""
+    """Five prompts of two questions, four at a time: two prompts, two, one; all at once for one alone. What
+    has no verdict is counted when all have been asked about.
+    """
     rows = [{"row": number, "replies": ["a", "b"]} for number in range(5)]
     happened = list[object]()
 
@@ -119,12 +135,14 @@ def test_other_processes_wait_a_few_questions_at_a_time(main: bool, alone: bool)
         happened.append([row["row"] for row in part])
         return [[1.0, 0.0]] * len(part)
 
-    who: Any = SimpleNamespace(config=SimpleNamespace(parallel=1), scores=scores)
+    settings = SimpleNamespace(parallel=1)
+    who: Any = SimpleNamespace(config=settings, scores=scores, check=lambda: happened.append("check"))
     learner: Any = SimpleNamespace(is_main=main, is_alone=alone, wait=lambda: happened.append("wait"))
     collector: Any = SimpleNamespace(config=SimpleNamespace(replies=2), name="pairs")
     _Collector._ask(collector, who, rows, learner)
     parts = [[0, 1, 2, 3, 4]] if alone else [[0, 1], [2, 3], [4]]
-    assert happened == [each for part in parts for each in ([part, "wait"] if main else ["wait"])]
+    expected = [each for part in parts for each in ([part, "wait"] if main else ["wait"])]
+    assert happened == ([*expected[:-1], "check", "wait"] if main else expected)
     assert all(("scores" in row) == main for row in rows)
 
 

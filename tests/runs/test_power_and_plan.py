@@ -320,3 +320,11 @@ def test_a_collecting_stage_replies_to_a_prompt_once() -> None:
     ]
     full: Any = SimpleNamespace(config=config, training_rows=lambda stage: rows)
     assert probe._prompts(full, "pairs") == 3
+
+
+@pytest.mark.parametrize(("best", "budget", "spared"), [(0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 4)])
+def test_room_is_planned_for_every_checkpoint_that_is_kept(best: int, budget: int, spared: int) -> None:
+    """Of a model of 10 bytes, all trained, with two kept and one that is written: 30 bytes each."""
+    words = ["checkpoint.keep=2", *["checkpoint.best=true"] * best, *["stage.ppo.kl_budget=5"] * budget]
+    full: Any = SimpleNamespace(config=load_recipe("tiny", words).config)
+    assert probe._disk(full, "ppo", 10, 1) == 10 + 30 * (2 + 1 + spared)

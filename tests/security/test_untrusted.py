@@ -22,6 +22,11 @@ CREDENTIALS = [
     "sk-ant-api03-" + "xY7_" * 20 + "-xY7_AA",
     "sk-or-v1-" + "a1" * 32,
     "sk-" + "xY7q" * 12,
+    "sk-None-" + "xY7q" * 12,
+    "sk-0a1a1a1a-a1a1-4a1a-a1a1-a1a1a1a1a1a1",
+    "sk-lf-0a1a1a1a-a1a1-4a1a-a1a1-a1a1a1a1a1a1",
+    "sk-Qz3RtY8mNb-" + "kLabcdefmXwPqRsTuVaB",
+    "sk-qz3rty8mnb-" + "q8" * 10,
     "ghp_" + "a1" * 18,
     "github_pat_" + "a1" * 20,
     "AKIA" + "ABCDEFGH12345678",
@@ -37,6 +42,7 @@ HARMLESS = [
     "sk-learn/data hf_hub api keys are secret things",
     "data.name=hf_ultrafeedback_binarized.jsonl runs/hf_smollm2_instruct_v2 ~/hf_rlhf_experiments/a.jsonl",
     "sk-learn-experiments-2024-run-3 sk-ant-colony-optimisation-2024 ASIA_reviews_of_restaurants.jsonl",
+    "data.name=sk-news-headlines2024preferences sk-preferences20240131ofreaders sk-HelpfulAndHarmlessPairs",
     "runs/a@b mail me@example.org; https://example.org/a:b@c/d",
 ]
 ESCAPES = {

@@ -8,10 +8,12 @@ import pytest
 from study_helpers import wanted
 
 from preftune.config import load_recipe
+from preftune.errors import ConfigError
 from preftune.records.study import SeedRecord
 from preftune.runs.sources import load_dataset
 from preftune.study.design import Design, load_design, make_design, save_design
 from preftune.study.frontier import LEVELS, frontier, section
+from preftune.study.launch import _design
 from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, SeedValues
 
@@ -102,3 +104,21 @@ def test_several_settings_are_swept_together(tmp_path: Path) -> None:
     assert made.config.stage["ppo-kl_budget-2_0"].kl_budget == 2.0  # type: ignore[union-attr]
     save_design(made, tmp_path)
     assert load_design(tmp_path).sweeps == made.sweeps
+
+
+@pytest.mark.parametrize(
+    ("word", "sweep"),
+    [
+        ("stage.ppo.kl_horizon=2000", "stage.ppo.kl_target=2,4"),
+        ("model.lora.rank=8", "stage.dpo.trainable=lora,all"),
+    ],
+)
+def test_what_a_sweep_gives_a_use_is_taken(word: str, sweep: str, tmp_path: Path) -> None:
+    asked = wanted(sweep=sweep)
+    made = _design(replace(asked, overrides=(*asked.overrides, word)), tmp_path)
+    assert load_design(tmp_path).sweeps == made.sweeps
+
+
+def test_points_of_a_sweep_that_nothing_reads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stage\.ppo\.kl_horizon has no use"):
+        _design(wanted(sweep="stage.ppo.kl_horizon=500,1000"), tmp_path)

@@ -115,8 +115,22 @@ def test_a_best_one_that_is_damaged_is_said(tmp_path: Path) -> None:
     assert found == (None, 9)
     assert said == [
         f"warning: the best checkpoint, {best}, cannot be read (state.json does not match its SHA-256); "
-        "the model is that of the last step, 9"
+        "the model is that of step 9"
     ]
+
+
+def test_with_a_budget_a_damaged_best_one_leaves_the_newest_within_it(tmp_path: Path) -> None:
+    algorithm, best, said = Counting(lambda before: {"kl": float(before)}), "step-000002", list[str]()
+    worth = Worth(now=lambda: -abs(algorithm.steps - 2.0))
+
+    def damage(path: Path) -> None:
+        if path.name == "step-000004":
+            (path.with_name(best) / "state.json").write_text("")
+
+    budget = ("kl", 4.5)
+    ended = play(algorithm, tmp_path, 1, worth=worth, budget=budget, on_saved=damage, say=said.append)
+    assert (ended, algorithm.steps) == (Ended(6, 5.0, 4), 4)
+    assert [line.rpartition("; ")[2] for line in said] == ["the model is that of step 4"]
 
 
 def test_where_the_last_is_the_best_nothing_is_said(tmp_path: Path) -> None:

@@ -46,13 +46,17 @@ def recipe_names() -> list[str]:
     return sorted(file.name[: -len(".toml")] for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
+def load_recipe(recipe: str, overrides: Sequence[str] = (), *, spared: Sequence[str] = ()) -> Resolved:
     """Read a recipe by name or .toml path and apply `key=value` overrides; the last of equal keys wins.
 
     `stage.NAME=none` leaves a stage out; `stage.NAME.algorithm=...` adds one. Raises UsageError for an
-    unknown recipe or an override without "=", ConfigError for everything that is wrong with keys and values.
+    unknown recipe or an override without "=", ConfigError for everything that is wrong with keys and values,
+    but for `spared`, those of the overrides that need have no use.
     """
-    return _resolve(_read(recipe), [_split(text) for text in overrides], recipe)
+    resolved, typed = _resolve(_read(recipe), [_split(text) for text in overrides], recipe)
+    free = {_split(text)[0] for text in spared}
+    refuse_unused(resolved.config, (key for key in typed if key not in free))
+    return resolved
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
@@ -102,7 +106,10 @@ def _split(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: str) -> Resolved:
+def _resolve(
+    recipe: dict[str, Any], overrides: list[tuple[str, str]], source: str
+) -> tuple[Resolved, list[str]]:
+    """The settings, and the keys that are typed with values other than their defaults."""
     values = _drop(recipe, overrides)
     typed = [(key, value) for key, value in overrides if not _removes(key, value)]
     schema = settings(_algorithms(values, typed, source))
@@ -129,13 +136,9 @@ def _resolve(recipe: dict[str, Any], overrides: list[tuple[str, str]], source: s
     except ValidationError as error:
         raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
-    typed_keys = (key for key in dict(typed) if values[key] not in (None, schema[key].default))
-    refuse_unused(config, typed_keys)
-    return Resolved(
-        config=config,
-        origins={key: _origin(key, origins) for key in flatten(config.model_dump())},
-        recipe=source,
-    )
+    keys = {key: _origin(key, origins) for key in flatten(config.model_dump())}
+    other = [key for key in dict(typed) if values[key] not in (None, schema[key].default)]
+    return Resolved(config=config, origins=keys, recipe=source), other
 
 
 def _origin(key: str, origins: Mapping[str, Origin]) -> Origin:

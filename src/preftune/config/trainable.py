@@ -10,6 +10,7 @@ from preftune.config.base import Count, Positive, Settings, later
 from preftune.errors import ConfigError
 
 ALL, LORA = "all", "lora"
+ADAPTERS_NEED = 'adapters are trained with model.trainable="lora"'
 
 
 def _is_trainable(text: str) -> str:
@@ -47,7 +48,7 @@ def check_quantize(lora: LoraConfig, trainable: Collection[str], others: Mapping
     if LORA not in trainable:
         raise ConfigError(
             f"{whose} has a use with adapters only: stages train {', '.join(sorted(trainable))}",
-            'set model.trainable="lora"',
+            ADAPTERS_NEED,
         )
     if other := next((name for name, is_set in others.items() if is_set), None):
         raise ConfigError(f"{whose} is not supported with {other}", 'set model.lora.quantize="none"')

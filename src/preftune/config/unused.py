@@ -5,12 +5,10 @@ run's config.toml states every setting, and a shipped recipe those of its own da
 from collections.abc import Iterable
 from typing import Any
 
-from preftune.config.algorithms.base import names_a_stage
+from preftune.config.algorithms.base import WORLD, names_a_stage
 from preftune.config.run import RunConfig
-from preftune.config.trainable import LORA
+from preftune.config.trainable import ADAPTERS_NEED, LORA
 from preftune.errors import ConfigError
-
-WORLD = "world"
 
 
 def refuse_unused(config: RunConfig, typed: Iterable[str]) -> None:
@@ -31,7 +29,7 @@ def _needs(config: RunConfig, key: str) -> str | None:
         return "sampler.url names the server that samples" if config.sampler.url is None else None
     if key.startswith("model.lora."):
         trains = {*map(config.trainable_of, config.stage)}
-        return None if LORA in trains else 'adapters are trained with model.trainable="lora"'
+        return None if LORA in trains else ADAPTERS_NEED
     return _stage_needs(config, key)
 
 
@@ -50,15 +48,18 @@ def _data_needs(config: RunConfig, name: str) -> str | None:
 
 
 def _stage_needs(config: RunConfig, key: str) -> str | None:
-    """Of a stage, or of the training of a scratch model."""
+    """Of a stage, or of the training of a scratch model. A registered algorithm may have one of two such
+    settings without the other: with a meaning of its own, then.
+    """
     group, _, last = key.rpartition(".")
     settings: Any = config
     for name in group.split("."):
         settings = settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
-    if last == "kl_horizon" and settings.kl_target is None:
+    if last == "kl_horizon" and getattr(settings, "kl_target", "") is None:
         return f"it is the pace at which {group}.kl_target steers kl_coef: set that, too"
-    if last == "sd_coef" and settings.combine != "mean-sd":
+    if last == "sd_coef" and getattr(settings, "combine", "mean-sd") != "mean-sd":
         return f'it is a factor in {group}.combine="mean-sd"'
-    if group.endswith(".optimizer") and last == "final" and settings.schedule == "constant":
+    constant = getattr(settings, "schedule", None) == "constant"
+    if group.endswith(".optimizer") and last == "final" and constant:
         return f"a constant learning rate does not fall: {group}.schedule is linear or cosine then"
     return None

@@ -117,7 +117,8 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
         return
     suffix = next(s for s in reversed(path.suffixes) if s.lower() != ".gz").lower()
     between = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
-    spaced = between != "\t" and first.count(between) == first.count(f"{between} ")  # "a, b": quotes, too
+    count = 0 if between == "\t" else first.count(between)
+    spaced = 0 < count == first.count(f"{between} ")  # "a, b": quotes, too; a single column has no such sign
     old = csv.field_size_limit(MAX_LINE)
     try:
         rest = (line for _, line in text)

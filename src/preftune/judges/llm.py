@@ -62,3 +62,9 @@ def verdict(answer: str) -> Verdict | None:
     last = answer.strip().rpartition("\n")[2]
     alone = _ALONE.fullmatch(last) if len(last) <= _LAST else None
     return _VERDICTS[alone[1].lower()] if alone else None
+
+
+def is_bare(answer: str) -> bool:
+    """Whether an answer is a mark or its letter and nothing else."""
+    text = answer.strip()
+    return _MARK.fullmatch(text) is not None or text.lower() in _VERDICTS

@@ -331,10 +331,11 @@ def _by_part(cost: Cost) -> str:
 
 def _disk(full: Session, name: str, model: int, trained: int) -> float:
     """The model, and its checkpoints at their most: those that are kept, the one that is written, the best
-    one, and two to go back to from beyond a budget.
+    one, two to go back to from beyond a budget, and with both the best one of before.
     """
     stage, settings = full.config.stage.get(name), full.config.checkpoint
-    spared = settings.best + (2 if stage is not None and stage.budget is not None else 0)
+    budget = stage is not None and stage.budget is not None
+    spared = settings.best + 2 * budget + (settings.best and budget)
     return model * (1 + _STATES * trained * (settings.keep + 1 + spared))
 
 

@@ -115,6 +115,8 @@ class _Collector:
             part = rows[start : start + few]
             for row, scores in zip(part, judge.scores(part) if learner.is_main else (), strict=False):
                 row["scores"] = _finite(scores, self.name)
+            if learner.is_main and start + few >= len(rows):
+                judge.check()  # of a whole step, however many processes there are
             learner.wait()
 
     def _scores(self, scorer: Scorer, replies: Sequences, numbers: Sequence[int]) -> list[Json]:

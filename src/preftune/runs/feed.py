@@ -32,8 +32,9 @@ HELD_OUT = 256  # rows that checkpoints are compared on
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `held_out()` makes a batch of rows that are not trained on; `rejected` counts those
-    that cannot be used, `tokens` those of all fixed rows, of which a step takes `rows_per_step`.
+    order of their own; `held_out()` makes a batch of rows that are not trained on, None where there can be
+    none; `rejected` counts those that cannot be used, `tokens` those of all fixed rows, of which a step takes
+    `rows_per_step`.
     """
 
     rows: Sequence[Preference]
@@ -87,11 +88,12 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
             has_all = row.chosen and (row.rejected or config.batch == "sequences")
             return bool(has_all) and (config.data is not None or config.learns_from(row.source))
 
-        if not (own := [row for row in session.dataset.validation if fits(row)]):
-            desirable = " (of labelled replies, undesirable ones are never held out)" if alone else ""
+        own = [row for row in session.dataset.validation if fits(row)]
+        if not own and alone and config.batch == "unpaired":
+            return None
+        if not own:
             raise DataError(
-                f"stage {name}: no validation row is such as it learns from, to compare checkpoints on"
-                f"{desirable if config.batch == 'unpaired' else ''}",
+                f"stage {name}: no validation row is such as it learns from, to compare checkpoints on",
                 "leave out checkpoint.best, or hold out rows of its kind",
             )
         _, ids, _ = first_encoded(encoder, session.shuffled(own), HELD_OUT)

@@ -21,7 +21,7 @@ from preftune.config.algorithms.llm import LLM, LLMConfig
 from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.evaluation.stats import wilson
 from preftune.judges.endpoint import Answer, Endpoint, StoppedError
-from preftune.judges.llm import question, read_template, verdict
+from preftune.judges.llm import is_bare, question, read_template, verdict
 from preftune.rundir import append_jsonl, read_jsonl
 from preftune.runs.inputs import key_of
 from preftune.sums import sum_of
@@ -62,7 +62,7 @@ class LLMJudge:
     def scores(self, rows: Sequence[Json]) -> list[list[float]]:
         """For each {"prompt", "replies"} the score of each reply, 0 to 1. Asks what has not been answered.
 
-        InputMissing or ConfigError from the endpoint, DataError where most answers have no verdict.
+        InputMissing or ConfigError from the endpoint.
         """
         self._ask({item.key: item for row in rows for item in self.questions(row)})
         return [self._shares(row) for row in rows]
@@ -156,7 +156,6 @@ class LLMJudge:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        self._check()
 
     def _keep(self, key: str, answer: Answer) -> None:
         """Write an answer down at once, so that its question is not asked again."""
@@ -165,14 +164,16 @@ class LLMJudge:
                 f"the LLM judge at {self.endpoint.url} answers as {answer.model}, and {self.model} was asked",
                 f'name the model as the server does, judge = "{LLM}{answer.model}", or serve the other one',
             )
-        said = None if answer.cut else verdict(answer.text)  # half an answer may only weigh what it mentions
+        # Half an answer may only weigh what it mentions, unless it is the verdict and nothing else.
+        said = verdict(answer.text) if not answer.cut or is_bare(answer.text) else None
         outcome = {"verdict": said, "answer": answer.text.strip()[-_KEPT:]}
         counts = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "model": answer.model}
         more = {"refused": answer.refused} if answer.refused else {"cut": True} if answer.cut else {}
         self.answers[key] = {"key": key, **outcome, **counts, **more}
         append_jsonl(self.file, self.answers[key])
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """DataError where most of its answers have no verdict."""
         lost = [answer for answer in self.answers.values() if answer["verdict"] is None]
         if len(self.answers) >= _MANY and len(lost) > len(self.answers) / 2:
             last = lost[-1].get("refused") or lost[-1]["answer"][-200:]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from preftune.config import DataConfig, RunConfig
-from preftune.config.algorithms.base import Part, StageSettings, names_a_stage
+from preftune.config.algorithms.base import WORLD, Part, StageSettings, names_a_stage
 from preftune.config.run import ColumnsConfig
 from preftune.data import Dataset, Preference, read_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
@@ -15,8 +15,6 @@ from preftune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-WORLD = "world"
 
 
 def load_dataset(config: DataConfig, seed: int, commit: str | None = None) -> Dataset:

@@ -161,7 +161,7 @@ def _prepare(session: Session, name: str) -> Job:
         rows_at=feed.names_at,
         updates=config.updates_per_step * len(kind.trains),
         budget=config.budget,
-        worth=_worth(config, algorithm, learner, feed) if session.config.checkpoint.best else None,
+        worth=_worth(session, name, algorithm, learner, feed) if session.config.checkpoint.best else None,
         rows=len(feed.rows),
         tokens=feed.tokens * feed.rows_per_step / len(feed.rows) if feed.tokens else None,
         rows_per_step=feed.rows_per_step,
@@ -169,13 +169,21 @@ def _prepare(session: Session, name: str) -> Job:
     )
 
 
-def _worth(config: StageSettings, algorithm: Algorithm, learner: Learner, feed: Feed) -> Worth:
+def _worth(session: Session, name: str, algorithm: Algorithm, learner: Learner, feed: Feed) -> Worth | None:
     """How checkpoints are compared: by the mean loss on held-out rows; where a stage samples, by what its
-    steps measure anyway, on training prompts. DataError where no row is held out for it.
+    steps measure anyway, on training prompts. None, with a warning, where no row can be held out for it;
+    DataError where none is.
     """
+    config = session.config.stage[name]
     if config.online:
         return Worth(of_step=cast(OnlineConfig, config).worth)
-    held_out = learner.share(feed.held_out()).to(learner.device)
+    if (batch := feed.held_out()) is None:
+        session.console.line(
+            f"warning: {name} ends with its last checkpoint, not with its best (checkpoint.best): it learns "
+            "from labelled replies, and no pairs are held out to compare checkpoints on"
+        )
+        return None
+    held_out = learner.share(batch).to(learner.device)
 
     def now() -> float:
         with learner.measuring():

@@ -241,7 +241,8 @@ def _with_sweep(
         raise UsageError(f"stage {name} is no preference tuning, so a sweep of it has no KL to draw")
     extended, stage_of = dict(stages), dict[str, str]()
     for value in values:
-        variant = load_recipe(request.recipe, [*request.overrides, f"{key}={value}"]).config.stage[name]
+        words = [*request.overrides, f"{key}={value}"]
+        variant = load_recipe(request.recipe, words, spared=request.overrides).config.stage[name]
         setting = getattr(variant, field)
         stage = f"{name}-{field}-{re.sub('[^A-Za-z0-9]', '_', value)}"
         stage_of[value] = name if getattr(config, field) == setting else stage

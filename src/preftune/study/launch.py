@@ -144,7 +144,8 @@ def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | Non
     """The design on disk if it is of the same request, else a new one, by the first seed's data. ConfigError
     for one in which nothing stands for gold.
     """
-    config = absolute(load_recipe(request.recipe, request.overrides).config)
+    spared = () if request.sweep is None else request.overrides  # another point of a sweep may read them
+    config = absolute(load_recipe(request.recipe, request.overrides, spared=spared).config)
     content = {
         "recipe_config": config.model_dump(mode="json"),
         "tokens": request.tokens,

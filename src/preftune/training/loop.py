@@ -174,7 +174,7 @@ class _Keeper:
         if (fault := checkpoint.fault_of(where)) is not None:
             if self.learner.is_main:
                 best = f"the best checkpoint, {where}, cannot be read ({fault})"
-                self.plan.say(f"warning: {best}; the model is that of the last step, {last}")
+                self.plan.say(f"warning: {best}; the model is that of step {last}")
             return last
         self.learner.wait()
         checkpoint.load(where, self.learner, self.plan.say)

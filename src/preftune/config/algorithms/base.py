@@ -22,6 +22,7 @@ from preftune.errors import ConfigError
 
 Batch = Literal["sequences", "pairs", "unpaired", "prompts"]
 Part = Literal["all", "first", "second"]
+WORLD = "world"  # the built-in data
 
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -31,7 +32,7 @@ def names_a_stage(value: str | None) -> bool:
     """Whether a setting that takes a stage or something else means a stage: a directory is told by a slash, a
     file by its ending, a function by its colon.
     """
-    return value is not None and _STAGE.fullmatch(value) is not None and value != "world"
+    return value is not None and _STAGE.fullmatch(value) is not None and value != WORLD
 
 
 class StageSettings(Settings):
@@ -199,7 +200,7 @@ class StageSettings(Settings):
 
     def paths(self) -> tuple[str, ...]:
         """The settings that hold paths."""
-        return () if self.data is None or names_a_stage(self.data) or self.data == "world" else ("data",)
+        return () if self.data is None or names_a_stage(self.data) or self.data == WORLD else ("data",)
 
     def located(self, full: Callable[[str | None], str | None]) -> Self:
         """The same stage with its paths in full."""

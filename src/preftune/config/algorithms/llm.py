@@ -35,8 +35,8 @@ class LLMConfig(AddressConfig):
     )
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
         default=5,
-        description="How often to ask again where the endpoint fails, after 1, 2, 4, ... seconds, or as long "
-        "as it says.",
+        description="How often to ask again where the endpoint fails, after 1, 2, 4, ... seconds or as long "
+        "as it says, the longer of both.",
     )
     parallel: Annotated[int, Field(ge=1, le=64)] = Field(
         default=4, description="Questions at a time; the results do not depend on it."

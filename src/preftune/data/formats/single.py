@@ -2,7 +2,7 @@
 
 from math import isfinite
 
-from preftune.data.checks import text_of, truth_of
+from preftune.data.checks import BadRow, text_of, truth_of
 from preftune.data.dialogue import Dialogue, Labelled, PromptOnly, Text
 from preftune.data.formats.messages import dialogue_with, field, refuse_templated, with_system
 from preftune.data.formats.pairs import Record, prompt_in, prompt_of, refuse_unread
@@ -16,9 +16,16 @@ def reply(record: Record) -> list[Labelled]:
     """`prompt` and `completion`, a text or a number, with a `label` or as something to imitate."""
     key = next(name for name in REPLIES if name in record)
     value = record[key]
-    number = type(value) in (int, float) and isfinite(value)  # the answer to a sum
-    text = str(value) if number else field(record, key)
+    number = type(value) is int or (type(value) is float and isfinite(value))  # the answer to a sum
+    text = _in_digits(value, key) if number else field(record, key)
     return [_labelled(record, dialogue_with(prompt_in(record), text))]
+
+
+def _in_digits(value: float, key: str) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        raise BadRow(f'"{key}" is a number of too many digits') from None
 
 
 def conversation(record: Record) -> list[Labelled]:
