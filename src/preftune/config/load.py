@@ -136,7 +136,7 @@ def _resolve(
     except ValidationError as error:
         raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
-    keys = {key: _origin(key, origins) for key in flatten(config.model_dump())}
+    keys: dict[str, Origin] = {key: _origin(key, origins) for key in flatten(config.model_dump())}
     other = [key for key in dict(typed) if values[key] not in (None, schema[key].default)]
     return Resolved(config=config, origins=keys, recipe=source), other
 
