@@ -71,7 +71,7 @@ class Console:
         memory = facts.get("peak_memory_mb")
         peak = f", peak memory {memory:,.0f} MiB" if memory else ""
         rejected = sum(facts.get("rejected", {}).values())
-        dropped = f", {rejected} rows left out" if rejected else ""
+        dropped = f", left out: {rejected} of its rows" if rejected else ""
         steps = f"{facts['steps']} steps in " if "steps" in facts else ""
         self.line(f"{stage:<12} {steps}{facts['seconds']:.1f} s{peak}{dropped}")
 
