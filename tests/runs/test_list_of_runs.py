@@ -9,14 +9,18 @@ from preftune.runs.overview import show_runs
 from preftune.sums import write_sealed
 
 STAGES = ("sft", "rm", "ppo", "dpo")
-WHY = "is of a model of {} that is no longer there; preftune evaluate RUN measures what is there"
+WHY = "is of models of {} that are no longer there; preftune evaluate RUN measures what is there"
 
 
 @pytest.mark.parametrize(
     ("gone", "shared", "says"),
     [
-        (("rm", "ppo"), ("sft", "rm"), [f"what was measured {WHY.format('rm, ppo')}"]),
-        (("rm", "dpo"), (), ["ppo: score over SFT +0.50", f"dpo: what was measured {WHY.format('rm, dpo')}"]),
+        (("rm", "ppo"), ("sft", "rm"), [f"what was measured {WHY.format('rm and ppo')}"]),
+        (
+            ("rm", "dpo"),
+            (),
+            ["ppo: score over SFT +0.50", f"dpo: what was measured {WHY.format('rm and dpo')}"],
+        ),
     ],
     ids=["all", "one policy, and a stage that has no numbers"],
 )
