@@ -9,13 +9,15 @@ from preftune.runs.overview import show_runs
 from preftune.sums import write_sealed
 
 STAGES = ("sft", "rm", "ppo", "dpo")
-WHY = "is of models of {} that are no longer there; preftune evaluate RUN measures what is there"
+MEASURED = (
+    "what was measured is of models of {} that are no longer there; preftune evaluate RUN measures what is there"
+)
 
 
 @pytest.mark.parametrize(
     ("gone", "shared", "says"),
     [
-        (("rm", "ppo"), ("sft", "rm"), [f"what was measured {WHY.format('rm and ppo')}"]),
+        (("rm", "ppo"), ("sft", "rm"), [MEASURED.format("rm and ppo")]),
         (
             ("rm", "dpo"),
             (),
