@@ -9,19 +9,17 @@ from preftune.runs.overview import show_runs
 from preftune.sums import write_sealed
 
 STAGES = ("sft", "rm", "ppo", "dpo")
-MEASURED = (
-    "what was measured is of models of {} that are no longer there; preftune evaluate RUN measures what is there"
-)
+GONE = "of models of {} that are no longer there; preftune evaluate RUN measures what is there"
 
 
 @pytest.mark.parametrize(
     ("gone", "shared", "says"),
     [
-        (("rm", "ppo"), ("sft", "rm"), [MEASURED.format("rm and ppo")]),
+        (("rm", "ppo"), ("sft", "rm"), ["what was measured is " + GONE.format("rm and ppo")]),
         (
             ("rm", "dpo"),
             (),
-            ["ppo: score over SFT +0.50", f"dpo: what was measured {WHY.format('rm and dpo')}"],
+            ["ppo: score over SFT +0.50", "dpo: what was measured is " + GONE.format("rm and dpo")],
         ),
     ],
     ids=["all", "one policy, and a stage that has no numbers"],
