@@ -107,6 +107,30 @@ def test_readme_says_of_sentiment_what_the_study_does() -> None:
     assert all(interval(policies[name]) in text for name in ("ppo", "dpo"))
 
 
+def test_readme_says_of_hh_what_the_comparisons_of_both_untouched_seeds_do() -> None:
+    """By its own reward model in means, by the second one with intervals."""
+    folder = ROOT / "benchmarks" / "results" / "hh_smollm2"
+    found = dict[tuple[int, str, str], dict[str, Any]]()
+    for seed in (1, 2):
+        for line in (folder / f"seed-{seed}-comparisons.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["reference"] == "policy_sft":
+                found[seed, row["policy"], row["measure"]] = row
+    own, other = ([found[seed, "policy_ppo", kind] for seed in (1, 2)] for kind in ("score", "held_out"))
+    best = [found[seed, "best_of_4", "held_out"]["mean"] for seed in (1, 2)]
+
+    def gain(row: dict[str, Any]) -> str:
+        low, high = row["interval"]
+        return f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"two seeds on which nothing was set, {own[0]['n']} prompts each" in readme
+    assert f"PPO gains {own[0]['mean']:+.2f} and {own[1]['mean']:+.2f} standard deviations" in readme
+    assert f"{gain(other[0])} at one seed and {gain(other[1])} at the other" in readme
+    assert f"Best of 4 gains {best[0]:+.2f} and {best[1]:+.2f} by it" in readme
+    assert f"nothing detectable ({gain(found[2, 'policy_dpo', 'held_out'])}, one seed)" in readme
+
+
 def test_the_last_policies_of_over_optimisation_are_those_of_its_runs() -> None:
     results = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))

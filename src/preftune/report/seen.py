@@ -11,13 +11,7 @@ WORLD_GOLD = "preftune.world.gold:gold"  # the function behind the world's own s
 
 def unseen_words(run: RunView) -> str:
     """That training never saw gold, where no policy was trained on it, and no pairs were labelled by it."""
-    labelled = any(_is_one_of(gold, labellers(run.config)) for gold in _golds(run))
-    return "" if labelled or seen_gold(run) else " which training never saw,"
-
-
-def labellers(config: Row) -> set[str | None]:
-    """The judges of stages that collect."""
-    return {setting(stage, "judge") for stage in config.get("stage", {}).values()} - {None}
+    return "" if labelled_by(run.config, _golds(run)) or seen_gold(run) else " which training never saw,"
 
 
 def _golds(run: RunView) -> list[str]:
