@@ -204,7 +204,7 @@ def test_scores_by_length_are_the_means_of_each_eighth() -> None:
     sides = {f"{side}_length": rng.integers(1, 40, size=60) for side in ("chosen", "rejected")}
     scores = {side: sides[f"{side}_length"] + rng.normal(size=60) for side in ("chosen", "rejected")}
     scored = [{key: column[i] for key, column in (sides | scores).items()} for i in range(60)]
-    found = score_by_length(scored, 50, 0)
+    found = score_by_length(scored, np.arange(60), 50, 0)
     assert [low["high"] for low in found[:-1]] == [high["low"] for high in found[1:]]
     for side in ("chosen", "rejected"):
         assert sum(part[side]["n"] for part in found if part[side]) == 60
@@ -220,11 +220,33 @@ def test_scores_by_length_are_the_means_of_each_eighth() -> None:
     assert max(sizes) <= 2 * 120 / 8
 
 
+def test_pairs_that_stand_twice_are_no_more_evidence_on_length() -> None:
+    """Intervals of the length correlation and of scores by length: as wide for 120 rows as for the 60 prompts
+    that they repeat.
+    """
+    rng = np.random.default_rng(5)
+    columns = {f"{side}_length": rng.integers(1, 40, size=60) for side in ("chosen", "rejected")}
+    columns |= {side: columns[f"{side}_length"] / 20 + rng.normal(size=60) for side in ("chosen", "rejected")}
+    once = [
+        {key: column[i] for key, column in columns.items()}
+        | {"pair": Preference(prompt=Dialogue([Turn("human", f" Q{i}?")]), chosen=" a", rejected=" b")}
+        for i in range(60)
+    ]
+
+    def widths(scored: list[dict[str, Any]]) -> tuple[float, float]:
+        found = audit("rm", scored, 0, resamples=500)
+        correlation = found["correlation_score_length_interval"]
+        binned = [part["chosen"]["interval"] for part in found["score_by_length"] if part["chosen"]]
+        return float(np.ptp(correlation)), float(np.mean([np.ptp(interval) for interval in binned]))
+
+    assert widths(once * 2) == pytest.approx(widths(once), rel=0.15)
+
+
 def test_responses_of_one_length_make_one_bin_and_an_absent_side_is_none() -> None:
     row = {"chosen_length": 3, "rejected_length": 3, "chosen": 1.0, "rejected": -1.0}
-    (only,) = score_by_length([row, row], 10, 0)
+    (only,) = score_by_length([row, row], np.arange(2), 10, 0)
     assert (only["low"], only["high"], only["length"]) == (3, 4, 3.0)
     assert (only["chosen"]["mean"], only["rejected"]["mean"]) == (1.0, -1.0)
-    short, long = score_by_length([row | {"rejected_length": 9}], 10, 0)
+    short, long = score_by_length([row | {"rejected_length": 9}], np.arange(1), 10, 0)
     assert short["rejected"] is None
     assert long["chosen"] is None

@@ -269,14 +269,30 @@ def test_a_statistic_of_resampled_rows() -> None:
     plain = stats.bootstrap_mean(x, 2000, seed=3)
     assert plain.low <= low < x.mean() < high <= plain.high
     assert high - low == pytest.approx(2 * 1.96 * x.std() / 80**0.5, rel=0.05)
-    assert stats.bootstrap_statistic(lambda rows: float("nan"), 5, 10) == (-np.inf, np.inf)
+    assert stats.bootstrap_statistic(lambda rows: float("nan"), 5, 10, 0) == (-np.inf, np.inf)
+
+
+def test_a_statistic_is_redrawn_by_groups() -> None:
+    """Each value twice: 80 rows are worth the 40 groups that they are of."""
+    x, groups = np.repeat(np.random.default_rng(0).normal(size=40), 2), np.repeat(np.arange(40)[::-1], 2)
+    low, high = stats.bootstrap_statistic(lambda rows: x[rows].mean(), 80, 2000, 3, groups)
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 40**0.5, rel=0.05)
+    sizes: list[int] = []
+    stats.bootstrap_statistic(
+        lambda rows: sizes.append(len(rows)) or 0.0, 3, 60, 0, np.array([0, 1, 1])
+    )  # the row of its own twice, one of each, or the two rows twice
+    assert set(sizes) == {2, 3, 4}
+    alone = [
+        stats.bootstrap_statistic(lambda r: x[r].mean(), 80, 50, 1, g) for g in (None, np.arange(80)[::-1])
+    ]
+    assert alone[0] == alone[1]
 
 
 def test_a_statistic_that_no_redraw_changes_has_no_interval() -> None:
     """Two points lie on a line, whatever they are: a correlation of 1 that shows nothing."""
     x, y = np.array([1.0, 2.0]), np.array([3.0, 5.0])
     interval = stats.bootstrap_statistic(
-        lambda rows: np.corrcoef(x[rows], y[rows])[0, 1] if x[rows].std() else np.nan, 2
+        lambda rows: np.corrcoef(x[rows], y[rows])[0, 1] if x[rows].std() else np.nan, 2, 2000, 0
     )
     assert interval == (-np.inf, np.inf)
 

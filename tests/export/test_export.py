@@ -86,6 +86,13 @@ def test_what_scores_goes_to_rewardbench(run: RunDir, capsys: pytest.CaptureFixt
     assert f"--ref_model={(run.models / 'policy_sft').resolve()}" in words
 
 
+def test_a_judge_by_averages_has_no_command_that_sums(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(run.config, CONFIG.format(base="/models/there", form="transcript") + "length_average = true\n")
+    assert "rewardbench" not in said(run, "dpo", capsys=capsys)
+
+
 @pytest.mark.parametrize(
     ("base", "reference"),
     [

@@ -64,8 +64,7 @@ def preference(
         implicit = policy.sums - reference.sums
         margin = implicit[:, 0] - implicit[:, 1]
         result["accuracy"] = _beats(implicit, prompts)
-        interval = stats.bootstrap_mean(stats.spread_by_group(margin, prompts), resamples, seed)
-        result["mean_margin"] = {"mean": float(margin.mean()), "interval": list(interval), "n": len(margin)}
+        result["mean_margin"] = stats.mean(margin, resamples, seed, prompts)
     return result
 
 

@@ -87,8 +87,8 @@ def audit(
         "by_length_difference": by_length_difference(lengths, margins, prompts),
         "by_turns": _by_turns(scored, margins, prompts),
         **_against_baselines(scored, margins, lengths, prompts, bag, resamples, seed),
-        **_length_correlation(scored, resamples, seed),
-        "score_by_length": score_by_length(scored, resamples, seed),
+        **_length_correlation(scored, prompts, resamples, seed),
+        "score_by_length": score_by_length(scored, prompts, resamples, seed),
         "margins_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score": _scores(scored),
         "n_mistakes": int((margins <= 0).sum()),
@@ -112,7 +112,7 @@ def _members(
     return {
         "members": {f"member-{i}": _accuracy(member, prompts) for i, member in enumerate(margins.T)},
         "unanimous": _accuracy(margins[agreed, 0], prompts[agreed]),
-        "disagreement": stats.mean(margins.std(1), resamples, seed),
+        "disagreement": stats.mean(margins.std(1), resamples, seed, prompts),
     }
 
 
@@ -207,8 +207,12 @@ def _scores(scored: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _length_correlation(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    """Pearson correlation of score and length over both sides; pairs are redrawn whole for its interval."""
+def _length_correlation(
+    scored: Sequence[dict[str, Any]], prompts: stats.Groups, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Pearson correlation of score and length over both sides; prompts are redrawn with all their pairs for
+    its interval.
+    """
     scores = np.array([[s["chosen"], s["rejected"]] for s in scored])
     tokens = np.array([[s["chosen_length"], s["rejected_length"]] for s in scored], dtype=float)
     value = _correlation(scores, tokens)
@@ -219,11 +223,13 @@ def _length_correlation(scored: Sequence[dict[str, Any]], resamples: int, seed: 
             correlation = _correlation(scores[rows], tokens[rows])
             return np.nan if correlation is None else correlation
 
-        interval = list(stats.bootstrap_statistic(redrawn, len(scored), resamples, seed))
+        interval = list(stats.bootstrap_statistic(redrawn, len(scored), resamples, seed, groups=prompts))
     return {"correlation_score_length": value, "correlation_score_length_interval": interval}
 
 
-def score_by_length(scored: Sequence[dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
+def score_by_length(
+    scored: Sequence[dict[str, Any]], prompts: stats.Groups, resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Mean raw score of chosen and of rejected responses by their length: bins from `low` up to, not
     including, `high` tokens, equally full but for ties. A side without a response in a bin is None.
     """
@@ -239,8 +245,9 @@ def score_by_length(scored: Sequence[dict[str, Any]], resamples: int, seed: int)
         record: dict[str, Any] = {"low": low, "high": high}
         record["length"] = float(lengths[(lengths >= low) & (lengths < high)].mean())
         for side, (tokens, scores) in sides.items():
-            in_bin = scores[(tokens >= low) & (tokens < high)]
-            record[side] = stats.mean(in_bin, resamples, seed) if len(in_bin) else None
+            rows = (tokens >= low) & (tokens < high)
+            known = rows.any()
+            record[side] = stats.mean(scores[rows], resamples, seed, prompts[rows]) if known else None
         records.append(record)
     return records
 

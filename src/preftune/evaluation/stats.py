@@ -97,10 +97,11 @@ def spread_by_group(x: ArrayLike, groups: Groups) -> Floats:
     return x if len(values) == len(x) else x.mean() + values
 
 
-def mean(values: ArrayLike, resamples: int, seed: int) -> dict[str, Any]:
-    """A record of a mean with its bootstrap interval. ValueError: no values."""
+def mean(values: ArrayLike, resamples: int, seed: int, groups: Groups | None = None) -> dict[str, Any]:
+    """A record of a mean with its bootstrap interval, over groups if given. ValueError: no values."""
     x = _floats(values)
-    return {"mean": float(x.mean()), "interval": list(bootstrap_mean(x, resamples, seed)), "n": len(x)}
+    spread = x if groups is None else spread_by_group(x, groups)
+    return {"mean": float(x.mean()), "interval": list(bootstrap_mean(spread, resamples, seed)), "n": len(x)}
 
 
 def beats(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
@@ -257,13 +258,10 @@ def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> t
 
 
 def bootstrap_statistic(
-    statistic: Callable[[NDArray[np.int64]], float],
-    n: int,
-    resamples: int = 2000,
-    seed: int | Sequence[int] = 0,
-    level: float = 0.95,
+    statistic: Callable[[Groups], float], n: int, resamples: int, seed: int, groups: Groups | None = None
 ) -> Interval:
-    """Percentile bootstrap interval of any statistic of `n` rows: it is given the row numbers drawn.
+    """Percentile bootstrap 95 % interval of any statistic of `n` rows, which is given the row numbers drawn:
+    rows of one of `groups` (n,) together (Davison & Hinkley 1997, "Bootstrap Methods", 3.8).
 
     Draws on which it is not finite (a correlation of constants, a share of nothing) are left out. Where all
     others are equal, as of two points that always lie on one line, they say nothing of the spread: (-inf,
@@ -271,13 +269,21 @@ def bootstrap_statistic(
     """
     if n < 1:
         raise ValueError("no values to take a statistic of")
-    rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+    rng, redrawn = np.random.default_rng(seed), _redrawn(n, groups)
+    values = np.array([statistic(redrawn(rng)) for _ in range(resamples)])
     values = values[np.isfinite(values)]
     if len(values) == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Interval(float("-inf"), float("inf"))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(*np.quantile(values, [0.025, 0.975]).tolist())
+
+
+def _redrawn(n: int, groups: Groups | None) -> Callable[[np.random.Generator], Groups]:
+    """What draws the rows of a resample: n of n, or all rows of as many groups as there are."""
+    sizes = np.ones(n, dtype=np.intp) if groups is None else np.unique(groups, return_counts=True)[1]
+    if len(sizes) == n:
+        return lambda rng: rng.integers(n, size=n)
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
+    return lambda rng: np.concatenate([members[i] for i in rng.integers(len(sizes), size=len(sizes))])
 
 
 def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> float:

@@ -26,7 +26,9 @@ _LONGEST = 1 << 20  # bytes of a text file that are looked through; a vocabulary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model of a run: its directory, whether it scores, and the reference of a policy that does so."""
+    """A model of a run: its directory, whether it scores, and the reference of a policy that does so by sums
+    of log-probabilities, as RewardBench takes them.
+    """
 
     name: str
     directory: Path
@@ -64,7 +66,7 @@ def find(path: str, model: str) -> Model:
     under = f"{paths[name].relative_to(run.path).as_posix()}/"
     check(run, read_sealed(run.stage_json(trained)), f"train stage {trained} again", under)
     stage, reference = stages.get(trained), None
-    if stage is not None and stage.implicit_beta() is not None:
+    if stage is not None and stage.implicit_beta() is not None and not stage.implicit_average:
         reference = paths.get(stage.reference_stage) or _known_to_others(config.model.base)
     return Model(
         name=name,

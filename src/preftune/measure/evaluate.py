@@ -33,7 +33,7 @@ from preftune.runs.stages import SIDE_FILE
 from preftune.sums import CARD, faults, listed, model_sum, read_sealed, sum_of, sums
 from preftune.training.learner import Learner
 
-_VERSION = 5  # of what an evaluation measures: results of an earlier version are made again
+_VERSION = 6  # of what an evaluation measures: results of an earlier version are made again
 HUMAN = "chosen"  # the chosen response as a contestant
 
 
