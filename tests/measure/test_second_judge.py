@@ -8,7 +8,7 @@ import preftune
 from preftune.config import load_recipe
 from preftune.data import Dialogue, Preference, Turn, prompt_hash
 from preftune.data.dataset import make_dataset
-from preftune.measure.conditions import SecondJudge, second_judge, shares_prompts
+from preftune.measure.conditions import second_judge, shares_prompts
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.console import Console
 from preftune.runs.reopen import reopen
@@ -114,9 +114,9 @@ def test_whose_prompts_a_second_reward_model_shares_is_known_of_stages_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], shares: bool | None
 ) -> None:
     monkeypatch.setattr(Session, "is_trained", lambda session, name: True)
-    second = second_judge(session_with(tmp_path, *words))
-    assert second is not None
-    assert second.shares_pairs is shares
+    session = session_with(tmp_path, *words)
+    assert second_judge(session) == "rm2"
+    assert shares_prompts(session, "rm2") is shares
 
 
 def test_a_third_reward_model_is_asked_for_its_own_prompts(tmp_path: Path) -> None:
@@ -138,5 +138,6 @@ def test_a_reward_model_that_a_policy_learns_from_checks_on_nothing(
     monkeypatch.setattr(Session, "is_trained", lambda session, name: True)
     assert second_judge(session_with(tmp_path, *words)) is None
     third = ["stage.rm3.algorithm=reward", "stage.rm3.part=second", "stage.rm.part=first"]
-    found = second_judge(session_with(tmp_path, *words, *third))
-    assert found == SecondJudge(stage="rm3", shares_pairs=False)
+    session = session_with(tmp_path, *words, *third)
+    assert second_judge(session) == "rm3"
+    assert shares_prompts(session, "rm3") is False

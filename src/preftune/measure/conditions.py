@@ -1,7 +1,6 @@
 """What policies are measured with: held-out prompts, one reward model or two, one reference."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
@@ -18,25 +17,14 @@ from preftune.runs.train import reward_functions, scorer_for
 from preftune.training.learner import Learner
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecondJudge:
-    """A reward model that trained no policy: if it shares no prompt with the judge, it checks on it. Nobody
-    knows the pairs of a judge from elsewhere (None).
-    """
-
-    stage: str
-    shares_pairs: bool | None
-
-
-def second_judge(session: Session) -> SecondJudge | None:
+def second_judge(session: Session) -> str | None:
     """The first trained reward stage that no stage learns from, preferably on other prompts than the judge's:
     without one nothing checks on the judge.
     """
     if session.judge is None:
         return None
     names = [name for name in witnesses(session.config.stage) if session.is_trained(name)]
-    found = [SecondJudge(stage=name, shares_pairs=shares_prompts(session, name)) for name in names]
-    return min(found, key=lambda second: second.shares_pairs is not False, default=None)
+    return min(names, key=lambda name: shares_prompts(session, name) is not False, default=None)
 
 
 def shares_prompts(session: Session, stage: str) -> bool | None:
@@ -101,7 +89,7 @@ def make_bench(
         say=learner.say_once,
         gold=gold,
         golds={name: gold_scorer for name in judges_in(settings.gold) if (gold_scorer := judge(name))},
-        held_out=scorer(second.stage, None) if second else None,
+        held_out=scorer(second, None) if second else None,
         learner=shared_by,
     )
     return bench, learner

@@ -17,7 +17,13 @@ from preftune.evaluation.length import length_controlled
 from preftune.evaluation.policy import Bench, Gold, Row, Summary
 from preftune.evaluation.summary import summarise
 from preftune.measure.cache import Cache, content
-from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
+from preftune.measure.conditions import (
+    frozen_policy,
+    held_out_prompts,
+    make_bench,
+    second_judge,
+    shares_prompts,
+)
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
 from preftune.records.base import write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
@@ -168,8 +174,7 @@ def cache_of(
     folder: str = "parts",
 ) -> Cache:
     """Where the parts of an evaluation on `prompts` are kept, and what all of them depend on."""
-    settings, second = session.config.evaluation, second_judge(session)
-    judges = [session.judge, second.stage if second else None]
+    settings, judges = session.config.evaluation, [session.judge, second_judge(session)]
     reference = reference_stage(session, stages)
     return Cache(
         directory=session.run.stage_dir(EVALUATION) / folder,
@@ -246,9 +251,8 @@ def reference_stage(session: Session, stages: Sequence[str]) -> str:
 
 def shared_by_all(session: Session, stages: Sequence[str]) -> list[str]:
     """The stages whose models all numbers hang on: what policies are compared with, and the judges."""
-    second = second_judge(session)
-    names = [reference_stage(session, policies_of(session, stages)), session.judge]
-    names += [second.stage] if second else []
+    reference = reference_stage(session, policies_of(session, stages))
+    names = [reference, session.judge, second_judge(session)]
     return [name for name in dict.fromkeys(names) if name in stages]
 
 
@@ -373,7 +377,7 @@ def _held_out(session: Session, summary: Summary) -> Summary:
     second, score = second_judge(session), summary["held_out_reward"]
     if second is None or score is None:
         return {}
-    return {"held_out_reward": {**score, "stage": second.stage, "shares_pairs": second.shares_pairs}}
+    return {"held_out_reward": {**score, "stage": second, "shares_pairs": shares_prompts(session, second)}}
 
 
 def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,13 @@ from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
-from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench, second_judge
+from preftune.measure.conditions import (
+    frozen_policy,
+    held_out_prompts,
+    make_bench,
+    second_judge,
+    shares_prompts,
+)
 from preftune.measure.evaluate import functions_of, made_of, policies_of
 from preftune.measure.reward_models import examiner
 from preftune.models.roles import Policy
@@ -86,11 +92,12 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     audit = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
     judged_by = {name: functions[name] for name in ("functions", "golds") if name in functions}
     second = second_judge(session)
+    shared = shares_prompts(session, second) if second else None
     return {
         "policies": list(keys),
         "reference": reference,
         "judged_by": judged_by,
-        "gold_apart": None if second is None or second.shares_pairs is None else not second.shares_pairs,
+        "gold_apart": None if shared is None else not shared,
         "reward_model": audit or None,
     }
 
