@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json, write_jsonl
@@ -27,6 +35,11 @@ class Record(BaseModel):
         if not isinstance(row, Mapping):
             return row
         return {key: value for key, value in row.items() if value is not None}
+
+
+def at(*path: str, default: Any = None) -> Any:
+    """A field that lies elsewhere in the file."""
+    return Field(default=default, validation_alias=AliasPath(*path))
 
 
 def _bound(value: Any) -> Any:

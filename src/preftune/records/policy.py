@@ -5,20 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasPath, Field, model_validator
+from pydantic import Field, model_validator
 
-from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several
+from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several, at
 from preftune.untrusted import clean
 
 REWARD_MODEL, BEST_OF, PAIRS = "reward_model", "best_of_n", "pairs"  # files that hold no policy
 MAX_LABEL = 60
 SHARES = ("empty_share", "role_leakage", "repetition_4", "distinct_1", "distinct_2")
 _WITH_INTERVAL = {"empty": "empty_share", "role_leakage_rate": "role_leakage", "repetition": "repetition_4"}
-
-
-def _at(*path: str) -> Any:
-    """Where a field lies in the file."""
-    return Field(default=None, validation_alias=AliasPath(*path))
 
 
 class Prompt(Record):
@@ -42,8 +37,8 @@ class LengthControlled(Record):
 
     win_rate: Measured = None
     gain: Measured = None
-    matched: Measured = _at("gain_length_matched")  # on prompts where both responses are about equally long
-    surviving: Measured = _at("share_surviving")  # share of the gain that is left
+    matched: Measured = at("gain_length_matched")  # on prompts where both responses are about equally long
+    surviving: Measured = at("share_surviving")  # share of the gain that is left
     method: str = ""
     source: str = ""
 
@@ -56,28 +51,28 @@ class PolicyRecord(Record):
     n_prompts: int | None = None
     n_samples: int | None = None
     reward: Measured = None
-    reward_sd: Number | None = _at("reward", "sd")
-    difference: Measured = _at("reward_difference_to_sft")
-    difference_to_chosen: Measured = _at("reward_difference_to_chosen")
-    win_rate: Measured = _at("win_rate_vs_sft")
-    win_rate_chosen: Measured = _at("win_rate_vs_chosen")
-    kl_sequence: Measured = _at("kl", "exact_per_sequence")
-    kl_token: Measured = _at("kl", "exact_per_token")
-    k1_sequence: Measured = _at("kl", "k1_per_sequence")
-    k1_token: Measured = _at("kl", "k1_per_token")
-    reverse_kl: Measured = _at("kl", "reverse_per_sequence")  # KL(reference || policy), on its samples
-    kl_formula: Number | None = _at("kl", "formula")
+    reward_sd: Number | None = at("reward", "sd")
+    difference: Measured = at("reward_difference_to_sft")
+    difference_to_chosen: Measured = at("reward_difference_to_chosen")
+    win_rate: Measured = at("win_rate_vs_sft")
+    win_rate_chosen: Measured = at("win_rate_vs_chosen")
+    kl_sequence: Measured = at("kl", "exact_per_sequence")
+    kl_token: Measured = at("kl", "exact_per_token")
+    k1_sequence: Measured = at("kl", "k1_per_sequence")
+    k1_token: Measured = at("kl", "k1_per_token")
+    reverse_kl: Measured = at("kl", "reverse_per_sequence")  # KL(reference || policy), on its samples
+    kl_formula: Number | None = at("kl", "formula")
     length: Measured = None
-    length_median: Number | None = _at("length", "median")
+    length_median: Number | None = at("length", "median")
     eos_rate: Measured = None
     shares: Numbers = Field(default_factory=dict)  # empty, distinct_1, ..., role_leakage
     intervals: Estimates = Field(default_factory=dict)  # the same names, where one is known
     gold: Measured = None
     golds: Estimates = Field(default_factory=dict)  # of named judges; `gold` is the world's, or the first's
     disagreement: Measured = None  # of an ensemble that is the judge: sd of a score among its members
-    held_out: Measured = _at("held_out_reward")  # score by a reward model that trained no policy
-    held_out_by: str | None = _at("held_out_reward", "stage")  # that reward model's stage
-    held_out_difference: Measured = _at("held_out_difference_to_sft")
+    held_out: Measured = at("held_out_reward")  # score by a reward model that trained no policy
+    held_out_by: str | None = at("held_out_reward", "stage")  # that reward model's stage
+    held_out_difference: Measured = at("held_out_difference_to_sft")
     length_controlled: LengthControlled | None = None
     prompts: Several[Prompt] = ()
     preference: Mapping[str, Any] | None = None  # of `evaluate --pairs`
@@ -122,8 +117,8 @@ class PairsPolicy(PolicyRecord):
     (against the reference's, per token), and how its samples do on their prompts.
     """
 
-    prefers: Measured = _at("preference", "accuracy")
-    prefers_per_token: Measured = _at("preference", "accuracy_logprob_per_token")
+    prefers: Measured = at("preference", "accuracy")
+    prefers_per_token: Measured = at("preference", "accuracy_logprob_per_token")
 
 
 class BestOf(Record):
@@ -174,7 +169,7 @@ class PairsFile(Record):
     file: str = "?"
     sha256: str | None = None
     n: int | None = None
-    seen: int | None = Field(default=None, validation_alias="seen_in_training")  # left out for that
+    seen: int | None = at("seen_in_training")  # left out for that
 
 
 def policy_files(directory: Path) -> list[Path]:

@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AliasPath, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several, _or_none
+from preftune.records.base import (
+    Estimate,
+    Estimates,
+    Measured,
+    Number,
+    Numbers,
+    Record,
+    Several,
+    _or_none,
+    at,
+)
 
 _BESIDE = ("accuracy_ties_half", "mean_margin", "brier", "correlation_score_length")
 
@@ -73,16 +83,16 @@ class Temperature(Record):
     """
 
     value: Number
-    before: Number | None = Field(default=None, validation_alias="nll_before")
-    after: Number | None = Field(default=None, validation_alias="nll_after")
-    gain: Measured = Field(default=None, validation_alias="nll_gain")
+    before: Number | None = at("nll_before")
+    after: Number | None = at("nll_after")
+    gain: Measured = at("nll_gain")
 
 
 class Invariance(Record):
     """Largest change of a raw score by padding and by batch; `ok` where both stay within `tolerance`."""
 
-    padding: Number | None = Field(default=None, validation_alias="padding_max_difference")
-    batch: Number | None = Field(default=None, validation_alias="batch_max_difference")
+    padding: Number | None = at("padding_max_difference")
+    batch: Number | None = at("batch_max_difference")
     tolerance: Number | None = None
     ok: bool | None = None
     n: int | None = None
@@ -100,15 +110,11 @@ class Band(Record):
 class Power(Record):
     """What so many pairs can show: the smallest accuracy told from chance 4 times in 5, and pairs needed."""
 
-    n: int | None = Field(default=None, validation_alias=AliasPath("chance", "n"))
-    detectable: Number | None = Field(default=None, validation_alias=AliasPath("chance", "detectable"))
-    n_needed: int | None = Field(default=None, validation_alias=AliasPath("chance", "n_needed"))
-    baseline_name: str | None = Field(default=None, validation_alias=AliasPath("baseline", "name"))
-    n_needed_baseline: int | None = Field(default=None, validation_alias=AliasPath("baseline", "n_needed"))
-
-    @property
-    def baseline(self) -> str:
-        return self.baseline_name or ""
+    n: int | None = at("chance", "n")
+    detectable: Number | None = at("chance", "detectable")
+    n_needed: int | None = at("chance", "n_needed")
+    baseline_name: str | None = at("baseline", "name")
+    n_needed_baseline: int | None = at("baseline", "n_needed")
 
 
 class TagCount(Record):
@@ -152,32 +158,24 @@ class RewardModelRecord(Record):
     baselines: Estimates = Field(default_factory=dict)
     baseline_tests: Several[BaselineTest] = ()
     correlation_score_length: Measured = None
-    margin_edges: Several[Number] = Field(
-        default=(), validation_alias=AliasPath("margins_histogram", "edges")
-    )
-    margin_counts: Several[Number] = Field(
-        default=(), validation_alias=AliasPath("margins_histogram", "counts")
-    )
+    margin_edges: Several[Number] = at("margins_histogram", "edges", default=())
+    margin_counts: Several[Number] = at("margins_histogram", "counts", default=())
     score: Numbers = Field(default_factory=dict)
     best_reachable: Number | None = None
-    gold_parts: Estimates = Field(
-        default_factory=dict, validation_alias="gold_component_gaps"
-    )  # pairs where it alone differs
+    gold_parts: Estimates = at("gold_component_gaps", default={})  # pairs where it alone differs
     gold_gaps: Numbers = Field(default_factory=dict)  # the mean margin there, in sd of the scores
     reliability: Several[ReliabilityBin] = ()
     temperature: Annotated[Temperature | None, BeforeValidator(_or_none)] = None
     score_by_length: Several[LengthBin] = ()
     sanity: Several[SanityRow] = ()
     invariance: Invariance | None = None
-    band: Annotated[Band | None, BeforeValidator(_no_text)] = Field(
-        default=None, validation_alias="expected_band"
-    )
+    band: Annotated[Band | None, BeforeValidator(_no_text)] = at("expected_band")
     power: Power | None = None
     members: Estimates = Field(default_factory=dict)  # of an ensemble: each one's accuracy
     unanimous: Measured = None  # accuracy on the pairs on which all of them agree
     disagreement: Measured = None  # sd of the margin among them
     combine: str = ""
-    tags: Mapping[str, TagCount] = Field(default_factory=dict, validation_alias="mistake_tags")
+    tags: Mapping[str, TagCount] = at("mistake_tags", default={})
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from preftune.records.base import Estimates, Measured, Number, Record, Several
+from preftune.records.base import Estimates, Measured, Number, Record, Several, at
 from preftune.sums import write_sealed
 
 
@@ -106,8 +106,7 @@ class StageRecord(Record):
 
     collected: CollectedRecord | None = None  # of one that makes data
     taken_from: str = ""  # the run that trained it, of a stage that was taken over
-    # Rows that could not be encoded, by reason.
-    left_out: Mapping[str, int] = Field(default_factory=dict, validation_alias="rejected")
+    left_out: Mapping[str, int] = at("rejected", default={})  # rows that could not be encoded, by reason
 
     @classmethod
     def write(cls, path: Path, row: Mapping[str, Any]) -> None:

@@ -84,10 +84,10 @@ def _power(model: RewardModelRecord) -> str:
         f"With {power.n:,} pairs, an accuracy of {percent(power.detectable)} or more would be "
         "detected as above chance with 80 % power. "
     )
-    if power.n_needed_baseline is not None and power.baseline:
+    if power.n_needed_baseline is not None and power.baseline_name:
         text += (
             f"If the accuracies are as measured, {power.n_needed_baseline:,} pairs are needed to "
-            f"distinguish it from {claims.baseline_words(power.baseline)}. "
+            f"distinguish it from {claims.baseline_words(power.baseline_name)}. "
         )
     return text
 
