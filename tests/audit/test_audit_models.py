@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from preftune.audit import audit_directory
 from preftune.audit import files as of_files
@@ -224,6 +230,19 @@ def test_a_policy_that_never_ends_is_noticed(policy: Path, tmp_path: Path) -> No
         model.transformer.ln_f.bias[0] = 20.0
     model.save_pretrained(path)
     assert wrong(audit_directory(path))["ends by itself"]["status"] == "warning"
+
+
+def test_the_command_line_says_what_to_do_about_a_model_that_is_not_supported(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(policy, tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    BertLMHeadModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(path)
+    assert main(["audit", str(path)]) == 65
+    lines = capsys.readouterr().out.splitlines()
+    found = next(i for i, line in enumerate(lines) if "supported by preftune: BertLMHeadModel" in line)
+    assert lines[found + 1].strip().startswith("what to do: every log-probability would have seen the answer")
 
 
 def test_the_command_line_gives_verdict_record_and_exit_code(

@@ -3,13 +3,13 @@
 Loads, probes and reports; trains nothing. A check that cannot even run is a fault of the model, not an error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.audit.checks import FAULT, OK, WARNING, Check
-from preftune.audit.files import Directory, check_files, open_directory
+from preftune.audit.files import check_files, open_directory
 from preftune.audit.policy import check_policy
 from preftune.audit.reward import check_reward_model
 from preftune.errors import InputMissing, PreftuneError
@@ -39,12 +39,13 @@ def audit_directory(path: Path) -> dict[str, Any]:
         kinds.add(kind)
         checks += [replace(c, name=f"{member.name}: {c.name}") for c in results] if members else results
     kind = kinds.pop() if len(kinds) == 1 else "unknown"
+    faults, warnings = (sum(check.status == status for check in checks) for status in (FAULT, WARNING))
     return {
         "directory": str(path),
         "kind": kind,
-        "verdict": verdict(checks),
-        "faults": sum(check.status == FAULT for check in checks),
-        "warnings": sum(check.status == WARNING for check in checks),
+        "verdict": "not usable" if faults else "usable with care" if warnings else "usable",
+        "faults": faults,
+        "warnings": warnings,
         "checks": [asdict(_told(check)) for check in checks],
     }
 
@@ -56,13 +57,12 @@ def _told(check: Check) -> Check:
 
 def _checked(path: Path) -> tuple[str, list[Check]]:
     """The kind of one model, and all checks of it."""
-    kind = "unknown"
     try:
         directory = open_directory(path)
-        kind = directory.kind
-        return kind, [*check_files(directory), *_probed(directory)]
     except PreftuneError as error:
-        return kind, [_broken("loads", error)]
+        return "unknown", [_broken("loads", error)]
+    probe = check_reward_model if directory.kind == "reward model" else check_policy
+    return directory.kind, [*check_files(directory), *probe(directory)]
 
 
 def _combined(path: Path) -> list[Check]:
@@ -77,26 +77,21 @@ def _combined(path: Path) -> list[Check]:
 
 
 def _broken(name: str, error: PreftuneError) -> Check:
-    more = {"consequence": "nothing else can be checked", "remedy": error.hint}
-    return Check(name=name, status=FAULT, found=error.message, **more)
-
-
-def verdict(checks: Iterable[Check]) -> str:
-    """One fault is enough."""
-    statuses = {check.status for check in checks}
-    return "not usable" if FAULT in statuses else "usable with care" if WARNING in statuses else "usable"
-
-
-def _probed(directory: Directory) -> list[Check]:
-    return check_reward_model(directory) if directory.kind == "reward model" else check_policy(directory)
+    return Check(
+        name=name,
+        status=FAULT,
+        found=error.message,
+        consequence="nothing else can be checked",
+        remedy=error.hint,
+    )
 
 
 def show_audit(console: "Console", result: Mapping[str, Any]) -> None:
     """A line a check, with what it means and what to do where something is amiss; then the verdict."""
     for check in result["checks"]:
         console.line(f"{_MARKS[check['status']]:<8}{check['name']}: {check['found']}")
-        if check["status"] != "ok" and check["consequence"]:
+        if check["consequence"]:
             console.line(f"{'':<8}  {check['consequence']}")
-            if check["remedy"]:
-                console.line(f"{'':<8}  what to do: {check['remedy']}")
+        if check["remedy"]:
+            console.line(f"{'':<8}  what to do: {check['remedy']}")
     console.line(f"{result['directory']}, a {result['kind']}: {result['verdict']}")

@@ -1,6 +1,6 @@
 """The form in which an audit answers, and the texts that it probes models with."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,24 +47,21 @@ PROBES = tuple(
 )
 
 
-def attempted(name: str, body: Callable[[], Sequence[Check]]) -> Iterator[Check]:
-    """The checks of `body`; if it breaks, that is the finding. A foreign model may raise anything."""
-    try:
-        yield from body()
-    except Exception as error:
-        words = (str(error).strip().splitlines() or [""])[0][:200]
-        yield Check(
-            name=name,
-            status=FAULT,
-            found=f"the check broke: {type(error).__name__}: {words}",
-            consequence="whatever uses the model in this way will break, too",
-        )
-
-
-def all_attempted(subject: T, bodies: Mapping[str, Callable[[T], Iterable[Check]]]) -> list[Check]:
-    """The checks of a subject by every body; the name stands for one that breaks."""
-    return [
-        check
-        for name, body in bodies.items()
-        for check in attempted(name, lambda body=body: list(body(subject)))
-    ]
+def attempted(subject: T, bodies: Mapping[str, Callable[[T], Iterable[Check]]]) -> list[Check]:
+    """The checks of a subject by every body; if one breaks, that is the finding, under the body's name. A
+    foreign model may raise anything.
+    """
+    checks: list[Check] = []
+    for name, body in bodies.items():
+        try:
+            checks += list(body(subject))
+        except Exception as error:
+            words = (str(error).strip().splitlines() or [""])[0][:200]
+            broken = Check(
+                name=name,
+                status=FAULT,
+                found=f"the check broke: {type(error).__name__}: {words}",
+                consequence="whatever uses the model in this way will break, too",
+            )
+            checks.append(broken)
+    return checks

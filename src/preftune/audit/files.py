@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check, all_attempted
+from preftune.audit.checks import FAULT, NOTE, OK, WARNING, Check, attempted
 from preftune.data import Encoder, parse_prompt
 from preftune.data.encode import UNLIMITED
 from preftune.models.aligned import aligned

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, all_attempted, attempted
+from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
 from preftune.audit.files import Directory, probe_ids
 from preftune.audit.reward import FEW, WIDTHS, padded, rows_of
 from preftune.data import pad_prompts
@@ -22,7 +22,7 @@ SAMPLING = ("top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size", "min
 
 def check_policy(directory: Directory) -> list[Check]:
     """All checks that need the model to compute."""
-    checks = all_attempted(
+    checks = attempted(
         directory,
         {
             "log-probabilities": _finite,
@@ -34,7 +34,7 @@ def check_policy(directory: Directory) -> list[Check]:
         },
     )
     if directory.end is not None and not any(c.status == FAULT for c in checks):
-        checks += attempted("ends by itself", lambda: list(_ends(directory)))
+        checks += attempted(directory, {"ends by itself": _ends})
     return checks
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, all_attempted, attempted
+from preftune.audit.checks import FAULT, NOTE, OK, PROBES, WARNING, Check, attempted
 from preftune.audit.files import Directory, probe_ids
 from preftune.errors import DataError
 from preftune.models.scalar import score_head
@@ -35,11 +35,11 @@ def check_reward_model(directory: Directory) -> list[Check]:
         ]
     checks = [
         Check(name="gives one number", status=OK, found="one label"),
-        *attempted("scores", lambda: [_finite(directory)]),
+        *attempted(directory, {"scores": _finite}),
     ]
     if checks[-1].status == FAULT:
         return checks
-    return checks + all_attempted(
+    return checks + attempted(
         directory,
         {
             "where the score is read": _position,
@@ -93,12 +93,12 @@ def _alone(directory: Directory, rows: Rows) -> Tensor:
     return torch.cat([scores(directory, [row]) for row in rows])
 
 
-def _finite(directory: Directory) -> Check:
+def _finite(directory: Directory) -> Iterator[Check]:
     values = _alone(directory, rows_of(directory))
     good = bool(values.isfinite().all())
     spread = float(values.std()) if good else 0.0
     flat = good and spread < 1e-6
-    return Check(
+    yield Check(
         name="scores",
         status=OK if good and not flat else FAULT,
         found=f"mean {values.mean():.3f}, sd {spread:.3g} over {len(values)} probe texts",
