@@ -66,12 +66,6 @@ class Directory:
         return Encoder(self.tokenizer, "chat", UNLIMITED, UNLIMITED, ends=self.ends, whole_turns=whole)
 
     @property
-    def embeddings(self) -> int:
-        """Rows of the input embedding."""
-        layer: Any = self.model.get_input_embeddings()
-        return int(layer.weight.shape[0])
-
-    @property
     def context(self) -> int:
         """Positions that the model can take; 0 if its config states none."""
         return context_length(self.source)
@@ -122,7 +116,7 @@ def open_directory(path: Path) -> Directory:
 
 def check_files(directory: Directory) -> list[Check]:
     """Weights, vocabulary, special tokens, and settings that are baked into the tokenizer."""
-    return all_attempted(
+    return attempted(
         directory,
         {
             "weights are complete": _weights,
@@ -159,7 +153,8 @@ def _weights(directory: Directory) -> Iterator[Check]:
 
 
 def _vocabulary(directory: Directory) -> Iterator[Check]:
-    rows, size = directory.embeddings, len(directory.tokenizer)
+    embeddings: Any = directory.model.get_input_embeddings()
+    rows, size = int(embeddings.weight.shape[0]), len(directory.tokenizer)
     highest = max(directory.tokenizer.get_vocab().values(), default=-1)
     head = directory.model.get_output_embeddings()
     if highest >= rows:
@@ -202,11 +197,10 @@ def _end_token(directory: Directory) -> Iterator[Check]:
         written.append(directory.model.generation_config.eos_token_id)
     trained, name = _trained_end(directory)
     wrong = [w for w in written if w is not None and trained not in (w if isinstance(w, list) else [w])]
-    agree, stated = not wrong, wrong[0] if wrong else None
     yield Check(
         name="has an end token",
-        status=OK if agree else WARNING,
-        found=f"{name!r} ({trained})" + ("" if agree else f", but the config says {stated}"),
+        status=WARNING if wrong else OK,
+        found=f"{name!r} ({trained})" + (f", but the config says {wrong[0]}" if wrong else ""),
         consequence="generate() stops at another token than the one that training appends",
         remedy="make config.json, generation_config.json and the tokenizer agree",
     )
@@ -228,43 +222,63 @@ def _in_chat_form(directory: Directory) -> bool:
 
 
 def _pad_token(directory: Directory) -> Iterator[Check]:
-    tokenizer = directory.tokenizer
+    yield _pad_of_judge(directory) if directory.kind == "reward model" else _pad_of_policy(directory)
+
+
+def _pad_of_judge(directory: Directory) -> Check:
+    """It finds the last token of a row, where the score is, by what it takes for padding."""
+    name, tokenizer = "has its own pad token", directory.tokenizer
+    pad = tokenizer.pad_token_id
     stated = getattr(directory.model.config.get_text_config(), "pad_token_id", None)
-    pad, judge = tokenizer.pad_token_id, directory.kind == "reward model"
-    name = "has its own pad token"
     if pad is None:
-        yield Check(
+        return Check(
             name=name,
-            status=FAULT if judge and stated is None else WARNING if judge else NOTE,
+            status=FAULT if stated is None else WARNING,
             found="the tokenizer has no pad_token",
-            consequence="a batch of rows of different lengths cannot be scored"
-            if judge
-            else "other libraries pad with EOS and then mask EOS out of the loss: it unlearns to stop",
-            remedy="add a new pad token and resize the embeddings"
-            if judge
-            else "mask by length, as preftune does, or add a pad token",
+            consequence="a batch of rows of different lengths cannot be scored",
+            remedy="add a new pad token and resize the embeddings",
         )
-    elif pad == tokenizer.eos_token_id:
-        yield Check(
+    if pad == tokenizer.eos_token_id:
+        return Check(
             name=name,
-            status=FAULT if judge else WARNING,
+            status=FAULT,
             found=f"pad and end token are the same, {tokenizer.eos_token!r} ({pad})",
             consequence="pooling takes EOS for padding: the score is read one token too early, and whether a "
-            "response ends makes no difference to it"
-            if judge
-            else "a mask by `ids != pad` drops EOS from the loss: it unlearns to stop",
-            remedy="train it again with its own pad token" if judge else "mask by length, as preftune does",
+            "response ends makes no difference to it",
+            remedy="train it again with its own pad token",
         )
-    elif judge and stated != pad:
-        yield Check(
+    if stated != pad:
+        return Check(
             name=name,
             status=FAULT,
             found=f"the tokenizer pads with {pad}, config.pad_token_id is {stated}",
             consequence="pooling does not know what padding looks like: scores are read on padding",
             remedy=f"set pad_token_id to {pad} in config.json",
         )
-    else:
-        yield Check(name=name, status=OK, found=f"{tokenizer.pad_token!r} ({pad})")
+    return Check(name=name, status=OK, found=f"{tokenizer.pad_token!r} ({pad})")
+
+
+def _pad_of_policy(directory: Directory) -> Check:
+    """preftune asks nothing of its padding; the losses of other libraries do."""
+    name, tokenizer = "has its own pad token", directory.tokenizer
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        return Check(
+            name=name,
+            status=NOTE,
+            found="the tokenizer has no pad_token",
+            consequence="other libraries pad with EOS and then mask EOS out of the loss: it unlearns to stop",
+            remedy="mask by length, as preftune does, or add a pad token",
+        )
+    if pad == tokenizer.eos_token_id:
+        return Check(
+            name=name,
+            status=WARNING,
+            found=f"pad and end token are the same, {tokenizer.eos_token!r} ({pad})",
+            consequence="a mask by `ids != pad` drops EOS from the loss: it unlearns to stop",
+            remedy="mask by length, as preftune does",
+        )
+    return Check(name=name, status=OK, found=f"{tokenizer.pad_token!r} ({pad})")
 
 
 def _baked_in(directory: Directory) -> Iterator[Check]:
