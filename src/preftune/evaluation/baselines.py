@@ -107,17 +107,16 @@ def baseline_tests(
         ours_only = int((right & (advantages < 0)).sum())
         theirs_only = int((~right & (advantages > 0)).sum())
         difference = right - theirs
+        mean = stats.mean(difference, resamples, seed, prompts)
         records.append(
             {
                 "baseline": name,
                 "model_right_only": ours_only,
                 "baseline_right_only": theirs_only,
                 "n_discordant": ours_only + theirs_only,
-                "n": len(margins),
-                "difference": float(difference.mean()),
-                "interval": list(
-                    stats.bootstrap_mean(stats.spread_by_group(difference, prompts), resamples, seed)
-                ),
+                "n": mean["n"],
+                "difference": mean["mean"],
+                "interval": mean["interval"],
                 "p_value": stats.sign_flip_test(stats.by_group(difference, prompts), resamples, seed)
                 if repeats
                 else stats.mcnemar_exact(ours_only, theirs_only),

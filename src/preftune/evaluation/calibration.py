@@ -20,10 +20,9 @@ def calibration(
     """
     label, probability = oriented(margins, seed)
     groups = np.arange(len(margins)) if prompts is None else prompts
-    squares = stats.spread_by_group((probability - label) ** 2, groups)
     return {
         "brier": stats.brier(probability, label),
-        "brier_interval": list(stats.bootstrap_mean(squares, resamples, seed)),
+        "brier_interval": stats.mean((probability - label) ** 2, resamples, seed, groups)["interval"],
         "ece": stats.ece(probability, label, BINS),
         "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed),
         "reliability": reliability(probability, label, groups),
@@ -98,13 +97,12 @@ def temperature(
     before = nll(np.concatenate(halves))
     after = np.concatenate([nll(ours * _best_scale(theirs)) for ours, theirs in (halves, halves[::-1])])
     gain = before - after
-    spread = gain if groups is None else stats.spread_by_group(gain, groups[by_half])
     scale = _best_scale(margins)
     return {
         "value": 1 / scale if scale > 0 else float("inf"),
         "nll_before": float(before.mean()),
         "nll_after": float(after.mean()),
-        "nll_gain": {**stats.mean(spread, resamples, seed), "mean": float(gain.mean()), "n": len(gain)},
+        "nll_gain": stats.mean(gain, resamples, seed, None if groups is None else groups[by_half]),
         "nll_coin": float(np.log(2)),
         "n": len(margins),
     }

@@ -66,6 +66,7 @@ def audit(
     lengths = np.array([s["chosen_length"] - s["rejected_length"] for s in scored])
     prompts = np.unique([row_key(s["pair"]) for s in scored], return_inverse=True)[1]
     halves = stats.share_by_group(stats.wins(margins, 0.0), prompts)
+    margin = stats.mean(margins, resamples, seed, prompts)
     counts, edges = np.histogram(margins, bins=30)
     return {
         "stage": stage,
@@ -74,10 +75,8 @@ def audit(
         "accuracy_ties_half": halves["value"],
         "accuracy_ties_half_interval": halves["interval"],
         "ties": int((margins == 0).sum()),
-        "mean_margin": float(margins.mean()),
-        "mean_margin_interval": list(
-            stats.bootstrap_mean(stats.spread_by_group(margins, prompts), resamples, seed)
-        ),
+        "mean_margin": margin["mean"],
+        "mean_margin_interval": margin["interval"],
         **calibration(margins, seed, resamples, prompts),
         "by_source": _grouped([s["pair"].source or "all" for s in scored], margins, prompts),
         "by_length": {
