@@ -18,6 +18,7 @@ from preftune.records.verdict import Z80, Z95
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp]  # (n,): the number of the group that a row is of, from 0
+_TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # shares of a distribution below the two ends of an interval
 _FEW_GROUPS = 10  # do not show how much their rows are alike
 
 
@@ -191,17 +192,13 @@ def repetition_n(tokens: ArrayLike, n: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def bootstrap_mean(
-    x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
-) -> Interval:
-    """Bootstrap interval of the mean of x; see `bootstrap_columns`. ValueError: no values."""
-    return bootstrap_columns(_floats(x)[:, None], resamples, seed, level)[0]
+def bootstrap_mean(x: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Bootstrap 95 % interval of the mean of x; see `bootstrap_columns`. ValueError: no values."""
+    return bootstrap_columns(_floats(x)[:, None], resamples, seed)[0]
 
 
-def bootstrap_columns(
-    x: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
-) -> list[Interval]:
-    """Intervals of the means of the columns of x (n, columns), the same rows redrawn for all of them.
+def bootstrap_columns(x: ArrayLike, resamples: int = 2000, seed: int = 0) -> list[Interval]:
+    """95 % intervals of the means of the columns of x (n, columns), the same rows redrawn for all of them.
 
     The wider, at each end, of two: bootstrap-t, (mean - q se) with q a quantile of the resamples' own t
     (Efron & Tibshirani 1993, 12.5), which follows skew; and percentiles moved out by t_{n-1} / z ·
@@ -215,21 +212,21 @@ def bootstrap_columns(
     if len(x) == 0:
         raise ValueError("no values to take the mean of")
     varies = np.isfinite(x).all(0) & (x != x[:1]).any(0)
-    intervals = [_of_equal_values(float(column[0]), column, level) for column in x.T]
+    intervals = [_of_equal_values(float(column[0]), column) for column in x.T]
     if not varies.any():
         return intervals
     rng = np.random.default_rng(seed)
     means, errors = _resampled(x[:, varies], resamples, rng)
-    ends = _bootstrap_ends(x[:, varies], means, errors, level)
+    ends = _bootstrap_ends(x[:, varies], means, errors)
     for column, low, high in zip(np.flatnonzero(varies), *ends, strict=True):
         intervals[column] = Interval(float(low), float(high))
     return intervals
 
 
-def _of_equal_values(value: float, column: Floats, level: float) -> Interval:
+def _of_equal_values(value: float, column: Floats) -> Interval:
     if len(column) == 1 or value == 0 or not np.isfinite(column).all():
         return Interval(-math.inf, math.inf)
-    half = 2 * abs(value) * (1 - ((1 - level) / 2) ** (1 / len(column)))
+    half = 2 * abs(value) * (1 - _TAILS[0] ** (1 / len(column)))
     return Interval(value - half, value + half)
 
 
@@ -243,15 +240,14 @@ def _resampled(x: Floats, resamples: int, rng: np.random.Generator) -> tuple[Flo
     return np.concatenate(means), np.concatenate(errors)
 
 
-def _bootstrap_ends(x: Floats, means: Floats, errors: Floats, level: float) -> tuple[Floats, Floats]:
-    n, centre, shares = len(x), x.mean(0), [(1 - level) / 2, (1 + level) / 2]
-    z = NormalDist().inv_cdf(shares[1])
-    wider = float(stdtrit(n - 1, shares[1])) / z * math.sqrt(n / (n - 1))
-    low, high = centre + wider * (np.quantile(means, shares, axis=0) - centre)
+def _bootstrap_ends(x: Floats, means: Floats, errors: Floats) -> tuple[Floats, Floats]:
+    n, centre = len(x), x.mean(0)
+    wider = float(stdtrit(n - 1, _TAILS[1])) / NormalDist().inv_cdf(_TAILS[1]) * math.sqrt(n / (n - 1))
+    low, high = centre + wider * (np.quantile(means, _TAILS, axis=0) - centre)
     usable = errors > 1e-9 * np.abs(x).max(0)  # a resample of one value alone has no t
     t = np.where(usable, (means - centre) / np.where(usable, errors, 1.0), np.nan)
     enough = usable.any(0)
-    first, last = np.nanquantile(np.where(enough, t, 0.0), shares, axis=0)
+    first, last = np.nanquantile(np.where(enough, t, 0.0), _TAILS, axis=0)
     se = x.std(0, ddof=1) / math.sqrt(n)
     low, high = np.minimum(low, centre - last * se), np.maximum(high, centre - first * se)
     return np.minimum(low, centre), np.maximum(high, centre)
@@ -286,7 +282,7 @@ def _redrawn(n: int, groups: Groups | None) -> Callable[[np.random.Generator], G
     return lambda rng: np.concatenate([members[i] for i in rng.integers(len(sizes), size=len(sizes))])
 
 
-def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> float:
+def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int = 0) -> float:
     """Two-sided p-value of "the mean of the paired differences is 0", by flipping their signs at random; 1
     where a difference is not finite.
 
@@ -306,17 +302,15 @@ def sign_flip_test(difference: ArrayLike, resamples: int = 2000, seed: int | Seq
     return float((1 + np.sum(flipped >= observed - slack)) / (1 + resamples))
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0, level: float = 0.95
-) -> PairedResult:
-    """Mean of a - b over pairs, its bootstrap interval and its sign-flip p-value.
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, resamples: int = 2000, seed: int = 0) -> PairedResult:
+    """Mean of a - b over pairs, its bootstrap 95 % interval and its sign-flip p-value.
 
     ValueError as `win_rate`.
     """
     a, b = _pairs(a, b)
     with np.errstate(invalid="ignore"):  # inf - inf: the mean is NaN, and says nothing
         difference = a - b
-    interval = bootstrap_mean(difference, resamples, seed, level)
+    interval = bootstrap_mean(difference, resamples, seed)
     return PairedResult(float(difference.mean()), interval, sign_flip_test(difference, resamples, seed))
 
 
