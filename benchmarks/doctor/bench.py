@@ -16,9 +16,10 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,7 +45,6 @@ COMMON = (
     "evaluation.prompts=32", "evaluation.max_new_tokens=32", "evaluation.batch_size=32", "evaluation.pool=4",
     "evaluation.resamples=500",
 )  # fmt: skip
-PARENTS = ("sft", "rm")
 # What an online stage and a DPO stage have unless a fault says otherwise.
 ONLINE = {"steps": 10, "batch_size": 32, "microbatch_size": 32, "max_new_tokens": 32, "learning_rate": 3e-4}
 PPO = {
@@ -60,7 +60,7 @@ DPO = {"algorithm": "dpo", "rows": 960, "microbatch_size": 32, "learning_rate": 
 ALONE = {"reward_model": "none", "missing_eos_score": "none"}  # the function is the reward
 UNBOUND = {**PPO, "steps": 12, "learning_rate": 2e-3, "kl_coef": 0.0, "missing_eos_score": "none"}
 HARD = {**PPO, **ALONE, "steps": 12, "learning_rate": 3e-3, "kl_coef": 0.0}
-Settings = dict[str, object]
+Settings = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +134,15 @@ def ratio() -> Iterator[None]:
     """The old log-probabilities are 1 % off, as if another kernel had made them."""
     real = on_policy.collect
 
-    def off(*given: object, **named: object) -> object:
-        rollout = real(*given, **named)  # type: ignore[arg-type]
+    def off(*given: Any, **named: Any) -> Any:
+        rollout = real(*given, **named)
         return replace(rollout, logprobs=rollout.logprobs * 1.01)
 
     with patch.object(on_policy, "collect", off):
         yield
 
 
-PATCHES: dict[str, Callable[[], object]] = {"nan": nan, "ratio": ratio}
+PATCHES: dict[str, Callable[[], AbstractContextManager]] = {"": nullcontext, "nan": nan, "ratio": ratio}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,25 +161,25 @@ class Bench:
         """A faulty run, or its stages up to one."""
         return run("tiny", seed, out, (*COMMON, *words), until, self.work / f"{seed}-parents")
 
-    def training(self, seed: int) -> dict[str, object]:
+    def training(self, seed: int) -> dict[str, Any]:
         """Every fault of training in a stage of its own; nothing is evaluated."""
         self.parents(seed)
         out, words = self.work / f"{seed}-training", stages({f.stage: f.settings for f in TRAINING})
         ended = {}
         for fault in TRAINING:
-            with PATCHES[fault.patched]() if fault.patched else nothing():  # type: ignore[attr-defined]
+            with PATCHES[fault.patched]():
                 if failed := self.train(seed, out, words, fault.stage):
                     ended[fault.stage] = failed
         return outcome(out, TRAINING) | {"ended": ended}
 
-    def policies(self, seed: int) -> dict[str, object]:
+    def policies(self, seed: int) -> dict[str, Any]:
         self.parents(seed)
         out = self.work / f"{seed}-policies"
         failed = self.train(seed, out, stages({f.stage: f.settings for f in POLICIES}), None)
         return outcome(out, POLICIES) | {"ended": failed}
 
-    def judges(self, seed: int) -> dict[str, object]:
-        found: dict[str, object] = {"planted": {}, "others": [], "ended": {}}
+    def judges(self, seed: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"planted": {}, "others": [], "ended": {}}
         self.parents(seed)
         for name, faults in JUDGES.items():
             out = self.work / f"{seed}-{name}"
@@ -188,13 +188,13 @@ class Bench:
             policies = {fault.stage: fault.settings for fault in faults[1:]} or {"dpo": DPO}
             words = stages({"rm": settings, **policies})
             if failed := self.train(seed, out, words, None):
-                found["ended"][name] = failed  # type: ignore[index]
+                found["ended"][name] = failed
             each = outcome(out, faults)
-            found["planted"] |= each["planted"]  # type: ignore[operator]
-            found["others"] += each["others"]  # type: ignore[operator]
+            found["planted"] |= each["planted"]
+            found["others"] += each["others"]
         return found
 
-    def healthy(self, number: int) -> dict[str, object]:
+    def healthy(self, number: int) -> dict[str, Any]:
         """Three runs of quickstart a seed; the first gives the others base, SFT and reward model."""
         seed, change = self.first + number // len(HEALTHY), number % len(HEALTHY)
         first, out = (self.work / f"{seed}-quickstart-{each}" for each in (0, change))
@@ -214,11 +214,6 @@ class Bench:
                 rows.append({"prompt": pair.prompt.transcript(), "chosen": sides[0], "rejected": sides[1]})
             write_jsonl(file, rows)
         return file
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    yield
 
 
 def run(recipe: str, seed: int, out: Path, words: tuple[str, ...], until: str | None, origin: Path) -> str:
@@ -242,7 +237,7 @@ def findings(out: Path) -> tuple[Finding, ...]:
     return diagnose(load_run(RunDir(out))) if (out / "config.toml").is_file() else ()
 
 
-def outcome(out: Path, faults: tuple[Fault, ...]) -> dict[str, object]:
+def outcome(out: Path, faults: tuple[Fault, ...]) -> dict[str, Any]:
     """Which planted faults are found where they are, and what else is found. A stage that has not run yet
     counts for nothing.
     """
@@ -261,7 +256,7 @@ def places(out: Path, fault: Fault) -> tuple[str, str]:
     return fault.stage, load_run(RunDir(out)).label(f"policy_{fault.stage}")
 
 
-def summary(runs: dict[str, dict]) -> dict[str, object]:
+def summary(runs: dict[str, dict]) -> dict[str, Any]:
     """Recall by kind and false alarms, each with Wilson's interval."""
     kinds: dict[str, list[bool]] = {}
     for run in runs.values():
@@ -269,14 +264,14 @@ def summary(runs: dict[str, dict]) -> dict[str, object]:
             kinds.setdefault(kind, []).append(bool(evidence))
     healthy = [bool(run["alarms"]) for run in runs.values() if "alarms" in run]
 
-    def share(hits: list[bool]) -> dict[str, object]:
+    def share(hits: list[bool]) -> dict[str, Any]:
         return {"found": sum(hits), "n": len(hits), "interval": list(wilson(sum(hits), len(hits)))}
 
     recall = {kind: share(hits) for kind, hits in sorted(kinds.items())}
     return {"recall": recall, "false_alarms": share(healthy), "kinds": len(PATHOLOGIES)}
 
 
-def table(found: dict[str, object]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The summary as docs/doctor.md shows it."""
 
     def cells(share: dict) -> str:
@@ -284,14 +279,14 @@ def table(found: dict[str, object]) -> str:
         return f"{share['found']} of {share['n']} | {low:.0f} to {high:.0f} %"
 
     lines = ["| planted | found | Wilson 95 % |", "|---|---|---|"]
-    lines += [f"| {kind} | {cells(share)} |" for kind, share in found["recall"].items()]  # type: ignore[attr-defined]
+    lines += [f"| {kind} | {cells(share)} |" for kind, share in found["recall"].items()]
     alarms = found["false_alarms"]
-    if alarms["n"]:  # type: ignore[index]
-        lines.append(f"| nothing (healthy runs): any alarm | {cells(alarms)} |")  # type: ignore[arg-type]
+    if alarms["n"]:
+        lines.append(f"| nothing (healthy runs): any alarm | {cells(alarms)} |")
     return "\n".join(lines)
 
 
-def write_page(found: dict[str, object]) -> None:
+def write_page(found: dict[str, Any]) -> None:
     """Into docs/doctor.md, between its two marks."""
     before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
