@@ -120,12 +120,8 @@ def against(cells: Sequence[dict[str, Any]], rule: dict[str, Any]) -> list[np.nd
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    line = ["|" + "---|" * len(headers)]
-    return (
-        [f"| {' | '.join(each)} |" for each in (headers, *rows)][:1]
-        + line
-        + [f"| {' | '.join(each)} |" for each in rows]
-    )
+    head, *body = [f"| {' | '.join(each)} |" for each in (headers, *rows)]
+    return [head, "|" + "---|" * len(headers), *body]
 
 
 def largest(cells: Cells, row: str) -> tuple[int, list[dict[str, Any]]]:

@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "over_optimisation"
 PICTURE = ROOT / "docs" / "studies" / "sentiment-over-optimisation" / "over-optimisation.svg"
 JUDGES = {"sentiment": "gold (VADER)", "liked": "confirmation"}
+# What is shown of every step, with the metric that is its standard deviation over responses.
+SPREADS = {"objective/scores": "objective/scores_std"}
+SPREADS |= {f"rewards/{judge}/mean": f"rewards/{judge}/std" for judge in JUDGES}
 SEED, STEPS = 101, 48  # one of the study's seeds
 RESPONSES, BIN = 64, 4  # of a step; steps drawn as one point
 OF_A_POLICY = ("n_prompts", "reward", "golds", "distinct_2", "kl")
@@ -70,8 +73,7 @@ def run(name: str, data: Path, work: Path) -> None:
 def numbers(out: Path) -> dict[str, Any]:
     """Of each step, and of both policies on held-out prompts."""
     steps = [json.loads(line) for line in (out / "stages/ppo/metrics.jsonl").read_text("utf-8").splitlines()]
-    kept = ["step", "objective/kl", "objective/scores", "objective/scores_std"]
-    kept += [f"rewards/{judge}/{what}" for judge in JUDGES for what in ("mean", "std")]
+    kept = ["step", "objective/kl", *(key for both in SPREADS.items() for key in both)]
     evaluation = out / "evaluation"
     records = {name: json.loads((evaluation / f"policy_{name}.json").read_text()) for name in ("sft", "ppo")}
     policies = {name: {key: record[key] for key in OF_A_POLICY} for name, record in records.items()}
@@ -100,10 +102,8 @@ def figure(results: dict[str, dict[str, Any]]) -> str:
     """Score, gold and confirmation against √KL, as SVG text: BIN · RESPONSES responses a point."""
     drawing = Figure(figsize=(10.5, 3.4), layout="constrained")
     panels = drawing.subplots(1, 3)
-    keys = ["objective/scores", *(f"rewards/{judge}/mean" for judge in JUDGES)]
-    spreads = ["objective/scores_std", *(f"rewards/{judge}/std" for judge in JUDGES)]
     titles = ["what it learns from (in its sd)", *JUDGES.values()]
-    for panel, key, spread, title in zip(panels, keys, spreads, titles, strict=True):
+    for panel, (key, spread), title in zip(panels, SPREADS.items(), titles, strict=True):
         for name, result in results.items():
             course = Course(result["steps"])
             x, y, reach = course.root_kl(), course.binned(key), course.reach(spread)
@@ -118,8 +118,6 @@ def figure(results: dict[str, dict[str, Any]]) -> str:
 
 def course_table(results: dict[str, dict[str, Any]]) -> str:
     """Means over BIN steps, with half of their intervals over responses."""
-    keys = [("objective/scores", "objective/scores_std")]
-    keys += [(f"rewards/{judge}/mean", f"rewards/{judge}/std") for judge in JUDGES]
     lines = [
         f"| setting | steps | KL, nats | its score, sd | {' | '.join(JUDGES.values())} |",
         "|" + "---|" * 6,
@@ -127,7 +125,7 @@ def course_table(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         course = Course(result["steps"])
         kl = course.binned("objective/kl")
-        columns = [zip(course.binned(key), course.reach(spread), strict=True) for key, spread in keys]
+        columns = [zip(course.binned(key), course.reach(SPREADS[key]), strict=True) for key in SPREADS]
         for i, values in enumerate(zip(*columns, strict=True)):
             cells = " | ".join(f"{value:+.2f} ± {reach:.2f}" for value, reach in values)
             lines.append(f"| {NAMES[name]} | {BIN * i + 1} to {BIN * (i + 1)} | {kl[i]:.1f} | {cells} |")

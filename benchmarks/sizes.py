@@ -8,6 +8,7 @@ Eight replies of 32 tokens to prompts of 32; an SFT update on eight rows of 32 +
 
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,7 @@ ROWS, TOKENS = 8, 32
 
 def least(work: Callable[[], Any], times: int = 3) -> float:
     work()
-    spent = []
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        spent.append(time.process_time() - began)
-    return min(spent)
+    return min(timeit.repeat(work, "gc.enable()", time.process_time, repeat=times, number=1))
 
 
 def gpt2(width: int, layers: int) -> Any:

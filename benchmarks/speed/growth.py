@@ -11,6 +11,7 @@ import math
 import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,7 @@ from work import EOS, VOCABULARY
 def seconds(work: Callable[[], Any], times: int = 3) -> float:
     """The least CPU time of several calls after one that does not count."""
     work()
-    found = []
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        found.append(time.process_time() - began)
-    return min(found)
+    return min(timeit.repeat(work, "gc.enable()", time.process_time, repeat=times, number=1))
 
 
 def power(points: list[tuple[float, float]]) -> float:
