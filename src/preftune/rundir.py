@@ -77,11 +77,9 @@ class RunDir:
 
     def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
         """Where a stage saves: reward_model (of "rm"), reward_model_<stage>, policy_<stage>; or base."""
-        if stage == BASE:
-            return self.models / BASE
-        if not trains_policy:
-            return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
-        return self.models / policy_name(stage)
+        if trains_policy or stage == BASE:
+            return self.models / policy_name(stage)
+        return self.models / ("reward_model" if stage == "rm" else f"reward_model_{stage}")
 
     def collected(self, stage: str) -> Path:
         """Directory of what a stage collected: replies.jsonl and preferences.jsonl."""
@@ -148,8 +146,8 @@ class RunDir:
 
 
 def policy_name(stage: str) -> str:
-    """Name of the policy that a stage trains: "ppo" gives "policy_ppo"."""
-    return f"policy_{stage}"
+    """Name of the policy that a stage trains: "ppo" gives "policy_ppo"; of the base it is "base"."""
+    return BASE if stage == BASE else f"policy_{stage}"
 
 
 def short_name(model: str) -> str:

@@ -281,8 +281,8 @@ def compared(
     pool: Sequence[Row],
 ) -> Measured:
     """All numbers that follow from replies: `rows` and `reverse` by policy, the reference's `pool`."""
-    baseline = policy_name_of(reference_stage(session, names[1:]))
-    labels = {policy_name_of(name): label for name, label in _labels(session, names).items()}
+    baseline = policy_name(reference_stage(session, names[1:]))
+    labels = {policy_name(name): label for name, label in _labels(session, names).items()}
     best = f"best_of_{bench.settings.best_of}"
     if bench.scorer is not None:
         rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
@@ -315,10 +315,10 @@ def _measured(
                 rows = bench.rows(policy, advance)
             return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
 
-        rows, reverse = cache.take(policy_name_of(name), {"stage": made_of(session, name)}, measure)
+        rows, reverse = cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
         measured[name] = rows, reverse
-    rows_of = {policy_name_of(name): measured[name][0] for name in names}
-    return rows_of, {policy_name_of(name): measured[name][1] for name in names}
+    rows_of = {policy_name(name): measured[name][0] for name in names}
+    return rows_of, {policy_name(name): measured[name][1] for name in names}
 
 
 def _pool(session: Session, bench: Bench) -> list[Row]:
@@ -388,11 +388,6 @@ def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
         name: f"{stage.label} ({name}{stage.variant()})" if kinds.count(stage.label) > 1 else stage.label
         for name, stage in stages.items()
     }
-
-
-def policy_name_of(stage: str) -> str:
-    """What the files of a policy are called: "base", or policy_<stage>."""
-    return BASE if stage == BASE else policy_name(stage)
 
 
 def _write_policies(session: Session, measured: Measured, audited: Collection[Path]) -> None:

@@ -10,10 +10,10 @@ from preftune.evaluation.mistakes import DETAILED
 from preftune.evaluation.policy import Bench, Row
 from preftune.evaluation.sanity import KINDS, ROWS
 from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
-from preftune.measure.evaluate import compared, policies_of, policy_name_of, reference_stage
+from preftune.measure.evaluate import compared, policies_of, reference_stage
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
 from preftune.models.trunk import forget_states
-from preftune.rundir import BASE
+from preftune.rundir import BASE, policy_name
 from preftune.runs.session import Session
 
 T = TypeVar("T")
@@ -106,6 +106,6 @@ def _numbers(
     def repeated(found: Sequence[Row], each: int) -> list[Row]:
         return [found[i % len(found)] | {"row": i // each} for i in range(count * each)]
 
-    own = {policy_name_of(name): repeated(rows, 1) for name in names}
+    own = {policy_name(name): repeated(rows, 1) for name in names}
     reverse = {name: [float(row["kl"]) for row in each] for name, each in own.items()}
     compared(session, bench, names, own, reverse, repeated(human, 1), repeated(pool, size) if pool else [])

@@ -19,7 +19,6 @@ from preftune.measure.evaluate import (
     cache_of,
     measure_policies,
     policies_of,
-    policy_name_of,
     reference_stage,
     shared_by_all,
 )
@@ -27,7 +26,7 @@ from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.report.sections.other_pairs import policy_table
-from preftune.rundir import BASE, RunDir, read_json, sha256_file, short_name
+from preftune.rundir import BASE, RunDir, policy_name, read_json, sha256_file, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import model_sum, sum_of, sums, write_sealed
@@ -97,7 +96,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     PairsFile.model_validate(content)
     write_sealed(record, content)
     cache.remove()
-    _show(session, measured, opinions, policy_name_of(reference_stage(session, policies)))
+    _show(session, measured, opinions, policy_name(reference_stage(session, policies)))
     return directory
 
 
@@ -139,7 +138,7 @@ def _opinions(
             )
     seed = session.config.seed
     return {
-        policy_name_of(stage): preference(
+        policy_name(stage): preference(
             logprobs, None if stage == reference else logps[reference], settings.resamples, seed
         )
         for stage, logprobs in logps.items()

@@ -133,7 +133,7 @@ def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str
 
 def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
     """(key, words, estimate) of what the evaluation found about this model, not about one before it."""
-    gone, policy = outdated(run), BASE if stage.name == BASE else policy_name(stage.name)
+    gone, policy = outdated(run), policy_name(stage.name)
     if gone.policy(policy) if stage.trains_policy else gone.judge(stage.name):
         return
     if not stage.trains_policy:

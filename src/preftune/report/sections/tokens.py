@@ -8,7 +8,7 @@ from preftune.report.sections.explorers import shaded
 from preftune.report.shades import scale_of
 from preftune.report.text import Code, clean, name, number
 from preftune.report.view import RunView
-from preftune.rundir import BASE, policy_name
+from preftune.rundir import policy_name
 
 MOST = 24  # replies
 
@@ -32,7 +32,7 @@ def tokens(run: RunView) -> Section | None:
 
 
 def _fold(run: RunView, position: int, row: TokenRow) -> Fold:
-    named = run.label(BASE if row.reference == BASE else policy_name(row.reference))
+    named = run.label(policy_name(row.reference))
     score = "" if row.reward is None else f", score {number(row.reward)}"
     title = f"{position}. {run.label(policy_name(row.stage))}{score}, KL to {named} {number(sum(row.kl))}"
     card = Card(title=title, lead="", note="", passages=tuple(_passages(row)))
