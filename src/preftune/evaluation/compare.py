@@ -37,13 +37,8 @@ def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str,
     """The records with Holm's adjusted p-value over all of them, a verdict, and the name of the family."""
     adjusted = stats.holm([record["p_value"] for record in records])
     for record, p in zip(records, adjusted, strict=True):
-        yield {**record, "p_holm": p, "verdict": verdict(record, p), "family": family}
-
-
-def verdict(record: Mapping[str, Any], adjusted: float) -> str:
-    """What `records.verdict.outcome` says of a record and its adjusted p-value."""
-    low, high = record["interval"]
-    return outcome(low, high, record["n"], adjusted)
+        verdict = outcome(*record["interval"], record["n"], p)
+        yield {**record, "p_holm": p, "verdict": verdict, "family": family}
 
 
 def _paired(
