@@ -18,7 +18,7 @@ from preftune.records.base import Number, Record, Several, read_records
 from preftune.records.outdated import AGAIN, Outdated, outdated
 from preftune.records.run import SampleRow
 from preftune.report.load import settings_of
-from preftune.rundir import RunDir, policy_name, read_object, read_text
+from preftune.rundir import RunDir, policy_name, read_object
 from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
@@ -105,10 +105,8 @@ def find_source(run: RunDir, source: str | None) -> Chosen:
 def _two_policies(run: RunDir, source: str | None) -> Chosen:
     files = run.samples_files()
     if source is None:
-        config = settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
-        kinds = {
-            name: config_of(str(stage.get("algorithm"))) for name, stage in config.get("stage", {}).items()
-        }
+        stages = settings_of(run).get("stage", {})
+        kinds = {name: config_of(str(stage.get("algorithm"))) for name, stage in stages.items()}
         imitating = [policy_name(name) for name, kind in kinds.items() if kind is not None and kind.imitates]
         trained = [policy_name(name) for name in kinds if policy_name(name) in files]
         pair = [*imitating[:1], *trained[-1:]]

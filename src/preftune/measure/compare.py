@@ -19,7 +19,7 @@ from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
 from preftune.report.load import check_intact, settings_of
 from preftune.report.view import reference_in
-from preftune.rundir import RunDir, read_text
+from preftune.rundir import RunDir
 from preftune.runs.stages import differences
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
     references = [_reference(run, policies) for run, policies in ((a, ours), (b, theirs))]
-    judges = [judged_by(run, _config(run), of.values()) for run, of in ((a, ours), (b, theirs))]
+    judges = [judged_by(run, settings_of(run), of.values()) for run, of in ((a, ours), (b, theirs))]
     same, no_unit = {"score": same_score(*judges), "gold": same_gold(*judges)}, no_common_unit(*judges)
     records: list[dict[str, Any]] = []
     common = [name for name in ours if name in theirs]
@@ -125,7 +125,7 @@ def _common_prompts(ours: Mapping[str, PolicyRecord], theirs: Mapping[str, Polic
 def _reference(run: RunDir, policies: Mapping[str, PolicyRecord]) -> str:
     """The policy that the run's others are compared with."""
     rows = read_records(run.comparisons, Comparison) if run.comparisons.is_file() else []
-    return rows[0].reference if rows else reference_in(_config(run), policies)
+    return rows[0].reference if rows else reference_in(settings_of(run), policies)
 
 
 def _values(
@@ -186,16 +186,12 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(a: RunDir, b: RunDir) -> list[str]:
     """Settings of data and evaluation in which the runs differ: reasons to doubt the comparison."""
-    ours, theirs = _config(a), _config(b)
+    ours, theirs = settings_of(a), settings_of(b)
     return [
         f"{section}.{line}"
         for section in ("data", "evaluation")
         for line in differences(ours.get(section, {}), theirs.get(section, {}))
     ]
-
-
-def _config(run: RunDir) -> Mapping[str, Any]:
-    return settings_of(run.config, read_text(run.config)) if run.config.is_file() else {}
 
 
 def _judges(a: RunDir, b: RunDir) -> dict[str, Any] | None:

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from preftune import report
 from preftune.errors import StorageError
 from preftune.measure.evaluate import evaluate_run
-from preftune.records.base import read_record
-from preftune.records.reward_model import RewardModelRecord
+from preftune.report.sections.comparison import CAUTIONS
 from preftune.runs.lock import is_main_process
 from preftune.runs.session import Session
 from preftune.training.processes import answering
-
-CAUTIONS = 3  # of the most damaging; the report has all
 
 
 def measure_and_report(session: Session, stages: Sequence[str]) -> None:
@@ -33,11 +30,9 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
     view = report.load_run(run)
     table = report.comparison_table(view)
     console.table(table.headers, table.rows)
-    if run.reward_evaluation.exists():
-        accuracy = read_record(run.reward_evaluation, RewardModelRecord).accuracy
-        if accuracy is not None:
-            share = accuracy.text(digits=3)
-            console.line(f"reward model: accuracy {share} on {accuracy.n:,} validation pairs")
+    if view.reward_model is not None and (accuracy := view.reward_model.accuracy) is not None:
+        share = accuracy.text(digits=3)
+        console.line(f"reward model: accuracy {share} on {accuracy.n:,} validation pairs")
     console.line(report.summary(view))
     for caution in report.cautions(view)[:CAUTIONS]:
         console.line(f"caution: {caution}")

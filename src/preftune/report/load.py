@@ -50,7 +50,7 @@ def load_run(run: RunDir) -> RunView:
         )
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
-    config = settings_of(run.config, config_text)
+    config = settings_of(run)
     stages = tuple(_stage(run, name, config) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     gone = outdated(run)
@@ -127,20 +127,22 @@ def check_intact(run: RunDir) -> None:
         check(run, read_sealed(file), f"remove {file.parent} and evaluate those pairs again")
 
 
-def settings_of(path: Path, text: str) -> Row:
-    """The settings of config.toml. DataError, naming the file, for what is no TOML, or no table of settings
-    where there should be one.
+def settings_of(run: RunDir) -> Row:
+    """The settings of config.toml; none without it. DataError, naming the file, for what is no TOML, or no
+    table of settings where there should be one.
     """
+    if not run.config.is_file():
+        return {}
     try:
-        config = tomllib.loads(text)
+        config = tomllib.loads(read_text(run.config))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not valid TOML ({error})") from None
+        raise DataError(f"{run.config}: not valid TOML ({error})") from None
     tables = {key: config[key] for key in ("model", "data", "evaluation", "stage") if key in config}
     stages = tables.get("stage")
     tables |= {f"stage.{key}": value for key, value in stages.items()} if isinstance(stages, dict) else {}
     for key, value in tables.items():
         if not isinstance(value, dict):
-            raise DataError(f"{path}: {key} is no table of settings", OriginsRecord.remedy)
+            raise DataError(f"{run.config}: {key} is no table of settings", OriginsRecord.remedy)
     return config
 
 
