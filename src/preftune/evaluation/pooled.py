@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from preftune.evaluation import stats
+from preftune.evaluation.stats import Floats
 from preftune.records.verdict import Z95, outcome
-
-Floats = NDArray[np.float64]
 
 
 class Pooled(NamedTuple):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from preftune.evaluation.pooled import gain_ends, pooled_means, pooled_verdict
+from preftune.evaluation.stats import Floats
 from preftune.study.cells import interval
-from preftune.study.values import Floats, SeedValues
+from preftune.study.values import SeedValues
 
 MOST_KL = 10.0  # nats a reply
 LEAST_DISTINCT = 0.9  # of SFT's distinct-2

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.evaluation.pooled import pooled_gain
+from preftune.evaluation.stats import Floats
 from preftune.study.cells import interval
 from preftune.study.design import Design
-from preftune.study.values import COLUMNS, Floats, SeedValues, at_distance, best_at_kl
+from preftune.study.values import COLUMNS, SeedValues, at_distance, best_at_kl
 
 LEVELS = (1.0, 2.5, 5.0, 10.0)  # nats a reply
 LEAST_VALUES = 2  # that a method was trained at

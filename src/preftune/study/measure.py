@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from preftune.config import judges_of
 from preftune.data import Dialogue, Preference
@@ -14,6 +13,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
 from preftune.evaluation.reward_model import gap
+from preftune.evaluation.stats import Floats
 from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
@@ -42,8 +42,6 @@ BEST = "best_of_n"
 TEST, TRAINING = "test", "training"
 PROBE_PAIRS = 400
 _SAMPLES = 8  # prompts whose replies are kept as text, per policy and set
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

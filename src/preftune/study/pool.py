@@ -11,7 +11,7 @@ from preftune.config import EvaluationConfig
 from preftune.config.rewards import judges_in
 from preftune.errors import DataError
 from preftune.evaluation.pooled import gain_ends, pooled_gain, pooled_means, pooled_verdict
-from preftune.evaluation.stats import number_needed
+from preftune.evaluation.stats import Floats, number_needed
 from preftune.records.study import SeedRecord
 from preftune.report.seen import labelled_by, seen_by
 from preftune.rundir import BASE
@@ -19,7 +19,7 @@ from preftune.study.alike import MADE_OF
 from preftune.study.beside import as_text, others
 from preftune.study.design import CEILING, SECOND_MODEL, Design
 from preftune.study.frontier import frontier
-from preftune.study.values import COLUMNS, Floats, SeedValues, best_at_kl, best_table, read_seed
+from preftune.study.values import COLUMNS, SeedValues, best_at_kl, best_table, read_seed
 
 INTERVAL = (
     "95 %, hierarchical bootstrap: seeds, then prompts within each; deviations between seeds widened for "

@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from preftune.errors import DataError
+from preftune.evaluation.stats import Floats
 from preftune.records.base import read_record
 from preftune.records.study import BestFile, BestValues, PolicyFile, PolicyValues, SeedRecord
 
@@ -19,7 +19,6 @@ COLUMNS = (
     *("gold", "gold_gain", "proxy", "proxy_gain", "kl", "length", "eos_rate", "repetition_4"),
     *("win_rate", "gold_win_rate"),
 )
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
