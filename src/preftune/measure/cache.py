@@ -7,7 +7,7 @@ are computed from them take seconds and are computed again.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from preftune.rundir import plain, read_json, write_jsonl
 from preftune.sums import sum_of
 from preftune.training.learner import Learner
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:
@@ -28,10 +26,9 @@ class Cache:
 
     directory: Path
     inputs: Mapping[str, Any]
-    say: Say = field(default=print)
-    learner: Learner | None = (
-        None  # of the processes that take each part together; the main one has the files
-    )
+    say: Callable[[str], None] = print
+    # Of the processes that take each part together; the main one has the files.
+    learner: Learner | None = None
 
     def take(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """The value of `make`, from disk if it was made before with the same inputs.

@@ -30,6 +30,7 @@ from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import SampleRow
 from preftune.records.stage import StageRecord
+from preftune.report.view import CHOSEN
 from preftune.rundir import BASE, RunDir, policy_name
 from preftune.runs.cards import rewrite_cards
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
@@ -40,7 +41,6 @@ from preftune.sums import CARD, faults, listed, model_sum, read_sealed, sum_of, 
 from preftune.training.learner import Learner
 
 _VERSION = 6  # of what an evaluation measures: results of an earlier version are made again
-HUMAN = "chosen"  # the chosen response as a contestant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     learner = session.learner(session.config.evaluation.batch_size)
     key, main = sum_of(_inputs(session, stages)), learner.is_main
     models = {name: model_sum(session.run, name) for name in stages} if main else {}
-    if learner.together([main and _is_done(session, stages, key, models)])[0]:
+    if learner.together([main and _keep(session, stages, key, models)])[0]:
         session.console.skipped(EVALUATION)
         return False
     judged_by = _judged_by(session)
@@ -88,29 +88,40 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     return True
 
 
-def _is_done(session: Session, stages: Sequence[str], key: str, models: Mapping[str, str | None]) -> bool:
-    """Whether there is an evaluation of these models with these inputs, and all its files are as it wrote
-    them. What differs is reported and measured again; model cards alone are written again.
+def _keep(session: Session, stages: Sequence[str], key: str, models: Mapping[str, str | None]) -> bool:
+    """Keep the evaluation that there is, if nothing but model cards must be made again: they are. False if
+    there is none of these models with these inputs; what differs is reported.
     """
     run = session.run
     record = read_sealed(run.stage_json(EVALUATION))
-    if record.get("key") != key:
+    stale = _stale(run, record, key, models)
+    if stale is None:
         return False
-    if listed(record) is None:  # from before sums were kept: names only
-        names = record.get("files")
-        return isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
-    stale = faults(run, record)
-    if record.get("made_from") != models:
-        stale.append("it was made of other models")
     for fault in stale:
         session.console.line(f"{EVALUATION}: {fault}; it is made again")
-    cards = all(fault.startswith(str(run.models)) and CARD in fault for fault in stale)
-    if cards and (stale or record.get("status") != "finished"):  # that of one which was killed in its cards
+    if not all(fault.startswith(str(run.models)) and CARD in fault for fault in stale):
+        return False
+    if stale or record.get("status") != "finished":  # that of one which was killed in its cards
         _finish(session, stages, record)
-        stale = []
-    if not stale:  # what a kill after the last line of an evaluation left
-        shutil.rmtree(run.stage_dir(EVALUATION) / "parts", ignore_errors=True)
-    return not stale
+    # What a kill after the last line of an evaluation left.
+    shutil.rmtree(run.stage_dir(EVALUATION) / "parts", ignore_errors=True)
+    return True
+
+
+def _stale(
+    run: RunDir, record: Mapping[str, Any], key: str, models: Mapping[str, str | None]
+) -> list[str] | None:
+    """What is no longer as an evaluation of these models with these inputs wrote it; None if `record` is of
+    none.
+    """
+    if record.get("key") != key:
+        return None
+    if listed(record) is None:  # from before sums were kept: names only
+        names = record.get("files")
+        whole = isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
+        return [] if whole else None
+    others = ["it was made of other models"] if record.get("made_from") != models else []
+    return [*faults(run, record), *others]
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
@@ -306,19 +317,20 @@ def _measured(
     session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], cache: Cache
 ) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
     """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
-    measured: dict[str, tuple[list[Row], list[float]]] = {}
-    for name in [reference, *(n for n in names if n != reference)]:
 
-        def measure(name: str = name) -> tuple[list[Row], list[float]]:
-            policy = bench.reference if name == reference else frozen_policy(session, learner, name)
+    def measured(name: str, of_reference: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
+        def measure() -> tuple[list[Row], list[float]]:
+            policy = bench.reference if of_reference is None else frozen_policy(session, learner, name)
             with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
                 rows = bench.rows(policy, advance)
-            return rows, bench.reverse_kl(policy, measured[reference][0] if name != reference else rows)
+            return rows, bench.reverse_kl(policy, rows if of_reference is None else of_reference)
 
-        rows, reverse = cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
-        measured[name] = rows, reverse
-    rows_of = {policy_name(name): measured[name][0] for name in names}
-    return rows_of, {policy_name(name): measured[name][1] for name in names}
+        return cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
+
+    first = measured(reference, None)
+    found = {policy_name(name): first if name == reference else measured(name, first[0]) for name in names}
+    rows = {name: rows for name, (rows, _) in found.items()}
+    return rows, {name: reverse for name, (_, reverse) in found.items()}
 
 
 def _pool(session: Session, bench: Bench) -> list[Row]:
@@ -336,7 +348,7 @@ def _comparisons(
         return comparisons
     trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
     comparisons += compare_to(best, trained, settings, seed)
-    return comparisons + compare_to(HUMAN, {**rows, HUMAN: human}, settings, seed)
+    return comparisons + compare_to(CHOSEN, {**rows, CHOSEN: human}, settings, seed)
 
 
 def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Summary:
@@ -357,7 +369,7 @@ def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]]
     names = {
         (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
         (reference, "held_out"): ("held_out_difference_to_sft", None),
-        (HUMAN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
+        (CHOSEN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
     }
     summary = dict(summary)
     for record in comparisons:
