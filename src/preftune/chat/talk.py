@@ -14,8 +14,7 @@ from preftune.data import Dialogue, Preference, Turn
 from preftune.data.pairing import prompt_of, reply_of
 from preftune.errors import DataError, UsageError
 from preftune.evaluation.policy import Bench, Row
-from preftune.measure.conditions import frozen_policy, make_bench
-from preftune.measure.evaluate import policies_of, reference_stage
+from preftune.measure.conditions import frozen_policy, make_bench, policies_of, reference_stage
 from preftune.models.roles import Policy
 from preftune.rundir import RunDir, append_jsonl
 from preftune.runs.session import Session

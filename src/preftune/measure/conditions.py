@@ -10,6 +10,7 @@ from preftune.evaluation.policy import Bench, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
+from preftune.rundir import BASE
 from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
@@ -35,6 +36,23 @@ def shares_prompts(session: Session, stage: str) -> bool | None:
     if judge is None or judge not in session.config.stage:
         return None
     return not session.learnt_prompts(judge).isdisjoint(session.learnt_prompts(stage))
+
+
+def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
+    """Those that train a policy."""
+    return [name for name in stages if session.config.stage[name].trains_policy]
+
+
+def reference_stage(session: Session, stages: Sequence[str]) -> str:
+    """What every policy is compared with: SFT, or the base without an SFT stage."""
+    return next((n for n in stages if session.config.stage[n].imitates), BASE)
+
+
+def shared_by_all(session: Session, stages: Sequence[str]) -> list[str]:
+    """The stages whose models all numbers hang on: what policies are compared with, and the judges."""
+    reference = reference_stage(session, policies_of(session, stages))
+    names = [reference, session.judge, second_judge(session)]
+    return [name for name in dict.fromkeys(names) if name in stages]
 
 
 def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:

@@ -21,7 +21,10 @@ from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
     make_bench,
+    policies_of,
+    reference_stage,
     second_judge,
+    shared_by_all,
     shares_prompts,
 )
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
@@ -248,23 +251,6 @@ def audits(
             return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
 
         yield name, cache.take(f"audit_{name}", of_stage, audit)
-
-
-def policies_of(session: Session, stages: Sequence[str]) -> list[str]:
-    """Those that train a policy."""
-    return [name for name in stages if session.config.stage[name].trains_policy]
-
-
-def reference_stage(session: Session, stages: Sequence[str]) -> str:
-    """What every policy is compared with: SFT, or the base without an SFT stage."""
-    return next((n for n in stages if session.config.stage[n].imitates), BASE)
-
-
-def shared_by_all(session: Session, stages: Sequence[str]) -> list[str]:
-    """The stages whose models all numbers hang on: what policies are compared with, and the judges."""
-    reference = reference_stage(session, policies_of(session, stages))
-    names = [reference, session.judge, second_judge(session)]
-    return [name for name in dict.fromkeys(names) if name in stages]
 
 
 def measure_policies(

@@ -9,8 +9,14 @@ from preftune.config import judges_of
 from preftune.evaluation.mistakes import DETAILED
 from preftune.evaluation.policy import Bench, Row
 from preftune.evaluation.sanity import KINDS, ROWS
-from preftune.measure.conditions import frozen_policy, held_out_prompts, make_bench
-from preftune.measure.evaluate import compared, policies_of, reference_stage
+from preftune.measure.conditions import (
+    frozen_policy,
+    held_out_prompts,
+    make_bench,
+    policies_of,
+    reference_stage,
+)
+from preftune.measure.evaluate import compared
 from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
 from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, policy_name

@@ -12,16 +12,14 @@ from preftune.data.dataset import prompt_key
 from preftune.data.files import find_files
 from preftune.errors import DataError, InputMissing, PreftuneError
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
-from preftune.measure.conditions import asked_of, frozen_policy
-from preftune.measure.evaluate import (
-    Measured,
-    audits,
-    cache_of,
-    measure_policies,
+from preftune.measure.conditions import (
+    asked_of,
+    frozen_policy,
     policies_of,
     reference_stage,
     shared_by_all,
 )
+from preftune.measure.evaluate import Measured, audits, cache_of, measure_policies
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
@@ -31,6 +29,7 @@ from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import model_sum, sum_of, sums, write_sealed
 
+Audits = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]  # a reward stage's record and its mistakes
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
 
@@ -42,6 +41,41 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         raise InputMissing(
             f"there is no preference file at {file}", hint="give a .jsonl, .gz or .parquet file"
         )
+    pairs, left_out = _unseen(session, stages, file)
+    policies, prompts = policies_of(session, stages), asked_of(session, pairs)
+    if not prompts:
+        raise DataError(
+            f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
+            hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
+        )
+    digest = _digest(file)
+    name = _name(session.run, file, digest)
+    cache = cache_of(session, policies, prompts, None, f"parts-{name}")
+    judges = [s for s in judges_of(session.config.stage) if s in stages]
+    audited: Audits = {}
+    for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
+        audited[stage] = ({**result, "seen_in_training": left_out}, rows)
+        _show_judge(session, stage, result)
+    measured = measure_policies(session, policies, prompts, None, cache)
+    opinions = _opinions(session, policies, pairs)
+    facts = {
+        "file": file.name,
+        "sha256": digest,
+        "usable": len(pairs) + left_out,
+        "seen_in_training": left_out,
+        "made_from": {stage: model_sum(session.run, stage) for stage in stages},
+        "shared": shared_by_all(session, stages),
+        "n": len(pairs),
+    }
+    directory = session.run.pairs(name)
+    _write(session, directory, audited, measured, opinions, facts)
+    cache.remove()
+    _show(session, measured, opinions, policy_name(reference_stage(session, policies)))
+    return directory
+
+
+def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[Preference], int]:
+    """The pairs of a file on whose prompts nothing was trained, and how many others it has."""
     settings = session.config.data
     read = read_preferences(file, settings.on_bad_row, settings.columns.named(), settings.config)
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
@@ -53,51 +87,37 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
             f"all {left_out} pairs of {file} have a prompt that this run was trained on",
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
-    policies, prompts = policies_of(session, stages), asked_of(session, pairs)
-    if not prompts:
-        raise DataError(
-            f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
-            hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
-        )
-    digest = _digest(file)
-    name = _name(session.run, file, digest)
-    directory = session.run.pairs(name)
+    return pairs, left_out
+
+
+def _write(
+    session: Session,
+    directory: Path,
+    audited: Audits,
+    measured: Measured,
+    opinions: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> None:
+    """All files of an evaluation on pairs, in the place of earlier ones. Its record is the last: without it
+    the rest is not shown.
+    """
     record = directory / "pairs.json"
-    cache = cache_of(session, policies, prompts, None, f"parts-{name}")
-    judges = [s for s in judges_of(session.config.stage) if s in stages]
-    audited = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]()
-    for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
-        audited[stage] = (result, rows)
-        _show_judge(session, stage, result)
-    measured = measure_policies(session, policies, prompts, None, cache)
-    opinions = _opinions(session, policies, pairs)
-    record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
+    record.unlink(missing_ok=True)
     for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
         old.unlink()
     for stage, (result, rows) in audited.items():
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_record(directory / f"{name}.json", {**result, "seen_in_training": left_out}, RewardModelRecord)
+        write_record(directory / f"{name}.json", result, RewardModelRecord)
         write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
     write_records(directory / "comparisons.jsonl", measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
-    facts = {
-        "file": file.name,
-        "sha256": digest,
-        "usable": len(read),
-        "seen_in_training": left_out,
-        "made_from": {stage: model_sum(session.run, stage) for stage in stages},
-        "shared": shared_by_all(session, stages),
-    }
-    written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
-    content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
+    written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl")]
+    content = {"version": VERSION, **facts, "files": sums(session.run, written)}
     PairsFile.model_validate(content)
     write_sealed(record, content)
-    cache.remove()
-    _show(session, measured, opinions, policy_name(reference_stage(session, policies)))
-    return directory
 
 
 def _digest(file: Path) -> str:

@@ -18,10 +18,11 @@ from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
     make_bench,
+    policies_of,
     second_judge,
     shares_prompts,
 )
-from preftune.measure.evaluate import functions_of, made_of, policies_of
+from preftune.measure.evaluate import functions_of, made_of
 from preftune.measure.reward_models import examiner
 from preftune.models.roles import Policy
 from preftune.records.base import write_record
