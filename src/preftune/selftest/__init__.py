@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from preftune.rundir import write_json
+from preftune.selftest.maths import compare_all
+from preftune.selftest.record import Comparison
+from preftune.selftest.updates import UPDATES, compare_update
 from preftune.training.learner import Learner
 from preftune.training.state import device_name
-
-from .maths import compare_all
-from .record import Comparison
-from .updates import UPDATES, compare_update
 
 FAILED = 70  # exit code of an internal error: the code is not what it claims to be
 

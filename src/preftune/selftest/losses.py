@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from preftune import functional as pf
-
-from .signals import per_row
-from .vectors import Entry
+from preftune.selftest.signals import per_row
+from preftune.selftest.vectors import Entry
 
 # The entry's name for a loss on sums of log-probabilities, and ours.
 SUM_KINDS = {

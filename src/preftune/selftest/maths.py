@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from . import losses, signals
-from .record import Comparison
-from .vectors import Entry, entry, vectors
+from preftune.selftest import losses, signals
+from preftune.selftest.record import Comparison
+from preftune.selftest.vectors import Entry, entry, vectors
 
 DTYPES = (torch.float64, torch.float32)
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from preftune import functional as pf
 from preftune.evaluation import stats
-
-from .vectors import Entry
+from preftune.selftest.vectors import Entry
 
 
 def per_row(x: Tensor, mask: Tensor) -> Tensor:

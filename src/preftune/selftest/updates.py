@@ -16,10 +16,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from preftune.data import Pairs, Sequences, pad_sequences
 from preftune.models.roles import Policy, Reference, RewardModel
 from preftune.rollout import Rollout
+from preftune.selftest.record import Comparison
+from preftune.selftest.vectors import DATA
 from preftune.training.one_update import one_update
-
-from .record import Comparison
-from .vectors import DATA
 
 Compare = Callable[[Comparison, torch.device], None]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .record import Comparison
+from preftune.selftest.record import Comparison
 
 DATA = files("preftune.selftest") / "data"
 EXACT = 1e-12  # relative and absolute, in float64
