@@ -17,7 +17,7 @@ def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run:
     session = reopen(tiny_run.path)
     bench, _ = make_bench(session, "sft", held_out_prompts(session), session.gold)
     own = bench.rows(bench.reference, lambda n: None)
-    pool = bench.pool(bench.reference, lambda n: None, 4)
+    pool = bench.pool(lambda n: None, 4)
     assert [row["row"] for row in pool[::4]] == [row["row"] for row in own]
     assert sum(a["response"] == b["response"] for a, b in zip(own, pool[::4], strict=True)) < len(own) / 2
 

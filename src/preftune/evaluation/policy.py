@@ -51,13 +51,14 @@ class Bench:
             batches.append((start, [row | {"kl": exact[i], "k1": k1[i]} for i, row in enumerate(rows)]))
         return self._of_all(batches)
 
-    def pool(self, policy: Policy | Reference, advance: Callable[[int], None], size: int) -> list[Row]:
-        """`size` other responses to every prompt, those to one prompt in succession, without KL.
+    def pool(self, advance: Callable[[int], None], size: int) -> list[Row]:
+        """`size` other responses of the reference to every prompt, those to one prompt in succession, without
+        KL.
 
         Other ones, because best-of-n must not choose from the very sample it is compared with.
         """
         purpose = f"best of {self.settings.best_of}"
-        sampled = self._sampled(policy, advance, size, purpose)
+        sampled = self._sampled(self.reference, advance, size, purpose)
         return self._of_all([(start, self._described(batch, start, size)) for start, batch in sampled])
 
     def human(self, texts: Sequence[str]) -> list[Row]:

@@ -321,7 +321,7 @@ def _measured(
 
 def _pool(session: Session, bench: Bench) -> list[Row]:
     with session.console.counting("best of n", len(bench.prompts)) as advance:
-        return bench.pool(bench.reference, advance, bench.settings.pool)
+        return bench.pool(advance, bench.settings.pool)
 
 
 def _comparisons(

@@ -58,7 +58,7 @@ def forecast(session: Session, stages: Sequence[str]) -> Forecast:
     pool = list[Row]()
     if bench.scorer is not None:
         one = replace(bench, prompts=prompts[: max(settings.batch_size // settings.pool, 1)])
-        pool, drawing = _timed(lambda: one.pool(bench.reference, _nobody, settings.pool))
+        pool, drawing = _timed(lambda: one.pool(_nobody, settings.pool))
         parts[f"pool of {settings.pool}"] = drawing * len(prompts) / len(one.prompts)
     if judges and session.dataset.kind == "pairs":
         parts["audit of the reward model"] = sum(_audit(session, name) for name in judges)

@@ -207,7 +207,7 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
     """
     bench = _asking(ground.bench, ground.prompts)
     size = bench.settings.pool
-    pool = bench.pool(bench.reference, advance, size)
+    pool = bench.pool(advance, size)
     best_by = over_subsets(_column(pool, "proxy").reshape(-1, size))
 
     def best(values: Floats) -> list[list[float]]:
