@@ -3,20 +3,16 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_watch import Opener, Watch
-from payloads import PAYLOADS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "label"))
-
 from label_run import begun, collected
 from label_server import Served
+from page_watch import Opener, Watch
+from payloads import PAYLOADS
 
 from patience import PATIENCE, wait_for
 from preftune.label.export import take
