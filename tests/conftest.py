@@ -95,6 +95,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def own_states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For a file whose states of frozen blocks no other test sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Directory with real preference pairs and golden vectors; tests that need it are skipped without it."""

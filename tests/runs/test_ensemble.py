@@ -1,7 +1,6 @@
 """A reward stage with several members: what they are together, alone, after a kill, and when one is added."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +32,7 @@ REPLIES = [" It likes milk.", " No."]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """States of frozen blocks that no other test sees."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cache: None) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory, own_states: None) -> RunDir:
     """An ensemble of three that scores PPO, collected replies and the evaluation."""
     out = tmp_path_factory.mktemp("ensemble") / "run"
     with small_world():

@@ -1,7 +1,6 @@
 """Two runs that train the upper blocks: what lies below stays, and its states are computed once for both."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs import collect, roles
 from preftune.world.dataset import make_world
 
-pytestmark = pytest.mark.usefixtures("few_pairs")
+pytestmark = pytest.mark.usefixtures("own_states", "few_pairs")
 
 JUDGES = ("reward_model", "policy_dpo")
 SETTINGS = (
@@ -31,16 +30,8 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this file's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def runs(cache: None, few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+def runs(own_states: None, few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
     """Two of the same settings, the second of which finds the states of the first."""
     made, first = list[RunDir](), dict[Path, int]()
     for name in ("one", "two"):
