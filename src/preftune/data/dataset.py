@@ -33,7 +33,7 @@ KINDS: dict[Kind, str] = {
 class Dataset:
     """Preferences by split; each `row` is the index in its split. `report` (JSON-able) goes to data.json.
 
-    Rows of another `kind` than pairs have "" for what they lack (`data.rows.as_preference`); which stages can
+    Rows of another `kind` than pairs have "" for what they lack (`Preference`); which stages can
     use them is checked before anything is trained (`runs.plan.check_kind`). `undesirable`: training replies
     without a rival that are not to be imitated, each as `rejected`.
     """
