@@ -54,8 +54,7 @@ class ScratchConfig(Settings):
         default=128, description="Maximum sequence length, prompt and response together."
     )
     vocab_size: Annotated[int, Field(ge=260)] = Field(
-        default=4000,
-        description="Vocabulary size of the byte-level BPE; the built-in world has its own.",
+        default=4000, description="Vocabulary size of the byte-level BPE; the built-in world has its own."
     )
     steps: Count = Field(default=800, description="Pretraining steps.")
     batch_size: Count = Field(default=64, description="Documents per pretraining step.")
@@ -282,8 +281,7 @@ class RunConfig(Settings):
         "must exceed the time to write a model.",
     )
     reward_timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        default=300.0,
-        description="Timeout in seconds of a reward function, per response.",
+        default=300.0, description="Timeout in seconds of a reward function, per response."
     )
     track: Literal["tensorboard", "trackio", "wandb"] | None = later(
         None, "Tracker that also receives the rows of metrics.jsonl (docs/watch.md); does not affect results."

@@ -68,7 +68,7 @@ def field(record: dict[str, Any], key: str) -> str | list[Turn]:
 def unwrapped(value: Any) -> Any:
     """A message as a list of one; of annotated values (Argilla), the first one that was submitted."""
     if isinstance(value, dict):
-        if any(name in value and value[name] is not None for pair in SHAPES for name in pair[:1]):
+        if any(value.get(role) is not None for role, _ in SHAPES):
             return [value]
         if "responses" in value or "suggestion" in value:
             responses, suggestion = value.get("responses"), value.get("suggestion")
