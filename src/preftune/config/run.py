@@ -347,9 +347,10 @@ class RunConfig(Settings):
             for name, stage in self.stage.items():
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
-                judges = {*models, *(reward_terms(functions) if functions else ())}
-                shared = judges & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                if shared and stage.makes != "data" and not shared == judges:
+                scoring = {*models, *(reward_terms(functions) if functions else ())}
+                seen = scoring & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                ceiling = seen == scoring
+                if seen and not ceiling and stage.makes != "data":
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

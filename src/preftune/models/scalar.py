@@ -20,12 +20,6 @@ from preftune.models.locate import Source, reading
 from preftune.models.parts import token_embedding
 
 PAD_TOKEN = "<|pad|>"
-_HOW: dict[str, Any] = {
-    "num_labels": 1,
-    "dtype": torch.float32,
-    "use_safetensors": True,
-    "trust_remote_code": False,
-}
 
 
 def init_scalar_model(
@@ -37,7 +31,9 @@ def init_scalar_model(
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
     with reading(source, "the backbone of a reward model"):
-        model = AutoModelForSequenceClassification.from_pretrained(source.path, **_HOW)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     used = [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None]
     added = tokenizer.pad_token_id in used
     if added:
@@ -61,7 +57,12 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
     """A saved reward model. DataError if a weight is missing or left over: a random head must not score."""
     with reading(source, "a reward model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            source.path, **_HOW, output_loading_info=True
+            source.path,
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     wrong = sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"]}))
     if wrong:
