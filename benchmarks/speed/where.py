@@ -49,7 +49,7 @@ def watch() -> None:
 
     def with_clocks(self: native.FewRows, model: Any) -> None:
         usual(self, model)
-        self.products = [(module, clocked("linear layers", product)) for module, product in self.products]
+        self.products = {layer: clocked("linear layers", product) for layer, product in self.products.items()}
 
     native.FewRows.__init__ = with_clocks
 

@@ -179,7 +179,7 @@ def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
     assert found == {" 4": 4, " 0.5": 0.5}
     digits = int("7" * 375)  # more than a float holds
     (row,) = single.reply({"prompt": "200!?", "answer": digits})
-    assert row.completion == " " + "7" * 375
+    assert row.chosen == " " + "7" * 375
     with pytest.raises(BadRow, match='"answer" is a number of too many digits'):
         single.reply({"prompt": "2000!?", "answer": 10**5000})
     with pytest.raises(DataError, match='"answer" is true or false, not text'):

@@ -64,11 +64,7 @@ def corrected(advantages: Tensor, rollout: Rollout, level: str = "token") -> Ten
     if rollout.sampler_logprobs is None or rollout.cap is None:
         return advantages
     weights = importance_weights(
-        rollout.logprobs,
-        rollout.sampler_logprobs,
-        rollout.cap,
-        level=level,
-        mask=rollout.sequences.response,
+        rollout.logprobs, rollout.sampler_logprobs, rollout.cap, level=level, mask=rollout.sequences.response
     )
     return weights * (advantages if advantages.dim() == 2 else advantages.unsqueeze(1))
 

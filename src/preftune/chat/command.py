@@ -1,8 +1,9 @@
 """`preftune sample` and `preftune chat`: the commands' options and what each does."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,16 +127,14 @@ def _lines() -> Iterator[str]:
 
 def _answer(console: "Console", talk: "Talk", line: str) -> int:
     """One line of a conversation; how many pairs were kept."""
-    from preftune.chat.talk import LETTERS
-
     word, _, rest = line.partition(" ")
     if not line.startswith("/"):
-        _show(console, talk, lambda: talk.say(line))
+        _show(console, talk, talk.say(line))
         return 0
     if word in ("/better", "/use"):
-        index = LETTERS.find(rest.strip().lower()) if len(rest.strip()) == 1 else -1
+        index = ascii_lowercase.find(rest.strip().lower()) if len(rest.strip()) == 1 else -1
         if not 0 <= index < len(talk.replies):
-            letters = ", ".join(LETTERS[: len(talk.replies)]) or "none yet"
+            letters = ", ".join(ascii_lowercase[: len(talk.replies)]) or "none yet"
             raise UsageError(f"there is no reply {rest.strip()[:20]!r}", f"the replies are: {letters}")
         if word == "/use":
             talk.take(index)
@@ -148,7 +147,7 @@ def _answer(console: "Console", talk: "Talk", line: str) -> int:
         )
         return pairs
     if word == "/again":
-        _show(console, talk, talk.again)
+        _show(console, talk, talk.again())
     elif word == "/new":
         talk.forget()
     elif word == "/help":
@@ -158,12 +157,10 @@ def _answer(console: "Console", talk: "Talk", line: str) -> int:
     return 0
 
 
-def _show(console: "Console", talk: "Talk", ask: Callable[[], Sequence[dict[str, Any]]]) -> None:
+def _show(console: "Console", talk: "Talk", rows: Sequence[dict[str, Any]]) -> None:
     from preftune.chat.columns import show
-    from preftune.chat.talk import LETTERS
 
-    rows = ask()
-    heads = [f"{letter}: {name}" for letter, name in zip(LETTERS, talk.policies, strict=False)]
+    heads = [f"{letter}: {name}" for letter, name in zip(ascii_lowercase, talk.policies, strict=False)]
     show(console, heads, [row["response"] for row in rows], [_note(row) for row in rows])
 
 

@@ -21,8 +21,6 @@ from preftune.runs.session import Session
 from preftune.seeding import derive_seed
 from preftune.sums import refuse_links
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
 
 def preferences_file(run: RunDir) -> Path:
     """Where what was preferred in conversations is kept."""

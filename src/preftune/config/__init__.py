@@ -23,13 +23,7 @@ from preftune.config.algorithms.online import OnlineConfig
 from preftune.config.graph import EVALUATION, judge_of, judges_of, parents, stage_order, stages_until
 from preftune.config.load import Resolved, build, config_hash, load_recipe, recipe_names
 from preftune.config.options import options, options_markdown, options_text
-from preftune.config.run import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    RunConfig,
-    TextForm,
-)
+from preftune.config.run import CheckpointConfig, DataConfig, EvaluationConfig, RunConfig, TextForm
 from preftune.config.show import show_plan
 from preftune.config.toml import dump_toml
 

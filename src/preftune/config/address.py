@@ -15,8 +15,7 @@ class AddressConfig(Settings):
     """A server with an OpenAI-compatible API."""
 
     url: Name | None = Field(
-        default=None,
-        description="Address of the endpoint, up to the version: http://127.0.0.1:8000/v1.",
+        default=None, description="Address of the endpoint, up to the version: http://127.0.0.1:8000/v1."
     )
     key_variable: Name | None = Field(
         default=None,

@@ -110,16 +110,16 @@ def _resolve(
     recipe: dict[str, Any], overrides: list[tuple[str, str]], source: str
 ) -> tuple[Resolved, list[str]]:
     """The settings, and the keys that are typed with values other than their defaults."""
-    values = _drop(recipe, overrides)
+    written = _drop(recipe, overrides)
     typed = [(key, value) for key, value in overrides if not _removes(key, value)]
-    schema = settings(_algorithms(values, typed, source))
-    in_templates = [key for key in (*values, *dict(typed)) if key.startswith(f"{TABLE}.")]
+    schema = settings(_algorithms(written, typed, source))
+    in_templates = [key for key in (*written, *dict(typed)) if key.startswith(f"{TABLE}.")]
     schema |= {key: replace(schema[TABLE], key=key) for key in in_templates}
+    values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
-    for key, value in list(values.items()):
+    for key, value in written.items():
         # dump_toml writes an absent model.scratch as "none".
         if (value == {} and _is_section(key, schema)) or (key == SCRATCH and value == "none"):
-            del values[key]
             continue
         if key not in schema:
             _refuse_key(key, schema, f"in {source}")

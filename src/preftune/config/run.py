@@ -54,8 +54,7 @@ class ScratchConfig(Settings):
         default=128, description="Maximum sequence length, prompt and response together."
     )
     vocab_size: Annotated[int, Field(ge=260)] = Field(
-        default=4000,
-        description="Vocabulary size of the byte-level BPE; the built-in world has its own.",
+        default=4000, description="Vocabulary size of the byte-level BPE; the built-in world has its own."
     )
     steps: Count = Field(default=800, description="Pretraining steps.")
     batch_size: Count = Field(default=64, description="Documents per pretraining step.")
@@ -282,8 +281,7 @@ class RunConfig(Settings):
         "must exceed the time to write a model.",
     )
     reward_timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        default=300.0,
-        description="Timeout in seconds of a reward function, per response.",
+        default=300.0, description="Timeout in seconds of a reward function, per response."
     )
     track: Literal["tensorboard", "trackio", "wandb"] | None = later(
         None, "Tracker that also receives the rows of metrics.jsonl (docs/watch.md); does not affect results."
@@ -349,9 +347,10 @@ class RunConfig(Settings):
             for name, stage in self.stage.items():
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
-                judges = {*models, *(reward_terms(functions) if functions else ())}
-                shared = judges & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                if shared and stage.makes != "data" and not shared == judges:
+                scoring = {*models, *(reward_terms(functions) if functions else ())}
+                seen = scoring & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                ceiling = seen == scoring
+                if seen and not ceiling and stage.makes != "data":
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

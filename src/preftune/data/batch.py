@@ -33,6 +33,8 @@ class Rows:
                 return first if value is self._first else value[rows]
             if isinstance(value, dict):
                 return {name: numbers[rows] for name, numbers in value.items()}
+            if isinstance(value, tuple) and isinstance(rows, slice):
+                return value[rows]
             if not isinstance(value, Tensor):
                 return value
             return value[rows][:, :width] if value.dim() == 2 else value[rows]
@@ -105,8 +107,8 @@ class Unpaired(Rows):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """Left-padded prompts for sampling.
+class Prompts(Rows):
+    """Left-padded prompts for sampling; some of them are taken by a slice.
 
     ids (B, P) int64 · attention (B, P) bool · seeds: one per prompt, from (run seed, stage, step, place), so
     that a response depends on nothing else, not on its neighbours in the batch nor on the process that
@@ -118,15 +120,6 @@ class Prompts:
     attention: Tensor
     seeds: tuple[int, ...]
     rows: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, rows: slice) -> "Prompts":
-        return Prompts(self.ids[rows], self.attention[rows], self.seeds[rows], self.rows[rows])
-
-    def to(self, device: torch.device | str) -> "Prompts":
-        return Prompts(self.ids.to(device), self.attention.to(device), self.seeds, self.rows)
 
 
 def real_tokens(batch: Sequences | Pairs | Unpaired | Prompts) -> int:

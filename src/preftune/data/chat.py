@@ -135,15 +135,10 @@ class Chat:
         return re.sub(f"{MARK}([0-9]+){MARK}", lambda match: self.special[int(match[1])], text)
 
     def _hide(self, text: str, tokens: Sequence[str]) -> str:
-        return (
-            re.sub(
-                "|".join(map(re.escape, tokens)),
-                lambda match: f"{MARK}{self.special.index(match[0])}{MARK}",
-                text,
-            )
-            if tokens
-            else text
-        )
+        if not tokens:
+            return text
+        spelt = "|".join(map(re.escape, tokens))
+        return re.sub(spelt, lambda match: f"{MARK}{self.special.index(match[0])}{MARK}", text)
 
     def _opened(self, messages: Messages, tokens: Sequence[str]) -> str:
         text = self._fill(messages, tokens, True)

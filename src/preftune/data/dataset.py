@@ -33,7 +33,7 @@ KINDS: dict[Kind, str] = {
 class Dataset:
     """Preferences by split; each `row` is the index in its split. `report` (JSON-able) goes to data.json.
 
-    Rows of another `kind` than pairs have "" for what they lack (`data.rows.as_preference`); which stages can
+    Rows of another `kind` than pairs have "" for what they lack (`Preference`); which stages can
     use them is checked before anything is trained (`runs.plan.check_kind`). `undesirable`: training replies
     without a rival that are not to be imitated, each as `rejected`.
     """
@@ -177,17 +177,16 @@ def prompt_key(row: Preference) -> str:
 
 def _read(config: "DataConfig", commit: str | None, foreign: bool = False) -> tuple[list[Tally], str | None]:
     name, data_dir = str(config.name), config.data_dir
-    columns = config.columns.named()
     path = Path(os.path.expanduser(name))
     if path.exists():
         root = path / data_dir if data_dir else path
         if not (root / README).is_file():
             refuse_both(config.config, data_dir)
         chosen = local_files(root, config.config, foreign)
-        return read_files(root, config.on_bad_row, chosen, columns, foreign), None
+        return read_files(root, config.on_bad_row, chosen, config.columns.named(), foreign), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
-    return read_hub(name, data_dir, config.on_bad_row, commit, columns, config.config, foreign)
+    return read_hub(config, commit, foreign)
 
 
 def _kind(name: str, tallies: Sequence[Tally]) -> Kind:

@@ -41,7 +41,9 @@ class Dialogue(tuple[Turn, ...]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
     """One judgement, by people or by a model: `chosen` was preferred to `rejected` as the reply to `prompt`.
-    Rows of other kinds are stored in it, too (`data.rows.as_preference`).
+
+    Rows of other kinds are stored in it, too: what is to be imitated, a text without a prompt as well, is
+    `chosen`, an undesirable reply `rejected`, and what is not there is "".
     """
 
     prompt: Dialogue
@@ -69,29 +71,6 @@ def _ended(value: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
-    """A reply to a prompt with a judgement of its own, or a reply to imitate (`desirable`)."""
-
-    prompt: Dialogue
-    completion: str
-    desirable: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptOnly:
-    """A prompt without any reply."""
-
-    prompt: Dialogue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """A text for continuation, verbatim: no prompt, no roles."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """One of several rated replies to a prompt; rows of the same prompt become pairs once a file is read."""
 
@@ -100,6 +79,5 @@ class Scored:
     score: float
 
 
-Kept = Preference | Labelled | PromptOnly | Text
-Row = Kept | Scored
+Row = Preference | Scored
 Kind = Literal["pairs", "unpaired", "prompts", "text"]

@@ -20,7 +20,7 @@ from preftune.data.batch import (
     pad_prompts,
     pad_sequences,
 )
-from preftune.data.chat import MARK, Chat, check_unicode
+from preftune.data.chat import MARK, Chat, Reply, check_unicode
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow
 from preftune.errors import ConfigError
@@ -293,16 +293,16 @@ class Encoder:
         """Ids of a reply, and whether the chat template left none of its text out."""
         limit = self.max_response_length
         shown = text[: CHARACTERS * limit]
-        complete, context, body, closing, end = True, _OPENED, shown, "", [self.eos_id]
-        if self._chat is not None:
-            reply = self._chat.reply(prompt, shown)
-            context, body, closing, complete = reply.context, reply.body, reply.closing, reply.complete
-            end = [] if self._chat.frame and self._chat.frame.end else end
+        if self._chat is None:
+            reply, end = Reply(context=_OPENED, body=shown, closing="", complete=True), [self.eos_id]
+        else:
+            reply, frame = self._chat.reply(prompt, shown), self._chat.frame
+            end = [] if frame and frame.end else [self.eos_id]
         if ended and len(shown) == len(text):
-            ids = self._behind(context, body + closing) + end + self.after_end
+            ids = self._behind(reply.context, reply.body + reply.closing) + end + self.after_end
             if len(ids) <= limit:
-                return ids, complete
-        return self._behind(context, body)[:limit], complete
+                return ids, reply.complete
+        return self._behind(reply.context, reply.body)[:limit], reply.complete
 
     def _behind(self, context: str, text: str) -> list[int]:
         """Ids of a text as they are behind another. Where the two share a token, those of the text alone:
@@ -338,14 +338,17 @@ class Encoder:
         whether the text begins a sequence.
         """
         assert self._chat is not None
+        pieces = self._chat.control.split(text) if MARK in text or not first else [text]
         ids: list[int] = []
-        run = ""
-        for i, piece in enumerate(self._chat.control.split(text) if MARK in text or not first else [text]):
-            if MARK in piece or (piece and i == 0 and not first):
+        run = ""  # what may be encoded at once: no hidden token is in it
+        for i, piece in enumerate(pieces):
+            goes_on = i == 0 and not first  # from what stands before the text
+            if MARK in piece or (piece and goes_on):
                 ids += self._encode(run, special=True) if run else []
-                run, plain = "", self._chat.show(piece)
-                inside = not first if i == 0 else not self._anew
-                ids += self._inside(plain) if inside else self._plain(plain)
+                run = ""
+                plain = self._chat.show(piece)
+                anew = first if i == 0 else self._anew
+                ids += self._plain(plain) if anew else self._inside(plain)
             else:
                 run += piece
         return ids + (self._encode(run, special=True) if run else [])

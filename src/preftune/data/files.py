@@ -26,9 +26,7 @@ READERS |= {f"{suffix}.gz": READERS[suffix] for suffix in (".jsonl", ".json", ".
 SUFFIXES = tuple(READERS)
 WANTED = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a directory that holds some"
 # What `datasets` and model directories keep beside their data.
-NO_DATA = {
-    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"),
-}
+NO_DATA = {*("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")}
 # Packed or kept in ways that are not read here: there may be rows in such files.
 UNREAD = (
     *(".gz", ".tgz", ".zst", ".xz", ".bz2", ".lz4", ".zip", ".7z", ".tar", ".ndjson", ".jsonlines"),

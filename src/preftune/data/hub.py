@@ -1,23 +1,18 @@
 """Preference data from the Hugging Face hub: one commit's files in the local cache, read like any others."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from preftune.data.files import (
-    NOT_READ,
-    SUFFIXES,
-    chosen_files,
-    is_data,
-    is_unread,
-    read_files,
-    readme_text,
-)
+from preftune.data.files import NOT_READ, SUFFIXES, chosen_files, is_data, is_unread, read_files, readme_text
 from preftune.data.readme import README, refuse_both
-from preftune.data.rows import OnBadRow, Tally
+from preftune.data.rows import Tally
 from preftune.data.snapshot import Snapshot, resolve, warn
 from preftune.data.splits import Chosen, named_files
 from preftune.errors import InputMissing
+
+if TYPE_CHECKING:
+    from preftune.config.run import DataConfig
 
 ALTERNATIVES = (
     "give local files: data.name=PATH (a directory, .jsonl, .jsonl.gz or .parquet file); "
@@ -26,30 +21,25 @@ ALTERNATIVES = (
 
 
 def read_hub(
-    name: str,
-    data_dir: str | None,
-    on_bad_row: OnBadRow = "error",
-    commit: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    config: str | None = None,
-    foreign: bool = False,
+    config: "DataConfig", commit: str | None = None, foreign: bool = False
 ) -> tuple[list[Tally], str]:
     """Read every split of a hub data set such as Anthropic/hh-rlhf, and the commit that was read: `commit`
     if one is given. A file's folder is the source of its pairs; of all files those are read that the
-    configuration `config` of its README.md names, or its default one. `foreign` as in `read_files`.
+    configuration `config.config` of its README.md names, or its default one. `foreign` as in `read_files`.
 
     Raises InputMissing, within a few seconds where there is no network, if it can be had neither from the
     hub nor from the cache.
     """
+    name = str(config.name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputMissing(f"{name}: no such path here, and no hub id (owner/name)", ALTERNATIVES)
-    refuse_both(config, data_dir)
+    refuse_both(config.config, config.data_dir)
     try:
         snapshot = resolve(name, "dataset", commit, ALTERNATIVES)
     except InputMissing as error:
         error.message = f"{name}: no such path here, and {error.message}"
         raise
-    chosen = _wanted(snapshot, data_dir, config, foreign)
+    chosen = _wanted(snapshot, config.data_dir, config.config, foreign)
     if snapshot.partial:
         count = f"only the {len(snapshot.files)} files that are in the cache"
         chosen.notes.append(f"{name}: {count} could be looked at: the list of all has never been fetched")
@@ -58,7 +48,7 @@ def read_hub(
     files = {file.relative_to(root).as_posix(): split for file, split in chosen.files}
     path = snapshot.fetch(files)
     chosen.files = [(path / file, split) for file, split in files.items()]
-    tallies = read_files(path, on_bad_row, chosen, columns, foreign)
+    tallies = read_files(path, config.on_bad_row, chosen, config.columns.named(), foreign)
     for tally in tallies:
         tally.name = f"{name}/{Path(tally.name).relative_to(path).as_posix()}"
     return tallies, snapshot.commit

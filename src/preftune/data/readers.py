@@ -127,15 +127,12 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
         if len(set(header)) < len(header):
             raise DataError(f"{path}:{before + 1}: a column name appears twice in {str(header)[:200]}", FORMS)
         for values in filter(None, reader):
-            wrong = BadRow(
-                f"{len(values)} values for the {len(header)} columns of the header: "
-                f"values with {between!r}, quotes or line ends stand in quotes"
-            )
-            fits = len(values) == len(header)
-            yield (
-                f"{path}:{before + reader.line_num}",
-                dict(zip(header, values, strict=True)) if fits else wrong,
-            )
+            where = f"{path}:{before + reader.line_num}"
+            if len(values) == len(header):
+                yield where, dict(zip(header, values, strict=True))
+                continue
+            problem = f"{len(values)} values for the {len(header)} columns of the header"
+            yield where, BadRow(f"{problem}: values with {between!r}, quotes or line ends stand in quotes")
     except csv.Error as error:
         raise DataError(f"{path}: not {suffix[1:].upper()}: {error}", "mend or export it again") from None
     finally:
@@ -150,6 +147,25 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
         raise DataError(message, "save the file as UTF-8") from None
 
 
+class _Unpacked:
+    """A file of `size` bytes by lines, unpacked where it is packed, and refused where that gives too much."""
+
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        packed = _is_packed(path)
+        self.path, self.size, self.total = path, size, 0
+        self.limit = unpacked_limit(size) if packed else None
+        self.stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20) if packed and size else file
+
+    def line(self, number: int, longest: int | None) -> bytes:
+        """What comes next of line `number`: all of it, or `longest` bytes and one more; b"" at the end."""
+        part = self.stream.readline((longest or self.limit or self.size) + 1)
+        self.total += len(part)
+        if self.limit and self.total > self.limit:
+            unpacks = f"{self.size} bytes unpack to more than {self.limit}"
+            raise DataError(f"{self.path}:{number}: {unpacks}: refused as a gzip bomb", _UNPACK)
+        return part
+
+
 def lines(
     file: BinaryIO,
     path: Path,
@@ -161,24 +177,10 @@ def lines(
     """Number and bytes of each line, those that are blank only with `blanks`; with `skip` a BadRow in the
     place of one that is too long. Lines end at LF only: a text may hold U+2028.
     """
-    packed = _is_packed(path)
-    limit = unpacked_limit(size) if packed else None
-    stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20) if packed and size else file
-    number = total = blank = 0
-
-    def more() -> bytes:
-        nonlocal total
-        part = stream.readline((longest or limit or size) + 1)
-        total += len(part)
-        if limit and total > limit:
-            raise DataError(
-                f"{path}:{number + 1}: {size} bytes unpack to more than {limit}: refused as a gzip bomb",
-                _UNPACK,
-            )
-        return part
-
+    unpacked = _Unpacked(file, path, size)
+    number = blank = 0
     try:
-        while line := more():
+        while line := unpacked.line(number + 1, longest):
             number += 1
             if longest and len(line) > longest:
                 wrong = f"a line of more than {longest >> 20} MiB"
@@ -188,7 +190,7 @@ def lines(
                         "one row is one line; shorten the texts of this one, or remove it",
                     )
                 while line and not line.endswith(b"\n"):
-                    line = more()
+                    line = unpacked.line(number + 1, longest)
                 yield number, BadRow(wrong)
                 continue
             if number == 1:
@@ -303,13 +305,9 @@ def _is_packed(path: Path) -> bool:
 
 
 def _characters(value: Any) -> int:
-    """Of all texts in a record."""
+    """Of all texts in a record; 8 for any other value."""
     if isinstance(value, dict):
         return sum(map(_characters, value.values()))
-    return (
-        sum(map(_characters, value))
-        if isinstance(value, list)
-        else len(value)
-        if isinstance(value, str | bytes)
-        else 8
-    )
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str | bytes) else 8

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from preftune.data.checks import BadRow, is_empty, kind, quote
-from preftune.data.dialogue import Dialogue, Kept, Kind, Labelled, Preference, PromptOnly, Scored, Text
+from preftune.data.dialogue import Dialogue, Kind, Preference, Scored
 from preftune.data.formats import ranked, single
 from preftune.data.formats.messages import conversation_in
 from preftune.data.formats.table import FORMS, present, read_keys, recognise, renamed
@@ -30,12 +30,6 @@ FOREIGN_HINT = (
     "data.on_bad_row=skip"
 )
 EXAMPLES = 20  # bad rows that are quoted in data.json when they are skipped
-KIND_OF: dict[type, Kind] = {
-    Preference: "pairs",
-    Labelled: "unpaired",
-    PromptOnly: "prompts",
-    Text: "text",
-}
 
 OnBadRow = Literal["error", "skip"]
 
@@ -109,42 +103,26 @@ class Tally:
             if isinstance(row, Scored):
                 self._scored.setdefault(row.prompt, []).append((row, home, others))
             else:
-                self._keep(row, home, others)
+                self._keep(row, form.kind, home, others)
 
     def finish(self) -> None:
         """Make pairs of the rated replies, prompt by prompt, now that all rows are there."""
         for group in self._scored.values():
             try:
                 for pair in ranked.pairs_of([row for row, *_ in group]):
-                    self._keep(pair, *group[0][1:])
+                    self._keep(pair, "pairs", *group[0][1:])
             except RejectedRow as error:
                 self.rejected[error.reason] += len(group)
         self._scored.clear()
 
-    def _keep(self, row: Kept, split: str, columns: Mapping[str, Any]) -> None:
-        self.kinds[KIND_OF[type(row)]] += 1
-        preference = replace(as_preference(row), source=self.source, row=len(self.rows), columns=columns)
-        if isinstance(row, Labelled) and not row.desirable:
-            self.undesirable.append((preference, split))
+    def _keep(self, row: Preference, kind: Kind, split: str, columns: Mapping[str, Any]) -> None:
+        self.kinds[kind] += 1
+        row = replace(row, source=self.source, row=len(self.rows), columns=columns)
+        if kind == "unpaired" and not row.chosen:
+            self.undesirable.append((row, split))
         else:
-            self.rows.append(preference)
+            self.rows.append(row)
             self.splits.append(split)
-
-
-def as_preference(row: Kept) -> Preference:
-    """The row as the stages take it: what is to be imitated is `chosen`, an undesirable reply `rejected`, and
-    what is not there is "".
-    """
-    match row:
-        case Preference():
-            return row
-        case Labelled():
-            chosen, rejected = (row.completion, "") if row.desirable else ("", row.completion)
-            return Preference(prompt=row.prompt, chosen=chosen, rejected=rejected)
-        case PromptOnly():
-            return Preference(prompt=row.prompt, chosen="", rejected="")
-        case Text():
-            return Preference(prompt=Dialogue(), chosen=row.text, rejected="")
 
 
 def parse_line(line: bytes) -> Any:

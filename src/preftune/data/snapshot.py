@@ -29,10 +29,6 @@ _UNREADABLE = (InputMissing, PermissionMissing, DataError, KeyError, TypeError) 
 Kind = Literal["model", "dataset"]
 
 
-class Unreachable(InputMissing):
-    """The hub gives no answer, or one that says to ask again later: what is in the cache may be used."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A commit of a repository: `files` are all of it, of which the cache may hold some. `partial`: they are
@@ -87,7 +83,7 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
         return listed
     try:
         if variable := offline_asked_for():
-            raise Unreachable(f"{kind} {name!r} is not in the local cache, and {variable} is set")
+            raise InputMissing(f"{kind} {name!r} is not in the local cache, and {variable} is set")
         return _looked_up(name, kind, commit)
     except (InputMissing, DataError) as error:
         last = commit or _last(name, kind)
@@ -108,7 +104,7 @@ def _looked_up(name: str, kind: Kind, commit: str | None) -> Snapshot:
     from huggingface_hub import HfApi
 
     if not reachable():
-        raise Unreachable(f"{kind} {name!r}: the hub cannot be reached ({endpoint()})", _LATER)
+        raise InputMissing(f"{kind} {name!r}: the hub cannot be reached ({endpoint()})", _LATER)
 
     def ask() -> Any:
         return HfApi().repo_info(name, repo_type=kind, revision=commit or "main", timeout=ASK_SECONDS)
@@ -177,7 +173,7 @@ def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None
         return results[0]
     if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
         raise _explained(errors[0], what, name) from errors[0]
-    raise Unreachable(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
+    raise InputMissing(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
 
 
 def _within(seconds: float | None, call: Callable[[], Any]) -> tuple[list[Any], list[Exception]]:
@@ -231,7 +227,7 @@ def _explained(error: Exception, what: str, name: str) -> InputMissing:
         return InputMissing(f"{what}: {answered}, access is denied", _TOKEN)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     words = f"{answered} ({endpoint()})" if status is None else answered
-    return Unreachable(f"{what}: {words}: {type(error).__name__}: {first}", _LATER)
+    return InputMissing(f"{what}: {words}: {type(error).__name__}: {first}", _LATER)
 
 
 def reachable(seconds: float = PROBE_SECONDS) -> bool:

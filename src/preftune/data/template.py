@@ -172,10 +172,7 @@ def _fill(
 ) -> dict[str, str]:
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=opened,
-            **arguments,
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=opened, **arguments
         )
     except Exception as error:  # the template's own errors, those of its sandbox, and of memory
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}

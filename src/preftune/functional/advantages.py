@@ -106,11 +106,7 @@ def centred_groups(scores: Tensor, group_size: int, valid: Tensor | None = None)
 
 
 def group_advantages(
-    scores: Tensor,
-    group_size: int,
-    scale: str = "group",
-    eps: float = 1e-4,
-    valid: Tensor | None = None,
+    scores: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4, valid: Tensor | None = None
 ) -> Tensor:
     """A_i = (s_i - mean_group) / (std + eps), for GRPO.
 

@@ -143,7 +143,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     """Within `with`, a model with an adapter computes by its merged weights: one product a layer. A quantised
     one keeps its adapter beside its weights: merged, they would have to be rounded to 4 bits again.
     """
-    layers = {} if is_quantised(model) else _layers(model)
+    layers = _wrapped_layers(model) if model in _adapters and not is_quantised(model) else {}
     before = {layer: layer.base_layer.weight.data for layer in layers.values()}
     with instead({layer: layer.base_layer for layer in layers.values()}):
         try:
@@ -304,11 +304,6 @@ def _layer_of(key: str) -> str:
 
 def _wrapped_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
-
-
-def _layers(model: nn.Module) -> dict[str, Any]:
-    """The layers with an adapter, by name; {} for a model that has none."""
-    return _wrapped_layers(model) if model in _adapters else {}
 
 
 def _frozen(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,8 +6,7 @@ that broke a pass off (out of memory) first gathers for the blocks that remained
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,8 @@ class Turns:
             hook
             for i, (block, _) in enumerate(self.blocks)
             for hook in (
-                block.register_forward_pre_hook(self._then(self._enter, i)),
-                block.register_forward_hook(self._then(self._free, i)),
+                block.register_forward_pre_hook(lambda *_, i=i: self._enter(i)),
+                block.register_forward_hook(lambda *_, i=i: self._free(i)),
             )
         ]
         try:
@@ -45,10 +44,6 @@ class Turns:
             self._next = 0
             for hook in hooks:
                 hook.remove()
-
-    @staticmethod
-    def _then(action: Callable[[int], None], i: int) -> Callable[..., None]:
-        return lambda *_: action(i)
 
     def _enter(self, i: int) -> None:
         if i == 0:
@@ -80,7 +75,7 @@ class Turns:
     def _gather(self, i: int) -> None:
         plain, sharded = self.blocks[i]
         sharded.unshard()
-        for parameter, weight in zip(plain.parameters(), _parameters(sharded), strict=True):
+        for parameter, weight in zip(plain.parameters(), sharded.parameters(), strict=True):
             parameter.data = weight.detach()
 
     def _free(self, i: int) -> None:
@@ -89,10 +84,6 @@ class Turns:
             parameter.data = nothing(parameter)
         sharded.reshard()
         torch.clear_autocast_cache()  # it would keep a rounded copy of every block
-
-
-def _parameters(module: Any) -> Iterator[nn.Parameter]:
-    return module.parameters()
 
 
 def nothing(weight: Tensor) -> Tensor:

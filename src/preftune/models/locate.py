@@ -43,13 +43,10 @@ _LARGEST = (
 _SIZES = {key: most for most, keys in _LARGEST for key in keys}
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _SURROUNDINGS = (
-    "generation_config.json",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
+    *("generation_config.json", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab*", "merges*", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*"),
 )
-_SURROUNDINGS += ("added_tokens.json", "vocab*", "merges*", "*.model", "*.tiktoken", "chat_template*")
-_SURROUNDINGS += ("additional_chat_templates/*",)
 _JSON = ("config.json", "tokenizer_config.json", "generation_config.json")
 _MAX_JSON = 16 << 20  # bytes; a config has a few thousand
 _PLAIN = "a model directory is what save_pretrained writes: config.json, *.safetensors, tokenizer.json"
@@ -170,10 +167,7 @@ def _refuse_unsafe(path: Path) -> None:
         )
     _refuse_code(path, scripts=True)
     if not any(file.is_file() for at in ("", "member-0/") for file in path.glob(f"{at}*.safetensors")):
-        raise InputMissing(
-            f"{path} holds no .safetensors weights",
-            hint=_NO_PICKLE,
-        )
+        raise InputMissing(f"{path} holds no .safetensors weights", hint=_NO_PICKLE)
 
 
 def _refuse_code(path: Path, *, scripts: bool) -> None:
@@ -195,8 +189,7 @@ def _refuse_code(path: Path, *, scripts: bool) -> None:
             beside = isinstance(file, str) and file == os.path.basename(file)
             if not beside or not str(file).endswith(".safetensors"):
                 raise DataError(
-                    f"{index} names {str(file)[:80]!r}: not a .safetensors file beside it",
-                    hint=_NO_PICKLE,
+                    f"{index} names {str(file)[:80]!r}: not a .safetensors file beside it", hint=_NO_PICKLE
                 )
 
 

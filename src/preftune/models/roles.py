@@ -9,7 +9,6 @@ DPO).
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -71,15 +70,13 @@ class TokenLogprobs(nn.Module):
         return scatter_masked(logprobs, response), scatter_masked(entropy, response)
 
 
-@dataclass(slots=True)
 class CausalLM:
     """A causal LM. `dtype`: what its forward passes compute in, float32 unless the learner says otherwise."""
 
-    module: TokenLogprobs
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module, self.dtype = TokenLogprobs(_ready(model)), torch.float32
+        self.module = TokenLogprobs(_ready(model))
 
     @property
     def model(self) -> PreTrainedModel:
@@ -183,18 +180,14 @@ class MembersPerPosition(nn.Module):
         return self.gate(self.model, ids, attention, prompt)
 
 
-@dataclass(slots=True)
 class _Scalar:
     """A backbone with one number per position, and the mean and sd by which that is normalised."""
 
     module: ScalarPerPosition | LogRatioPerPosition | MembersPerPosition
-    mean: float
-    std: float
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
         self.module, self.mean, self.std = ScalarPerPosition(_ready(model)), mean, std
-        self.dtype = torch.float32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -248,7 +241,6 @@ class ImplicitReward(RewardModel):
     ) -> None:
         module = LogRatioPerPosition(_ready(policy), _ready(reference), beta, averaged)
         self.module, self.mean, self.std = module.requires_grad_(False), mean, std
-        self.dtype = torch.float32
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
         """The log-ratio of the whole response, EOS included, or its average over tokens, times β: (B,)."""
@@ -266,23 +258,19 @@ class Ensemble(RewardModel):
     the gate gives the largest share in the prompt. That score is what they call the ensemble's raw one.
     """
 
-    combine: Combine
-    sd_coef: float
-    gate: PromptGate | None
-
     def __init__(
         self,
         models: Sequence[PreTrainedModel],
         units: Sequence[tuple[float, float]],
-        combine: Combine = "mean",
-        sd_coef: float = 0.5,
-        mean: float = 0.0,
-        std: float = 1.0,
+        combine: Combine,
+        sd_coef: float,
+        mean: float,
+        std: float,
         gate: PromptGate | None = None,
     ) -> None:
         members = MembersPerPosition([_ready(model) for model in models], units, gate)
         self.module, self.mean, self.std = members.requires_grad_(False), mean, std
-        self.dtype, self.combine, self.sd_coef, self.gate = torch.float32, combine, sd_coef, gate
+        self.combine, self.sd_coef, self.gate = combine, sd_coef, gate
 
     @property
     def in_words(self) -> str:

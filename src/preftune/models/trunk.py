@@ -45,7 +45,7 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
     try:
         if not 0 < top <= len(blocks):
             raise ValueError(f"it has {len(blocks)} blocks" if blocks else "it has no list of blocks")
-        ids, lengths = _trial_rows(model)
+        ids, lengths = trial(model)
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
         own = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
@@ -100,9 +100,7 @@ def trunk_digest(model: nn.Module) -> str:
     return "" if branch is None else branch.trunk.digest
 
 
-def alone() -> contextlib.AbstractContextManager[None]:
-    """Within `with`, no model shares anything, as a saved one will not."""
-    return undivided()
+alone = undivided  # no model shares anything within it, as a saved one will not
 
 
 def forget_states() -> None:
@@ -179,12 +177,6 @@ def tie(model: PreTrainedModel) -> None:
 
 def _frozen(model: PreTrainedModel, branch: Branch) -> dict[str, nn.Parameter]:
     return {name: model.base_model.get_parameter(name) for name in branch.frozen}
-
-
-def _trial_rows(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    ids, lengths = trial(token_embedding(model).num_embeddings)
-    device = next(model.parameters()).device
-    return ids.to(device), lengths.to(device)
 
 
 @torch.enable_grad()

@@ -58,7 +58,6 @@ class RewardFunction:
     call: Callable[..., Any]
     takes: tuple[str, ...]
     seconds: float  # that a call may take
-    batched: bool = False
 
     def values(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
         """The unweighted reward of each case; with `stop` the first failure is raised. What the calls change
@@ -66,18 +65,20 @@ class RewardFunction:
         """
         if not cases:  # a process may have no rows
             return []
-        with isolated():
-            return self._batch(cases, stop) if self.batched else self._one_by_one(cases, stop)
-
-    def _one_by_one(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
         rewards: list[Outcome] = []
+        with isolated():
+            for reward in self._batch(cases) if "completions" in self.takes else self._one_by_one(cases):
+                if stop and isinstance(reward, DataError):
+                    raise reward
+                rewards.append(reward)
+        return rewards
+
+    def _one_by_one(self, cases: Sequence[Case]) -> Iterator[Outcome]:
+        """Each is called when it comes to it: none after the first failure, if that is raised."""
         for case in cases:
             columns = {name: case.columns[name] for name in self._names([case])}
             value = self._called(case, partial(self.call, case.prompt, case.response, **columns))
-            rewards.append(value if isinstance(value, DataError) else self._number(case, value))
-            if stop and isinstance(rewards[-1], DataError):
-                raise rewards[-1]
-        return rewards
+            yield value if isinstance(value, DataError) else self._number(case, value)
 
     def error(self, case: Case, problem: str) -> DataError:
         """A failure that names the function and the row."""
@@ -88,7 +89,7 @@ class RewardFunction:
             hint="mend the function, or set on_reward_error=mask in its stage to leave such responses out",
         )
 
-    def _batch(self, cases: Sequence[Case], stop: bool) -> list[Outcome]:
+    def _batch(self, cases: Sequence[Case]) -> list[Outcome]:
         """All cases in one call. If it raises, or returns a list of another length, all have failed."""
         columns = {name: [case.columns.get(name) for case in cases] for name in self._names(cases)}
         prompts, completions = [case.prompt for case in cases], [case.response for case in cases]
@@ -97,15 +98,10 @@ class RewardFunction:
         if isinstance(returned, Tensor | np.ndarray):
             returned = returned.tolist()
         if isinstance(returned, list | tuple) and len(returned) == len(cases):
-            rewards: list[Outcome] = list(map(self._number, cases, returned))
-        else:
-            problem = f"returned {_described(returned)}, not a list of {len(cases)} rewards"
-            error = returned if isinstance(returned, DataError) else self.error(cases[0], problem)
-            rewards = [error] * len(cases)
-        failed = next((value for value in rewards if isinstance(value, DataError)), None)
-        if stop and failed is not None:
-            raise failed
-        return rewards
+            return list(map(self._number, cases, returned))
+        problem = f"returned {_described(returned)}, not a list of {len(cases)} rewards"
+        error = returned if isinstance(returned, DataError) else self.error(cases[0], problem)
+        return [error] * len(cases)
 
     def _names(self, cases: Sequence[Case]) -> list[str]:
         names = dict.fromkeys(name for case in cases for name in case.columns if name not in _RESERVED)
@@ -204,8 +200,7 @@ def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, 
     functions = []
     for name, weight in reward_terms(terms).items():
         call = find_function(name)
-        takes = columns_of(call)
-        functions.append(RewardFunction(name, weight, call, takes, seconds, "completions" in takes))
+        functions.append(RewardFunction(name, weight, call, columns_of(call), seconds))
     return tuple(functions)
 
 

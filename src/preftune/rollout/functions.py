@@ -59,7 +59,9 @@ class RewardFunctions:
             cases.append(self._case(self.rows[rows[i]] if rows else None, *lists))
         called = [*self.functions, *self.watched]
         outcomes = [function.values(cases, stop=self.on_error == "stop") for function in called]
-        totals = self._totals(cases, outcomes, alone)
+        totals = [
+            self._total(case, [values[i] for values in outcomes], alone) for i, case in enumerate(cases)
+        ]
         failures = [value for value in totals if isinstance(value, DataError)]
         if failures and self.on_error == "stop":
             raise failures[0]
@@ -81,29 +83,19 @@ class RewardFunctions:
                 hint=failures[0].hint if failures else "",
             )
 
-    def _totals(
-        self, cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]], alone: bool
-    ) -> list[float | DataError]:
-        """Each case's sum, or its first failure, of the outcomes of every function."""
-        totals: list[float | DataError] = [0.0] * len(cases)
-        if not self.functions:
-            return totals
-        applied = [not alone] * len(cases)
-        for function, rewards in zip(self.functions, outcomes, strict=False):
-            for i, (total, value) in enumerate(zip(totals, rewards, strict=True)):
-                if isinstance(total, DataError) or value is None:
-                    continue
-                applied[i] = True
-                totals[i] = value if isinstance(value, DataError) else total + function.weight * value
-        last = self.functions[-1]
-        for i, total in enumerate(totals):
-            if isinstance(total, DataError):
-                continue
-            if not applied[i]:
-                totals[i] = last.error(cases[i], "gave None, as every other function did: nothing scores it")
-            elif abs(total) > LARGEST:
-                totals[i] = last.error(cases[i], f"brings the weighted sum to {total:g}, beyond float32")
-        return totals
+    def _total(self, case: Case, given: Sequence[Outcome], alone: bool) -> float | DataError:
+        """A case's sum of what the functions gave it, in their order, or its first failure."""
+        total, applied = 0.0, not alone or not self.functions
+        for function, value in zip(self.functions, given, strict=False):
+            if isinstance(value, DataError):
+                return value
+            if value is not None:
+                total, applied = total + function.weight * value, True
+        if not applied:
+            return self.functions[-1].error(case, "gave None, as every other function did: nothing scores it")
+        if abs(total) > LARGEST:
+            return self.functions[-1].error(case, f"brings the weighted sum to {total:g}, beyond float32")
+        return total
 
     def _case(
         self, row: Preference | None, prompt_ids: list[int], response_ids: list[int], closed: bool

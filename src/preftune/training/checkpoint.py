@@ -25,6 +25,7 @@ from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
 from preftune.rundir import sha256_file, sync
 from preftune.training.learner import Learner
+from preftune.training.metrics import Say
 from preftune.training.processes import world_size
 from preftune.training.state import (
     TrainState,
@@ -39,8 +40,6 @@ from preftune.version import __version__
 
 _SCHEMA = 1
 _MANIFEST, _STATE = "manifest.json", "state.json"
-
-Say = Callable[[str], None]
 
 
 def save(

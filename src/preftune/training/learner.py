@@ -298,12 +298,7 @@ class Learner:
             self.say(f"warning: out of memory with {size} rows at a time; going on with {size // 2}")
 
     def _backward(
-        self,
-        trained: Trained,
-        batch: Any,
-        weights: Tensor,
-        loss: Callable[[Any], Loss],
-        most: int,
+        self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss], most: int
     ) -> Tally:
         """This process's gradients of the whole minibatch, one microbatch after the other; where each gathers
         weights, in as many passes as the process with `most` rows makes.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from preftune import faults
 from preftune.algorithms.base import Algorithm, Metrics
@@ -118,6 +118,29 @@ def train(
     return keeper.best()
 
 
+class _Best(NamedTuple):
+    """The best checkpoint so far, by its step and its worth. It is noted among the learner's scalars, as a
+    part of the state: a resumed stage comes to the same.
+    """
+
+    step: int
+    value: float
+
+
+def _best_of(scalars: Mapping[str, float]) -> _Best | None:
+    """What is noted of the best checkpoint."""
+    return _Best(int(scalars["best_step"]), scalars["best"]) if "best" in scalars else None
+
+
+def _note_best(scalars: dict[str, float], best: _Best | None) -> None:
+    """Note it, or that there is none."""
+    if best is None:
+        scalars.pop("best", None)
+        scalars.pop("best_step", None)
+    else:
+        scalars["best"], scalars["best_step"] = best.value, float(best.step)
+
+
 @dataclass(slots=True)
 class _Keeper:
     """Keeps the state: in memory while a step is under way, on disk now and then, and before a stop."""
@@ -127,7 +150,7 @@ class _Keeper:
     saved: int  # the step of the newest checkpoint
     before: TrainState | None = None  # the state in which this step began, if it makes several updates
     scalars_before: Mapping[str, float] = field(default_factory=dict)  # the learner's, as this step began
-    former: int | None = None  # the best step of before the newest checkpoint was weighed
+    former: _Best | None = None  # as it was before the newest checkpoint was weighed
 
     def __post_init__(self) -> None:
         if self.plan.budget is not None and self.saved == 0:  # step 0 is saved, too: a state to go back to
@@ -142,43 +165,43 @@ class _Keeper:
             self.before = capture(self.learner).copied(self.before)
 
     def _weigh(self, step: int, row: Metrics, worth: Worth, due: bool) -> None:
-        """Note the checkpoint that is best so far. Sums and the best are part of the state: a resumed stage
-        comes to the same.
-        """
+        """Note the checkpoint that is best so far. The sums until it is due are part of the state, too."""
         scalars = self.learner.scalars
         if worth.of_step is not None and not row["skipped"]:
             scalars["worth_sum"] = scalars.get("worth_sum", 0.0) + worth.of_step(row)
             scalars["worth_steps"] = scalars.get("worth_steps", 0.0) + 1
         if not due:
             return
-        self.former = int(scalars["best_step"]) if "best_step" in scalars else None
+        self.former = _best_of(scalars)
         total, steps = scalars.pop("worth_sum", 0.0), scalars.pop("worth_steps", 0.0)
-        value = worth.now() if worth.now is not None else total / steps if steps else -math.inf
-        if value > scalars.get("best", -math.inf):
-            scalars["best"], scalars["best_step"] = value, float(step)
+        mean = total / steps if steps else -math.inf
+        value = mean if worth.now is None else worth.now()
+        if value > (self.former.value if self.former is not None else -math.inf):
+            _note_best(scalars, _Best(step, value))
 
     def best(self) -> Ended | None:
         """Go back to the best checkpoint; None for the last one, a damaged one, or if nothing is compared."""
-        value = self.learner.scalars.get("best", math.nan)
-        step = self._back_to_the_best(self.plan.steps)
-        return None if step == self.plan.steps else Ended(self.plan.steps, value, step, "best")
+        best, last = _best_of(self.learner.scalars), self.plan.steps
+        if best is None or self._back_to_the_best(last) == last:
+            return None
+        return Ended(last, best.value, best.step, "best")
 
     def _back_to_the_best(self, last: int) -> int:
         """From the state after step `last` to the best one that it knows of; returns the step of the state
         that is there now: `last` if that is the best, the best one is damaged, or nothing is compared.
         """
-        step = int(self.learner.scalars.get("best_step", last))
-        if self.plan.worth is None or step == last:
+        best = _best_of(self.learner.scalars)
+        if self.plan.worth is None or best is None or best.step == last:
             return last
-        where = checkpoint.checkpoint_at(self.plan.checkpoints, step)
+        where = checkpoint.checkpoint_at(self.plan.checkpoints, best.step)
         if (fault := checkpoint.fault_of(where)) is not None:
             if self.learner.is_main:
-                best = f"the best checkpoint, {where}, cannot be read ({fault})"
-                self.plan.say(f"warning: {best}; the model is that of step {last}")
+                problem = f"the best checkpoint, {where}, cannot be read ({fault})"
+                self.plan.say(f"warning: {problem}; the model is that of step {last}")
             return last
         self.learner.wait()
         checkpoint.load(where, self.learner, self.plan.say)
-        return step
+        return best.step
 
     def undo_step(self) -> None:
         """Back to where the step began; a single update that was skipped has changed nothing."""
@@ -217,16 +240,15 @@ class _Keeper:
     def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
         due = step % self.plan.checkpoint_every == 0 or step == self.plan.steps
-        former = _best_of(self.learner.scalars)
+        before = _best_of(self.learner.scalars)
         if self.plan.worth is not None:
             with held_back():
                 self._weigh(step, row, self.plan.worth, due)
         number = self.learner.asked_to_stop()
         if number or due:
             self._save(step, capture(self.learner))
-            if self.saved < step < self.plan.steps and _best_of(self.learner.scalars) != former:
-                del self.learner.scalars["best"], self.learner.scalars["best_step"]
-                self.learner.scalars |= former  # a best one that is not on the disk is none to go back to
+            if self.saved < step < self.plan.steps:  # one that is not on the disk is none to go back to
+                _note_best(self.learner.scalars, before)
         if number:
             raise self._reason(step, number)
 
@@ -251,11 +273,14 @@ class _Keeper:
         before the newest: what a signal leaves is none to go back to, and the newest may be beyond the budget
         already.
         """
-        scalars, every = self.learner.scalars, self.plan.checkpoint_every
-        best = {int(scalars["best_step"])} if "best_step" in scalars else set[int]()
-        due = step // every * every
-        earlier = {due, due - every} | ({self.former} if self.former is not None else set())
-        return best if self.plan.budget is None else best | earlier
+        best, every = _best_of(self.learner.scalars), self.plan.checkpoint_every
+        spared = set[int]() if best is None else {best.step}
+        if self.plan.budget is not None:
+            due = step // every * every
+            spared |= {due, due - every}
+            if self.former is not None:
+                spared.add(self.former.step)
+        return spared
 
     def _reason(self, step: int, number: int) -> Interrupted:
         lost = f", work since step {self.saved} will be done again" if self.saved != step else ""
@@ -337,11 +362,6 @@ class _Record:
 
     def _rows(self, step: int) -> list[str]:
         return list(self.plan.rows_at(step)) if self.plan.rows_at is not None else []
-
-
-def _best_of(scalars: Mapping[str, float]) -> dict[str, float]:
-    """What is noted of the best checkpoint."""
-    return {name: scalars[name] for name in ("best", "best_step") if name in scalars}
 
 
 def nonfinite_file(metrics: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ algorithm (the coefficient of a KL controller).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,15 +37,10 @@ class TrainState:
     def copied(self, into: "TrainState | None" = None) -> "TrainState":
         """A copy on the CPU, in the memory of `into` where that has the same tensors."""
         weights, moments = (into.weights, into.moments) if into is not None else ({}, {})
-        return TrainState(
+        return replace(
+            self,
             weights={name: _copied(tensors, weights.get(name, {})) for name, tensors in self.weights.items()},
             moments={name: _copied(tensors, moments.get(name, {})) for name, tensors in self.moments.items()},
-            skipped=dict(self.skipped),
-            bad_steps=self.bad_steps,
-            scaler=dict(self.scaler),
-            scalars=dict(self.scalars),
-            trunks=dict(self.trunks),
-            device=self.device,
         )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-Say = Callable[[str], None]
+from preftune.training.metrics import Say
+
 Make = Callable[[str, str, Path], GeneralTracker]
 WAITING = 10_000  # rows in the queue; further ones are dropped
 PATIENCE = 3.0  # seconds at the end of a stage, for what is in the queue

@@ -5,12 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import (
-    Batch,
-    Healthy,
-    algorithm_field,
-    must_divide,
-)
+from preftune.config.algorithms.base import Batch, Healthy, algorithm_field, must_divide
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import NonNegative, Positive
 

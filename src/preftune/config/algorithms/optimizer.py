@@ -43,10 +43,11 @@ class OptimizerConfig(Settings):
         """A whole table without `decay_all` is of a run in which all decayed."""
         if not isinstance(values, dict):
             return values
-        if values.get("weight_decay", 0) == 0:
-            return {**values, "decay_all": False} if type(values.get("decay_all")) is bool else values
-        complete = cls.model_fields.keys() - {"decay_all"} <= values.keys()
-        return {"decay_all": True, **values} if complete else values
+        if values.get("weight_decay", 0) == 0:  # none decay: it says nothing
+            says_which = type(values.get("decay_all")) is bool
+            return {**values, "decay_all": False} if says_which else values
+        whole = cls.model_fields.keys() - {"decay_all"} <= values.keys()
+        return {"decay_all": True, **values} if whole else values
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def field(record: dict[str, Any], key: str) -> str | list[Turn]:
 def unwrapped(value: Any) -> Any:
     """A message as a list of one; of annotated values (Argilla), the first one that was submitted."""
     if isinstance(value, dict):
-        if any(name in value and value[name] is not None for pair in SHAPES for name in pair[:1]):
+        if any(value.get(role) is not None for role, _ in SHAPES):
             return [value]
         if "responses" in value or "suggestion" in value:
             responses, suggestion = value.get("responses"), value.get("suggestion")
@@ -104,27 +104,29 @@ def messages(value: list[Any], key: str) -> list[Turn]:
     """The turns of a list of messages. Raises BadRow, or RejectedRow for what is well formed and not read."""
     if not value:
         raise BadRow(f'"{key}" is an empty list')
-    reason = ""
-    turns: list[Turn] = []
-    for number, message in enumerate(value):
-        name = f'message {number + 1} of "{key}"'
+    turns, reasons = list[Turn](), set[str]()
+    for number, message in enumerate(value, 1):
+        name = f'message {number} of "{key}"'
         shape = next((s for s in SHAPES if isinstance(message, dict) and set(s) <= message.keys()), None)
         if shape is None:
             raise BadRow(f'{name} is not an object with "role" and "content": {quote(repr(message))}')
         if any(field in UNREAD and not is_empty(message[field]) for field in message):
-            reason = "unread_parts"
+            reasons.add("unread_parts")
             continue
         role = text_of(message[shape[0]], f"the role of {name}").lower()
         content = message[shape[1]]
         if isinstance(content, list):
             text, complete = _parts(content, name)
-            reason = reason if complete else "unread_parts"
+            if not complete:
+                reasons.add("unread_parts")
         else:
             text = text_of(content, f"the content of {name}")
-        reason = reason if role in ROLES else reason or "unsupported_role"
+        if role not in ROLES:
+            reasons.add("unsupported_role")
         turns.append(Turn(ROLES.get(role, "human"), one_space(text)))
-    if reason:
-        raise RejectedRow(reason)
+    for reason in ("unread_parts", "unsupported_role"):
+        if reason in reasons:
+            raise RejectedRow(reason)
     return turns
 
 

@@ -2,6 +2,7 @@
 verdict (PKU-SafeRLHF, HelpSteer, SHP, arena votes).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from preftune.data.checks import BadRow, is_empty, number_of, text_of
@@ -73,12 +74,7 @@ def preference_of(record: Record, chosen: Dialogue, rejected: Dialogue) -> Prefe
     sampled = COLLECTED in record and all(isinstance(record.get(key), str) for key in ("chosen", "rejected"))
     preference = split_turns(chosen, rejected, normalize=not sampled)
     refuse_templated(*(turn.text for turn in preference.prompt), preference.chosen, preference.rejected)
-    prompt = with_system(preference.prompt, record)
-    return (
-        preference
-        if prompt is preference.prompt
-        else Preference(prompt=prompt, chosen=preference.chosen, rejected=preference.rejected)
-    )
+    return replace(preference, prompt=with_system(preference.prompt, record))
 
 
 def between(record: Record, first: Any, second: Any, preferred: int | None) -> list[Preference]:

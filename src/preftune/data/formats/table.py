@@ -23,6 +23,11 @@ class Format:
     read: Callable[[dict[str, Any]], Sequence[Row]]
     also: tuple[str, ...] = ()  # keys read where they are there
 
+    @property
+    def keys(self) -> set[str]:
+        """All that it reads, the prompt's aside."""
+        return {key for need in (*self.needs, *self.also) for key in need.split("|")}
+
 
 # The first form whose keys are all there is taken. `a|b` is either.
 FORMATS = (
@@ -70,7 +75,7 @@ SYNONYMS = {
     "rejected.suggestion": "rejected",
 }
 KNOWN = {
-    *(key for form in FORMATS for need in (*form.needs, *form.also) for key in need.split("|")),
+    *(key for form in FORMATS for key in form.keys),
     *(*ALWAYS, *SYNONYMS, *pairs.PROMPTS),
 }
 FORMS = "the forms of rows are in docs/data.md; data.columns.chosen=NAME and the like say what columns mean"
@@ -83,15 +88,11 @@ def recognise(record: Mapping[str, Any], named: Collection[str] = ()) -> Format:
     fitting = (
         form for form in FORMATS if all(any(key in record for key in need.split("|")) for need in form.needs)
     )
-    most = (lambda form: len(_own_keys(form) & set(named))) if named else None
+    most = (lambda form: len(form.keys & set(named))) if named else None
     form = max(fitting, key=most, default=None) if most else next(fitting, None)
     if form is None:
         raise BadRow(f"{_missing(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
     return form
-
-
-def _own_keys(form: Format) -> set[str]:
-    return {key for need in (*form.needs, *form.also) for key in need.split("|")}
 
 
 def _missing(record: Mapping[str, Any]) -> str:
@@ -102,7 +103,7 @@ def _missing(record: Mapping[str, Any]) -> str:
 def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
     """Those keys of a row that its form looks at: its own, one prompt, and what must be empty."""
     prompt = next((name for name in pairs.PROMPTS if name in keys), None)
-    return _own_keys(form) | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
+    return form.keys | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

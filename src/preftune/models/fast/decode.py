@@ -81,13 +81,19 @@ class GridDecoder:
         return states[last]
 
     def step(self, tokens: Tensor) -> Tensor:
+        with self.few_rows(len(tokens)):
+            states = self._forward(tokens)
+        self.positions = self.positions + 1
+        self.written += 1
+        return states
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """The last hidden states of one more token (n,) of each row: (n, d)."""
         self.layer = 0
-        with attending(self.model, NAME), self.few_rows(len(tokens)):
+        with attending(self.model, NAME):
             states = self.model.base_model(
                 tokens.unsqueeze(1), position_ids=self.positions.unsqueeze(1), use_cache=False, grid=self
             ).last_hidden_state
-        self.positions = self.positions + 1
-        self.written += 1
         return states.squeeze(1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

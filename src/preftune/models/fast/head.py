@@ -6,8 +6,8 @@ are computed again.
 """
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def logprobs_and_entropy(
 
     states (n, d), targets (n,) -> two (n,), float32.
     """
-    if type(head) is nn.Linear and type(head.weight.data) is Tensor:
+    if _is_plain(head):
         trained = torch.is_grad_enabled() and (states.requires_grad or head.weight.requires_grad)
         room = _room(states.device) if trained else 0
         return _TiledLogprobs.apply(states, head.weight, head.bias, targets, temperature, room, after)
@@ -69,6 +69,11 @@ def logprobs_and_entropy(
     with torch.no_grad():
         entropy = categorical_entropy(logits, temperature)
     return gather_logprobs(logits, targets, temperature), entropy
+
+
+def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Neither adapted nor sharded nor quantised: a matrix that may be read without the module."""
+    return type(head) is nn.Linear and type(head.weight.data) is Tensor
 
 
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -119,7 +124,7 @@ class _HalfHead(nn.Module):
 def for_sampling(head: nn.Module, device: torch.device) -> nn.Module:
     """The head as `next_logits` takes it for many tokens: rounded once where products are half."""
     dtype = compute_dtype(device, torch.float32)
-    if dtype == torch.float32 or type(head) is not nn.Linear or type(head.weight.data) is not Tensor:
+    if dtype == torch.float32 or not _is_plain(head):
         return head
     return _HalfHead(head, dtype)
 
@@ -129,15 +134,13 @@ def next_logits(head: nn.Module, states: Tensor, after: After = NOTHING) -> Tens
 
     For few rows a CPU takes half the time with the large matrix on the left.
     """
-    device_type = states.device.type
-    product = layer_product(head) if device_type == "cpu" and len(states) <= _FEW else None
-    if product is not None:
-        return after(product(states))
-    few = device_type == "cpu" and len(states) <= _FEW and not torch.is_autocast_enabled(device_type)
-    if not (few and type(head) is nn.Linear and type(head.weight.data) is Tensor):
-        return after(head(states) if isinstance(head, _HalfHead) else whole_logits(head, states))
-    logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
-    return after(logits if head.bias is None else logits.add_(head.bias.detach()))
+    few = states.device.type == "cpu" and len(states) <= _FEW
+    if few and (by_kernel := layer_product(head)) is not None:
+        return after(by_kernel(states))
+    if few and _is_plain(head) and not torch.is_autocast_enabled("cpu"):
+        logits = torch.mm(head.weight.detach(), states.t()).t().contiguous().float()
+        return after(logits if head.bias is None else logits.add_(head.bias.detach()))
+    return after(head(states) if isinstance(head, _HalfHead) else whole_logits(head, states))
 
 
 def _room(device: torch.device) -> int:
@@ -149,25 +152,18 @@ def _room(device: torch.device) -> int:
     return max(_SAVED, torch.cuda.get_device_properties(device).total_memory // (4 * _SHARE))
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
+class _Tile(NamedTuple):
     """Some columns of the logits of a block of rows, and whether they are saved for the backward pass."""
 
     columns: slice
     saved: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Some rows and the tiles that their logits are cut into."""
-
-    rows: slice
-    tiles: tuple[_Tile, ...]
-
-
-def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_Block]:
-    """Rows x vocabulary in blocks of tiles. Each tile that still fits into `room` logits is saved."""
-    blocks: list[_Block] = []
+def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[tuple[slice, list[_Tile]]]:
+    """Rows x vocabulary in blocks of rows, each with the tiles that its logits are cut into. Each tile that
+    still fits into `room` logits is saved.
+    """
+    blocks: list[tuple[slice, list[_Tile]]] = []
     for first_row in range(0, rows, _ROWS):
         height = min(_ROWS, rows - first_row)
         width = max(_ENTRIES.get(device.type, _ENTRIES_ELSEWHERE) // height, 256)
@@ -178,23 +174,18 @@ def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[_B
             saved = entries <= room
             room -= entries if saved else 0
             tiles.append(_Tile(columns, saved))
-        blocks.append(_Block(slice(first_row, first_row + height), tuple(tiles)))
+        blocks.append((slice(first_row, first_row + height), tiles))
     return blocks
 
 
-class _Head:
+class _Head(NamedTuple):
     """Logits of some columns, in the precision of the forward pass they belong to."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        temperature: float,
-        dtype: torch.dtype,
-        after: After = NOTHING,
-    ) -> None:
-        self.weight, self.bias, self.temperature, self.dtype = weight, bias, temperature, dtype
-        self.after = after
+    weight: Tensor
+    bias: Tensor | None
+    temperature: float
+    dtype: torch.dtype
+    after: After
 
     def logits(self, states: Tensor, columns: slice) -> Tensor:
         """(rows, columns), float32."""
@@ -223,11 +214,10 @@ class _TiledLogprobs(torch.autograd.Function):
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
         saved_logits: list[Tensor] = []
         with uncast(states.device):
-            for block in blocks:
-                rows = block.rows
-                out = _one_pass(head, states[rows].to(dtype), targets[rows], block.tiles)
-                logprobs[rows], entropy[rows], normaliser[rows] = out.logprobs, out.entropy, out.normaliser
-                saved_logits += out.saved_logits
+            for rows, tiles in blocks:
+                out = _one_pass(head, states[rows].to(dtype), targets[rows], tiles)
+                logprobs[rows], entropy[rows], normaliser[rows], saved = out
+                saved_logits += saved
         ctx.save_for_backward(states, weight, bias, targets, normaliser, *saved_logits)
         ctx.temperature, ctx.dtype, ctx.blocks, ctx.after = temperature, dtype, blocks, after
         ctx.mark_non_differentiable(entropy)
@@ -248,12 +238,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     fresh = torch.empty_like if len(states) else torch.zeros_like  # the first block of rows fills it
     grad_weight = fresh(weight) if ctx.needs_input_grad[1] else None
     grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-    for block in ctx.blocks:
-        rows = block.rows
+    for rows, tiles in ctx.blocks:
         h, share = states[rows].to(ctx.dtype), (grad[rows] / ctx.temperature).unsqueeze(1)
-        for tile in block.tiles:
-            columns = tile.columns
-            logits = next(next_saved) if tile.saved else head.logits(h, columns)
+        for columns, saved in tiles:
+            logits = next(next_saved) if saved else head.logits(h, columns)
             slope = logits.sub(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
             index, inside = _within(targets[rows], columns)
             slope.scatter_add_(1, index, share * inside)
@@ -270,37 +258,31 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_states, grad_weight, grad_bias, None, None, None, None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """A block's log-probs, entropies and normalisers log Σ exp(logits), all (n,), and the saved tiles."""
-
-    logprobs: Tensor
-    entropy: Tensor
-    normaliser: Tensor
-    saved_logits: list[Tensor]
-
-
-def _one_pass(head: _Head, states: Tensor, targets: Tensor, tiles: tuple[_Tile, ...]) -> _Pass:
-    """One look at every logit of a block of rows, with a running maximum and running sums relative to it."""
+def _one_pass(
+    head: _Head, states: Tensor, targets: Tensor, tiles: Sequence[_Tile]
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """A block's log-probs, entropies and normalisers log Σ exp(logits), all (n,), and the logits of the tiles
+    to be saved. One look at every logit, with a running maximum and running sums relative to it.
+    """
     peak = torch.full((len(states), 1), -torch.inf, device=states.device)
     total, moment, target_logit = (torch.zeros_like(peak) for _ in range(3))  # Σ e, Σ e · (logit - peak), ...
     saved_logits: list[Tensor] = []
-    for tile in tiles:
-        logits = head.logits(states, tile.columns)
-        index, inside = _within(targets, tile.columns)
+    for columns, saved in tiles:
+        logits = head.logits(states, columns)
+        index, inside = _within(targets, columns)
         target_logit = torch.where(inside, logits.gather(1, index), target_logit)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
         moved = torch.where(total > 0, peak - higher, 0)
-        if tile.saved:
+        if saved:
             saved_logits.append(logits)
-        shifted = logits - higher if tile.saved else logits.sub_(higher)
+        shifted = logits - higher if saved else logits.sub_(higher)
         weights = shifted.exp()
         moment = (moment + total * moved) * moved.exp() + torch.linalg.vecdot(weights, shifted).unsqueeze(1)
         total = total * moved.exp() + weights.sum(1, keepdim=True)
         peak = higher
     normaliser = peak + total.log()
     logprobs, entropy = target_logit - normaliser, total.log() - moment / total
-    return _Pass(logprobs.squeeze(1), entropy.squeeze(1), normaliser.squeeze(1), saved_logits)
+    return logprobs.squeeze(1), entropy.squeeze(1), normaliser.squeeze(1), saved_logits
 
 
 def _within(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ depend on the rows beside it, bit by bit.
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftune.models.fast.compiled import FLAGS, library, main
+from preftune.models.fast.cut import instead
 from preftune.models.fast.switch import Switch
 
 MOST_ROWS = 64  # above, a library's product is as fast
@@ -149,18 +150,10 @@ class FewRows:
 
     def __init__(self, model: PreTrainedModel) -> None:
         products = ((module, layer_product(module)) for module in model.base_model.modules())
-        self.products = [(module, product) for module, product in products if product is not None]
+        self.products = {module: product for module, product in products if product is not None}
 
-    @contextlib.contextmanager
-    def __call__(self, rows: int) -> Iterator[None]:
-        chosen = self.products if rows <= MOST_ROWS else []
-        for module, product in chosen:
-            module.__dict__["forward"] = product  # an instance's own comes before its class's
-        try:
-            yield
-        finally:
-            for module, _ in chosen:
-                del module.__dict__["forward"]
+    def __call__(self, rows: int) -> contextlib.AbstractContextManager[None]:
+        return instead(self.products if rows <= MOST_ROWS else {})
 
 
 if __name__ == "__main__":

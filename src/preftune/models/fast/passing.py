@@ -16,7 +16,6 @@ from preftune.models.fast.decode import decoder
 from preftune.models.fast.support import near, rows_below, trial
 from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Branch, Row, branch_of
-from preftune.models.parts import token_embedding
 
 _drawn = Switch()
 without_drawn_states = _drawn.turned_off  # the trunk computes the states of what was drawn once more
@@ -111,8 +110,8 @@ def passing_decoder(
 @torch.no_grad()
 def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
     """Whether both ways give the same to rounding: two rows for each prompt; every third ends early."""
-    device = next(model.parameters()).device
-    ids, lengths = (x.to(device) for x in trial(token_embedding(model).num_embeddings))
+    ids, lengths = trial(model)
+    device = ids.device
     tokens = torch.stack([ids[:, :4], ids[:, :4].flip(1)], 1).flatten(0, 1)
     passing = PassingDecoder(model, branch, ids, lengths, 2, 4)
     passing.start()

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftune.models.fast.decode import NAME, GridDecoder
-from preftune.models.fast.layout import attending
+from preftune.models.fast.decode import GridDecoder
 from preftune.models.fast.support import lays_out_trees
 from preftune.models.fast.switch import Switch
 
@@ -40,15 +39,11 @@ class StaticGrid(GridDecoder):
 
     def step(self, tokens: Tensor) -> Tensor:
         assert self.unseen is not None
-        self.layer = 0
         self.unseen.index_fill_(0, self.now, 0.0)
-        with attending(self.model, NAME):
-            states = self.model.base_model(
-                tokens.unsqueeze(1), position_ids=self.positions.unsqueeze(1), use_cache=False, grid=self
-            ).last_hidden_state
+        states = self._forward(tokens)
         self.positions.add_(1)
         self.now.add_(1)
-        return states.squeeze(1)
+        return states
 
     def keep(self, rows: Tensor) -> None:
         raise NotImplementedError("other rows are another shape")

@@ -160,8 +160,7 @@ def _same_states(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     try:
         with uncast(device), _all_digits():
-            ids, lengths = trial(token_embedding(model).num_embeddings)
-            ids, lengths = ids.to(device), lengths.to(device)
+            ids, lengths = trial(model)
             real = torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)
             plain = _plain_states(model, ids, real)[real]
             tree = grow(ids, lengths)
@@ -189,8 +188,11 @@ def near(states: Tensor, plain: Tensor) -> bool:
     return bool((states - plain).abs().max() <= _TOLERANCE * plain.abs().max())
 
 
-def trial(vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Rows that share prefixes of several lengths; one that is a prefix of another, one that shares none."""
+def trial(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Rows that share prefixes of several lengths; one that is a prefix of another, one that shares none: ids
+    and lengths, where the model is.
+    """
+    vocabulary, device = token_embedding(model).num_embeddings, next(model.parameters()).device
     ids = torch.randint(0, vocabulary, (6, 12), generator=torch.Generator().manual_seed(0))
     ids[1, :5], ids[2, :7], ids[3] = ids[0, :5], ids[1, :7], ids[0]
-    return ids, torch.tensor([12, 12, 9, 8, 3, 10])
+    return ids.to(device), torch.tensor([12, 12, 9, 8, 3, 10], device=device)
