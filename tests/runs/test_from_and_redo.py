@@ -18,14 +18,7 @@ from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import RunDir, read_json, write_text
 from preftune.runs import takeover
 from preftune.runs.aside import close, half_moved, put_aside, settle, with_children
-from preftune.runs.stages import (
-    Stage,
-    begin,
-    is_finished,
-    made_of_what_is_here,
-    was_raised,
-    why_not_longer,
-)
+from preftune.runs.stages import Stage, begin, is_finished, made_of_what_is_here, was_raised, why_not_longer
 from preftune.sums import write_sealed
 from preftune.verify.attempts import different, outcome
 
@@ -373,8 +366,7 @@ def test_what_cannot_go_on_says_why(copy: RunDir, words: list[str], why: str | N
 
 
 def test_a_state_that_was_not_kept_is_missed() -> None:
-    optimizer = {"schedule": "constant", "warmup": 0}
-    settings = {"optimizer": optimizer, "epochs": 2}
+    settings = {"optimizer": {"schedule": "constant", "warmup": 0}, "epochs": 2}
     stage = Stage(name="sft", algorithm="sft", parents=(), inputs={"settings": settings})
     before = {"status": "finished", "steps": 4, "inputs": {"settings": {**settings, "epochs": 1}}}
     changed = ["settings.epochs: 1 -> 2"]
