@@ -112,8 +112,9 @@ def run_recipe(
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    check_llm_judges(config, run if resume else None, anew)
-    dataset, base = _checked(config, *((run, mirror) if resume else (None, None)))
+    earlier, copies = (run, mirror) if resume else (None, None)
+    check_llm_judges(config, earlier, anew)
+    dataset, base = _checked(config, earlier, copies)
     check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -132,8 +133,8 @@ def run_recipe(
         from preftune.runs.mirror import Mirror
 
         if mirror is not None and not resume and is_main_process():
-            earlier = Mirror(directory=Path(mirror), run=run, say=console.line)
-            earlier.forget([BASE, *config.stage], commits=True)
+            mirrored = Mirror(directory=Path(mirror), run=run, say=console.line)
+            mirrored.forget([BASE, *config.stage], commits=True)
         with _how_to_go_on(recipe, overrides, run, config, until, redo):
             session = runner.open_session(
                 config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
@@ -223,12 +224,12 @@ def _how_to_go_on(
         words = ["preftune", *(["run", recipe] if until is None else ["train", recipe, until]), *overrides]
         directory = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
         new = directory.with_name(f"{directory.name or config.name}-2")
-        anew = [*words, "--out", str(directory)]
-        anew += [word for name in (*redo, error.stage) for word in ("--redo", name)]
         beside = [*words, "--out", str(new), "--from", str(directory)]
-        where = "here, keeping the old one until then" if error.stage != BASE else "from scratch, in place"
+        where = "here, keeping the old one until then"
+        again = [word for name in (*redo, error.stage) for word in ("--redo", name)]
         if error.stage == BASE:
-            anew = [*words, "--out", str(directory), "--restart"]
+            where, again = "from scratch, in place", ["--restart"]
+        anew = [*words, "--out", str(directory), *again]
         error.hint = (
             f"train it and the stages that depend on it again {where}: {shlex.join(anew)}\n"
             f"or make another run that takes over unchanged stages: {shlex.join(beside)}"

@@ -20,7 +20,6 @@ from preftune.errors import (
     DataError,
     InputMissing,
     PermissionMissing,
-    PreftuneError,
     StorageError,
     from_system,
 )
@@ -52,12 +51,16 @@ class RunDir:
         self.analysis_text = self.path / "ANALYSIS.md"
         self.figures = self.path / "figures"  # directory of SVG files
         self.models = self.path / "models"
+        self.stages = self.path / "stages"
+        self.collections = self.path / "collected"
+        self.evaluations = self.path / "evaluation"
+        self.logs = self.path / "logs"
         # Validation pairs on which the reward model errs or ties.
         self.mistakes = self.path / "analysis" / "reward_model_mistakes.jsonl"
         self.analysis_details = self.mistakes.parent  # directory of what ANALYSIS.md links
         self.reward_evaluation = self.evaluation("reward_model")
         # One row per policy and measure: the paired difference to the reference.
-        self.comparisons = self.path / "evaluation" / "comparisons.jsonl"
+        self.comparisons = self.evaluations / "comparisons.jsonl"
         self.best_of_n = self.evaluation("best_of_n")  # the curve of best-of-n of the reference
 
     def __repr__(self) -> str:
@@ -65,14 +68,14 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether this is a run's directory, be it a damaged one; what cannot be looked at is none."""
-        return os.path.isfile(self.config) or os.path.isdir(self.path / "stages")
+        return os.path.isfile(self.config) or os.path.isdir(self.stages)
 
     def log(self, attempt: int) -> Path:
-        return self.path / "logs" / f"attempt-{attempt}.log"
+        return self.logs / f"attempt-{attempt}.log"
 
     def next_attempt(self) -> int:
         """1 for a new run, otherwise one more than the last log's number."""
-        numbers = (log.stem.removeprefix("attempt-") for log in self.log(1).parent.glob("attempt-*.log"))
+        numbers = (log.stem.removeprefix("attempt-") for log in self.logs.glob("attempt-*.log"))
         return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1
 
     def model_dir(self, stage: str, *, trains_policy: bool = True) -> Path:
@@ -83,10 +86,10 @@ class RunDir:
 
     def collected(self, stage: str) -> Path:
         """Directory of what a stage collected: replies.jsonl and preferences.jsonl."""
-        return self.path / "collected" / stage
+        return self.collections / stage
 
     def stage_dir(self, stage: str) -> Path:
-        return self.path / "stages" / stage
+        return self.stages / stage
 
     def stage_json(self, stage: str) -> Path:
         """Status, input hashes and timing of a stage."""
@@ -134,7 +137,7 @@ class RunDir:
         return files
 
     def evaluation(self, policy: str) -> Path:
-        return self.path / "evaluation" / f"{policy}.json"
+        return self.evaluations / f"{policy}.json"
 
     def labels(self, name: str) -> Path:
         """Directory of a set of items that people judge, with their judgements."""
@@ -142,7 +145,11 @@ class RunDir:
 
     def pairs(self, name: str) -> Path:
         """Directory of an evaluation on a foreign preference file."""
-        return self.path / "evaluation" / f"pairs-{name}"
+        return self.evaluations / f"pairs-{name}"
+
+    def pairs_records(self) -> list[Path]:
+        """The records of evaluations on foreign preference files that are there."""
+        return sorted(self.evaluations.glob("pairs-*/pairs.json"))
 
 
 def policy_name(stage: str) -> str:
@@ -341,11 +348,7 @@ def _failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _write_error(path: Path, error: OSError) -> PreftuneError:
-    known, message = from_system(error), f"cannot write {path}: {error.strerror}"
-    if isinstance(known, PermissionMissing):
-        return PermissionMissing(message, "choose another place with --out DIR")
-    return StorageError(message, known.hint if isinstance(known, StorageError) else "")
+        known, message = from_system(error), f"cannot write {path}: {error.strerror}"
+        if isinstance(known, PermissionMissing):
+            raise PermissionMissing(message, "choose another place with --out DIR") from error
+        raise StorageError(message, known.hint if isinstance(known, StorageError) else "") from error

@@ -50,7 +50,7 @@ def said(
 ) -> str:
     """What the command says of both forms, once the run's pairs-theirs-hh and pairs-theirs-trl are there."""
     folder, heard = tmp_path_factory.mktemp("theirs"), io.StringIO()
-    before = {p: p.read_bytes() for p in second_judge_run.comparisons.parent.glob("*.json*")}
+    before = {p: p.read_bytes() for p in second_judge_run.evaluations.glob("*.json*")}
     kept = second_judge_run.stage_dir("evaluation") / "parts" / "base.json"  # of the run's own evaluation
     kept.parent.mkdir()
     kept.write_text("{}")
@@ -59,7 +59,7 @@ def said(
             file = folder / f"theirs-{form.__name__}.jsonl"
             write_jsonl(file, [form(p) for p in [*pairs, *trained]])
             assert main(["evaluate", str(second_judge_run.path), "--pairs", str(file)]) == 0
-    assert {p: p.read_bytes() for p in second_judge_run.comparisons.parent.glob("*.json*")} == before
+    assert {p: p.read_bytes() for p in second_judge_run.evaluations.glob("*.json*")} == before
     assert kept.read_text() == "{}"
     shutil.rmtree(kept.parent)
     assert [path.name for path in second_judge_run.stage_dir("evaluation").iterdir()] == ["stage.json"]

@@ -53,7 +53,7 @@ def test_what_the_doctor_finds_beside_the_policies_has_a_row_of_its_own(tmp_path
     """A reward model at chance, and one that has evaluated no policy at all."""
     make_run(tmp_path / "one", accuracy=0.5)
     alone = make_run(tmp_path / "two", accuracy=0.5)
-    for path in (alone.comparisons, *alone.comparisons.parent.glob("[bp]*.json")):
+    for path in (alone.comparisons, *alone.evaluations.glob("[bp]*.json")):
         path.unlink()
     make_run(tmp_path / "well")
     assert main(["report", "--all", str(tmp_path)]) == 0

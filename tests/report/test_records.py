@@ -54,7 +54,7 @@ def test_a_field_of_a_wrong_shape_is_refused_by_name_or_not_read(
     tmp_path: Path, file: str, wrong: Any
 ) -> None:
     run = make_run(tmp_path)
-    path = run.comparisons.parent / file
+    path = run.evaluations / file
     kind = RewardModelRecord if file == "reward_model.json" else PolicyRecord
     refused = []
     for value in damaged(read_json(path), wrong):

@@ -178,11 +178,15 @@ def test_a_result_goes_to_a_directory_that_is_there(
 
 
 def test_half_copies_of_members_and_of_collected_data_are_swept(copy: RunDir) -> None:
-    left = [copy.models / "reward_model" / ".tmp-member-0-1", copy.collected("x").parent / ".tmp-pairs-1"]
+    left = [copy.models / "reward_model" / ".tmp-member-0-1", copy.collections / ".tmp-pairs-1"]
+    left += [copy.checkpoints("rm/member-0") / ".tmp-000002-1"]
     for folder in left:
         folder.mkdir(parents=True)
+    files = [copy.stage_dir("rm/member-0") / f".{name}.tmp-999999999" for name in ("stage.json", "live.json")]
+    for file in files:
+        file.touch()
     with held(copy):
-        assert not any(folder.exists() for folder in left)
+        assert not any(path.exists() for path in (*left, *files))
 
 
 def test_who_looks_is_in_nobodys_way(

@@ -37,7 +37,7 @@ def context() -> int:
 
 def files(run: RunDir) -> dict[str, tuple[int, bytes]]:
     """Every file with its time of writing and its content, but for an attempt's log and lock."""
-    left = {run.log(1).parent, run.lock}
+    left = {run.logs, run.lock}
     found = [p for p in run.path.rglob("*") if p.is_file() and not left & {p, p.parent}]
     return {str(p.relative_to(run.path)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 

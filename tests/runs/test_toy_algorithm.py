@@ -169,9 +169,10 @@ def test_killed_and_resumed_it_is_the_same_bit_for_bit(
 
 
 def test_it_takes_part_in_a_study() -> None:
+    from preftune.runs.lengths import Lengths
     from preftune.runs.sources import load_dataset
     from preftune.study.design import Request, make_design
-    from preftune.study.tokens import Lengths, planned_tokens
+    from preftune.study.tokens import planned_tokens
 
     config = load_recipe("tiny", TOY).config
     lengths = Lengths(prompt=10.0, chosen=5.0, rejected=7.0)

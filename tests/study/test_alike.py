@@ -23,6 +23,7 @@ from preftune.study.launch import run_study
 from preftune.study.places import facts_file, numbers_in
 from preftune.study.pool import pool
 from preftune.study.seed import run_seed
+from preftune.study.tasks import Task
 from preftune.sums import write_sealed
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study
@@ -89,7 +90,7 @@ def test_a_study_does_not_go_on_beside_a_seed_that_was_made_of_something_else(
     monkeypatch.setattr(runner, "train_stages", trained)
     words = "was made with another reward function, base model or judge than there is now"
     with pytest.raises(DataError, match=rf"seed-4/study {words} \(stages: ceiling\)"):
-        run_seed(mixed, 5)
+        run_seed(Task(out=mixed, seed=5))
     kept = tmp_path / "kept"
     keep(two_seeds, kept, load_design(two_seeds), 3)
     with pytest.raises(AssertionError, match="trained"):
@@ -119,7 +120,7 @@ def test_kept_seeds_of_another_design_are_no_seeds_of_this_one(
     monkeypatch.setattr(alike, "kept_files", lambda *given: directories.append(given[0]) or usual(*given))
     save_design(design, mirror)
     with pytest.raises(AssertionError, match="trained"):
-        run_seed(tmp_path / "out", 5, mirror=mirror, keep=kept)
+        run_seed(Task(out=tmp_path / "out", seed=5, mirror=mirror, keep=kept))
     assert directories == [kept]
 
 

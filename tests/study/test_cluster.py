@@ -134,12 +134,12 @@ def test_a_point_trained_apart_is_the_one_that_the_seed_trains(
     monkeypatch.setattr(one_seed, "_measure", lambda *_: None)
     local, needs, file = tmp_path / "local", ("sft", "rm", POINT), "model.safetensors"
     shutil.copytree(swept, local)
-    run_seed(local, 3, False, stages=needs)
-    run_seed(swept, 3, False, stages=needs, point=POINT)
+    run_seed(Task(out=local, seed=3, reports=False, stages=needs))
+    run_seed(Task(out=swept, seed=3, reports=False, stages=needs, point=POINT))
     apart, own = RunDir(point_dir(swept, 3, POINT)), RunDir(seed_dir(swept, 3))
     assert read_json(apart.stage_json("sft"))["taken_from"] == str(own.path.resolve())
     assert not own.stage_json(POINT).exists()
-    run_seed(swept, 3, False)
+    run_seed(Task(out=swept, seed=3, reports=False))
     assert read_json(own.stage_json(POINT))["taken_from"] == str(apart.path.resolve())
     assert not apart.path.exists()
     theirs = RunDir(seed_dir(local, 3)).models / f"policy_{POINT}" / file
@@ -158,9 +158,9 @@ def test_a_machine_without_common_storage_goes_by_the_mirror(
     for name in (BASE, *config.stage):
         session.mirror.put_stage(session.stage(name))
     save_design(design, mirror)
-    run_seed(tmp_path / "worker", 3, False, mirror=mirror)
+    run_seed(Task(out=tmp_path / "worker", seed=3, reports=False, mirror=mirror))
     shutil.rmtree(numbers_in(mirror))  # it was stopped before they went there
-    run_seed(tmp_path / "worker", 3, False, mirror=mirror)
+    run_seed(Task(out=tmp_path / "worker", seed=3, reports=False, mirror=mirror))
     assert not facts_file(tmp_path / "head", 3).exists()
     asked = Where(on="slurm", mirror=mirror)  # all is there: no cluster is asked
     head = read_json(

@@ -10,11 +10,11 @@ from study_helpers import wanted
 from preftune.config import load_recipe
 from preftune.errors import ConfigError
 from preftune.records.study import SeedRecord
+from preftune.runs.lengths import Lengths
 from preftune.runs.sources import load_dataset
 from preftune.study.design import Design, load_design, make_design, save_design
 from preftune.study.frontier import LEVELS, frontier, section
 from preftune.study.launch import _design
-from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, SeedValues
 
 SWEEPS = {"stage.ppo.kl_coef": {"0.1": "ppo", "0.02": "ppo-low"}, "stage.dpo.beta": {"0.1": "dpo"}}

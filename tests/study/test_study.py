@@ -15,6 +15,7 @@ from damages import sample
 from preftune.config import PPOConfig, load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json
+from preftune.runs.lengths import Lengths
 from preftune.runs.sources import learners_rows, load_dataset, with_stage_data
 from preftune.study.design import Request, load_design, make_design
 from preftune.study.figures import draw
@@ -23,7 +24,6 @@ from preftune.study.page import _tokens, study_text
 from preftune.study.places import facts_file
 from preftune.study.pool import collapse, pool
 from preftune.study.sweep import sweep_records
-from preftune.study.tokens import Lengths
 from preftune.study.values import COLUMNS, best_at_kl, best_table, read_seed
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it

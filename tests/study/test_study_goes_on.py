@@ -105,7 +105,7 @@ def test_a_seed_goes_on_with_the_data_that_it_began_with(
         content = {"name": "me/pairs", "commit": "a"} if name == "own" else {"data me/pairs": "b"}
         write_sealed(tmp_path / file, content)
         with pytest.raises(KeyboardInterrupt):
-            one_seed.run_seed(out, 0, mirror=mirror)
+            one_seed.run_seed(Task(out=out, seed=0, mirror=mirror))
     assert commits == ["a", "b"]
 
 

@@ -315,6 +315,11 @@ class RunConfig(Settings):
         self._check_positions()
         return self
 
+    @property
+    def is_world(self) -> bool:
+        """Whether the data are the built-in world."""
+        return self.data.name == "world"
+
     def wherever(self) -> Self:
         """The same settings without the place where the data lie, which differs between machines."""
         data = self.data.model_copy(update={"name": "", "data_dir": None})

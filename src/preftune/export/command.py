@@ -1,7 +1,8 @@
 """`preftune export RUN MODEL`: the command's options and what each does. Nothing goes anywhere unasked."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,29 +73,31 @@ def _send(model: "Model", repository: str, files: list[str], private: bool) -> s
     from huggingface_hub import HfApi
 
     hub: Any = HfApi()
-    _answer(lambda: hub.create_repo(repository, private=private, exist_ok=True))
-    if (is_private := _answer(lambda: hub.repo_info(repository)).private) != private:
+    with _refusals():
+        hub.create_repo(repository, private=private, exist_ok=True)
+        is_private = hub.repo_info(repository).private
+    if is_private != private:
         raise UsageError(
             f"{repository} is there already, and {'private' if is_private else 'public'}: nothing was sent",
             f"another name, or {'without ' if is_private else ''}--public",
         )
-    done = _answer(
-        lambda: hub.upload_folder(
+    with _refusals():
+        done = hub.upload_folder(
             repo_id=repository,
             folder_path=model.directory,
             allow_patterns=files,
             commit_message=f"{model.name}, trained with preftune",
         )
-    )
     return str(getattr(done, "commit_url", done))
 
 
-def _answer(call: Callable[[], Any]) -> Any:
-    """What the hub answers. InputMissing without a token, StorageError for all else that goes wrong."""
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """InputMissing without a token of the hub, StorageError for all else that goes wrong there."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     try:
-        return call()
+        yield
     except LocalTokenNotFoundError as error:
         raise InputMissing("not logged in to the hub", "hf auth login, or set HF_TOKEN") from error
     except (HfHubHTTPError, HFValidationError) as error:

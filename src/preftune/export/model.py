@@ -50,8 +50,8 @@ def find(path: str, model: str) -> Model:
     names = {path.name: name for name, path in paths.items()}
     name = names.get(model, model)
     for several in [each for each, settings in stages.items() if settings.models > 1]:
-        count, parent = stages[several].models, paths[several]
-        members = {f"{several}/member-{i}": parent / f"member-{i}" for i in range(count)}
+        names_of = stages[several].member_names(several)
+        members = {each: paths[several] / each.removeprefix(f"{several}/") for each in names_of}
         paths |= members
         if name == several:
             hint = f"one of: {', '.join(members)}"

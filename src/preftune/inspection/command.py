@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.errors import InputMissing, UsageError, in_a_directory, one_of
+from preftune.errors import UsageError, in_a_directory, one_of
 from preftune.rundir import RunDir, json_text, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -131,12 +131,10 @@ def _session(target: str, is_run: bool, overrides: Sequence[str]) -> "Session":
     if is_run:
         return reopen(target, write=False)
     from preftune.config import load_recipe
-    from preftune.runs.inputs import absolute
+    from preftune.runs.inputs import absolute, existing
 
-    if not target.endswith(".toml") and "/" in target:
-        raise InputMissing(
-            f"{target} is not a run directory: no config.toml", "give a run, or a recipe's name"
-        )
+    if not target.endswith(".toml") and "/" in target:  # no recipe's name
+        existing(target, "give a run, or a recipe's name")
     config = absolute(load_recipe(target, overrides).config)
     dataset, base = found_data(config, None)
     from preftune.runs.session import Session

@@ -238,17 +238,17 @@ def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:
     """
     only = _telling(homes)
     common = list(only[0])
+
+    def strength(phrase: Phrase) -> float:
+        """McNemar's chi-square."""
+        a, b = only[0][phrase], only[1][phrase]
+        return (a - b) ** 2 / (a + b)
+
     for side, name, opposite in ((0, "chosen", "rejected"), (1, "rejected", "chosen")):
-        ahead = sorted(
-            ((only[side][p] - only[1 - side][p], p) for p in common if only[side][p] > only[1 - side][p]),
-            key=lambda item: (
-                -(item[0] ** 2) / (only[0][item[1]] + only[1][item[1]]),
-                -len(item[1]),
-                item[1],
-            ),
-        )
+        ahead = [phrase for phrase in common if only[side][phrase] > only[1 - side][phrase]]
+        ahead.sort(key=lambda phrase: (-strength(phrase), -len(phrase), phrase))
         best = list[Phrase]()
-        for _, phrase in ahead[: 10 * PHRASES]:
+        for phrase in ahead[: 10 * PHRASES]:
             if len(best) == PHRASES or mcnemar_exact(only[0][phrase], only[1][phrase]) * len(common) > ALPHA:
                 break
             if not any(_within(phrase, earlier) or _within(earlier, phrase) for earlier in best):

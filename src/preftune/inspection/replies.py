@@ -12,7 +12,7 @@ from torch import Tensor
 
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import OnPolicy
-from preftune.config import OnlineConfig, StageSettings
+from preftune.config import OnlineConfig
 from preftune.data import Encoder, Preference, Prompts, Sequences, pad_prompts
 from preftune.data.pieces import pieces
 from preftune.evaluation.divergence import token_divergences
@@ -24,7 +24,7 @@ from preftune.runs.feed import row_name
 from preftune.runs.roles import critic_of
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
-from preftune.runs.train import reward_functions, scorer_for
+from preftune.runs.train import scorer_for
 from preftune.seeding import derive_seed
 from preftune.training.learner import Learner
 
@@ -57,15 +57,15 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     judge = reward_model_of(session, scored_by, learner) if scored_by else None
     for role in (policy, reference):
         learner.freeze(role)
-    functions = reward_functions(config.functions(), encoder, [row], session.config.reward_timeout)
-    scorer = scorer_for(session, encoder, judge, scored_by, config.microbatch_size, functions, [row])
+    size, terms = config.microbatch_size, config.functions()
+    scorer = scorer_for(session, encoder, judge, scored_by, size, [row], terms)
     prompts = learner.place(_prompts(session, stage, encoder, row))
     if config.online:
         done = _as_trained(session, stage, policy, reference, judge, scorer, prompts, learner)
     else:
         done = _as_measured(session, policy, scorer, prompts)
-    temperature = _temperature(session, config)
-    log_ratio, kl = token_divergences(policy, reference, done.sequences, temperature)
+    sampling = cast(OnlineConfig, config) if config.online else session.config.evaluation
+    log_ratio, kl = token_divergences(policy, reference, done.sequences, sampling.temperature)
     by_token: dict[str, Tensor | None] = {"log_ratio": log_ratio, "kl": kl, "advantage": done.advantages}
     by_token["score"] = _score_so_far(judge, scorer, done.sequences)
     common = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
@@ -124,12 +124,6 @@ def _as_measured(session: Session, policy: Policy, scorer: Scorer, prompts: Prom
     )
     silent = scorer.reward_model is None and scorer.functions is None
     return _Sampled(sequences=sequences, scores=None if silent else scorer.scores(sequences, prompts.rows))
-
-
-def _temperature(session: Session, config: StageSettings) -> float:
-    if config.online:
-        return cast(OnlineConfig, config).temperature
-    return session.config.evaluation.temperature
 
 
 @torch.no_grad()

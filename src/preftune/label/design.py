@@ -75,9 +75,5 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
 
 def slot_of(design: Design, item: Item, rater: str, again: bool) -> Slot:
     """A showing of an item to a rater, also of one that is not in her queue any more."""
-    side = _side(design, rater, item)
+    side = derive_seed(design.seed, "side", rater, item.id) % 2
     return Slot(item, again, 1 - side if again else side)
-
-
-def _side(design: Design, rater: str, item: Item) -> int:
-    return derive_seed(design.seed, "side", rater, item.id) % 2

@@ -87,7 +87,7 @@ def find_source(run: RunDir, source: str | None) -> Chosen:
     SFT against the last policy. UsageError, InputMissing. Whether the policies' samples are there, and of
     their models, says `readable`: a set that has been begun needs none.
     """
-    collected = {path.parent.name: path for path in sorted(run.path.glob("collected/*/replies.jsonl"))}
+    collected = {path.parent.name: path for path in sorted(run.collections.glob("*/replies.jsonl"))}
     if source is not None and "," not in source:
         if source not in collected:
             have = f"one of {', '.join(collected)}; " if collected else ""
@@ -96,7 +96,8 @@ def find_source(run: RunDir, source: str | None) -> Chosen:
             )
         return Chosen(source, (collected[source],))
     if source is None and len(collected) == 1:
-        return Chosen(*((name, (path,)) for name, path in collected.items()).__next__())
+        ((name, path),) = collected.items()
+        return Chosen(name, (path,))
     if source is None and collected:
         raise UsageError(f"several stages collected: {', '.join(collected)}", "--from STAGE names one")
     return _two_policies(run, source)
@@ -191,8 +192,16 @@ def read_items(
     return sorted(ordered, key=lambda item: item.certainty) if informative else ordered
 
 
-# Text, whose, score, an ensemble's members' scores, whether it ended.
-Reply = tuple[str, str, float | None, Sequence[float], bool | None]
+class Reply(NamedTuple):
+    """A reply, whose it is, its score and those of an ensemble's members, and whether it ended."""
+
+    text: str
+    name: str
+    score: float | None
+    members: Sequence[float]
+    ended: bool | None
+
+
 Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
 
 
@@ -209,7 +218,8 @@ def _collected(path: Path) -> Rows:
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
         scored = zip(row.replies, scores, members, ended, strict=True)
-        yield prompt, [(reply, name, score, each, closed) for reply, score, each, closed in scored], row.row
+        replies = [Reply(text, name, score, each, closed) for text, score, each, closed in scored]
+        yield prompt, replies, row.row
 
 
 def _of_policies(source: Chosen) -> Rows:
@@ -219,9 +229,9 @@ def _of_policies(source: Chosen) -> Rows:
     for key in first:
         if key in second:
             replies = [
-                (row.response, name, None, (), row.ended)
+                Reply(row.response, name, None, (), row.ended)
                 if source.old_scores
-                else (row.response, name, row.score, row.members, row.ended)
+                else Reply(row.response, name, row.score, row.members, row.ended)
                 for row, name in zip((first[key], second[key]), source.policies, strict=True)
             ]
             yield _messages(key[1]), replies, key[0]
@@ -238,21 +248,21 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
     """None where both replies are the same text, which nobody can prefer."""
-    (first, first_name, score, members, closed), (second, second_name, rival, rivals, shut) = two
-    if first.strip() == second.strip():
+    a, b = two
+    if a.text.strip() == b.text.strip():
         return None
     named = json.dumps(
-        [[message.role, message.content] for message in prompt] + [first, second, first_name, second_name]
+        [[message.role, message.content] for message in prompt] + [a.text, b.text, a.name, b.name]
     )
     return Item(
         id=hashlib.sha256(named.encode()).hexdigest()[:16],
         row=row,
         prompt=prompt,
-        replies=(first.strip(), second.strip()),
-        names=(first_name, second_name),
-        scores=None if score is None or rival is None else (score, rival),
-        ended=None if closed is None or shut is None else (closed, shut),
-        disagreement=pstdev(a - b for a, b in zip(members, rivals, strict=False))
-        if members and rivals
+        replies=(a.text.strip(), b.text.strip()),
+        names=(a.name, b.name),
+        scores=None if a.score is None or b.score is None else (a.score, b.score),
+        ended=None if a.ended is None or b.ended is None else (a.ended, b.ended),
+        disagreement=pstdev(x - y for x, y in zip(a.members, b.members, strict=False))
+        if a.members and b.members
         else None,
     )

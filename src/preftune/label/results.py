@@ -1,6 +1,7 @@
 """What the judgements say so far. Every interval holds at any look (`evaluation.anytime`)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from preftune.evaluation.agreement import alpha_interval, krippendorff_alpha
@@ -44,28 +45,22 @@ def results(store: Store) -> list[Line]:
     for event in heard:
         first.setdefault(event.item, event)
     decided = [event for event in first.values() if event.preferred is not None]
+    share = partial(_share, store)
+    scored_higher = _larger(store, lambda item: item.scores)
+    longer = _larger(store, lambda item: (len(item.replies[0]), len(item.replies[1])))
     return [
         *_wins(store, first.values()),
-        _share(
-            store,
+        share(
             "reward_model",
             "what the reward model (or judge) scores higher is preferred",
             decided,
-            _larger(store, lambda item: item.scores),
+            scored_higher,
         ),
         Line("alpha", "agreement between raters, Krippendorff's α", _alpha(stands), "bootstrap, one look"),
         _repeats(store, stands),
-        _share(store, "side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
-        _share(
-            store,
-            "length",
-            "the longer reply is preferred",
-            decided,
-            _larger(store, lambda item: (len(item.replies[0]), len(item.replies[1]))),
-        ),
-        _share(
-            store, "ties", "tie or both bad", first.values(), lambda event: float(event.preferred is None)
-        ),
+        share("side", "A is preferred (50 % without a bias to a side)", decided, _is_a),
+        share("length", "the longer reply is preferred", decided, longer),
+        share("ties", "tie or both bad", first.values(), _is_tie),
     ]
 
 
@@ -74,17 +69,9 @@ def _wins(store: Store, first: Iterable[Event]) -> list[Line]:
     names = {item.names for item in store.items.values()}
     if len(names) != 1 or len(set(*names)) != 2:
         return []
-    (before, after), half = next(iter(names)), 0.5
+    ((before, after),) = names
     words = f"{after} is preferred to {before} (a tie is half)"
-    return [
-        _share(
-            store,
-            "win_rate",
-            words,
-            first,
-            lambda event: half if event.preferred is None else event.preferred,
-        )
-    ]
+    return [_share(store, "win_rate", words, first, _won)]
 
 
 def _share(
@@ -94,7 +81,7 @@ def _share(
     return _line(key, words, values, drawn=not store.design.informative)
 
 
-def _line(key: str, words: str, values: Sequence[float], drawn: bool = True) -> Line:
+def _line(key: str, words: str, values: Sequence[float], *, drawn: bool) -> Line:
     """Their mean; the interval only where items were `drawn`, not picked as informative."""
     if not values:
         return Line(key, words, None)
@@ -103,6 +90,15 @@ def _line(key: str, words: str, values: Sequence[float], drawn: bool = True) -> 
         return Line(key, words, Estimate(value=mean, n=len(values)), "no interval")
     low, high = confidence_sequence(values)
     return Line(key, words, Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values)))
+
+
+def _won(event: Event) -> float:
+    """By the second reply; a tie is half a win."""
+    return 0.5 if event.preferred is None else event.preferred
+
+
+def _is_tie(event: Event) -> float:
+    return float(event.preferred is None)
 
 
 def _is_a(event: Event) -> float:

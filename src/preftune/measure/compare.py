@@ -93,7 +93,7 @@ def _policies(run: RunDir) -> dict[str, PolicyRecord]:
     """The run's evaluations that hold numbers by prompt, by policy. DataError where one is of a model that is
     no longer there.
     """
-    records = [read_record(path, PolicyRecord) for path in policy_files(run.comparisons.parent)]
+    records = [read_record(path, PolicyRecord) for path in policy_files(run.evaluations)]
     gone = outdated(run)
     if names := [record.label for record in records if gone.policy(record.policy)]:
         raise DataError(

@@ -14,7 +14,7 @@ from preftune.rundir import BASE
 from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
-from preftune.runs.train import reward_functions, scorer_for
+from preftune.runs.train import scorer_for
 from preftune.training.learner import Learner
 
 
@@ -86,11 +86,10 @@ def make_bench(
         if stage is not None and session.source(stage).exists():
             model = reward_model_of(session, stage, learner)
             share(model, config.shared_blocks())
-        functions = reward_functions(terms, encoder, prompts, config.reward_timeout)
-        if model is None and functions is None:
+        if model is None and terms is None:
             return None
         trained = stage if model is not None else None
-        return scorer_for(session, encoder, model, trained, settings.batch_size, functions, prompts)
+        return scorer_for(session, encoder, model, trained, settings.batch_size, prompts, terms)
 
     def judge(name: str) -> Scorer | None:
         return scorer(None, name) if ":" in name else scorer(name, None)

@@ -212,7 +212,7 @@ def cache_of(
 
 def _written(run: RunDir) -> list[Path]:
     """What an evaluation leaves behind."""
-    files = [file for file in run.comparisons.parent.iterdir() if file.is_file()]
+    files = [file for file in run.evaluations.iterdir() if file.is_file()]
     files += [*run.samples_files().values(), *([run.mistakes] if run.mistakes.is_file() else [])]
     files += [file.parent / CARD for file in run.models.glob(f"*/{SIDE_FILE}")]
     return [file for file in files if not file.name.startswith(".")]
@@ -408,7 +408,7 @@ def _remove_earlier(run: RunDir, written: Collection[Path]) -> None:
     """Numbers and samples of an earlier evaluation, perhaps of other stages, prompts or judges; not what this
     one has `written`.
     """
-    earlier = [*run.comparisons.parent.glob("*.json"), *run.samples_files().values(), run.mistakes]
+    earlier = [*run.evaluations.glob("*.json"), *run.samples_files().values(), run.mistakes]
     for path in earlier:
         if path not in written:
             path.unlink(missing_ok=True)

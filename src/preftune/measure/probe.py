@@ -33,7 +33,6 @@ from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, RunDir, read_jsonl, read_object
 from preftune.runs.aside import with_children
 from preftune.runs.console import Console
-from preftune.runs.ensemble import names_of_members
 from preftune.runs.job import Job
 from preftune.runs.lengths import chosen_lengths
 from preftune.runs.lock import held
@@ -251,7 +250,7 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
         pace, around = _pace(run, name, float(record["seconds"]), [])
         steps = stage.steps_on(count)
         return Cost(steps=steps, rows=count, seconds=around + pace * steps, disk=model, **found)
-    parts = [name] if stage is None or stage.models == 1 else names_of_members(full, name)
+    parts = [name] if stage is None or stage.models == 1 else stage.member_names(name)
     learners, seconds = [taken[part] for part in parts[: len(stage.learners()) if stage else 1]], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
         made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))

@@ -46,7 +46,7 @@ class Outdated:
 
 def outdated(run: RunDir) -> Outdated:
     """Of the run's own evaluation; nothing of one from before sums were kept."""
-    return outdated_in(run, run.comparisons.parent, read_sealed(run.stage_json(_NAME)))
+    return outdated_in(run, run.evaluations, read_sealed(run.stage_json(_NAME)))
 
 
 def outdated_in(run: RunDir, folder: Path, record: Mapping[str, Any]) -> Outdated:

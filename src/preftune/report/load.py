@@ -15,7 +15,6 @@ from preftune.records.base import R, read_record, read_records
 from preftune.records.outdated import AGAIN, Outdated, outdated, outdated_in
 from preftune.records.policy import (
     BEST_OF,
-    PAIRS,
     REWARD_MODEL,
     BestOfCurve,
     Comparison,
@@ -43,7 +42,7 @@ def load_run(run: RunDir) -> RunView:
         raise InputMissing(
             f"there is no run directory at {run.path}", "give the directory that `preftune run` printed"
         )
-    if not any(path.exists() for path in (run.config, run.stage_dir(BASE).parent, run.comparisons.parent)):
+    if not any(path.exists() for path in (run.config, run.stages, run.evaluations)):
         raise InputMissing(
             f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
             "give the directory that `preftune run` printed",
@@ -54,7 +53,7 @@ def load_run(run: RunDir) -> RunView:
     stages = tuple(_stage(run, name, config) for name in _stage_names(run, config))
     names = [stage.name for stage in stages]
     gone = outdated(run)
-    measured = _policies(run.comparisons.parent, PolicyRecord, names)
+    measured = _policies(run.evaluations, PolicyRecord, names)
     policies = tuple(policy for policy in measured if not gone.policy(policy.policy))
     judge, others = _optional(run.reward_evaluation, RewardModelRecord), _other_reward_models(run)
     of_judge = judge is None or not gone.judge(judge.stage)
@@ -117,13 +116,13 @@ def check_intact(run: RunDir) -> None:
     finished stages, the evaluation and its samples. (Models are checked when they are loaded.)
     """
     check_own(run, run.config, run.run, run.data, run.origins)
-    for file in sorted(run.stage_dir(BASE).parent.glob("*/stage.json")):
+    for file in sorted(run.stages.glob("*/stage.json")):
         record = read_sealed(file)
         logs = f"remove {file.parent} and run the command that made the run, which trains that stage again"
         check(run, record, logs, "stages/")
         for folder in ("evaluation/", "samples/", "analysis/"):
             check(run, record, f"preftune evaluate {run.path} makes it again", folder)
-    for file in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
+    for file in run.pairs_records():
         check(run, read_sealed(file), f"remove {file.parent} and evaluate those pairs again")
 
 
@@ -152,7 +151,7 @@ def _optional(path: Path, kind: type[R]) -> R | None:
 
 def _stage_names(run: RunDir, config: Row) -> list[str]:
     """Stages in the order of the configuration, after the base model's own, then any others found on disk."""
-    folder = run.stage_dir(BASE).parent
+    folder = run.stages
     on_disk = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return list(
         dict.fromkeys([name for name in on_disk if name == BASE] + list(config.get("stage", {})) + on_disk)
@@ -180,7 +179,7 @@ def _policies(directory: Path, kind: type[P], stages: list[str]) -> tuple[P, ...
 
 def _other_reward_models(run: RunDir) -> tuple[RewardModelRecord, ...]:
     """Reward models that score no policy in training, by stage."""
-    paths = sorted(run.reward_evaluation.parent.glob(f"{REWARD_MODEL}_*.json"))
+    paths = sorted(run.evaluations.glob(f"{REWARD_MODEL}_*.json"))
     return tuple(read_record(path, RewardModelRecord) for path in paths)
 
 
@@ -189,7 +188,7 @@ def _other_pairs(run: RunDir, stages: list[str]) -> tuple[tuple[OtherPairs, ...]
     that did not get as far as its record has nothing.
     """
     evaluated, left_out = list[OtherPairs](), list[str]()
-    for path in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/{PAIRS}.json")):
+    for path in run.pairs_records():
         gone, of = outdated_in(run, path.parent, read_sealed(path)), read_record(path, PairsFile)
         audits = [
             read_record(audit, RewardModelRecord)

@@ -6,7 +6,7 @@ files of others: they are shortened and stand in code spans, and the metadata is
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from preftune.version import __version__
 if TYPE_CHECKING:
     from preftune.runs.session import Session
 
+_Row = tuple[str, str, Estimate | None]  # key, words, number
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
 _PRETRAINED = "a small GPT-2, pretrained from random weights on the dialogues of the training data"
 _LIMITS = (
@@ -35,7 +36,7 @@ _LIMITS = (
 
 def model_card(session: "Session", stage: Stage) -> str:
     """Metadata and text; the measurements are those that the run directory holds now."""
-    numbers, kind = list(_numbers(session.run, stage)), config_of(stage.algorithm)
+    numbers, kind = _numbers(session.run, stage), config_of(stage.algorithm)
     sections = [
         "---\n"
         + yaml.safe_dump(_metadata(session, stage, numbers), sort_keys=False, allow_unicode=False)
@@ -53,7 +54,7 @@ def model_card(session: "Session", stage: Stage) -> str:
 
 def rewrite_cards(session: "Session", stages: Sequence[str]) -> None:
     """Bring the cards of models that this run saved up to date with its evaluation."""
-    for name in [*([BASE] if session.config.model.scratch is not None else []), *stages]:
+    for name in [*session.scratch, *stages]:
         stage = session.stage(name)
         directory = stage.model_dir(session.run)
         if stage.makes_model and (directory / SIDE_FILE).is_file():
@@ -131,28 +132,26 @@ def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str
     )
 
 
-def _numbers(run: RunDir, stage: Stage) -> Iterator[tuple[str, str, Estimate]]:
+def _numbers(run: RunDir, stage: Stage) -> list[tuple[str, str, Estimate]]:
     """(key, words, estimate) of what the evaluation found about this model, not about one before it."""
     gone, policy = outdated(run), policy_name(stage.name)
     if gone.policy(policy) if stage.trains_policy else gone.judge(stage.name):
-        return
-    if not stage.trains_policy:
+        return []
+    rows = list[_Row]()
+    if stage.trains_policy:
+        file = run.evaluation(policy)
+        if file.is_file():
+            rows = _policy_numbers(read_record(file, PolicyRecord))
+    else:
         stage_file = run.evaluation(f"reward_model_{stage.name}")
         file = stage_file if stage_file.is_file() else run.reward_evaluation
         record = read_record(file, RewardModelRecord) if file.is_file() else None
         if record is not None and record.stage == stage.name:
-            yield from _reward_numbers(record)
-        return
-    file = run.evaluation(policy)
-    if file.is_file():
-        yield from _policy_numbers(read_record(file, PolicyRecord))
+            rows = _reward_numbers(record)
+    return [(key, words, number) for key, words, number in rows if number is not None]
 
 
-def _non_empty(rows: Iterable[tuple[str, str, Estimate | None]]) -> Iterator[tuple[str, str, Estimate]]:
-    yield from ((key, words, number) for key, words, number in rows if number is not None)
-
-
-def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estimate]]:
+def _reward_numbers(record: RewardModelRecord) -> list[_Row]:
     chance = record.ece_if_calibrated
     words = "" if chance is None else f" (by chance alone up to {chance:.3f})"
     ece = None if record.ece is None else Estimate(value=record.ece, n=record.n)
@@ -164,39 +163,35 @@ def _reward_numbers(record: RewardModelRecord) -> Iterator[tuple[str, str, Estim
     members = [
         (f"accuracy_{name}", f"the same of {code(name)}", share) for name, share in record.members.items()
     ]
-    yield from _non_empty(
-        [
-            ("accuracy", f"accuracy{of} on held-out pairs, ties wrong", record.accuracy),
-            *members,
-            ("accuracy_unanimous", "the same on pairs on which all members agree", record.unanimous),
-            *rules,
-            ("brier", "Brier score (a coin: 0.25)", record.brier),
-            ("ece", f"expected calibration error{words}", ece),
-            ("correlation_score_length", "correlation of score and length", record.correlation_score_length),
-        ]
-    )
+    return [
+        ("accuracy", f"accuracy{of} on held-out pairs, ties wrong", record.accuracy),
+        *members,
+        ("accuracy_unanimous", "the same on pairs on which all members agree", record.unanimous),
+        *rules,
+        ("brier", "Brier score (a coin: 0.25)", record.brier),
+        ("ece", f"expected calibration error{words}", ece),
+        ("correlation_score_length", "correlation of score and length", record.correlation_score_length),
+    ]
 
 
-def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]:
+def _policy_numbers(record: PolicyRecord) -> list[_Row]:
     controlled = record.length_controlled
-    yield from _non_empty(
-        [
-            ("reward", "reward (normalised score of the run's reward model)", record.reward),
-            ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),
-            ("win_rate_vs_sft", "win rate against SFT", record.win_rate),
-            ("win_rate_vs_chosen", "win rate against the chosen response", record.win_rate_chosen),
-            (
-                "held_out_difference_to_sft",
-                "score of a second reward model minus SFT's",
-                record.held_out_difference,
-            ),
-            ("gold", "gold score", record.gold),
-            ("length", "response length in tokens", record.length),
-            ("eos_rate", "share of responses that end by themselves", record.eos_rate),
-            ("length_controlled_win_rate", "the same at equal lengths", controlled and controlled.win_rate),
-            ("kl", "exact KL to SFT, nats per response", record.kl_sequence),
-        ]
-    )
+    return [
+        ("reward", "reward (normalised score of the run's reward model)", record.reward),
+        ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),
+        ("win_rate_vs_sft", "win rate against SFT", record.win_rate),
+        ("win_rate_vs_chosen", "win rate against the chosen response", record.win_rate_chosen),
+        (
+            "held_out_difference_to_sft",
+            "score of a second reward model minus SFT's",
+            record.held_out_difference,
+        ),
+        ("gold", "gold score", record.gold),
+        ("length", "response length in tokens", record.length),
+        ("eos_rate", "share of responses that end by themselves", record.eos_rate),
+        ("length_controlled_win_rate", "the same at equal lengths", controlled and controlled.win_rate),
+        ("kl", "exact KL to SFT, nats per response", record.kl_sequence),
+    ]
 
 
 def _loading(session: "Session", stage: Stage) -> str:

@@ -37,7 +37,7 @@ from preftune.runs.roles import share
 from preftune.runs.scoring import reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.stages import SIDE_FILE, Stage, begin, drop_checkpoints, finish, is_finished
-from preftune.runs.train import reward_functions, scorer_for
+from preftune.runs.train import scorer_for
 from preftune.seeding import derive_seed
 from preftune.sums import CARD
 from preftune.training.learner import Learner
@@ -60,10 +60,9 @@ class _Collector:
     rows: Sequence[Preference]
     prompts: Sequence[Sequence[int]]
 
-    def seed(self, row: Json | Preference) -> int:
+    def seed(self, row: int) -> int:
         """The seed of all that is drawn for a data row."""
-        number = row["row"] if isinstance(row, dict) else row.row
-        return derive_seed(self.session.config.seed, self.name, "sample", number)
+        return derive_seed(self.session.config.seed, self.name, "sample", row)
 
     def numbers(self, step: int) -> range:
         size = self.config.batch_size
@@ -74,7 +73,7 @@ class _Collector:
         those of all processes, each of which samples for its share.
         """
         config, numbers = self.config, learner.share(list(self.numbers(step)))
-        seeds = [self.seed(self.rows[i]) for i in numbers]
+        seeds = [self.seed(self.rows[i].row) for i in numbers]
         prompts = pad_prompts([self.prompts[i] for i in numbers], seeds, self.encoder.pad_id, numbers)
         replies = sample(
             self.policy,
@@ -96,8 +95,8 @@ class _Collector:
         if isinstance(self.scorer, Scorer):
             for row, scored in zip(collected, self._scores(self.scorer, replies, numbers), strict=True):
                 row |= {**scored, "scores": _finite(scored["scores"], self.name)}
-        lengths = replies.response.sum(1).tolist(), closed
-        rows, sizes = learner.together(collected), learner.together(list(zip(*lengths, strict=True)))
+        lengths = zip(replies.response.sum(1).tolist(), closed, strict=True)
+        rows, sizes = learner.together(collected), learner.together([*lengths])
         if isinstance(self.scorer, LLMJudge):
             self._ask(self.scorer, rows, learner)
         if not learner.is_main:
@@ -109,8 +108,7 @@ class _Collector:
         for it after every few rows, each time anew, since none waits longer than `process_timeout`.
         """
         questions = self.config.replies * (self.config.replies - 1)  # of a row
-        few = len(rows) if learner.is_alone else _ROUNDS * judge.config.parallel // questions
-        few = max(few, 1)
+        few = max(len(rows) if learner.is_alone else _ROUNDS * judge.config.parallel // questions, 1)
         for start in range(0, len(rows), few):
             part = rows[start : start + few]
             for row, scores in zip(part, judge.scores(part) if learner.is_main else (), strict=False):
@@ -131,10 +129,10 @@ class _Collector:
     def _metrics(self, rows: Sequence[Json], replies: Sequence[tuple[int, bool]]) -> dict[str, float]:
         """Metrics of rows, and of the length of each reply and whether it has ended."""
         spreads = [pstdev(row["scores"]) for row in rows]
-        judge = self.scorer if isinstance(self.scorer, LLMJudge) else None
-        judgements = [] if judge is None else judge.judgements(rows)
-        no_verdict = float(sum(judgement["verdict"] is None for judgement in judgements))
-        lost = {} if judge is None else {"no_verdict": no_verdict}
+        lost = dict[str, float]()
+        if isinstance(self.scorer, LLMJudge):
+            verdicts = [judgement["verdict"] for judgement in self.scorer.judgements(rows)]
+            lost = {"no_verdict": float(verdicts.count(None))}
         return {
             "score": fmean(score for row in rows for score in row["scores"]),
             "score_std_within": fmean(spreads),
@@ -157,7 +155,7 @@ class _Collector:
         if len(places) < 2:
             return []
         texts, scores = ([row[key][i] for i in places] for key in ("replies", "scores"))
-        pairs = pairs_of(texts, scores, rule, self.seed(row))
+        pairs = pairs_of(texts, scores, rule, self.seed(row["row"]))
         return [pair and Pair(places[pair.chosen], places[pair.rejected], pair.chance) for pair in pairs]
 
 
@@ -254,11 +252,10 @@ def _judge(
     if config.asks is not None:
         return llm_judge(config.judge, config.asks, session.run.answers(name))
     judge, size = config.scored_by or config.judge_directory, config.microbatch_size
-    functions = reward_functions(config.functions(), encoder, rows, session.config.reward_timeout)
     model = reward_model_of(session, judge, learner) if judge else None
     if model is not None and config.scored_by:
         share(model, session.config.shared_blocks())
-    return scorer_for(session, encoder, model, judge, size, functions, rows)
+    return scorer_for(session, encoder, model, judge, size, rows, config.functions())
 
 
 def _finite(scores: Sequence[float], name: str) -> list[float]:
@@ -319,5 +316,5 @@ def _preference(collector: _Collector, row: Json, pair: Pair) -> Json:
         "score_chosen": scores[pair.chosen],
         "score_rejected": scores[pair.rejected],
         "row": row["row"],
-        "seed": collector.seed(row),
+        "seed": collector.seed(row["row"]),
     }

@@ -65,7 +65,7 @@ def refuse_changed_members(session: Session, stage: Stage) -> tuple[Session, lis
     stages. OtherSettings, of the ensemble, if one was made with other settings.
     """
     inner = _with_members(session, stage.name)
-    members = [inner.stage(name) for name in names_of_members(session, stage.name)]
+    members = [inner.stage(name) for name in session.config.stage[stage.name].member_names(stage.name)]
     for member in members:
         try:
             is_finished(session.run, member)
@@ -74,15 +74,10 @@ def refuse_changed_members(session: Session, stage: Stage) -> tuple[Session, lis
     return inner, members
 
 
-def names_of_members(session: Session, name: str) -> list[str]:
-    """The stages that an ensemble's stage consists of."""
-    return [f"{name}/member-{i}" for i in range(session.config.stage[name].models)]
-
-
 def _with_members(session: Session, name: str) -> Session:
     """A copy of the session that has the members among its stages."""
     settings = session.config.stage[name]
-    members = {each: settings.member(i) for i, each in enumerate(names_of_members(session, name))}
+    members = {each: settings.member(i) for i, each in enumerate(settings.member_names(name))}
     config = session.config.model_copy(update={"stage": {**session.config.stage, **members}})
     return replace(session, config=config)
 

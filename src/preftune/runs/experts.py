@@ -13,6 +13,7 @@ from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import forget_states
 from preftune.runs.roles import keep_rows, share
+from preftune.runs.save import chosen_batches
 from preftune.runs.session import Session
 from preftune.runs.stages import Stage
 from preftune.training.learner import Learner
@@ -31,7 +32,8 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     words, rows = settings.kinds, session.training_rows(settings.training_part(), stage.name)
     firsts, ids = distinct_prompts(encoder, first_encoded(encoder, rows, None)[0])
     kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
-    groups = [_places(kinds, kind)[: None if top is None else PROMPTS] for kind in range(len(words))]
+    most = None if top is None else PROMPTS
+    groups = [[n for n, each in enumerate(kinds) if each == kind][:most] for kind in range(len(words))]
     counts = ", ".join(f"{len(group):,} {word}" for group, word in zip(groups, words, strict=True))
     session.console.line(f"{stage.name}: the kind of a prompt is learnt from {counts} ones")
     if top is None:
@@ -49,10 +51,6 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     return session.go_over(stage.name, groups, fitted, seen=True)
 
 
-def _places(items: Sequence[int], item: int) -> list[int]:
-    return [n for n, each in enumerate(items) if each == item]
-
-
 def _states(
     session: Session,
     model: RewardModel,
@@ -64,11 +62,7 @@ def _states(
     """States (n, d) of the rows' prompts after so many blocks, in the run's precision. Each prompt goes
     through with its chosen reply, as in training, whose states may lie on disk.
     """
-    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    batches = [
-        encoder.sequences([(row.prompt, row.chosen) for row in part], [row.ended[0] for row in part])
-        for part in parts
-    ]
+    batches = chosen_batches(encoder, rows, BATCH)
     keep_rows(session, [model], int(sum(batch.attention.sum() for batch in batches)))
     states = list[torch.Tensor]()
     for batch in batches:

@@ -96,11 +96,11 @@ def mirrored_commits(mirror: str | Path | None) -> dict[str, str]:
     return {k: v for k, v in (content or {}).items() if isinstance(v, str)}
 
 
-def existing(path: str | Path) -> RunDir:
+def existing(path: str | Path, hint: str = "give the directory of a run") -> RunDir:
     """A run's directory. InputMissing if it is none."""
     run = RunDir(Path(path))
     if not run.config.is_file():
-        raise InputMissing(f"{path} is not a run directory: no config.toml", "give the directory of a run")
+        raise InputMissing(f"{path} is not a run directory: no config.toml", hint)
     return run
 
 
@@ -122,9 +122,7 @@ def absolute(config: RunConfig) -> RunConfig:
         path = Path(os.path.expanduser(name)) if name else None
         return str(path.resolve()) if path and path.exists() else name
 
-    data = config.data.model_copy(
-        update={"name": full(config.data.name)} if config.data.name != "world" else {}
-    )
+    data = config.data.model_copy(update={} if config.is_world else {"name": full(config.data.name)})
     special = config.model.base in ("scratch", "smollm2")
     model = config.model.model_copy(update={} if special else {"base": full(config.model.base)})
     stages = {name: stage.located(full) for name, stage in config.stage.items()}

@@ -1,8 +1,7 @@
 """How long the rows of a run are, before anything is trained."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from preftune.config import RunConfig
 from preftune.data import Dataset, Encoder, Preference
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 _ROWS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Mean tokens of prompts and replies, end token counted."""
 
     prompt: float

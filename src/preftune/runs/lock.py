@@ -146,19 +146,12 @@ def _owner(text: str) -> str:
 
 def _sweep(run: RunDir) -> None:
     """Remove what writers left behind that were killed: nobody else writes models and checkpoints here."""
-    for folder in ("models", "models/*", "collected", "stages/*/checkpoints"):
+    members = "stages/*/member-*"
+    for folder in ("models", "models/*", "collected", "stages/*/checkpoints", f"{members}/checkpoints"):
         for stale in run.path.glob(f"{folder}/.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
-    for folder in (
-        ".",
-        "models/*",
-        "collected/*",
-        "stages/*",
-        "stages/*/parts*",
-        "evaluation",
-        "evaluation/*",
-        *WRITTEN_FOLDERS[3:],
-    ):
+    nested = ("models/*", "collected/*", "stages/*", members, "stages/*/parts*", "evaluation/*")
+    for folder in (".", *WRITTEN_FOLDERS, *nested):
         for stale in run.path.glob(f"{folder}/.*.tmp-[0-9]*"):
             pid = stale.name.rpartition("-")[2]
             if pid.isdecimal() and not is_alive(int(pid)):  # `preftune report` asks for no lock

@@ -99,10 +99,8 @@ class Mirror:
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
         here, logs = self.run.checkpoints(stage.name), self._logs(stage)
-        newest = newest_step(here) or (-1 if fault_of(checkpoint_at(here, 0)) else 0)
-        units = [unit for unit in self._checkpoints(stage) if step_of(unit) > newest and _is_complete(unit)]
-        # Of other settings, a state of before the first step is in nobody's way.
-        units = [unit for unit in units if step_of(unit) > 0 or self._is_of(stage, unit)]
+        newest = _newest(here)
+        units = [unit for unit in self._checkpoints(stage) if self._is_further(stage, unit, newest)]
         for unit in reversed(units):  # the newest last: a kill before it leaves something to fetch
             self._same_settings(stage, unit)
             sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
@@ -110,6 +108,14 @@ class Mirror:
         if units:
             self._fetch_logs(stage, units[0])
             self.say(f"{stage.name:<12} checkpoint of step {step_of(units[0])} fetched from {units[0]}")
+
+    def _is_further(self, stage: Stage, unit: Path, newest: int) -> bool:
+        """Whether a checkpoint is complete and of a later step. Of other settings, a state of before the
+        first step is in nobody's way.
+        """
+        if step_of(unit) <= newest or not _is_complete(unit):
+            return False
+        return step_of(unit) > 0 or self._is_of(stage, unit)
 
     def _folder(self, stage: Stage) -> Path:
         return self.directory / stage.name
@@ -176,6 +182,11 @@ class Mirror:
                 + "\n  ".join(changes(recorded, stage)[:5]),
                 hint="give this run its own mirror",
             )
+
+
+def _newest(checkpoints: Path) -> int:
+    """The step of the newest valid checkpoint: 0 is the state of before the first step, -1 is none."""
+    return newest_step(checkpoints) or (-1 if fault_of(checkpoint_at(checkpoints, 0)) else 0)
 
 
 def _is_complete(unit: Path) -> bool:

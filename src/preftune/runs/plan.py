@@ -107,23 +107,24 @@ def check_kind(config: RunConfig, dataset: Dataset, stages: Sequence[str], *, co
         )
     for name in stages:
         stage = config.stage[name]
-        data = dataset.of(stage.data)
-        if data is not None:
-            _check_form(config, str(stage.data or config.data.name), data)
-        if data is not None and data.kind not in stage.uses:
+        data, of = dataset.of(stage.data), str(stage.data or config.data.name)
+        if data is None:  # collected: not known yet
+            continue
+        _check_form(config, of, data)
+        if data.kind not in stage.uses:
             raise DataError(
-                f"{stage.data or config.data.name}: its rows are {KINDS[data.kind]}, and the stage {name} "
+                f"{of}: its rows are {KINDS[data.kind]}, and the stage {name} "
                 f"({stage.algorithm}) needs "
                 + " or ".join(words for kind, words in KINDS.items() if kind in stage.uses),
                 f"{FORMS}; row 1 has the columns {data.report.get('columns', 'of pairs')}",
             )
-        if data is not None and data.kind == stage.batch == "unpaired" and not data.undesirable:
+        if data.kind == stage.batch == "unpaired" and not data.undesirable:
             raise DataError(
-                f"{stage.data or config.data.name}: no training row is an undesirable reply, and the stage "
+                f"{of}: no training row is an undesirable reply, and the stage "
                 f"{name} ({stage.algorithm}) learns from both kinds",
                 'label them: {"prompt", "completion", "label": false}',
             )
-        learners_rows(data.rows_for(stage.batch) if data is not None else (), stage, name)
+        learners_rows(data.rows_for(stage.batch), stage, name)
     if compared and kind not in ("pairs", "unpaired"):
         raise DataError(
             f"{config.data.name}: its rows are {have}, and policies are compared on held-out replies",

@@ -53,26 +53,25 @@ def remove_run(run: RunDir) -> list[Path]:
 def _written_files(run: RunDir) -> Iterator[Path]:
     """Files of a run that are there, and models and checkpoints as directories."""
     names = _recorded(run)
-    stages = run.stage_dir("x").parent
-    for path in sorted([*stages.glob("*"), *stages.glob("*/member-*")]):
+    for path in sorted([*run.stages.glob("*"), *run.stages.glob("*/member-*")]):
         for kind in ("step-*", ".tmp-*", "corrupt"):
             yield from sorted(path.glob(f"checkpoints/{kind}"))
         for pattern in _OF_A_STAGE:
             yield from sorted(path.glob(pattern))
-        name = path.relative_to(stages)
+        name = path.relative_to(run.stages)
         yield from sorted((run.path / "tensorboard" / name).glob("events.out.tfevents.*"))
-    candidates = [*run.models.glob("*"), *run.collected("x").parent.glob("*")]
+    candidates = [*run.models.glob("*"), *run.collections.glob("*")]
     yield from sorted(folder for folder in candidates if (folder / SIDE_FILE).is_file())
     for pattern in _OF_AN_EVALUATION:
-        yield from sorted(run.comparisons.parent.glob(pattern))
-    for record in sorted(run.pairs("*").parent.glob(f"{run.pairs('*').name}/pairs.json")):
+        yield from sorted(run.evaluations.glob(pattern))
+    for record in run.pairs_records():
         for pattern in _OF_PAIRS:
             yield from sorted(record.parent.glob(pattern))
     for pattern in _FIGURES:
         yield from sorted(file for file in run.figures.glob(pattern) if not names or file in names)
     yield from sorted(file for file in run.analysis_details.glob("*.md") if file in names)
     yield from (path for path in sorted(run.aside.glob("*")) if path.is_dir() or path.name == "request.json")
-    yield from sorted(run.log(1).parent.glob("attempt-[0-9]*.log"))
+    yield from sorted(run.logs.glob("attempt-[0-9]*.log"))
     files = (run.config, run.run, run.origins, run.data, run.analysis_text, run.report_page, run.mistakes)
     files += (run.report_record, run.analysis_details / TOKENS, *run.samples_files().values())
     yield from (file for file in files if file.is_file())

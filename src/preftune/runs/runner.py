@@ -56,10 +56,16 @@ def open_session(
     written then, config.toml least of all.
     """
     _meet(config)  # --restart may have removed what is there
-    session = Session(config=config, dataset=dataset, run=run, console=console, trains=trains, located=base)
-    session.origin = origin
-    if mirror is not None:
-        session.mirror = Mirror(directory=Path(mirror), run=run, say=console.line)
+    session = Session(
+        config=config,
+        dataset=dataset,
+        run=run,
+        console=console,
+        mirror=None if mirror is None else Mirror(directory=Path(mirror), run=run, say=console.line),
+        trains=trains,
+        located=base,
+        origin=origin,
+    )
     stages = [session.stage(name) for name in [*session.scratch, *stage_order(config.stage)]]
     if trains and (redo := redo or half_moved(run, {stage.name: stage for stage in stages})):
         session.anew = with_children(config.stage, redo)

@@ -32,6 +32,7 @@ from preftune.sums import check, read_sealed
 
 _PROBES = 16
 _NORMALISING = 256  # chosen responses
+_SCORED = 8  # of them at a time
 
 
 def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
@@ -225,11 +226,12 @@ def first_replies(encoder: Encoder, rows: Sequence[Preference]) -> list[Preferen
 @torch.no_grad()
 def _scores(model: RewardModel, encoder: Encoder, rows: Sequence[Preference]) -> torch.Tensor:
     device = next(model.model.parameters()).device
-    scores = [model.raw_scores(b.to(device)).cpu() for b in _batches(encoder, rows)]
+    scores = [model.raw_scores(b.to(device)).cpu() for b in chosen_batches(encoder, rows, _SCORED)]
     return torch.cat(scores)
 
 
-def _batches(encoder: Encoder, rows: Sequence[Preference], size: int = 8) -> list[Sequences]:
+def chosen_batches(encoder: Encoder, rows: Sequence[Preference], size: int) -> list[Sequences]:
+    """Prompts with their chosen replies, `size` rows a batch."""
     items, ended = [(row.prompt, row.chosen) for row in rows], [row.ended[0] for row in rows]
     spans = [slice(i, i + size) for i in range(0, len(rows), size)]
     return [encoder.sequences(items[span], ended[span]) for span in spans]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,7 +123,7 @@ class Session:
 
     @property
     def is_world(self) -> bool:
-        return self.config.data.name == "world"
+        return self.config.is_world
 
     @property
     def gold(self) -> Gold | None:
@@ -371,13 +371,14 @@ class Session:
         version = {} if encoder.as_before else {"encoding": 2, "ends": list(encoder.ends)}
         commit = {"commit": self.base.commit} if self.base.commit else {}
         weights = {"sha256": fingerprint(self.base), **commit, **version}
-        old = sum_of(weights)  # of a run from before the files beside the weights were part of the key
-        records = [inputs_in(read_sealed(self.run.stage_json(name))) for name in self.config.stage]
-        parent_keys = [inputs.get("parents") or {} for inputs in records]
-        if any(old in keys.values() for keys in parent_keys):
-            return weights
-        beside = surroundings(self.base)
+        beside = {} if self._has_old_key(weights) else surroundings(self.base)
         return {**weights, "beside_sha256": beside} if beside else weights
+
+    def _has_old_key(self, weights: Mapping[str, Any]) -> bool:
+        """Whether the run is from before the files beside the weights were part of the base's key."""
+        old = sum_of(weights)
+        records = [inputs_in(read_sealed(self.run.stage_json(name))) for name in self.config.stage]
+        return any(old in (inputs.get("parents") or {}).values() for inputs in records)
 
     def _inputs(self, config: Any) -> dict[str, Any]:
         return {

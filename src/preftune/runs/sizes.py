@@ -77,7 +77,7 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     counts = [len(rows) for rows in own] or _counts(config, name, dataset)
     planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
-    trained = rows * stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
+    trained = rows * stage.tokens_per_row(*lengths)
     if stage.batch == "unpaired" and (data is None or data.kind == "pairs"):
         trained *= 2  # mismatched rows are about as many again; a labelled reply counts as two rows anyway
     once, note = trained / stage.epochs, ""
@@ -111,7 +111,7 @@ def _counts(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
 
 def _reads_at_once(config: RunConfig) -> bool:
     """Whether there is a tokenizer: to learn one takes a while."""
-    return config.model.scratch is None or config.data.name == "world"
+    return config.model.scratch is None or config.is_world
 
 
 def _adapters(model: PreTrainedModel, config: RunConfig, stage: str) -> str:

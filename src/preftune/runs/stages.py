@@ -85,11 +85,14 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
     if recorded.get("key") != stage.key:
         if recorded.get("status") == "running" and not _has_begun(run, stage.name):
             return False  # it was begun, and no step of it is kept: there is nothing to keep apart
-        changed = changes(recorded, stage)
-        why_not = why_not_longer(run, stage, recorded, changed)
-        if why_not == "" or _is_combined_otherwise(run, stage, changed):
+        changed, more = changes(recorded, stage), ""
+        if was_raised(stage, recorded, changed):
+            why_not = why_not_longer(run, stage, recorded)
+            if not why_not:
+                return False
+            more = f"\n  it cannot continue from where it ended: {why_not}"
+        if _is_combined_otherwise(run, stage, changed):
             return False
-        more = f"\n  it cannot continue from where it ended: {why_not}" if why_not else ""
         raise OtherSettings(
             stage.name,
             f"stage {stage.name} in {run.path} was made with other settings:\n  "
@@ -116,24 +119,28 @@ def _has_begun(run: RunDir, name: str) -> bool:
     )
 
 
-def why_not_longer(
-    run: RunDir, stage: Stage, recorded: Mapping[str, Any], changed: Sequence[str]
-) -> str | None:
-    """Why a finished stage whose steps or epochs were raised cannot go on from its last state; "" if it can,
-    None where something else has changed, or nothing was raised.
-    """
-    kind, now = config_of(stage.algorithm), stage.inputs.get("settings", {})
-    before = inputs_in(recorded).get("settings", {})
+def was_raised(stage: Stage, recorded: Mapping[str, Any], changed: Sequence[str]) -> bool:
+    """Whether a finished stage has become longer, by its steps or epochs, and nothing else has changed."""
+    kind = config_of(stage.algorithm)
+    if kind is None or not kind.length or recorded.get("status") != "finished":
+        return False
+    if [line.split(":")[0] for line in changed] != [f"settings.{kind.length}"]:
+        return False
+    before, now = _lengths(stage, recorded)
+    return type(before) is int and type(recorded.get("steps")) is int and now > before
+
+
+def _lengths(stage: Stage, recorded: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What the setting that says how long a stage trains is in a record of it, and what it is now."""
+    kind = config_of(stage.algorithm)
     name = kind.length if kind else ""
-    if (
-        not name
-        or recorded.get("status") != "finished"
-        or [c.split(":")[0] for c in changed] != [f"settings.{name}"]
-    ):
-        return None
-    old_length, new_length, steps = before.get(name), now.get(name), recorded.get("steps")
-    if type(old_length) is not int or type(steps) is not int or new_length <= old_length:
-        return None
+    return inputs_in(recorded).get("settings", {}).get(name), stage.inputs.get("settings", {}).get(name)
+
+
+def why_not_longer(run: RunDir, stage: Stage, recorded: Mapping[str, Any]) -> str:
+    """Why a stage that `was_raised` cannot go on from its last state; "" if it can."""
+    now, steps = stage.inputs["settings"], recorded["steps"]
+    old_length, new_length = _lengths(stage, recorded)
     optimizer = OptimizerConfig.model_validate(now["optimizer"])
     if now.keys() & {"members", "experts"}:
         return "an ensemble is trained anew"
@@ -151,7 +158,7 @@ def why_not_longer(
             f"its learning rate depends on the number of steps (schedule {optimizer.schedule}, warmup "
             f"{optimizer.warmup:g}); optimizer.schedule=constant optimizer.warmup=0 would not"
         )
-    if not any(path.name == f"step-{steps:06d}" for path in run.checkpoints(stage.name).glob("step-*")):
+    if not (run.checkpoints(stage.name) / f"step-{steps:06d}").is_dir():
         return "its last state was not kept (checkpoint.keep_last=true keeps it)"
     return ""
 
@@ -173,10 +180,10 @@ def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) ->
     """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
     kind = config_of(stage.algorithm)
     combining = kind.combining if kind else ()
+    if not {*combining} & stage.inputs.get("settings", {}).keys() or not members_begun(run, stage.name):
+        return False
     free = tuple(f"settings.{name}: " for name in combining)
-    is_one = any(name in stage.inputs.get("settings", {}) for name in combining)
-    is_one = is_one and bool(members_begun(run, stage.name))
-    return is_one and all(line.startswith(free) for line in changed)
+    return all(line.startswith(free) for line in changed)
 
 
 def check_model(run: RunDir, name: str, model: Path) -> bool:
@@ -193,7 +200,7 @@ def check_model(run: RunDir, name: str, model: Path) -> bool:
 
 def unverified(run: RunDir) -> list[str]:
     """Finished parts of a run from before sums were kept."""
-    files = sorted(run.stage_json("x").parent.parent.glob("*/stage.json"))
+    files = sorted(run.stages.glob("*/stage.json"))
     records = {file.parent.name: read_sealed(file) for file in files}
     finished = {name: record for name, record in records.items() if record.get("status") == "finished"}
     return [name for name, record in finished.items() if listed(record) is None]

@@ -26,7 +26,7 @@ from preftune.runs.job import Job
 from preftune.runs.onlookers import onlookers
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.roles import keep_rows, make_roles
-from preftune.runs.save import finished_model
+from preftune.runs.save import chosen_batches, finished_model
 from preftune.runs.scoring import judge_encoder, reward_model_of
 from preftune.runs.session import Session
 from preftune.runs.sources import load_corpus, make_tokenizer
@@ -62,14 +62,15 @@ def run_stage(session: Session, stage: Stage) -> bool:
         session.console.progress(stage.name, stage.algorithm, job.steps) as on_step,
         onlookers(session, stage, job, on_step) as looks,
     ):
-        first, to_device = list[int](), job.learner.place
+        first: int | None = None
 
         def batch_at(step: int) -> Any:
-            first[:] = first or [step]
-            return to_device(job.batch_at(step))
+            nonlocal first
+            first = step if first is None else first
+            return job.learner.place(job.batch_at(step))
 
         ended = train(job.algorithm, job.learner, batch_at, plan, looks)
-    before = seconds_until(plan.metrics, first[0] if first else job.steps)
+    before = seconds_until(plan.metrics, job.steps if first is None else first)
     with unsharded(job.model):
         _finish(session, stage, job, plan, began - before, ended)
     job.learner.wait()
@@ -122,8 +123,8 @@ def _validation(session: Session, name: str, job: Job) -> dict[str, Any]:
     policy = job.model
 
     def loss(groups: Sequence[Sequence[Preference]]) -> dict[str, Any]:
-        sequences = (job.encoder.sequences([(row.prompt, row.chosen)], row.ended[0]) for row in groups[0])
-        return response_nll(policy, [batch.to(job.learner.device) for batch in sequences])
+        batches = chosen_batches(job.encoder, groups[0], 1)
+        return response_nll(policy, [batch.to(job.learner.device) for batch in batches])
 
     return {"validation": session.go_over(name, [rows], loss, seen=False)}
 
@@ -205,15 +206,19 @@ def _scorer(
     server that draws them, if one does.
     """
     config = cast(OnlineConfig, settings)
-    seconds, rule = session.config.reward_timeout, config.on_reward_error
-    functions = reward_functions(
-        config.reward_functions, encoder, feed.rows, seconds, rule, config.watched_functions
+    scorer = scorer_for(
+        session,
+        encoder,
+        judge,
+        config.scored_by,
+        config.microbatch_size,
+        feed.rows,
+        config.reward_functions,
+        watched=config.watched_functions,
+        on_error=config.on_reward_error,
     )
-    if functions is not None:
-        functions = replace(functions, total=learner.total)
-    size, rows = config.microbatch_size, feed.rows
-    scorer = scorer_for(session, encoder, judge, config.scored_by, size, functions, rows)
-    return replace(scorer, sampler=server)
+    functions = scorer.functions and replace(scorer.functions, total=learner.total)
+    return replace(scorer, functions=functions, sampler=server)
 
 
 def _pretraining(session: Session) -> Job:
@@ -258,40 +263,31 @@ def _pretraining(session: Session) -> Job:
     )
 
 
-def reward_functions(
-    terms: str | None,
-    encoder: Encoder,
-    rows: Sequence[Preference],
-    seconds: float,
-    on_error: OnError = "stop",
-    watched: str | None = None,
-) -> RewardFunctions | None:
-    """The functions of a setting, and those that are only watched, with the data rows of the prompts that
-    they will be asked about, and the seconds that one call may take.
-    """
-    if terms is None and watched is None:
-        return None
-    return RewardFunctions(
-        functions=load_functions(terms, seconds) if terms else (),
-        watched=load_functions(" + ".join(words_in(watched)), seconds) if watched else (),
-        encoder=encoder,
-        rows=rows,
-        on_error=on_error,
-    )
-
-
 def scorer_for(
     session: Session,
     encoder: Encoder,
     reward_model: RewardModel | None,
     stage: str | None,
     batch_size: int,
-    functions: RewardFunctions | None = None,
-    rows: Sequence[Preference] = (),
+    rows: Sequence[Preference],
+    terms: str | None = None,
+    *,
+    watched: str | None = None,
+    on_error: OnError = "stop",
 ) -> Scorer:
-    """A scorer by token ids if the reward model shares the policy's vocabulary, else by text: `rows` are
-    those that prompts come from.
+    """A scorer by the reward model of `stage`, by the functions of the setting `terms`, or both; those of
+    `watched` are called and do not count. By token ids if the reward model shares the policy's vocabulary,
+    else by text: `rows` are those that prompts come from.
     """
+    functions, seconds = None, session.config.reward_timeout
+    if terms is not None or watched is not None:
+        functions = RewardFunctions(
+            functions=load_functions(terms, seconds) if terms else (),
+            watched=load_functions(" + ".join(words_in(watched)), seconds) if watched else (),
+            encoder=encoder,
+            rows=rows,
+            on_error=on_error,
+        )
     reader = judge_encoder(session, stage) if stage is not None else encoder
     return Scorer(
         reward_model=reward_model,

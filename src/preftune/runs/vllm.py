@@ -217,7 +217,8 @@ def server_of(session: Session, stage: str, tokenizer: Any, learner: Learner) ->
     )
     endpoint.call("GET", "/health", None, lambda content: None)
     served = endpoint.call("GET", "/v1/models", None, lambda content: _names(endpoint, content))
-    if len(served) != 1 if config.model is None else config.model not in served:
+    model = config.model or (served[0] if len(served) == 1 else None)
+    if model not in served:
         expected = "one model" if config.model is None else config.model
         raise ConfigError(
             f"{WHO} at {endpoint.url} serves {', '.join(served) or 'nothing'}, not {expected}",
@@ -226,7 +227,7 @@ def server_of(session: Session, stage: str, tokenizer: Any, learner: Learner) ->
     return VLLM(
         endpoint=endpoint,
         config=config,
-        model=config.model or served[0],
+        model=model,
         name=f"{session.config.name}-{stage.replace('/', '-')}",
         tokenizer=tokenizer,
         learner=learner,

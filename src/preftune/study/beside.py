@@ -23,7 +23,7 @@ MOST_PERPLEXITY = 1.5  # of SFT's perplexity under the base
 def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
     """By judge: the policy's mean, and its gain over the reference on the same prompts, pooled, by seed."""
     result = {}
-    for judge in seeds[0].policy(seeds[0].facts.reference, kind).golds:
+    for judge in seeds[0].sets[seeds[0].facts.reference][kind].golds:
         tables = [_table(values, name, kind, judge) for values in seeds]
         pooled = pooled_means(tables, resamples)
         gains = [table[:, 1] for table in tables]
@@ -41,12 +41,12 @@ def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) ->
 
 def _table(values: SeedValues, name: str, kind: str, judge: str) -> Floats:
     """(prompts, 2): score, and gain over the reference."""
-    reference = np.array(values.policy(values.facts.reference, kind).golds[judge])
+    reference = np.array(values.sets[values.facts.reference][kind].golds[judge])
     if name.startswith("best_of_"):
         n = int(name.removeprefix("best_of_"))
         scores = np.array(values.best_sets[kind].golds[judge])[:, n - 1]
     else:
-        scores = np.array(values.policy(name, kind).golds[judge])
+        scores = np.array(values.sets[name][kind].golds[judge])
     return np.stack([scores, scores - reference], axis=1)
 
 
@@ -57,7 +57,7 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     """
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
-    pairs = [(values.policy(name, kind), values.policy(values.facts.reference, kind)) for values in seeds]
+    pairs = [(values.sets[name][kind], values.sets[values.facts.reference][kind]) for values in seeds]
     variety = _mean(_share(policy.distinct_2, sft.distinct_2) for policy, sft in pairs)
     perplexity = _mean(
         _share(_perplexity(policy.base_nll), _perplexity(sft.base_nll)) for policy, sft in pairs
@@ -87,14 +87,16 @@ def _perplexity(nll: float | None) -> float | None:
 
 def section(study: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Heads and rows of the table in STUDY.md; no rows where nothing was measured beside gold."""
-    policies = [policy for policy in study["policies"].values() if policy.get("others") or policy.get("text")]
-    judges = list(policies[0]["others"]) if policies else []
+    policies = {
+        name: policy
+        for name, policy in study["policies"].items()
+        if policy.get("others") or policy.get("text")
+    }
+    judges = list(next(iter(policies.values()))["others"]) if policies else []
     heads = ["policy", "gold gain", *(f"gain, {judge}" for judge in judges), "seeds above 0 (gold; others)"]
     rows = []
-    for name, policy in study["policies"].items():
+    for name, policy in policies.items():
         text = policy.get("text")
-        if policy not in policies:
-            continue
         gains = [interval(judge, "gain", sign=True, digits=3) for judge in policy["others"].values()]
         gold_gains = [seed["policies"][name]["gold_gain"] for seed in study["seeds"]]
         above = [gold_gains, *(o["by_seed"] for o in policy["others"].values())]

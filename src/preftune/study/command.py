@@ -93,12 +93,23 @@ def study_seed(
 ) -> None:
     """Run one seed of a study that `study` has designed, or the stages named; `study` starts it."""
     from preftune.study.seed import run_seed
+    from preftune.study.tasks import Task
 
     with handled():
         if child:
             end_with_parent()
         faults.arm()
-        run_seed(directory, seed, reports, mirror=mirror, stages=stage or (), point=point, keep=keep)
+        run_seed(
+            Task(
+                out=directory,
+                seed=seed,
+                reports=reports,
+                mirror=mirror,
+                stages=tuple(stage or ()),
+                point=point,
+                keep=keep,
+            )
+        )
 
 
 def resources(words: Sequence[str]) -> dict[str, int | float | str]:

@@ -28,8 +28,9 @@ from preftune.config.rounds import round_name
 from preftune.data import Dataset
 from preftune.errors import ConfigError, DataError, UsageError
 from preftune.rundir import write_text
+from preftune.runs.lengths import Lengths
 from preftune.runs.sources import learners_rows
-from preftune.study.tokens import Lengths, planned_tokens, with_tokens
+from preftune.study.tokens import planned_tokens, with_tokens
 from preftune.sums import read_sealed, write_sealed
 from preftune.world.gold import gold
 
@@ -58,7 +59,7 @@ class Design:
 
     @property
     def is_world(self) -> bool:
-        return self.config.data.name == "world"
+        return self.config.is_world
 
     @property
     def gold(self) -> str:
@@ -113,7 +114,7 @@ def make_design(request: Request, config: RunConfig, dataset: Dataset, lengths: 
     budget = _budget(request.tokens, stages, lengths)
     if budget is not None:
         stages = _with_budget(stages, budget, lengths, dataset)
-    if config.data.name == "world":
+    if config.is_world:
         stages |= _ceiling(stages, dataset)
     elif not config.evaluation.gold:
         stages |= _second_judge(stages)
@@ -158,18 +159,21 @@ def _with_budget(
     }
 
     def changed(name: str, stage: StageConfig) -> StageConfig:
-        source = dataset.of(stage.data)
-        share, alone = budget / shares.get(name, 1), False
-        if source is None:
-            rows = sum(stage.shares(stages[str(stage.data)].rows_made(len(dataset.train))))
-        else:
-            rows = sum(map(len, learners_rows(source.rows_for(stage.batch), stage, name)))
-            alone = source.kind == stage.batch == "unpaired"
-        share *= stage.items_per_row if alone else 1  # each of these rows has one of a pair's replies
-        return with_tokens(stage, max(round(share), 1), lengths, rows)
+        rows, items = _rows_and_items(name, stages, dataset)
+        return with_tokens(stage, max(round(budget / shares.get(name, 1) * items), 1), lengths, rows)
 
     judges = judges_of(stages)
     return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}
+
+
+def _rows_and_items(name: str, stages: Mapping[str, StageConfig], dataset: Dataset) -> tuple[int, int]:
+    """How many rows a stage learns from, and how many of them it takes for the replies of a pair."""
+    stage = stages[name]
+    source = dataset.of(stage.data)
+    if source is None:
+        return sum(stage.shares(stages[str(stage.data)].rows_made(len(dataset.train)))), 1
+    rows = sum(map(len, learners_rows(source.rows_for(stage.batch), stage, name)))
+    return rows, stage.items_per_row if source.kind == stage.batch == "unpaired" else 1
 
 
 def _ceiling(stages: Mapping[str, StageConfig], dataset: Dataset) -> dict[str, StageConfig]:

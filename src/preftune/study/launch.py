@@ -182,15 +182,14 @@ def _run(
 ) -> None:
     """Have these seeds made, here or elsewhere."""
     at_once = jobs or (1 if where.on == HERE else len(seeds) * (1 + len(swept(design))))
-    if where.on == HERE and at_once == 1:
-        for seed in seeds:
-            console.line(f"seed {seed}")
-            run_seed(out, seed, reports, mirror=where.mirror, keep=keep)
-        return
     tasks = [
         replace(task, keep=keep and keep.absolute()) for task in _tasks(out, seeds, design, reports, where)
     ]
-    if tasks:
+    if where.on == HERE and at_once == 1:
+        for task in tasks:
+            console.line(task.name)
+            run_seed(task)
+    elif tasks:
         carry_out(tasks, _crew(out, where), at_once=at_once, retries=where.retries, console=console)
 
 

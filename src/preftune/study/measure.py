@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from preftune.config import judges_of
-from preftune.data import Dialogue, Preference
+from preftune.data import Preference
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Bench, Row, response_nll
@@ -31,6 +31,7 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import BASE, each_leaf, read_object
 from preftune.runs.session import Session
 from preftune.study.design import VERSION, Design
+from preftune.study.values import BEST, Floats
 from preftune.sums import sum_of
 from preftune.training.learner import Learner
 from preftune.world.dataset import KINDS, make_world
@@ -39,7 +40,6 @@ from preftune.world.replies import PROBES
 
 MEASURES = ("gold", "proxy", "kl", "length", "ended", "repetition_4")
 WINS = {"proxy": "win", "gold": "gold_win"}  # measure -> its share of wins against SFT
-BEST = "best_of_n"
 TEST, TRAINING = "test", "training"
 PROBE_PAIRS = 400
 _SAMPLES = 8  # prompts whose replies are kept as text, per policy and set
@@ -161,7 +161,10 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
         world, n = make_world(session.config.seed, 1, 1, 1), session.config.evaluation.prompts
         for kind in KINDS:
             if kind != TRAINING:
-                sets[kind] = [_bare(prompt, row) for row, prompt in enumerate(world.prompts(kind, n))]
+                sets[kind] = [
+                    Preference(prompt=prompt, chosen="", rejected="", source="", row=row)
+                    for row, prompt in enumerate(world.prompts(kind, n))
+                ]
     grounds, base = list[Ground](), None
     for name, prompts in sets.items():
         repeated = [prompt for prompt in prompts for _ in range(replies)]
@@ -171,11 +174,6 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
             Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner, base=base)
         )
     return grounds
-
-
-def _bare(prompt: Dialogue, row: int) -> Preference:
-    """A prompt that no pair belongs to."""
-    return Preference(prompt=prompt, chosen="", rejected="", source="", row=row)
 
 
 def _column(rows: Sequence[Row], measure: str) -> Floats:

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from preftune.study.design import Design, load_design, save_design, swept
 from preftune.study.kept import contents
 from preftune.study.kept import keep as put_by
 from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
+from preftune.study.tasks import Task
 from preftune.study.tokens import spent_tokens
 from preftune.sums import check, read_sealed, sums, write_sealed
 
@@ -36,16 +36,7 @@ def finished(out: Path, design: Design, seed: int) -> bool:
     return True
 
 
-def run_seed(
-    out: Path,
-    seed: int,
-    reports: bool = True,
-    *,
-    mirror: Path | None = None,
-    stages: Sequence[str] = (),
-    point: str | None = None,
-    keep: Path | None = None,
-) -> None:
+def run_seed(task: Task) -> None:
     """Train, evaluate and measure one seed; what exists is not made again. With `stages` only these are
     trained: a part of a seed that is spread over machines. `point`, the last of them, has a run directory of
     its own beside the seed's, so that several can be trained at a time; the seed takes it over.
@@ -55,26 +46,19 @@ def run_seed(
 
     DataError if a finished seed of the study was made of other functions or models than there are now.
     """
+    out, mirror = task.out, task.mirror
     if mirror is not None and (mirror / "design.json").is_file():
         save_design(load_design(mirror), out)
     design = load_design(out)
-    if stages or not finished(out, design, seed):
-        _make(out, design, seed, reports, mirror, stages, point, keep)
-    if mirror is not None and not stages:  # of a seed too that was stopped just before
-        put_by(out, numbers_in(mirror), design, seed)
+    if task.stages or not finished(out, design, task.seed):
+        _make(task, design)
+    if mirror is not None and not task.stages:  # of a seed too that was stopped just before
+        put_by(out, numbers_in(mirror), design, task.seed)
 
 
-def _make(
-    out: Path,
-    design: Design,
-    seed: int,
-    reports: bool,
-    mirror: Path | None,
-    stages: Sequence[str],
-    point: str | None,
-    keep: Path | None,
-) -> None:
-    """What is missing of a seed, or of its `stages`."""
+def _make(task: Task, design: Design) -> None:
+    """What is missing of a seed, or of the task's stages."""
+    out, seed, mirror, point = task.out, task.seed, task.mirror, task.point
     config, began = design.for_seed(seed), time.monotonic()
     check_reward_functions(config)
     seed_run, copies = RunDir(seed_dir(out, seed)), None if mirror is None else str(seed_dir(mirror, seed))
@@ -95,14 +79,14 @@ def _make(
             base=base,
             origin=None if point is None else seed_run,
         )
-        refuse_others(session, design, out, mirror, keep)
-        if stages:
-            runner.train_stages(session, stages)
+        refuse_others(session, design, out, mirror, task.keep)
+        if task.stages:
+            runner.train_stages(session, task.stages)
             return
         for name in swept(design):
             take(session, RunDir(point_dir(out, seed, name)), session.stage(name))
         runner.train_stages(session, stage_order(config.stage), compared=True)
-        _measure(session, design, out, reports, began)
+        _measure(session, design, out, task.reports, began)
     for name in swept(design):
         shutil.rmtree(point_dir(out, seed, name), ignore_errors=True)
 

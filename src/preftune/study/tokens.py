@@ -19,11 +19,7 @@ _CLOSE = 0.02  # a stage whose plan is so near the budget stays as the recipe ha
 
 def planned_tokens(stage: StageConfig, lengths: Lengths, rows: int = 0) -> float:
     """Tokens through the policy's training forward; 0 for what all policies share: reference and judges."""
-    return stage.rows_planned(rows) * _per_row(stage, lengths) if stage.tunes else 0.0
-
-
-def _per_row(stage: StageConfig, lengths: Lengths) -> float:
-    return stage.tokens_per_row(lengths.prompt, lengths.chosen, lengths.rejected)
+    return stage.rows_planned(rows) * stage.tokens_per_row(*lengths) if stage.tunes else 0.0
 
 
 def with_tokens(stage: StageConfig, budget: int, lengths: Lengths, rows: int) -> StageConfig:
@@ -31,7 +27,7 @@ def with_tokens(stage: StageConfig, budget: int, lengths: Lengths, rows: int) ->
     planned = planned_tokens(stage, lengths, rows)
     if planned == 0 or abs(planned / budget - 1) <= _CLOSE:
         return stage
-    return stage.consuming(budget / _per_row(stage, lengths), rows)
+    return stage.consuming(budget / stage.tokens_per_row(*lengths), rows)
 
 
 def spent_tokens(run: RunDir, stage: str) -> dict[str, int]:

@@ -33,10 +33,6 @@ class SeedValues:
     sets: Mapping[str, Mapping[str, PolicyValues]]  # as written, by policy and set
     best_sets: Mapping[str, BestValues]
 
-    def policy(self, policy: str, kind: str) -> PolicyValues:
-        """What was measured of a policy on a set."""
-        return self.sets[policy][kind]
-
 
 def read_seed(file: Path, seed: int) -> SeedValues:
     """A finished seed's values, from its seed.json and what lies beside it. Raises as `read_record`, and

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from preftune.errors import InputMissing
 from preftune.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -30,13 +29,10 @@ def watch(
     from rich.live import Live
 
     from preftune.runs.console import is_live
+    from preftune.runs.inputs import existing
     from preftune.watch.following import Watched
 
-    directory = RunDir(run)
-    if not directory.config.is_file():
-        raise InputMissing(
-            f"{run} is not a run directory: no config.toml", "`preftune runs` lists those that lie here"
-        )
+    directory = existing(run, "`preftune runs` lists those that lie here")
     watched, out = Watched(directory), Console(highlight=False)
     if once or not is_live(out):
         out.print(_drawn(watched, out))

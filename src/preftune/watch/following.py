@@ -110,11 +110,16 @@ class Look:
         return all(record.status == "finished" for record in self.records.values())
 
     @property
+    def pace(self) -> float | None:
+        """Seconds of a step, by the last ones."""
+        recent = self.tail.recent("step_seconds")
+        return None if recent is None else recent[0]
+
+    @property
     def stage_left(self) -> float | None:
         """Seconds of the stage, at the pace of the last steps; members to come are as long as this one."""
-        pace = self.tail.recent("step_seconds")
         left = max(self.steps - self.step, 0) + self.members_left * self.steps
-        return None if pace is None else left * pace[0]
+        return None if self.pace is None else left * self.pace
 
 
 class Watched:
@@ -174,8 +179,8 @@ class Watched:
 
     def _members(self, name: str) -> dict[str, StageRecord]:
         """The records of an ensemble's members, in the order in which they are trained; {} of one model."""
-        count = self.config.stage[name].models if name in self.config.stage else 1
-        members = [f"{name}/member-{i}" for i in range(count)] if count > 1 else []
+        stage = self.config.stage.get(name)
+        members = stage.member_names(name) if stage is not None and stage.models > 1 else []
         return {member: self._record(member) for member in members}
 
     def _record(self, name: str) -> StageRecord:
@@ -209,10 +214,9 @@ class Watched:
         paces: dict[bool, float] = {}
         for name, record in look.records.items():
             seconds = record.seconds if record.status == "finished" else None
-            if not seconds and name == look.stage and look.stage_left is not None and look.step:
+            if not seconds and name == look.stage and look.pace is not None and look.step:
                 models = self.config.stage[name].models if name in self.config.stage else 1
-                left = look.steps - look.step + look.members_left * look.steps
-                seconds = look.stage_left * look.steps * models / max(left, 1)
+                seconds = look.pace * look.steps * models
             if seconds and tokens[name]:
                 paces[self._samples(name)] = seconds / tokens[name]
         if not paces or look.trained:

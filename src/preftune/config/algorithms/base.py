@@ -127,6 +127,10 @@ class StageSettings(Settings):
         """Of an ensemble of experts: what the sources of each one's rows have in their names."""
         return ()
 
+    def member_names(self, name: str) -> list[str]:
+        """What its models are called as stages of their own, where it is called `name`."""
+        return [f"{name}/member-{i}" for i in range(self.models)]
+
     def member(self, number: int) -> Self:
         """The settings of one model of an ensemble, which is a stage of its own."""
         return self.model_copy(update={key: type(self).model_fields[key].default for key in self.combining})
