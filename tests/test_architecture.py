@@ -47,7 +47,7 @@ ALLOWED["api"] = {*LEAVES, *CHAIN, "audit", "watch"}
 ALLOWED["cli"] = {*LEAVES, *CHAIN, *SIDE_BY_SIDE, "api", "report", "records", "watch"}
 ALLOWED["exits"] = set()
 ALLOWED["cli"] |= {"exits"}
-OPEN = {"errors", "kinds", "seeding", "untrusted", "faults", "stops", "isolated"}
+OPEN = {"errors", "kinds", "seeding", "untrusted", "faults", "stops", "isolated", "hashing"}
 TOP = {"__init__", "__main__"}  # the package itself and `python -m preftune`
 FAST = ("models/", "rollout/sample.py", "runs/provenance.py")  # who may know how passes are made cheap
 

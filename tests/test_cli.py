@@ -18,7 +18,7 @@ import preftune
 from patience import PATIENCE
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked
-from preftune.records.verdict import BETTER, RULE, UNCLEAR
+from preftune.records.verdict import BETTER, RULE
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 from preftune.runs import overview
 from preftune.stops import Interrupted
@@ -306,9 +306,11 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert [row[1::2] for row in found] == 2 * [tuple(verdicts)]  # an interval alone is no verdict
     assert RULE not in said  # nothing is called better or worse
     table = RunDir(tmp_path / "a").comparisons
-    table.write_text(table.read_text().replace(f'"{UNCLEAR}"', f'"{BETTER}"'))
+    write_jsonl(table, [{**row, "interval": [0.1, 9.0], "p_holm": 0.01} for row in rows])
     assert main(["runs", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == RULE
+    said = capsys.readouterr().out.splitlines()
+    assert any(f"[+0.10, +9.00], {BETTER}" in line for line in said)  # by the one rule, whatever is written
+    assert said[-1] == RULE
     assert main(["runs", str(tmp_path / "none")]) == 66
     monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
     assert main([]) == 0

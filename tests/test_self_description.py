@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 from preftune.algorithms import ALGORITHMS
-from preftune.config import ALGORITHM_CONFIGS, StageSettings
-from preftune.config.algorithms import register
+from preftune.config import ALGORITHM_CONFIGS, OptimizerConfig, StageSettings
+from preftune.config.algorithms import register, stage_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "preftune"
 FILES = sorted(SOURCE.rglob("*.py"))
-NAMES = set(ALGORITHM_CONFIGS)
-CLASSES = {
-    *(cls.__name__ for cls in ALGORITHM_CONFIGS.values()),
-    *(cls.__name__ for cls in ALGORITHMS.values()),
-    *("StageSettings", "OfflineConfig", "OnlineConfig"),
-}
+KINDS = stage_kinds()  # those that make data, too
+NAMES = set(KINDS)
+OF_ONE = {*(cls.__name__ for cls in KINDS.values()), *(cls.__name__ for cls in ALGORITHMS.values())}
+CLASSES = {*OF_ONE, "StageSettings", "OfflineConfig", "OnlineConfig"}
+SETTINGS = {name for cls in KINDS.values() for name in (*cls.model_fields, *vars(cls))}
+SETTINGS |= {*OptimizerConfig.model_fields, *vars(StageSettings)}
+SETTINGS = {name for name in SETTINGS if not name.startswith("_")}
 # Maths and its golden vectors know papers, not stages.
 WITHOUT_STAGES = ("functional/", "selftest/", "data/formats/")
 
@@ -32,7 +33,7 @@ def own(path: Path) -> set[str]:
     """Names of the algorithm whose own file this is."""
     if path.parent.name != "algorithms" or path.stem not in NAMES:
         return set()
-    return {path.stem, ALGORITHM_CONFIGS[path.stem].__name__, ALGORITHMS[path.stem].__name__}
+    return {path.stem, KINDS[path.stem].__name__, KINDS[path.stem].implementation.partition(":")[2]}
 
 
 def names_in(node: ast.AST) -> set[str]:
@@ -69,9 +70,75 @@ def ladders(path: Path, tree: ast.AST) -> Iterator[str]:
                 yield f"{place}: a table by algorithm"
 
 
-def test_nobody_asks_which_algorithm_it_is() -> None:
-    found = [line for p in FILES for line in ladders(p, ast.parse(p.read_text(encoding="utf-8")))]
+def probes(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Places outside of the settings that look whether a stage has a setting: its class has an answer."""
+    if where(path).startswith("config/algorithms/"):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and name.value in SETTINGS:
+                yield f"{where(path)}:{node.lineno}: {ast.unparse(node)}"
+
+
+def uses(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Classes of one algorithm, and of its settings, that a file imports which is not its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and re.match(r"preftune\.(algorithms|config)", node.module or ""):
+            yield from (
+                f"{where(path)}: {name.name}" for name in node.names if name.name in OF_ONE - own(path)
+            )
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.AST]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def test_nobody_asks_which_algorithm_it_is(trees: dict[Path, ast.AST]) -> None:
+    found = [line for path, tree in trees.items() for line in ladders(path, tree)]
     assert not found, "\n".join(found)
+
+
+def test_nobody_probes_the_settings_of_a_stage(trees: dict[Path, ast.AST]) -> None:
+    found = [line for path, tree in trees.items() for line in probes(path, tree)]
+    assert not found, "\n".join(found)
+
+
+def test_the_classes_of_one_algorithm_are_used_in_its_files_but_for_what_architecture_says(
+    trees: dict[Path, ast.AST],
+) -> None:
+    """Pretraining is no stage, and SFT's loss on whole documents. The kind that makes data has no algorithm:
+    two files are it, with one cast.
+    """
+    faces = ("config/__init__.py", "config/algorithms/__init__.py")
+    found = {use for path, tree in trees.items() if where(path) not in faces for use in uses(path, tree)}
+    exceptions = {"runs/train.py: SFT", "runs/train.py: SFTConfig"}
+    collecting = {"runs/collect.py: CollectConfig", "runs/collected.py: CollectConfig"}
+    assert found == exceptions | collecting
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert "[`src/preftune/runs/train.py::_pretraining`](src/preftune/runs/train.py)" in page
+    calls = [
+        (path, node) for path, tree in trees.items() for node in ast.walk(tree) if type(node) is ast.Call
+    ]
+    casts = [path for path, call in calls if ast.unparse(call.func) == "cast" and names_in(call) & OF_ONE]
+    assert [where(path) for path in casts] == ["runs/collected.py"]
+
+
+@pytest.mark.parametrize(
+    "code", ['getattr(stage, "rows", None)', 'getattr(config, "kl_target", "")', 'hasattr(stage, "members")']
+)
+def test_a_probe_is_found(code: str) -> None:
+    assert list(probes(SOURCE / "runs" / "x.py", ast.parse(code)))
+    assert not list(probes(SOURCE / "config" / "algorithms" / "x.py", ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ['getattr(config, "eos_token_id", None)', "getattr(settings, key)", 'getattr(error, "strerror", None)'],
+)
+def test_what_is_no_setting_of_a_stage_may_be_probed(code: str) -> None:
+    assert not list(probes(SOURCE / "models" / "x.py", ast.parse(code)))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +146,11 @@ def test_nobody_asks_which_algorithm_it_is() -> None:
     [
         "isinstance(stage, PPOConfig | GRPOConfig)",
         "isinstance(config, config_module.RewardConfig)",
+        "isinstance(settings, CollectConfig)",
         "issubclass(kind, PPO)",
         "isinstance(stage, (Other, OnlineConfig))",
         'stage.algorithm == "sft"',
+        'stage.algorithm == "collect"',
         '"dpo" != stage["algorithm"]',
         'stage.get("algorithm") == "dpo"',
         'algorithm in ("ppo", "grpo")',

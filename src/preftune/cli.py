@@ -84,6 +84,7 @@ Version = Annotated[
 
 @app.callback()
 def common(debug: Debug = False, version: Version = False) -> None:
+    # `main` reads --debug itself, wherever it stands in the line; here it is only taken and shown by --help.
     """RLHF for small models: reward model, SFT, PPO, GRPO, DPO and others, measured and written up."""
 
 

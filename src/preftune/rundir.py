@@ -6,7 +6,6 @@ they stand in a file as the strings "NaN", "Infinity" and "-Infinity" and are fl
 text that is spelt like one of them gets a backslash in front there, and loses it here.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -264,12 +263,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_file(path: Path) -> str:
-    """Of a file's bytes. OSError if it cannot be read."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plain(value: Any) -> Any:

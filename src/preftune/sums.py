@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, DataError
-from preftune.rundir import RunDir, plain, read_object, sha256_file, write_json
+from preftune.hashing import sha256_file
+from preftune.rundir import RunDir, plain, read_object, write_json
 
 WRITTEN_FOLDERS = ("models", "stages", "evaluation", "samples", "analysis", "figures", "logs", "study")
 WRITTEN_FOLDERS += ("labels", "collected", "chats", ".aside")

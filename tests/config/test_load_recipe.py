@@ -19,6 +19,7 @@ from preftune.config import (
     load_recipe,
     recipe_names,
 )
+from preftune.config.base import Settings
 from preftune.config.graph import parents
 from preftune.config.unused import refuse_unused
 from preftune.errors import ConfigError, PreftuneError, UsageError
@@ -414,6 +415,13 @@ def test_a_setting_that_something_reads_is_taken(recipe: str, words: list[str]) 
 
 @pytest.mark.parametrize("key", ["kl_horizon", "sd_coef", "optimizer.final"])
 def test_a_registered_algorithm_may_have_one_setting_without_the_other(key: str) -> None:
-    own = SimpleNamespace(kl_horizon=5, sd_coef=2.0, optimizer=SimpleNamespace(final=0.5))
-    config: Any = SimpleNamespace(stage={"mine": own})
+    class Optimizer(Settings):
+        final: float = 0.5
+
+    class Mine(Settings):
+        kl_horizon: int = 5
+        sd_coef: float = 2.0
+        optimizer: Optimizer = Optimizer()
+
+    config: Any = SimpleNamespace(stage={"mine": Mine()})
     refuse_unused(config, [f"stage.mine.{key}"])

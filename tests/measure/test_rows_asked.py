@@ -11,12 +11,13 @@ from preftune.config import load_recipe
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.dataset import make_dataset
 from preftune.errors import DataError
+from preftune.hashing import sha256_file
 from preftune.measure import pairs, reward_models
 from preftune.measure.conditions import asked_of
 from preftune.models.locate import Source
 from preftune.records.policy import PairsPolicy
 from preftune.report.sections.other_pairs import policy_table
-from preftune.rundir import RunDir, sha256_file
+from preftune.rundir import RunDir
 
 
 def row(number: int, reply: str = " a") -> Preference:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from preftune.data import Sequences, pad_sequences
 from preftune.data.batch import concatenate
 from preftune.evaluation.divergence import divergences
 from preftune.models.fast.head import next_logits
-from preftune.models.fast.layout import fuse_activations, grow
+from preftune.models.fast.layout import _grown, fuse_activations, grow
 from preftune.models.fast.support import plain_layout, takes_trees
 from preftune.models.roles import Critic, Policy, Reference, RewardModel
 from preftune.training.learner import Learner
@@ -150,6 +151,13 @@ def test_every_distinct_beginning_is_one_node() -> None:
             node = tree.node[i, t]
             assert tree.ids[0, node] == row[t]
             assert tree.positions[0, node] == t
+
+
+def test_where_nothing_is_read_one_token_is_and_the_callers_list_stays() -> None:
+    sizes = [0, 0]
+    tree, nodes, grown = _grown(np.array([[7, 8], [7, 9]]), sizes, torch.device("cpu"))
+    assert (tree.ids.tolist(), nodes.tolist(), grown) == ([[7]], [], [1, 0])
+    assert sizes == [0, 0]
 
 
 def test_tokens_after_the_last_that_is_read_are_left_out() -> None:

@@ -7,10 +7,10 @@ import pytest
 from synthetic import make_run
 
 from damages import shown_by
-from preftune.config import ALGORITHM_CONFIGS
+from preftune.config import ALGORITHM_CONFIGS, PPOConfig
 from preftune.report.healthy import healthy
 from preftune.report.load import load_run
-from preftune.report.plots.curves import FIRST, curves
+from preftune.report.plots.curves import curves
 from preftune.report.plots.figures import draw
 from preftune.rundir import RunDir, write_text
 
@@ -80,7 +80,13 @@ def test_the_loss_of_grpo_is_not_shown_since_it_means_nothing(tmp_path: Path) ->
 
 def test_what_is_watched_is_drawn_beside_the_score_however_much_is_logged(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    names = ["objective/scores", "objective/kl", *FIRST[-8:], "rewards/gold/std", "rewards/gold/mean"]
+    names = [
+        "objective/scores",
+        "objective/kl",
+        *PPOConfig.drawn_first[-8:],
+        "rewards/gold/std",
+        "rewards/gold/mean",
+    ]
     row = ", ".join(f'"{name}": 0.5' for name in names)
     write_text(run.metrics("ppo"), f'{{"step": 1, {row}}}\n{{"step": 2, {row}}}\n')
     assert list(shown(run, "ppo"))[:3] == ["objective/scores", "rewards/gold/mean", "objective/kl"]

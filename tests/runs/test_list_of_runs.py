@@ -35,3 +35,31 @@ def test_that_models_are_gone_is_said_where_there_were_numbers(
     write_sealed(run.stage_json("evaluation"), record)
     lines = [line.strip() for line in show_runs(tmp_path).splitlines()][1:-1]
     assert [line.partition(" [")[0] for line in lines] == says
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ('{"policy": "policy_ppo"', "evaluation/comparisons.jsonl:2: not valid JSON"),
+        ('{"policy": 3}', "evaluation/comparisons.jsonl:2: policy: input should be a valid string"),
+        (
+            '{"policy": "policy_ppo", "reference": "base", "measure": "score", "mean": 1, "interval": 5}',
+            "evaluation/comparisons.jsonl:2: difference: value error, an interval has two ends",
+        ),
+    ],
+    ids=["torn", "a number for a name", "no interval"],
+)
+def test_damaged_numbers_end_nothing_and_hide_nothing_else(tmp_path: Path, row: str, why: str) -> None:
+    """They are read as the report reads them; the run's state and how it goes on are said all the same."""
+    for name in ("one", "two"):
+        run = RunDir(tmp_path / name)
+        write_text(run.config, "".join(f'[stage.{name}]\nalgorithm = "x"\n' for name in STAGES))
+        measured = {"reference": "policy_sft", "measure": "score", "mean": 0.5, "interval": [0, 1]}
+        write_jsonl(run.comparisons, [{"policy": "policy_ppo"} | measured])
+    damaged = RunDir(tmp_path / "one").comparisons
+    write_text(damaged, damaged.read_text() + row + "\n")
+    said = show_runs(tmp_path)
+    assert f"what was measured cannot be read ({why}" in said
+    assert f"{tmp_path}/one: 0 of 4 stages finished" in said
+    assert f"--out {tmp_path}/one" in said
+    assert "ppo: score over SFT +0.50 [+0.00, +1.00], no detectable difference" in said  # of the other

@@ -16,8 +16,8 @@ from preftune.algorithms import SFT
 from preftune.config import OptimizerConfig, SFTConfig
 from preftune.data import Sequences, pad_sequences
 from preftune.errors import DataError
+from preftune.hashing import sha256_file
 from preftune.models.roles import Policy
-from preftune.rundir import sha256_file
 from preftune.training.checkpoint import newest_step, restore
 from preftune.training.learner import Learner
 

@@ -19,15 +19,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.algorithms.on_policy import (
     clip_metrics,
     corrected,
     group_metrics,
-    order_seed,
-    passes,
+    group_updates,
     response_metrics,
     sampled,
+    sampled_step,
     scored_rows,
 )
 from preftune.config import GRPOConfig, StageSettings
@@ -71,18 +71,14 @@ class GRPO:
 
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample groups of responses and score them
-        rollout = self.rollout(batch)
         # 2. advantages within each group; 3. updates of the policy
-        return self.improve(rollout, seed=order_seed(batch, self.learner))
+        return sampled_step(self, batch)
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
-        """All updates on one rollout, that of all processes."""
-        self.learner.note("rewards", rollout.scores)
-        updates = passes(self.experience(rollout), self.config, seed, self.learner, self.update)
-        return {**averaged(updates), **self.report(rollout)}
+        return group_updates(self, rollout, seed)
 
     def experience(self, rollout: Rollout) -> Experience:
         size, valid = self.config.group_size, scored_rows(rollout, self.config.group_size)

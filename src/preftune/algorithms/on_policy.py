@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Metrics, Roles
+from preftune.algorithms.base import Learner, Metrics, Roles, averaged
 from preftune.config import OnlineConfig
 from preftune.data.batch import Prompts, Rows
 from preftune.errors import UsageError
@@ -55,6 +55,41 @@ def sampled(
     if scorer.sampler is not None:
         check_agreement(rollout, scorer.sampler.max_kl)
     return rollout
+
+
+class Sampling(Protocol):
+    """What `sampled_step` asks of an algorithm."""
+
+    @property
+    def learner(self) -> Learner: ...
+    def rollout(self, batch: Prompts) -> Rollout: ...
+    def improve(self, rollout: Rollout, seed: int = 0) -> Metrics: ...
+
+
+class Grouped(Protocol[R]):
+    """What `group_updates` asks of an algorithm."""
+
+    @property
+    def config(self) -> OnlineConfig: ...
+    @property
+    def learner(self) -> Learner: ...
+    def experience(self, rollout: Rollout) -> R: ...
+    def update(self, batch: R) -> Metrics: ...
+    def report(self, rollout: Rollout) -> Metrics: ...
+
+
+def sampled_step(algorithm: Sampling, batch: Prompts) -> Metrics:
+    """Sample and score, then all updates on that, in an order drawn from the seeds of the prompts."""
+    rollout = algorithm.rollout(batch)
+    return algorithm.improve(rollout, seed=order_seed(batch, algorithm.learner))
+
+
+def group_updates(algorithm: Grouped[R], rollout: Rollout, seed: int) -> Metrics:
+    """All updates of the policy on one rollout, that of all processes: their mean metrics, and the report."""
+    algorithm.learner.note("rewards", rollout.scores)
+    experience, learner = algorithm.experience(rollout), algorithm.learner
+    updates = passes(experience, algorithm.config, seed, learner, algorithm.update)
+    return {**averaged(updates), **algorithm.report(rollout)}
 
 
 def corrected(advantages: Tensor, rollout: Rollout, level: str = "token") -> Tensor:

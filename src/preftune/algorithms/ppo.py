@@ -26,10 +26,10 @@ from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
 from preftune.algorithms.on_policy import (
     corrected,
     kl_per_sequence,
-    order_seed,
     passes,
     response_metrics,
     sampled,
+    sampled_step,
 )
 from preftune.config import PPOConfig, StageSettings
 from preftune.data.batch import Prompts, Rows, Sequences
@@ -85,9 +85,8 @@ class PPO:
 
     def step(self, batch: Prompts) -> Metrics:
         # 1. sample responses, score them, look them up under policy, reference and critic
-        rollout = self.rollout(batch)
         # 2. rewards and advantages; 3. several updates of policy and critic
-        return self.improve(rollout, seed=order_seed(batch, self.learner))
+        return sampled_step(self, batch)
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner, self.critic)

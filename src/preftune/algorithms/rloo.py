@@ -15,16 +15,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from preftune.algorithms.base import Learner, Loss, Metrics, Roles, averaged
+from preftune.algorithms.base import Learner, Loss, Metrics, Roles
 from preftune.algorithms.on_policy import (
     clip_metrics,
     corrected,
     group_metrics,
+    group_updates,
     kl_per_sequence,
-    order_seed,
-    passes,
     response_metrics,
     sampled,
+    sampled_step,
     scored_rows,
 )
 from preftune.config import StageSettings
@@ -59,16 +59,13 @@ class RLOO:
         self.policy = self.roles.policy
 
     def step(self, batch: Prompts) -> Metrics:
-        return self.improve(self.rollout(batch), seed=order_seed(batch, self.learner))
+        return sampled_step(self, batch)
 
     def rollout(self, batch: Prompts) -> Rollout:
         return sampled(batch, self.config, self.roles, self.scorer, self.learner)
 
     def improve(self, rollout: Rollout, seed: int = 0) -> Metrics:
-        """All updates on one rollout, that of all processes."""
-        self.learner.note("rewards", rollout.scores)
-        updates = passes(self.experience(rollout), self.config, seed, self.learner, self.update)
-        return {**averaged(updates), **self.report(rollout)}
+        return group_updates(self, rollout, seed)
 
     def experience(self, rollout: Rollout) -> Experience:
         size, valid = self.config.group_size, scored_rows(rollout, self.config.group_size)

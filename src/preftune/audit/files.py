@@ -210,7 +210,7 @@ def _trained_end(directory: Directory) -> tuple[int, str]:
     """The end token that training appends, id and name: in chat form that of the template's turns."""
     tokenizer: Any = directory.tokenizer
     if _in_chat_form(directory):
-        end = Encoder(tokenizer, "chat", 1, 1).eos_id
+        end = Encoder(tokenizer, form="chat", max_prompt_length=1, max_response_length=1).eos_id
         return end, tokenizer.convert_ids_to_tokens(end)
     return tokenizer.eos_token_id, tokenizer.eos_token
 

@@ -10,6 +10,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def unused(self, key: str, group: str) -> str | None:
+        """What the setting `key` of this group, which is called `group` in full, needs to be read, if that is
+        missing in the group itself.
+        """
+        return None
+
 
 def later(default: Any, description: str) -> Any:
     """A setting that came after the first runs: left out at its default, so that the keys of stages, the

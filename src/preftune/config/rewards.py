@@ -6,7 +6,6 @@
 A name is `module:function`; the module is imported as Python would, the current directory included.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -20,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from preftune.config.base import listed, words_in
 from preftune.errors import ConfigError, InputMissing
+from preftune.hashing import sha256_file
 from preftune.isolated import isolated, passes
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -122,10 +122,7 @@ def find_function(name: str) -> Callable[..., Any]:
 def source_hashes(terms: str) -> dict[str, str]:
     """SHA-256 of the file behind each function: a stage made with an edited function is another stage."""
     files = {name: source_file(name) for name in reward_terms(terms)}
-    return {
-        name: hashlib.sha256(file.read_bytes()).hexdigest() if file else "built in"
-        for name, file in files.items()
-    }
+    return {name: sha256_file(file) if file else "built in" for name, file in files.items()}
 
 
 def source_file(name: str) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from preftune.config.algorithms.base import WORLD, names_a_stage
+from preftune.config.base import Settings
 from preftune.config.run import RunConfig
 from preftune.config.trainable import ADAPTERS_NEED, LORA
 from preftune.errors import ConfigError
@@ -30,7 +31,7 @@ def _needs(config: RunConfig, key: str) -> str | None:
     if key.startswith("model.lora."):
         trains = {*map(config.trainable_of, config.stage)}
         return None if LORA in trains else ADAPTERS_NEED
-    return _stage_needs(config, key)
+    return _group_needs(config, key)
 
 
 def _data_needs(config: RunConfig, name: str) -> str | None:
@@ -47,19 +48,10 @@ def _data_needs(config: RunConfig, name: str) -> str | None:
     return None
 
 
-def _stage_needs(config: RunConfig, key: str) -> str | None:
-    """Of a stage, or of the training of a scratch model. A registered algorithm may have one of two such
-    settings without the other: with a meaning of its own, then.
-    """
+def _group_needs(config: RunConfig, key: str) -> str | None:
+    """Of a group of settings, such as a stage or its optimizer, which says itself what in it needs what."""
     group, _, last = key.rpartition(".")
     settings: Any = config
     for name in group.split("."):
         settings = settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
-    if last == "kl_horizon" and getattr(settings, "kl_target", "") is None:
-        return f"it is the pace at which {group}.kl_target steers kl_coef: set that, too"
-    if last == "sd_coef" and getattr(settings, "combine", "mean-sd") != "mean-sd":
-        return f'it is a factor in {group}.combine="mean-sd"'
-    constant = getattr(settings, "schedule", None) == "constant"
-    if group.endswith(".optimizer") and last == "final" and constant:
-        return f"a constant learning rate does not fall: {group}.schedule is linear or cosine then"
-    return None
+    return settings.unused(last, group) if isinstance(settings, Settings) else None

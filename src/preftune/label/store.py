@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from preftune.errors import ConfigError, DataError, InputMissing, UsageError
+from preftune.hashing import sha256_file
 from preftune.label.design import RATER, Design, Slot, queue, shared, slot_of
 from preftune.label.items import Chosen, Item, find_source, read_items, readable
 from preftune.label.judgements import Event, Judgement, Undone, standing
 from preftune.records.base import first_fault, read_record, read_records, write_record
-from preftune.rundir import RunDir, append_jsonl, read_object, sha256_file, sync, write_json, write_jsonl
+from preftune.rundir import RunDir, append_jsonl, read_object, sync, write_json, write_jsonl
 from preftune.untrusted import clean
 
 _NAMES = "raters: letters, digits, - and _"

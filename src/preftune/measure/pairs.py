@@ -12,6 +12,7 @@ from preftune.data.dataset import prompt_key
 from preftune.data.files import find_files
 from preftune.errors import DataError, InputMissing, PreftuneError
 from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preference
+from preftune.hashing import sha256_file
 from preftune.measure.conditions import (
     asked_of,
     frozen_policy,
@@ -24,7 +25,7 @@ from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.report.sections.other_pairs import policy_table
-from preftune.rundir import BASE, RunDir, policy_name, read_json, sha256_file, short_name
+from preftune.rundir import BASE, RunDir, policy_name, read_json, short_name
 from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import model_sum, sum_of, sums, write_sealed

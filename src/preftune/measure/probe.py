@@ -254,7 +254,7 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
     learners, seconds = [taken[part] for part in parts[: len(stage.learners()) if stage else 1]], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
         made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
-        counts = [min(getattr(stage, "rows", None) or count, count) for count in stage.shares(made)]
+        counts = [min(stage.most_rows or count, count) for count in stage.shares(made)]
         learners = [
             replace(each, rows=count, steps=stage.steps_on(count))
             for each, count in zip(learners, counts, strict=True)

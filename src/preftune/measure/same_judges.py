@@ -6,13 +6,14 @@ from typing import Any
 
 from preftune.config import EVALUATION, from_outside
 from preftune.config.rewards import judges_in, reward_terms
+from preftune.hashing import sha256_file
 from preftune.models.locate import GATE
 from preftune.records.base import read_record
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
 from preftune.records.stage import JudgedRecord, StageRecord
 from preftune.report.view import scored_by_model, setting
-from preftune.rundir import RunDir, read_object, sha256_file
+from preftune.rundir import RunDir, read_object
 from preftune.runs.stages import check_model
 
 

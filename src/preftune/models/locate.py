@@ -16,9 +16,10 @@ from typing import Any
 
 from preftune.data.snapshot import Snapshot, resolve, safetensors_fault, shards
 from preftune.errors import BackendMissing, DataError, InputMissing, PreftuneError, is_out_of_memory
+from preftune.hashing import sha256_file
 from preftune.isolated import is_panic
 from preftune.models.whole import writing
-from preftune.rundir import read_object, sha256_file
+from preftune.rundir import read_object
 
 GATE = "gate.safetensors"  # beside the members of an ensemble of experts; no model
 # Keys that make a loader import code (classes from the model's directory, kernels from the hub) or read a

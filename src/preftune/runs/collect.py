@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any, cast
+from typing import Any
 
 from preftune import faults
 from preftune.config.algorithms.collect import CollectConfig
@@ -28,7 +28,7 @@ from preftune.models.roles import Policy
 from preftune.rollout.sample import as_lists, sample
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, append_jsonl, read_jsonl, write_json, write_jsonl, write_text
-from preftune.runs.collected import data_card, earlier, in_words, labels
+from preftune.runs.collected import collecting, data_card, earlier, in_words, labels
 from preftune.runs.feed import row_name
 from preftune.runs.llm_judge import LLMJudge, llm_judge
 from preftune.runs.onlookers import tell
@@ -161,7 +161,7 @@ class _Collector:
 
 def collect_stage(session: Session, stage: Stage) -> bool:
     """Collect unless it is finished; returns whether anything was done. The main process writes."""
-    run, config = session.run, cast(CollectConfig, session.config.stage[stage.name])
+    run, config = session.run, collecting(session, stage.name)
     if is_finished(run, stage):
         drop_checkpoints(run, stage)
         session.console.skipped(stage.name)

@@ -20,6 +20,11 @@ from preftune.version import __version__
 Json = dict[str, Any]
 
 
+def collecting(session: Session, name: str) -> CollectConfig:
+    """The settings of a stage that makes data: that there is but one kind is relied on only here."""
+    return cast(CollectConfig, session.config.stage[name])
+
+
 def labels(labelled: Sequence[tuple[Json, Pair]], noise: float | None) -> Json:
     """How the labels agree with the judge's scores, how well anybody could do where they are drawn, and how
     often the longer reply is chosen.
@@ -41,12 +46,12 @@ def earlier(session: Session, name: str, rows: Sequence[Json]) -> Json:
     replies of one prompt, and do not say which of two collections is better.
     """
     stages, rates = session.config.stage, Json()
-    own = cast(CollectConfig, stages[name])
-    scoring = own.judge, own.missing_eos_score
+    config = collecting(session, name)
+    scoring = config.judge, config.missing_eos_score
     for previous in stages_until(stages, name)[:-1]:
-        settings = stages[previous]
-        if not isinstance(settings, CollectConfig) or settings.asks is not None:
+        if stages[previous].makes != "data" or stages[previous].asks is not None:
             continue
+        settings = collecting(session, previous)
         if (settings.judge, settings.missing_eos_score) == scoring:
             scores = read_jsonl(session.run.collected(previous) / "replies.jsonl")
             rates[previous] = _win_rate(rows, scores, session.config.evaluation.resamples)
@@ -87,7 +92,7 @@ def data_card(session: Session, name: str, facts: Json) -> str:
     """README.md beside the files: what they hold, who judged it, how often, and how far to trust it."""
     files = [{"config_name": "default", "data_files": "preferences.jsonl"}]
     head = yaml.safe_dump({"tags": ["preftune", "preference", "dpo"], "configs": files}, sort_keys=False)
-    config = cast(CollectConfig, session.config.stage[name])
+    config = collecting(session, name)
     lines = [
         f"- {facts['replies']:,} replies of {code(config.init)} (SHA-256 of its weights "
         f"{code(facts['policy_sha256'][:12])}) to {facts['prompts']:,} prompts",

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.errors import ConfigError, PreftuneError
-from preftune.rundir import RunDir, read_text, sha256_file, write_text
+from preftune.hashing import sha256_file
+from preftune.rundir import RunDir, read_text, write_text
 from preftune.runs.inputs import COMMITS, mirrored_commits
 from preftune.runs.stages import Stage, changes, copy_files, is_finished, refuse_foreign
 from preftune.sums import read_sealed, write_sealed

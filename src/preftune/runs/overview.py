@@ -1,6 +1,7 @@
 """`preftune` alone and `preftune runs`: the runs that lie here, how far they are, and how to go on.
 
-Plain reads of small files, no library: it must be there at once. What cannot be read is said, never an error.
+Plain reads of small files: it must be there at once. No library but for `preftune runs` of runs that were
+measured, whose numbers are read as the report reads them. What cannot be read is said, never an error.
 """
 
 import os
@@ -9,27 +10,31 @@ import shlex
 import shutil
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from preftune.errors import InputMissing, PreftuneError
 from preftune.records.outdated import AGAIN, Outdated, outdated
-from preftune.records.verdict import BETTER, RULE, WORSE
-from preftune.rundir import BASE, RunDir, policy_name, read_jsonl, read_object
+from preftune.records.verdict import BETTER, RULE, WORSE, outcome
+from preftune.rundir import BASE, RunDir, policy_name, read_object
 from preftune.runs.lock import is_held
 from preftune.sums import check_own, read_sealed
 from preftune.untrusted import printable
 from preftune.version import __version__
 
+if TYPE_CHECKING:
+    from preftune.records.policy import Comparison
+
 RUNS = Path("runs")
 _SHOWN = 5  # runs on the first screen
 _SETTINGS = 6  # that differ, of one run
+_UNREADABLE = (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError)
 _BEGIN = (
     ("preftune run quickstart", "all stages on a built-in data set, 2 minutes on two cores"),
     ("preftune run quickstart --dry-run", "what that would do, with every setting"),
@@ -39,13 +44,13 @@ _BEGIN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run directory, its settings by dotted key, its state in words, and the next command."""
+    """A run directory, its settings by dotted key, its stages, its state in words, and the next command."""
 
     run: RunDir
     settings: Mapping[str, Any]
+    stages: Sequence[str]
     state: str
     next: str
-    numbers: Sequence[str]
 
 
 def runs_in(folder: Path) -> list[RunSummary]:
@@ -88,8 +93,8 @@ def show_runs(folder: str | Path = RUNS) -> str:
     tables = [summary.settings for summary in runs if summary.settings]
     shared = {key: Counter(repr(settings.get(key)) for settings in tables) for key in sorted(keys)}
     differ = [key for key, values in shared.items() if len(values) > 1]
-    lines = []
-    for summary in runs:
+    lines, numbers = [], [_numbers(summary) for summary in runs]
+    for summary, gains in zip(runs, numbers, strict=True):
         own_keys = [key for key in differ if key in summary.settings]
         own_keys.sort(
             key=lambda key, run=summary: shared[key][repr(run.settings[key])]
@@ -97,12 +102,10 @@ def show_runs(folder: str | Path = RUNS) -> str:
         assignments = [f"{key}={summary.settings[key]}" for key in own_keys]
         more = f" and {len(assignments) - _SETTINGS} more" if len(assignments) > _SETTINGS else ""
         lines.append(f"{summary.run.path}: {summary.state}")
-        lines += [f"    {number}" for number in summary.numbers]
+        lines += [f"    {gain}" for gain in gains]
         lines += [f"    differs: {', '.join(assignments[:_SETTINGS])}{more}"] if assignments else []
         lines += [f"    {summary.next}"] if summary.next else []
-    claimed = any(
-        word in number for summary in runs for number in summary.numbers for word in (BETTER, WORSE)
-    )
+    claimed = any(word in gain for gains in numbers for gain in gains for word in (BETTER, WORSE))
     return "\n".join([*lines, RULE] if claimed else lines)
 
 
@@ -112,16 +115,19 @@ def _summary(run: RunDir) -> RunSummary:
         stages = settings["stage"]
         state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
         flat = dict(_flat(settings))
-        numbers = _headlines(run, stages)
         step = (
             f"read it: {run.report_page}"
             if done and run.report_page.is_file()
             else f"go on: {_resume_command(run)}"
         )
-    except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        why = str(error).partition("\n")[0].removeprefix(f"{run.path}/")[:120]
-        return RunSummary(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
-    return RunSummary(run=run, settings=flat, state=state, next=step, numbers=numbers)
+    except _UNREADABLE as error:
+        state = f"cannot be read ({_why(error, run)})"
+        return RunSummary(run=run, settings={}, stages=(), state=state, next="")
+    return RunSummary(run=run, settings=flat, stages=tuple(stages), state=state, next=step)
+
+
+def _why(error: Exception, run: RunDir) -> str:
+    return str(error).partition("\n")[0].removeprefix(f"{run.path}/")[:120]
 
 
 def _settings(run: RunDir) -> dict[str, Any]:
@@ -152,9 +158,22 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     return ", ".join(phrases) + (" (in use now)" if in_use else ""), len(finished) == len(stages)
 
 
-def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
+def _numbers(summary: RunSummary) -> list[str]:
+    """What was measured of a run, or in one line why that cannot be read."""
+    try:
+        return _headlines(summary.run, summary.stages)
+    except _UNREADABLE as error:
+        return [f"what was measured cannot be read ({_why(error, summary.run)})"]
+
+
+def _headlines(run: RunDir, stages: Sequence[str]) -> list[str]:
     """A line for every policy that was measured; one alone where nothing measured stands any more."""
-    rows = read_jsonl(run.comparisons) if run.comparisons.is_file() else []
+    if not stages or not run.comparisons.is_file():
+        return []
+    from preftune.records.base import read_records
+    from preftune.records.policy import Comparison
+
+    rows = read_records(run.comparisons, Comparison)
     gone = outdated(run) if rows else Outdated()
     why = f"what was measured is {gone.why}; {AGAIN}"
     if gone.all:
@@ -167,19 +186,20 @@ def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
     ]
 
 
-def _headline(rows: Sequence[Mapping[str, Any]], policy: str) -> str:
+def _headline(rows: Sequence["Comparison"], policy: str) -> str:
     """The gains of a policy over the reference, which the first row names, by each judge, as far as they were
     measured, with verdicts; "" of none.
     """
-    reference = str(rows[0].get("reference")) if rows else ""
+    reference = rows[0].reference if rows else ""
     over = {policy_name("sft"): "SFT"}.get(reference, reference.removeprefix(policy_name("")))
     gains = []
-    for row in rows:
-        with suppress(KeyError, TypeError, ValueError):
-            if (row["policy"], row["reference"]) == (policy, reference):
-                low, high = row["interval"]
-                gain = f"{row['mean']:+.2f} [{low:+.2f}, {high:+.2f}], {row['verdict']}"
-                gains.append(f"{row['measure']} {gain}" if gains else f"{row['measure']} over {over} {gain}")
+    for row in (row for row in rows if (row.policy, row.reference) == (policy, reference)):
+        value, low, high = row.difference.value, row.difference.low, row.difference.high
+        if low is None or high is None:
+            continue
+        verdict = outcome(low, high, row.difference.n, row.p_holm)
+        gain = f"{value:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}"
+        gains.append(f"{row.measure} {gain}" if gains else f"{row.measure} over {over} {gain}")
     return "; ".join(gains)
 
 

@@ -39,8 +39,7 @@ def make_roles(
     def reward_model() -> RewardModel:
         if "reward_model" in kind.trains:
             seed = derive_seed(session.config.seed, name, "head")
-            scale = getattr(config, "head_scale", 1.0)
-            return RewardModel(init_scalar_model(source, tokenizer, seed, scale))
+            return RewardModel(init_scalar_model(source, tokenizer, seed, config.new_head_scale))
         if judge is None:
             raise PreftuneError(f"{config.algorithm} asks a reward model, and stage {name} names none")
         return judge

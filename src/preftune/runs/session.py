@@ -18,6 +18,7 @@ from preftune.data.dataset import read_training, row_key
 from preftune.data.encode import UNLIMITED
 from preftune.errors import ConfigError, InputMissing
 from preftune.evaluation.policy import Gold
+from preftune.hashing import sha256_file
 from preftune.judges.llm import read_template
 from preftune.models.load import context_length, declared_ends, load_tokenizer, quiet_libraries
 from preftune.models.locate import Source, fingerprint, locate, surroundings
@@ -26,7 +27,7 @@ from preftune.records.base import read_record
 from preftune.records.run import RunRecord
 from preftune.records.stage import StageRecord
 from preftune.rollout.calls import data_columns
-from preftune.rundir import BASE, RunDir, sha256_file
+from preftune.rundir import BASE, RunDir
 from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror

@@ -12,8 +12,9 @@ from typing import Any
 from preftune.config import OptimizerConfig, config_of
 from preftune.config.rewards import source_file
 from preftune.errors import ConfigError, DataError, StorageError
+from preftune.hashing import sha256_file
 from preftune.records.stage import StageRecord
-from preftune.rundir import RunDir, sha256_file
+from preftune.rundir import RunDir
 from preftune.sums import CARD, check, listed, model_sum, read_sealed, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from preftune.errors import DataError, StorageError
 from preftune.faults import faultpoint
-from preftune.rundir import sha256_file, sync
+from preftune.hashing import sha256_file
+from preftune.rundir import sync
 from preftune.training.learner import Learner
 from preftune.training.metrics import Say
 from preftune.training.processes import world_size

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune import faults
-from preftune.rundir import RunDir, read_json, read_jsonl, sha256_file
+from preftune.hashing import sha256_file
+from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.stages import Stage
 
 TIMES = frozenset({"time", "step_seconds", "sampling_seconds"})  # of metrics: what two runs may differ in

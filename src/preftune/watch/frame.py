@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from preftune.config import config_of
+from preftune.config import StageSettings, config_of
 from preftune.records.stage import StageRecord
 from preftune.untrusted import printable
 from preftune.watch.following import Look, Tail, sparkline
@@ -20,16 +20,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARK = 16
 _LINES = 3  # of a reply
 _LONGEST = 1000  # characters that are looked at
-# (name, metrics that it is called by, whether it comes with its standard error, as 1 - x in percent)
-_NUMBERS = (
-    ("loss", ("loss", "loss/policy_avg"), False, False),
-    ("score", ("objective/scores", "reward", "score"), True, False),
-    ("accuracy", ("accuracy", "rewards/accuracies"), False, False),
-    ("margin", ("margin", "rewards/margins"), False, False),
-    ("KL", ("objective/kl", "kl_per_sequence"), False, False),
-    ("length", ("completions/mean_length",), False, False),
-    ("ended", ("completions/clipped_ratio",), False, True),
-)
+_CUT = "completions/clipped_ratio"  # of whatever samples what it learns from: shown as the share that ended
 
 
 def frame(look: Look, width: int = 100, *, blocks: bool = True) -> RenderableType:
@@ -42,7 +33,7 @@ def frame(look: Look, width: int = 100, *, blocks: bool = True) -> RenderableTyp
     if look.stage:
         grid.add_row("step", _progress(look, min(room, 40)))
         grid.add_row("time", _line(_times(look), room * 2))
-        grid.add_row("numbers", _numbers(look.tail, room, blocks))
+        grid.add_row("numbers", _numbers(_kind(look) or StageSettings, look.tail, room, blocks))
         grid.add_row("speed", _line(_speed(look), room * 2))
         grid.add_row("saved", _line(_saved(look), room))
         for label, words in _replies(look):
@@ -95,10 +86,14 @@ def _state(look: Look) -> str:
     return "evaluating" if look.trained else "running"
 
 
+def _kind(look: Look) -> type[StageSettings] | None:
+    """What the algorithm of the stage says of itself; None of one that nobody knows, such as pretraining."""
+    return config_of(look.records.get(look.stage, StageRecord()).algorithm)
+
+
 def _progress(look: Look, width: int) -> RenderableType:
-    record = look.records.get(look.stage, StageRecord())
-    kind = config_of(record.algorithm)
-    label = kind.label if kind else record.algorithm
+    kind = _kind(look)
+    label = kind.label if kind else look.records.get(look.stage, StageRecord()).algorithm
     member = look.part.partition("/")[2].replace("-", " ")
     label += f", {member}" if member else ""
     count = Text(f"  {look.step:,} of {look.steps:,}   {_flat(label, 24)}")
@@ -123,17 +118,17 @@ def _times(look: Look) -> str:
     return f"{', '.join(clauses)}   ·   {run}" if not look.trained else run
 
 
-def _numbers(tail: Tail, room: int, blocks: bool) -> Text:
+def _numbers(kind: type[StageSettings], tail: Tail, room: int, blocks: bool) -> Text:
     """Means over the last steps, and how they came there: two to a line where there is room."""
     cells = []
-    for name, metrics, error, share in _NUMBERS:
-        recent = tail.recent(*metrics)
+    for metric, name in kind.watched_numbers().items():
+        recent, share = tail.recent(metric), metric == _CUT
         if recent is None:
             continue
         value, se = (1 - recent[0], recent[1]) if share else recent
         text = f"{value:.0%}" if share else f"{value:.3g}"
-        text += f" ± {se:.2g}" if error and math.isfinite(se) else ""
-        values = [1 - v for v in tail.course(*metrics)] if share else tail.course(*metrics)
+        text += f" ± {se:.2g}" if metric == kind.score_metric and math.isfinite(se) else ""
+        values = [1 - v for v in tail.course(metric)] if share else tail.course(metric)
         drawn = _drawn(values) if blocks else ""
         cells.append(f"{name:<8} {text:<15} {drawn:<{_SPARK}}")
     wide = max(room // 44, 1)

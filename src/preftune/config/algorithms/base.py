@@ -50,7 +50,11 @@ class StageSettings(Settings):
     imitates · its policy, the first of them, is what others are compared with; its held-out loss is recorded
     stage_name · its name in shipped recipes, if that is not the algorithm's
     headline · metrics worth watching live, with short names
+    panel · those that the panel shows, where these are not "loss" and the headline
+    score_metric · the metric that is the mean score of what it sampled; the panel gives it a standard error
     healthy · ranges that the page in docs/algorithms/ gives
+    drawn_first · metrics whose curves come first, in this order, before the headline and all others by name;
+    those that it does not log are passed over
     not_drawn · metrics that mean nothing as a curve
     length · the setting that says how long it trains, and nothing else
     judge_key · the setting that names what scores
@@ -68,7 +72,10 @@ class StageSettings(Settings):
     imitates: ClassVar[bool] = False
     stage_name: ClassVar[str] = ""
     headline: ClassVar[Mapping[str, str]] = {"loss": "loss"}
+    panel: ClassVar[Mapping[str, str]] = {}
+    score_metric: ClassVar[str] = ""
     healthy: ClassVar[Mapping[str, Healthy]] = {}
+    drawn_first: ClassVar[tuple[str, ...]] = ("loss",)
     not_drawn: ClassVar[frozenset[str]] = frozenset()
     card_limits: ClassVar[tuple[str, ...]] = ()
     combining: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +109,11 @@ class StageSettings(Settings):
         """The name of the algorithm: the one value that `algorithm` may have."""
         return str(cls.model_fields["algorithm"].default)
 
+    @classmethod
+    def watched_numbers(cls) -> Mapping[str, str]:
+        """Metrics that the panel of a run shows, with short names, in their order."""
+        return cls.panel or {"loss": "loss", **cls.headline}
+
     @property
     def online(self) -> bool:
         """Whether it samples what it learns from."""
@@ -121,6 +133,11 @@ class StageSettings(Settings):
     def models(self) -> int:
         """How many models it trains, one after the other; more than one are an ensemble."""
         return 1
+
+    @property
+    def new_head_scale(self) -> float:
+        """Of a stage that trains a reward model: the sd of its new head, in units of 1/sqrt(width + 1)."""
+        return 1.0
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Replies of a policy, judged: preference data that another stage learns from. Trains nothing."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ class CollectConfig(StageSettings):
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired", "prompts")
     implementation: ClassVar[str] = ""
     judge_key: ClassVar[str] = "judge"
+    panel: ClassVar[Mapping[str, str]] = {"score": "score", "completions/mean_length": "length"}
+    score_metric: ClassVar[str] = "score"
 
     algorithm: Literal["collect"] = algorithm_field("collect")
     init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')

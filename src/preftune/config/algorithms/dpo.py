@@ -22,6 +22,10 @@ class DPOConfig(OfflineConfig):
         "rewards/accuracies": "accuracy",
         "rewards/margins": "margin",
     }
+    drawn_first: ClassVar[tuple[str, ...]] = (
+        *("loss", "rewards/accuracies", "rewards/margins"),
+        *("rewards/chosen", "logps/chosen", "logps/rejected", "grad_norm"),
+    )
     healthy: ClassVar[Mapping[str, Healthy]] = {
         "loss": Healthy(words="0.5 to 0.69", low=0.5, high=0.6932, only={"kind": "sigmoid", "sft_coef": 0.0}),
         "rewards/accuracies": Healthy(words="0.55 to 0.75", low=0.55, high=0.75),

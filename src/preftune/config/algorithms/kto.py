@@ -18,6 +18,11 @@ class KTOConfig(OfflineConfig):
     batch: ClassVar[Batch] = "unpaired"
     uses: ClassVar[tuple[str, ...]] = ("pairs", "unpaired")
     headline: ClassVar[Mapping[str, str]] = {"loss": "loss", "rewards/margins": "margin", "kl": "KL"}
+    panel: ClassVar[Mapping[str, str]] = {"loss": "loss", "rewards/margins": "margin"}
+    drawn_first: ClassVar[tuple[str, ...]] = (
+        *("loss", "rewards/margins", "kl"),
+        *("rewards/chosen", "logps/chosen", "logps/rejected", "grad_norm"),
+    )
     healthy: ClassVar[Mapping[str, Healthy]] = {"loss": Healthy(words="0.3 to 0.5", low=0.3, high=0.5)}
     card: ClassVar[str] = "a policy trained with KTO on desirable and undesirable responses"
 

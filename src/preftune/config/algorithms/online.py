@@ -23,6 +23,12 @@ class OnlineConfig(StageSettings):
         "kl_per_sequence": "KL",
         "completions/mean_length": "length",
     }
+    panel: ClassVar[Mapping[str, str]] = {"loss": "loss", **headline, "completions/clipped_ratio": "ended"}
+    drawn_first: ClassVar[tuple[str, ...]] = (
+        *("loss", "reward", "objective/rlhf_reward", "kl_per_sequence", "kl", "sampling/kl_k3"),
+        *("completions/mean_length", "completions/clipped_ratio", "frac_reward_zero_std", "reward_std"),
+        *("entropy", "grad_norm"),
+    )
 
     algorithm: Any = Field(description="Algorithm of this stage.")
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')

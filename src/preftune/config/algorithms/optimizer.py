@@ -28,6 +28,11 @@ class OptimizerConfig(Settings):
     final: Share = Field(default=0.0, description="Final learning rate as a fraction of the peak.")
     max_grad_norm: Positive = Field(default=1.0, description="Clip the gradient norm to this.")
 
+    def unused(self, key: str, group: str) -> str | None:
+        if key == "final" and self.schedule == "constant":
+            return f"a constant learning rate does not fall: {group}.schedule is linear or cosine then"
+        return super().unused(key, group)
+
     def warm_steps(self, steps: int) -> int:
         """Steps of the warm-up, of so many in all."""
         return round(self.warmup * steps)

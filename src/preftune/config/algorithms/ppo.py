@@ -22,6 +22,17 @@ class PPOConfig(OnlineConfig):
         "objective/kl": "KL",
         "completions/mean_length": "length",
     }
+    panel: ClassVar[Mapping[str, str]] = {
+        "loss/policy_avg": "loss",
+        **headline,
+        "completions/clipped_ratio": "ended",
+    }
+    drawn_first: ClassVar[tuple[str, ...]] = (
+        *("objective/scores", "objective/rlhf_reward", "objective/kl", "sampling/kl_k3"),
+        *("completions/mean_length", "completions/clipped_ratio", "policy/approxkl_avg"),
+        *("policy/clipfrac_avg", "val/explained_variance", "policy/entropy_avg", "loss/value_avg"),
+        "grad_norm",
+    )
     healthy: ClassVar[Mapping[str, Healthy]] = {
         "first/val/ratio": Healthy(words="1 to 1e-5", low=1 - 1e-5, high=1 + 1e-5),
         "objective/kl": Healthy(words="about 30", alone="at most about 30", high=30.0),
@@ -90,6 +101,11 @@ class PPOConfig(OnlineConfig):
                 f"could fall below 0; set it above {self.batch_size / 5:g}, and well above batch_size"
             )
         return self
+
+    def unused(self, key: str, group: str) -> str | None:
+        if key == "kl_horizon" and self.kl_target is None:
+            return f"it is the pace at which {group}.kl_target steers kl_coef: set that, too"
+        return super().unused(key, group)
 
     def as_most_steps(self) -> Self:
         return self.model_copy(update={"critic_warmup": 0})

@@ -19,6 +19,8 @@ class RewardConfig(OfflineConfig):
     trains_policy: ClassVar[bool] = False
     stage_name: ClassVar[str] = "rm"
     headline: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "accuracy"}
+    panel: ClassVar[Mapping[str, str]] = {**headline, "margin": "margin"}
+    drawn_first: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     healthy: ClassVar[Mapping[str, Healthy]] = {
         "loss": Healthy(words="0.55 to 0.65 on HH", low=0.55, high=0.65, on_hh=True),
         "accuracy": Healthy(words="0.60 to 0.75 on HH", low=0.60, high=0.75, on_hh=True),
@@ -73,6 +75,15 @@ class RewardConfig(OfflineConfig):
         if self.members == 1 and (self.combine != "mean" or self.sd_coef != 0.5):
             raise ValueError("combine and sd_coef are for members = 2 or more")
         return self
+
+    def unused(self, key: str, group: str) -> str | None:
+        if key == "sd_coef" and self.combine != "mean-sd":
+            return f'it is a factor in {group}.combine="mean-sd"'
+        return super().unused(key, group)
+
+    @property
+    def new_head_scale(self) -> float:
+        return self.head_scale
 
     @property
     def models(self) -> int:

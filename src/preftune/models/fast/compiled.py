@@ -4,7 +4,6 @@ python -m preftune.models.fast.compiled AVX2 AVX512        puts both beside nati
 """
 
 import contextlib
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preftune.errors import BackendMissing, PermissionMissing, PreftuneError, StorageError
+from preftune.hashing import sha256_file
 
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = {  # by the processor's capability, in torch's words
@@ -22,7 +22,7 @@ FLAGS = {  # by the processor's capability, in torch's words
 
 def library(capability: str) -> Path:
     """Where the kernel for a processor's `capability`, in torch's words, lies if it is built."""
-    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    version = sha256_file(SOURCE)[:12]
     return SOURCE.with_name(f"native-{capability.lower().replace(' ', '-')}-{version}.so")
 
 

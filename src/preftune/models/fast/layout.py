@@ -73,7 +73,7 @@ def _grown(
     earlier one.
     """
     if not any(sizes):
-        sizes[0] = 1  # a network needs one token
+        sizes = [1, *sizes[1:]]  # a network needs one token
     node = np.zeros(table.shape, dtype=np.int64)
     sorted_rows = sorted(range(len(sizes)), key=lambda i: _sort_key(table[i, : sizes[i]]))
     fresh: dict[int, int] = {}  # row -> the first column that is not shared; none for a row that adds nothing

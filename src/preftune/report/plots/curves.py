@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from preftune.config import Healthy, config_of
+from preftune.config import Healthy, StageSettings, config_of
 from preftune.report.healthy import healthy
 from preftune.report.plots.drawing import GREEN, RIGHT, save
 from preftune.report.text import clean
@@ -16,31 +16,29 @@ from preftune.report.view import RunView, StageView
 Points = list[tuple[float, float]]
 MAX_POINTS = 200  # points of one curve; more are averaged in bins, so that a long run stays a small file
 MAX_PANELS = 9
-# What to look at first; metrics that a stage does not log are passed over.
-FIRST = (
-    "loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "objective/scores", "reward",
-    "objective/rlhf_reward", "objective/kl", "kl_per_sequence", "kl", "sampling/kl_k3",
-    "completions/mean_length", "completions/clipped_ratio", "policy/approxkl_avg", "policy/clipfrac_avg",
-    "frac_reward_zero_std", "reward_std", "val/explained_variance", "policy/entropy_avg", "entropy",
-    "rewards/chosen", "logps/chosen", "logps/rejected", "loss/value_avg", "grad_norm",
-)  # fmt: skip
-BESIDE_SCORES = FIRST.index("reward") + 1  # where means of functions stand
 SKIPPED = frozenset(
     {"step", "time", "learning_rate", "lr_factor", "epoch", "step_seconds", "sampling_seconds", "kl_coef"}
 )
 
 
 def curves(stage: StageView) -> dict[str, Points]:
-    """Up to MAX_PANELS metrics of a stage as (step, value) points: the known ones first, then by name."""
+    """Up to MAX_PANELS metrics of a stage as (step, value) points: first those that its algorithm names, with
+    what functions gave beside the score, then by name.
+    """
     logged = dict.fromkeys(key for row in stage.metrics for key in row.numbers)
-    kind = config_of(stage.algorithm)
-    skipped = SKIPPED | (kind.not_drawn if kind else frozenset())
+    kind = config_of(stage.algorithm) or StageSettings
+    named = kind.drawn_first
+    place = named.index(kind.score_metric) + 1 if kind.score_metric in named else len(named)
     beside = [key for key in logged if key.startswith("rewards/") and key.endswith("/mean")]
-    first = [*FIRST[:BESIDE_SCORES], *beside, *FIRST[BESIDE_SCORES:], *(kind.headline if kind else ())]
+    first = [*named[:place], *beside, *named[place:], *kind.headline]
     headline = [key for key in first if key in logged]
     drawn: dict[str, Points] = {}
     for key in [*headline, *sorted(set(logged) - set(headline))]:
-        if key not in skipped and len(drawn) < MAX_PANELS and (points := _points(stage, key)):
+        if (
+            key not in SKIPPED | kind.not_drawn
+            and len(drawn) < MAX_PANELS
+            and (points := _points(stage, key))
+        ):
             drawn[key] = points
     return drawn
 
