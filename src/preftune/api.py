@@ -212,8 +212,8 @@ def _how_to_go_on(
     until: str | None,
     redo: Sequence[str],
 ) -> Iterator[None]:
-    """The commands that go on, in the message about a stage that was made with other settings: one that has
-    several of those names all that are to be made again so far, and that one.
+    """Add the commands that continue to the message about a stage with changed settings. With several such
+    stages, `--redo` lists those that were named before, and this one.
     """
     from preftune.runs.stages import OtherSettings
 
@@ -339,7 +339,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
-    from preftune.measure.probe import planned
+    from preftune.measure.planned import planned
 
     with handled():
         return list(planned(config, dataset, base, _say_slow))

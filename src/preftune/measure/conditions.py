@@ -7,7 +7,7 @@ from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError
-from preftune.evaluation.policy import Bench, Gold
+from preftune.evaluation.policy import Conditions, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
@@ -35,8 +35,8 @@ def second_judge(session: Session) -> SecondJudge | None:
     if session.judge is None:
         return None
     names = [name for name in witnesses(session.config.stage) if session.is_trained(name)]
-    found = [SecondJudge(stage=name, shares_pairs=shares_prompts(session, name)) for name in names]
-    return min(found, key=lambda second: second.shares_pairs is not False, default=None)
+    candidates = [SecondJudge(stage=name, shares_pairs=shares_prompts(session, name)) for name in names]
+    return min(candidates, key=lambda second: second.shares_pairs is not False, default=None)
 
 
 def shares_prompts(session: Session, stage: str) -> bool | None:
@@ -57,13 +57,13 @@ def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
     return policy
 
 
-def make_bench(
+def make_conditions(
     session: Session,
     reference_name: str,
     prompts: Sequence[Preference],
     gold: Gold | None,
     shared_by: Learner | None = None,
-) -> tuple[Bench, Learner]:
+) -> tuple[Conditions, Learner]:
     """Everything held equal while policies are measured on `prompts`, and the learner that places models.
     `shared_by`: of the processes that measure together.
     """
@@ -90,7 +90,7 @@ def make_bench(
         return scorer(None, name) if ":" in name else scorer(name, None)
 
     second = second_judge(session)
-    bench = Bench(
+    conditions = Conditions(
         prompts=prompts,
         encoder=encoder,
         scorer=scorer(session.judge, settings.reward_functions),
@@ -104,7 +104,7 @@ def make_bench(
         held_out=scorer(second.stage, None) if second else None,
         learner=shared_by,
     )
-    return bench, learner
+    return conditions, learner
 
 
 def held_out_prompts(session: Session) -> list[Preference]:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
-from preftune.models.parts import hash_weight, token_embedding
+from preftune.models.layers import hash_weight, token_embedding
 from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
 from preftune.rundir import read_object, write_json
 

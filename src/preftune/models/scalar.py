@@ -16,8 +16,8 @@ from preftune.errors import DataError
 from preftune.models.aligned import aligned
 from preftune.models.fast.head import uncast
 from preftune.models.fast.support import hidden_at, scatter_masked
+from preftune.models.layers import token_embedding
 from preftune.models.locate import Source, reading
-from preftune.models.parts import token_embedding
 
 PAD_TOKEN = "<|pad|>"
 

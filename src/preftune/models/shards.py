@@ -27,7 +27,7 @@ from preftune.errors import ConfigError
 from preftune.models.adapter import same_adapter, unmerged
 from preftune.models.by_block import Turns, nothing
 from preftune.models.fast.support import same_layout
-from preftune.models.parts import blocks_of
+from preftune.models.layers import blocks_of
 from preftune.models.roles import Role, models_in, models_of
 from preftune.models.trunk import below_cut, same_cut
 

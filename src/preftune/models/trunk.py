@@ -25,7 +25,7 @@ from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
 from preftune.models.kept import KeptStates, empty, sizes, states_dir
-from preftune.models.parts import blocks_of, hash_weight, token_embedding
+from preftune.models.layers import blocks_of, hash_weight, token_embedding
 
 Kept = Literal["float32", "bf16"]
 # Settings in which models that share their lower blocks may differ: names, tokens, heads, versions.
@@ -48,9 +48,9 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         ids, lengths = _trial_rows(model)
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
-        own = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
-        existing = next((trunk for trunk in trunks() if trunk.is_like(own)), None)
-        attach(model, Branch(cut, tuple(frozen), own))
+        new = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
+        existing = next((trunk for trunk in trunks() if trunk.is_like(new)), None)
+        attach(model, Branch(cut, tuple(frozen), new))
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)

@@ -7,8 +7,8 @@ import torch
 from preftune.data import Encoder, Preference, first_encoded
 from preftune.data.select import distinct_prompts
 from preftune.models.gate import PromptGate, fit_state_gate, fit_token_gate
+from preftune.models.layers import blocks_of
 from preftune.models.locate import Source
-from preftune.models.parts import blocks_of
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import forget_states
@@ -64,10 +64,10 @@ def _states(
     """States (n, d) of the rows' prompts after so many blocks, in the run's precision. Each prompt goes
     through with its chosen reply, as in training, whose states may lie on disk.
     """
-    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     batches = [
-        encoder.sequences([(row.prompt, row.chosen) for row in part], [row.ended[0] for row in part])
-        for part in parts
+        encoder.sequences([(row.prompt, row.chosen) for row in chunk], [row.ended[0] for row in chunk])
+        for chunk in chunks
     ]
     keep_rows(session, [model], int(sum(batch.attention.sum() for batch in batches)))
     states = list[torch.Tensor]()

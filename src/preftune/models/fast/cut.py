@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.models.parts import blocks_of
+from preftune.models.layers import blocks_of
 
 
 class _Reached(Exception):

@@ -16,7 +16,7 @@ from preftune.models.fast.decode import decoder
 from preftune.models.fast.support import near, rows_below, trial
 from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Branch, Row, branch_of
-from preftune.models.parts import token_embedding
+from preftune.models.layers import token_embedding
 
 _drawn = Switch()
 without_drawn_states = _drawn.turned_off  # the trunk computes the states of what was drawn once more
@@ -90,8 +90,9 @@ def passing_decoder(
     limit: int,
     say: Callable[[str], None] | None,
 ) -> PassingDecoder | None:
-    """A decoder whose states the model's trunk may take; None where nothing is kept in memory, where they
-    would fill it, and, as `say` is told once, where they are not the trunk's own to rounding.
+    """A decoder whose states the model's trunk can keep. None if the trunk keeps nothing in memory, if the
+    states would fill it, or if they differ from the trunk's own by more than rounding, which `say` is told
+    once.
     """
     branch = branch_of(model)
     if branch is None or _drawn.off:

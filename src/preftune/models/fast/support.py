@@ -18,7 +18,7 @@ from preftune.models.fast.layout import NAME, attending, grow, grow_to, tree_sta
 from preftune.models.fast.side_by_side import side_by_side
 from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Row, branch_of, on_nodes, padded
-from preftune.models.parts import token_embedding
+from preftune.models.layers import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
