@@ -1,8 +1,8 @@
 """Text to token ids, the same way for training, sampling and scoring.
 
-A prompt has the same ids whatever its reply. A reply has those that it has behind its prompt in the joined
-text: with a byte-level vocabulary they are those of the reply alone, with one that puts a space in front of
-every text (Llama 2) they are not. Padding is in `batch` alone.
+The ids of a prompt do not depend on its reply. The ids of a reply are those that it has after its prompt in
+the joined text: with a byte-level vocabulary the same as those of the reply alone, with a tokenizer that puts
+a space in front of every text (Llama 2) not. Only `batch` pads.
 """
 
 from collections import Counter

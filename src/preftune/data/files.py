@@ -134,13 +134,13 @@ def find_files(root: Path) -> list[Path]:
 
 def _passed_by(root: Path) -> list[Path]:
     """What may hold rows too, and is not read: see `UNREAD`; links to folders."""
-    found = []
+    skipped = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        skipped += [path for name in folders if (path := Path(folder, name)).is_symlink()]
         if "state.json" not in names:
-            found += [Path(folder, name) for name in names if is_unread(name)]
-    return sorted(found)
+            skipped += [Path(folder, name) for name in names if is_unread(name)]
+    return sorted(skipped)
 
 
 def is_unread(name: str) -> bool:

@@ -168,14 +168,14 @@ def lines(
 
     def more() -> bytes:
         nonlocal total
-        part = stream.readline((longest or limit or size) + 1)
-        total += len(part)
+        raw = stream.readline((longest or limit or size) + 1)
+        total += len(raw)
         if limit and total > limit:
             raise DataError(
                 f"{path}:{number + 1}: {size} bytes unpack to more than {limit}: refused as a gzip bomb",
                 _UNPACK,
             )
-        return part
+        return raw
 
     try:
         while line := more():

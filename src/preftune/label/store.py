@@ -175,9 +175,9 @@ def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, C
     if name and (run.labels(name) / "design.json").is_file():
         return run.labels(name), find_source(run, source) if source else None
     origin = find_source(run, source)
-    wanted = name or origin.name
+    title = name or origin.name
     begun = {file.parent.name for file in run.path.glob("labels/*/design.json")}
-    return run.labels(wanted), origin if wanted in begun else readable(run, origin)
+    return run.labels(title), origin if title in begun else readable(run, origin)
 
 
 def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> Store:

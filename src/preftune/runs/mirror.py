@@ -118,10 +118,10 @@ class Mirror:
         return self._folder(stage) / "finished"
 
     def _checkpoints(self, stage: Stage) -> list[Path]:
-        found = list[Path]()
+        checkpoints = list[Path]()
         with self._trouble(f"look into the mirror {self._folder(stage)}"):
-            found += [path for path in self._folder(stage).glob("step-*") if path.name[5:].isdecimal()]
-        return sorted(found, key=step_of, reverse=True)
+            checkpoints += [path for path in self._folder(stage).glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(checkpoints, key=step_of, reverse=True)
 
     def _logs(self, stage: Stage) -> dict[str, Path]:
         run, name = self.run, stage.name
