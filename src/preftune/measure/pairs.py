@@ -15,8 +15,8 @@ from preftune.evaluation.preference import PairLogprobs, pair_logprobs, preferen
 from preftune.measure.conditions import asked_of, frozen_policy
 from preftune.measure.evaluate import (
     Measured,
-    audits,
     cache_of,
+    examinations,
     measure_policies,
     policies_of,
     policy_name_of,
@@ -36,8 +36,45 @@ _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
 
 def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Path:
-    """Audit the run's reward models on the pairs, measure its policies on their prompts, and write it all
+    """Examine the run's reward models on the pairs, measure its policies on their prompts, and write it all
     under evaluation/pairs-<name>/, which is returned. Pairs whose prompt was trained on are left out.
+    """
+    pairs, seen = _unseen(session, stages, file)
+    policies, prompts = policies_of(session, stages), asked_of(session, pairs)
+    if not prompts:
+        raise DataError(
+            f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
+            hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
+        )
+    digest = _digest(file)
+    name = _name(session.run, file, digest)
+    cache = cache_of(session, policies, prompts, None, f"parts-{name}")
+    judges = [s for s in judges_of(session.config.stage) if s in stages]
+    examined = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]()
+    for stage, (result, mistakes) in examinations(session, judges, pairs, cache, own_data=False):
+        examined[stage] = {**result, "seen_in_training": seen}, mistakes
+        _show_judge(session, stage, result)
+    measured = measure_policies(session, policies, prompts, None, cache)
+    opinions = _opinions(session, policies, pairs)
+    facts = {
+        "file": file.name,
+        "sha256": digest,
+        "usable": len(pairs) + seen,
+        "seen_in_training": seen,
+        "made_from": {stage: model_sum(session.run, stage) for stage in stages},
+        "shared": shared_by_all(session, stages),
+        "n": len(pairs),
+    }
+    directory = session.run.pairs(name)
+    _write(session, directory, facts, examined, measured, opinions)
+    cache.remove()
+    _show(session, measured, opinions, policy_name_of(reference_stage(session, policies)))
+    return directory
+
+
+def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[Preference], int]:
+    """The file's pairs with a prompt that `stages` were not trained on, and how many others there are.
+    DataError if there are only others.
     """
     if not file.exists():
         raise InputMissing(
@@ -48,57 +85,42 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
     trained = {prompt_key(pair) for data in learnt for pair in data.rows_for("unpaired")}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_key(pair) not in trained]
-    left_out = len(read) - len(pairs)
     if not pairs:
         raise DataError(
-            f"all {left_out} pairs of {file} have a prompt that this run was trained on",
+            f"all {len(read)} pairs of {file} have a prompt that this run was trained on",
             hint="give pairs that the run has not seen: a score on others says nothing",
         )
-    policies, prompts = policies_of(session, stages), asked_of(session, pairs)
-    if not prompts:
-        raise DataError(
-            f"the chat template of {session.base.name or session.base.path} refuses every prompt of {file}",
-            hint="give dialogues that the template can write: preftune inspect --data shows what it refuses",
-        )
-    digest = _digest(file)
-    name = _name(session.run, file, digest)
-    directory = session.run.pairs(name)
+    return pairs, len(read) - len(pairs)
+
+
+def _write(
+    session: Session,
+    directory: Path,
+    facts: Mapping[str, Any],
+    examined: Mapping[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    measured: Measured,
+    opinions: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """All files of an evaluation, in place of an earlier one's. The record with the `facts` comes last:
+    without it the rest is not shown.
+    """
     record = directory / "pairs.json"
-    cache = cache_of(session, policies, prompts, None, f"parts-{name}")
-    judges = [s for s in judges_of(session.config.stage) if s in stages]
-    audited = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]()
-    for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
-        audited[stage] = (result, rows)
-        _show_judge(session, stage, result)
-    measured = measure_policies(session, policies, prompts, None, cache)
-    opinions = _opinions(session, policies, pairs)
-    record.unlink(missing_ok=True)  # it comes last: without it the rest is not shown
-    for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
+    record.unlink(missing_ok=True)
+    for old in directory.glob("*.json*"):  # perhaps of other stages
         old.unlink()
-    for stage, (result, rows) in audited.items():
+    for stage, (result, mistakes) in examined.items():
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
-        write_record(directory / f"{name}.json", {**result, "seen_in_training": left_out}, RewardModelRecord)
-        write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)
+        write_record(directory / f"{name}.json", result, RewardModelRecord)
+        write_records(directory / f"{name}_mistakes.jsonl", mistakes, Mistake)
     write_records(directory / "comparisons.jsonl", measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
-    facts = {
-        "file": file.name,
-        "sha256": digest,
-        "usable": len(read),
-        "seen_in_training": left_out,
-        "made_from": {stage: model_sum(session.run, stage) for stage in stages},
-        "shared": shared_by_all(session, stages),
-    }
     written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
-    content = {"version": VERSION, **facts, "n": len(pairs), "files": sums(session.run, written)}
+    content = {"version": VERSION, **facts, "files": sums(session.run, written)}
     PairsFile.model_validate(content)
     write_sealed(record, content)
-    cache.remove()
-    _show(session, measured, opinions, policy_name_of(reference_stage(session, policies)))
-    return directory
 
 
 def _digest(file: Path) -> str:
