@@ -239,7 +239,7 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
-    """None where both replies are the same text, which nobody can prefer."""
+    """The two replies as an item; None if both are the same text, between which nobody can prefer."""
     (first, first_name, score, members, closed), (second, second_name, rival, rivals, shut) = two
     if first.strip() == second.strip():
         return None

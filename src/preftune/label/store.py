@@ -167,8 +167,8 @@ def shown(slot: Slot) -> dict[str, Any]:
 
 
 def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
-    """The folder of the set `name`, and what it is to be made of; None for one that has been begun, unless
-    `source` asks for something. What has been begun lies on disk, whatever became of the models since.
+    """The folder of the set `name`, and what to make it of: None for a set that has been begun, unless
+    `source` asks for something. A set that has been begun is on disk, whatever became of the models since.
     """
     if name is not None and not re.fullmatch(RATER, name):
         raise UsageError(f"{name[:40]!r} is no name of a set", "letters, digits, - and _")

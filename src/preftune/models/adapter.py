@@ -102,7 +102,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 
 def same_adapter(model: nn.Module, copied: nn.Module) -> None:
-    """A copy of a model with an adapter has the adapter, too."""
+    """Note that a copy of a model has the adapter of the original."""
     if (adapter := adapter_of(model)) is not None:
         _adapters[copied] = adapter
 

@@ -122,7 +122,7 @@ def rows_of(tensor: Tensor) -> slice:
 
 
 def as_part(part: Tensor, of: Tensor) -> Tensor:
-    """A part as the tensor it belongs to has it: one of a moment, like the weight."""
+    """`part` as a part of the tensor `of`: one of a moment, like the weight's."""
     if not isinstance(of, DTensor) or not part.dim():
         return part
     return DTensor.from_local(

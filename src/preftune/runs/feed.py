@@ -31,9 +31,9 @@ HELD_OUT = 256  # rows that checkpoints are compared on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `held_out()` makes a batch of rows that are not trained on, None where there can be
-    none; `rejected` counts those that cannot be used, `tokens` those of all fixed rows, of which a step takes
+    """`batch_at(step)` is a step's batch of `rows` (of prompts: the first row of each), `names_at(step)` the
+    names of its rows. `held_out()` makes a batch of rows that are not trained on, None if there can be none.
+    `rejected` counts unusable rows by reason; `tokens`: those of all fixed rows, of which a step takes
     `rows_per_step`.
     """
 
@@ -152,7 +152,7 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
 
 
 def _tokens(pair: PairIds, batch: Batch, alone: bool) -> int:
-    """Tokens of what a pair, or a reply `alone`, becomes; mismatched rows are about as many again."""
+    """Tokens of what a pair, or a reply `alone`, becomes. Mismatched rows are about as many again."""
     if batch == "sequences":
         return len(pair.prompt) + len(pair.chosen)
     one = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)

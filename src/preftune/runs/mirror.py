@@ -149,7 +149,9 @@ class Mirror:
         return whole
 
     def _holds(self, stage: Stage, unit: Path) -> bool:
-        """Whether a unit is that of the stage as it is finished here; what it holds was read back once."""
+        """Whether a unit is of the stage as it is finished here; its files were read back when it was
+        written.
+        """
         try:
             sums = _sums(unit)
         except (OSError, ValueError, TypeError, AttributeError):
@@ -159,7 +161,7 @@ class Mirror:
 
     @contextmanager
     def _trouble(self, doing: str) -> Iterator[None]:
-        """What goes wrong is said."""
+        """An error here is a warning, not the end of the run."""
         try:
             yield
         except (PreftuneError, OSError) as error:

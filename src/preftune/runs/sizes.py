@@ -110,7 +110,7 @@ def _counts(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
 
 
 def _reads_at_once(config: RunConfig) -> bool:
-    """Whether there is a tokenizer: to learn one takes a while."""
+    """Whether there is a tokenizer already: learning one takes a while."""
     return config.model.scratch is None or config.data.name == "world"
 
 
