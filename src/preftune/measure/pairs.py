@@ -32,6 +32,7 @@ from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import model_sum, sum_of, sums, write_sealed
 
+_RECORD = "pairs.json"
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
 
@@ -56,6 +57,8 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         _show_judge(session, stage, result)
     measured = measure_policies(session, policies, prompts, None, cache)
     opinions = _opinions(session, policies, pairs)
+    directory = session.run.pairs(name)
+    _write(session, directory, examined, measured, opinions)
     facts = {
         "file": file.name,
         "sha256": digest,
@@ -65,8 +68,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         "shared": shared_by_all(session, stages),
         "n": len(pairs),
     }
-    directory = session.run.pairs(name)
-    _write(session, directory, facts, examined, measured, opinions)
+    _seal(session.run, directory, facts)
     cache.remove()
     _show(session, measured, opinions, policy_name_of(reference_stage(session, policies)))
     return directory
@@ -96,16 +98,12 @@ def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[P
 def _write(
     session: Session,
     directory: Path,
-    facts: Mapping[str, Any],
     examined: Mapping[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
     measured: Measured,
     opinions: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """All files of an evaluation, in place of an earlier one's. The record with the `facts` comes last:
-    without it the rest is not shown.
-    """
-    record = directory / "pairs.json"
-    record.unlink(missing_ok=True)
+    """Replace an earlier evaluation's files by those of this one, all but the record."""
+    (directory / _RECORD).unlink(missing_ok=True)  # first: without it the rest is not shown
     for old in directory.glob("*.json*"):  # perhaps of other stages
         old.unlink()
     for stage, (result, mistakes) in examined.items():
@@ -117,8 +115,13 @@ def _write(
         write_record(directory / f"{name}.json", {**summary, "preference": opinions.get(name)}, PairsPolicy)
     if measured.best_of_n is not None:
         write_record(directory / "best_of_n.json", measured.best_of_n, BestOfCurve)
+
+
+def _seal(run: RunDir, directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the record, with the `facts` and the sums of all other files."""
+    record = directory / _RECORD
     written = [path for path in directory.iterdir() if path.suffix in (".json", ".jsonl") and path != record]
-    content = {"version": VERSION, **facts, "files": sums(session.run, written)}
+    content = {"version": VERSION, **facts, "files": sums(run, written)}
     PairsFile.model_validate(content)
     write_sealed(record, content)
 
@@ -138,7 +141,7 @@ def _name(run: RunDir, file: Path, digest: str) -> str:
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
     name = short_name(name)[:60]
-    record, taken = run.pairs(name) / "pairs.json", False
+    record, taken = run.pairs(name) / _RECORD, False
     with suppress(PreftuneError):  # damaged: nothing to lose
         taken = record.is_file() and read_json(record).get("sha256") not in (digest, None)
     return f"{name}-{digest[:8]}" if taken else name
