@@ -279,8 +279,8 @@ def detectable(about: Mapping[str, Any], cells: Cells) -> list[str]:
         chance = next(p for p in np.arange(0.5005, 1, 0.0005) if (stats.pairs_needed(p) or n + 1) <= n)
         found = [f"{(Z95 + Z80) * math.sqrt(share / n):.3f}" for share in (d, 0.3, 0.45)]
         rows.append([what, f"{n:,}", f"{chance:.3f}", f"{d:.2f}", *found])
-    headers = ["pairs of", "n", "told from a coin from", "bag and length disagree on"]
-    return table([*headers, "difference told, then", "at 30 %", "at 45 %"], rows)
+    headers = ["pairs of", "n", "differs from chance from", "bag and length disagree on"]
+    return table([*headers, "difference shown, then", "at 30 %", "at 45 %"], rows)
 
 
 def study(results: Path) -> str:

@@ -32,17 +32,17 @@ CASES = {
 
 
 def planned(words: list[str]) -> dict[str, Any]:
-    """Seconds and MiB of every stage by the probe."""
+    """Seconds and MiB of every stage, as estimated."""
     from preftune import cli
     from preftune.config import load_recipe
-    from preftune.measure.probe import probe
+    from preftune.measure.estimate import estimate
     from preftune.runs.inputs import absolute
     from preftune.runs.reopen import found_data
 
     _ = cli  # in memory, as in the command
     config = absolute(load_recipe(words[0], words[1:]).config)
     dataset, base = found_data(config, None)
-    costs = list(probe(config, dataset, base))
+    costs = list(estimate(config, dataset, base))
     return {cost.name: {"seconds": cost.seconds, "mib": cost.memory_mb} for cost in costs}
 
 

@@ -21,8 +21,8 @@ from preftune.data import Dialogue, Preference, Turn
 from preftune.evaluation.baselines import power
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes
-from preftune.evaluation.policy import Bench
-from preftune.evaluation.reward_model import audit, gap
+from preftune.evaluation.policy import Conditions
+from preftune.evaluation.reward_model import examine, gap
 from preftune.evaluation.summary import summarise
 from preftune.models.roles import Reference
 from preftune.rundir import read_jsonl
@@ -152,7 +152,7 @@ def preference(row: int) -> Preference:
     return Preference(prompt=prompt, chosen=" Yes.", rejected=" No, no.", source="here", row=row)
 
 
-def bench() -> Bench:
+def conditions() -> Conditions:
     """Two prompts and a policy of a few thousand weights; texts are not looked at."""
     encoder = SimpleNamespace(
         ends=(tiny.EOS,),
@@ -167,7 +167,7 @@ def bench() -> Bench:
             {},
         )
     )
-    return Bench(
+    return Conditions(
         prompts=[preference(0), preference(1)],
         encoder=encoder,  # type: ignore[arg-type]
         scorer=scorer,  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def bench() -> Bench:
 
 
 def test_numbers_about_policies_are_documented() -> None:
-    measured = bench()
+    measured = conditions()
     rows = measured.rows(measured.reference, lambda n: None)
     summary = summarise("policy_sft", "SFT", rows, measured)
     assert set(summary) == first_column(METRICS, "evaluation/POLICY.json")
@@ -204,7 +204,7 @@ def test_numbers_about_the_reward_model_are_documented() -> None:
         }
         for i in range(5)
     ]
-    assert set(audit("rm", scored, seed=0)) == first_column(METRICS, "evaluation/reward_model.json")
+    assert set(examine("rm", scored, seed=0)) == first_column(METRICS, "evaluation/reward_model.json")
     assert "`gap_sd`" in json.dumps(tables(METRICS)["evaluation/reward_model.json"])
     assert set(gap(scored)) == {"value", "interval", "n", "gap_sd"}
     documented = tables(METRICS)["analysis/reward_model_mistakes.jsonl"]

@@ -21,8 +21,8 @@ from preftune.data import Dialogue, Encoder, Preference, Turn, pad_sequences
 from preftune.data.corpus import train_tokenizer
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes
-from preftune.evaluation.policy import Bench
-from preftune.evaluation.reward_model import audit, score_pairs
+from preftune.evaluation.policy import Conditions
+from preftune.evaluation.reward_model import examine, score_pairs
 from preftune.models.roles import Policy, Reference, RewardModel
 from tiny import EOS, GROUP, Judge, causal_lm, classifier, gradients, pairs, prompts, roles, rollout, runner
 from transcripts import split_pair
@@ -270,7 +270,7 @@ def test_eos_is_a_target_of_every_algorithm(algorithm: str) -> None:
 
 def _bench(policy: Policy, reference: Reference, encoder: Encoder) -> list[dict[str, Any]]:
     questions = [Dialogue((Turn("human", f" {word}"),)) for word in ("Hi", "So", "Go")]
-    bench = Bench(
+    conditions = Conditions(
         prompts=[Preference(prompt=q, chosen=" a", rejected=" b", row=i) for i, q in enumerate(questions)],
         encoder=encoder,
         scorer=None,
@@ -279,7 +279,7 @@ def _bench(policy: Policy, reference: Reference, encoder: Encoder) -> list[dict[
         seed=0,
         device=torch.device("cpu"),
     )
-    return bench.rows(policy, lambda n: None, responses=2)
+    return conditions.rows(policy, lambda n: None, responses=2)
 
 
 def test_kl_is_summed_over_responses_and_never_negative(encoder: Encoder) -> None:
@@ -332,13 +332,13 @@ def test_accuracy_is_over_pairs_and_ties_are_told(encoder: Encoder) -> None:
     right = [s["chosen"] > s["rejected"] for s in results[0]]
     assert 0 < sum(right) < 7
     for scored in results:
-        assert audit("rm", scored, 0)["accuracy"]["value"] == pytest.approx(sum(right) / 7)
+        assert examine("rm", scored, 0)["accuracy"]["value"] == pytest.approx(sum(right) / 7)
         assert [row["idx"] for row in mistakes(scored)] == sorted(
             (i for i in range(7) if not right[i]), key=lambda i: scored[i]["chosen"] - scored[i]["rejected"]
         )
     model.model.score.weight.data.zero_()
     tied = score_pairs(model, encoder, rows, 3, torch.device("cpu"), lambda n: None)
-    record = audit("rm", tied, 0)
+    record = examine("rm", tied, 0)
     assert (record["ties"], record["accuracy"]["value"], record["accuracy_ties_half"]) == (7, 0.0, 0.5)
     assert len(mistakes(tied)) == 7
     assert all("tie" in row["tags"] for row in mistakes(tied))

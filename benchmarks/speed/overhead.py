@@ -84,7 +84,7 @@ def evaluation(side: Side) -> dict[str, float]:
 
     judge = RewardModel(load_scalar_model(side.rm))
     settings = EvaluationConfig(prompts=len(side.rows), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
-    bench = policy.Bench(
+    conditions = policy.Conditions(
         prompts=side.rows,
         encoder=side.encoder,
         scorer=Scorer(reward_model=judge, encoder=side.encoder, translate=None),
@@ -98,9 +98,9 @@ def evaluation(side: Side) -> dict[str, float]:
         setattr(module, name, clocked("models", getattr(module, name)))
 
     def measured() -> None:
-        rows = bench.rows(tuned, lambda count: None)
-        reverse = bench.reverse_kl(tuned, rows)
-        summarise("ppo", "PPO", rows, bench, None, reverse)
+        rows = conditions.rows(tuned, lambda count: None)
+        reverse = conditions.reverse_kl(tuned, rows)
+        summarise("ppo", "PPO", rows, conditions, None, reverse)
         compare_to("sft", {"sft": rows, "ppo": rows}, settings, 0)
 
     clocked("all", measured)()

@@ -122,19 +122,14 @@ def run_recipe(
     began = time.monotonic()
     with handled(), held(run):
         removed = remove_run(run) if not resume and is_main_process() else []
-        console = _console(config, dataset, run, stages)
-        if removed:
-            names = ", ".join(str(path.relative_to(run.path)) for path in removed)
-            console.line(f"removed of an earlier run: {names}")
+        console = _console(config, dataset, run, stages, removed)
         if "torch" not in sys.modules:
             _say_slow("loading torch")
         from preftune.measure.write_up import measure_and_report
         from preftune.runs import provenance, runner
-        from preftune.runs.mirror import Mirror
 
         if mirror is not None and not resume and is_main_process():
-            mirrored = Mirror(directory=Path(mirror), run=run, say=console.line)
-            mirrored.forget([BASE, *config.stage], commits=True)
+            _forget_mirrored(Path(mirror), run, config, console)
         with _how_to_go_on(recipe, overrides, run, config, until, redo):
             session = runner.open_session(
                 config, dataset, run, console, mirror, base=base, origin=origin, redo=redo
@@ -213,8 +208,8 @@ def _how_to_go_on(
     until: str | None,
     redo: Sequence[str],
 ) -> Iterator[None]:
-    """The commands that go on, in the message about a stage that was made with other settings: one that has
-    several of those names all that are to be made again so far, and that one.
+    """Add the commands that continue to the message about a stage with changed settings. With several such
+    stages, `--redo` lists those that were named before, and this one.
     """
     from preftune.runs.stages import OtherSettings
 
@@ -340,14 +335,26 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
-    from preftune.measure.probe import planned
+    from preftune.measure.planned import planned
 
     with handled():
         return list(planned(config, dataset, base, _say_slow))
 
 
-def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str]) -> "Console":
-    """What a run says goes to the terminal and to its log, beginning with what it is about to do."""
+def _forget_mirrored(mirror: Path, run: RunDir, config: RunConfig, console: "Console") -> None:
+    """Remove what the mirror keeps of an earlier run."""
+    from preftune.runs.mirror import Mirror
+
+    earlier = Mirror(directory=mirror, run=run, say=console.line)
+    earlier.forget([BASE, *config.stage], commits=True)
+
+
+def _console(
+    config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequence[str], removed: Sequence[Path]
+) -> "Console":
+    """What a run says goes to the terminal and to its log, beginning with what it is about to do and what was
+    `removed` of an earlier run.
+    """
     from preftune.runs.console import Console
     from preftune.runs.plan import show_plan
     from preftune.watch.command import panel
@@ -355,6 +362,9 @@ def _console(config: RunConfig, dataset: "Dataset", run: RunDir, stages: Sequenc
     log, quiet = run.log(run.next_attempt()), not is_main_process()
     console = Console(log=log, quiet=quiet, panel=panel(run, config, stages))
     show_plan(console, config, dataset, run, stages)
+    if removed:
+        names = ", ".join(str(path.relative_to(run.path)) for path in removed)
+        console.line(f"removed of an earlier run: {names}")
     return console
 
 

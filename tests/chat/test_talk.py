@@ -108,7 +108,7 @@ def test_chat_goes_on_where_a_link_would_lead_elsewhere(
 
 
 @dataclass
-class Bench:
+class Conditions:
     """What replies to everything, or fails."""
 
     fails: bool = False
@@ -122,14 +122,14 @@ class Bench:
 
 
 def test_no_policy_replies_to_its_own_reply_and_what_has_no_reply_was_not_said(tmp_path: Path) -> None:
-    bench: Any = Bench()
+    conditions: Any = Conditions()
     policies: Any = {"sft": None}
-    talk = Talk(run=RunDir(tmp_path), bench=bench, prompts=[], policies=policies, seed=0)
+    talk = Talk(run=RunDir(tmp_path), conditions=conditions, prompts=[], policies=policies, seed=0)
     talk.say("Hi")
     talk.take(0)
     with pytest.raises(UsageError, match="nothing was said since"):
         talk.again()
-    bench.fails = True
+    conditions.fails = True
     with pytest.raises(DataError):
         talk.say("And?")
     assert [turn.role for turn in talk.turns] == ["human", "assistant"]

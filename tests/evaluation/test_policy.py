@@ -10,7 +10,7 @@ import torch
 from preftune.config import EvaluationConfig
 from preftune.data import Dialogue, Preference, Turn
 from preftune.errors import PreftuneError
-from preftune.evaluation.policy import Bench, _finite
+from preftune.evaluation.policy import Conditions, _finite
 from preftune.evaluation.stats import bootstrap_mean
 from preftune.evaluation.summary import _possible
 from tiny import EOS, Judge, sequences
@@ -46,7 +46,7 @@ def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
         Preference(prompt=Dialogue([Turn("human", " Hi")]), chosen=" Yes", rejected=" No", columns=columns)
         for columns in ({}, {"ended_chosen": False})
     ]
-    bench = Bench(
+    conditions = Conditions(
         prompts=rows,
         encoder=encoder,
         scorer=None,
@@ -55,4 +55,4 @@ def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
         seed=0,
         device=torch.device("cpu"),
     )
-    assert [row["ended"] for row in bench.human([row.chosen for row in rows])] == [True, False]
+    assert [row["ended"] for row in conditions.human([row.chosen for row in rows])] == [True, False]

@@ -59,7 +59,7 @@ def depends_on(run: RunDir) -> dict[str, str]:
     kept: Any = SimpleNamespace(take=take)
     nothing: Any = None
     evaluate._measured(session, nothing, nothing, "sft", ["base", "sft", "ppo", "dpo"], kept)
-    assert list(evaluate.audits(session, ["rm"], [], kept, own_data=True)) == [("rm", ([], []))]
+    assert list(evaluate.examinations(session, ["rm"], [], kept, own_data=True)) == [("rm", ([], []))]
     return asked
 
 

@@ -76,7 +76,7 @@ def test_nothing_of_an_earlier_evaluation_stays(tmp_path: Path, monkeypatch: pyt
         ("read_preferences", [row(1)]), ("cache_of", None), ("measure_policies", measured), ("_opinions", {})
     ):  # fmt: skip
         monkeypatch.setattr(pairs, name, lambda *_, result=result: result)
-    monkeypatch.setattr(pairs, "audits", lambda *_, own_data: [])
+    monkeypatch.setattr(pairs, "examinations", lambda *_, own_data: [])
     directory, file = RunDir(tmp_path).pairs("theirs"), tmp_path / "theirs.jsonl"
     directory.mkdir(parents=True)
     file.touch()
@@ -107,7 +107,7 @@ def test_absurd_replies_are_to_different_prompts(monkeypatch: pytest.MonkeyPatch
     usable = [row(i // 3) for i in range(9)]
     monkeypatch.setattr(reward_models, "first_encoded", lambda *_: (usable, [], {}))
     monkeypatch.setattr(reward_models, "keep_rows", lambda *_: None)
-    monkeypatch.setattr(reward_models, "audit", lambda *_: {})
+    monkeypatch.setattr(reward_models, "examine", lambda *_: {})
     monkeypatch.setattr(reward_models, "sanity_rows", sanity)
     by: Any = SimpleNamespace(
         session=session_of(tmp_path),
@@ -118,7 +118,7 @@ def test_absurd_replies_are_to_different_prompts(monkeypatch: pytest.MonkeyPatch
         scored=lambda *_: [],
     )
     with pytest.raises(KeyboardInterrupt):
-        reward_models.audit_pairs(by, usable, None, own_data=False)
+        reward_models.examine_model(by, usable, None, own_data=False)
     assert seen == [2, 1, 0]
 
 

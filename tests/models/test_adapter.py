@@ -24,7 +24,7 @@ from preftune.models.adapter import (
     merged,
     save_adapter,
 )
-from preftune.models.parts import token_embedding
+from preftune.models.layers import token_embedding
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.rollout.sample import sample
 from preftune.training.learner import Learner

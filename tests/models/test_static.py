@@ -16,7 +16,7 @@ from preftune.data import Sequences
 from preftune.models.fast import static
 from preftune.models.fast.native import without_kernel
 from preftune.models.fast.static import WARM_UP, recorder, without_graphs
-from preftune.models.parts import language_head
+from preftune.models.layers import language_head
 from preftune.models.roles import Policy
 from preftune.rollout import sample as module
 from preftune.rollout.sample import sample

@@ -21,8 +21,8 @@ from preftune.config import OptimizerConfig
 from preftune.errors import DataError
 from preftune.models.check import check_causal_lm
 from preftune.models.fast.trunk import branch_of
+from preftune.models.layers import token_embedding
 from preftune.models.locate import Source, reading
-from preftune.models.parts import token_embedding
 from preftune.models.roles import Critic, Policy, Reference, RewardModel, Role
 from preftune.models.trunk import forget_states, keep_states, share_trunk, trunk_digest
 from preftune.training.learner import Learner

@@ -10,7 +10,7 @@ from torch import Tensor
 from preftune.config import EvaluationConfig
 from preftune.data import Dialogue, Encoder, Preference, Sequences, Turn
 from preftune.data.corpus import train_tokenizer
-from preftune.evaluation.policy import Bench
+from preftune.evaluation.policy import Conditions
 from preftune.models.fast import layout, support
 from preftune.models.fast.support import takes_trees
 from preftune.models.roles import Policy, Reference, RewardModel
@@ -42,7 +42,7 @@ def letters(prompt: str, response: str) -> int:
     return len(response)
 
 
-def bench(count: int) -> tuple[Bench, Sequences]:
+def conditions(count: int) -> tuple[Conditions, Sequences]:
     """`count` prompts with a reply each, scored by reward models that read text and that read ids."""
     rows = [
         Preference(
@@ -52,7 +52,7 @@ def bench(count: int) -> tuple[Bench, Sequences]:
     ]
     encoder = Encoder(train_tokenizer(rows * 3, BYTES), "transcript", 36, 12)
     judge = RewardModel(classifier(3, BYTES + 1))
-    made = Bench(
+    made = Conditions(
         prompts=rows,
         encoder=encoder,
         scorer=Scorer(reward_model=judge, encoder=encoder, translate=encoder),
@@ -75,7 +75,7 @@ def elsewhere(sequences: Sequences) -> Sequences:
 def test_rows_are_described_with_as_many_reads_as_one() -> None:
     counts = []
     for count in (2, 9):
-        made, batch = bench(count)
+        made, batch = conditions(count)
         there = elsewhere(batch)
         rows = made._described(there, 0, 1)
         counts.append(Elsewhere.reads)
@@ -86,7 +86,7 @@ def test_rows_are_described_with_as_many_reads_as_one() -> None:
 def test_reward_functions_read_all_rows_at_once() -> None:
     counts = []
     for count in (2, 9):
-        made, batch = bench(count)
+        made, batch = conditions(count)
         own = RewardFunctions(
             functions=load_functions("test_reads:letters"),
             encoder=made.encoder,

@@ -23,9 +23,9 @@ from preftune.config import load_recipe
 from preftune.data import Preference, Sequences, parse_prompt, read_dataset, row_key
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
-from preftune.measure import probe
+from preftune.measure import planned
 from preftune.measure.compare import compare_runs
-from preftune.measure.probe import Cost
+from preftune.measure.estimate import Cost
 from preftune.models.fast.support import states_below
 from preftune.models.gate import (
     PromptGate,
@@ -147,8 +147,8 @@ def test_the_plan_counts_what_each_expert_learns_from(
 ) -> None:
     """Of its source, and of its half of the prompts."""
     costs: list[Cost] = []
-    measured = probe.probe
-    monkeypatch.setattr(probe, "probe", lambda *args: costs.extend(measured(*args)) or costs)
+    measured = planned.estimate
+    monkeypatch.setattr(planned, "estimate", lambda *args: costs.extend(measured(*args)) or costs)
     words = [f"data.name={data}", *SMALL, EXPERTS, "stage.rm.part=first", "stage.rm.rows=none"]
     words += ["stage.rm.batch_size=4", "stage.rm.microbatch_size=4"]
     assert main(["plan", "tiny", *words]) == 0

@@ -8,16 +8,16 @@ import pytest
 import preftune
 from preftune.cli import main
 from preftune.errors import DataError
-from preftune.measure.conditions import held_out_prompts, make_bench
+from preftune.measure.conditions import held_out_prompts, make_conditions
 from preftune.rundir import RunDir, read_json
 from preftune.runs.reopen import reopen
 
 
 def test_best_of_n_does_not_choose_from_the_sample_it_is_compared_with(tiny_run: RunDir) -> None:
     session = reopen(tiny_run.path)
-    bench, _ = make_bench(session, "sft", held_out_prompts(session), session.gold)
-    own = bench.rows(bench.reference, lambda n: None)
-    pool = bench.pool(lambda n: None, 4)
+    conditions, _ = make_conditions(session, "sft", held_out_prompts(session), session.gold)
+    own = conditions.rows(conditions.reference, lambda n: None)
+    pool = conditions.pool(lambda n: None, 4)
     assert [row["row"] for row in pool[::4]] == [row["row"] for row in own]
     assert sum(a["response"] == b["response"] for a, b in zip(own, pool[::4], strict=True)) < len(own) / 2
 

@@ -23,8 +23,9 @@ from preftune.data.batch import real_tokens
 from preftune.data.dataset import make_dataset
 from preftune.data.hh import RejectedRow
 from preftune.evaluation.stats import bootstrap_mean
-from preftune.measure import probe
-from preftune.measure.probe import Cost, fits
+from preftune.measure import estimate, planned
+from preftune.measure.estimate import Cost
+from preftune.measure.planned import fits
 from preftune.records.verdict import BETTER, outcome, smallest_gain
 from preftune.runs import lengths, save, train
 from preftune.runs.job import Job
@@ -105,9 +106,9 @@ def test_the_plan_is_that_of_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
 ) -> None:
     costs: list[Cost] = []
-    measured, trained = probe.probe, list[tuple[str, int, int]]()
-    monkeypatch.setattr(probe, "probe", lambda *args: costs.extend(measured(*args)) or costs)
-    cut = probe._cut
+    measured, trained = estimate.estimate, list[tuple[str, int, int]]()
+    monkeypatch.setattr(planned, "estimate", lambda *args: costs.extend(measured(*args)) or costs)
+    cut = estimate._cut
 
     def seen(taken: dict[str, Any], name: str, job: Job) -> Job:
         sizes = [real_tokens(job.batch_at(step)) for step in range(job.steps)]
@@ -118,7 +119,7 @@ def test_the_plan_is_that_of_the_run(
         assert job.steps <= 3 or max(abs(n - fmean(sizes)) for n in taken_sizes[1:]) <= 0.05 * fmean(sizes)
         return short
 
-    monkeypatch.setattr(probe, "_cut", seen)
+    monkeypatch.setattr(estimate, "_cut", seen)
     tried: list[str] = []
     monkeypatch.setattr(api, "_say_slow", tried.append)
     left_out = [f"stage.{name}=none" for name in ("grpo", "dpo")]
@@ -150,7 +151,7 @@ def test_the_plan_is_that_of_the_run(
     assert {*costs[-1].evaluated.parts} == {
         "3 policies",
         "pool of 16",
-        "audit of the reward model",
+        "examination of the reward model",
         "numbers",
     }
     assert "too few" not in said
@@ -159,14 +160,14 @@ def test_the_plan_is_that_of_the_run(
 def test_of_rows_that_follow_the_steps_a_plan_goes_over_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """And counts what all would take: by the second time, where the states of these rows are kept."""
     clock, gone_over = [0.0], list[tuple[int, ...]]()
-    monkeypatch.setattr(probe.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: clock[0])
 
     def work(groups: Sequence[Sequence[int]]) -> int:
         gone_over.append(tuple(map(len, groups)))
         clock[0] += 9 if len(gone_over) == 1 else 2
         return sum(map(sum, groups))
 
-    some = probe._SomeRows()
+    some = estimate._SomeRows()
     assert some("rm", [range(1000), range(24)], work, seen=True) == sum(range(0, 1000, 63)) + sum(
         range(0, 24, 2)
     )
@@ -183,7 +184,7 @@ def test_of_rows_that_follow_the_steps_a_plan_goes_over_some(monkeypatch: pytest
 def test_a_plan_does_not_go_over_all_rows_after_the_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
 ) -> None:
-    monkeypatch.setattr(probe, "_GONE_OVER", 4)
+    monkeypatch.setattr(estimate, "_GONE_OVER", 4)
     scored, losses, true_loss = list[int](), list[int](), train.response_nll
     true_scores = save._scores
 
@@ -231,7 +232,7 @@ def test_the_plan_of_upper_blocks_says_what_is_trained_and_what_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_pairs: None
 ) -> None:
     cost = Cost(name="sft", steps=4, seconds=1.0, memory_mb=400.0, disk=0)
-    monkeypatch.setattr(probe, "probe", lambda *args: [cost])
+    monkeypatch.setattr(planned, "estimate", lambda *args: [cost])
     assert main(["plan", "tiny", "model.trainable=top:1"]) == 0
     said = capsys.readouterr().out
     # Of width 32: 12 d² + 13 d in each of 2 blocks, the last norm 2 d, at most 4,000 tokens and 88 positions
@@ -298,14 +299,14 @@ def test_a_plan_asks_no_language_model(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "train_stages", trains)
-        patch.setattr(probe, "load_tokenizer", lambda source: None)
-        patch.setattr(probe, "chosen_lengths", lambda *_: [4])
+        patch.setattr(estimate, "train_stages", trains)
+        patch.setattr(estimate, "load_tokenizer", lambda source: None)
+        patch.setattr(estimate, "chosen_lengths", lambda *_: [4])
         config = load_recipe("tiny", words).config
         with pytest.raises(KeyboardInterrupt):
-            list(probe.probe(config, load_dataset(config.data, 0), None))
+            list(estimate.estimate(config, load_dataset(config.data, 0), None))
     assert tried == [[], ["sft"], ["rm"], ["ppo"], ["grpo"]]
-    monkeypatch.setattr(probe, "probe", lambda *args: [cost])
+    monkeypatch.setattr(planned, "estimate", lambda *args: [cost])
     assert main(["plan", "tiny", *words]) == 0
     said = capsys.readouterr().out
     assert "pairs: not tried and not counted: from sft: 4 replies to all prompts, judged by llm:some" in said
@@ -319,7 +320,7 @@ def test_a_collecting_stage_replies_to_a_prompt_once() -> None:
         for i in range(9)
     ]
     full: Any = SimpleNamespace(config=config, training_rows=lambda stage: rows)
-    assert probe._prompts(full, "pairs") == 3
+    assert estimate._prompts(full, "pairs") == 3
 
 
 @pytest.mark.parametrize(("best", "budget", "spared"), [(0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 4)])
@@ -327,4 +328,4 @@ def test_room_is_planned_for_every_checkpoint_that_is_kept(best: int, budget: in
     """Of a model of 10 bytes, all trained, with two kept and one that is written: 30 bytes each."""
     words = ["checkpoint.keep=2", *["checkpoint.best=true"] * best, *["stage.ppo.kl_budget=5"] * budget]
     full: Any = SimpleNamespace(config=load_recipe("tiny", words).config)
-    assert probe._disk(full, "ppo", 10, 1) == 10 + 30 * (2 + 1 + spared)
+    assert estimate._disk(full, "ppo", 10, 1) == 10 + 30 * (2 + 1 + spared)

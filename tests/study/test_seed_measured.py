@@ -11,7 +11,7 @@ from preftune.config import EvaluationConfig, load_recipe
 from preftune.data import Dialogue, Encoder, Preference, Turn
 from preftune.data.corpus import train_tokenizer
 from preftune.errors import DataError
-from preftune.evaluation.policy import Bench
+from preftune.evaluation.policy import Conditions
 from preftune.measure import evaluate
 from preftune.records.study import SeedRecord
 from preftune.rollout.functions import RewardFunctions, load_functions
@@ -31,7 +31,7 @@ def by_level(prompt: str, response: str, level: int) -> float:
 
 
 def test_best_of_n_is_judged_by_the_row_of_its_own_prompt() -> None:
-    """Bench asks each prompt twice; best-of-n has every prompt once."""
+    """Policies are asked each prompt twice; best-of-n has every prompt once."""
     encoder = Encoder(train_tokenizer(PROMPTS, 257), "transcript", 36, 12)
     repeated = [row for row in PROMPTS for _ in range(2)]
     functions = RewardFunctions(
@@ -39,7 +39,7 @@ def test_best_of_n_is_judged_by_the_row_of_its_own_prompt() -> None:
     )
     judge = Scorer(reward_model=None, encoder=encoder, translate=None, functions=functions, rows=repeated)
     nothing: Any = None
-    bench = Bench(
+    conditions = Conditions(
         prompts=repeated,
         encoder=encoder,
         scorer=judge,
@@ -51,7 +51,7 @@ def test_best_of_n_is_judged_by_the_row_of_its_own_prompt() -> None:
         held_out=judge,
     )
     replies = encoder.sequences([(row.prompt, row.chosen) for row in PROMPTS], True)
-    asked = measure._asking(bench, PROMPTS)
+    asked = measure._asking(conditions, PROMPTS)
     assert asked.prompts == PROMPTS
     for scorer in (asked.scorer, asked.held_out, asked.golds["level"]):
         assert scorer is not None

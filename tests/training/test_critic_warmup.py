@@ -9,7 +9,7 @@ from resuming import STEPS, Killed, rows, run
 from preftune.config import PPOConfig, load_recipe
 from preftune.config.load import build
 from preftune.errors import ConfigError
-from preftune.measure.probe import shortened
+from preftune.measure.estimate import shortened
 from preftune.runs.stages import settings_of
 from tiny import roles, rollout, runner, same_weights
 

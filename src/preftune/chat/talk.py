@@ -13,8 +13,8 @@ from typing import Any
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.pairing import prompt_of, reply_of
 from preftune.errors import DataError, UsageError
-from preftune.evaluation.policy import Bench, Row
-from preftune.measure.conditions import frozen_policy, make_bench, policies_of, reference_stage
+from preftune.evaluation.policy import Conditions, Row
+from preftune.measure.conditions import frozen_policy, make_conditions, policies_of, reference_stage
 from preftune.models.roles import Policy
 from preftune.rundir import RunDir, append_jsonl
 from preftune.runs.session import Session
@@ -29,10 +29,10 @@ def preferences_file(run: RunDir) -> Path:
 
 @dataclass(slots=True, kw_only=True)
 class Talk:
-    """The state of a conversation. `prompts` is the one list that the bench reads its prompt from."""
+    """The state of a conversation. `prompts` is the list that `conditions` reads its prompt from."""
 
     run: RunDir
-    bench: Bench
+    conditions: Conditions
     prompts: list[Preference]
     policies: Mapping[str, Policy]
     seed: int
@@ -58,19 +58,19 @@ class Talk:
             raise UsageError(f"nothing was said {since}", "write something first")
         dialogue = Dialogue(self.turns)
         self.prompts[:] = [Preference(prompt=dialogue, chosen="", rejected="", row=0)]
-        bench = replace(
-            self.bench, seed=derive_seed(self.seed, "chat", self.draws), gold=self._gold(dialogue)
+        conditions = replace(
+            self.conditions, seed=derive_seed(self.seed, "chat", self.draws), gold=self._gold(dialogue)
         )
         self.draws += 1
-        self.replies = [bench.rows(policy, lambda n: None)[0] for policy in self.policies.values()]
+        self.replies = [conditions.rows(policy, lambda n: None)[0] for policy in self.policies.values()]
         return self.replies
 
     def _gold(self, dialogue: Dialogue) -> Any:
         """The world's score by rule, for a prompt that the world makes."""
-        if self.bench.gold is not None:
+        if self.conditions.gold is not None:
             with suppress(DataError):
-                self.bench.gold(dialogue.transcript(), "", True)
-                return self.bench.gold
+                self.conditions.gold(dialogue.transcript(), "", True)
+                return self.conditions.gold
         return None
 
     def take(self, index: int) -> None:
@@ -79,10 +79,10 @@ class Talk:
         self.replies = []
 
     def better(self, index: int) -> int:
-        """Keep that one reply is better than each other one, and go on with it; how many pairs that gave:
-        none with a reply of the same text.
+        """Save that one reply is better than every other one, and continue with it. Returns how many pairs
+        that made: a reply of the same text makes none.
         """
-        plain, names = self.bench.encoder.form == "plain", list(self.policies)
+        plain, names = self.conditions.encoder.form == "plain", list(self.policies)
         chosen, prompt = self.replies[index], prompt_of(Dialogue(self.turns), plain)
         refuse_links(self.run)
         pairs = 0
@@ -119,12 +119,12 @@ def open_talk(
         raise UsageError("greedy replies have no KL", "give a small --temperature such as 0.1, or use sample")
     trained = [name for name in policies_of(session, list(session.config.stage)) if session.is_trained(name)]
     prompts = list[Preference]()
-    bench, learner = make_bench(session, reference_stage(session, trained), prompts, session.gold)
-    settings = bench.settings.model_copy(update=changed(temperature, max_new_tokens))
+    conditions, learner = make_conditions(session, reference_stage(session, trained), prompts, session.gold)
+    settings = conditions.settings.model_copy(update=changed(temperature, max_new_tokens))
     encoder = session.encoder(session.source(names[0]), settings.max_new_tokens)
     return Talk(
         run=session.run,
-        bench=replace(bench, settings=settings, encoder=encoder),
+        conditions=replace(conditions, settings=settings, encoder=encoder),
         prompts=prompts,
         policies={name: frozen_policy(session, learner, name) for name in names},
         seed=seed,

@@ -15,8 +15,8 @@ Stages = Mapping[str, Any]  # raw settings by name
 
 
 def unrolled(stages: Stages) -> dict[str, Any]:
-    """All stages with the copies of later rounds; those that are there already stay as they are."""
-    found = dict(stages)
+    """All stages with their copies for later rounds; a copy that the settings have already stays as it is."""
+    with_copies = dict(stages)
     for last, settings in stages.items():
         rounds = settings.get("rounds") if isinstance(settings, dict) else None
         if type(rounds) is not int or rounds < 2:
@@ -31,8 +31,8 @@ def unrolled(stages: Stages) -> dict[str, Any]:
         for number in range(2, rounds + 1):
             for name in chain:
                 copied = _of_round(stages, name, chain, last, number)
-                found.setdefault(round_name(name, number), copied)
-    return found
+                with_copies.setdefault(round_name(name, number), copied)
+    return with_copies
 
 
 def _of_round(stages: Stages, name: str, chain: list[str], last: str, number: int) -> dict[str, Any]:

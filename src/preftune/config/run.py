@@ -116,10 +116,12 @@ class ColumnsConfig(Settings):
     """What the columns of a data set are called, where its names are not known here (docs/data.md)."""
 
     prompt: Name | None = Field(default=None, description="Column of the prompt.")
-    chosen: Name | None = Field(default=None, description="Column of the preferred reply.")
-    rejected: Name | None = Field(default=None, description="Column of the other reply.")
-    completion: Name | None = Field(default=None, description="Column of a single reply, not a pair.")
-    label: Name | None = Field(default=None, description="Column that says whether that reply is desirable.")
+    chosen: Name | None = Field(default=None, description="Column of the preferred response.")
+    rejected: Name | None = Field(default=None, description="Column of the other response.")
+    completion: Name | None = Field(default=None, description="Column of a single response, not a pair.")
+    label: Name | None = Field(
+        default=None, description="Column that says whether that response is desirable."
+    )
     text: Name | None = Field(default=None, description="Column of plain text.")
     system: Name | None = Field(default=None, description="Column of the system message.")
 
@@ -149,7 +151,7 @@ class DataConfig(Settings):
     )
     prompt_words: Count | None = later(
         None,
-        "Cut rows of text after this many words: the beginning is the prompt, the rest the reply "
+        "Cut rows of text after this many words: the beginning is the prompt, the rest the response "
         '(form = "plain").',
     )
     template_arguments: TemplateArguments = later(

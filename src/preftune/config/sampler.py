@@ -1,4 +1,4 @@
-"""Settings of a vLLM server that writes the replies of stages that sample (docs/vllm.md)."""
+"""Settings of a vLLM server that writes the responses of stages that sample (docs/vllm.md)."""
 
 from typing import Annotated, Any, Self
 
@@ -15,7 +15,7 @@ class SamplerConfig(AddressConfig):
 
     url: Name | None = Field(
         default=None,
-        description="Address of a vLLM server that samples the replies, such as http://127.0.0.1:8000; none "
+        description="Address of a vLLM server that samples responses, such as http://127.0.0.1:8000; none "
         "samples in preftune.",
     )
     model: Name | None = Field(

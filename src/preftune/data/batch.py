@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 class Rows:
-    """A dataclass of B rows, the first field among them, of which some are taken; (B, T) tensors are cut to
-    the longest of the sequences that they are beside.
+    """A dataclass whose fields hold B rows each. Indexing takes some of them, and cuts (B, T) tensors to the
+    longest sequence that is left.
     """
 
     __slots__ = ()
@@ -95,10 +95,9 @@ class Pairs(Rows):
 
 @dataclass(frozen=True, slots=True)
 class Unpaired(Rows):
-    """Responses with a label, desirable bool (B,), and as many rows of prompts with responses to others.
-
-    mismatched: prompt i with the response before it in the global batch; made before the batch is shared
-    among processes, so that their number changes nothing.
+    """Responses with a label, desirable bool (B,), and as many mismatched ones: in `mismatched`, prompt i is
+    followed by the response before it in the global batch. They are made before the batch is shared among
+    processes, so that the number of processes changes nothing.
     """
 
     sequences: Sequences
@@ -135,7 +134,9 @@ def real_tokens(batch: Sequences | Pairs | Unpaired | Prompts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PairIds:
-    """The token ids of one pair. In arrays of four bytes each, so that a data set's fit in memory."""
+    """The token ids of one pair, in arrays of four bytes an id, so that those of a whole data set fit in
+    memory.
+    """
 
     prompt: Sequence[int]
     chosen: Sequence[int]
@@ -143,12 +144,12 @@ class PairIds:
 
     @property
     def tokens(self) -> int:
-        """Of its two rows, the prompt and either response."""
+        """Tokens of its two rows, each the prompt with one response."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 def compact(ids: Sequence[int]) -> "array[int]":
-    """The same ids in four bytes each, where a list takes up to 36."""
+    """The same ids in an array of four bytes each; a list takes up to 36."""
     return array("i", ids)
 
 
@@ -175,7 +176,9 @@ def content_keys(sequences: Sequences) -> list[bytes]:
 def pad_sequences(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
 ) -> Sequences:
-    """Join prompt and response ids row by row and pad on the right with `pad_id` (any id: masks rule)."""
+    """Join prompt and response ids row by row and pad on the right with `pad_id`: any id, since only masks
+    count.
+    """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows), default=1)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -204,9 +207,10 @@ def pad_unpaired(
     pad_id: int,
     longest: int | None = None,
 ) -> Unpaired:
-    """Labelled responses; a prompt that with another's response is longer than `longest` loses its beginning.
+    """Labelled responses. If a prompt with its mismatched response is longer than `longest`, the prompt loses
+    its beginning.
 
-    Two successive rows should not share their prompt: the second's mismatched response would be an answer.
+    Two successive rows should not have the same prompt: the mismatched response would then answer it.
     """
     shifted = [*responses[-1:], *responses[:-1]]
     room = [longest - len(r) if longest else len(p) for p, r in zip(prompts, shifted, strict=True)]

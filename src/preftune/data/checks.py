@@ -50,5 +50,5 @@ def quote(text: str) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether there is nothing in it; the text of an empty JSON value holds nothing either."""
+    """Whether a value is empty; so is the text of an empty JSON value."""
     return value is None or value in ("", "[]", "{}", "null", "None") or value in ([], {}, ())

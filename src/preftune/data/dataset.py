@@ -163,13 +163,13 @@ def prompt_hash(prompt: Dialogue) -> str:
 
 
 def row_key(row: Preference) -> str:
-    """What decides which split a row is cut into: its prompt; of a text without one, the text."""
+    """The hash that decides which split a row is cut into: of its prompt, or of the text if it has none."""
     return prompt_hash(row.prompt or Dialogue([Turn("human", row.chosen)]))
 
 
 def prompt_key(row: Preference) -> str:
-    """What rows have in common whose prompts, or texts without one, differ in white space around turns only,
-    as the same prompt does that was read from files of two forms.
+    """A key of a row's prompt, or of the text if it has none. White space around turns does not count, since
+    it differs when files of two forms hold the same prompt.
     """
     turns = row.prompt or [Turn("human", row.chosen)]
     return prompt_hash(Dialogue([Turn(turn.role, turn.text.strip()) for turn in turns]))
@@ -203,7 +203,7 @@ def _kind(name: str, tallies: Sequence[Tally]) -> Kind:
 
 
 def _named(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
-    """For the report: rows of another kind than pairs, and the columns they were told by."""
+    """For the report: of what kind the rows are, if not pairs, and the columns that showed it."""
     return {} if kind == "pairs" else {"kind": KINDS[kind], "columns": tallies[0].first_keys}
 
 
@@ -315,7 +315,8 @@ def _words(pairs: Sequence[Preference]) -> dict[str, list[int]]:
 
 def _content_hash(pairs: Iterable[Preference]) -> str:
     """One hash of a split's texts in order, and of which replies did not end; independent of files and
-    packing. Where all ended there is nothing of it in the hash, as there was in none of before.
+    packing. If all ended, that adds nothing, so that such hashes stay what they were before it was part of
+    them.
     """
     digest = hashlib.sha256()
     for pair in pairs:

@@ -63,7 +63,9 @@ class Preference:
 
 
 def _ended(value: Any) -> bool:
-    """What a column says, as text in a CSV; whatever is neither true nor false says nothing."""
+    """Whether a column says that the reply ended, also as text in a CSV. A value that is neither true nor
+    false counts as true.
+    """
     try:
         return truth_of(value, "")
     except BadRow:

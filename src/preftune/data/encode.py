@@ -1,8 +1,8 @@
 """Text to token ids, the same way for training, sampling and scoring.
 
-A prompt has the same ids whatever its reply. A reply has those that it has behind its prompt in the joined
-text: with a byte-level vocabulary they are those of the reply alone, with one that puts a space in front of
-every text (Llama 2) they are not. Padding is in `batch` alone.
+The ids of a prompt do not depend on its reply. The ids of a reply are those that it has after its prompt in
+the joined text: with a byte-level vocabulary the same as those of the reply alone, with a tokenizer that puts
+a space in front of every text (Llama 2) not. Only `batch` pads.
 """
 
 from collections import Counter
@@ -136,8 +136,8 @@ class Encoder:
 
     @property
     def as_before(self) -> bool:
-        """Whether ids and ends are those from before templates and declared ends were read: stages of then
-        stay valid.
+        """Whether ids and ends are the same as before templates and declared ends were read: stages from that
+        time are then still valid.
         """
         return self._chat is None and self._apart and self.ends == (self._eos_id,)
 
@@ -197,9 +197,7 @@ class Encoder:
     def sequences(
         self, items: Sequence[tuple[Dialogue, str]], ended: bool | Sequence[bool] = True
     ) -> Sequences:
-        """A batch of (prompt, response) texts, (B, T); `ended` tells, for all or for each, whether EOS
-        follows.
-        """
+        """A batch of (prompt, response) texts, (B, T). `ended`: whether EOS follows, for all or for each."""
         flags = [ended] * len(items) if isinstance(ended, bool) else ended
         rows = [self.sequence(*item, flag) for item, flag in zip(items, flags, strict=True)]
         return pad_sequences([row[0] for row in rows], [row[1] for row in rows], self.pad_id)
@@ -220,9 +218,9 @@ class Encoder:
         return self.text_of(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
 
     def decode(self, ids: Sequence[int], prompt: Sequence[int] | None = None) -> str:
-        """The text of response ids up to the first end token, which is left out; nothing is tidied up.
-
-        In chat form without what the template writes around it. `prompt`: ids to read it behind.
+        """The text of response ids up to the first end token, which is left out; nothing is tidied up. In
+        chat form, what the template writes around a reply is left out, too. `prompt`: the ids that the
+        response follows.
         """
         ids = list(ids)
         ids = ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]

@@ -68,8 +68,9 @@ def read_files(
 
 
 def local_files(root: Path, config: str | None = None, foreign: bool = False) -> Chosen:
-    """The files under `root` that are read: what its README.md declares, else by their names. A file that is
-    named by itself is all there is to split. `foreign`: `config` is another data set's, and may be there.
+    """The files under `root` that are read: those that its README.md declares, else by their names. A file
+    named by itself is the whole data set, to be split. `foreign`: `config` is another data set's, and may be
+    missing here.
     """
     paths = find_files(root)
     if paths == [root]:
@@ -131,14 +132,14 @@ def find_files(root: Path) -> list[Path]:
 
 
 def _passed_by(root: Path) -> list[Path]:
-    """What may hold rows too, and is not read: see `UNREAD`; links to folders."""
-    found = []
+    """Files that may hold rows but are not read (see `UNREAD`), and links to folders."""
+    skipped = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        skipped += [path for name in folders if (path := Path(folder, name)).is_symlink()]
         if "state.json" not in names:
-            found += [Path(folder, name) for name in names if is_unread(name)]
-    return sorted(found)
+            skipped += [Path(folder, name) for name in names if is_unread(name)]
+    return sorted(skipped)
 
 
 def is_unread(name: str) -> bool:

@@ -79,7 +79,7 @@ def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None, foreig
 
 
 def _readme(snapshot: Snapshot) -> str:
-    """Its README.md; without a word "" where it has none, with one where it cannot be had."""
+    """The README's text; "" if there is none, "" with a warning if it cannot be fetched."""
     if README not in snapshot.files:
         return ""
     try:

@@ -25,7 +25,7 @@ def pieces(encoder: Encoder, ids: Sequence[int]) -> list[str]:
 
 def speakers(texts: Sequence[str], prompt: Dialogue) -> list[str]:
     """Who speaks in each token of an encoded prompt: "human", "assistant", "system", or "template" for what
-    stands around the turns. A turn that was cut from the left is known by its rest.
+    stands around the turns. A turn that was cut from the left is found by what is left of it.
     """
     text, owners = "".join(texts), list[str]()
     owners += [TEMPLATE] * len(text)
@@ -47,7 +47,9 @@ def speakers(texts: Sequence[str], prompt: Dialogue) -> list[str]:
 
 
 def _longest_rest(words: str, text: str) -> int:
-    """Characters of the longest end of `words` that stands in `text`: an end of an end stands there, too."""
+    """The length of the longest ending of `words` that occurs in `text`. Every shorter ending occurs there,
+    too.
+    """
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2

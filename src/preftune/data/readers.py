@@ -218,7 +218,7 @@ def arrow_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
 
 
 def _other(value: Any) -> Any:
-    """A value of a column that is not read here, None for one that Python has no value for (nanoseconds)."""
+    """A value of a column that is not read here; None for one that Python cannot hold (nanoseconds)."""
     try:
         return value.as_py()
     except (ValueError, OverflowError, TypeError, NotImplementedError):

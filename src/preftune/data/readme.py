@@ -55,10 +55,9 @@ class Layout:
 
 
 def layout(text: str, config: str | None = None, foreign: bool = False) -> Layout | None:
-    """The configuration `config`, or the default one, of a README's text; None where it declares none. Of a
-    `foreign` data set `config` is taken where it is there.
-
-    Raises ConfigError for a name that is not there, DataError for what is not YAML of this shape.
+    """The configuration `config`, or the default one, of a README's text; None if it declares none. In a
+    `foreign` data set `config` may be missing. Raises ConfigError for a name that is not there, DataError for
+    what is not YAML of this shape.
     """
     configs = _configs(text)
     if foreign and config not in configs:

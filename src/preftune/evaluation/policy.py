@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """All that is the same for every policy that is measured."""
+class Conditions:
+    """What is the same for every policy that is measured, and how one is measured under it."""
 
     prompts: Sequence[Preference]
     encoder: Encoder

@@ -100,7 +100,7 @@ def _prompt_noise(values: Floats, draws: int, rng: np.random.Generator) -> Float
 
 
 def pooled_verdict(low: float | None, high: float | None, seeds: Sequence[Floats] = ()) -> str:
-    """What an interval of a difference over these allows one to say, and no more: nothing where it is over
-    the few prompts of one seed, as within a run. Of 5 it would be wrong in 16 % of cases.
+    """The verdict that a difference's interval over `seeds` allows. From a few prompts of one seed, as within
+    a run, it allows none: over 5 prompts it would be wrong in 16 % of cases.
     """
     return outcome(low, high, len(seeds[0]) if len(seeds) == 1 else None)

@@ -52,7 +52,7 @@ def score_pairs(
     return scored
 
 
-def audit(
+def examine(
     stage: str,
     scored: Sequence[dict[str, Any]],
     seed: int,

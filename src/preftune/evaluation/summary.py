@@ -10,14 +10,14 @@ import numpy as np
 from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
-from preftune.evaluation.policy import Bench, Row, Summary, gold_columns
+from preftune.evaluation.policy import Conditions, Row, Summary, gold_columns
 
 
 def summarise(
     policy: str,
     label: str,
     rows: Sequence[Row],
-    bench: Bench,
+    conditions: Conditions,
     best_of_n: int | None = None,
     reverse: Sequence[float] | None = None,
     human: Sequence[Row] = (),
@@ -25,20 +25,20 @@ def summarise(
     """The content of evaluation/<policy>.json but for the comparisons. `reverse`: KL(reference || policy) of
     each of the reference's responses; `human`: the chosen responses as rows.
     """
-    settings, seed = bench.settings, bench.seed
+    settings, seed = conditions.settings, conditions.seed
     lengths, longest = [row["length"] for row in rows], settings.max_new_tokens
     return {
         "policy": policy,
         "label": label,
-        "n_prompts": len(bench.prompts),
+        "n_prompts": len(conditions.prompts),
         "n_samples": len(rows),
-        "reward": _spread([row["score"] for row in rows], settings, seed) if bench.scorer else None,
+        "reward": _spread([row["score"] for row in rows], settings, seed) if conditions.scorer else None,
         "reward_difference_to_sft": None,
         "win_rate_vs_sft": None,
         "reward_difference_to_chosen": None,
         "win_rate_vs_chosen": None,
         "held_out_reward": _spread([row["held_out"] for row in rows], settings, seed)
-        if bench.held_out
+        if conditions.held_out
         else None,
         "held_out_difference_to_sft": None,
         "length_controlled": None,
@@ -46,8 +46,10 @@ def summarise(
         "length": {"median": float(np.median(lengths)), **_possible(_mean(lengths, settings, seed), longest)},
         "eos_rate": stats.share(sum(row["ended"] for row in rows), len(rows)),
         **_texts(rows, settings, seed),
-        "gold": _spread([row["gold"] for row in rows], settings, seed) if bench.gold or bench.golds else None,
-        **_golds(rows, bench),
+        "gold": _spread([row["gold"] for row in rows], settings, seed)
+        if conditions.gold or conditions.golds
+        else None,
+        **_golds(rows, conditions),
         **_disagreement(rows, settings, seed),
         "prompts": _prompts(rows, reverse, human),
     }
@@ -60,11 +62,11 @@ def _disagreement(rows: Sequence[Row], settings: EvaluationConfig, seed: int) ->
     return {"disagreement": _mean([float(np.std(row["members"])) for row in rows], settings, seed)}
 
 
-def _golds(rows: Sequence[Row], bench: Bench) -> Summary:
+def _golds(rows: Sequence[Row], conditions: Conditions) -> Summary:
     """Every named judge's scores, where there is one."""
-    columns = gold_columns({name: name for name in bench.golds}, bench.gold is not None)
+    columns = gold_columns({name: name for name in conditions.golds}, conditions.gold is not None)
     golds = {
-        name: _spread([row[column] for row in rows], bench.settings, bench.seed)
+        name: _spread([row[column] for row in rows], conditions.settings, conditions.seed)
         for column, name in columns.items()
     }
     return {"golds": golds} if golds else {}

@@ -215,7 +215,7 @@ def _telling(homes: Sequence[Home]) -> tuple[dict[Phrase, int], dict[Phrase, int
     which that is FEW pairs or more. A phrase can stand in FEW replies only if its parts do: counted by
     length, the rare ones, which are most, take no memory.
     """
-    found, parts = (dict[Phrase, int](), dict[Phrase, int]()), set[Phrase]()
+    by_side, parts = (dict[Phrase, int](), dict[Phrase, int]()), set[Phrase]()
     for n in range(1, LONGEST + 1):
         only, replies = (Counter[Phrase](), Counter[Phrase]()), Counter[Phrase]()
         for _, row in homes[:READ]:
@@ -226,9 +226,9 @@ def _telling(homes: Sequence[Home]) -> tuple[dict[Phrase, int], dict[Phrase, int
             replies.update(worse)
         parts = {phrase for phrase, count in replies.items() if count >= FEW}
         common = [phrase for phrase in parts if only[0][phrase] + only[1][phrase] >= FEW]
-        for side, counts in zip(found, only, strict=True):
+        for side, counts in zip(by_side, only, strict=True):
             side.update((phrase, counts[phrase]) for phrase in common)
-    return found
+    return by_side
 
 
 def _preferred(homes: Sequence[Home]) -> Iterator[Finding]:

@@ -38,8 +38,8 @@ def tagged(prompt: str, response: str) -> float:
 
 
 def _marked(text: str) -> str | None:
-    found = [next(part for part in parts if part) for parts in _MARKED.findall(text) if any(parts)]
-    return found[-1] if found else None
+    marked = [next(group for group in groups if group) for groups in _MARKED.findall(text) if any(groups)]
+    return marked[-1] if marked else None
 
 
 def _plain(text: str) -> str:

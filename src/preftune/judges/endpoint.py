@@ -67,8 +67,8 @@ class StoppedError(Exception):
 class Endpoint:
     """One endpoint, asked from several threads.
 
-    `who`, `table`, `again` and `wrong_place` are its words in messages: what it is called, where its settings
-    stand, what the same command finds again, and what may be wrong where there is no such place.
+    Words for its messages: `who` it is, the `table` of its settings, what the same command finds `again`, and
+    the hint for an answer that says the address or the model's name is wrong (`wrong_place`).
     """
 
     url: str

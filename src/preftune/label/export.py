@@ -16,7 +16,9 @@ from preftune.rundir import read_object, write_jsonl
 
 
 class Exported(NamedTuple):
-    """How many pairs were written, of them with a rater's own reply; and items judged that gave none."""
+    """How many pairs were written, how many of them with a rater's own reply, and how many judged items gave
+    none.
+    """
 
     pairs: int
     corrected: int

@@ -83,9 +83,9 @@ class Chosen(NamedTuple):
 
 
 def find_source(run: RunDir, source: str | None) -> Chosen:
-    """`source` is a stage that collected replies, or two policies `A,B`; None is the one that collected, else
-    SFT against the last policy. UsageError, InputMissing. Whether the policies' samples are there, and of
-    their models, says `readable`: a set that has been begun needs none.
+    """`source` is a stage that collected replies, or two policies `A,B`; None is the one stage that
+    collected, else SFT against the last policy. Raises UsageError and InputMissing. That there are samples,
+    and of today's models, is left to `readable`: a set that has been begun needs none.
     """
     collected = {path.parent.name: path for path in sorted(run.collections.glob("*/replies.jsonl"))}
     if source is not None and "," not in source:
@@ -116,13 +116,13 @@ def _two_policies(run: RunDir, source: str | None) -> Chosen:
     if not len(pair) == len(set(pair)) == 2:
         raise _no_samples(run, files)
     short = [name.removeprefix(policy_name("")) for name in pair]
-    found = tuple(files[name] for name in pair if name in files)
-    return Chosen("-".join((short[0], "against", short[1])), found, tuple(pair))
+    samples = tuple(files[name] for name in pair if name in files)
+    return Chosen("-".join((short[0], "against", short[1])), samples, tuple(pair))
 
 
 def readable(run: RunDir, source: Chosen) -> Chosen:
     """The source, if a set can be begun from it. InputMissing for policies without samples, or whose samples
-    are of a model that is no longer there. Texts do not hang on a judge, but for best-of-n's; scores do.
+    are of a model that is no longer there. All scores depend on the judge; of the texts only best-of-n's do.
     """
     if not source.policies:
         return source
@@ -132,8 +132,8 @@ def readable(run: RunDir, source: Chosen) -> Chosen:
     scored = _scored_by(run, gone, source.policies)
     stages = dict[str, None]()
     for policy in source.policies:
-        own = policy.removeprefix(policy_name(""))
-        stages |= dict.fromkeys(scored if policy.startswith("best_of_") else {own} & {*gone.stages})
+        stage = policy.removeprefix(policy_name(""))
+        stages |= dict.fromkeys(scored if policy.startswith("best_of_") else {stage} & {*gone.stages})
     if stages:
         names = " and ".join(source.name.split("-against-"))
         raise InputMissing(
@@ -144,8 +144,8 @@ def readable(run: RunDir, source: Chosen) -> Chosen:
 
 
 def _scored_by(run: RunDir, gone: Outdated, policies: Iterable[str]) -> tuple[str, ...]:
-    """Of the stages that are gone those on which the samples' scores hang, if they hang on any: all but the
-    second reward model, by whose scores nobody is asked.
+    """The stages without their measured models on which the samples' scores depend; () if they depend on
+    none. The second reward model is not among them: its scores are not used here.
     """
     files = [file for policy in policies if (file := run.evaluation(policy)).is_file()]
     second = {read_object(file).get("held_out_by") for file in files}
@@ -247,7 +247,7 @@ def _messages(prompt: str) -> tuple[Message, ...]:
 
 
 def _item(prompt: tuple[Message, ...], two: Sequence[Reply], row: int | None) -> Item | None:
-    """None where both replies are the same text, which nobody can prefer."""
+    """The two replies as an item; None if both are the same text, between which nobody can prefer."""
     a, b = two
     if a.text.strip() == b.text.strip():
         return None

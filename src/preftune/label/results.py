@@ -108,7 +108,9 @@ def _is_a(event: Event) -> float:
 def _larger(
     store: Store, measure: Callable[[Item], tuple[float, float] | None]
 ) -> Callable[[Event], float | None]:
-    """Whether the preferred reply measures more; None where neither does, or none is preferred."""
+    """1 if the preferred reply measures more, 0 if less; None if they are not known to differ, or none is
+    preferred.
+    """
 
     def value(event: Event) -> float | None:
         both = measure(store.items[event.item])

@@ -198,7 +198,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What does not fit is the page's affair; what could not be written is told in the terminal as well."""
+    """Input that does not fit is answered to the page; what could not be written is also told in the
+    terminal.
+    """
     if isinstance(error, UsageError):
         return JSONResponse({"error": error.message}, 422)
     print(f"not saved: {printable(error)}", file=sys.stderr)

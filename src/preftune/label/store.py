@@ -168,17 +168,17 @@ def shown(slot: Slot) -> dict[str, Any]:
 
 
 def find_set(run: RunDir, name: str | None, source: str | None) -> tuple[Path, Chosen | None]:
-    """The folder of the set `name`, and what it is to be made of; None for one that has been begun, unless
-    `source` asks for something. What has been begun lies on disk, whatever became of the models since.
+    """The folder of the set `name`, and what to make it of: None for a set that has been begun, unless
+    `source` asks for something. A set that has been begun is on disk, whatever became of the models since.
     """
     if name is not None and not re.fullmatch(RATER, name):
         raise UsageError(f"{name[:40]!r} is no name of a set", "letters, digits, - and _")
     if name and (run.labels(name) / "design.json").is_file():
         return run.labels(name), find_source(run, source) if source else None
     origin = find_source(run, source)
-    wanted = name or origin.name
+    title = name or origin.name
     begun = {file.parent.name for file in run.path.glob("labels/*/design.json")}
-    return run.labels(wanted), origin if wanted in begun else readable(run, origin)
+    return run.labels(title), origin if title in begun else readable(run, origin)
 
 
 def begin(folder: Path, source: Chosen | None, options: Mapping[str, Any]) -> Store:

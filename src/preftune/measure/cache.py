@@ -1,7 +1,7 @@
 """The parts of an evaluation, each kept on disk when it is finished: an interrupted one goes on from there.
 
-A part is one policy's responses, the pool of best-of-n, or the audit of one reward model. All numbers that
-are computed from them take seconds and are computed again.
+A part is one policy's responses, the pool of best-of-n, or the examination of one reward model. All numbers
+that are computed from them take seconds and are computed again.
 """
 
 import json
@@ -72,6 +72,6 @@ class Cache:
 
 
 def content(pairs: Sequence[Preference]) -> str:
-    """SHA-256 of pairs in their order: texts, sources (an audit goes by them), which replies ended."""
+    """SHA-256 of pairs in their order: texts, sources (an examination goes by them), which replies ended."""
     rows = [[p.prompt.transcript(), p.chosen, p.rejected, p.source, p.ended] for p in pairs]
     return sum_of({"pairs": rows})

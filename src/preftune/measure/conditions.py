@@ -6,7 +6,7 @@ from preftune.config.graph import witnesses
 from preftune.config.rewards import judges_in
 from preftune.data import Preference
 from preftune.errors import DataError
-from preftune.evaluation.policy import Bench, Gold
+from preftune.evaluation.policy import Conditions, Gold
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy, Reference
 from preftune.rollout.score import Scorer
@@ -63,13 +63,13 @@ def frozen_policy(session: Session, learner: Learner, name: str) -> Policy:
     return policy
 
 
-def make_bench(
+def make_conditions(
     session: Session,
     reference_name: str,
     prompts: Sequence[Preference],
     gold: Gold | None,
     shared_by: Learner | None = None,
-) -> tuple[Bench, Learner]:
+) -> tuple[Conditions, Learner]:
     """Everything held equal while policies are measured on `prompts`, and the learner that places models.
     `shared_by`: of the processes that measure together.
     """
@@ -95,7 +95,7 @@ def make_bench(
         return scorer(None, name) if ":" in name else scorer(name, None)
 
     second = second_judge(session)
-    bench = Bench(
+    conditions = Conditions(
         prompts=prompts,
         encoder=encoder,
         scorer=scorer(session.judge, settings.reward_functions),
@@ -109,7 +109,7 @@ def make_bench(
         held_out=scorer(second, None) if second else None,
         learner=shared_by,
     )
-    return bench, learner
+    return conditions, learner
 
 
 def held_out_prompts(session: Session) -> list[Preference]:

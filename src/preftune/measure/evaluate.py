@@ -14,20 +14,20 @@ from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.length import length_controlled
-from preftune.evaluation.policy import Bench, Gold, Row, Summary
+from preftune.evaluation.policy import Conditions, Gold, Row, Summary
 from preftune.evaluation.summary import summarise
 from preftune.measure.cache import Cache, content
 from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
-    make_bench,
+    make_conditions,
     policies_of,
     reference_stage,
     second_judge,
     shared_by_all,
     shares_prompts,
 )
-from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
+from preftune.measure.reward_models import examine_model, bag_of_words, examiner
 from preftune.records.base import write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
@@ -77,11 +77,11 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
         earlier = read_sealed(session.run.stage_json(EVALUATION))  # its files stay until these are there
         of_earlier = {name: earlier[name] for name in ("made_from", "shared") if name in earlier}
         StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running", **of_earlier})
-    audited = _evaluate_reward_models(session, judges, cache, write=main)
+    examined = _evaluate_reward_models(session, judges, cache, write=main)
     measured = measure_policies(session, policies, prompts, session.gold, cache)
     if not main:
         return True
-    _write_policies(session, measured, audited)
+    _write_policies(session, measured, examined)
     facts = {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
     record |= {"status": "finished", "key": key, "made_from": models, **facts}
     record |= {"shared": shared_by_all(session, stages), "judged_by": judged_by}
@@ -224,8 +224,8 @@ def _evaluate_reward_models(
     """On held-out pairs, where the data are pairs; the report says where they are not. The files written."""
     if session.dataset.kind != "pairs":
         return set()
-    run, written = session.run, set[Path]()
-    for name, (result, rows) in audits(session, stages, session.dataset.validation, cache, own_data=True):
+    run, pairs, written = session.run, session.dataset.validation, set[Path]()
+    for name, (result, rows) in examinations(session, stages, pairs, cache, own_data=True):
         if not write:
             continue
         of_judge = name == session.judge
@@ -238,19 +238,19 @@ def _evaluate_reward_models(
     return written
 
 
-def audits(
+def examinations(
     session: Session, stages: Sequence[str], pairs: Sequence[Preference], cache: Cache, *, own_data: bool
 ) -> Iterator[tuple[str, tuple[dict[str, Any], list[Row]]]]:
-    """Every reward stage with the record of its audit on `pairs` and the rows of its mistakes."""
+    """Every reward stage with its record on `pairs` and the rows of its mistakes."""
     bag = functools.cache(lambda: bag_of_words(session))
     of = {"pairs": content(pairs), "own_data": own_data}
     for name in stages:
         of_stage = {**of, "stage": made_of(session, name)}
 
-        def audit(name: str = name) -> tuple[dict[str, Any], list[Row]]:
-            return audit_pairs(examiner(session, name), pairs, bag(), own_data=own_data)
+        def examine(name: str = name) -> tuple[dict[str, Any], list[Row]]:
+            return examine_model(examiner(session, name), pairs, bag(), own_data=own_data)
 
-        yield name, cache.take(f"audit_{name}", of_stage, audit)
+        yield name, cache.take(f"audit_{name}", of_stage, examine)
 
 
 def measure_policies(
@@ -260,17 +260,19 @@ def measure_policies(
     for these prompts.
     """
     reference = reference_stage(session, stages)
-    bench, learner = make_bench(session, reference, prompts, gold, cache.learner)
+    conditions, learner = make_conditions(session, reference, prompts, gold, cache.learner)
     names = [BASE, *stages]
-    rows, reverse = _measured(session, bench, learner, reference, names, cache)
-    human = cache.take("chosen", {}, lambda: bench.human([pair.chosen for pair in prompts]))
-    pool = list[Row]() if bench.scorer is None else cache.take("pool", {}, lambda: _pool(session, bench))
-    return compared(session, bench, names, rows, reverse, human, pool)
+    rows, reverse = _measured(session, conditions, learner, reference, names, cache)
+    human = cache.take("chosen", {}, lambda: conditions.human([pair.chosen for pair in prompts]))
+    pool = list[Row]()
+    if conditions.scorer is not None:
+        pool = cache.take("pool", {}, lambda: _pool(session, conditions))
+    return compared(session, conditions, names, rows, reverse, human, pool)
 
 
 def compared(
     session: Session,
-    bench: Bench,
+    conditions: Conditions,
     names: Sequence[str],
     rows: dict[str, list[Row]],
     reverse: Mapping[str, Sequence[float]],
@@ -280,36 +282,36 @@ def compared(
     """All numbers that follow from replies: `rows` and `reverse` by policy, the reference's `pool`."""
     baseline = policy_name(reference_stage(session, names[1:]))
     labels = {policy_name(name): label for name, label in _labels(session, names).items()}
-    best = f"best_of_{bench.settings.best_of}"
-    if bench.scorer is not None:
-        rows[best] = best_of(pool, bench.settings.best_of, bench.settings.pool)
-        labels[best] = f"best of {bench.settings.best_of} ({labels[baseline]})"
-    comparisons = _comparisons(bench, rows, baseline, best, human)
+    best = f"best_of_{conditions.settings.best_of}"
+    if conditions.scorer is not None:
+        rows[best] = best_of(pool, conditions.settings.best_of, conditions.settings.pool)
+        labels[best] = f"best of {conditions.settings.best_of} ({labels[baseline]})"
+    comparisons = _comparisons(conditions, rows, baseline, best, human)
     summaries = {}
     for name, measured in rows.items():
-        n = bench.settings.best_of if name == best else None
-        summary = summarise(name, labels[name], measured, bench, n, reverse.get(name), human)
+        n = conditions.settings.best_of if name == best else None
+        summary = summarise(name, labels[name], measured, conditions, n, reverse.get(name), human)
         if pool and name != baseline:
-            others = pool if n is None else not_picked_from(pool, n, bench.settings.pool)
+            others = pool if n is None else not_picked_from(pool, n, conditions.settings.pool)
             summary["length_controlled"] = length_controlled(
-                measured, rows[baseline], others, bench.settings, bench.seed
+                measured, rows[baseline], others, conditions.settings, conditions.seed
             )
         summaries[name] = _with_comparisons(summary, comparisons, baseline) | _held_out(session, summary)
-    curve = _curve(bench, baseline, labels[baseline], pool) if pool else None
+    curve = _curve(conditions, baseline, labels[baseline], pool) if pool else None
     return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=curve)
 
 
 def _measured(
-    session: Session, bench: Bench, learner: Learner, reference: str, names: Sequence[str], cache: Cache
+    session: Session, under: Conditions, learner: Learner, reference: str, names: Sequence[str], cache: Cache
 ) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
     """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
 
     def measured(name: str, of_reference: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
         def measure() -> tuple[list[Row], list[float]]:
-            policy = bench.reference if of_reference is None else frozen_policy(session, learner, name)
-            with session.console.counting(f"sample {name}", len(bench.prompts)) as advance:
-                rows = bench.rows(policy, advance)
-            return rows, bench.reverse_kl(policy, rows if of_reference is None else of_reference)
+            policy = under.reference if of_reference is None else frozen_policy(session, learner, name)
+            with session.console.counting(f"sample {name}", len(under.prompts)) as advance:
+                rows = under.rows(policy, advance)
+            return rows, under.reverse_kl(policy, rows if of_reference is None else of_reference)
 
         return cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
 
@@ -319,34 +321,34 @@ def _measured(
     return rows, {name: reverse for name, (_, reverse) in found.items()}
 
 
-def _pool(session: Session, bench: Bench) -> list[Row]:
-    with session.console.counting("best of n", len(bench.prompts)) as advance:
-        return bench.pool(advance, bench.settings.pool)
+def _pool(session: Session, conditions: Conditions) -> list[Row]:
+    with session.console.counting("best of n", len(conditions.prompts)) as advance:
+        return conditions.pool(advance, conditions.settings.pool)
 
 
 def _comparisons(
-    bench: Bench, rows: Mapping[str, Sequence[Row]], reference: str, best: str, human: Sequence[Row]
+    conditions: Conditions, rows: Mapping[str, Sequence[Row]], reference: str, best: str, human: Sequence[Row]
 ) -> list[dict[str, Any]]:
     """Every policy against the reference; the trained ones against best-of-n; all against the chosen."""
-    settings, seed = bench.settings, bench.seed
+    settings, seed = conditions.settings, conditions.seed
     comparisons = compare_to(reference, rows, settings, seed)
-    if bench.scorer is None:
+    if conditions.scorer is None:
         return comparisons
     trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
     comparisons += compare_to(best, trained, settings, seed)
     return comparisons + compare_to(CHOSEN, {**rows, CHOSEN: human}, settings, seed)
 
 
-def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Summary:
-    size = bench.settings.pool
+def _curve(conditions: Conditions, reference: str, label: str, pool: Sequence[Row]) -> Summary:
+    size = conditions.settings.pool
     return {
         "reference": reference,
         "label": label,
-        "n_prompts": len(bench.prompts),
+        "n_prompts": len(conditions.prompts),
         "n_samples": size,
         "estimator": ESTIMATOR,
         "source": SOURCE,
-        "curve": curve(pool, size, bench.settings, bench.seed),
+        "curve": curve(pool, size, conditions.settings, conditions.seed),
     }
 
 
@@ -388,9 +390,9 @@ def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _write_policies(session: Session, measured: Measured, audited: Collection[Path]) -> None:
+def _write_policies(session: Session, measured: Measured, examined: Collection[Path]) -> None:
     run, config = session.run, session.config
-    _remove_earlier(run, audited)
+    _remove_earlier(run, examined)
     write_records(run.comparisons, measured.comparisons, Comparison)
     for name, summary in measured.summaries.items():
         write_record(run.evaluation(name), summary, PolicyRecord)

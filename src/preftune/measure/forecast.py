@@ -7,23 +7,23 @@ from typing import TypeVar
 
 from preftune.config import judges_of
 from preftune.evaluation.mistakes import DETAILED
-from preftune.evaluation.policy import Bench, Row
+from preftune.evaluation.policy import Conditions, Row
 from preftune.evaluation.sanity import KINDS, ROWS
 from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
-    make_bench,
+    make_conditions,
     policies_of,
     reference_stage,
 )
 from preftune.measure.evaluate import compared
-from preftune.measure.reward_models import audit_pairs, bag_of_words, examiner
+from preftune.measure.reward_models import examine_model, bag_of_words, examiner
 from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, policy_name
 from preftune.runs.session import Session
 
 T = TypeVar("T")
-_LITTLE = 10.0  # seconds that an audit may take to be made whole
+_LITTLE = 10.0  # seconds that an examination may take to be made whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,10 @@ def forecast(session: Session, stages: Sequence[str]) -> Forecast:
     judges = [name for name in judges_of(session.config.stage) if name in stages]
     prompts, reference = held_out_prompts(session), reference_stage(session, policies)
     settings, names = session.config.evaluation, [BASE, *policies]
-    (bench, learner), loading = _timed(lambda: make_bench(session, reference, prompts, session.gold))
-    few = replace(bench, prompts=prompts[: settings.batch_size])
+    (conditions, learner), loading = _timed(
+        lambda: make_conditions(session, reference, prompts, session.gold)
+    )
+    few = replace(conditions, prompts=prompts[: settings.batch_size])
     times = len(prompts) / len(few.prompts)
     policy, fetching = _timed(lambda: frozen_policy(session, learner, names[-1]))
     rows, sampling = _timed(lambda: few.rows(policy, _nobody))
@@ -56,18 +58,18 @@ def forecast(session: Session, stages: Sequence[str]) -> Forecast:
         + chosen * times
     }
     pool = list[Row]()
-    if bench.scorer is not None:
-        one = replace(bench, prompts=prompts[: max(settings.batch_size // settings.pool, 1)])
+    if conditions.scorer is not None:
+        one = replace(conditions, prompts=prompts[: max(settings.batch_size // settings.pool, 1)])
         pool, drawing = _timed(lambda: one.pool(_nobody, settings.pool))
         parts[f"pool of {settings.pool}"] = drawing * len(prompts) / len(one.prompts)
     if judges and session.dataset.kind == "pairs":
-        parts["audit of the reward model"] = sum(_audit(session, name) for name in judges)
-        parts["audit of the reward model"] += _timed(lambda: bag_of_words(session))[1]
-    _, counting = _timed(lambda: _numbers(session, bench, names, rows, human, pool))
+        parts["examination of the reward model"] = sum(_examination(session, name) for name in judges)
+        parts["examination of the reward model"] += _timed(lambda: bag_of_words(session))[1]
+    _, counting = _timed(lambda: _numbers(session, conditions, names, rows, human, pool))
     parts["numbers"] = loading + counting
     replies = f"{len(names)} replies" + (f" and {settings.pool} of best-of-n" if pool else "")
-    audited = f", {len(session.dataset.validation):,} validation pairs" if judges else ""
-    return Forecast(parts=parts, sizes=f"{len(prompts)} prompts, {replies} to each{audited}")
+    pairs = f", {len(session.dataset.validation):,} validation pairs" if judges else ""
+    return Forecast(parts=parts, sizes=f"{len(prompts)} prompts, {replies} to each{pairs}")
 
 
 def _nobody(count: int) -> None:
@@ -81,10 +83,10 @@ def _timed(do: Callable[[], T]) -> tuple[T, float]:
     return do(), time.monotonic() - began
 
 
-def _audit(session: Session, name: str) -> float:
-    """Seconds of a reward model's audit: of all pairs, or, where that would take long, of some, and the pace
-    of pairs for the others. Absurd replies are scored for ROWS prompts and mistakes token by token for
-    DETAILED of them, at most.
+def _examination(session: Session, name: str) -> float:
+    """Seconds that the examination of a reward model takes: measured on all pairs, or, where that would take
+    long, on some, with the pace of pairs for the others. Absurd replies are scored for at most ROWS prompts,
+    mistakes token by token for at most DETAILED.
     """
     pairs, by = session.dataset.validation, examiner(session, name)
     few = list(pairs[: 2 * session.config.evaluation.batch_size])
@@ -94,24 +96,25 @@ def _audit(session: Session, name: str) -> float:
         return 2 * n + len(KINDS) * min(n, ROWS) + 2 * min(n / 2, DETAILED)
 
     few = few if pace * scores(len(pairs)) > _LITTLE else pairs
-    whole = _timed(lambda: audit_pairs(by, few, None, own_data=True))[1]
+    whole = _timed(lambda: examine_model(by, few, None, own_data=True))[1]
     return whole + pace * (scores(len(pairs)) - scores(len(few)))
 
 
 def _numbers(
     session: Session,
-    bench: Bench,
+    conditions: Conditions,
     names: Sequence[str],
     rows: Sequence[Row],
     human: Sequence[Row],
     pool: Sequence[Row],
 ) -> None:
     """Intervals and comparisons, of measured rows over and over until there are as many as there will be."""
-    count, size = len(bench.prompts), bench.settings.pool
+    count, size = len(conditions.prompts), conditions.settings.pool
 
-    def repeated(found: Sequence[Row], each: int) -> list[Row]:
-        return [found[i % len(found)] | {"row": i // each} for i in range(count * each)]
+    def repeated(measured: Sequence[Row], each: int) -> list[Row]:
+        return [measured[i % len(measured)] | {"row": i // each} for i in range(count * each)]
 
-    own = {policy_name(name): repeated(rows, 1) for name in names}
-    reverse = {name: [float(row["kl"]) for row in each] for name, each in own.items()}
-    compared(session, bench, names, own, reverse, repeated(human, 1), repeated(pool, size) if pool else [])
+    by_policy = {policy_name(name): repeated(rows, 1) for name in names}
+    reverse = {name: [float(row["kl"]) for row in each] for name, each in by_policy.items()}
+    drawn = repeated(pool, size) if pool else []
+    compared(session, conditions, names, by_policy, reverse, repeated(human, 1), drawn)

@@ -20,7 +20,7 @@ from preftune.measure.conditions import (
     reference_stage,
     shared_by_all,
 )
-from preftune.measure.evaluate import Measured, audits, cache_of, measure_policies
+from preftune.measure.evaluate import Measured, examinations, cache_of, measure_policies
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord
@@ -53,9 +53,9 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     name = _name(session.run, file, digest)
     cache = cache_of(session, policies, prompts, None, f"parts-{name}")
     judges = [s for s in judges_of(session.config.stage) if s in stages]
-    audited: Audits = {}
-    for stage, (result, rows) in audits(session, judges, pairs, cache, own_data=False):
-        audited[stage] = ({**result, "seen_in_training": left_out}, rows)
+    examined: Audits = {}
+    for stage, (result, rows) in examinations(session, judges, pairs, cache, own_data=False):
+        examined[stage] = ({**result, "seen_in_training": left_out}, rows)
         _show_judge(session, stage, result)
     measured = measure_policies(session, policies, prompts, None, cache)
     opinions = _opinions(session, policies, pairs)
@@ -69,7 +69,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
         "n": len(pairs),
     }
     directory = session.run.pairs(name)
-    _write(session, directory, audited, measured, opinions, facts)
+    _write(session, directory, examined, measured, opinions, facts)
     cache.remove()
     _show(session, measured, opinions, policy_name(reference_stage(session, policies)))
     return directory
@@ -94,7 +94,7 @@ def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[P
 def _write(
     session: Session,
     directory: Path,
-    audited: Audits,
+    examined: Audits,
     measured: Measured,
     opinions: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
@@ -106,7 +106,7 @@ def _write(
     record.unlink(missing_ok=True)
     for old in directory.glob("*.json*"):  # of an earlier evaluation, perhaps of other stages
         old.unlink()
-    for stage, (result, rows) in audited.items():
+    for stage, (result, rows) in examined.items():
         name = "reward_model" if stage == session.judge else f"reward_model_{stage}"
         write_record(directory / f"{name}.json", result, RewardModelRecord)
         write_records(directory / f"{name}_mistakes.jsonl", rows, Mistake)

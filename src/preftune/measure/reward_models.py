@@ -1,4 +1,4 @@
-"""The audit of a run's reward models on pairs that they have not seen."""
+"""How a run's reward models do on pairs that they have not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from preftune.data import Encoder, Preference, first_encoded
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.baselines import BagOfWords, fit_bag_of_words
 from preftune.evaluation.mistakes import DETAILED, add_token_scores, mistakes
-from preftune.evaluation.reward_model import audit, gap, score_pairs
+from preftune.evaluation.reward_model import examine, gap, score_pairs
 from preftune.evaluation.sanity import ROWS, invariance, sanity_rows
 from preftune.measure.conditions import distinct, shares_prompts
 from preftune.models.roles import Ensemble, RewardModel
@@ -59,7 +59,7 @@ def bag_of_words(session: Session) -> BagOfWords | None:
     return fit_bag_of_words(session.training_rows(), derive_seed(session.config.seed, "bag of words"))
 
 
-def audit_pairs(
+def examine_model(
     by: Examiner, pairs: Sequence[Preference], bag: BagOfWords | None, *, own_data: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The contents of reward_model.json and of the mistakes file. `own_data`: of the run's own data set, for
@@ -69,7 +69,7 @@ def audit_pairs(
     usable, encoded, rejected = first_encoded(by.encoder, pairs, None)
     keep_rows(session, [by.model], sum(ids.tokens for ids in encoded))  # others read them, too
     scored = by.scored("pairs", usable)
-    result: dict[str, Any] = audit(by.stage, scored, seed, bag, settings.resamples)
+    result: dict[str, Any] = examine(by.stage, scored, seed, bag, settings.resamples)
     result["left_out"] = rejected
     if isinstance(by.model, Ensemble):
         result["combine"] = by.model.in_words

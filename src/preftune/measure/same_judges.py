@@ -19,9 +19,9 @@ from preftune.runs.stages import check_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedBy:
-    """What scored a run's policies: the stage of a reward model, or one from elsewhere; reward functions
-    beside it, or alone; whose score gold is (() if nobody's, None for the world's). `recorded`: what the
-    evaluation noted of them, None for an older one, of which names are all that is known.
+    """What scored a run's policies. `model`: the stage of a reward model, or a reward model from elsewhere;
+    `functions`: reward functions beside it, or alone; `gold`: whose score is gold (() nobody's, None the
+    world's). `recorded`: what the evaluation noted of them; None for an older one, which noted only names.
     """
 
     run: RunDir
@@ -60,7 +60,7 @@ def judged_by(run: RunDir, config: Mapping[str, Any], policies: Collection[Polic
 
 
 def _by_name(run: RunDir, config: Mapping[str, Any], policies: Collection[PolicyRecord]) -> str | None:
-    """The reward model of an older run: that which was audited as the judge, else one of the usual name."""
+    """The reward model of an older run: the judge that was examined, else one of the usual name."""
     file = run.reward_evaluation
     stage = (read_record(file, RewardModelRecord).stage if file.is_file() else "") or "rm"
     there = run.model_dir(stage, trains_policy=False).is_dir() or scored_by_model(config, policies)

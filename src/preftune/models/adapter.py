@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import BackendMissing, DataError
 from preftune.models.fast.cut import instead
-from preftune.models.parts import hash_weight, token_embedding
+from preftune.models.layers import hash_weight, token_embedding
 from preftune.models.quantised import in_float, is_quantised, no_code_from_the_hub, scales
 from preftune.rundir import read_object, write_json
 
@@ -102,7 +102,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 
 def same_adapter(model: nn.Module, copied: nn.Module) -> None:
-    """A copy of a model with an adapter has the adapter, too."""
+    """Note that a copy of a model has the adapter of the original."""
     if (adapter := adapter_of(model)) is not None:
         _adapters[copied] = adapter
 

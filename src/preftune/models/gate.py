@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from preftune.errors import DataError
 from preftune.models.fast.head import uncast
 from preftune.models.fast.support import states_below
+from preftune.models.layers import blocks_of
 from preftune.models.locate import GATE
-from preftune.models.parts import blocks_of
 
 # Inverse of the L2 penalty, by what is read. Of 1 to 100, and of 0.0015 to 0.015, each the least loss on a
 # fifth of HH's training prompts.
@@ -68,8 +68,8 @@ class TokenGate(PromptGate):
         new = torch.ones_like(ids, dtype=torch.bool)
         new[:, 1:] = ids[:, 1:] != ids[:, :-1]  # each token once
         new &= ids < vocabulary
-        found = torch.where(new, weight[:, ids.clamp(max=vocabulary - 1)], 0.0).sum(2)
-        return found / new.sum(1).clamp(min=1).sqrt()
+        sums = torch.where(new, weight[:, ids.clamp(max=vocabulary - 1)], 0.0).sum(2)
+        return sums / new.sum(1).clamp(min=1).sqrt()
 
 
 class StateGate(PromptGate):

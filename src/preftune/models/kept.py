@@ -79,7 +79,7 @@ class KeptStates:
         return row
 
     def add(self, key: bytes, states: np.ndarray[Any, Any]) -> None:
-        """Write a row behind the others; `full` where there is no room. OSError where the disk refuses."""
+        """Write a row after the others; sets `full` if there is no room. OSError if the disk refuses."""
         data = np.ascontiguousarray(states, self.dtype)
         with self._locked(), (self.directory / _NUMBERS).open("ab") as numbers:
             start = numbers.seek(0, os.SEEK_END)

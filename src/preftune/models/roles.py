@@ -23,7 +23,7 @@ from preftune.models.fast.layout import fuse_activations
 from preftune.models.fast.static import refuse
 from preftune.models.fast.support import gather_masked, hidden_at, scatter_masked, states_below, takes_trees
 from preftune.models.gate import PromptGate
-from preftune.models.parts import language_head
+from preftune.models.layers import language_head
 from preftune.models.quantised import quantise
 from preftune.models.scalar import ScalarPerPosition, one_token
 
@@ -252,10 +252,10 @@ Combine = Literal["mean", "min", "mean-sd"]
 
 
 class Ensemble(RewardModel):
-    """Reward models that differ in heads and row orders; one score of their normalised ones r_i: their mean,
-    min r_i, or mean - sd_coef · sd (Coste et al., arXiv:2310.02743, who subtract the variance: an sd is in
-    the unit of the scores). Of experts that differ in what they have learnt from, that of the expert to which
-    the gate gives the largest share in the prompt. That score is what they call the ensemble's raw one.
+    """Reward models that differ in their head and order of rows. Their normalised scores r_i become one, the
+    ensemble's raw score: mean r_i, min r_i, or mean - sd_coef · sd (Coste et al., arXiv:2310.02743, subtract
+    the variance; an sd has the unit of the scores). With a `gate` they are experts, each trained on its own
+    kind of rows, and the score is that of the expert to which the gate gives the largest share in the prompt.
     """
 
     def __init__(

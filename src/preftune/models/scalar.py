@@ -16,8 +16,8 @@ from preftune.errors import DataError
 from preftune.models.aligned import aligned
 from preftune.models.fast.head import uncast
 from preftune.models.fast.support import hidden_at, scatter_masked
+from preftune.models.layers import token_embedding
 from preftune.models.locate import Source, reading
-from preftune.models.parts import token_embedding
 
 PAD_TOKEN = "<|pad|>"
 
@@ -84,8 +84,8 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def one_token(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What goes through the network in the place of no rows (0, T): one token that is not read, as ids,
-    attention and mask (1, T). A process without rows must not miss a pass in which weights are gathered.
+    """The input in place of no rows (0, T): one token that is not read, as ids, attention and mask (1, T). A
+    process without rows must not miss a pass in which weights are gathered.
     """
     token = ids.new_zeros(1, ids.shape[1])
     return token, torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) == 0, token.bool()

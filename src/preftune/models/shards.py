@@ -27,7 +27,7 @@ from preftune.errors import ConfigError
 from preftune.models.adapter import same_adapter, unmerged
 from preftune.models.by_block import Turns, nothing
 from preftune.models.fast.support import same_layout
-from preftune.models.parts import blocks_of
+from preftune.models.layers import blocks_of
 from preftune.models.roles import Role, models_in, models_of
 from preftune.models.trunk import below_cut, same_cut
 
@@ -122,7 +122,7 @@ def rows_of(tensor: Tensor) -> slice:
 
 
 def as_part(part: Tensor, of: Tensor) -> Tensor:
-    """A part as the tensor it belongs to has it: one of a moment, like the weight."""
+    """`part` as a part of the tensor `of`: one of a moment, like the weight's."""
     if not isinstance(of, DTensor) or not part.dim():
         return part
     return DTensor.from_local(

@@ -25,7 +25,7 @@ from preftune.models.fast.cut import Cut, cut_at
 from preftune.models.fast.support import hidden_at, near, plain_layout, trial, undivided
 from preftune.models.fast.trunk import Branch, Trunk, attach, branch_of, detach, trunks
 from preftune.models.kept import KeptStates, empty, sizes, states_dir
-from preftune.models.parts import blocks_of, hash_weight, token_embedding
+from preftune.models.layers import blocks_of, hash_weight, token_embedding
 
 Kept = Literal["float32", "bf16"]
 # Settings in which models that share their lower blocks may differ: names, tokens, heads, versions.
@@ -48,9 +48,9 @@ def share_trunk(model: PreTrainedModel, top: int) -> None:
         ids, lengths = trial(model)
         cut = cut_at(model, len(blocks) - top, ids)
         frozen = _below(model, cut, ids)
-        own = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
-        existing = next((trunk for trunk in trunks() if trunk.is_like(own)), None)
-        attach(model, Branch(cut, tuple(frozen), own))
+        new = Trunk(_digest(frozen, token_embedding(model).weight, cut), _settings(model))
+        existing = next((trunk for trunk in trunks() if trunk.is_like(new)), None)
+        attach(model, Branch(cut, tuple(frozen), new))
         _prove(model, ids, lengths)
     except Exception as error:  # whatever a foreign model raises
         detach(model)
@@ -86,7 +86,7 @@ def below_cut(model: nn.Module) -> list[nn.Parameter]:
 
 
 def same_cut(model: PreTrainedModel, copied: PreTrainedModel) -> None:
-    """A copy of a model that shares its lower blocks shares them, too."""
+    """Let a copy of a model share the lower blocks that the original shares."""
     if (branch := branch_of(model)) is not None:
         cut = dataclasses.replace(branch.cut, block_refs=tuple(map(weakref.ref, blocks_of(copied))))
         attach(copied, branch._replace(cut=cut))
@@ -104,15 +104,15 @@ alone = undivided  # no model shares anything within it, as a saved one will not
 
 
 def forget_states() -> None:
-    """Drop all states in memory: what is computed next then depends on nothing before it, in its last bits
-    either (a row's states depend, in these, on the rows beside it).
+    """Drop all states in memory, so that not even the last bits of what is computed next depend on what was
+    computed before. (A row's last bits depend on the rows computed beside it.)
     """
     for trunk in trunks():
         trunk.forget()
 
 
 def keep_states(model: PreTrainedModel, keeps: bool) -> None:
-    """Whether the states of rows that one model computed are kept for the others of its trunk."""
+    """Set whether the states of rows that one model computed are kept for the others of its trunk."""
     if (branch := branch_of(model)) is not None:
         branch.trunk.keeps = keeps
 
@@ -159,8 +159,9 @@ def _kind_of(device: torch.device) -> str:
 
 
 def tie(model: PreTrainedModel) -> None:
-    """One copy of the weights below the cut for all members on the model's device, to be called again when a
-    model has been moved. An embedding with rows of its own (a reward model's pad token) holds the others'.
+    """Let all members on the model's device use one copy of the weights below the cut; to be called again
+    when a model has moved. If one has a longer embedding (a reward model's pad token), the others use its
+    first rows.
     """
     branch = branch_of(model)
     if branch is None:

@@ -1,8 +1,8 @@
 """Which numbers of an evaluation are of models that are no longer there. From records alone, and no library.
 
-An evaluation records the sum of every model that it measured (`made_from`), and whose models all its numbers
-hang on (`shared`): what the policies are compared with, and the judges. A stage that was trained again, or
-whose model is gone, has another sum by now, or none.
+An evaluation records the sum of every model that it measured (`made_from`), and the stages whose models all
+its numbers depend on (`shared`): what the policies are compared with, and the judges. A stage that was
+trained again, or whose model is gone, has another sum by now, or none.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _NAME = "evaluation"  # the stage of that name
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """Stages whose models are not those that were measured, and whether all numbers hang on one of them."""
+    """Stages whose measured models are no longer there, and whether all numbers depend on one of those."""
 
     stages: tuple[str, ...] = ()
     all: bool = False
@@ -32,7 +32,7 @@ class Outdated:
         return self.all or name in map(policy_name, self.stages)
 
     def judge(self, stage: str) -> bool:
-        """The same for the audit of a reward model."""
+        """Whether the numbers about a reward model are of one that is no longer there."""
         return stage in self.stages
 
     @property
@@ -58,16 +58,16 @@ def outdated_in(run: RunDir, folder: Path, record: Mapping[str, Any]) -> Outdate
 
 
 def _shared(run: RunDir, folder: Path, record: Mapping[str, Any], known: Mapping[str, str]) -> set[str]:
-    """The stages that all numbers hang on. Of a record that does not say: the reference, the judge, and
-    whatever is no measured policy and makes no data.
+    """The stages that all numbers depend on. If the record does not list them: the reference, the judge, and
+    every stage that is no measured policy and makes no data.
     """
     names = record.get("shared")
     if isinstance(names, list):
         return set(map(str, names))
     policies = {name for name in known if (folder / f"{policy_name(name)}.json").is_file()}
     shared = {name for name in known if name not in policies and not run.collected(name).is_dir()}
-    comparisons, audit = folder / "comparisons.jsonl", folder / "reward_model.json"
+    comparisons, examined = folder / "comparisons.jsonl", folder / "reward_model.json"
     rows = read_jsonl(comparisons) if comparisons.is_file() else []
     shared |= {str(rows[0].get("reference")).removeprefix(policy_name(""))} if rows else {BASE}
-    judge = read_json(audit) if audit.is_file() else {}
+    judge = read_json(examined) if examined.is_file() else {}
     return shared | ({str(judge.get("stage"))} if isinstance(judge, dict) else set())

@@ -108,7 +108,9 @@ class Band(Record):
 
 
 class Power(Record):
-    """What so many pairs can show: the smallest accuracy told from chance 4 times in 5, and pairs needed."""
+    """What so many pairs can show: the smallest accuracy found to differ from chance 4 times in 5; pairs
+    needed.
+    """
 
     n: int | None = at("chance", "n")
     detectable: Number | None = at("chance", "detectable")

@@ -23,8 +23,8 @@ from preftune.models.fast.head import after_head, for_sampling, next_logits
 from preftune.models.fast.native import lacking
 from preftune.models.fast.passing import PassingDecoder, passing_decoder
 from preftune.models.fast.static import WARM_UP, StaticGrid, Step, recorder, refuse
+from preftune.models.layers import language_head
 from preftune.models.memory import give_back_memory
-from preftune.models.parts import language_head
 from preftune.models.roles import Policy, Reference, casting
 from preftune.seeding import derive_seed
 from preftune.stops import stopping_point

@@ -110,8 +110,8 @@ class _Collector:
         questions = self.config.replies * (self.config.replies - 1)  # of a row
         few = max(len(rows) if learner.is_alone else _ROUNDS * judge.config.parallel // questions, 1)
         for start in range(0, len(rows), few):
-            part = rows[start : start + few]
-            for row, scores in zip(part, judge.scores(part) if learner.is_main else (), strict=False):
+            chunk = rows[start : start + few]
+            for row, scores in zip(chunk, judge.scores(chunk) if learner.is_main else (), strict=False):
                 row["scores"] = _finite(scores, self.name)
             if learner.is_main and start + few >= len(rows):
                 judge.check()  # of a whole step, however many processes there are

@@ -1,4 +1,4 @@
-"""The gate of a reward stage whose members are experts: whose word counts for which prompt."""
+"""The gate of a reward stage whose members are experts: which expert's score counts for which prompt."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ import torch
 from preftune.data import Encoder, Preference, first_encoded
 from preftune.data.select import distinct_prompts
 from preftune.models.gate import PromptGate, fit_state_gate, fit_token_gate
+from preftune.models.layers import blocks_of
 from preftune.models.locate import Source
-from preftune.models.parts import blocks_of
 from preftune.models.roles import RewardModel
 from preftune.models.scalar import load_scalar_model
 from preftune.models.trunk import forget_states
@@ -23,9 +23,9 @@ BATCH = 16  # prompts at a time
 
 
 def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner) -> PromptGate:
-    """Fitted to the stage's training prompts, whose sources say of which expert's kind they are: of the first
-    that learns from such a source. Where the experts share blocks it reads what those say of at most PROMPTS
-    prompts of each kind, drawn from the seed, on the learner's device; else the tokens of all.
+    """A gate fitted to the stage's training prompts, each of the kind of the first expert that learns from
+    its source. If the experts share blocks, the gate reads the states after those, of at most PROMPTS prompts
+    of each kind, drawn from the seed and computed by the learner; else the tokens of all prompts.
     """
     encoder, top = session.encoder(expert), session.config.shared_blocks()
     settings = session.config.stage[stage.name]

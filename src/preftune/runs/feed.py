@@ -31,9 +31,9 @@ HELD_OUT = 256  # rows that checkpoints are compared on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """`batch_at(step)` and the names of its data rows, out of `rows` (of each prompt, the first) in an
-    order of their own; `held_out()` makes a batch of rows that are not trained on, None where there can be
-    none; `rejected` counts those that cannot be used, `tokens` those of all fixed rows, of which a step takes
+    """`batch_at(step)` is a step's batch of `rows` (of prompts: the first row of each), `names_at(step)` the
+    names of its rows. `held_out()` makes a batch of rows that are not trained on, None if there can be none.
+    `rejected` counts unusable rows by reason; `tokens`: those of all fixed rows, of which a step takes
     `rows_per_step`.
     """
 
@@ -60,14 +60,8 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
     rows, encoded, rejected = first_encoded(encoder, candidates, config.rows)
     for remark in remarks(encoder, encoded, rejected):
         session.console.line(f"{name}: {remark}")
-    pad_id, alone = encoder.pad_id, session.data_of(name).kind == "unpaired"
-    collate: dict[str, Callable[[Sequence[PairIds]], Any]] = {
-        "sequences": lambda pairs: pad_sequences(
-            [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
-        ),
-        "pairs": lambda pairs: pad_pairs(pairs, pad_id),
-        "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
-    }
+    collate, alone = _collate(config.batch, encoder), session.data_of(name).kind == "unpaired"
+    labelled = alone and config.batch == "unpaired"
     items = config.items_per_row if alone else 1  # rows that hold as many items as a pair
     rows_per_step = config.rows_per_step * items
 
@@ -76,28 +70,21 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
 
     def batch_at(step: int) -> Any:
         numbers = numbers_at(step)
-        if alone and config.batch == "unpaired":
+        if labelled:
             return _labelled([(rows[i], encoded[i]) for i in numbers], encoder)
-        return collate[config.batch]([encoded[i] for i in numbers])
+        return collate([encoded[i] for i in numbers])
 
     def held_out() -> Any:
-        def fits(row: Preference) -> bool:
-            """A row of the run's data, as this stage could learn from: labels are those of a pair, since of
-            labelled replies only desirable ones are held out.
-            """
-            has_all = row.chosen and (row.rejected or config.batch == "sequences")
-            return bool(has_all) and (config.data is not None or config.learns_from(row.source))
-
-        own = [row for row in session.dataset.validation if fits(row)]
-        if not own and alone and config.batch == "unpaired":
+        usable = [row for row in session.dataset.validation if _could_learn_from(row, config)]
+        if not usable and labelled:
             return None
-        if not own:
+        if not usable:
             raise DataError(
                 f"stage {name}: no validation row is such as it learns from, to compare checkpoints on",
                 "leave out checkpoint.best, or hold out rows of its kind",
             )
-        _, ids, _ = first_encoded(encoder, session.shuffled(own), HELD_OUT)
-        return collate[config.batch](ids)
+        _, ids, _ = first_encoded(encoder, session.shuffled(usable), HELD_OUT)
+        return collate(ids)
 
     return Feed(
         rows=rows,
@@ -109,6 +96,27 @@ def make_feed(session: Session, name: str, encoder: Encoder) -> Feed:
         tokens=sum(_tokens(pair, config.batch, alone) for pair in encoded),
         rows_per_step=rows_per_step,
     )
+
+
+def _collate(batch: Batch, encoder: Encoder) -> Callable[[Sequence[PairIds]], Any]:
+    """What makes a batch of encoded pairs, of the kind that an algorithm takes."""
+    pad_id = encoder.pad_id
+    kinds: dict[str, Callable[[Sequence[PairIds]], Any]] = {
+        "sequences": lambda pairs: pad_sequences(
+            [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], pad_id
+        ),
+        "pairs": lambda pairs: pad_pairs(pairs, pad_id),
+        "unpaired": lambda pairs: unpaired(pairs, pad_id, encoder.max_length),
+    }
+    return kinds[batch]
+
+
+def _could_learn_from(row: Preference, config: OfflineConfig) -> bool:
+    """Whether a held-out row of the run is of the kind that a stage learns from. Labels are those of a pair,
+    since of labelled replies only desirable ones are held out.
+    """
+    has_all = row.chosen and (row.rejected or config.batch == "sequences")
+    return bool(has_all) and (config.data is not None or config.learns_from(row.source))
 
 
 def _labelled(rows: Sequence[tuple[Preference, PairIds]], encoder: Encoder) -> Unpaired:
@@ -144,7 +152,7 @@ def _prompts(session: Session, name: str, encoder: Encoder) -> Feed:
 
 
 def _tokens(pair: PairIds, batch: Batch, alone: bool) -> int:
-    """Tokens of what a pair, or a reply `alone`, becomes; mismatched rows are about as many again."""
+    """Tokens of what a pair, or a reply `alone`, becomes. Mismatched rows are about as many again."""
     if batch == "sequences":
         return len(pair.prompt) + len(pair.chosen)
     one = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)

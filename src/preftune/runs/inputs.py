@@ -76,11 +76,11 @@ def recorded_commits(run: RunDir | None) -> dict[str, str]:
         return {}
     data, base = record(run.data), record(run.run).get("base")
     others = data.get("others")
-    found = [("data", None, data), ("base", None, base)]
-    found += [("data", name, each) for name, each in (others.items() if isinstance(others, dict) else ())]
+    reports = [("data", None, data), ("base", None, base)]
+    reports += [("data", name, each) for name, each in (others.items() if isinstance(others, dict) else ())]
     return {
         f"{kind} {name or report.get('name')}": report["commit"]
-        for kind, name, report in found
+        for kind, name, report in reports
         if isinstance(report, dict) and isinstance(report.get("commit"), str)
     }
 

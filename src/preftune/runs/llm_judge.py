@@ -219,6 +219,8 @@ def _in_words(prompt: str | Sequence[Json]) -> str:
 
 
 def _is_same(requested: str, answered: str) -> bool:
-    """Whether a server that answers as one was asked for the other: apart from a path, a date, a revision."""
+    """Whether the model that a server names in its answer is the requested one, apart from a path, a date, a
+    revision.
+    """
     base, served = (name.casefold().rsplit("/", 1)[-1] for name in (requested, answered))
     return served.startswith(base) and re.fullmatch(r"(?:-\d[\d-]*|[@:].*)?", served[len(base) :]) is not None

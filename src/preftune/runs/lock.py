@@ -103,7 +103,7 @@ def _make_own(run: RunDir) -> None:
 
 
 def _is_of_before(run: RunDir) -> bool:
-    """Whether a preftune that put no marker made the directory."""
+    """Whether the directory was made by a preftune that wrote no marker yet."""
     for file, key in ((run.run, "versions"), (run.path / "request.json", "recipe_config")):
         with contextlib.suppress(OSError, ValueError):
             record = json.loads(file.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def _is_of_before(run: RunDir) -> bool:
 
 
 def _take(run: RunDir, file: TextIO, *, looks: bool = False) -> None:
-    """Lock an open file, until it is closed. Who only `looks` is in nobody's way who does the same."""
+    """Lock an open file until it is closed. `looks`: with a lock that others who only look may hold, too."""
     try:
         import fcntl
 

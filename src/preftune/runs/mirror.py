@@ -125,10 +125,10 @@ class Mirror:
         return self._folder(stage) / "finished"
 
     def _checkpoints(self, stage: Stage) -> list[Path]:
-        found = list[Path]()
+        checkpoints = list[Path]()
         with self._trouble(f"look into the mirror {self._folder(stage)}"):
-            found += [path for path in self._folder(stage).glob("step-*") if path.name[5:].isdecimal()]
-        return sorted(found, key=step_of, reverse=True)
+            checkpoints += [path for path in self._folder(stage).glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(checkpoints, key=step_of, reverse=True)
 
     def _logs(self, stage: Stage) -> dict[str, Path]:
         run, name = self.run, stage.name
@@ -156,7 +156,9 @@ class Mirror:
         return whole
 
     def _holds(self, stage: Stage, unit: Path) -> bool:
-        """Whether a unit is that of the stage as it is finished here; what it holds was read back once."""
+        """Whether a unit is of the stage as it is finished here; its files were read back when it was
+        written.
+        """
         try:
             sums = _sums(unit)
         except (OSError, ValueError, TypeError, AttributeError):
@@ -166,7 +168,7 @@ class Mirror:
 
     @contextmanager
     def _trouble(self, doing: str) -> Iterator[None]:
-        """What goes wrong is said."""
+        """An error here is a warning, not the end of the run."""
         try:
             yield
         except (PreftuneError, OSError) as error:

@@ -32,13 +32,13 @@ def encoder_of(source: Source, side: Mapping[str, Any], judge: bool = False) -> 
 
 
 def is_foreign(side: Mapping[str, Any]) -> bool:
-    """Whether a model was trained elsewhere: a preftune.json of a person states its mean and sd alone."""
+    """Whether a model was trained elsewhere: a preftune.json that a person wrote states only mean and sd."""
     return "stage" not in side
 
 
 def reading_of(source: Source) -> dict[str, Any]:
-    """What the scores of a judge depend on beside its files: ids that it reads behind end tokens; {} if none,
-    so that keys from before these were read stay valid where they are right.
+    """What a judge's scores depend on besides its files: the ids that it reads after an end token. {} if
+    there are none, so that keys from before these ids were read stay valid where they are right.
     """
     path = Path(source.path) / SIDE_FILE
     side = read_object(path) if path.is_file() else {}
@@ -49,5 +49,5 @@ def reading_of(source: Source) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _after_end(source: Source, contents: str) -> tuple[int, ...]:
-    """Asked once for as long as the files stay what they are."""
+    """Computed once, as long as the files stay the same."""
     return tuple(encoder_of(source, {}, judge=True).after_end)

@@ -73,8 +73,8 @@ def _with_data(name: str, stage: StageSettings, dataset: Dataset) -> str:
     note = "" if stage.data is None else f"; data: {stage.data}"
     if data is None or data.kind == stage.batch == "unpaired":  # (labelled replies count for half a pair)
         return f"{stage.plan()}{note}"
-    rows = learners_rows(data.rows_for(stage.batch), stage, name)
-    return f"{stage.plan([len(own) for own in rows])}{note}"
+    by_learner = learners_rows(data.rows_for(stage.batch), stage, name)
+    return f"{stage.plan([len(rows) for rows in by_learner])}{note}"
 
 
 def data_lines(report: Mapping[str, Any]) -> Iterator[str]:

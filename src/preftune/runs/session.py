@@ -181,8 +181,8 @@ class Session:
             unusable = sum(read_record(file, StageRecord).left_out.values()) if file.is_file() else 0
             rows = self.shuffled(self.data_of(stage).rows_for(settings.batch))
             most = settings.most_rows
-            read = [own[: most and most + unusable] for own in learners_rows(rows, settings, stage)]
-            self._learnt[stage] = frozenset(row_key(row) for own in read for row in own)
+            read = [each[: most and most + unusable] for each in learners_rows(rows, settings, stage)]
+            self._learnt[stage] = frozenset(row_key(row) for each in read for row in each)
         return self._learnt[stage]
 
     def say_left_out(self, stage: str) -> None:

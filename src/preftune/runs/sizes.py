@@ -13,8 +13,8 @@ from preftune.config import RunConfig
 from preftune.config.trainable import ALL, LORA, top_blocks
 from preftune.data import Dataset
 from preftune.models.adapter import linear_layers
+from preftune.models.layers import blocks_of, token_embedding
 from preftune.models.locate import Source
-from preftune.models.parts import blocks_of, token_embedding
 from preftune.models.quantised import BITS
 from preftune.runs.lengths import longest, mean_lengths
 from preftune.runs.sources import learners_rows
@@ -72,9 +72,9 @@ def _tokens(config: RunConfig, name: str, width: int, dataset: Dataset | None) -
     stage, kind = config.stage[name], ALGORITHMS[config.stage[name].algorithm]
     data = None if dataset is None else dataset.of(stage.data)
     exact = data is not None and data.kind == "pairs" and _reads_at_once(config)
-    own = [] if data is None else learners_rows(data.rows_for(stage.batch), stage, name)
-    lengths = mean_lengths(config, data, [*chain(*own)]) if data is not None and exact else longest(config)
-    counts = [len(rows) for rows in own] or _counts(config, name, dataset)
+    read = [] if data is None else learners_rows(data.rows_for(stage.batch), stage, name)
+    lengths = mean_lengths(config, data, [*chain(*read)]) if data is not None and exact else longest(config)
+    counts = [len(rows) for rows in read] or _counts(config, name, dataset)
     planned = sum(map(stage.rows_planned, counts)) or math.inf
     rows = planned if planned < math.inf else 1000.0 * stage.epochs
     trained = rows * stage.tokens_per_row(*lengths)
@@ -103,14 +103,14 @@ def _counts(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
     stage = config.stage[name]
     data = None if dataset is None else dataset.of(stage.data)
     if data is not None:
-        return [len(own) for own in learners_rows(data.rows_for(stage.batch), stage, name)]
+        return [len(rows) for rows in learners_rows(data.rows_for(stage.batch), stage, name)]
     maker = stage.data if stage.data in config.stage else None
     made = 0 if maker is None else config.stage[maker].rows_made(sum(_counts(config, maker, dataset)))
     return stage.shares(made)
 
 
 def _reads_at_once(config: RunConfig) -> bool:
-    """Whether there is a tokenizer: to learn one takes a while."""
+    """Whether there is a tokenizer already: learning one takes a while."""
     return config.model.scratch is None or config.is_world
 
 

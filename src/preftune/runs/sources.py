@@ -56,15 +56,15 @@ def held_out_prompts(dataset: Dataset) -> set[str]:
 
 def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[Preference]:
     """The rows of the sources that a stage learns from. DataError if there are rows, and none of them is."""
-    own = [row for row in rows if settings.learns_from(row.source)]
-    if rows and not own:
+    kept = [row for row in rows if settings.learns_from(row.source)]
+    if rows and not kept:
         names = ", ".join(repr(name) for name in sorted({row.source for row in rows})[:8])
         raise DataError(
             f"stage {stage}: none of the {len(rows):,} training rows is of a source that it learns from; "
             f"theirs are {names}",
             hint="in sources or experts, write a part of such a name, or set it to none",
         )
-    return own
+    return kept
 
 
 def in_part(rows: Sequence[Preference], part: Part) -> list[Preference]:
@@ -78,16 +78,17 @@ def learners_rows(rows: Sequence[Preference], settings: StageSettings, stage: st
 
     DataError as `own_rows`, and if there are rows, and none is of a learner's half of the prompts.
     """
-    found = list[list[Preference]]()
+    by_learner = list[list[Preference]]()
     for learner in settings.learners():
-        own = own_rows(rows, learner, stage)
-        found.append(in_part(own, part := learner.training_part()))
-        if own and not found[-1]:
+        kept = own_rows(rows, learner, stage)
+        by_learner.append(in_part(kept, part := learner.training_part()))
+        if kept and not by_learner[-1]:
             raise DataError(
-                f"stage {stage}: none of its {len(own):,} training rows is of the {part} half of the prompts",
+                f"stage {stage}: none of its {len(kept):,} training rows is of the {part} half of the "
+                "prompts",
                 hint="leave part out, or give it more prompts",
             )
-    return found
+    return by_learner
 
 
 def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:
@@ -101,8 +102,8 @@ def data_settings(config: RunConfig, name: str, collected: bool = False) -> Data
     """How a stage's own data is read: as the run's, whose columns and configuration it may have, too; what a
     stage has `collected` has its own.
     """
-    own = {"config": None, "columns": ColumnsConfig()} if collected else {}
-    return config.data.model_copy(update={"name": name, "data_dir": None, **own})
+    of_collected = {"config": None, "columns": ColumnsConfig()} if collected else {}
+    return config.data.model_copy(update={"name": name, "data_dir": None, **of_collected})
 
 
 def load_corpus(name: str, train: Sequence[Preference], seed: int, count: int) -> Corpus:

@@ -109,7 +109,9 @@ def is_finished(run: RunDir, stage: Stage) -> bool:
 
 
 def _has_begun(run: RunDir, name: str) -> bool:
-    """Whether a step of a stage, or of a member of it, is kept: what it begins with is none."""
+    """Whether a step of a stage, or of one of its members, is kept; the state before its first step does not
+    count.
+    """
     replies, steps = run.replies(name), run.checkpoints(name).glob("step-*")
     if (replies.is_file() and replies.stat().st_size > 0) or any(path.name != _BEGINNING for path in steps):
         return True
@@ -178,7 +180,9 @@ def members_begun(run: RunDir, name: str) -> list[Path]:
 
 
 def _is_combined_otherwise(run: RunDir, stage: Stage, changed: Sequence[str]) -> bool:
-    """Whether an ensemble differs in nothing that its members, stages of their own, depend on."""
+    """Whether only settings that combine an ensemble's members have changed: the members, which are stages of
+    their own, do not depend on them.
+    """
     kind = config_of(stage.algorithm)
     combining = kind.combining if kind else ()
     if not {*combining} & stage.inputs.get("settings", {}).keys() or not members_begun(run, stage.name):
@@ -258,7 +262,7 @@ def refuse_foreign(target: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """But for a file that was under way when its writer was killed."""
+    """Whether there is nothing in it but files that were under way when their writer was killed."""
     return folder.is_dir() and all(_UNDER_WAY.match(file.name) for file in folder.iterdir())
 
 
@@ -293,7 +297,9 @@ def finish(run: RunDir, stage: Stage, facts: Mapping[str, Any], *, keep_last: bo
 
 
 def drop_checkpoints(run: RunDir, stage: Stage, *, keep_last: bool = False) -> None:
-    """A finished stage needs none, but to become longer; a kill may have left them."""
+    """Remove the checkpoints and working files of a finished stage, some of which a kill may have left.
+    `keep_last`: all but the last checkpoint, from which the stage can become longer.
+    """
     folder = run.checkpoints(stage.name)
     last = sorted(folder.glob("step-*"))[-1:] if keep_last else []
     for path in [path for path in folder.glob("*") if path not in last] if last else [folder]:

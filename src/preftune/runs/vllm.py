@@ -30,7 +30,7 @@ from preftune.data.batch import Prompts, Sequences, pad_sequences
 from preftune.errors import ConfigError, SamplerDisagrees
 from preftune.judges.endpoint import Endpoint, FailedError
 from preftune.models.adapter import merged, plain_weights
-from preftune.models.parts import language_head
+from preftune.models.layers import language_head
 from preftune.models.roles import Policy
 from preftune.models.whole import writing
 from preftune.runs.inputs import key_of

@@ -11,13 +11,13 @@ from preftune.config import judges_of
 from preftune.data import Preference
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula, over_subsets
-from preftune.evaluation.policy import Bench, Row, response_nll
+from preftune.evaluation.policy import Conditions, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.evaluation.stats import Floats
 from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
-    make_bench,
+    make_conditions,
     policies_of,
     second_judge,
     shares_prompts,
@@ -47,20 +47,20 @@ _SAMPLES = 8  # prompts whose replies are kept as text, per policy and set
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """A prompt set with all that is held equal on it. `bench` has every prompt `replies` times in a row."""
+    """A prompt set and what is the same on it. `conditions` has every prompt `replies` times in a row."""
 
     name: str
     prompts: Sequence[Preference]
     replies: int
-    bench: Bench
+    conditions: Conditions
     learner: Learner
     base: Policy
 
     @property
     def others(self) -> list[str]:
         """Judges besides gold."""
-        golds = list(self.bench.golds)
-        return golds[1:] if self.bench.gold is None else golds
+        golds = list(self.conditions.golds)
+        return golds[1:] if self.conditions.gold is None else golds
 
     def means(self, rows: Sequence[Row], measure: str) -> Floats:
         """The mean of each prompt's replies: (prompts,)."""
@@ -121,20 +121,20 @@ def _measure(
     """Each policy's file is written once it is measured on every ground: a study that is stopped keeps it."""
     baselines: list[list[Row]] = []
     for ground in grounds:
-        bench = ground.bench
-        with session.console.counting(f"{ground.name} prompts", len(bench.prompts)) as advance:
-            baselines.append(bench.rows(frozen_policy(session, ground.learner, reference), advance))
+        conditions = ground.conditions
+        with session.console.counting(f"{ground.name} prompts", len(conditions.prompts)) as advance:
+            baselines.append(conditions.rows(frozen_policy(session, ground.learner, reference), advance))
     for name in policies:
         sets: dict[str, Any] = {}
         samples: dict[str, Any] = {}
         for ground, baseline in zip(grounds, baselines, strict=True):
-            with session.console.counting(f"{ground.name} {name}", len(ground.bench.prompts)) as advance:
+            with session.console.counting(f"{ground.name} {name}", len(ground.conditions.prompts)) as advance:
                 if name == BEST:
                     sets[ground.name] = _best_of_n(ground, baseline, advance)
                     continue
                 rows = baseline
                 if name != reference:
-                    rows = ground.bench.rows(frozen_policy(session, ground.learner, name), advance)
+                    rows = ground.conditions.rows(frozen_policy(session, ground.learner, name), advance)
                 sets[ground.name] = _values(ground, rows, None if name == reference else baseline)
                 samples[ground.name] = [_sample(row) for row in rows[: _SAMPLES * ground.replies]]
         record = {"policy": name, "key": keys[name], "sets": sets, "samples": samples}
@@ -168,10 +168,12 @@ def _grounds(session: Session, reference: str, replies: int) -> list[Ground]:
     grounds, base = list[Ground](), None
     for name, prompts in sets.items():
         repeated = [prompt for prompt in prompts for _ in range(replies)]
-        bench, learner = make_bench(session, reference, repeated, session.gold)
+        conditions, learner = make_conditions(session, reference, repeated, session.gold)
         base = base or frozen_policy(session, learner, BASE)
         grounds.append(
-            Ground(name=name, prompts=prompts, replies=replies, bench=bench, learner=learner, base=base)
+            Ground(
+                name=name, prompts=prompts, replies=replies, conditions=conditions, learner=learner, base=base
+            )
         )
     return grounds
 
@@ -190,8 +192,8 @@ def _column(rows: Sequence[Row], measure: str) -> Floats:
 
 def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
     """How varied replies are, and how likely the base finds the first one to each prompt, nats a token."""
-    first, size = rows[:: ground.replies], ground.bench.settings.batch_size
-    batches = [ground.bench.batch(first[start : start + size]) for start in range(0, len(first), size)]
+    first, size = rows[:: ground.replies], ground.conditions.settings.batch_size
+    batches = [ground.conditions.batch(first[start : start + size]) for start in range(0, len(first), size)]
     return {
         "distinct_2": stats.corpus_distinct_n([row["ids"] for row in rows], 2),
         "base_nll": response_nll(ground.base, batches)["nll"],
@@ -203,9 +205,9 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
 
     `win` and `gold_win` are the chances to beat SFT's replies to the same prompt, ties half.
     """
-    bench = _asking(ground.bench, ground.prompts)
-    size = bench.settings.pool
-    pool = bench.pool(advance, size)
+    conditions = _asking(ground.conditions, ground.prompts)
+    size = conditions.settings.pool
+    pool = conditions.pool(advance, size)
     best_by = over_subsets(_column(pool, "proxy").reshape(-1, size))
 
     def best(values: Floats) -> list[list[float]]:
@@ -219,19 +221,19 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
     return {**measures, "kl": [kl_formula(n) for n in range(1, size + 1)]}
 
 
-def _asking(bench: Bench, prompts: Sequence[Preference]) -> Bench:
-    """The bench with other prompts, which its judges, too, look up by number."""
+def _asking(conditions: Conditions, prompts: Sequence[Preference]) -> Conditions:
+    """The same for other `prompts`, which the judges, too, look up by number."""
 
     def on_them(scorer: Scorer) -> Scorer:
         functions = scorer.functions and replace(scorer.functions, rows=prompts)
         return replace(scorer, rows=prompts, functions=functions)
 
     return replace(
-        bench,
+        conditions,
         prompts=prompts,
-        scorer=bench.scorer and on_them(bench.scorer),
-        held_out=bench.held_out and on_them(bench.held_out),
-        golds={name: on_them(scorer) for name, scorer in bench.golds.items()},
+        scorer=conditions.scorer and on_them(conditions.scorer),
+        held_out=conditions.held_out and on_them(conditions.held_out),
+        golds={name: on_them(scorer) for name, scorer in conditions.golds.items()},
     )
 
 

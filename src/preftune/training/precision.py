@@ -55,5 +55,5 @@ def remark(asked: Asked, precision: Precision) -> str | None:
 
 def _has_gpu() -> bool:
     """Whether accelerate takes one: it is there, and ACCELERATE_USE_CPU does not say otherwise."""
-    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() not in {"1", "true", "t", "yes", "y", "on"}
-    return wanted and torch.accelerator.is_available()
+    allowed = os.environ.get("ACCELERATE_USE_CPU", "").lower() not in {"1", "true", "t", "yes", "y", "on"}
+    return allowed and torch.accelerator.is_available()

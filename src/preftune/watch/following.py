@@ -204,8 +204,9 @@ class Watched:
         return self._findings
 
     def _left(self, look: Look) -> float | None:
-        """Stages to come at the seconds a token of those that were: each of what it trains, those that sample
-        by their own pace where there is one. None where nothing is known, or nothing is left.
+        """Seconds left: of the stage under way, and of the remaining ones at the seconds per token of earlier
+        stages; stages that sample at the rate of such stages, if it is known. None where nothing is known, or
+        nothing is left.
         """
         if self._data is None:
             with suppress(PreftuneError):
@@ -249,8 +250,8 @@ def _under_way(members: Mapping[str, StageRecord]) -> tuple[str, int]:
     """The member that is trained, or was last, and how many are still to begin."""
     begun = [name for name, record in members.items() if record.status]
     running = [name for name in begun if members[name].status == "running"]
-    part = (running or begun[-1:] or [*members])[0]
-    return part, sum(name != part and not record.status for name, record in members.items())
+    current = (running or begun[-1:] or [*members])[0]
+    return current, sum(name != current and not record.status for name, record in members.items())
 
 
 def _view(look: Look) -> RunView:

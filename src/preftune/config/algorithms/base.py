@@ -29,9 +29,7 @@ _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def names_a_stage(value: str | None) -> bool:
-    """Whether a setting that takes a stage or something else means a stage: a directory is told by a slash, a
-    file by its ending, a function by its colon.
-    """
+    """Whether the value names a stage. A slash marks a directory, an ending a file, a colon a function."""
     return value is not None and _STAGE.fullmatch(value) is not None and value != WORLD
 
 

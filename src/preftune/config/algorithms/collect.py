@@ -26,30 +26,30 @@ class CollectConfig(StageSettings):
     score_metric: ClassVar[str] = "score"
 
     algorithm: Literal["collect"] = algorithm_field("collect")
-    init: Name = Field(default="sft", description='The policy that replies: a policy stage, or "base".')
+    init: Name = Field(default="sft", description='The policy that responds: a policy stage, or "base".')
     judge: Name = Field(
-        description='What scores the replies: "module:function" or a weighted sum of such, a reward stage, '
+        description='What scores the responses: "module:function" or a weighted sum of such, a reward stage, '
         "the directory or hub id of a reward model (with a slash: ./DIR), or a language model that is asked "
         'which of two is better: "llm:MODEL".'
     )
     rows: Count | None = Field(default=None, description="Number of prompts; none uses all.")
-    replies: Annotated[int, Field(ge=2)] = Field(default=4, description="Replies to each prompt.")
+    replies: Annotated[int, Field(ge=2)] = Field(default=4, description="Responses to each prompt.")
     max_new_tokens: Count | None = Field(
         default=None,
-        description="Maximum number of new tokens per reply; none takes evaluation.max_new_tokens.",
+        description="Maximum number of new tokens per response; none takes evaluation.max_new_tokens.",
     )
     temperature: Positive = Field(default=1.0, description="Sampling temperature.")
     missing_eos_score: float | None = later(
-        None, "Score of a reply that does not end; none keeps its own score. PPO and GRPO give it -1."
+        None, "Score of a response that does not end; none keeps its own score. PPO and GRPO give it -1."
     )
     truncated: Literal["keep", "drop"] = later(
         "keep",
-        "Replies that do not end: judged like others, or in no pair. A pair of which one reply "
-        "ends also teaches whether to end.",
+        "Responses that do not end: judged like others, or in no pair. A pair in which only one ends also "
+        "teaches whether to end.",
     )
     pairing: Literal["best_worst", "all", "random"] = Field(
         default="best_worst",
-        description="Pairs of a prompt's replies: the best and the worst, all of them, or a random one.",
+        description="Pairs of a prompt's responses: the best and the worst, all of them, or a random one.",
     )
     ties: Literal["drop", "random"] = Field(
         default="drop", description="Pairs with equal scores: left out, or labelled by a coin."
@@ -65,10 +65,10 @@ class CollectConfig(StageSettings):
     batch_size: Count = Field(
         default=16,
         description="Prompts at a time; bounds memory, and is what a stop loses. Another number is another "
-        "stage: the same replies up to rounding.",
+        "stage: the same responses up to rounding.",
     )
     microbatch_size: Count = Field(
-        default=8, description="Replies per forward pass of the judge; bounds memory, not results."
+        default=8, description="Responses per forward pass of the judge; bounds memory, not results."
     )
     llm: LLMConfig = later(LLMConfig(), "Where and how a language model is asked.")
 

@@ -26,7 +26,7 @@ class OfflineConfig(StageSettings):
     )
     init: Name = Field(default="sft", description='Initial policy and reference: a policy stage, or "base".')
     rows: Count | None = Field(
-        default=None, description="Number of training rows, such as pairs or single replies; none uses all."
+        default=None, description="Number of training rows, such as pairs or single responses; none uses all."
     )
     epochs: Count = Field(default=1, description="Training epochs.")
     batch_size: Count = Field(default=32, description="Pairs per update.")

@@ -60,9 +60,8 @@ class OnlineConfig(StageSettings):
     )
     kl_budget: Positive | None = later(
         None,
-        "Stop the stage when a step measures more KL to the reference, in nats per "
-        "response, and go back to the last checkpoint that was due before, or, with checkpoint.best, to the "
-        "best one up to that; none does not stop.",
+        "End the stage when a step's KL to the reference exceeds this many nats per response, keeping the "
+        "last checkpoint from before or, with checkpoint.best, the best one up to that; none sets no limit.",
     )
 
     steps: Count = Field(default=100, description="Training steps; each one samples, scores and updates.")

@@ -67,7 +67,9 @@ class PPOConfig(OnlineConfig):
         default=0.2, description="Clip range of the value function; none does not clip."
     )
     critic_warmup: Annotated[int, Field(ge=0)] = later(
-        0, "Steps at the beginning that train the critic alone, so that it learns what to expect."
+        0,
+        "Steps at the start that train only the critic; the policy's learning-rate schedule runs on "
+        "meanwhile.",
     )
     gamma: Share = Field(default=1.0, description="Discount factor.")
     lam: Share = Field(default=0.95, description="GAE lambda.")

@@ -58,8 +58,8 @@ class RewardConfig(OfflineConfig):
     sd_coef: NonNegative = later(0.5, 'Factor of the sd among members in combine = "mean-sd".')
     experts: Words | None = later(
         None,
-        "One reward model for the rows of each of these kinds of source (as in sources, with "
-        'commas: "harmless, helpful"); a prompt says which of them judges the replies to it.',
+        "Train one reward model per kind of source (words separated by commas, matched as in sources: "
+        '"harmless, helpful"); a gate picks one by the prompt.',
     )
 
     @model_validator(mode="after")

@@ -144,8 +144,8 @@ def _parts(parts: list[Any], name: str) -> tuple[str, bool]:
 
 
 def dialogue_with(prompt: Dialogue | None, value: str | list[Turn]) -> Dialogue:
-    """Prompt and response as one dialogue; a response column that repeats the prompt, or ends of it, or holds
-    the whole conversation around it, is accepted.
+    """Prompt and response as one dialogue. A response column may also repeat the prompt, or its last part, or
+    hold the whole conversation.
     """
     if isinstance(value, str):
         if prompt is None:

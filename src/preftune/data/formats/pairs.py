@@ -89,7 +89,7 @@ def between(record: Record, first: Any, second: Any, preferred: int | None) -> l
 
 
 def safe_rlhf(record: Record) -> list[Preference]:
-    """PKU-SafeRLHF: the reply that was judged better; where the rows know the safer one only, that."""
+    """PKU-SafeRLHF: the reply that was judged better; if a row says only which reply is safer, that one."""
     key = "better_response_id" if "better_response_id" in record else "safer_response_id"
     better = number_of(record[key], f'"{key}"')
     if better not in (0, 1):

@@ -1,4 +1,4 @@
-"""Rows that compare nothing: a reply with a judgement of its own or to imitate, a prompt, a text."""
+"""Rows without a comparison: a reply that is judged by itself or to be imitated, a prompt, a text."""
 
 from math import isfinite
 

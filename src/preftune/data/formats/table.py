@@ -1,4 +1,4 @@
-"""The forms of rows that are read, by the keys that tell them; docs/data.md shows an example of each."""
+"""The forms of rows that are read, by the keys that identify them; docs/data.md shows an example of each."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,13 +15,13 @@ ALWAYS = {"system", "system_prompt", "split", *pairs.UNREAD_COLUMNS}
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A form of rows: the keys that tell it, what it becomes, and who reads it."""
+    """A form of rows: the keys that identify it, what it becomes, and who reads it."""
 
     name: str
     needs: tuple[str, ...]
     kind: Kind
     read: Callable[[dict[str, Any]], Sequence[Row]]
-    also: tuple[str, ...] = ()  # keys read where they are there
+    also: tuple[str, ...] = ()  # further keys that are read if the row has them
 
     @property
     def keys(self) -> set[str]:
@@ -82,8 +82,8 @@ FORMS = "the forms of rows are in docs/data.md; data.columns.chosen=NAME and the
 
 
 def recognise(record: Mapping[str, Any], named: Collection[str] = ()) -> Format:
-    """The form of a row by its keys: the first that fits; of those that do, one that reads most of the
-    columns that a person `named`. Raises BadRow, which says what keys there are and what is needed.
+    """The first form that fits a row's keys; if the user `named` columns, the fitting form that reads most of
+    them. Raises BadRow, which says what keys there are and what is needed.
     """
     fitting = (
         form for form in FORMATS if all(any(key in record for key in need.split("|")) for need in form.needs)
@@ -107,7 +107,7 @@ def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under the names that are known here: the columns that a person named, then synonyms.
+    """The row under the names that are known here: the columns that the user named, then synonyms.
 
     A name may lead inside of an object: "response.text". Raises BadRow for one that is not there.
     """
@@ -123,13 +123,13 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
 
 
 def present(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Those of the columns that a person named that the row has."""
-    found = {}
+    """The columns that the user named, as far as the row has them."""
+    there = {}
     for known, name in columns.items():
         with suppress(BadRow):
             _at(record, name)
-            found[known] = name
-    return found
+            there[known] = name
+    return there
 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.models.parts import blocks_of
+from preftune.models.layers import blocks_of
 
 
 class _Reached(Exception):
@@ -117,7 +117,7 @@ def _states(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other functions in the place of some modules' own."""
+    """Within `with`, these functions are called in place of the modules' own forward."""
     usual = [(vars(module), vars(module).get("forward")) for module in forwards]
     for module, forward in forwards.items():
         vars(module)["forward"] = forward

@@ -35,7 +35,9 @@ class After(NamedTuple):
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def back(self, slope: Tensor, after: Tensor) -> Tensor:
-        """The gradient by the head's own logits, from `slope`, that by the logits `after` this."""
+        """The gradient with respect to the head's own logits. `slope` is that with respect to the logits
+        `after` this.
+        """
         slope = slope if self.cap is None else slope * (1 - (after / self.cap).square_())
         return slope if self.scale == 1 else slope * self.scale
 

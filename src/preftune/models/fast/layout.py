@@ -133,7 +133,7 @@ def _lanes(
 
 
 def _on(device: torch.device, arrays: list[np.ndarray]) -> list[Tensor]:
-    """Whole numbers on the device; in one transfer, for which a GPU is not waited for."""
+    """Whole numbers on the device, moved in one transfer that does not wait for a GPU."""
     if device.type == "cpu":
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))

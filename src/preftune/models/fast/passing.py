@@ -89,8 +89,9 @@ def passing_decoder(
     limit: int,
     say: Callable[[str], None] | None,
 ) -> PassingDecoder | None:
-    """A decoder whose states the model's trunk may take; None where nothing is kept in memory, where they
-    would fill it, and, as `say` is told once, where they are not the trunk's own to rounding.
+    """A decoder whose states the model's trunk can keep. None if the trunk keeps nothing in memory, if the
+    states would fill it, or if they differ from the trunk's own by more than rounding, which `say` is told
+    once.
     """
     branch = branch_of(model)
     if branch is None or _drawn.off:

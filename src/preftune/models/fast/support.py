@@ -18,7 +18,7 @@ from preftune.models.fast.layout import NAME, attending, grow, grow_to, tree_sta
 from preftune.models.fast.side_by_side import side_by_side
 from preftune.models.fast.switch import Switch
 from preftune.models.fast.trunk import Row, branch_of, on_nodes, padded
-from preftune.models.parts import token_embedding
+from preftune.models.layers import token_embedding
 
 _TOLERANCE = 2e-5  # of the largest hidden state; float32 rounding stays below a tenth of it
 _allowed: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
@@ -96,7 +96,7 @@ def states_below(model: PreTrainedModel, blocks: int, ids: Tensor, attention: Te
 
 
 def _cut_after(model: PreTrainedModel, blocks: int) -> Cut:
-    """Where a model that shares nothing there is read."""
+    """The cut at which to read a model that shares no blocks up to there."""
     cut = _cuts.get(model)
     if cut is None or cut.at != blocks:
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
@@ -110,9 +110,8 @@ def _plain_states(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Ten
 
 
 def scatter_masked(values: Tensor, mask: Tensor) -> Tensor:
-    """Values (n,) at the columns under the mask: (B, T), 0 elsewhere. The inverse of `gather_masked`.
-
-    No shape depends on the mask's content, forwards or backwards: that would wait for a GPU.
+    """Values (n,) at the columns under the mask: (B, T), 0 elsewhere. The inverse of `gather_masked`. No
+    shape depends on the mask's content, forwards or backwards, since that would make the host wait for a GPU.
     """
     rank = (mask.flatten().cumsum(0) - 1).clamp(min=0)
     back = torch.nn.functional.pad(values, (0, 1)).index_select(0, rank)
@@ -120,9 +119,8 @@ def scatter_masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def gather_masked(mask: Tensor, values: Tensor, count: int) -> Tensor:
-    """values[mask], of which the caller knows that they are `count`: (count,). Does not wait for a GPU.
-
-    RuntimeError if they are more or fewer; on a GPU at its next synchronisation.
+    """values[mask], (count,), for a mask that is known to be true `count` times: so nothing waits for a GPU.
+    RuntimeError if it is not; on a GPU at its next synchronisation.
     """
     chosen = mask.flatten()
     if mask.device.type != "mps":
@@ -144,7 +142,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
 
 
 def same_layout(model: PreTrainedModel, copied: PreTrainedModel) -> None:
-    """A copy of a model goes by tree if the model does: it has no weights yet to try it out."""
+    """Let a copy of a model go by tree if the original does: it has no weights yet to try it with."""
     _allowed[copied] = takes_trees(model)
 
 

@@ -1,4 +1,4 @@
-"""The parts of the audit that read no labels, and the groups that accuracy is taken by."""
+"""The parts of an examination that read no labels, and the groups that accuracy is taken by."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ import torch
 from preftune.data import Dialogue, Preference, Sequences, Turn, pad_sequences
 from preftune.evaluation.bands import expected_band
 from preftune.evaluation.preference import PairLogprobs, preference
-from preftune.evaluation.reward_model import audit, by_length_difference, score_by_length
+from preftune.evaluation.reward_model import by_length_difference, examine, score_by_length
 from preftune.evaluation.sanity import KINDS, invariance, sanity_rows
 from preftune.models.roles import RewardModel
 from tiny import EOS, POSITIONS, classifier, rows
@@ -115,7 +115,7 @@ def test_copies_of_a_pair_narrow_no_interval() -> None:
         {"pair": pair, "chosen": float(x), "rejected": 0.0, "chosen_length": 3 + i % 2, "rejected_length": 3}
         for i, (pair, x) in enumerate(zip(pairs, rng.normal(0.5, 1, 80), strict=True))
     ]
-    first, second = (audit("rm", scored, 0) for scored in (once, once * 3))
+    first, second = (examine("rm", scored, 0) for scored in (once, once * 3))
     for name in ("accuracy_ties_half_interval", "mean_margin_interval", "brier_interval"):
         assert np.ptp(second[name]) == pytest.approx(np.ptp(first[name]), rel=0.15)
     for name in ("accuracy", "by_source", "by_turns"):
@@ -234,7 +234,7 @@ def test_pairs_that_stand_twice_are_no_more_evidence_on_length() -> None:
     ]
 
     def widths(scored: list[dict[str, Any]]) -> tuple[float, float]:
-        found = audit("rm", scored, 0, resamples=500)
+        found = examine("rm", scored, 0, resamples=500)
         correlation = found["correlation_score_length_interval"]
         binned = [part["chosen"]["interval"] for part in found["score_by_length"] if part["chosen"]]
         return float(np.ptp(correlation)), float(np.mean([np.ptp(interval) for interval in binned]))

@@ -1,23 +1,19 @@
-"""`preftune plan`: what a run would take, from a few steps of every stage and a batch of its evaluation.
+"""What a run would take, from a few steps of every stage and a batch of its evaluation.
 
-The stages are made ready as for the run itself, all rows read and encoded, in a directory that is thrown
-away. Of their steps a few are taken: the largest of those looked at, which warms up and shows the memory, and
-some of average size, which are the pace. Models have hardly learnt anything by then, and a base that is
-trained from scratch would not end its replies: there, their length is that of the chosen ones.
+Every stage is prepared as in the run itself, all rows read and encoded, in a temporary directory. Then a few
+of its steps are run: the largest of those looked at, which warms up and shows the memory, and some of average
+size, which give the pace. A base that is trained from scratch has learnt too little by then to end its
+replies: their length is taken from the chosen ones.
 """
 
 import math
-import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from preftune.algorithms import ALGORITHMS
 from preftune.config import EVALUATION, RunConfig, stage_order
@@ -25,7 +21,6 @@ from preftune.config.algorithms.base import names_a_stage
 from preftune.config.trainable import ALL
 from preftune.data import Dataset, prompt_hash
 from preftune.data.batch import real_tokens
-from preftune.data.dataset import SPLIT_NAMES
 from preftune.measure.forecast import Forecast, forecast
 from preftune.models.load import load_tokenizer
 from preftune.models.locate import Source
@@ -36,18 +31,16 @@ from preftune.runs.console import Console
 from preftune.runs.job import Job
 from preftune.runs.lengths import chosen_lengths
 from preftune.runs.lock import held
-from preftune.runs.plan import data_lines, power
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.runner import open_session, train_stages
 from preftune.runs.session import Groups, Session
-from preftune.runs.sizes import judge_models, sizes
+from preftune.runs.sizes import judge_models
 
 STEPS = 3  # of every stage: the largest, and the pace
 _LOOKED_AT = 64  # steps of a stage, for their sizes
 _GONE_OVER = 32  # rows, where a run goes over more of them after a stage's steps
 _NEVER = 10**9  # steps between checkpoints
 _STATES = 3  # a trained weight and Adam's two moments of it, in a checkpoint; in memory a gradient, too
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +51,7 @@ class Cost:
     steps: int
     seconds: float
     memory_mb: float | None  # at most, of the process up to its end
-    disk: float  # bytes, of its model and its checkpoints at their most
+    disk: float  # bytes: its model, and the most checkpoints that it has at once
     trained: float = 0.0  # bytes of the peak: weights that are trained, their gradients and Adam's moments
     read: float = 0.0  # bytes of the peak: weights that are only read
     rows: int | None = None
@@ -106,52 +99,19 @@ class _SomeRows:
         return result
 
 
-def _left_out(config: RunConfig) -> list[str]:
+def not_tried(config: RunConfig) -> list[str]:
     """Stages that would ask a language model, each question of which may cost, and those that read theirs."""
     asking = [name for name, stage in config.stage.items() if stage.asks is not None]
     return with_children(config.stage, asking)
 
 
-def planned(
-    config: RunConfig, dataset: Dataset, base: Source | None, say: Callable[[str], None]
-) -> Iterator[str]:
-    """The plan in lines, as text. What is tried is said before, since it may take minutes."""
-    costs = list(probe(config, dataset, base, say))
-    yield f"plan of {config.name}, from {STEPS} steps of every stage and a batch of its evaluation, here"
-    for split in SPLIT_NAMES:
-        yield f"data: {len(getattr(dataset, split)):,} {split} rows"
-    yield from (f"data: {line}" for line in data_lines(dataset.report))
-    for name in _left_out(config):
-        yield f"{name}: not tried and not counted: {config.stage[name].plan()} (it asks nothing here)"
-    names = max(len(cost.name) for cost in costs)
-    for cost in costs:
-        rows = f"{cost.rows:,} rows, " if cost.rows is not None else ""
-        tokens = f", {cost.tokens:,.0f} tokens" if cost.tokens else ""
-        steps = f"{rows}{cost.steps:,} steps{tokens}" if cost.evaluated is None else cost.evaluated.sizes
-        memory = f", peak memory {cost.memory_mb:,.0f} MiB{_by_part(cost)}" if cost.memory_mb else ""
-        size = f", disk {cost.disk / _MIB:,.1f} MiB" if cost.disk else ""
-        yield f"{cost.name:<{names}}  {steps}: {_time(cost.seconds)}{memory}{size}"
-        yield from (f"{'':<{names}}  {n:,} rows left out: {why}" for why, n in cost.left_out.items())
-        if cost.evaluated is not None:
-            parts = [f"{what} {_time(seconds)}" for what, seconds in cost.evaluated.parts.items()]
-            yield f"{'':<{names}}  {', '.join(parts)}"
-    located = None if config.model.scratch is not None else base
-    yield from sizes(config, located, stage_order(config.stage), dataset)
-    training = sum(cost.seconds for cost in costs if cost.evaluated is None)
-    whole = sum(cost.seconds for cost in costs)
-    after = _time(whole - training)
-    yield f"time: {_time(whole)}, {_time(training)} of training and {after} of evaluation; then the report"
-    yield f"evaluation: {power(config, dataset)}"
-    yield from fits(costs, config, memory=_memory(), disk=shutil.disk_usage(Path.cwd()).free)
-
-
-def probe(
+def estimate(
     config: RunConfig, dataset: Dataset, base: Source | None, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[Cost]:
     """What each stage and the evaluation take. Raises what a run would raise, before it."""
     with tempfile.TemporaryDirectory(prefix="preftune-plan-") as place:
         run, quiet = RunDir(place), Console(quiet=True)
-        unasked = _left_out(config)
+        unasked = not_tried(config)
         names = [name for name in stage_order(config.stage) if name not in unasked]
         with held(run):
             taken: dict[str, _Taken] = {}
@@ -244,14 +204,15 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
     run, stage = full.run, full.config.stage.get(name)
     record = read_object(run.stage_json(name))
     memory, model = record.get("peak_memory_mb"), _size(full.stage(name).model_dir(run), "*")
-    found: dict[str, Any] = {"name": name, "memory_mb": memory, **_parts(full, name)}
+    costs: dict[str, Any] = {"name": name, "memory_mb": memory, **_parts(full, name)}
     if stage is not None and stage.makes == "data":
         count = _prompts(full, name)
         pace, around = _pace(run, name, float(record["seconds"]), [])
         steps = stage.steps_on(count)
-        return Cost(steps=steps, rows=count, seconds=around + pace * steps, disk=model, **found)
-    parts = [name] if stage is None or stage.models == 1 else stage.member_names(name)
-    learners, seconds = [taken[part] for part in parts[: len(stage.learners()) if stage else 1]], 0.0
+        return Cost(steps=steps, rows=count, seconds=around + pace * steps, disk=model, **costs)
+    trainings = [name] if stage is None or stage.models == 1 else stage.member_names(name)
+    different = trainings[: len(stage.learners()) if stage else 1]
+    learners, seconds = [taken[each] for each in different], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
         made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
         counts = [min(stage.most_rows or count, count) for count in stage.shares(made)]
@@ -259,13 +220,13 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
             replace(each, rows=count, steps=stage.steps_on(count))
             for each, count in zip(learners, counts, strict=True)
         ]
-    if parts != [name]:  # what combines them
-        members = sum(float(read_object(run.stage_json(part))["seconds"]) for part in parts)
+    if trainings != [name]:  # what combines them
+        members = sum(float(read_object(run.stage_json(each))["seconds"]) for each in trainings)
         seconds = float(record["seconds"]) - members + others.get(name, 0.0)
-    for number, part in enumerate(parts):
+    for number, each in enumerate(trainings):
         steps = learners[number % len(learners)].steps
-        whole = float(read_object(run.stage_json(part))["seconds"]) + others.get(part, 0.0)
-        pace, around = _pace(run, part, whole, taken[part].began)
+        whole = float(read_object(run.stage_json(each))["seconds"]) + others.get(each, 0.0)
+        pace, around = _pace(run, each, whole, taken[each].began)
         seconds += around + pace * steps if steps > STEPS else whole
     tokens = 0.0 if stage is None else sum((each.tokens or 0) * (each.rows or 0) for each in learners)
     trained = 1 if stage is None else len(ALGORITHMS[stage.algorithm].trains)
@@ -276,7 +237,7 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
         left_out=sum((Counter(each.left_out) for each in learners), Counter[str]()),
         seconds=seconds,
         disk=_disk(full, name, model, trained),
-        **found,
+        **costs,
     )
 
 
@@ -292,7 +253,7 @@ def _pace(run: RunDir, name: str, whole: float, began: Sequence[float]) -> tuple
     the largest and warms up, is not the pace; if it is the only one it has to be.
     """
     steps = [float(row["step_seconds"]) for row in read_jsonl(run.metrics(name))]
-    after = [(b - a) - own for a, b, own in zip(began, began[1:], steps, strict=False)]
+    after = [(b - a) - step for a, b, step in zip(began, began[1:], steps, strict=False)]
     usual = steps[1:] or steps
     written = max(sum(after[-1:]), 0.0)
     around = whole - sum(steps) - written * len(after)
@@ -318,62 +279,12 @@ def _parts(full: Session, name: str) -> dict[str, int]:
     return {"trained": (_STATES + 1) * len(roles.trains) * weights, "read": others * weights}
 
 
-def _by_part(cost: Cost) -> str:
-    """Of the peak, where all of a model is trained: the rest is activations, copies and libraries."""
-    parts = [size / _MIB for size in (cost.trained, cost.read)]
-    if not cost.trained or cost.memory_mb is None:
-        return ""
-    return (
-        f" ({parts[0]:,.1f} trained, {parts[1]:,.1f} read, {max(cost.memory_mb - sum(parts), 0):,.0f} else)"
-    )
-
-
 def _disk(full: Session, name: str, model: int, trained: int) -> float:
-    """The model, and its checkpoints at their most: those that are kept, the one that is written, the best
-    one, two to go back to from beyond a budget, and with both the best one of before.
+    """Bytes of the model and of the most checkpoints that there can be at once: those that are kept, the one
+    that is written, the best one, two to go back to where there is a budget, and, with budget and best one,
+    the best one before that.
     """
     stage, settings = full.config.stage.get(name), full.config.checkpoint
     budget = stage is not None and stage.budget is not None
     spared = settings.best + 2 * budget + (settings.best and budget)
     return model * (1 + _STATES * trained * (settings.keep + 1 + spared))
-
-
-def fits(costs: Sequence[Cost], config: RunConfig, *, memory: float | None, disk: float) -> Iterator[str]:
-    """Whether there is room, by the stage that needs most; if not, which setting to turn. `memory` in MiB and
-    `disk` in bytes are what is free.
-    """
-    largest = max(costs, key=lambda cost: cost.memory_mb or 0.0)
-    need = largest.memory_mb or 0.0
-    if memory is not None and need > memory:
-        knobs = {BASE: "model.scratch.microbatch_size", EVALUATION: "evaluation.batch_size"}
-        knob = knobs.get(largest.name, f"stage.{largest.name}.microbatch_size")
-        yield (
-            f"does not fit: {largest.name} needs {need:,.0f} MiB of memory and {memory:,.0f} are free; lower "
-            f"{knob}, or train less of the model: model.trainable=lora (docs/memory.md)"
-        )
-    elif memory is not None:
-        yield f"memory: {need:,.0f} MiB at most, in {largest.name}, of {memory:,.0f} that are free"
-    models = sum(cost.disk for cost in costs)
-    if models > disk:
-        yield (
-            f"does not fit: {models / _MIB:,.0f} MiB of disk at most and {disk / _MIB:,.0f} are free; "
-            f"checkpoint.keep=1 (now {config.checkpoint.keep}), or another --out DIR"
-        )
-    else:
-        yield f"disk: {models / _MIB:,.0f} MiB at most, of {disk / _MIB:,.0f} that are free here"
-
-
-def _memory() -> float | None:
-    """MiB that are free; None where that cannot be read, or a GPU's memory is what counts."""
-    if torch.cuda.is_available():
-        return None
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) / 1024
-    return None
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Parts of a transformers model with the types that they have: its own annotations allow for much more."""
+"""Layers of a transformers model with the types that they have: its own annotations allow for much more."""
 
 from typing import Any
 
