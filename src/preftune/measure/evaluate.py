@@ -351,9 +351,9 @@ def _curve(bench: Bench, reference: str, label: str, pool: Sequence[Row]) -> Sum
 def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]], reference: str) -> Summary:
     """The summary with what its policy's comparisons say, under their names."""
     names = {
-        (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
+        (reference, "score"): ("score_difference_to_sft", "win_rate_vs_sft"),
         (reference, "held_out"): ("held_out_difference_to_sft", None),
-        (HUMAN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
+        (HUMAN, "score"): ("score_difference_to_chosen", "win_rate_vs_chosen"),
     }
     summary = dict(summary)
     for record in comparisons:
@@ -370,10 +370,10 @@ def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]]
 
 def _held_out(session: Session, summary: Summary) -> Summary:
     """Which reward model the held-out score is from, beside the score itself."""
-    second, score = second_judge(session), summary["held_out_reward"]
+    second, score = second_judge(session), summary["held_out_score"]
     if second is None or score is None:
         return {}
-    return {"held_out_reward": {**score, "stage": second.stage, "shares_pairs": second.shares_pairs}}
+    return {"held_out_score": {**score, "stage": second.stage, "shares_pairs": second.shares_pairs}}
 
 
 def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:

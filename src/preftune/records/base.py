@@ -10,7 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json, write_jsonl
 
-VERSION = 2  # of the keys; files without a version are of the first, which lacks some of them
+# Of the keys. Files without a version are of the first, which lacks some of them; in the second a measured
+# score was called reward. Both are read.
+VERSION = 3
 T = TypeVar("T")
 
 

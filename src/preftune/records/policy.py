@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasPath, Field, model_validator
+from pydantic import AliasChoices, AliasPath, Field, model_validator
 
 from preftune.records.base import Estimate, Estimates, Measured, Number, Numbers, Record, Several
 from preftune.untrusted import clean
@@ -16,9 +16,11 @@ SHARES = ("empty_share", "role_leakage", "repetition_4", "distinct_1", "distinct
 _WITH_INTERVAL = {"empty": "empty_share", "role_leakage_rate": "role_leakage", "repetition": "repetition_4"}
 
 
-def _at(*path: str) -> Any:
-    """Where a field lies in the file."""
-    return Field(default=None, validation_alias=AliasPath(*path))
+def _at(*path: str, old: str = "") -> Any:
+    """Where a field lies in the file; `old` is the first key's name in files of version 2."""
+    now = AliasPath(*path)
+    alias = AliasChoices(now, AliasPath(old, *path[1:])) if old else now
+    return Field(default=None, validation_alias=alias)
 
 
 class Prompt(Record):
@@ -55,10 +57,12 @@ class PolicyRecord(Record):
     label: str = ""
     n_prompts: int | None = None
     n_samples: int | None = None
-    reward: Measured = None
-    reward_sd: Number | None = _at("reward", "sd")
-    difference: Measured = _at("reward_difference_to_sft")
-    difference_to_chosen: Measured = _at("reward_difference_to_chosen")
+    score: Measured = _at("score", old="reward")
+    score_sd: Number | None = _at("score", "sd", old="reward")
+    score_difference: Measured = _at("score_difference_to_sft", old="reward_difference_to_sft")
+    score_difference_to_chosen: Measured = _at(
+        "score_difference_to_chosen", old="reward_difference_to_chosen"
+    )
     win_rate: Measured = _at("win_rate_vs_sft")
     win_rate_chosen: Measured = _at("win_rate_vs_chosen")
     kl_sequence: Measured = _at("kl", "exact_per_sequence")
@@ -75,8 +79,8 @@ class PolicyRecord(Record):
     gold: Measured = None
     golds: Estimates = Field(default_factory=dict)  # of named judges; `gold` is the world's, or the first's
     disagreement: Measured = None  # of an ensemble that is the judge: sd of a score among its members
-    held_out: Measured = _at("held_out_reward")  # score by a reward model that trained no policy
-    held_out_by: str | None = _at("held_out_reward", "stage")  # that reward model's stage
+    held_out: Measured = _at("held_out_score", old="held_out_reward")  # by a model that trained no policy
+    held_out_by: str | None = _at("held_out_score", "stage", old="held_out_reward")  # that model's stage
     held_out_difference: Measured = _at("held_out_difference_to_sft")
     length_controlled: LengthControlled | None = None
     prompts: Several[Prompt] = ()
@@ -89,7 +93,7 @@ class PolicyRecord(Record):
         if not isinstance(row, Mapping):
             return row
         row = dict(row)
-        for key in ("reward", "kl", "length"):  # the fields inside are looked up by path
+        for key in ("score", "reward", "kl", "length"):  # the fields inside are looked up by path
             if row.get(key) is not None and not isinstance(row[key], Mapping | Estimate):
                 raise ValueError(f"{key} is no object")
         row.setdefault("shares", {key: row[key] for key in SHARES if row.get(key) is not None})
@@ -131,7 +135,7 @@ class BestOf(Record):
 
     n: int
     kl: Number = Field(validation_alias="kl_formula")
-    reward: Measured = None
+    score: Measured = _at("score", old="reward")
     gold: Measured = None
     held_out: Measured = None
 

@@ -161,4 +161,4 @@ def scored_by_model(config: Row, policies: Collection[PolicyRecord]) -> bool:
     if any(setting(stage, "reward_model") for stage in stages):
         return True
     functions = setting(config.get("evaluation", {}), "reward_functions")
-    return functions is None and any(policy.reward is not None for policy in policies)
+    return functions is None and any(policy.score is not None for policy in policies)

@@ -181,8 +181,8 @@ def _policy_numbers(record: PolicyRecord) -> Iterator[tuple[str, str, Estimate]]
     controlled = record.length_controlled
     yield from _non_empty(
         [
-            ("reward", "reward (normalised score of the run's reward model)", record.reward),
-            ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),
+            ("score", "score (normalised, by the run's reward model)", record.score),
+            ("score_difference_to_sft", "score minus SFT's, paired by prompt", record.score_difference),
             ("win_rate_vs_sft", "win rate against SFT", record.win_rate),
             ("win_rate_vs_chosen", "win rate against the chosen response", record.win_rate_chosen),
             (
