@@ -81,7 +81,7 @@ class RunView:
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """Names of the judges that no training saw, besides the world's own score."""
+        """Names of the judges called gold, besides the world's own score."""
         return tuple(dict.fromkeys(name for policy in self.policies for name in policy.golds))
 
     @property
