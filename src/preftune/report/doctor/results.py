@@ -147,7 +147,7 @@ RESULTS = (
     ),
     Pathology(
         "over-optimisation",
-        "the score rises while a judge that the policy was not trained on falls (Gao et al. 2023, arXiv:2210.10760)",
+        "the score rises while a judge that trained no policy falls (Gao et al. 2023, arXiv:2210.10760)",
         "raise kl_coef, stop earlier, or use a better reward model",
         _over_optimised,
     ),

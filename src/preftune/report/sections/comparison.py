@@ -90,7 +90,7 @@ def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | No
     if best is None or best.kl is None or policy.kl is None or record is None:
         return (text,)
     outcome = claims.outcome(record.difference, record.p_holm)
-    relation = {claims.BETTER: "more score", claims.WORSE: "less score"}.get(outcome, outcome)
+    relation = {claims.BETTER: "a higher score", claims.WORSE: "a lower score"}.get(outcome, outcome)
     low = policy.kl.low if policy.kl.low is not None else policy.kl.value
     above = "for more KL" if low > best.kl.value else "and its KL is not shown to be higher"
     against = f"Against {best.label}, paired by prompt: {relation} ({record.difference.text(sign=True)})"
