@@ -73,8 +73,8 @@ def test_the_table_says_what_an_unclear_difference_would_have_taken(tmp_path: Pa
     run = load_run(make_run(tmp_path))
     (table,) = (block.table for block in significance(run).blocks if isinstance(block, Grid))
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["GRPO"] == ("reward", UNCLEAR, "+0.05 [-0.15, 0.25]", "0.020", "0.286", "812")
-    assert rows["PPO"] == ("reward", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
+    assert rows["GRPO"] == ("score", UNCLEAR, "+0.05 [-0.15, 0.25]", "0.020", "0.286", "812")
+    assert rows["PPO"] == ("score", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
 
 
 def test_of_too_few_prompts_nothing_would_be_found(tmp_path: Path) -> None:
