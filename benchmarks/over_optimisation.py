@@ -34,7 +34,7 @@ SPREADS = {"objective/scores": "objective/scores_std"}
 SPREADS |= {f"rewards/{judge}/mean": f"rewards/{judge}/std" for judge in JUDGES}
 SEED, STEPS = 101, 48  # one of the study's seeds
 RESPONSES, BIN = 64, 4  # of a step; steps drawn as one point
-OF_A_POLICY = ("n_prompts", "reward", "golds", "distinct_2", "kl")
+OF_A_POLICY = ("n_prompts", "score", "golds", "distinct_2", "kl")
 COMMON = (
     f"seed={SEED}",
     *(f"stage.{name}=none" for name in ("dpo", "best", "grpo", "ceiling")),
@@ -141,7 +141,8 @@ def end_table(results: dict[str, dict[str, Any]]) -> str:
     policies = {"SFT": results["one"]["policies"]["sft"]}
     policies |= {f"PPO, {NAMES[name]}": result["policies"]["ppo"] for name, result in results.items()}
     for name, policy in policies.items():
-        means = [policy["reward"], *policy["golds"].values()]
+        score = policy.get("score") or policy["reward"]  # its key in the first results
+        means = [score, *policy["golds"].values()]
         cells = [
             f"{mean['mean']:+.2f} [{mean['interval'][0]:.2f}, {mean['interval'][1]:.2f}]" for mean in means
         ]

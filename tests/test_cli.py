@@ -296,7 +296,7 @@ def test_runs_are_listed_with_state_numbers_and_what_differs(
     assert f"--out {tmp_path}/e" not in said
     settings = re.findall(r"differs: (\S+),", said)
     assert sorted(settings) == ["evaluation.prompts=16", "evaluation.prompts=17", "seed=7"]  # its own first
-    gain = read_json(tiny_run.evaluation("policy_dpo"))["reward_difference_to_sft"]
+    gain = read_json(tiny_run.evaluation("policy_dpo"))["score_difference_to_sft"]
     found = re.findall(r"dpo: score over SFT (\S+) \[.*?\], (.*?); gold (\S+) \[.*?\], (.*?)\n", said)
     rows = read_jsonl(tiny_run.comparisons)
     verdicts = [

@@ -209,6 +209,63 @@ def test_to_add_an_algorithm_takes_the_files_that_architecture_lists() -> None:
             assert any((root / path).is_file() for root in (ROOT, SOURCE)), path
 
 
+# --- one word for one thing ---------------------------------------------------------------------------------
+
+# Where measured numbers are shown: what a judge gives a whole reply is its score, what training gives a token
+# its reward.
+SHOWN = (
+    *("report/", "study/page.py", "study/beside.py", "study/frontier.py", "study/figures.py"),
+    *("study/command.py", "runs/cards.py", "measure/compare.py", "measure/write_up.py", "measure/pairs.py"),
+    "inspection/paint.py",
+)
+OTHER_REWARDS = (  # what the word stands for besides
+    r"reward[ _-]?(models?|functions?|hacking|terms|evaluation)",
+    r"no_reward_model",
+    r"reward_(kl|distribution)\w*",  # files of figures
+    r"rewards/\w*|objective/rlhf_reward|frac_reward_\w+|reward_std",  # TRL's names of metrics
+    r"reward_(chosen|rejected)",  # keys of the mistakes' file
+    r"the reward that DPO trains implicitly",
+    r"replies without a reward|replies have no reward|use a reward that tells them apart",  # in training
+)
+METRICS = "report/plots/curves.py"  # where TRL's metric `reward` stands, alone
+
+
+def wrong_words(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Strings that call a score reward or proxy; not docstrings, not patterns."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, documented)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node.value in docs:
+            continue
+        text = "" if node.value == "reward" and where(path) == METRICS else node.value
+        for other in OTHER_REWARDS:
+            text = re.sub(other, "", text, flags=re.IGNORECASE)
+        if re.search(r"reward|proxy", text, re.IGNORECASE) and not text.startswith("(?<!"):
+            yield f"{where(path)}:{node.lineno}: {node.value}"
+
+
+def test_a_measured_number_is_called_score() -> None:
+    shown = [path for path in FILES if where(path).startswith(SHOWN)]
+    assert len(shown) > 40
+    found = [line for p in shown for line in wrong_words(p, ast.parse(p.read_text(encoding="utf-8")))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '"Reward [95 %]"',
+        'f"Reward − {reference}"',
+        'attrgetter("reward")',
+        '"the gain in reward is not shown"',
+        '"proxy gain"',
+        '"the reward model pays a reward"',
+    ],
+)
+def test_the_rule_of_words_can_fail(code: str) -> None:
+    assert list(wrong_words(SOURCE / "report" / "x.py", ast.parse(f"x = {code}")))
+
+
 # --- the registry -------------------------------------------------------------------------------------------
 
 

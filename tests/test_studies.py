@@ -7,6 +7,8 @@ from typing import Any
 import over_optimisation
 import pytest
 
+from preftune.study.page import study_text
+from preftune.study.values import COLUMNS, read_seed
 from preftune.world.dataset import world_hash
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +22,27 @@ def study() -> dict[str, Any]:
 
 def interval(of: dict[str, Any]) -> str:
     return f"{of['gold_gain']:+.2f} [{of['gold_gain_low']:+.2f}, {of['gold_gain_high']:+.2f}]"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "studies").glob("*/study.json")), ids=str)
+def test_the_tables_of_a_published_page_are_of_its_numbers(file: Path) -> None:
+    """Files that call the score of the reward model proxy give pages that call it score."""
+    study = json.loads(file.read_text(encoding="utf-8"))
+    page = file.with_name("STUDY.md").read_text(encoding="utf-8")
+    assert "proxy" not in page
+    tables = [line for line in study_text(study).splitlines() if line.startswith("|")]
+    assert "| n | KL (formula) | gold gain | score gain |" in tables
+    assert [line for line in page.splitlines() if line.startswith("|")] == tables
+
+
+def test_kept_seeds_of_before_are_read() -> None:
+    seed = ROOT / "docs" / "studies" / "sentiment" / "seeds" / "seed-101"
+    old = json.loads((seed / "ppo.json").read_text(encoding="utf-8"))["sets"]["test"]
+    values = read_seed(seed / "seed.json", 101)
+    assert values.policy("ppo", "test").score == tuple(old["proxy"])
+    assert values.tables["ppo"]["test"][:, COLUMNS.index("score")].tolist() == old["proxy"]
+    best = json.loads((seed / "best_of_n.json").read_text(encoding="utf-8"))["sets"]["test"]
+    assert values.best["test"]["score"].tolist() == best["proxy"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "best_of_4", "ceiling"])

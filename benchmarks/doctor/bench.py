@@ -61,6 +61,10 @@ ALONE = {"reward_model": "none", "missing_eos_score": "none"}  # the function is
 UNBOUND = {**PPO, "steps": 12, "learning_rate": 2e-3, "kl_coef": 0.0, "missing_eos_score": "none"}
 HARD = {**PPO, **ALONE, "steps": 12, "learning_rate": 3e-3, "kl_coef": 0.0}
 Settings = dict[str, Any]
+FORMER = {  # what kinds were called in results of before
+    "reward is explained by length": "score is explained by length",
+    "reward outside what the reward model saw": "score outside what the reward model saw",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ TRAINING = (
 )  # fmt: skip
 # Runs that are evaluated: each its own reward model, or several policies of one.
 POLICIES = (
-    Fault(kind="reward outside what the reward model saw", stage="outside",
+    Fault(kind="score outside what the reward model saw", stage="outside",
           settings={**UNBOUND, "steps": 100, "learning_rate": 1e-3}),
     Fault(kind="KL beyond budget", stage="far",
           settings={**HARD, "steps": 20, "reward_functions": "faulty:longer"}),
@@ -109,7 +113,7 @@ JUDGES = {
     "heart": (Fault(kind="reward model learnt its pairs by heart", stage="rm",
                     settings={"rows": 40, "epochs": 60, "data": "random"}),),
     "length": (
-        Fault(kind="reward is explained by length", stage="reward model", settings={"data": "longer"}),
+        Fault(kind="score is explained by length", stage="reward model", settings={"data": "longer"}),
         Fault(kind="over-optimisation", stage="over",
               settings=UNBOUND),
     ),
@@ -279,7 +283,8 @@ def table(found: dict[str, Any]) -> str:
         return f"{share['found']} of {share['n']} | {low:.0f} to {high:.0f} %"
 
     lines = ["| planted | found | Wilson 95 % |", "|---|---|---|"]
-    lines += [f"| {kind} | {cells(share)} |" for kind, share in found["recall"].items()]
+    recall = found["recall"].items()
+    lines += [f"| {FORMER.get(kind, kind)} | {cells(share)} |" for kind, share in recall]
     alarms = found["false_alarms"]
     if alarms["n"]:
         lines.append(f"| nothing (healthy runs): any alarm | {cells(alarms)} |")

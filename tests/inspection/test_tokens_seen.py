@@ -152,7 +152,7 @@ REPLY = {
     "kl": [0.1, 0.4, 0.0],
     "advantage": [],
     "score": [0.0, 2.0, 1.0],
-    "reward": 1.0,
+    "reply_score": 1.0,
     "ended": True,
 }
 
@@ -207,7 +207,7 @@ def test_numbers_by_token_are_those_of_the_models(tiny_run: RunDir) -> None:
     said = "".join(texts).removesuffix("<|endoftext|>")
     score = judge.score([row["prompt"]], [said], ended=row["ended"]).item()
     assert row["score"][-1] == pytest.approx(score, abs=1e-4)
-    assert row["reward"] == pytest.approx(score if row["ended"] else -1.0, abs=1e-4)
+    assert row["reply_score"] == pytest.approx(score if row["ended"] else -1.0, abs=1e-4)
     assert len(set(row["advantage"])) == 1  # the same for every token of a reply
 
 

@@ -65,7 +65,8 @@ def test_no_set_is_begun_with_replies_of_an_old_model_and_that_is_said(
 def test_texts_do_not_hang_on_a_judge_but_scores_and_best_of_n_do(tmp_path: Path) -> None:
     run = with_ppo(tmp_path)
     write_jsonl(run.samples_file("best_of_4"), read_jsonl(run.samples_file("policy_dpo")))
-    write_json(run.evaluation("policy_ppo"), {"held_out_by": "rm2"})
+    held_out = {"mean": 0.1, "interval": [0.0, 0.2], "n": 2, "stage": "rm2"}
+    write_json(run.evaluation("policy_ppo"), {"policy": "policy_ppo", "held_out_score": held_out})
     trained_again(run, "rm2", shared=("sft", "rm", "rm2"))
     for source in ("sft,ppo", "ppo,best_of_4"):
         _, origin = find_set(run, None, source)

@@ -89,7 +89,7 @@ def test_gains_without_a_common_unit_are_shown_and_not_compared(
     show_comparison(Console(), result)
     said = capsys.readouterr().out
     assert "have no common unit in the two runs (evaluation.reward_functions: 1 * m:f -> 10 * m:f)" in said
-    rows = [line for line in said.splitlines() if line.startswith("policy_dpo, reward - ")]
+    rows = [line for line in said.splitlines() if line.startswith("policy_dpo, score - ")]
     assert "no common unit" in rows[0]
     assert rows[-1].endswith("–")
     neither = made(tmp_path / "c", {})

@@ -97,7 +97,7 @@ def test_judge_and_reference_are_those_that_the_runs_name(
     assert ("policy_sft" in gains, "base" in gains) == (True, False)
     (b.models / "reward_model_judge" / "model.safetensors").write_bytes(b"another")
     assert main(["compare", str(a.path), str(b.path)]) == 0
-    assert "rewards are not compared, gains over base are" in capsys.readouterr().out
+    assert "scores are not compared, gains over base are" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:

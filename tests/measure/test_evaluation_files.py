@@ -22,7 +22,7 @@ def test_numbers_by_prompt_add_up_to_the_summary(tiny_run: RunDir) -> None:
         rows = record["prompts"]
         prompts = prompts or [row["prompt"] for row in rows]
         assert [row["prompt"] for row in rows] == prompts
-        assert record["reward"]["mean"] == pytest.approx(sum(row["score"] for row in rows) / 16)
+        assert record["score"]["mean"] == pytest.approx(sum(row["score"] for row in rows) / 16)
         assert record["gold"]["mean"] == pytest.approx(sum(row["gold"] for row in rows) / 16)
         assert record["eos_rate"]["value"] == sum(row["ended"] for row in rows) / 16
         if name != "best_of_4":
@@ -115,9 +115,9 @@ def test_every_card_has_metadata_and_the_measured_numbers(tiny_run: RunDir, name
         assert f"{accuracy['value']:.3f} [{accuracy['interval'][0]:.3f}" in text
         assert "TRL's trainers drop that token" in text
     else:
-        reward = read_json(tiny_run.evaluation(name))["reward"]
-        assert metrics["reward"] == pytest.approx(reward["mean"], abs=1e-4)
-        assert f"[{reward['interval'][0]:.3f}, {reward['interval'][1]:.3f}] | 16 |" in text
+        score = read_json(tiny_run.evaluation(name))["score"]
+        assert metrics["score"] == pytest.approx(score["mean"], abs=1e-4)
+        assert f"[{score['interval'][0]:.3f}, {score['interval'][1]:.3f}] | 16 |" in text
     for heading in ("Data", "Recipe", "Measured", "Limits", "How to load"):
         assert f"\n## {heading}\n" in text
 

@@ -122,11 +122,11 @@ def test_absurd_replies_are_to_different_prompts(monkeypatch: pytest.MonkeyPatch
     assert seen == [2, 1, 0]
 
 
-def test_the_table_of_the_terminal_names_whom_rewards_are_against() -> None:
+def test_the_table_of_the_terminal_names_whom_scores_are_against() -> None:
     """The base, where no stage imitates."""
     policies = [
         PairsPolicy.model_validate({"policy": name, "label": name}) for name in ("base", "policy_dpo")
     ]
     table = policy_table(policies, "base")
-    assert table.headers[-1] == "Reward − base"
+    assert table.headers[-1] == "Score − base"
     assert [row[0] for row in table.rows] == ["base", "policy_dpo"]

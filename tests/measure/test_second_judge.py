@@ -49,7 +49,7 @@ def test_every_policy_gets_a_held_out_score(second_judge_run: RunDir) -> None:
     model = preftune.load_reward_model(second_judge_run.models / "reward_model_rm2")
     for name in POLICIES:
         record = read_json(second_judge_run.evaluation(name))
-        held_out = record["held_out_reward"]
+        held_out = record["held_out_score"]
         assert (held_out["stage"], held_out["shares_pairs"]) == ("rm2", False)
         per_prompt = [row["held_out"] for row in record["prompts"]]
         assert held_out["mean"] == pytest.approx(sum(per_prompt) / 12)
@@ -77,7 +77,7 @@ def test_the_curve_of_best_of_n_rises_from_the_mean_of_the_pool(second_judge_run
     record = read_json(second_judge_run.best_of_n)
     curve = record["curve"]
     assert [each["n"] for each in curve] == list(range(1, 17))
-    means = [each["reward"]["mean"] for each in curve]
+    means = [each["score"]["mean"] for each in curve]
     assert means == sorted(means)
     assert all(each["held_out"]["n"] == each["gold"]["n"] == 12 for each in curve)
     assert record["reference"] == "policy_sft"

@@ -102,7 +102,7 @@ def verdict(run: RunView) -> str:
 def unscored(run: RunDir) -> RunDir:
     """The run as one without a reward model leaves it: its policies are compared by gold alone."""
     for path in run.evaluation("x").parent.glob("*.json"):
-        write_json(path, read_json(path) | {"reward": None, "reward_difference_to_sft": None})
+        write_json(path, read_json(path) | {"score": None, "score_difference_to_sft": None})
     write_jsonl(run.comparisons, [row for row in read_jsonl(run.comparisons) if row["measure"] == "gold"])
     run.reward_evaluation.unlink()
     return run
@@ -168,8 +168,8 @@ def _policy(
         "label": LABELS[policy],
         "n_prompts": n,
         "n_samples": n,
-        "reward": spread(1.0 + difference, 0.2, n, sd=1.0),
-        "reward_difference_to_sft": None if own else spread(difference, half, n, p_value=0.01, verdict="?"),
+        "score": spread(1.0 + difference, 0.2, n, sd=1.0),
+        "score_difference_to_sft": None if own else spread(difference, half, n, p_value=0.01, verdict="?"),
         "win_rate_vs_sft": None if own else share(0.5 + difference / 4, n, 0.1),
         "kl": measured or {"formula": 0.636},
         "length": spread(40.0, 3.0, n, median=39.0),

@@ -127,7 +127,7 @@ def more(policy: str, row: dict[str, Any], n: int) -> dict[str, Any]:
         kl |= {"reverse_per_sequence": spread(2.0, 0.2, n), "reverse_per_token": spread(0.05, 0.01, n)}
     return {
         "kl": kl,
-        "held_out_reward": spread(0.2 + difference / 2, 0.2, n, sd=1.0, stage="rm2", shares_pairs=False),
+        "held_out_score": spread(0.2 + difference / 2, 0.2, n, sd=1.0, stage="rm2", shares_pairs=False),
         "win_rate_vs_chosen": share(0.4, n, 0.1),
         "length_controlled": None if own else control,
         "empty": share(0.0, n),
@@ -155,7 +155,7 @@ def add_comparisons(run: RunDir, policy: str, difference: float, n: int) -> None
 def point(n: int, prompts: int) -> dict[str, Any]:
     kl = math.log(n) - (n - 1) / n
     gain = 0.4 * kl**0.5
-    return {"n": n, "kl_formula": kl, "reward": spread(1 + gain, 0.1, prompts), "gold": None} | {
+    return {"n": n, "kl_formula": kl, "score": spread(1 + gain, 0.1, prompts), "gold": None} | {
         "held_out": spread(0.2 + gain / 2, 0.1, prompts)
     }
 

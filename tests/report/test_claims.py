@@ -73,8 +73,8 @@ def test_the_table_says_what_an_unclear_difference_would_have_taken(tmp_path: Pa
     run = load_run(make_run(tmp_path))
     (table,) = (block.table for block in significance(run).blocks if isinstance(block, Grid))
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["GRPO"] == ("reward", UNCLEAR, "+0.05 [-0.15, 0.25]", "0.020", "0.286", "812")
-    assert rows["PPO"] == ("reward", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
+    assert rows["GRPO"] == ("score", UNCLEAR, "+0.05 [-0.15, 0.25]", "0.020", "0.286", "812")
+    assert rows["PPO"] == ("score", BETTER, "+0.50 [0.30, 0.70]", "0.020", "–", "–")
 
 
 def test_of_too_few_prompts_nothing_would_be_found(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_judge_no_better_than_chance_comes_first(tmp_path: Path, accuracy: flo
     run = load_run(make_run(tmp_path, accuracy=accuracy))
     assert verdict(run).startswith("Nothing can be claimed about quality")
     assert words in verdict(run)
-    assert any("rewards say nothing about quality" in caution for caution in cautions(run))
+    assert any("scores say nothing about quality" in caution for caution in cautions(run))
 
 
 def test_a_judge_no_better_than_a_length_rule_is_said(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_gold_exposes_over_optimisation(tmp_path: Path) -> None:
     gold = {"base": -0.5, "policy_ppo": -0.3, "policy_grpo": 0.0, "policy_dpo": 0.2, "best_of_4": 0.2}
     words = verdict(load_run(make_run(tmp_path, gold=gold)))
     assert "By the world's gold score" in words
-    assert "What PPO gained in reward was lost in gold: that is over-optimisation." in words
+    assert "What PPO gained in score was lost in gold: that is over-optimisation." in words
 
 
 def test_without_a_reward_model_gold_is_what_is_said(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_table_has_a_row_for_each_policy_in_order(tmp_path: Path) -> None:
     assert [row[0] for row in table.rows] == ["base (gpt2)", "SFT", "PPO", "GRPO", "DPO", "best of 4 (SFT)"]
     assert all(len(row) == len(table.headers) for row in table.rows)
     by_name = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
-    assert by_name["SFT"]["Reward − SFT"] == "reference"
+    assert by_name["SFT"]["Score − SFT"] == "reference"
     assert by_name["PPO"]["Verdict"] == "better"
     assert by_name["best of 4 (SFT)"]["KL to SFT (nats/response)"] == "≤ 0.64 (formula)"
     assert "Gold [95 %]" not in table.headers
@@ -212,7 +212,7 @@ def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
     run.comparisons.unlink()
     for policy in ("base", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"):
         record = read_json(run.evaluation(policy))
-        record["reward_difference_to_sft"] = None
+        record["score_difference_to_sft"] = None
         write_json(run.evaluation(policy), record)
     assert "no policy has been compared with base (gpt2)" in verdict(load_run(run))
 
@@ -272,15 +272,15 @@ def test_a_score_by_functions_is_called_theirs(tmp_path: Path) -> None:
     assert "by the score of mine:kind, " in words
     assert "reward model" not in words
     assert not any("reward model" in caution for caution in cautions(alone))
-    assert "reward is the score of mine:kind. " in reading(alone)
-    far = tuple(replace_reward(policy, 9.0) for policy in alone.policies)
-    found = "reward outside what the reward model saw"
+    assert "the column Score holds the score of mine:kind. " in reading(alone)
+    far = tuple(replace_score(policy, 9.0) for policy in alone.policies)
+    found = "score outside what the reward model saw"
     assert found not in {each.kind for each in diagnose(replace(alone, policies=far))}
     assert found in {each.kind for each in diagnose(replace(alone, policies=far, config={}))}
 
 
-def replace_reward(policy: Any, mean: float) -> Any:
-    return policy.model_copy(update={"reward": interval(mean, mean - 1, mean + 1)})
+def replace_score(policy: Any, mean: float) -> Any:
+    return policy.model_copy(update={"score": interval(mean, mean - 1, mean + 1)})
 
 
 def test_a_run_that_has_no_reward_model_lacks_none(tmp_path: Path) -> None:

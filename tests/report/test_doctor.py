@@ -110,8 +110,8 @@ def estimate(value: float, low: float, high: float) -> Estimate:
     ("kind", "planted"),
     [
         (
-            "reward outside what the reward model saw",
-            {"reward": {"value": 5.0, "interval": [4.8, 5.2], "n": 100}},
+            "score outside what the reward model saw",
+            {"score": {"value": 5.0, "interval": [4.8, 5.2], "n": 100}},
         ),
         ("KL beyond budget", {"kl": {"exact_per_sequence": {"value": 80.0, "interval": [70, 90], "n": 100}}}),
         ("diversity collapses", {"distinct_2": 0.2}),
@@ -170,7 +170,7 @@ def test_reward_models_at_chance_by_heart_and_by_length(view: RunView) -> None:
         return kinds(run_with(view, rows, reward_model=own))
 
     assert found() == []
-    assert found(correlation_score_length=estimate(0.8, 0.7, 0.9)) == ["reward is explained by length"]
+    assert found(correlation_score_length=estimate(0.8, 0.7, 0.9)) == ["score is explained by length"]
     assert found(accuracy=estimate(0.55, 0.5, 0.6)) == ["reward model at chance"]
     assert "reward model learnt its pairs by heart" in found(accuracy=estimate(0.4, 0.3, 0.45), stage="own")
     assert found(accuracy=estimate(0.54, 0.51, 0.57), stage="other") == []  # another's pairs

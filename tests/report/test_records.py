@@ -17,6 +17,7 @@ from preftune.errors import DataError
 from preftune.records.base import Estimate, read_record, read_records, write_record
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
+from preftune.records.run import TokenRow
 from preftune.records.stage import MetricsRow, StageRecord
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE, outcome
 from preftune.report import build, load_run
@@ -233,6 +234,43 @@ def test_the_verdict(
     assert outcome(low, high, n, p) == words
 
 
+OF_VERSION_2 = {
+    "score": "reward",
+    "score_difference_to_sft": "reward_difference_to_sft",
+    "score_difference_to_chosen": "reward_difference_to_chosen",
+    "held_out_score": "held_out_reward",
+}
+
+
+def test_files_of_version_2_say_the_same_with_their_own_keys(tmp_path: Path) -> None:
+    row = {
+        "policy": "policy_ppo",
+        "score": {"mean": 1.0, "interval": [0.5, 1.5], "n": 100, "sd": 2.0},
+        "score_difference_to_sft": {"mean": 0.6, "interval": [0.1, 1.1], "n": 100},
+        "score_difference_to_chosen": {"mean": -0.2, "interval": [-0.6, 0.2], "n": 100},
+        "held_out_score": {"mean": 0.3, "interval": [0.1, 0.5], "n": 100, "stage": "rm2"},
+    }
+    old = {"version": 2} | {OF_VERSION_2.get(key, key): value for key, value in row.items()}
+    assert not old.keys() & OF_VERSION_2.keys()
+    file = tmp_path / "policy_ppo.json"
+    write_json(file, old)
+    before = read_record(file, PolicyRecord)
+    write_record(file, row, PolicyRecord)
+    assert read_json(file)["version"] == 3
+    assert read_record(file, PolicyRecord) == before
+    assert (before.score_sd, before.held_out_by) == (2.0, "rm2")
+    assert before.score is not None
+    assert before.score_difference is not None
+    assert before.score_difference_to_chosen is not None
+    assert before.held_out is not None
+    means = [each.value for each in (before.score_difference, before.score_difference_to_chosen)]
+    assert [before.score.value, *means, before.held_out.value] == [1.0, 0.6, -0.2, 0.3]
+    tokens = {"stage": "ppo", "score": [0.5], "texts": ["a"]}
+    rows = [TokenRow.model_validate({**tokens, key: 0.5}) for key in ("reward", "reply_score")]
+    assert rows[0] == rows[1]
+    assert rows[0].reply_score == 0.5
+
+
 def test_a_run_of_version_0_1_still_opens(tmp_path: Path) -> None:
     """old_run is the recipe `tiny` as preftune wrote it before records had a version."""
     run = RunDir(shutil.copytree(OLD, tmp_path / "run"))
@@ -241,9 +279,20 @@ def test_a_run_of_version_0_1_still_opens(tmp_path: Path) -> None:
     ppo = view.policy("policy_ppo")
     assert ppo is not None
     assert (ppo.label, ppo.n_prompts) == ("PPO", 16)
-    assert ppo.reward == Estimate(
+    assert ppo.score == Estimate(
         value=1.1583473578793928, low=0.5666410594654735, high=1.9325947202072715, n=16
     )
+    old = read_json(run.evaluation("policy_ppo"))
+    assert "score" not in old
+    assert ppo.score_sd == old["reward"]["sd"]
+    assert ppo.score_difference is not None
+    assert ppo.score_difference.value == old["reward_difference_to_sft"]["mean"]
+    assert ppo.score_difference_to_chosen is not None
+    assert ppo.score_difference_to_chosen.value == old["reward_difference_to_chosen"]["mean"]
+    curve = read_json(run.best_of_n)["curve"]
+    assert [point.score and point.score.value for point in view.best_of] == [
+        point["reward"]["mean"] for point in sorted(curve, key=lambda point: point["n"])
+    ]
     assert view.reward_model is not None
     build(run)
     assert run.report_page.is_file()

@@ -289,15 +289,15 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="nothing-here"):
         build(tmp_path / "nothing-here")
     run = make_run(tmp_path)
-    write_text(run.evaluation("policy_ppo"), '{"policy": "policy_ppo", "reward": {"mean": "many"}}')
+    write_text(run.evaluation("policy_ppo"), '{"policy": "policy_ppo", "score": {"mean": "many"}}')
     with pytest.raises(DataError, match=r"policy_ppo\.json"):
         load_run(run)
 
 
 def test_a_heading_is_not_broken_before_its_percent_sign(whole: RunDir) -> None:
     analysis, page = read(whole)
-    assert "| Reward [95 %] |" in analysis
-    assert ">Reward [95\u00a0%]</th>" in page
+    assert "| Score [95 %] |" in analysis
+    assert ">Score [95\u00a0%]</th>" in page
 
 
 def test_a_column_has_as_many_decimals_in_every_row(tiny_run: RunDir) -> None:
@@ -306,7 +306,7 @@ def test_a_column_has_as_many_decimals_in_every_row(tiny_run: RunDir) -> None:
     small, large = Estimate(value=0.0133, low=0.0083, high=0.0202), Estimate(value=0.37, low=0.23, high=0.56)
     assert column([small, large], sign=True) == ["+0.013 [0.008, 0.020]", "+0.370 [0.230, 0.560]"]
     lines = tiny_run.analysis_text.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| Policy | Reward [95 %]"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("| Policy | Score [95 %]"))
     rows = [line.split("|")[1:-1] for line in lines[start + 2 : lines.index("", start)]]
     for cells in zip(*rows, strict=True):
         decimals = {len(found) for cell in cells for found in re.findall(r"\d\.(\d+)", cell)}

@@ -38,7 +38,7 @@ def set_matched(run: RunDir, policy: str, mean: float, half: float = 0.2, n: int
 @pytest.mark.parametrize(
     ("mean", "n", "words"),
     [
-        (0.4, 100, "the gain in reward remains for PPO (+0.40 [0.20, 0.60])"),
+        (0.4, 100, "the gain in score remains for PPO (+0.40 [0.20, 0.60])"),
         (0.1, 100, "no gain is shown to remain for PPO (+0.10 [-0.10, 0.30])"),
         (-0.4, 100, "the gain turns into a loss for PPO (-0.40 [-0.60, -0.20])"),
         (0.4, 9, "no gain is shown to remain for PPO"),  # too few pairs of equal length for a claim
@@ -64,7 +64,7 @@ def test_a_second_reward_model_takes_a_gain_back(tmp_path: Path) -> None:
     words = part(whole(tmp_path), "By a second reward model, trained on other prompts,")
     assert "PPO (-0.50 [-0.70, -0.30])" in words.split("worse than SFT")[0]
     assert (
-        "What PPO gained in reward was lost in the second's score: that is a sign of over-optimisation."
+        "What PPO gained in score was lost in the second's score: that is a sign of over-optimisation."
         in words
     )
 
@@ -78,8 +78,7 @@ def test_a_second_reward_model_may_leave_a_gain_unconfirmed(tmp_path: Path) -> N
     edit_comparisons(run, lambda row: row | {"p_holm": 0.2} if row["measure"] == "held_out" else row)
     words = part(run, "By a second reward model")
     assert (
-        "For PPO and best of 4 (SFT) the gain in reward is not shown to be one in the second's score."
-        in words
+        "For PPO and best of 4 (SFT) the gain in score is not shown to be one in the second's score." in words
     )
     assert "lost" not in words
 

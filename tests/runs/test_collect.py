@@ -369,7 +369,7 @@ def test_the_whole_run_is_measured_and_gold_stands_beside_the_score(run: RunDir)
     for policy in ("base", "policy_sft", "policy_dpo", "best_of_4"):
         record = read_json(made.evaluation(policy))
         assert record["golds"][name]["mean"] == record["eos_rate"]["value"]
-        assert record["reward"]["mean"] != record["golds"][name]["mean"]
+        assert record["score"]["mean"] != record["golds"][name]["mean"]
     measures = {row["measure"] for row in read_jsonl(made.comparisons)}
     assert {"score", "gold", f"gold:{name}"} <= measures
     text = made.analysis_text.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: 
     for name, file in run.samples_files().items():
         for row in read_jsonl(file):
             assert row["score"] == words("", row["response"]), name
-    sft, best = (read_json(run.evaluation(name))["reward"]["mean"] for name in ("policy_sft", "best_of_4"))
+    sft, best = (read_json(run.evaluation(name))["score"]["mean"] for name in ("policy_sft", "best_of_4"))
     assert best > sft
     before = read_json(run.stage_json("evaluation"))["key"]
     assert (

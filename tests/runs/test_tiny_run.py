@@ -162,17 +162,17 @@ def test_samples_answer_the_same_prompts(tiny_run: RunDir) -> None:
 def test_evaluations_agree_with_each_other(tiny_run: RunDir) -> None:
     results = {name: read_json(tiny_run.evaluation(name)) for name in POLICIES}
     for name, result in results.items():
-        low, high = result["reward"]["interval"]
-        assert low <= result["reward"]["mean"] <= high, name
+        low, high = result["score"]["interval"]
+        assert low <= result["score"]["mean"] <= high, name
         assert result["n_prompts"] == result["n_samples"] == 16
         assert result["gold"]["n"] == 16
     assert results["policy_sft"]["kl"]["exact_per_sequence"]["mean"] == 0.0
-    assert results["policy_sft"]["reward_difference_to_sft"] is None
-    assert results["best_of_4"]["reward"]["mean"] >= results["policy_sft"]["reward"]["mean"]
-    sft = results["policy_sft"]["reward"]["mean"]
+    assert results["policy_sft"]["score_difference_to_sft"] is None
+    assert results["best_of_4"]["score"]["mean"] >= results["policy_sft"]["score"]["mean"]
+    sft = results["policy_sft"]["score"]["mean"]
     for name in set(POLICIES) - {"policy_sft"}:
-        difference = results[name]["reward_difference_to_sft"]["mean"]
-        assert difference == pytest.approx(results[name]["reward"]["mean"] - sft, abs=1e-9)
+        difference = results[name]["score_difference_to_sft"]["mean"]
+        assert difference == pytest.approx(results[name]["score"]["mean"] - sft, abs=1e-9)
 
 
 def test_mistakes_are_the_validation_pairs_in_the_wrong_order(tiny_run: RunDir) -> None:

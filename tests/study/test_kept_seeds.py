@@ -79,13 +79,13 @@ def test_a_kept_file_that_was_changed_is_refused(two_seeds: Path, put_by: Path) 
 
 
 def _values(golds: list[float], nll: float, distinct: float) -> PolicyValues:
-    flat = dict.fromkeys(("gold", "proxy", "kl", "length", "ended", "repetition_4"), (0.0, 0.0))
+    flat = dict.fromkeys(("gold", "score", "kl", "length", "ended", "repetition_4"), (0.0, 0.0))
     return PolicyValues(**flat, golds={"j:f": tuple(golds)}, base_nll=nll, distinct_2=distinct)  # pyright: ignore
 
 
 def _seed(ppo: PolicyValues) -> SeedValues:
     table = ((0.0, 0.0), (0.0, 0.0))
-    tables = dict.fromkeys(("gold", "proxy", "length", "ended", "repetition_4", "win", "gold_win"), table)
+    tables = dict.fromkeys(("gold", "score", "length", "ended", "repetition_4", "win", "gold_win"), table)
     best = BestValues(**tables, golds={"j:f": ((0.1, 0.4), (0.1, 0.6))}, kl=(0.0, 0.19))  # pyright: ignore
     facts = SeedRecord(seconds=1.0, policies=("sft", "ppo"), reference="sft", tokens={})
     sets = {"sft": {"test": _values([0.1, 0.3], 3.0, 0.8)}, "ppo": {"test": ppo}}

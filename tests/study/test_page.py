@@ -4,7 +4,7 @@ import pytest
 
 from preftune.config import load_recipe
 from preftune.study.design import Design
-from preftune.study.page import _beside, _best_of_n
+from preftune.study.page import _beside, _best_of_n, todays_words
 from preftune.study.pool import _others_seen
 
 JUDGES = "evaluation.gold=preftune.judges.style:sentiment, preftune.judges.reviews:liked"
@@ -58,8 +58,26 @@ def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], st
     assert f"On the test prompts. {SAYS[stages].format('preftune.judges.reviews:liked')} A gain" in page
 
 
+def test_a_study_of_before_gets_todays_keys_and_stages_keep_their_names() -> None:
+    old = {
+        "policies": {"proxy": {"proxy": 1, "proxy_gain_low": [{"proxy_verdict": None}]}},
+        "others_seen": {"proxy": ["own:proxy"]},
+        "sweep": {"laws": {"rl_proxy": None, "bon_proxy": None}},
+        "proxy_statement": "proxy",
+        "reproxy": 1,
+    }
+    new = {
+        "policies": {"proxy": {"score": 1, "score_gain_low": [{"score_verdict": None}]}},
+        "others_seen": {"proxy": ["own:proxy"]},
+        "sweep": {"laws": {"rl_score": None, "bon_score": None}},
+        "score_statement": "proxy",
+        "reproxy": 1,
+    }
+    assert todays_words(old) == todays_words(new) == new
+
+
 def test_best_of_n_is_shown_up_to_the_last_n() -> None:
-    numbers = {f"{gain}{end}": 0.1 for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high")}
+    numbers = {f"{gain}{end}": 0.1 for gain in ("gold_gain", "score_gain") for end in ("", "_low", "_high")}
     for pool in (3, 16, 20, 64):
         page = _best_of_n({"best_of_n": [{"n": n, "kl": 1.0, **numbers} for n in range(1, pool + 1)]})
         assert page.splitlines()[-1].startswith(f"| {pool} |")

@@ -121,8 +121,8 @@ def test_equal_gains_say_nothing_of_their_spread() -> None:
     assert nothing["low"] == nothing["high"] == 0  # as of the reference against itself
     tables = [np.tile([1.0 if "gain" in name else 0.0 for name in COLUMNS], (3, 1)) for _ in range(2)]
     numbers = _numbers(tables, 50)
-    assert numbers["gold_gain_low"] == numbers["proxy_gain_low"] == pytest.approx(1 - half)
-    assert numbers["gold_verdict"] == numbers["proxy_verdict"] == UNCLEAR
+    assert numbers["gold_gain_low"] == numbers["score_gain_low"] == pytest.approx(1 - half)
+    assert numbers["gold_verdict"] == numbers["score_verdict"] == UNCLEAR
 
 
 def test_two_seeds_have_less_than_students_interval() -> None:
@@ -157,11 +157,11 @@ def test_two_coefficients_want_four_points_of_training(values: int, fitted: bool
     stages = {str(i): f"ppo-{i}" for i in range(values)}
     gains = (
         "gold_gain",
-        "proxy_gain",
+        "score_gain",
         "gold_gain_low",
         "gold_gain_high",
-        "proxy_gain_low",
-        "proxy_gain_high",
+        "score_gain_low",
+        "score_gain_high",
     )
     numbers = {
         name: dict.fromkeys(gains, 1.0 + i % 2)
@@ -170,7 +170,7 @@ def test_two_coefficients_want_four_points_of_training(values: int, fitted: bool
     }
     study = {"seeds": [{"seed": 0, "policies": numbers}], "policies": numbers, "best_of_n": []}
     laws = sweep_records(cast(Design, SimpleNamespace(sweeps={"kl_coef": stages})), study)[0]["laws"]
-    assert [laws[name] is not None for name in ("rl_gold", "rl_proxy")] == [fitted, fitted]
+    assert [laws[name] is not None for name in ("rl_gold", "rl_score")] == [fitted, fitted]
 
 
 def test_planted_coefficients_come_back() -> None:

@@ -210,10 +210,10 @@ def test_prompt_sets_are_what_they_are_called(two_seeds: Path) -> None:
     assert all(q.form >= TUNING_FORMS for q in questions["wording"])
 
 
-def test_best_of_n_rises_in_proxy_and_starts_at_sfts_own_distribution(two_seeds: Path) -> None:
+def test_best_of_n_rises_in_score_and_starts_at_sfts_own_distribution(two_seeds: Path) -> None:
     study = study_json(two_seeds)
-    proxies = [each["proxy"] for each in study["best_of_n"]]
-    assert proxies == sorted(proxies)
+    scores = [each["score"] for each in study["best_of_n"]]
+    assert scores == sorted(scores)
     assert study["best_of_n"][0]["kl"] == 0
     assert study["best_of_n"][3]["kl"] == pytest.approx(math.log(4) - 3 / 4)
     assert study["policies"]["best_of_4"]["gold_gain"] == study["best_of_n"][3]["gold_gain"]

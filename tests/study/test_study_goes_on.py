@@ -186,8 +186,8 @@ def test_a_sweep_runs_its_own_stages_only(
     assert config.stage["ppo-kl_coef-1_0"].kl_coef == 1.0  # type: ignore[union-attr]
     for point in sweep["points"]:
         assert point["sqrt_kl"] == pytest.approx(math.sqrt(point["kl"]))
-    assert set(sweep["laws"]) == {"rl_gold", "rl_proxy", "bon_gold", "bon_proxy"}
-    assert sweep["laws"]["bon_proxy"]["law"] == "d (alpha - beta d)"
+    assert set(sweep["laws"]) == {"rl_gold", "rl_score", "bon_gold", "bon_score"}
+    assert sweep["laws"]["bon_score"]["law"] == "d (alpha - beta d)"
     page = (out / "STUDY.md").read_text(encoding="utf-8")
     assert "## Sweep of stage.ppo.kl_coef" in page
     assert "None for RL: 3 points, and two coefficients want 4." in page
@@ -272,7 +272,7 @@ def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file:
         (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8").split()
     )
     own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
-    assert own["gold"] != own["proxy"]
+    assert own["gold"] != own["score"]
 
 
 def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:

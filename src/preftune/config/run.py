@@ -209,8 +209,9 @@ class EvaluationConfig(Settings):
     )
     gold: Judges | None = later(
         None,
-        "Judges that training never sees, reported beside the score: functions or reward model "
-        'directories, separated by commas: "module:function, ./DIR".',
+        "Judges that no contestant is trained on, reported beside the score: functions or reward model "
+        'directories, separated by commas: "module:function, ./DIR". They may label what a stage collects; '
+        "a policy that is trained on one alone is a ceiling.",
     )
     best_of: Annotated[int, Field(ge=2)] = Field(default=4, description="The n of best-of-n.")
     pool: Annotated[int, Field(ge=2)] = Field(

@@ -51,15 +51,14 @@ def over_subsets(scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def curve(pool: Sequence[Row], size: int, settings: EvaluationConfig, seed: int) -> list[dict[str, Any]]:
-    """Reward, gold and held-out score of best-of-n for n = 1..size, chosen by reward each time."""
+    """Score, gold and held-out score of best-of-n for n = 1..size, chosen by score each time."""
     best_by = over_subsets(_by_prompt(pool, "score", size))
-    measures = {"reward": "score", "gold": "gold", "held_out": "held_out"}
     columns: dict[str, list[dict[str, Any]] | None] = {}
-    for name, key in measures.items():
-        if pool[0].get(key) is None:
+    for name in ("score", "gold", "held_out"):
+        if pool[0].get(name) is None:
             columns[name] = None
             continue
-        best = best_by(_by_prompt(pool, key, size))
+        best = best_by(_by_prompt(pool, name, size))
         intervals = stats.bootstrap_columns(best, settings.resamples, seed)
         columns[name] = [
             {"mean": float(mean), "interval": list(interval), "n": len(best)}

@@ -35,7 +35,7 @@ class Conditions:
     seed: int
     device: torch.device
     gold: Gold | None = None
-    golds: Mapping[str, Scorer] = field(default_factory=dict)  # judges that no training saw, by name
+    golds: Mapping[str, Scorer] = field(default_factory=dict)  # judges called gold, by name
     held_out: Scorer | None = None  # a second reward model, which trained no policy
     say: Callable[[str], None] | None = None  # what to tell whoever runs this
     learner: Learner | None = None  # where batches are shared by its processes, all of which come by

@@ -32,12 +32,12 @@ def summarise(
         "label": label,
         "n_prompts": len(conditions.prompts),
         "n_samples": len(rows),
-        "reward": _spread([row["score"] for row in rows], settings, seed) if conditions.scorer else None,
-        "reward_difference_to_sft": None,
+        "score": _spread([row["score"] for row in rows], settings, seed) if conditions.scorer else None,
+        "score_difference_to_sft": None,
         "win_rate_vs_sft": None,
-        "reward_difference_to_chosen": None,
+        "score_difference_to_chosen": None,
         "win_rate_vs_chosen": None,
-        "held_out_reward": _spread([row["held_out"] for row in rows], settings, seed)
+        "held_out_score": _spread([row["held_out"] for row in rows], settings, seed)
         if conditions.held_out
         else None,
         "held_out_difference_to_sft": None,

@@ -76,7 +76,7 @@ def paint_replies(console: Console, rows: Sequence[Mapping[str, Any]], note: str
 
 def _heading(row: TokenRow, number: int) -> str:
     facts = [f"{row.stage}: reply {number} to row {row.row}"]
-    facts += [f"score {row.reward:+.2f}"] if row.reward is not None else []
+    facts += [f"score {row.reply_score:+.2f}"] if row.reply_score is not None else []
     facts += [f"log(policy / {row.reference}) {sum(row.log_ratio):+.2f}, KL {sum(row.kl):.2f} nats"]
     return ", ".join([*facts, f"{len(row.texts)} tokens", "ends" if row.ended else "cut at the limit"])
 

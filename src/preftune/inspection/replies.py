@@ -147,8 +147,8 @@ def _described(
             name: [] if values is None else values[i].cpu()[at].tolist() for name, values in by_token.items()
         }
         texts = pieces(encoder, real)[len(real) - int(at.sum()) :]
-        reward = None if done.scores is None else float(done.scores[i])
-        yield {"texts": texts, **numbers, "reward": reward, "ended": closed[i]}
+        score = None if done.scores is None else float(done.scores[i])
+        yield {"texts": texts, **numbers, "reply_score": score, "ended": closed[i]}
 
 
 def note_of(session: Session, stage: str) -> str:

@@ -14,11 +14,12 @@ from preftune.config import config_of
 from preftune.data.dialogue import ROLES, Dialogue, Turn
 from preftune.data.hh import MARKER, parse_prompt
 from preftune.errors import DataError, InputMissing, UsageError
-from preftune.records.base import Number, Record, Several, read_records
+from preftune.records.base import Number, Record, Several, read_record, read_records
 from preftune.records.outdated import AGAIN, Outdated, outdated
+from preftune.records.policy import PolicyRecord
 from preftune.records.run import SampleRow
 from preftune.report.load import settings_of
-from preftune.rundir import RunDir, policy_name, read_object
+from preftune.rundir import RunDir, policy_name
 from preftune.seeding import derive_seed
 
 Two = Annotated[tuple[str, str], Field(strict=False)]
@@ -148,7 +149,7 @@ def _scored_by(run: RunDir, gone: Outdated, policies: Iterable[str]) -> tuple[st
     none. The second reward model is not among them: its scores are not used here.
     """
     files = [file for policy in policies if (file := run.evaluation(policy)).is_file()]
-    second = {read_object(file).get("held_out_by") for file in files}
+    second = {read_record(file, PolicyRecord).held_out_by for file in files}
     return tuple(name for name in gone.stages if name not in second) if gone.all else ()
 
 

@@ -29,8 +29,8 @@ QUALITY = ("score", "gain", "gold")  # more of these is better
 MEASURES = (*QUALITY, "kl", "length", "ended")
 _COMPARED = ("difference", "mean", "interval", "win_rate", "p_value", "p_holm", "verdict")
 WORDS = {
-    "score": "reward",
-    "gain": "reward - {reference}",
+    "score": "score",
+    "gain": "score - {reference}",
     "gold": "gold",
     "kl": "KL to {reference}",
     "length": "length",
@@ -41,7 +41,7 @@ WORDS = {
 def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The comparison as one JSON-able record; differences are b - a, paired by prompt.
 
-    Rewards are compared only where both runs have the very same judge, and gold only where both name the same
+    Scores are compared only where both runs have the very same judge, and gold only where both name the same
     one. The gain over its own reference (SFT) is compared, each in the unit of its own reward model; where
     reward functions differ there is no common unit, and both gains stand without difference. Holm's
     correction is over the policies, measure by measure. InputMissing for a run without an evaluation,
@@ -244,12 +244,12 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
         console.line(RULE)
     if why := result["no_common_unit"]:
         console.line(
-            f"Rewards, and gains over {reference}, have no common unit in the two runs ({why}): rewards are "
+            f"Scores, and gains over {reference}, have no common unit in the two runs ({why}): scores are "
             "not compared, and gains are only shown."
         )
     elif not result["same_reward_model"]:
         console.line(
-            "The runs are not known to have the same judge: rewards are not compared, gains over "
+            "The runs are not known to have the same judge: scores are not compared, gains over "
             f"{reference} are."
         )
     if not result["same_gold"]:

@@ -27,7 +27,7 @@ from preftune.measure.conditions import (
     shared_by_all,
     shares_prompts,
 )
-from preftune.measure.reward_models import examine_model, bag_of_words, examiner
+from preftune.measure.reward_models import bag_of_words, examine_model, examiner
 from preftune.records.base import write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PolicyRecord
 from preftune.records.reward_model import Mistake, RewardModelRecord
@@ -355,9 +355,9 @@ def _curve(conditions: Conditions, reference: str, label: str, pool: Sequence[Ro
 def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]], reference: str) -> Summary:
     """The summary with what its policy's comparisons say, under their names."""
     names = {
-        (reference, "score"): ("reward_difference_to_sft", "win_rate_vs_sft"),
+        (reference, "score"): ("score_difference_to_sft", "win_rate_vs_sft"),
         (reference, "held_out"): ("held_out_difference_to_sft", None),
-        (CHOSEN, "score"): ("reward_difference_to_chosen", "win_rate_vs_chosen"),
+        (CHOSEN, "score"): ("score_difference_to_chosen", "win_rate_vs_chosen"),
     }
     summary = dict(summary)
     for record in comparisons:
@@ -374,10 +374,10 @@ def _with_comparisons(summary: Summary, comparisons: Sequence[Mapping[str, Any]]
 
 def _held_out(session: Session, summary: Summary) -> Summary:
     """Which reward model the held-out score is from, beside the score itself."""
-    second, score = second_judge(session), summary["held_out_reward"]
+    second, score = second_judge(session), summary["held_out_score"]
     if second is None or score is None:
         return {}
-    return {"held_out_reward": {**score, "stage": second, "shares_pairs": shares_prompts(session, second)}}
+    return {"held_out_score": {**score, "stage": second, "shares_pairs": shares_prompts(session, second)}}
 
 
 def _labels(session: Session, names: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from preftune.measure.conditions import (
     reference_stage,
 )
 from preftune.measure.evaluate import compared
-from preftune.measure.reward_models import examine_model, bag_of_words, examiner
+from preftune.measure.reward_models import bag_of_words, examine_model, examiner
 from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, policy_name
 from preftune.runs.session import Session

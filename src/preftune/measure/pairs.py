@@ -20,7 +20,7 @@ from preftune.measure.conditions import (
     reference_stage,
     shared_by_all,
 )
-from preftune.measure.evaluate import Measured, examinations, cache_of, measure_policies
+from preftune.measure.evaluate import Measured, cache_of, examinations, measure_policies
 from preftune.records.base import VERSION, Estimate, write_record, write_records
 from preftune.records.policy import BestOfCurve, Comparison, PairsFile, PairsPolicy
 from preftune.records.reward_model import Mistake, RewardModelRecord

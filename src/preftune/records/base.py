@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
+    AliasChoices,
     AliasPath,
     BaseModel,
     BeforeValidator,
@@ -18,7 +19,9 @@ from pydantic import (
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json, write_jsonl
 
-VERSION = 2  # of the keys; files without a version are of the first, which lacks some of them
+# Of the keys. Files without a version are of the first, which lacks some of them; in the second a measured
+# score was called reward. Both are read.
+VERSION = 3
 T = TypeVar("T")
 
 
@@ -37,9 +40,11 @@ class Record(BaseModel):
         return {key: value for key, value in row.items() if value is not None}
 
 
-def at(*path: str, default: Any = None) -> Any:
-    """A field that lies elsewhere in the file."""
-    return Field(default=default, validation_alias=AliasPath(*path))
+def at(*path: str, default: Any = None, old: str = "") -> Any:
+    """A field that lies elsewhere in the file; `old` is the first key's name in files of version 2."""
+    now = AliasPath(*path)
+    alias = AliasChoices(now, AliasPath(old, *path[1:])) if old else now
+    return Field(default=default, validation_alias=alias)
 
 
 def _bound(value: Any) -> Any:

@@ -50,10 +50,10 @@ class PolicyRecord(Record):
     label: str = ""
     n_prompts: int | None = None
     n_samples: int | None = None
-    reward: Measured = None
-    reward_sd: Number | None = at("reward", "sd")
-    difference: Measured = at("reward_difference_to_sft")
-    difference_to_chosen: Measured = at("reward_difference_to_chosen")
+    score: Measured = at("score", old="reward")
+    score_sd: Number | None = at("score", "sd", old="reward")
+    score_difference: Measured = at("score_difference_to_sft", old="reward_difference_to_sft")
+    score_difference_to_chosen: Measured = at("score_difference_to_chosen", old="reward_difference_to_chosen")
     win_rate: Measured = at("win_rate_vs_sft")
     win_rate_chosen: Measured = at("win_rate_vs_chosen")
     kl_sequence: Measured = at("kl", "exact_per_sequence")
@@ -70,8 +70,8 @@ class PolicyRecord(Record):
     gold: Measured = None
     golds: Estimates = Field(default_factory=dict)  # of named judges; `gold` is the world's, or the first's
     disagreement: Measured = None  # of an ensemble that is the judge: sd of a score among its members
-    held_out: Measured = at("held_out_reward")  # score by a reward model that trained no policy
-    held_out_by: str | None = at("held_out_reward", "stage")  # that reward model's stage
+    held_out: Measured = at("held_out_score", old="held_out_reward")  # by a model that trained no policy
+    held_out_by: str | None = at("held_out_score", "stage", old="held_out_reward")  # that model's stage
     held_out_difference: Measured = at("held_out_difference_to_sft")
     length_controlled: LengthControlled | None = None
     prompts: Several[Prompt] = ()
@@ -84,7 +84,7 @@ class PolicyRecord(Record):
         if not isinstance(row, Mapping):
             return row
         row = dict(row)
-        for key in ("reward", "kl", "length"):  # the fields inside are looked up by path
+        for key in ("score", "reward", "kl", "length"):  # the fields inside are looked up by path
             if row.get(key) is not None and not isinstance(row[key], Mapping | Estimate):
                 raise ValueError(f"{key} is no object")
         row.setdefault("shares", {key: row[key] for key in SHARES if row.get(key) is not None})
@@ -126,7 +126,7 @@ class BestOf(Record):
 
     n: int
     kl: Number = Field(validation_alias="kl_formula")
-    reward: Measured = None
+    score: Measured = at("score", old="reward")
     gold: Measured = None
     held_out: Measured = None
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from preftune.records.base import Number, Record, Several
 
@@ -118,7 +118,7 @@ class TokenRow(Record):
     kl: Several[Number] = ()
     advantage: Several[Number] = ()
     score: Several[Number] = ()
-    reward: Number | None = None  # the score of the whole reply
+    reply_score: Number | None = Field(default=None, validation_alias=AliasChoices("reply_score", "reward"))
     ended: bool | None = None
 
     @model_validator(mode="after")

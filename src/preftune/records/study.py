@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from preftune.records.base import Number, Record, Several
+
+_SCORE = AliasChoices("score", "proxy")  # its name before
 
 
 class _OfSeed(Record):
@@ -63,7 +65,7 @@ class PolicyValues(Record):
     """Means over the replies to each prompt of a set; `win` and `gold_win` against the reference."""
 
     gold: Several[Number]
-    proxy: Several[Number]
+    score: Several[Number] = Field(validation_alias=_SCORE)
     kl: Several[Number]
     length: Several[Number]
     ended: Several[Number]
@@ -89,7 +91,7 @@ class BestValues(Record):
     """Best-of-n, n = 1, 2, ...: (prompts, n) for each measure; `kl` by formula, (n,)."""
 
     gold: Several[Several[Number]]
-    proxy: Several[Several[Number]]
+    score: Several[Several[Number]] = Field(validation_alias=_SCORE)
     length: Several[Several[Number]]
     ended: Several[Several[Number]]
     repetition_4: Several[Several[Number]]

@@ -50,7 +50,7 @@ def claims(run: RunView, measure: str = "score", against: str | None = None) -> 
     compared = []
     for policy in run.policies:
         recorded = run.comparison(policy.policy, measure, reference)
-        from_evaluation = policy.difference if measure == "score" and against is None else None
+        from_evaluation = policy.score_difference if measure == "score" and against is None else None
         difference = recorded.difference if recorded else from_evaluation
         if difference is None or policy.policy == reference:
             continue
@@ -265,16 +265,16 @@ def _held_out(run: RunView) -> str:
 
 
 def _second_opinion(run: RunView, measure: str, start: str, other_measure: str, loss: str) -> str:
-    """The outcomes by another measure, and which gains in reward it does not confirm."""
+    """The outcomes by another measure, and which gains in score it does not confirm."""
     by_policy = {claim.policy.policy: claim for claim in claims(run, measure)}
     if not by_policy:
         return ""
     gained = [c for c in claims(run) if c.outcome == BETTER and c.policy.policy != BASE]  # nobody tuned it
     text = f"{start}{_outcomes(tuple(by_policy.values()), run.label(run.reference))}."
     if fooled := _labels(claim for claim in gained if _outcome_of(by_policy, claim) == WORSE):
-        text += f" What {fooled} gained in reward was lost in {other_measure}: that is {loss}."
+        text += f" What {fooled} gained in score was lost in {other_measure}: that is {loss}."
     if unseen := _labels(claim for claim in gained if _outcome_of(by_policy, claim) == UNCLEAR):
-        text += f" For {unseen} the gain in reward is not shown to be one in {other_measure}."
+        text += f" For {unseen} the gain in score is not shown to be one in {other_measure}."
     return text
 
 
@@ -302,7 +302,7 @@ def _at_equal_length(run: RunView) -> str:
         if verdict and control and control.matched:
             groups[verdict].append(f"{policy.label} ({control.matched.text(sign=True)})")
     words = {
-        BETTER: "the gain in reward remains for {}",
+        BETTER: "the gain in score remains for {}",
         UNCLEAR: "no gain is shown to remain for {}",
         WORSE: "the gain turns into a loss for {}",
     }

@@ -41,7 +41,7 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
 
 def _limits(run: RunView) -> Section:
     standing: list[Prose] = []
-    if run.reward_model is not None and any(policy.reward for policy in run.policies):
+    if run.reward_model is not None and any(policy.score for policy in run.policies):
         judge, policies = run.reward_model.stage, {policy.policy for policy in run.policies}
         names = [policy_name(stage.name) for stage in run.stages if judge in stage.record.parents]
         trained = join([run.label(policy) for policy in names if policy in policies])

@@ -70,7 +70,7 @@ def _gains(runs: Sequence[_Run]) -> Section:
     headers = (
         "Run",
         "Policy",
-        "Reward − reference",
+        "Score − reference",
         "Verdict",
         "Gold − reference",
         "Verdict by gold",

@@ -17,9 +17,9 @@ def comparison_table(run: RunView) -> Table:
     reference = run.label(run.reference)
     headers = [
         "Policy",
-        "Reward [95 %]",
+        "Score [95 %]",
         "sd",
-        f"Reward − {reference}",
+        f"Score − {reference}",
         "Verdict",
         f"Win rate vs {reference}",
     ]
@@ -27,12 +27,12 @@ def comparison_table(run: RunView) -> Table:
     headers += [f"{words} [95 %]" for words in golds]
     outcomes = {claim.policy.policy: claim.outcome for claim in claims(run)}
     baseline = [policy.policy == run.reference for policy in run.policies]
-    differences = column((policy.difference for policy in run.policies), sign=True)
+    differences = column((policy.score_difference for policy in run.policies), sign=True)
     win_rates = map(share_text, (policy.win_rate for policy in run.policies))
     columns: list[Iterable[str]] = [
         (policy.label for policy in run.policies),
-        column(policy.reward for policy in run.policies),
-        column(None if sd is None else Estimate(value=sd) for sd in (p.reward_sd for p in run.policies)),
+        column(policy.score for policy in run.policies),
+        column(None if sd is None else Estimate(value=sd) for sd in (p.score_sd for p in run.policies)),
         ("reference" if own else text for own, text in zip(baseline, differences, strict=True)),
         (outcomes.get(policy.policy, "–") for policy in run.policies),
         ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
@@ -95,7 +95,7 @@ def length_table(run: RunView) -> Table:
     """Win rate at equal length, and gain against the reference as it is and at equal length."""
     headers = (
         "Policy", "Length (tokens)", "Win rate, length-controlled", "Prompts (n)",
-        "Gain in reward", "Gain, equal length", "Share of the gain left",
+        "Gain in score", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
     known = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
     controls = [control for _, control in known]
@@ -118,7 +118,7 @@ def other_judges_table(run: RunView) -> Table:
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
         columns["Win rate vs chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
-        columns["Reward − chosen"] = _claimed(run, chosen)
+        columns["Score − chosen"] = _claimed(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
         columns["Second reward model"] = column(policy.held_out for policy in run.policies)
         columns[f"Second model − {run.label(run.reference)}"] = _claimed(run, second)

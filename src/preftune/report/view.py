@@ -81,7 +81,7 @@ class RunView:
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """Names of the judges that no training saw, besides the world's own score."""
+        """Names of the judges called gold, besides the world's own score."""
         return tuple(dict.fromkeys(name for policy in self.policies for name in policy.golds))
 
     @property
@@ -161,4 +161,4 @@ def scored_by_model(config: Row, policies: Collection[PolicyRecord]) -> bool:
     if any(setting(stage, "reward_model") for stage in stages):
         return True
     functions = setting(config.get("evaluation", {}), "reward_functions")
-    return functions is None and any(policy.reward is not None for policy in policies)
+    return functions is None and any(policy.score is not None for policy in policies)

@@ -17,7 +17,7 @@ from preftune.records.base import Estimate, read_record
 from preftune.records.outdated import outdated
 from preftune.records.policy import PolicyRecord
 from preftune.records.reward_model import RewardModelRecord
-from preftune.rundir import BASE, RunDir, policy_name, short_name, write_text
+from preftune.rundir import RunDir, policy_name, short_name, write_text
 from preftune.runs.stages import SIDE_FILE, Stage
 from preftune.version import __version__
 
@@ -177,8 +177,8 @@ def _reward_numbers(record: RewardModelRecord) -> list[_Row]:
 def _policy_numbers(record: PolicyRecord) -> list[_Row]:
     controlled = record.length_controlled
     return [
-        ("reward", "reward (normalised score of the run's reward model)", record.reward),
-        ("reward_difference_to_sft", "reward minus SFT's, paired by prompt", record.difference),
+        ("score", "score (normalised, by the run's reward model)", record.score),
+        ("score_difference_to_sft", "score minus SFT's, paired by prompt", record.score_difference),
         ("win_rate_vs_sft", "win rate against SFT", record.win_rate),
         ("win_rate_vs_chosen", "win rate against the chosen response", record.win_rate_chosen),
         (

@@ -63,7 +63,7 @@ def study(
     ] = None,
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
-    """Run a recipe at several seeds and pool them: gold score, proxy, KL, with intervals over seeds."""
+    """Run a recipe at several seeds and pool them: score, gold score, KL, with intervals over seeds."""
     from preftune.study.design import Request
     from preftune.study.launch import Where, run_study
 

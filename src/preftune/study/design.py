@@ -106,7 +106,7 @@ def make_design(request: Request, config: RunConfig, dataset: Dataset, lengths: 
     judge = judge_of(stages)
     if judge is None or from_outside(judge):
         raise ConfigError(
-            "a study needs its own reward model, for the proxy score and for best-of-n, and this recipe "
+            "a study needs its own reward model, for the score and for best-of-n, and this recipe "
             f"has {'none' if judge is None else judge}",
             hint='add a stage with algorithm = "reward", and name it as reward_model',
         )

@@ -9,14 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from preftune.report.plots.drawing import BLUE, COLOURS, INK, MARKERS, SETTINGS, save
+from preftune.study.page import todays_words
 from preftune.study.sweep import from_record, sweeps_of
 
-GOLD, PROXY = BLUE, "#d55e00"
+GOLD, SCORE = BLUE, "#d55e00"
 Study = Mapping[str, Any]
 
 
 def draw(study: Study) -> dict[str, str]:
     """File name -> SVG text."""
+    study = todays_words(study)
     with matplotlib.rc_context(SETTINGS):
         figures = {"gains.svg": _gains(study), "kl.svg": _distances(study)}
         if study["sweep"] is not None:
@@ -48,7 +50,7 @@ def _gains(study: Study) -> str:
             axes.plot([pooled["gold_gain"]], [row], "D", color=INK, markersize=6)
             for seed in study["seeds"]:
                 policy = seed["policies"][name]
-                marker, colour = ("x", PROXY) if policy["collapsed"] else ("o", GOLD)
+                marker, colour = ("x", SCORE) if policy["collapsed"] else ("o", GOLD)
                 gain = policy["sets"][kind]["gold_gain"]
                 axes.plot([gain], [row + 0.22], marker, color=colour, markersize=4)
         axes.axvline(0, color=INK, linewidth=0.8)
@@ -61,9 +63,9 @@ def _gains(study: Study) -> str:
 
 
 def _distances(study: Study) -> str:
-    """Gold and proxy gain against √KL: best-of-n as a line, policies as points, one a seed."""
+    """Gold and score gain against √KL: best-of-n as a line, policies as points, one a seed."""
     figure, panels = _panels(2, 8.6, 3.8)
-    for axes, gain, label in zip(panels, ("gold_gain", "proxy_gain"), ("gold", "proxy"), strict=True):
+    for axes, gain, label in zip(panels, ("gold_gain", "score_gain"), ("gold", "score"), strict=True):
         _best_of_n(axes, study["best_of_n"], gain, INK)
         for i, name in enumerate(_shown(study)):
             if name.startswith("best_of_"):
@@ -89,14 +91,14 @@ def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], gain: str, colour
 
 
 def _sweep(study: Study) -> str:
-    """Gold and proxy against √KL for each swept setting and, last, for best-of-n, with the laws."""
+    """Gold and score against √KL for each swept setting and, last, for best-of-n, with the laws."""
     sweeps = sweeps_of(study)
     figure, panels = _panels(len(sweeps) + 1, 4.3 * (len(sweeps) + 1), 3.8)
     shown = [(sweep["key"], sweep["points"], sweep["laws"], "rl", 5) for sweep in sweeps]
     shown.append(("best-of-n", sweeps[0]["best_of_n"], sweeps[0]["laws"], "bon", 4))
     for axes, (title, points, laws, kind, size) in zip(panels, shown, strict=True):
         d = [point["sqrt_kl"] for point in points]
-        for word, colour, marker in (("gold", GOLD, "o"), ("proxy", PROXY, "s")):
+        for word, colour, marker in (("gold", GOLD, "o"), ("score", SCORE, "s")):
             gains = [point[f"{word}_gain"] for point in points]
             axes.plot(d, gains, marker, color=colour, markersize=size, label=word)
             _law(axes, laws[f"{kind}_{word}"], max(d, default=0.0), colour)

@@ -31,15 +31,15 @@ from preftune.rollout.score import Scorer
 from preftune.rundir import BASE, each_leaf, read_object
 from preftune.runs.session import Session
 from preftune.study.design import VERSION, Design
-from preftune.study.values import BEST, Floats
+from preftune.study.values import BEST
 from preftune.sums import sum_of
 from preftune.training.learner import Learner
 from preftune.world.dataset import KINDS, make_world
 from preftune.world.gold import best_reachable
 from preftune.world.replies import PROBES
 
-MEASURES = ("gold", "proxy", "kl", "length", "ended", "repetition_4")
-WINS = {"proxy": "win", "gold": "gold_win"}  # measure -> its share of wins against SFT
+MEASURES = ("gold", "score", "kl", "length", "ended", "repetition_4")
+WINS = {"score": "win", "gold": "gold_win"}  # measure -> its share of wins against SFT
 TEST, TRAINING = "test", "training"
 PROBE_PAIRS = 400
 _SAMPLES = 8  # prompts whose replies are kept as text, per policy and set
@@ -186,7 +186,7 @@ def _column(rows: Sequence[Row], measure: str) -> Floats:
         case "repetition_4":
             values = [stats.repetition_n(row["ids"], 4) for row in rows]
         case _:
-            values = [row["score" if measure == "proxy" else measure] for row in rows]
+            values = [row[measure] for row in rows]
     return np.array(values, dtype=float)
 
 
@@ -201,14 +201,14 @@ def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int], None]) -> dict[str, Any]:
-    """Best-of-n by proxy for n = 1..pool, each prompt's mean over all subsets of n: lists (prompts, n).
+    """Best-of-n by score for n = 1..pool, each prompt's mean over all subsets of n: lists (prompts, n).
 
     `win` and `gold_win` are the chances to beat SFT's replies to the same prompt, ties half.
     """
     conditions = _asking(ground.conditions, ground.prompts)
     size = conditions.settings.pool
     pool = conditions.pool(advance, size)
-    best_by = over_subsets(_column(pool, "proxy").reshape(-1, size))
+    best_by = over_subsets(_column(pool, "score").reshape(-1, size))
 
     def best(values: Floats) -> list[list[float]]:
         return best_by(values.reshape(-1, size)).tolist()

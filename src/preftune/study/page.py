@@ -1,5 +1,6 @@
 """STUDY.md: the tables of a study in words that a reader can check."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from preftune.study.design import SECOND_MODEL
 from preftune.study.sweep import sweeps_of
 
 Study = Mapping[str, Any]
-GAINS = ("gold_gain", "proxy_gain")
+BY_NAME = ("policies", "others", "others_seen", "others_labelled")  # hold what stages and judges are called
+GAINS = ("gold_gain", "score_gain")
 SIZES = ("steps", "rows", "epochs", "batch_size")  # settings of how many tokens a stage trains on
+_PROXY = re.compile(r"(?<![^_])proxy(?![^_])")  # "proxy", "proxy_gain_low", "rl_proxy"
 _SET_WORDS = {
     "training": "Training forms (fresh prompts of the kind that the pairs have)",
     "combinations": "Unseen combinations (facts that occur nowhere else)",
@@ -22,8 +25,23 @@ _SET_WORDS = {
 }
 
 
+def todays_words(value: Any, *, named: bool = False) -> Any:
+    """A study.json of before, where the reward model's score was called proxy, with today's keys; one with
+    these stays as it is. The keys of `value` itself stay where they are `named` by stages or judges.
+    """
+    if isinstance(value, list):
+        return [todays_words(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key if named else _PROXY.sub("score", key): todays_words(inner, named=key in BY_NAME)
+        for key, inner in value.items()
+    }
+
+
 def study_text(study: Study) -> str:
     """The whole page."""
+    study = todays_words(study)
     sections = [_head(study)]
     for kind in study["prompt_sets"]:
         sections.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
@@ -52,7 +70,7 @@ def _head(study: Study) -> str:
             f"{study['interval']}.",
             f"Gains are against {study['reference'].upper()} on the same prompts. A verdict is the "
             "interval's and nothing else's; `seeds for 80 %` is the number of seeds that would show a gain "
-            "of the size seen, a rough number.",
+            "of the size seen, a rough number. Score is that of the run's own reward model.",
             *_second_model_words(study),
         ]
     )
@@ -85,7 +103,7 @@ def _policies(study: Study, kind: str) -> str:
                 interval(n, "gold_gain", sign=True),
                 n["gold_verdict"],
                 n["seeds_needed"],
-                interval(n, "proxy_gain", sign=True),
+                interval(n, "score_gain", sign=True),
                 interval(n, "win_rate"),
                 interval(n, "kl"),
                 f"{n['length']:.1f}",
@@ -93,7 +111,7 @@ def _policies(study: Study, kind: str) -> str:
                 f"{n['repetition_4']:.3f}",
             ]
         )
-    heads = ["policy", "gold", "gold gain", "verdict", "seeds for 80 %", "proxy gain", "win rate (proxy)"]
+    heads = ["policy", "gold", "gold gain", "verdict", "seeds for 80 %", "score gain", "win rate (score)"]
     return table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
 
 
@@ -196,7 +214,7 @@ def _best_of_n(study: Study) -> str:
         for point in study["best_of_n"]
         if point["n"] in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) or point is study["best_of_n"][-1]
     ]
-    heads = ["n", "KL (formula)", "gold gain", "proxy gain"]
+    heads = ["n", "KL (formula)", "gold gain", "score gain"]
     return f"## Best-of-n of SFT\n\n{table(heads, rows)}"
 
 
@@ -277,9 +295,9 @@ def _sweep(sweep: Study) -> str:
     ]
     names = {
         "rl_gold": "RL, gold",
-        "rl_proxy": "RL, proxy",
+        "rl_score": "RL, score",
         "bon_gold": "best-of-n, gold",
-        "bon_proxy": "best-of-n, proxy",
+        "bon_score": "best-of-n, score",
     }
     laws = [
         [
@@ -303,7 +321,7 @@ def _sweep(sweep: Study) -> str:
     )
     if len(sweep["points"]) < LEAST_POINTS:
         words += f" None for RL: {len(sweep['points'])} points, and two coefficients want {LEAST_POINTS}."
-    heads = [str(sweep["key"]), "KL, nats", "gold gain", "proxy gain", "EOS", "length"]
+    heads = [str(sweep["key"]), "KL, nats", "gold gain", "score gain", "EOS", "length"]
     fits = table(["curve", "law", "alpha", "beta", "points", "R²", "peak √KL"], laws)
     return f"## Sweep of {sweep['key']}\n\n{table(heads, rows)}\n\n{words}\n\n{fits}"
 

@@ -145,7 +145,7 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         low, high = max(pooled.low[i], least), min(pooled.high[i], most)
         ends = {"": pooled.mean[i], "_low": low, "_high": high}
         numbers |= {f"{name}{end}": _known(value) for end, value in ends.items()}
-    for gain, name in (("gold_gain", "gold"), ("proxy_gain", "proxy")):
+    for gain, name in (("gold_gain", "gold"), ("score_gain", "score")):
         low, high = numbers[f"{gain}_low"], numbers[f"{gain}_high"]
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
             numbers[f"{name}_verdict"] = None

@@ -1,4 +1,4 @@
-"""Over-optimisation: gold and proxy against √KL for a swept setting and for best-of-n, and the laws of Gao et
+"""Over-optimisation: gold and score against √KL for a swept setting and for best-of-n, and the laws of Gao et
 al. (arXiv:2210.10760) fitted to both.
 """
 
@@ -39,20 +39,20 @@ def _record(key: str, stages: Mapping[str, str], study: Mapping[str, Any]) -> di
         "best_of_n": best,
         "laws": {
             "rl_gold": _law("rl", points, "gold_gain"),
-            "rl_proxy": _law("rl", points, "proxy_gain"),
+            "rl_score": _law("rl", points, "score_gain"),
             "bon_gold": _law("best_of_n", best, "gold_gain"),
-            "bon_proxy": _law("best_of_n", best, "proxy_gain"),
+            "bon_score": _law("best_of_n", best, "score_gain"),
         },
     }
 
 
 def _point(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("gold_gain", "proxy_gain", "kl", "eos_rate", "length", "collapsed")
+    keys = ("gold_gain", "score_gain", "kl", "eos_rate", "length", "collapsed")
     return {**{key: numbers[key] for key in keys}, "sqrt_kl": _root(numbers["kl"])}
 
 
 def _mean(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    gains = (f"{gain}{end}" for gain in ("gold_gain", "proxy_gain") for end in ("", "_low", "_high"))
+    gains = (f"{gain}{end}" for gain in ("gold_gain", "score_gain") for end in ("", "_low", "_high"))
     means = {key: numbers[key] for key in ("kl", "eos_rate", "length", *gains)}
     return {**means, "sqrt_kl": _root(numbers["kl"])}
 

@@ -16,7 +16,7 @@ from preftune.records.study import BestFile, BestValues, PolicyFile, PolicyValue
 BEST = "best_of_n"
 # name in study.json -> column of per-prompt values; gains and wins are against SFT on the same prompt
 COLUMNS = (
-    *("gold", "gold_gain", "proxy", "proxy_gain", "kl", "length", "eos_rate", "repetition_4"),
+    *("gold", "gold_gain", "score", "score_gain", "kl", "length", "eos_rate", "repetition_4"),
     *("win_rate", "gold_win_rate"),
 )
 
@@ -78,12 +78,12 @@ def best_table(values: SeedValues, kind: str, n: int) -> Floats:
     sft = values.tables[values.facts.reference][kind]
     best = {name: own[:, n - 1] for name, own in values.best[kind].items() if name != "kl"}
     kl = np.full(len(sft), values.best_kl[n - 1])
-    return _in_columns(best | {"kl": kl}, {name: sft[:, COLUMNS.index(name)] for name in ("gold", "proxy")})
+    return _in_columns(best | {"kl": kl}, {name: sft[:, COLUMNS.index(name)] for name in ("gold", "score")})
 
 
 def _in_columns(own: Mapping[str, Floats], reference: Mapping[str, Floats]) -> Floats:
     """(prompts, COLUMNS) from measures of one value a prompt."""
-    gains = {f"{name}_gain": own[name] - reference[name] for name in ("gold", "proxy")}
+    gains = {f"{name}_gain": own[name] - reference[name] for name in ("gold", "score")}
     names = {"eos_rate": "ended", "win_rate": "win", "gold_win_rate": "gold_win"}
     return np.stack([gains[c] if c in gains else own[names.get(c, c)] for c in COLUMNS], axis=1)
 

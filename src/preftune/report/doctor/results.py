@@ -46,7 +46,11 @@ def _length(run: RunView) -> Iterator[Symptom]:
         yield "reward model", f"score and length correlate by {size.value:+.2f}"
     for policy in _trained(run):
         surviving = policy.length_controlled.surviving if policy.length_controlled else None
-        better = policy.difference and policy.difference.low is not None and policy.difference.low > 0
+        better = (
+            policy.score_difference
+            and policy.score_difference.low is not None
+            and policy.score_difference.low > 0
+        )
         if better and surviving is not None and surviving.high is not None and surviving.high < SURVIVES:
             yield policy.label, f"of its gain {surviving.percent()} is left at equal length"
 
@@ -55,8 +59,8 @@ def _outside(run: RunView) -> Iterator[Symptom]:
     if run.functions:  # whose scores are in no unit of sd
         return
     for policy in _trained(run):
-        if policy.reward is not None and policy.reward.value > OUTSIDE:
-            yield policy.label, f"mean score {policy.reward.value:.1f} sd above the chosen replies'"
+        if policy.score is not None and policy.score.value > OUTSIDE:
+            yield policy.label, f"mean score {policy.score.value:.1f} sd above the chosen replies'"
 
 
 def _over_optimised(run: RunView) -> Iterator[Symptom]:
@@ -130,20 +134,20 @@ RESULTS = (
         _overfit,
     ),
     Pathology(
-        "reward is explained by length",
+        "score is explained by length",
         "the judge prefers longer (or shorter) replies, whatever they say",
         "balance the lengths of the pairs; read gains at equal length only",
         _length,
     ),
     Pathology(
-        "reward outside what the reward model saw",
+        "score outside what the reward model saw",
         "the policy writes what no pair was like; scores there mean nothing",
         "raise kl_coef, stop earlier, or train the reward model on the policy's own replies",
         _outside,
     ),
     Pathology(
         "over-optimisation",
-        "the score rises while a judge that no training saw falls (Gao et al. 2023, arXiv:2210.10760)",
+        "the score rises while a judge that trained no policy falls (Gao et al. 2023, arXiv:2210.10760)",
         "raise kl_coef, stop earlier, or use a better reward model",
         _over_optimised,
     ),

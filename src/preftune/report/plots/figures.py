@@ -38,9 +38,9 @@ def file_part(stage: str) -> str:
 
 def _of_the_comparison(run: RunView) -> Figures:
     figures: Figures = {}
-    score = "Score" if run.functions else "Reward model score"
+    axis = "Score" if run.functions else "Reward model score"
     kinds: tuple[tuple[str, policies.Value, str, Callable[[RunView], str]], ...] = (
-        ("reward_kl.svg", policies.reward, score, _reward_kl_words),
+        ("reward_kl.svg", policies.score, axis, _score_kl_words),
         ("reward_kl_gold.svg", policies.gold, "Gold score", _gold_words),
         (
             "reward_kl_held_out.svg",
@@ -63,22 +63,22 @@ HELD_OUT_WORDS = "The same with the score of a second reward model, which traine
 
 
 def _gold_words(run: RunView) -> str:
-    return f"The same with {run.gold_words},{unseen_words(run)} in place of the reward."
+    return f"The same with {run.gold_words},{unseen_words(run)} in place of this score."
 
 
-def _reward_kl_words(run: RunView) -> str:
+def _score_kl_words(run: RunView) -> str:
     points = [
-        f"{clean(policy.label, 30)} reward {policy.reward.value:.2f} at KL {kl_text(policy)}"
+        f"{clean(policy.label, 30)} score {policy.score.value:.2f} at KL {kl_text(policy)}"
         for policy in run.policies
-        if policy.reward and policy.kl
+        if policy.score and policy.kl
     ]
     curve = [
-        f"best of {point.n} {point.reward.value:.2f} at {point.kl:.2f}"
+        f"best of {point.n} {point.score.value:.2f} at {point.kl:.2f}"
         for point in run.best_of
-        if point.reward and point.n in policies.MARKED
+        if point.score and point.n in policies.MARKED
     ]
     more = f". Dashed, choosing the best of n samples without training: {'; '.join(curve)}" if curve else ""
-    return f"Reward against KL to the reference in nats per response: {'; '.join(points)}{more}."
+    return f"Score against KL to the reference in nats per response: {'; '.join(points)}{more}."
 
 
 def _of_the_audit(run: RunView) -> Figures:

@@ -1,4 +1,4 @@
-"""The figures of the comparison: reward against KL, and the spread of scores."""
+"""The figures of the comparison: score against KL, and the spread of scores."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ MARKED = (2, 4, 8, 16)  # points of the best-of-n curve that carry their n
 PLACES = ((8, 5), (-8, 5), (8, -13), (-8, -13), (8, 17), (-8, 17), (8, -25), (-8, -25), (8, 29), (-8, 29))
 
 
-reward: Value = attrgetter("reward")
+score: Value = attrgetter("score")
 gold: Value = attrgetter("gold")
 held_out: Value = attrgetter("held_out")
 

@@ -98,13 +98,13 @@ def _seen_gold(run: RunView) -> list[str]:
 def _judge_warnings(run: RunView) -> list[str]:
     model = run.reward_model
     if model is None or model.accuracy is None:
-        scored = run.scored_by_model and any(policy.reward is not None for policy in run.policies)
+        scored = run.scored_by_model and any(policy.score is not None for policy in run.policies)
         return ["The reward model was not measured on held-out pairs: its scores may mean nothing."] * scored
     warnings = []
     if judge_is_sound(run) is not True:
         words = below_or_at_chance(model.accuracy)
         warnings.append(
-            f"The reward model's accuracy ({model.accuracy.percent()}) is {words}: rewards say nothing about "
+            f"The reward model's accuracy ({model.accuracy.percent()}) is {words}: scores say nothing about "
             "quality."
         )
     else:
@@ -203,5 +203,5 @@ def _length_warning(policy: PolicyRecord, reference: PolicyRecord) -> list[str]:
         return []
     return [
         f"{policy.label} writes {change} responses than {reference.label} ({length.text()} against "
-        f"{usual.text()} tokens): part of any change in reward may be length."
+        f"{usual.text()} tokens): part of any change in score may be length."
     ]

@@ -23,10 +23,10 @@ from preftune.rundir import BASE
 
 # Families of comparisons, each corrected for itself: measure, with whom, in words.
 TESTED = (
-    ("score", None, "reward"),
+    ("score", None, "score"),
     ("gold", None, "gold score"),
     ("held_out", None, "second reward model"),
-    ("score", CHOSEN, "reward against the chosen response"),
+    ("score", CHOSEN, "score against the chosen response"),
 )
 
 
@@ -49,7 +49,7 @@ def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
     claim_items = Bullets(items=tuple((sentence,) for sentence in claims.verdict_sentences(run)))
     blocks.append(Fold(title="What may be claimed, in full", blocks=(claim_items,)))
     if paid := _trade_off(run):
-        blocks.append(Fold(title="What each policy paid in KL for its reward", blocks=(paid,)))
+        blocks.append(Fold(title="What each policy paid in KL for its score", blocks=(paid,)))
     blocks.append(Fold(title="How to read the table", blocks=(say(reading(run)),)))
     return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
 
@@ -61,7 +61,7 @@ EXAMPLE = "One prompt, the first of the evaluation, and what each policy made of
 def reading(run: RunView) -> str:
     """How to read the table of policies."""
     score = run.score_words if run.functions else "the normalised score of this run's reward model"
-    return f"Every policy answered the same held-out prompts; reward is {score}. {READING}"
+    return f"Every policy answered the same held-out prompts; the column Score holds {score}. {READING}"
 
 
 READING = (
@@ -77,7 +77,7 @@ def _trade_off(run: RunView) -> Bullets | None:
     reference = run.label(run.reference)
     best = next((policy for policy in run.policies if policy.best_of), None)
     items = [
-        _paid(run, claim.policy, f"{claim.difference.text(sign=True)} reward against {reference}", best)
+        _paid(run, claim.policy, f"{claim.difference.text(sign=True)} in score against {reference}", best)
         for claim in claims.claims(run)
         if not claim.policy.best_of and claim.policy.policy != BASE and claim.policy.kl is not None
     ]
@@ -90,7 +90,7 @@ def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | No
     if best is None or best.kl is None or policy.kl is None or record is None:
         return (text,)
     outcome = claims.outcome(record.difference, record.p_holm)
-    relation = {claims.BETTER: "more reward", claims.WORSE: "less reward"}.get(outcome, outcome)
+    relation = {claims.BETTER: "a higher score", claims.WORSE: "a lower score"}.get(outcome, outcome)
     low = policy.kl.low if policy.kl.low is not None else policy.kl.value
     above = "for more KL" if low > best.kl.value else "and its KL is not shown to be higher"
     against = f"Against {best.label}, paired by prompt: {relation} ({record.difference.text(sign=True)})"

@@ -95,8 +95,8 @@ def _mistake(row: Mistake, tag_index: dict[str, int], scale: float) -> Card:
     )
     sure = f"margin {number(margin, sign=True)}, confidence {number(confidence)}"
     passages = [Passage(label="Prompt", note="", text=row.prompt)]
-    for text, reward, length, tokens, label in sides:
-        notes = [f"score {number(score)}"] if (score := _finite(reward)) is not None else []
+    for text, raw, length, tokens, label in sides:
+        notes = [f"score {number(score)}"] if (score := _finite(raw)) is not None else []
         if length is not None:
             notes.append(f"{length} tokens")
         shades = tuple(_shades(tokens, scale, len(text))) if tokens else ()

@@ -71,9 +71,9 @@ def policy_table(policies: Sequence[PairsPolicy], reference: str) -> Table:
     """What every policy prefers, and how its samples do. `reference`: the label of the other one."""
     headers = (
         "Policy", f"Prefers the chosen, against {reference}", "Prefers the chosen, per token",
-        "Wins over the chosen", f"Reward − {reference}",
+        "Wins over the chosen", f"Score − {reference}",
     )  # fmt: skip
-    differences = column((policy.difference for policy in policies), sign=True)
+    differences = column((policy.score_difference for policy in policies), sign=True)
     rows = tuple(
         (
             policy.label,

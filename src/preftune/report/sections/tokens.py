@@ -33,7 +33,7 @@ def tokens(run: RunView) -> Section | None:
 
 def _fold(run: RunView, position: int, row: TokenRow) -> Fold:
     named = run.label(policy_name(row.reference))
-    score = "" if row.reward is None else f", score {number(row.reward)}"
+    score = "" if row.reply_score is None else f", score {number(row.reply_score)}"
     title = f"{position}. {run.label(policy_name(row.stage))}{score}, KL to {named} {number(sum(row.kl))}"
     card = Card(title=title, lead="", note="", passages=tuple(_passages(row)))
     return Fold(title=title, blocks=(say("Training row ", name(row.row)), Example(card=card)))
