@@ -10,7 +10,7 @@ from typing import Any
 import over_optimisation
 import pytest
 
-from preftune.study.beside import LEAST_DISTINCT
+from preftune.study.beside import LEAST_DISTINCT, MOST_KL
 from preftune.study.page import study_text
 from preftune.study.places import conclusions
 from preftune.world.dataset import world_hash
@@ -168,7 +168,8 @@ def test_the_page_of_sentiment_is_its_json_in_words(name: str) -> None:
 
 def test_readme_says_of_sentiment_what_the_study_does() -> None:
     file = ROOT / "docs" / "studies" / "sentiment" / "study.json"
-    policies = json.loads(file.read_text(encoding="utf-8"))["policies"]
+    study = json.loads(file.read_text(encoding="utf-8"))
+    policies = study["policies"]
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert all(f"{interval(policies[name])} with {name.upper()}" in text for name in ("ppo", "dpo"))
     grpo = policies["grpo"]
@@ -176,6 +177,9 @@ def test_readme_says_of_sentiment_what_the_study_does() -> None:
     assert f"GRPO's {interval(grpo)} does not count" in text
     kept = grpo["text"]["distinct_2_of_reference"]
     assert f"kept {kept:.2f} of SFT's variety where {LEAST_DISTINCT} was the limit" in text
+    far = [seed["policies"]["grpo"]["kl"] for seed in study["seeds"]]
+    assert sum(kl > MOST_KL for kl in far) == 1
+    assert f"one seed went to {max(far):.1f} nats where {MOST_KL:g} was" in text
 
 
 def test_readme_says_of_hh_scratch_what_its_files_do() -> None:
