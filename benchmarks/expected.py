@@ -1,8 +1,10 @@
 """What a shipped recipe is expected to give: runs that differ in their seed, written beside the recipe.
 
     python benchmarks/expected.py quickstart --seeds 0 1 2 3 4 [--out DIR] [KEY=VALUE]...
+    python benchmarks/expected.py quickstart --say
 
 A run that is finished is not made again. `preftune run RECIPE` compares itself with the file at its end.
+`--say` prints the file in words, as the recipe's head and docs/commands.md have it (tests compare them).
 """
 
 import argparse
@@ -10,17 +12,23 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from scipy.special import stdtrit
+
 from preftune import report
 from preftune.config import load_recipe
-from preftune.measure.expected import numbers_of, settings_sha256
+from preftune.measure.expected import expectation, numbers_of, settings_sha256
 from preftune.records.base import VERSION
 from preftune.records.expected import ExpectedRecord
 from preftune.rundir import RunDir, read_json, write_json
 
 RECIPES = Path(__file__).parents[1] / "src" / "preftune" / "recipes"
+ACCURACY = "reward model accuracy"
 _PEAK = re.compile(r"peak memory ([\d,]+) MiB")
 
 
@@ -44,13 +52,51 @@ def run_of(recipe: str, seed: int, out: Path, overrides: list[str]) -> tuple[flo
     return made["seconds"], made["peak_mib"]
 
 
+def cost(known: ExpectedRecord) -> str:
+    """Time of one run, on which machine, and memory: 1 GB is 10^9 bytes."""
+    unit, size = ("s", 1) if max(known.seconds) < 300 else ("min", 60)
+    low, middle, high = (f"{of(known.seconds) / size:.0f}" for of in (min, np.median, max))
+    took = f"{high} {unit}" if low == high else f"{low} to {high} {unit}, median {middle}"
+    memory = "" if known.peak_mib is None else f", {known.peak_mib * 2**20 / 1e9:.1f} GB"
+    return f"{took} ({known.machine}){memory}"
+
+
+def main_numbers(known: ExpectedRecord) -> str:
+    """Means over seeds with 95 % intervals (Student's t): the reward model's accuracy; of every policy but
+    base and reference the gain, in gold where there is one, else in its own score, and KL.
+    """
+    numbers = known.numbers
+    gain = "gold gain" if any(name.endswith(" gold gain") for name in numbers) else "gain"
+    tuned = [name.removesuffix(f" {gain}") for name in numbers if name.endswith(f" {gain}")]
+    forms = {gain: "+.2f", "KL": ".2f"}
+    said = [f"{name} {_interval(numbers[name], '.3f')}" for name in numbers if name == ACCURACY]
+    for measure, form in forms.items():
+        found = {name: numbers.get(f"{name} {measure}") for name in tuned if name != "base"}
+        cells = [f"{n.partition(' (SFT')[0]} {_interval(v, form)}" for n, v in found.items() if v]
+        said += [f"{measure} {', '.join(cells)}"] if cells else []
+    return f"{len(known.seeds)} seeds, mean [95 % t-interval]: {'; '.join(said)}"
+
+
+def _interval(values: Sequence[float], form: str) -> str:
+    n, mean = len(values), float(np.mean(values))
+    reach = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1)) / n**0.5
+    return f"{mean:{form}} [{mean - reach:{form}}, {mean + reach:{form}}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/expected"))
+    parser.add_argument("--say", action="store_true", help="print the file that is there in words")
     asked = parser.parse_intermixed_args()
+    if asked.say:
+        if (known := expectation(asked.recipe)) is None:
+            sys.exit(f"{asked.recipe} has no expected numbers")
+        print(f"| {cost(known)} | {main_numbers(known)} |")
+        print(textwrap.indent(textwrap.fill(f"Expect {cost(known)}. {main_numbers(known)}.", 126), "# "))
+        return
     found: list[dict[str, float]] = []
     costs: list[tuple[float, float]] = []
     for seed in asked.seeds:

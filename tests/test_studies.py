@@ -1,18 +1,31 @@
 """The published studies: what README and docs say of them is what their files hold."""
 
+import gzip
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import over_optimisation
 import pytest
 
+from preftune.study.beside import LEAST_DISTINCT, MOST_KL
 from preftune.study.page import study_text
+from preftune.study.places import conclusions
 from preftune.study.values import COLUMNS, read_seed
 from preftune.world.dataset import world_hash
 
 ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
+SENTIMENT = ("sentiment", "sentiment-frontier")
+KEPT = (  # what stands in a kept seed besides names of policies and hashes
+    *("base", "best_of_n", "base_nll", "bytes", "distinct_2", "ended", "files", "gold", "gold_win", "golds"),
+    *("key", "kl", "length", "policies", "policy", "preftune.judges.reviews:liked", "proxy", "record_sha256"),
+    *("reference", "repetition_4", "reward_model", "seconds", "seed", "sets", "sha256", "steps", "test"),
+    *("tokens", "tokens_sampled", "tokens_trained", "win"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +128,131 @@ def test_the_table_of_the_frontier_is_the_studys() -> None:
         assert f"| {row['method']} | {' | '.join(gains)}" in text
 
 
-@pytest.mark.parametrize("name", ["sentiment", "sentiment-frontier"])
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys of objects included."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings(inner)
+    yield from value if isinstance(value, dict) else ()
+
+
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_kept_seeds_of_sentiment_hold_no_text(name: str) -> None:
-    files = list((ROOT / "docs" / "studies" / name / "seeds").rglob("*.json"))
-    assert files
-    assert not any("response" in file.read_text(encoding="utf-8") for file in files)
+    """Names of policies, hashes, and keys of one short word."""
+    place = ROOT / "docs" / "studies" / name
+    files = list((place / "seeds").rglob("*"))
+    assert {file.suffix for file in files if file.is_file()} == {".json"}
+    policies = json.loads((place / "study.json").read_text(encoding="utf-8"))["policies"]
+    for file in place.glob("seeds/*/*.json"):
+        for found in strings(json.loads(file.read_text(encoding="utf-8"))):
+            word = found.removesuffix(".json")
+            assert word in {*policies, *KEPT} or re.fullmatch("[0-9a-f]{64}", found), (file, found)
+
+
+def sevens(text: str) -> Iterator[tuple[str, ...]]:
+    """All sequences of seven words, in small letters."""
+    words = re.findall("[a-z']+", text.lower())
+    return zip(*(words[i:] for i in range(7)), strict=False)
+
+
+def test_nothing_published_of_sentiment_quotes_a_review(shared: Path) -> None:
+    """Of the reviews that it was made of, which are no part of this project."""
+    reviews = [shared / "data" / "imdb" / f"{split}.jsonl.gz" for split in ("train", "test")]
+    if not all(file.is_file() for file in reviews):
+        pytest.skip("no data/imdb in PREFTUNE_SHARED: the reviews that the study was made of")
+    places = [ROOT / "docs" / "studies" / name for name in (*SENTIMENT, "sentiment-over-optimisation")]
+    files = [file for place in places for file in place.rglob("*") if file.is_file()]
+    files += [*over_optimisation.RESULTS.glob("*.json"), RECIPES / "sentiment.expected.json"]
+    files += [ROOT / "docs" / "studies" / "README.md", RECIPES / "sentiment.toml"]
+    ours = {seven for file in files for seven in sevens(file.read_text(encoding="utf-8"))}
+    for file in reviews:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                assert ours.isdisjoint(sevens(json.loads(line)["text"])), f"{file}: row {number}"
+
+
+@pytest.mark.parametrize("name", SENTIMENT)
+def test_the_page_of_sentiment_is_its_json_in_words(name: str) -> None:
+    """What a person concludes included, all of whose numbers the tables have."""
+    place = ROOT / "docs" / "studies" / name
+    study = json.loads((place / "study.json").read_text(encoding="utf-8"))
+    page = (place / "STUDY.md").read_text(encoding="utf-8")
+    assert page == study_text(study)
+    assert study["conclusions"] == conclusions(place)
+    assert study["command"].startswith("PREFTUNE_REVIEWS=PATH preftune study sentiment ")
+    said = " ".join(study["conclusions"].split())
+    tables = page.partition("## Test prompts")[2]
+    numbers = re.findall(r"[+-]\d\.\d+(?: \[[^]]+\])?|\b\d+\.\d\d\b(?![^[]*\])", said)
+    assert len(numbers) > 10
+    assert all(number in tables for number in numbers)
 
 
 def test_readme_says_of_sentiment_what_the_study_does() -> None:
-    policies = json.loads((ROOT / "docs/studies/sentiment/study.json").read_text(encoding="utf-8"))[
-        "policies"
-    ]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(interval(policies[name]) in text for name in ("ppo", "dpo"))
+    file = ROOT / "docs" / "studies" / "sentiment" / "study.json"
+    study = json.loads(file.read_text(encoding="utf-8"))
+    policies = study["policies"]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert all(f"{interval(policies[name])} with {name.upper()}" in text for name in ("ppo", "dpo"))
+    grpo = policies["grpo"]
+    assert not grpo["text"]["counts"]
+    assert f"GRPO's {interval(grpo)} does not count" in text
+    kept = grpo["text"]["distinct_2_of_reference"]
+    assert f"kept {kept:.2f} of SFT's variety where {LEAST_DISTINCT} was the limit" in text
+    far = [seed["policies"]["grpo"]["kl"] for seed in study["seeds"]]
+    assert sum(kl > MOST_KL for kl in far) == 1
+    assert f"one seed went to {max(far):.1f} nats where {MOST_KL:g} was" in text
+
+
+def test_readme_says_of_hh_scratch_what_its_files_do() -> None:
+    numbers = json.loads((RECIPES / "hh-scratch.expected.json").read_text(encoding="utf-8"))["numbers"]
+    gains = [sum(numbers[f"{name} gain"]) / 5 for name in ("PPO", "GRPO", "DPO")]
+    assert all(min(numbers[f"{name} gain"]) > 0 for name in ("PPO", "GRPO", "DPO"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = f"gains {min(gains):+.2f} to {max(gains):+.2f} by its own reward model (means of five seeds)"
+    assert f"{said}; by a second one no effect is detected (two seeds" in text
+    study = json.loads((ROOT / "docs/studies/hh-scratch/study.json").read_text(encoding="utf-8"))
+    assert len(study["seeds"]) == 2
+    verdicts = {study["policies"][name]["gold_verdict"] for name in ("ppo", "grpo", "dpo")}
+    assert verdicts == {"no detectable difference"}
+
+
+def test_what_a_seed_of_sentiment_took_is_said_as_it_is_kept() -> None:
+    place = ROOT / "docs" / "studies"
+    files = place.glob("sentiment/seeds/*/seed.json")
+    took = sorted(json.loads(file.read_text(encoding="utf-8"))["seconds"] / 60 for file in files)
+    *most, last = (f"{minutes:.0f}" for minutes in took)
+    page = " ".join((place / "README.md").read_text(encoding="utf-8").split())
+    assert f"The seeds took {', '.join(most)} and {last} minutes by the clock" in page
+    assert [minutes < 120 for minutes in took] == [True] * 4 + [False]
+    assert "four of five kept within the 2 hours" in page
+
+
+def test_the_ranges_of_the_frontier_are_those_of_its_policies() -> None:
+    place = ROOT / "docs" / "studies"
+    study = json.loads((place / "sentiment-frontier" / "study.json").read_text(encoding="utf-8"))
+    page = " ".join((place / "README.md").read_text(encoding="utf-8").split())
+    for name in ("dpo", "ppo", "grpo"):
+        kls = [p["kl"] for key, p in study["policies"].items() if key.partition("-")[0] == name]
+        assert len(kls) == 3
+        assert re.search(rf"{name.upper()} from {min(kls):.2f} to {max(kls):.2f}\b", page)
+
+
+def test_the_confirmation_of_over_optimisation_is_said_from_its_peak_on() -> None:
+    page = " ".join((ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8").split())
+    for name, words in (
+        ("one", "{} ± {} at 47 nats to between {} and {} at all seven later points"),
+        ("mean-sd", "{} ± {} at 47 to between {} and {} (lowest at 75"),
+    ):
+        steps = json.loads((over_optimisation.RESULTS / f"{name}.json").read_text(encoding="utf-8"))["steps"]
+        course = over_optimisation.Course(steps)
+        means, reach = course.binned("rewards/liked/mean"), course.reach("rewards/liked/std")
+        peak = int(means.argmax())
+        later = means[peak + 1 :]
+        assert round(course.binned("objective/kl")[peak]) == 47
+        assert len(later) == 7
+        ends = (means[peak], reach[peak], later.min(), later.max())
+        assert words.format(*(f"{end:.3f}" for end in ends)) in page
 
 
 def test_readme_says_of_hh_what_the_comparisons_of_both_untouched_seeds_do() -> None:

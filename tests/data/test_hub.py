@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from data_helpers import hh_row
 from huggingface_hub import constants
 
 from hub_server import Hub, serving
 from patience import PATIENCE
-from preftune.config import DataConfig
+from preftune.config import DataConfig, load_recipe
 from preftune.data import hub as hub_rows
 from preftune.data import read_dataset, snapshot
 from preftune.data.snapshot import resolve
@@ -113,6 +115,25 @@ def test_a_readme_on_the_hub_says_which_files_are_which_split(hub: Hub) -> None:
     hub.requests.clear()
     assert read(commit=sha).report == data.report
     assert hub.requests == []
+
+
+def test_reviews_as_the_hub_has_them_are_what_the_recipe_sentiment_reads(hub: Hub, tmp_path: Path) -> None:
+    """stanfordnlp/imdb: parquet with text and a label of 0 or 1, three splits, one of them without labels."""
+    content, splits = dict[str, bytes](), ("train", "test", "unsupervised")
+    for split in splits:
+        texts = [f"{split} review {i} says in eight words that it liked this film" for i in range(30)]
+        labels = [-1 if split == "unsupervised" else i % 2 for i in range(30)]
+        file = tmp_path / f"{split}.parquet"
+        parquet.write_table(pa.table({"text": texts, "label": pa.array(labels, pa.int64())}), file)
+        content[f"plain_text/{split}-00000-of-00001.parquet"] = file.read_bytes()
+    paths = "".join(f"  - {{split: {split}, path: plain_text/{split}-*}}\n" for split in splits)
+    head = f"---\nconfigs:\n- config_name: plain_text\n  data_files:\n{paths}  default: true\n---\n"
+    hub.put("datasets/stanfordnlp/imdb", content | {"README.md": head.encode()})
+    data = read_dataset(load_recipe("sentiment", ["data.name=stanfordnlp/imdb"]).config.data)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (30, 30)
+    assert data.test[3].prompt[0].text == "test review 3 says in eight words that"
+    assert data.test[3].chosen == " it liked this film"
+    assert not [request for request in hub.requests if "unsupervised" in request]
 
 
 def test_malformed_hub_rows_are_named(hub: Hub) -> None:

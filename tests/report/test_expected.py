@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import expected as measuring
 import numpy as np
 import pytest
 from synthetic import make_run
@@ -12,6 +13,9 @@ from preftune.config import load_recipe, recipe_names
 from preftune.measure import expected
 from preftune.records.expected import ExpectedRecord
 from preftune.report.load import load_run
+
+ROOT = Path(__file__).parents[2]
+MEASURED = [name for name in recipe_names() if expected.expectation(name)]
 
 
 def record(**numbers: tuple[float, ...]) -> ExpectedRecord:
@@ -84,7 +88,7 @@ def test_the_seed_and_the_place_of_data_do_not_matter() -> None:
     assert len({expected.settings_sha256(each.config) for each in own}) == 1
 
 
-@pytest.mark.parametrize("recipe", [name for name in recipe_names() if expected.expectation(name)])
+@pytest.mark.parametrize("recipe", MEASURED)
 def test_what_stands_beside_a_recipe_is_of_its_settings(recipe: str) -> None:
     known = expected.expectation(recipe)
     assert known is not None
@@ -93,3 +97,48 @@ def test_what_stands_beside_a_recipe_is_of_its_settings(recipe: str) -> None:
     assert known.settings_sha256 == expected.settings_sha256(load_recipe(recipe, own_data).config)
     assert len(known.seeds) >= (3 if recipe == "hh-rm" else 5)
     assert all(len(values) == len(known.seeds) for values in known.numbers.values())
+
+
+def head_of(recipe: str) -> str:
+    """The comment at the top of a recipe, on one line."""
+    text = (ROOT / "src/preftune/recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    return " ".join(line.lstrip("# ") for line in text.partition("\nname = ")[0].splitlines())
+
+
+def row_of(recipe: str) -> str:
+    lines = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"| `{recipe}` |"))
+
+
+@pytest.mark.parametrize("recipe", MEASURED)
+def test_the_recipes_head_and_the_table_say_what_its_file_does(recipe: str) -> None:
+    """`python benchmarks/expected.py RECIPE --say` prints the words."""
+    known = expected.expectation(recipe)
+    assert known is not None
+    for words in (measuring.cost(known), measuring.main_numbers(known)):
+        assert words in head_of(recipe)
+        assert words in row_of(recipe)
+
+
+def test_words_of_a_record_are_means_with_students_intervals() -> None:
+    known = record(**{"PPO gain": (0.1, 0.2, 0.3), "PPO KL": (1.0, 1.0, 1.0), "base gain": (9.0, 9.0, 9.0)})
+    known = known.model_copy(update={"seconds": (60.0, 90.0, 600.0), "peak_mib": 1000.0})
+    assert measuring.cost(known) == "1 to 10 min, median 2 (one), 1.0 GB"
+    # t(2) = 4.303, standard error 0.1 / √3
+    numbers = "gain PPO +0.20 [-0.05, +0.45]; KL PPO 1.00 [1.00, 1.00]"
+    assert measuring.main_numbers(known) == f"3 seeds, mean [95 % t-interval]: {numbers}"
+    gold = known.model_copy(update={"numbers": {**known.numbers, "PPO gold gain": (0.0, 0.0, 0.0)}})
+    assert "; ".join(["gold gain PPO +0.00 [+0.00, +0.00]", "KL"]) in measuring.main_numbers(gold)
+
+
+def test_four_of_five_runs_of_sentiment_keep_within_what_its_head_says() -> None:
+    known = expected.expectation("sentiment")
+    assert known is not None
+    assert f"our of five runs within {max(sorted(known.seconds)[:4]) / 60:.0f} min" in head_of("sentiment")
+    assert f"four of five within {max(sorted(known.seconds)[:4]) / 60:.0f} min" in row_of("sentiment")
+
+
+@pytest.mark.parametrize("recipe", ["hh-gpt2", "hh-colab"])
+def test_a_recipe_that_never_ran_says_so(recipe: str) -> None:
+    assert "Never run" in head_of(recipe)
+    assert "| never run: needs a hub and a GPU" in row_of(recipe)

@@ -33,9 +33,12 @@ def test_kept_seeds_make_the_same_study_without_a_run(
 ) -> None:
     runs: list[list[int]] = []
     monkeypatch.setattr(launch, "_run", lambda out, seeds, *_: runs.append(list(seeds)))
+    (put_by.parent / "CONCLUSIONS.md").write_text("It learns little.\n")
     run_study(wanted(), tmp_path / "new", seeds=2, first_seed=3, reports=False, keep=put_by)
     assert runs == [[]]
     own, theirs = read_json(tmp_path / "new" / "study.json"), read_json(two_seeds / "study.json")
+    assert (own.pop("conclusions"), theirs.pop("conclusions")) == ("It learns little.", None)
+    assert "\n\nIt learns little.\n\n" in (tmp_path / "new" / "STUDY.md").read_text()
     assert own | {"command": None} == theirs | {"command": None}
     assert not list((tmp_path / "new").glob("seed-*/models"))
 

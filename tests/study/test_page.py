@@ -1,10 +1,15 @@
 """What STUDY.md says in words, and which rows its tables have."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from preftune.config import load_recipe
+from preftune.runs.inputs import variables
 from preftune.study.design import Design
-from preftune.study.page import _beside, _best_of_n, todays_words
+from preftune.study.page import _beside, _best_of_n, study_text, todays_words
+from preftune.study.places import conclusions
 from preftune.study.pool import _others_seen
 
 JUDGES = "evaluation.gold=preftune.judges.style:sentiment, preftune.judges.reviews:liked"
@@ -81,3 +86,37 @@ def test_best_of_n_is_shown_up_to_the_last_n() -> None:
     for pool in (3, 16, 20, 64):
         page = _best_of_n({"best_of_n": [{"n": n, "kl": 1.0, **numbers} for n in range(1, pool + 1)]})
         assert page.splitlines()[-1].startswith(f"| {pool} |")
+
+
+def test_what_a_person_concludes_is_on_the_page(tmp_path: Path) -> None:
+    first, second = tmp_path / "study", tmp_path / "published"
+    for directory in (first, second):
+        directory.mkdir()
+    assert conclusions(first, second) is None
+    (second / "CONCLUSIONS.md").write_text("\nWords\u202e of a person.\n" + "x" * 9000)
+    said = conclusions(first, second)
+    assert said is not None
+    assert said.startswith("Words\u27e8U+202E\u27e9 of a person.\nxxx")
+    assert said.endswith("more characters)")
+    assert len(said) < 6100
+    (first / "CONCLUSIONS.md").write_text("Nearer.")
+    assert conclusions(first, second) == "Nearer."
+    file = Path(__file__).parents[2] / "docs" / "studies" / "sentiment" / "study.json"
+    study = json.loads(file.read_text(encoding="utf-8"))
+    head, _, rest = study_text({**study, "conclusions": "Nearer."}).partition("\n\nNearer.\n\n")
+    assert head.endswith("## Conclusions\n\nWritten by hand, from the numbers of the tables below.")
+    assert rest.startswith("## Test prompts")
+    assert "Conclusions" not in study_text({**study, "conclusions": None})
+
+
+@pytest.mark.parametrize(("value", "word"), [(None, "PATH"), ("my reviews", "'my reviews'")])
+def test_the_command_of_a_study_names_what_its_judges_read_in_the_environment(
+    value: str | None, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFTUNE_REVIEWS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("PREFTUNE_REVIEWS", value)
+    words = ["data.name=x", "evaluation.gold=preftune.judges.style:sentiment"]
+    assert variables(load_recipe("sentiment", words).config) == []
+    assert variables(load_recipe("sentiment", [words[0], JUDGES]).config) == [f"PREFTUNE_REVIEWS={word}"]
+    assert variables(load_recipe("sentiment", [*words, TAUGHT]).config) == [f"PREFTUNE_REVIEWS={word}"]

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from preftune.config import RunConfig
 from preftune.config.address import AddressConfig
 from preftune.config.rewards import find_function, judges_in, reward_terms
 from preftune.errors import ConfigError, InputMissing, PreftuneError, UsageError
+from preftune.judges import reviews
 from preftune.judges.llm import read_template
 from preftune.rundir import RunDir, read_object
 from preftune.sums import read_sealed
@@ -22,11 +24,25 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """Import every function that the settings name, those of `stages` included. InputMissing or ConfigError
     for one that is not there.
     """
+    for name in _functions(config, stages):
+        find_function(name)
+
+
+def variables(config: RunConfig) -> list[str]:
+    """NAME=VALUE, quoted for a shell, of what shipped functions of these settings read in the environment;
+    PATH stands for a value that is not set.
+    """
+    if not any(name.startswith(f"{reviews.__name__}:") for name in _functions(config)):
+        return []
+    return [f"{reviews.VARIABLE}={shlex.quote(os.environ.get(reviews.VARIABLE) or 'PATH')}"]
+
+
+def _functions(config: RunConfig, stages: bool = True) -> Iterator[str]:
+    """What the settings name as functions, those of `stages` included."""
     named = [stage.called for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
     for terms in [config.evaluation.reward_functions, *golds, *named]:
-        for name in reward_terms(terms) if terms else ():
-            find_function(name)
+        yield from reward_terms(terms) if terms else ()
 
 
 def check_llm_judges(config: RunConfig, run: RunDir | None = None, anew: Collection[str] = ()) -> None:

@@ -13,7 +13,7 @@ from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
 from preftune.runs.console import Console
-from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions
+from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, variables
 from preftune.runs.lock import held
 from preftune.runs.reopen import found_data
 from preftune.stops import handled
@@ -33,7 +33,7 @@ from preftune.study.kept import keep as put_by
 from preftune.study.kept import kept_file
 from preftune.study.on_ray import Ray
 from preftune.study.on_slurm import Slurm
-from preftune.study.places import facts_file, numbers_in, seed_dir
+from preftune.study.places import conclusions, facts_file, numbers_in, seed_dir
 from preftune.study.seed import finished, run_seed
 from preftune.study.tasks import Crew, Task, carry_out
 from preftune.world.dataset import world_hash
@@ -103,7 +103,9 @@ def run_study(
                 console.line(f"seed {seed} already finished")
         _run(out, waiting, design, jobs, reports, where, console, keep)
         records = {seed: records.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
-        _write(out, design, records, _command(request, numbers, out, reports, keep))
+        said = conclusions(out, *([keep.parent] if keep else []))
+        command = " ".join([*variables(design.config), _command(request, numbers, out, reports, keep)])
+        _write(out, design, records, command, said)
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
 
@@ -231,8 +233,8 @@ def _crew(out: Path, where: Where) -> Crew:
     return Slurm((where.mirror or out).absolute() / "jobs", where.resources, cluster)
 
 
-def _write(out: Path, design: Design, records: Mapping[int, Path], command: str) -> None:
-    """study.json, STUDY.md and figures/ from the finished seeds."""
+def _write(out: Path, design: Design, records: Mapping[int, Path], command: str, said: str | None) -> None:
+    """study.json, STUDY.md and figures/ from the finished seeds. `said`: what a person concludes."""
     from preftune.study.figures import draw
     from preftune.study.page import study_text
     from preftune.study.pool import pool
@@ -241,7 +243,7 @@ def _write(out: Path, design: Design, records: Mapping[int, Path], command: str)
     study = pool(records, design)
     sweeps = sweep_records(design, study)
     study["sweep"], study["more_sweeps"] = (sweeps[0], sweeps[1:]) if sweeps else (None, [])
-    study["command"] = command
+    study |= {"command": command, "conclusions": said}
     data = RunDir(seed_dir(out, next(iter(records)))).data
     world = read_record(data, DataRecord).world if data.is_file() else {}
     # Of kept seeds there is no run here; their key says that their world is the one of this code.

@@ -42,7 +42,7 @@ def todays_words(value: Any, *, named: bool = False) -> Any:
 def study_text(study: Study) -> str:
     """The whole page."""
     study = todays_words(study)
-    sections = [_head(study)]
+    sections = [_head(study), _conclusions(study)]
     for kind in study["prompt_sets"]:
         sections.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
     sections += [
@@ -92,6 +92,12 @@ def _second_model_words(study: Study) -> list[str]:
     ]
 
 
+def _conclusions(study: Study) -> str:
+    said = study.get("conclusions")
+    words = "Written by hand, from the numbers of the tables below."
+    return f"## Conclusions\n\n{words}\n\n{said}" if said else ""
+
+
 def _policies(study: Study, kind: str) -> str:
     rows = []
     for policy in study["policies"].values():
@@ -123,7 +129,8 @@ def _beside(study: Study) -> str:
         f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
         f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
-        "prompt; means over seeds)."
+        "prompt; means over seeds). Best-of-n is a choice among SFT's own replies, whose text is not "
+        "measured apart: a dash, and whether it keeps the limits is not known."
     )
     return f"## Beside gold\n\n{words}\n\n{table(heads, rows)}"
 

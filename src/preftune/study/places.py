@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+from preftune.rundir import read_text
+from preftune.untrusted import clean
+
+CONCLUSIONS = "CONCLUSIONS.md"
+_MOST = 6000  # characters of it
+
 
 def seed_dir(out: Path, seed: int) -> Path:
     """A seed's run directory; in a mirror, what mirrors it."""
@@ -21,3 +27,12 @@ def facts_file(out: Path, seed: int) -> Path:
 def numbers_in(mirror: Path) -> Path:
     """What is kept of finished seeds in a mirror."""
     return mirror / "numbers"
+
+
+def conclusions(*directories: Path) -> str | None:
+    """What a person has written about the study, from the first directory that holds it; cut at 6,000
+    characters. Raises as `read_text`.
+    """
+    files = [directory / CONCLUSIONS for directory in directories]
+    found = next((file for file in files if file.is_file()), None)
+    return None if found is None else clean(read_text(found).strip(), _MOST)
