@@ -37,9 +37,10 @@ def interval(of: dict[str, Any]) -> str:
     return f"{of['gold_gain']:+.2f} [{of['gold_gain_low']:+.2f}, {of['gold_gain_high']:+.2f}]"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "studies").glob("*/study.json")), ids=str)
-def test_the_tables_of_a_published_page_are_of_its_numbers(file: Path) -> None:
+@pytest.mark.parametrize("name", sorted(f.parent.name for f in (ROOT / "docs/studies").glob("*/study.json")))
+def test_the_tables_of_a_published_page_are_of_its_numbers(name: str) -> None:
     """Files that call the score of the reward model proxy give pages that call it score."""
+    file = ROOT / "docs" / "studies" / name / "study.json"
     study = json.loads(file.read_text(encoding="utf-8"))
     page = file.with_name("STUDY.md").read_text(encoding="utf-8")
     assert "proxy" not in page
