@@ -49,8 +49,9 @@ def test_that_models_are_gone_is_said_where_there_were_numbers(
     ],
     ids=["torn", "a number for a name", "no interval"],
 )
-def test_damaged_numbers_end_nothing_and_hide_nothing_else(tmp_path: Path, row: str, why: str) -> None:
-    """They are read as the report reads them; the run's state and how it goes on are said all the same."""
+def test_damaged_numbers_are_refused_as_the_report_refuses_them_and_end_nothing(
+    tmp_path: Path, row: str, why: str
+) -> None:
     for name in ("one", "two"):
         run = RunDir(tmp_path / name)
         write_text(run.config, "".join(f'[stage.{name}]\nalgorithm = "x"\n' for name in STAGES))
@@ -59,7 +60,6 @@ def test_damaged_numbers_end_nothing_and_hide_nothing_else(tmp_path: Path, row: 
     damaged = RunDir(tmp_path / "one").comparisons
     write_text(damaged, damaged.read_text() + row + "\n")
     said = show_runs(tmp_path)
-    assert f"what was measured cannot be read ({why}" in said
-    assert f"{tmp_path}/one: 0 of 4 stages finished" in said
-    assert f"--out {tmp_path}/one" in said
-    assert "ppo: score over SFT +0.50 [+0.00, +1.00], no detectable difference" in said  # of the other
+    assert f"{tmp_path}/one: cannot be read ({why}" in said
+    assert f"{tmp_path}/two: 0 of 4 stages finished" in said
+    assert "ppo: score over SFT +0.50 [+0.00, +1.00], no detectable difference" in said

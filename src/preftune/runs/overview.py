@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 _SHOWN = 5  # runs on the first screen
 _SETTINGS = 6  # that differ, of one run
-_UNREADABLE = (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError)
 _BEGIN = (
     ("preftune run quickstart", "all stages on a built-in data set, 2 minutes on two cores"),
     ("preftune run quickstart --dry-run", "what that would do, with every setting"),
@@ -44,19 +43,21 @@ _BEGIN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run directory, its settings by dotted key, its stages, its state in words, and the next command."""
+    """A run directory, its settings by dotted key, its state in words, the next command, and the numbers of
+    one that was measured, if they were asked for.
+    """
 
     run: RunDir
     settings: Mapping[str, Any]
-    stages: Sequence[str]
     state: str
     next: str
+    numbers: Sequence[str]
 
 
-def runs_in(folder: Path) -> list[RunSummary]:
-    """The runs in a folder, the one that was written last first."""
+def runs_in(folder: Path, *, numbers: bool) -> list[RunSummary]:
+    """The runs in a folder, the one that was written last first; `numbers`: with what was measured."""
     folders = [path for path in folder.glob("*") if RunDir(path).exists()]
-    return [_summary(RunDir(path)) for path in sorted(folders, key=_changed_at, reverse=True)]
+    return [_summary(RunDir(path), numbers) for path in sorted(folders, key=_changed_at, reverse=True)]
 
 
 def first_screen() -> str:
@@ -65,7 +66,7 @@ def first_screen() -> str:
     lines = [f"preftune {__version__}: RLHF for small language models, measured and written up", "", "begin:"]
     lines += [f"  {command:<{wide}}  {purpose}" for command, purpose in _BEGIN]
     lines += ["", f"this machine: {', '.join(_machine())}"]
-    if runs := runs_in(RUNS):
+    if runs := runs_in(RUNS, numbers=False):
         lines += ["", "last runs here (`preftune runs` lists all):"]
         for summary in runs[:_SHOWN]:
             lines.append(f"  {summary.run.path}: {summary.state}")
@@ -84,7 +85,7 @@ def show_runs(folder: str | Path = RUNS) -> str:
     """Every run with state, headline numbers, the settings in which it differs from others, the next command.
     InputMissing if there is none.
     """
-    runs = runs_in(Path(folder))
+    runs = runs_in(Path(folder), numbers=True)
     if not runs:
         raise InputMissing(
             f"no run in {folder}", "`preftune run quickstart` makes one; or give another folder"
@@ -93,8 +94,8 @@ def show_runs(folder: str | Path = RUNS) -> str:
     tables = [summary.settings for summary in runs if summary.settings]
     shared = {key: Counter(repr(settings.get(key)) for settings in tables) for key in sorted(keys)}
     differ = [key for key, values in shared.items() if len(values) > 1]
-    lines, numbers = [], [_numbers(summary) for summary in runs]
-    for summary, gains in zip(runs, numbers, strict=True):
+    lines = []
+    for summary in runs:
         own_keys = [key for key in differ if key in summary.settings]
         own_keys.sort(
             key=lambda key, run=summary: shared[key][repr(run.settings[key])]
@@ -102,32 +103,31 @@ def show_runs(folder: str | Path = RUNS) -> str:
         assignments = [f"{key}={summary.settings[key]}" for key in own_keys]
         more = f" and {len(assignments) - _SETTINGS} more" if len(assignments) > _SETTINGS else ""
         lines.append(f"{summary.run.path}: {summary.state}")
-        lines += [f"    {gain}" for gain in gains]
+        lines += [f"    {number}" for number in summary.numbers]
         lines += [f"    differs: {', '.join(assignments[:_SETTINGS])}{more}"] if assignments else []
         lines += [f"    {summary.next}"] if summary.next else []
-    claimed = any(word in gain for gains in numbers for gain in gains for word in (BETTER, WORSE))
+    claimed = any(
+        word in number for summary in runs for number in summary.numbers for word in (BETTER, WORSE)
+    )
     return "\n".join([*lines, RULE] if claimed else lines)
 
 
-def _summary(run: RunDir) -> RunSummary:
+def _summary(run: RunDir, numbers: bool) -> RunSummary:
     try:
         settings = _settings(run)
         stages = settings["stage"]
         state, done = _state(run, [*([BASE] if _from_scratch(settings) else []), *stages])
         flat = dict(_flat(settings))
+        gains = _headlines(run, stages) if numbers else []
         step = (
             f"read it: {run.report_page}"
             if done and run.report_page.is_file()
             else f"go on: {_resume_command(run)}"
         )
-    except _UNREADABLE as error:
-        state = f"cannot be read ({_why(error, run)})"
-        return RunSummary(run=run, settings={}, stages=(), state=state, next="")
-    return RunSummary(run=run, settings=flat, stages=tuple(stages), state=state, next=step)
-
-
-def _why(error: Exception, run: RunDir) -> str:
-    return str(error).partition("\n")[0].removeprefix(f"{run.path}/")[:120]
+    except (PreftuneError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error).partition("\n")[0].removeprefix(f"{run.path}/")[:120]
+        return RunSummary(run=run, settings={}, state=f"cannot be read ({why})", next="", numbers=())
+    return RunSummary(run=run, settings=flat, state=state, next=step, numbers=gains)
 
 
 def _settings(run: RunDir) -> dict[str, Any]:
@@ -158,17 +158,9 @@ def _state(run: RunDir, stages: Sequence[str]) -> tuple[str, bool]:
     return ", ".join(phrases) + (" (in use now)" if in_use else ""), len(finished) == len(stages)
 
 
-def _numbers(summary: RunSummary) -> list[str]:
-    """What was measured of a run, or in one line why that cannot be read."""
-    try:
-        return _headlines(summary.run, summary.stages)
-    except _UNREADABLE as error:
-        return [f"what was measured cannot be read ({_why(error, summary.run)})"]
-
-
-def _headlines(run: RunDir, stages: Sequence[str]) -> list[str]:
+def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
     """A line for every policy that was measured; one alone where nothing measured stands any more."""
-    if not stages or not run.comparisons.is_file():
+    if not run.comparisons.is_file():
         return []
     from preftune.records.base import read_records
     from preftune.records.policy import Comparison
