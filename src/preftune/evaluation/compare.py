@@ -37,7 +37,8 @@ def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str,
     """The records with Holm's adjusted p-value over all of them, a verdict, and the name of the family."""
     adjusted = stats.holm([record["p_value"] for record in records])
     for record, p in zip(records, adjusted, strict=True):
-        verdict = outcome(*record["interval"], record["n"], p)
+        low, high = record["interval"]
+        verdict = outcome(low, high, record["n"], p)
         yield {**record, "p_holm": p, "verdict": verdict, "family": family}
 
 

@@ -275,7 +275,8 @@ def bootstrap_statistic(
 
 def _redrawn(n: int, groups: Groups | None) -> Callable[[np.random.Generator], Groups]:
     """What draws the rows of a resample: n of n, or all rows of as many groups as there are."""
-    sizes = np.ones(n, dtype=np.intp) if groups is None else np.unique(groups, return_counts=True)[1]
+    groups = np.arange(n) if groups is None else groups
+    sizes = np.unique(groups, return_counts=True)[1]
     if len(sizes) == n:
         return lambda rng: rng.integers(n, size=n)
     members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])

@@ -113,7 +113,7 @@ def load_gate(directory: Path, kinds: int, expert: PreTrainedModel) -> PromptGat
 
 def fit_token_gate(prompts: Sequence[Sequence[int]], kinds: Sequence[int], vocabulary: int) -> TokenGate:
     """Fit a gate to the token ids of n prompts and their kinds, 0 to K - 1."""
-    return TokenGate(*_fitted(_occurrences(prompts, vocabulary), kinds, STRENGTH_OF_TOKENS))
+    return TokenGate(*_fitted(_occurrences(prompts, vocabulary), vocabulary, kinds, STRENGTH_OF_TOKENS))
 
 
 def fit_state_gate(states: Tensor, kinds: Sequence[int], blocks: int) -> StateGate:
@@ -122,17 +122,19 @@ def fit_state_gate(states: Tensor, kinds: Sequence[int], blocks: int) -> StateGa
     """
     x = states.double().numpy()
     centre, spread = x.mean(0), x.std(0) + 1e-6
-    weight, bias = _fitted((x - centre) / spread, kinds, STRENGTH_OF_STATES)
+    weight, bias = _fitted((x - centre) / spread, len(centre), kinds, STRENGTH_OF_STATES)
     weight /= torch.from_numpy(spread)
     return StateGate(weight, bias - weight @ torch.from_numpy(centre), blocks)
 
 
-def _fitted(x: csr_matrix | np.ndarray, kinds: Sequence[int], strength: float) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K,) for features (n, D). Every kind weighs the same, however many
+def _fitted(
+    x: csr_matrix | np.ndarray, width: int, kinds: Sequence[int], strength: float
+) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K,) for features (n, D), D = width. Every kind weighs the same, however many
     prompts it has: which kind will be asked for more often is not for the training data to say.
     """
     y = np.asarray(kinds)
-    count, many, width = len(y), int(y.max()) + 1, x.shape[1]
+    count, many = len(y), int(y.max()) + 1
     rows = (count / (many * np.bincount(y, minlength=many)))[y]  # weights of the rows, 1 on average
     penalty = 1 / strength
 
