@@ -53,7 +53,7 @@ def test_kept_seeds_of_before_are_read() -> None:
     seed = ROOT / "docs" / "studies" / "sentiment" / "seeds" / "seed-101"
     old = json.loads((seed / "ppo.json").read_text(encoding="utf-8"))["sets"]["test"]
     values = read_seed(seed / "seed.json", 101)
-    assert values.policy("ppo", "test").score == tuple(old["proxy"])
+    assert values.sets["ppo"]["test"].score == tuple(old["proxy"])
     assert values.tables["ppo"]["test"][:, COLUMNS.index("score")].tolist() == old["proxy"]
     best = json.loads((seed / "best_of_n.json").read_text(encoding="utf-8"))["sets"]["test"]
     assert values.best["test"]["score"].tolist() == best["proxy"]
