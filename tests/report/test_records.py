@@ -119,7 +119,7 @@ def test_this_damage_is_refused_by_the_name_of_the_file(
         ("evaluation/reward_model.json", ("accuracy",), None),
         ("evaluation/reward_model.json", ("n",), None),
         ("evaluation/reward_model.json", ("n",), 0),
-        ("evaluation/policy_ppo.json", ("reward", "interval"), [0.5, math.inf]),
+        ("evaluation/policy_ppo.json", ("score", "interval"), [0.5, math.inf]),
         pytest.param("stages/ppo/metrics.jsonl", (0, "grad_norm"), HUGE, id="huge metric"),
     ],
 )
