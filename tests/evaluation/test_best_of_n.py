@@ -26,9 +26,9 @@ def test_the_curve_is_the_mean_over_all_subsets() -> None:
     found = curve(rows, SIZE, EvaluationConfig(resamples=50), seed=0)
     assert [each["n"] for each in found] == [1, 2, 3, 4, 5]
     for n, each in enumerate(found, start=1):
-        for name, key in (("reward", "score"), ("gold", "gold")):
+        for name in ("score", "gold"):
             best = [
-                max(subset, key=lambda row: row["score"])[key]
+                max(subset, key=lambda row: row["score"])[name]
                 for i in range(PROMPTS)
                 for subset in itertools.combinations(rows[i * SIZE : (i + 1) * SIZE], n)
             ]
