@@ -35,6 +35,7 @@ def session_of(path: Path, form: str = "transcript", **more: Any) -> Any:
         dataset=dataset,
         run=RunDir(path),
         base=Source("base"),
+        judge=None,
         shuffled=lambda rows: [*reversed(rows)],
         encoder=lambda source: SimpleNamespace(accepts=lambda prompt: prompt[0].text != " Q5?"),
     )
