@@ -15,6 +15,7 @@ import pytest
 from gloo import begun
 from llm_server import Model, serving
 from made_once import small_world
+from patience import wait_for
 from preftune import api
 from preftune.cli import main
 from preftune.config import load_recipe
@@ -291,6 +292,8 @@ def test_killed_in_the_middle_it_asks_nothing_twice_and_writes_the_key_nowhere(
     child = begun(command, ["train", "tiny", "pairs", *words, "--out", str(killed.path)], log)
     try:
         assert model.held.wait(300), log.read_text()
+        written = killed.answers("pairs")  # one thread asks, another writes
+        wait_for(lambda: written.is_file() and len(written.read_bytes().splitlines()) == count // 2)
     finally:
         child.kill()
         child.join()
