@@ -29,6 +29,7 @@ from preftune.rundir import RunDir, read_json, write_json
 
 RECIPES = Path(__file__).parents[1] / "src" / "preftune" / "recipes"
 ACCURACY = "reward model accuracy"
+_LEAST = 3  # seeds; the interval of two is 12.7 standard errors to either side
 _PEAK = re.compile(r"peak memory ([\d,]+) MiB")
 
 
@@ -62,23 +63,27 @@ def cost(known: ExpectedRecord) -> str:
 
 
 def main_numbers(known: ExpectedRecord) -> str:
-    """Means over seeds with 95 % intervals (Student's t): the reward model's accuracy; of every policy but
-    base and reference the gain, in gold where there is one, else in its own score, and KL.
+    """Means over seeds with 95 % intervals (Student's t), of two seeds their values: the reward model's
+    accuracy; of every policy but base and reference the gain, in gold where there is one, else in its own
+    score, and KL.
     """
-    numbers = known.numbers
+    numbers, few = known.numbers, len(known.seeds) < _LEAST
     gain = "gold gain" if any(name.endswith(" gold gain") for name in numbers) else "gain"
     tuned = [name.removesuffix(f" {gain}") for name in numbers if name.endswith(f" {gain}")]
     forms = {gain: "+.2f", "KL": ".2f"}
-    said = [f"{name} {_interval(numbers[name], '.3f')}" for name in numbers if name == ACCURACY]
+    said = [f"{name} {_in_words(numbers[name], '.3f')}" for name in numbers if name == ACCURACY]
     for measure, form in forms.items():
         found = {name: numbers.get(f"{name} {measure}") for name in tuned if name != "base"}
-        cells = [f"{n.partition(' (SFT')[0]} {_interval(v, form)}" for n, v in found.items() if v]
+        cells = [f"{n.partition(' (SFT')[0]} {_in_words(v, form)}" for n, v in found.items() if v]
         said += [f"{measure} {', '.join(cells)}"] if cells else []
-    return f"{len(known.seeds)} seeds, mean [95 % t-interval]: {'; '.join(said)}"
+    shown = "each" if few else "mean [95 % t-interval]"
+    return f"{len(known.seeds)} seeds, {shown}: {'; '.join(said)}"
 
 
-def _interval(values: Sequence[float], form: str) -> str:
+def _in_words(values: Sequence[float], form: str) -> str:
     n, mean = len(values), float(np.mean(values))
+    if n < _LEAST:
+        return " and ".join(f"{value:{form}}" for value in values)
     reach = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1)) / n**0.5
     return f"{mean:{form}} [{mean - reach:{form}}, {mean + reach:{form}}]"
 

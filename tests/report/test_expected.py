@@ -92,10 +92,10 @@ def test_the_seed_and_the_place_of_data_do_not_matter() -> None:
 def test_what_stands_beside_a_recipe_is_of_its_settings(recipe: str) -> None:
     known = expected.expectation(recipe)
     assert known is not None
-    files = ("sentiment", "hh-rm", "hh-scratch")  # where they lie is no part of it
+    files = ("sentiment", "hh-rm", "hh-scratch", "hh-smollm2")  # where they lie is no part of it
     own_data = ["data.name=a"] if recipe in files else []
     assert known.settings_sha256 == expected.settings_sha256(load_recipe(recipe, own_data).config)
-    assert len(known.seeds) >= (3 if recipe == "hh-rm" else 5)
+    assert len(known.seeds) >= {"hh-rm": 3, "hh-smollm2": 2}.get(recipe, 5)
     assert all(len(values) == len(known.seeds) for values in known.numbers.values())
 
 
@@ -127,6 +127,10 @@ def test_words_of_a_record_are_means_with_students_intervals() -> None:
     # t(2) = 4.303, standard error 0.1 / √3
     numbers = "gain PPO +0.20 [-0.05, +0.45]; KL PPO 1.00 [1.00, 1.00]"
     assert measuring.main_numbers(known) == f"3 seeds, mean [95 % t-interval]: {numbers}"
+    two = known.model_copy(
+        update={"seeds": (2, 3), "numbers": {name: values[:2] for name, values in known.numbers.items()}}
+    )
+    assert measuring.main_numbers(two) == "2 seeds, each: gain PPO +0.10 and +0.20; KL PPO 1.00 and 1.00"
     gold = known.model_copy(update={"numbers": {**known.numbers, "PPO gold gain": (0.0, 0.0, 0.0)}})
     assert "; ".join(["gold gain PPO +0.00 [+0.00, +0.00]", "KL"]) in measuring.main_numbers(gold)
 
