@@ -110,12 +110,13 @@ def main() -> None:
         found.append(numbers_of(report.load_run(RunDir(out))))
         print(f"seed {seed}: {costs[-1][0]:.0f} s", flush=True)
     config = load_recipe(asked.recipe, asked.overrides).config
-    first = read_json(asked.out / asked.recipe / f"seed-{asked.seeds[0]}" / "run.json")
+    begun = [read_json(asked.out / asked.recipe / f"seed-{seed}" / "run.json") for seed in asked.seeds]
+    first, commits = begun[0], list(dict.fromkeys(str(run["commit"])[:7] for run in begun))
     record = {
         "version": VERSION,
         "recipe": asked.recipe,
         "settings_sha256": settings_sha256(config),
-        "made": f"{datetime.now(UTC):%Y-%m-%d}, commit {str(first['commit'])[:7]}",
+        "made": f"{datetime.now(UTC):%Y-%m-%d}, commit{'s' * (len(commits) > 1)} {', '.join(commits)}",
         "machine": f"{first['processor']}, {first['threads']} of {first['cores']} cores",
         "seeds": asked.seeds,
         "seconds": [round(seconds, 1) for seconds, _ in costs],
