@@ -74,6 +74,15 @@ def test_a_run_of_the_recipe_is_compared_number_by_number(
     assert "PPO gain" in said or "reward model accuracy" in said
 
 
+def test_a_number_that_all_runs_share_was_rounded_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expected, "numbers_of", lambda run: {"PPO EOS rate": 13 / 128})
+    near, far = (record(**{"PPO EOS rate": (share,) * 3}) for share in (0.101562, 0.101))
+    assert outcome(tmp_path / "a", monkeypatch, near).startswith("as expected: 1 of 1")
+    assert outcome(tmp_path / "b", monkeypatch, far).startswith("not as expected")
+
+
 @pytest.mark.parametrize("words", [["stage.ppo.steps=4"], ["data.pairs=301"]])
 def test_a_run_of_other_settings_is_not_compared(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
