@@ -8,7 +8,8 @@ import pytest
 from preftune.config import load_recipe
 from preftune.runs.inputs import variables
 from preftune.study.design import Design
-from preftune.study.page import _beside, _best_of_n, study_text, todays_words
+from preftune.study.former import todays_words
+from preftune.study.page import _beside, _best_of_n, study_text
 from preftune.study.places import conclusions
 from preftune.study.pool import _others_seen
 

@@ -30,7 +30,7 @@ from preftune.runs.roles import keep_rows
 from preftune.runs.session import Session
 from preftune.sums import model_sum, sum_of, sums, write_sealed
 
-Audits = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]  # a reward stage's record and its mistakes
+Examined = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]  # a reward stage's record and its mistakes
 _SUFFIXES = (".gz", ".jsonl", ".json", ".parquet")
 
 
@@ -53,7 +53,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
     name = _name(session.run, file, digest)
     cache = cache_of(session, policies, prompts, None, f"parts-{name}")
     judges = [s for s in judges_of(session.config.stage) if s in stages]
-    examined: Audits = {}
+    examined: Examined = {}
     for stage, (result, rows) in examinations(session, judges, pairs, cache, own_data=False):
         examined[stage] = ({**result, "seen_in_training": left_out}, rows)
         _show_judge(session, stage, result)
@@ -94,7 +94,7 @@ def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[P
 def _write(
     session: Session,
     directory: Path,
-    examined: Audits,
+    examined: Examined,
     measured: Measured,
     opinions: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],

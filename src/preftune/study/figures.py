@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from preftune.report.plots.drawing import BLUE, COLOURS, INK, MARKERS, SETTINGS, save
-from preftune.study.page import todays_words
+from preftune.study.former import todays_words
 from preftune.study.sweep import from_record, sweeps_of
 
 GOLD, SCORE = BLUE, "#d55e00"

@@ -1,6 +1,5 @@
 """STUDY.md: the tables of a study in words that a reader can check."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,33 +9,18 @@ from preftune.study import frontier
 from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
 from preftune.study.design import SECOND_MODEL
+from preftune.study.former import todays_words
 from preftune.study.sweep import sweeps_of
 
 Study = Mapping[str, Any]
-BY_NAME = ("policies", "others", "others_seen", "others_labelled")  # hold what stages and judges are called
 GAINS = ("gold_gain", "score_gain")
 SIZES = ("steps", "rows", "epochs", "batch_size")  # settings of how many tokens a stage trains on
-_PROXY = re.compile(r"(?<![^_])proxy(?![^_])")  # "proxy", "proxy_gain_low", "rl_proxy"
 _SET_WORDS = {
     "training": "Training forms (fresh prompts of the kind that the pairs have)",
     "combinations": "Unseen combinations (facts that occur nowhere else)",
     "wording": "Unseen wordings (a question form that only pretraining showed)",
     "test": "Test prompts",
 }
-
-
-def todays_words(value: Any, *, named: bool = False) -> Any:
-    """A study.json of before, where the reward model's score was called proxy, with today's keys; one with
-    these stays as it is. The keys of `value` itself stay where they are `named` by stages or judges.
-    """
-    if isinstance(value, list):
-        return [todays_words(each) for each in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key if named else _PROXY.sub("score", key): todays_words(inner, named=key in BY_NAME)
-        for key, inner in value.items()
-    }
 
 
 def study_text(study: Study) -> str:
