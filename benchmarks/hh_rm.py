@@ -36,7 +36,7 @@ from hh_rm_rules import (
 from preftune import api
 from preftune.config import load_recipe
 from preftune.data import Preference
-from preftune.data.dataset import read_dataset
+from preftune.data.dataset import load_dataset
 from preftune.data.loader import order
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ class Pairs:
 
 
 def read(data: str) -> Pairs:
-    found = read_dataset(load_recipe("hh-rm", [f"data.name={data}", WHOLE]).config.data)
+    found = load_dataset(load_recipe("hh-rm", [f"data.name={data}", WHOLE]).config.data)
     files = [file for file in found.report["files"] if file["split"] == "train"]
     left_out = sum((Counter(file["rejected"]) for file in files), Counter[str]())
     held = len(found.test)

@@ -317,7 +317,7 @@ def test_the_rules_can_fail(file: str, code: str) -> None:
     ("file", "code"),
     [
         ("training/learner.py", "import accelerate"),
-        ("data/hub.py", "from datasets import load_dataset"),
+        ("data/hub.py", "from datasets import dataset_of"),
         ("models/x.py", "model.eval()"),
         ("cli.py", "from preftune import api, report"),
         ("measure/x.py", "from preftune.report import build"),

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from preftune.config import DataConfig, load_recipe
-from preftune.data import Encoder, read_dataset
+from preftune.data import Encoder, load_dataset
 from preftune.data.formats.table import FORMATS
 from preftune.errors import PreftuneError
 
@@ -286,7 +286,7 @@ class Trial:
         if case.suffix == ".toml":
             load_recipe(str(path))
             return "read"
-        data = read_dataset(DataConfig(name=str(path), on_bad_row=case.on_bad_row))
+        data = load_dataset(DataConfig(name=str(path), on_bad_row=case.on_bad_row))
         encoder = self.encoders[case.form]
         for pairs in (data.train, data.validation, data.test):
             for pair in encoder.usable(pairs)[0]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from preftune.config import DataConfig
-from preftune.data import Dataset, Encoder, read_dataset
+from preftune.data import Dataset, Encoder, load_dataset
 from preftune.data.dataset import read_training
 from preftune.errors import ConfigError
 from preftune.rundir import write_jsonl
@@ -24,7 +24,7 @@ def read(tmp_path: Path, words: int = 3, rows: list[dict[str, str]] | None = Non
     for name in ("validation", "test"):
         write(tmp_path / f"{name}.jsonl", [{"text": "a b c d"}])
     write(tmp_path / "train.jsonl", rows or [{"text": text} for text in TEXTS])
-    return read_dataset(DataConfig(name=str(tmp_path), form="plain", prompt_words=words))
+    return load_dataset(DataConfig(name=str(tmp_path), form="plain", prompt_words=words))
 
 
 def test_a_text_is_cut_after_its_words_and_short_ones_are_counted(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_prompt_and_reply_are_the_tokens_of_the_text(tmp_path: Path, gpt2_tokeni
 def test_it_needs_the_plain_form_and_rows_of_text(tmp_path: Path) -> None:
     name = write(tmp_path / "train.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with pytest.raises(ConfigError, match=r"cuts texts, and the rows of .* are preference pairs"):
-        read_dataset(DataConfig(name=name, form="plain", prompt_words=2))
+        load_dataset(DataConfig(name=name, form="plain", prompt_words=2))
     with pytest.raises(ValueError, match='prompt_words has a use with form = "plain" only'):
         DataConfig(name=name, prompt_words=2)
 
@@ -58,7 +58,7 @@ def test_a_held_out_prompt_is_one_in_whatever_form_it_is_read(tmp_path: Path) ->
     """The beginning of a text has no leading space, the same prompt of a pair has one."""
     texts = write(tmp_path / "texts.jsonl", [{"text": f"This film {i} is good."} for i in range(60)])
     config = DataConfig(name=texts, form="plain", prompt_words=3, held_out=0.2)
-    dataset = read_dataset(config)
+    dataset = load_dataset(config)
     held_out = {row.prompt[0].text for row in (*dataset.validation, *dataset.test)}
     pairs = [{"prompt": f"This film {i}", "chosen": "a", "rejected": "b"} for i in range(60)]
     own = write(tmp_path / "pairs.jsonl", pairs)

@@ -9,12 +9,12 @@ import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import Dataset, prompt_hash, read_dataset
+from preftune.data import Dataset, load_dataset, prompt_hash
 from preftune.errors import DataError, InputMissing
 
 
 def load(path: Path, **settings: Any) -> Dataset:
-    return read_dataset(DataConfig(name=str(path), **settings))
+    return load_dataset(DataConfig(name=str(path), **settings))
 
 
 def split_of(data: Dataset) -> dict[str, str]:
@@ -158,7 +158,7 @@ def test_data_dir_names_a_subdirectory(tmp_path: Path) -> None:
 def test_missing_paths() -> None:
     for name in ("./none", "/none/at/all", "~/none", "none.jsonl", "a/b/c"):
         with pytest.raises(InputMissing, match="no such file or directory") as missing:
-            read_dataset(DataConfig(name=name))
+            load_dataset(DataConfig(name=name))
         assert "quickstart" in missing.value.hint
 
 

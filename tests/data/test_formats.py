@@ -14,7 +14,7 @@ import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import Dataset, Turn, read_dataset, read_preferences
+from preftune.data import Dataset, Turn, load_dataset, read_preferences
 from preftune.data.checks import BadRow
 from preftune.data.formats import single
 from preftune.data.formats.table import FORMATS
@@ -28,7 +28,7 @@ PAIR = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
 def load(path: Path, *rows: Mapping[str, Any], **settings: Any) -> Dataset:
     if rows:
         write_jsonl(path, rows)
-    return read_dataset(DataConfig.model_validate({"name": str(path), **settings}))
+    return load_dataset(DataConfig.model_validate({"name": str(path), **settings}))
 
 
 def said(role: str, content: Any, **more: Any) -> dict[str, Any]:

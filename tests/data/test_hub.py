@@ -21,16 +21,16 @@ from hub_server import Hub, serving
 from patience import PATIENCE
 from preftune.config import DataConfig, load_recipe
 from preftune.data import hub as hub_rows
-from preftune.data import read_dataset, snapshot
+from preftune.data import load_dataset, snapshot
 from preftune.data.snapshot import resolve
 from preftune.errors import ConfigError, DataError, InputMissing, PermissionMissing
 
 SCRIPT = """
 from preftune.config import DataConfig
-from preftune.data import read_dataset
+from preftune.data import load_dataset
 from preftune.errors import InputMissing
 try:
-    read_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"))
+    load_dataset(DataConfig(name="Anthropic/hh-rlhf", data_dir="harmless-base"))
 except InputMissing as error:
     print(error, error.hint)
 """
@@ -75,7 +75,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def read(data_dir: str | None = None, commit: str | None = None) -> Any:
-    return read_dataset(DataConfig(name=NAME, data_dir=data_dir), commit)
+    return load_dataset(DataConfig(name=NAME, data_dir=data_dir), commit)
 
 
 def test_hub_rows_become_preferences(hub: Hub) -> None:
@@ -129,7 +129,7 @@ def test_reviews_as_the_hub_has_them_are_what_the_recipe_sentiment_reads(hub: Hu
     paths = "".join(f"  - {{split: {split}, path: plain_text/{split}-*}}\n" for split in splits)
     head = f"---\nconfigs:\n- config_name: plain_text\n  data_files:\n{paths}  default: true\n---\n"
     hub.put("datasets/stanfordnlp/imdb", content | {"README.md": head.encode()})
-    data = read_dataset(load_recipe("sentiment", ["data.name=stanfordnlp/imdb"]).config.data)
+    data = load_dataset(load_recipe("sentiment", ["data.name=stanfordnlp/imdb"]).config.data)
     assert (len(data.train) + len(data.validation), len(data.test)) == (30, 30)
     assert data.test[3].prompt[0].text == "test review 3 says in eight words that"
     assert data.test[3].chosen == " it liked this film"
@@ -191,12 +191,12 @@ def test_a_configuration_has_no_use_with_a_folder(hub: Hub, tmp_path: Path) -> N
     (tmp_path / "sub").mkdir()
     for name in (NAME, str(tmp_path)):
         with pytest.raises(ConfigError, match=r"with data_dir, the README\.md .* is not read"):
-            read_dataset(DataConfig(name=name, data_dir="sub", config="one"))
+            load_dataset(DataConfig(name=name, data_dir="sub", config="one"))
 
 
 def test_a_mistyped_path_is_told_as_one(hub: Hub) -> None:
     with pytest.raises(InputMissing, match=r"^my/pairs: no such path here, and dataset 'my/pairs': there is"):
-        read_dataset(DataConfig(name="my/pairs"))
+        load_dataset(DataConfig(name="my/pairs"))
 
 
 def test_a_hub_that_refuses_or_has_lost_the_repository_is_told_and_the_cache_used(

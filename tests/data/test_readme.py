@@ -6,7 +6,7 @@ import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import read_dataset, read_preferences
+from preftune.data import load_dataset, read_preferences
 from preftune.data.dataset import read_training
 from preftune.data.files import local_files
 from preftune.errors import ConfigError, DataError
@@ -76,7 +76,7 @@ def test_splits_for_other_purposes_are_told_by_the_readme(tmp_path: Path) -> Non
 
 def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
     root = made(tmp_path, TWO)
-    data = read_dataset(DataConfig(name=str(root), config="one"))
+    data = load_dataset(DataConfig(name=str(root), config="one"))
     assert {Path(file["path"]).name for file in data.report["files"]} == {"a.jsonl"}
 
 
@@ -121,7 +121,7 @@ def test_what_the_readme_declares_needs_no_name_that_says_a_split(tmp_path: Path
     items = "".join(f"\n  - {{split: {n}, path: {n}_eval/a.jsonl}}" for n in ("train", "test"))
     configs = f"\n- config_name: default\n  data_files:{items}\n"
     root = made(tmp_path, configs, ("train_eval/a.jsonl", "test_eval/a.jsonl"))
-    data = read_dataset(DataConfig(name=str(root)))
+    data = load_dataset(DataConfig(name=str(root)))
     assert {row.source for row in data.train} == {"train_eval"}
     assert {row.source for row in data.test} == {""}
 

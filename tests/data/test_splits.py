@@ -6,7 +6,7 @@ import pytest
 from data_helpers import hh_row, write_jsonl
 
 from preftune.config import DataConfig
-from preftune.data import Dataset, read_dataset
+from preftune.data import Dataset, load_dataset
 from preftune.data.splits import KEYWORDS
 from preftune.errors import DataError
 
@@ -15,7 +15,7 @@ def load(folder: Path, *names: str) -> Dataset:
     """A directory of files of one row each, whose question is the file's name."""
     for name in names:
         write_jsonl(folder / name, [hh_row(name)])
-    return read_dataset(DataConfig(name=str(folder), held_out=1e-9))
+    return load_dataset(DataConfig(name=str(folder), held_out=1e-9))
 
 
 def names(data: Dataset, split: str) -> set[str]:
@@ -98,6 +98,6 @@ def test_the_red_team_folder_of_hh_is_passed_by(tmp_path: Path) -> None:
 
 def test_the_column_split_says_more_than_the_file(tmp_path: Path) -> None:
     rows = [hh_row(f"{split}{i}") | {"split": split} for i in range(3) for split in ("train", "validation")]
-    data = read_dataset(DataConfig(name=str(write_jsonl(tmp_path / "a.jsonl", rows)), held_out=1e-9))
+    data = load_dataset(DataConfig(name=str(write_jsonl(tmp_path / "a.jsonl", rows)), held_out=1e-9))
     assert names(data, "validation") == {"validation0", "validation1", "validation2"}
     assert any("3 rows belong to the split" in note for note in data.report["notes"])

@@ -7,7 +7,7 @@ import pytest
 from label_run import begun, collected, judge_all, sampled, say
 
 from preftune.config import DataConfig
-from preftune.data import read_dataset
+from preftune.data import load_dataset
 from preftune.errors import DataError
 from preftune.label.export import export, take
 from preftune.label.results import as_rows, results
@@ -96,7 +96,7 @@ def test_the_export_is_read_as_preferences(tmp_path: Path) -> None:
     assert row["prompt"][0]["role"] == "user"
     assert row["chosen"] == [{"role": "assistant", "content": row["rejected"][0]["content"][:-1] + "1!"}]
     assert (row["judge"], row["agreement"], row["judgements"]) == ("people:me", 1.0, 1)
-    data = read_dataset(DataConfig(name=str(tmp_path / "mine.jsonl")))
+    data = load_dataset(DataConfig(name=str(tmp_path / "mine.jsonl")))
     pairs = [*data.train, *data.validation, *data.test]
     assert len(pairs) == 20
     assert all(pair.chosen.endswith("!") and not pair.rejected.endswith("!") for pair in pairs)

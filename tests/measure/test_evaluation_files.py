@@ -10,7 +10,7 @@ from preftune.evaluation import stats
 from preftune.evaluation.summary import prompt_id
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.plan import comparisons
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 
 POLICIES = ["base", "policy_sft", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"]
 
@@ -36,7 +36,7 @@ def test_numbers_by_prompt_add_up_to_the_summary(tiny_run: RunDir) -> None:
 def test_the_human_chosen_response_is_scored_like_any_other(tiny_run: RunDir) -> None:
     model = preftune.load_reward_model(tiny_run.models / "reward_model")
     record = read_json(tiny_run.evaluation("policy_ppo"))
-    test = load_dataset(load_recipe("tiny", []).config.data, 0).test
+    test = dataset_of(load_recipe("tiny", []).config.data, 0).test
     replies: dict[str, list[str]] = {}
     for pair in test:
         replies.setdefault(prompt_id(pair.prompt.transcript()), []).append(pair.chosen)

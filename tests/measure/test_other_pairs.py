@@ -18,7 +18,7 @@ from preftune.report import cautions
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, read_json, read_jsonl, write_jsonl
 from preftune.runs.console import Console
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.sums import write_sealed
 from preftune.world.dataset import make_world
 
@@ -41,7 +41,7 @@ def trl(pair) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def trained() -> list:
     """Pairs that the run was trained on."""
-    return list(load_dataset(load_recipe("tiny", []).config.data, 0).train[:5])
+    return list(dataset_of(load_recipe("tiny", []).config.data, 0).train[:5])
 
 
 @pytest.fixture(scope="module")

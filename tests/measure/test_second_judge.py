@@ -13,7 +13,7 @@ from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.console import Console
 from preftune.runs.reopen import reopen
 from preftune.runs.session import Session
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 
 POLICIES = ["base", "policy_sft", "policy_dpo", "best_of_4"]
 
@@ -70,7 +70,7 @@ def test_both_reward_models_are_audited(second_judge_run: RunDir) -> None:
     assert first["accuracy"]["value"] != second["accuracy"]["value"]
     bag = first["baselines"]["bag_of_words"]
     assert bag == second["baselines"]["bag_of_words"]  # the same rule on the same pairs
-    assert bag["trained_on"] == len(load_dataset(load_recipe("tiny", []).config.data, 0).train)
+    assert bag["trained_on"] == len(dataset_of(load_recipe("tiny", []).config.data, 0).train)
 
 
 def test_the_curve_of_best_of_n_rises_from_the_mean_of_the_pool(second_judge_run: RunDir) -> None:

@@ -306,9 +306,9 @@ def test_best_of_n_distillation_makes_the_best_replies_likelier(begun: RunDir) -
 
 def test_a_stage_learns_from_a_file_of_its_own_without_held_out_prompts(tmp_path: Path) -> None:
     config = load_recipe("tiny").config
-    from preftune.runs.sources import load_dataset
+    from preftune.runs.sources import dataset_of
 
-    kept = load_dataset(config.data, config.seed)
+    kept = dataset_of(config.data, config.seed)
     held, free = kept.test[0], kept.train[0]
     rows = [
         {"prompt": pair.prompt.transcript(), "chosen": pair.chosen, "rejected": pair.rejected}

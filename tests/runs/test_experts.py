@@ -20,7 +20,7 @@ import preftune
 from preftune.api import audit, run_recipe
 from preftune.cli import main
 from preftune.config import load_recipe
-from preftune.data import Preference, Sequences, parse_prompt, read_dataset, row_key
+from preftune.data import Preference, Sequences, load_dataset, parse_prompt, row_key
 from preftune.data.batch import pad_sequences
 from preftune.errors import ConfigError, DataError
 from preftune.measure import planned
@@ -152,14 +152,14 @@ def test_the_plan_counts_what_each_expert_learns_from(
     words = [f"data.name={data}", *SMALL, EXPERTS, "stage.rm.part=first", "stage.rm.rows=none"]
     words += ["stage.rm.batch_size=4", "stage.rm.microbatch_size=4"]
     assert main(["plan", "tiny", *words]) == 0
-    train = read_dataset(load_recipe("tiny", words).config.data).train
+    train = load_dataset(load_recipe("tiny", words).config.data).train
     kept = [row for row in train if int(row_key(row)[-1], 16) % 2 == 0]
     halves = [sum(f"{kind}-base" in row.source for row in kept) for kind in WORDS]
     assert 0 < sum(halves) < 0.7 * len(train)
     cost = next(cost for cost in costs if cost.name == "rm")
     assert (cost.rows, cost.steps) == (sum(halves), sum(math.ceil(rows / 4) for rows in halves))
     console = Console()
-    dataset = read_dataset(load_recipe("tiny", words).config.data)
+    dataset = load_dataset(load_recipe("tiny", words).config.data)
     show_plan(console, load_recipe("tiny", words).config, dataset, RunDir("x"), ["sft", "rm"])
     assert f"{sum(halves)} rows, {cost.steps} steps of 4, experts" in capsys.readouterr().out
 

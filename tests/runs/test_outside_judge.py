@@ -121,6 +121,23 @@ def test_it_scores_what_its_own_template_writes_and_a_mean_that_it_states_is_tak
         train(begun, judge)
 
 
+@pytest.mark.parametrize(("as_text", "end"), [(True, "<|im_end|>"), (False, "<|im_end|>\n")])
+def test_text_is_read_as_it_is_written_and_messages_to_the_end_of_the_turn(
+    judge: Path, as_text: bool, end: str
+) -> None:
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(judge)
+    messages = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    model: Any = LlamaForSequenceClassification.from_pretrained(judge).eval()
+    handle = load_reward_model(judge)
+    for ended in (True, False):
+        ids = tokenizer(text + "Yes." + end * ended, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            expected = float(model(torch.tensor([ids])).logits[0, 0])
+        score = handle.raw_score([text if as_text else messages], ["Yes."], ended=ended)
+        assert score.item() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("form", ["transcript", "chat", "plain"])
 @pytest.mark.parametrize("trains_policy", [False, True])
 def test_the_code_on_a_card_asks_in_the_form_that_the_model_was_trained_in(

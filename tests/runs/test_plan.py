@@ -10,7 +10,7 @@ from preftune.config import load_recipe
 from preftune.errors import ConfigError, PreftuneError
 from preftune.rundir import RunDir, read_json, write_jsonl
 from preftune.runs.plan import check_kind
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 
 PAIRS = [{"prompt": f"Q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(30)]
 REPLIES = [{"prompt": f"Q{i}", "completion": f"yes {i}"} for i in range(30)]
@@ -48,7 +48,7 @@ def test_kinds_of_rows_and_stages(
 ) -> None:
     path = write(tmp_path, rows)
     config = load_recipe("tiny", [f"data.name={path}", *settings]).config
-    dataset = load_dataset(config.data, 0)
+    dataset = dataset_of(config.data, 0)
     if message is None:
         check_kind(config, dataset, [stage], compared=False)
         return
@@ -65,7 +65,7 @@ SFT_ALONE = tuple(f"stage.{name}=none" for name in ("rm", "ppo", "grpo", "dpo"))
 def test_a_run_with_its_comparison_needs_replies(tmp_path: Path) -> None:
     config = load_recipe("tiny", [f"data.name={write(tmp_path, PROMPTS)}", "model.base=gpt2"]).config
     with pytest.raises(PreftuneError, match="policies are compared on held-out replies"):
-        check_kind(config, load_dataset(config.data, 0), ["grpo"], compared=True)
+        check_kind(config, dataset_of(config.data, 0), ["grpo"], compared=True)
 
 
 def test_a_run_on_cut_texts_is_compared_and_measures_no_reward_model(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from preftune.runs import lengths, save, train
 from preftune.runs.job import Job
 from preftune.runs.lengths import Lengths
 from preftune.runs.plan import comparisons, power
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 
 
 def test_a_gain_of_that_size_is_called_better_four_times_in_five() -> None:
@@ -304,7 +304,7 @@ def test_a_plan_asks_no_language_model(
         patch.setattr(estimate, "chosen_lengths", lambda *_: [4])
         config = load_recipe("tiny", words).config
         with pytest.raises(KeyboardInterrupt):
-            list(estimate.estimate(config, load_dataset(config.data, 0), None))
+            list(estimate.estimate(config, dataset_of(config.data, 0), None))
     assert tried == [[], ["sft"], ["rm"], ["ppo"], ["grpo"]]
     monkeypatch.setattr(planned, "estimate", lambda *args: [cost])
     assert main(["plan", "tiny", *words]) == 0

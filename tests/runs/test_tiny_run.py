@@ -16,7 +16,7 @@ from preftune.errors import ConfigError, DataError, InputMissing
 from preftune.models.load import Source
 from preftune.models.scalar import load_scalar_model
 from preftune.rundir import RunDir, read_json, read_jsonl
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 
 POLICIES = ["base", "policy_sft", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"]
 STAGES = ["base", "sft", "rm", "ppo", "grpo", "dpo"]
@@ -155,7 +155,7 @@ def test_samples_answer_the_same_prompts(tiny_run: RunDir) -> None:
         assert 1 <= row["length"] <= 16
         assert row.get("kl", 0) >= 0
     assert all(row["kl"] == row["k1"] == 0 for row in rows["policy_sft"])
-    held_out = {row.prompt.transcript() for row in load_dataset(config().data, 0).train}
+    held_out = {row.prompt.transcript() for row in dataset_of(config().data, 0).train}
     assert not held_out & set(prompts[0])
 
 
@@ -180,7 +180,7 @@ def test_mistakes_are_the_validation_pairs_in_the_wrong_order(tiny_run: RunDir) 
     model = preftune.load_reward_model(tiny_run.models / "reward_model")
     data = config().data
     encoder = Encoder(model.encoder.tokenizer, "transcript", data.max_prompt_length, data.max_response_length)
-    pairs, sides = load_dataset(data, 0).validation, []
+    pairs, sides = dataset_of(data, 0).validation, []
     for texts in ([p.chosen for p in pairs], [p.rejected for p in pairs]):
         prompts = [p.prompt.transcript() for p in pairs]
         rows = [(encoder.text(a), encoder.response(b)) for a, b in zip(prompts, texts, strict=True)]
@@ -234,7 +234,7 @@ def test_a_score_depends_on_nothing_but_its_row(tiny_run: RunDir) -> None:
 
 def test_scores_of_chosen_training_responses_have_mean_0_and_sd_1(tiny_run: RunDir) -> None:
     model = preftune.load_reward_model(tiny_run.models / "reward_model")
-    train = load_dataset(config().data, 0).train
+    train = dataset_of(config().data, 0).train
     rows = [train[i] for i in order(len(train), 0, "rows", 0)[:256]]  # a sample of all sources, not the front
     scores = model.score([r.prompt.transcript() for r in rows], [r.chosen for r in rows])
     assert scores.mean().item() == pytest.approx(0.0, abs=0.02)

@@ -55,7 +55,7 @@ from preftune.rollout.rollout import Rollout
 from preftune.rollout.score import Scorer
 from preftune.rundir import RunDir, read_json, read_jsonl
 from preftune.runs.lengths import Lengths
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.study.design import Request, make_design
 from preftune.study.launch import run_study
 from preftune.study.tokens import planned_tokens
@@ -290,7 +290,7 @@ def test_its_study_is_designed() -> None:
     config = load_recipe("tiny", TOY).config
     lengths = Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
     assert planned_tokens(config.stage["toy"], lengths, 300) == 64 * 15
-    dataset = load_dataset(config.data, 0)
+    dataset = dataset_of(config.data, 0)
     wanted = Request("tiny", TOY, sweep="stage.toy.pull=0.1,0.5", tokens=15 * 48)
     design = make_design(wanted, config, dataset, lengths)
     assert design.config.stage["toy"].rows == 48  # type: ignore[attr-defined]

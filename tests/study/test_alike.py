@@ -14,7 +14,7 @@ from preftune.rundir import RunDir, read_json
 from preftune.runs import session as sessions
 from preftune.runs.console import Console
 from preftune.runs.session import Session
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.study import alike, launch
 from preftune.study.alike import stage_keys
 from preftune.study.design import load_design, save_design
@@ -36,7 +36,7 @@ def characters(prompt: str, response: str) -> float:
 def keys(tmp_path: Path, seed: int, precision: str = "float32") -> dict[str, str]:
     settings = [f"seed={seed}", f"precision={precision}", "data.pairs=40"]
     config = load_recipe("tiny", [*settings, f"stage.ppo.reward_functions={__name__}:characters"]).config
-    dataset = load_dataset(config.data, seed)
+    dataset = dataset_of(config.data, seed)
     run = RunDir(tmp_path / f"seed-{seed}")
     return stage_keys(Session(config=config, dataset=dataset, run=run, console=Console()))
 

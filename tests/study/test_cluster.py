@@ -15,7 +15,7 @@ from preftune.errors import PreftuneError, UsageError
 from preftune.rundir import BASE, RunDir, read_json
 from preftune.runs.console import Console
 from preftune.runs.runner import open_session
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.study import launch, tasks
 from preftune.study import seed as one_seed
 from preftune.study.command import resources
@@ -153,7 +153,7 @@ def test_a_machine_without_common_storage_goes_by_the_mirror(
     mirror, design = tmp_path / "mirror", load_design(two_seeds)
     run, config = RunDir(seed_dir(two_seeds, 3)), design.for_seed(3)
     quiet, place = Console(quiet=True), str(seed_dir(mirror, 3))
-    session = open_session(config, load_dataset(config.data, 3), run, quiet, place)
+    session = open_session(config, dataset_of(config.data, 3), run, quiet, place)
     assert session.mirror is not None
     for name in (BASE, *config.stage):
         session.mirror.put_stage(session.stage(name))

@@ -11,7 +11,7 @@ from preftune.config import load_recipe
 from preftune.errors import ConfigError
 from preftune.records.study import SeedRecord
 from preftune.runs.lengths import Lengths
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.study.design import Design, load_design, make_design, save_design
 from preftune.study.frontier import LEVELS, frontier, section
 from preftune.study.launch import _design
@@ -97,7 +97,7 @@ def test_one_trained_value_is_no_frontier(design: Design) -> None:
 def test_several_settings_are_swept_together(tmp_path: Path) -> None:
     asked = wanted(sweep="stage.ppo.kl_coef=0.02,0.1; stage.dpo.beta=0.1,0.4; stage.ppo.kl_budget=2.0")
     config = load_recipe("tiny", asked.overrides).config
-    made = make_design(asked, config, load_dataset(config.data, 0), Lengths(prompt=10, chosen=8, rejected=8))
+    made = make_design(asked, config, dataset_of(config.data, 0), Lengths(prompt=10, chosen=8, rejected=8))
     assert set(made.sweeps) == {"stage.ppo.kl_coef", "stage.dpo.beta", "stage.ppo.kl_budget"}
     assert "dpo-beta-0_4" in made.config.stage
     assert made.config.stage["ppo-kl_coef-0_02"].kl_coef == 0.02  # type: ignore[union-attr]

@@ -56,7 +56,7 @@ def test_a_seed_is_kept_by_the_data_that_it_was_made_of(
         raise AssertionError("the data were read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "load_dataset", not_read)
+        patch.setattr(kept, "dataset_of", not_read)
         keep(two_seeds, tmp_path / "again", load_design(two_seeds), 3)
     files = [directory / "seed-3" / "seed.json" for directory in (tmp_path / "again", put_by)]
     assert read_json(files[0])["key"] == read_json(files[1])["key"]

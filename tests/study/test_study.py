@@ -16,7 +16,7 @@ from preftune.config import PPOConfig, load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl, write_json
 from preftune.runs.lengths import Lengths
-from preftune.runs.sources import learners_rows, load_dataset, with_stage_data
+from preftune.runs.sources import dataset_of, learners_rows, with_stage_data
 from preftune.study.design import Request, load_design, make_design
 from preftune.study.figures import draw
 from preftune.study.launch import run_study
@@ -76,7 +76,7 @@ def test_the_rounds_of_a_stage_share_its_budget(pairing: str, rows: int | None, 
     words = (*words, "stage.ppo=none", "stage.grpo=none", "data.pairs=40")
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
     wanted = Request("tiny", words, tokens=96 * (2 * 10 + 5 + 7))
-    stages = make_design(wanted, config, load_dataset(config.data, 0), lengths).config.stage
+    stages = make_design(wanted, config, dataset_of(config.data, 0), lengths).config.stage
     rounds = [stages[name] for name in ("dpo", "dpo-2", "dpo-3")]
     assert [(each.rows, each.epochs) for each in rounds] == [(rows, epochs)] * 3  # type: ignore[union-attr]
     assert stages["pairs-3"] == config.stage["pairs-3"]
@@ -89,7 +89,7 @@ def test_a_stage_on_half_of_the_prompts_has_the_budget_of_the_others() -> None:
         load_recipe("tiny", (*words, "data.pairs=40")).config,
         Lengths(prompt=10.0, chosen=5.0, rejected=7.0),
     )
-    dataset = load_dataset(config.data, 0)
+    dataset = dataset_of(config.data, 0)
     half = len(learners_rows(dataset.train, config.stage["dpo"], "dpo")[0])
     assert 0 < half < len(dataset.train)
     batch = config.stage["dpo"].batch_size
@@ -105,7 +105,7 @@ def test_labelled_replies_count_for_half_a_pair_in_a_budget(tmp_path: Path) -> N
     words = ("stage.ppo=none", "stage.grpo=none", "stage.dpo=none", "stage.kto.algorithm=kto")
     words = (*words, f"stage.kto.data={tmp_path}", "stage.kto.batch_size=32", "data.pairs=40")
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
-    dataset = with_stage_data(config, load_dataset(config.data, 0), {})
+    dataset = with_stage_data(config, dataset_of(config.data, 0), {})
     request = Request("tiny", words, tokens=80 * (2 * 10 + 5 + 7))
     kto = make_design(request, config, dataset, lengths).config.stage["kto"]
     assert (kto.rows, kto.epochs) == (160, 1)  # type: ignore[union-attr]
@@ -117,7 +117,7 @@ def test_half_of_collected_pairs_is_gone_through_twice_as_often() -> None:
     words = (*made, "stage.dpo.data=pairs", "stage.dpo.part=first", "stage.ppo=none", "stage.grpo=none")
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
     request = Request("tiny", words, tokens=32 * (2 * 10 + 5 + 7))
-    dpo = make_design(request, config, load_dataset(config.data, 0), lengths).config.stage["dpo"]
+    dpo = make_design(request, config, dataset_of(config.data, 0), lengths).config.stage["dpo"]
     assert (dpo.rows, dpo.epochs) == (None, 2)  # type: ignore[union-attr]
 
 
@@ -125,7 +125,7 @@ def test_three_rounds_have_one_token_at_least() -> None:
     words = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.dpo.data=pairs",
              "stage.dpo.rounds=3", "data.pairs=40")  # fmt: skip
     config, lengths = load_recipe("tiny", words).config, Lengths(prompt=10.0, chosen=5.0, rejected=7.0)
-    made = make_design(Request("tiny", words, tokens=1), config, load_dataset(config.data, 0), lengths)
+    made = make_design(Request("tiny", words, tokens=1), config, dataset_of(config.data, 0), lengths)
     last = made.config.stage["dpo-3"]
     assert last.rows == last.batch_size  # type: ignore[union-attr]
 

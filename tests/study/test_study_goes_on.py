@@ -96,7 +96,7 @@ def test_a_seed_goes_on_with_the_data_that_it_began_with(
         commits.append(commit)
         interrupt()
 
-    monkeypatch.setattr(sources, "load_dataset", asked)
+    monkeypatch.setattr(sources, "dataset_of", asked)
     for name, file in (("own", "own/seed-0/data.json"), ("other", "mirror/seed-0/commits.json")):
         out, mirror = tmp_path / name, tmp_path / "mirror"
         config = load_recipe("hh-scratch", ["data.name=me/pairs"]).config

@@ -13,7 +13,7 @@ from preftune.config import DataConfig
 from preftune.data import parse_prompt
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.errors import DataError
-from preftune.runs.sources import load_dataset
+from preftune.runs.sources import dataset_of
 from preftune.world import dataset, grammar
 from preftune.world.dataset import KINDS, World, draw_question, make_world, world_hash
 from preftune.world.gold import (
@@ -340,7 +340,7 @@ def test_the_world_is_made_from_seed_and_size(monkeypatch: pytest.MonkeyPatch) -
         return SimpleNamespace(train=(pair, pair), validation=(pair,), test=(), report={"noise": 1.0})
 
     monkeypatch.setattr(dataset, "make_world", make_world)
-    data = load_dataset(DataConfig(name="world", pairs=7), seed=3)
+    data = dataset_of(DataConfig(name="world", pairs=7), seed=3)
     assert [(pair.chosen, pair.rejected, pair.row) for pair in data.train] == [
         (" 3", " 7", 0),
         (" 3", " 7", 1),

@@ -7,7 +7,7 @@ loaded.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.dataset import Dataset, prompt_hash, read_dataset, read_preferences, row_key
+from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_preferences, row_key
 from preftune.data.dialogue import Dialogue, Preference, Turn
 from preftune.data.hh import RejectedRow, parse_prompt
 from preftune.data.loader import order, rows_at
@@ -40,6 +40,7 @@ __all__ = [
     "Unpaired",
     "distinct_prompts",
     "first_encoded",
+    "load_dataset",
     "order",
     "pad_pairs",
     "pad_prompts",
@@ -47,7 +48,6 @@ __all__ = [
     "pad_unpaired",
     "parse_prompt",
     "prompt_hash",
-    "read_dataset",
     "read_preferences",
     "row_key",
     "rows_at",

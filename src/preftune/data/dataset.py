@@ -55,7 +55,7 @@ class Dataset:
         return (*self.train, *self.undesirable) if batch == "unpaired" else self.train
 
 
-def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
+def load_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     """Read a data set from a local path or a hub id, in this order. Splits do not depend on the run's seed.
     `commit`: the state of a hub data set that a run has recorded; its report names the one that was read.
 
@@ -95,7 +95,7 @@ def read_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
 def read_training(config: "DataConfig", held_out: Collection[str], commit: str | None = None) -> Dataset:
     """Rows for training alone, as one stage wants them beside the run's data: those of the split train,
     without the ones whose prompt (`prompt_key`) the run holds out. The columns and the configuration that
-    `config` names are read where they are there. Raises what `read_dataset` raises.
+    `config` names are read where they are there. Raises what `load_dataset` raises.
     """
     name = str(config.name)
     tallies, commit = _read(config, commit, foreign=True)

@@ -78,10 +78,10 @@ def _data(console: "Console", path: str, overrides: Sequence[str]) -> list[dict[
     from preftune.config import load_recipe
     from preftune.inspection.dataset import examine, lines
     from preftune.inspection.paint import paint_findings
-    from preftune.runs.sources import load_dataset
+    from preftune.runs.sources import dataset_of
 
     config = load_recipe("tiny", [*overrides, f"data.name={path}"]).config
-    dataset = load_dataset(config.data, config.seed)
+    dataset = dataset_of(config.data, config.seed)
     findings = examine(dataset)
     paint_findings(console, list(lines(dataset, findings)))
     return [asdict(finding) for finding in findings]

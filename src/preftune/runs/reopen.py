@@ -24,10 +24,10 @@ def found_data(
     its mirror, has recorded, if it has.
     """
     from preftune.models.locate import locate
-    from preftune.runs.sources import load_dataset, with_stage_data
+    from preftune.runs.sources import dataset_of, with_stage_data
 
     commits, base = mirrored_commits(mirror) | recorded_commits(run), config.model.base
-    dataset = load_dataset(config.data, config.seed, commits.get(f"data {config.data.name}"))
+    dataset = dataset_of(config.data, config.seed, commits.get(f"data {config.data.name}"))
     of_data = {key.removeprefix("data "): value for key, value in commits.items() if key.startswith("data ")}
     dataset = with_stage_data(config, dataset, of_data)
     if base == "scratch":

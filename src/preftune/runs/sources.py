@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from preftune.config import DataConfig, RunConfig
 from preftune.config.algorithms.base import WORLD, Part, StageSettings, names_a_stage
 from preftune.config.run import ColumnsConfig
-from preftune.data import Dataset, Preference, read_dataset
+from preftune.data import Dataset, Preference, load_dataset
 from preftune.data.corpus import Corpus, train_tokenizer, transcripts
 from preftune.data.dataset import prompt_key, read_training, row_key, training_only
 from preftune.errors import DataError
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_dataset(config: DataConfig, seed: int, commit: str | None = None) -> Dataset:
+def dataset_of(config: DataConfig, seed: int, commit: str | None = None) -> Dataset:
     """The data of a run. The world is generated from `seed`; splits of real data do not depend on it, and of
     the hub it is the state at `commit`, if the run has recorded one.
 
-    Raises what `preftune.data.read_dataset` raises.
+    Raises what `preftune.data.load_dataset` raises.
     """
     if config.name != WORLD:
-        return read_dataset(config, commit)
+        return load_dataset(config, commit)
     from preftune.world.dataset import world_dataset  # generates and scores: only where it is asked for
 
     return world_dataset(seed, config.pairs)
@@ -41,7 +41,7 @@ def with_stage_data(config: RunConfig, dataset: Dataset, commits: Mapping[str, s
     held_out, datasets = held_out_prompts(dataset), dict[str, Dataset]()
     for name in names:
         if name == WORLD:
-            world = load_dataset(config.data.model_copy(update={"name": WORLD}), config.seed)
+            world = dataset_of(config.data.model_copy(update={"name": WORLD}), config.seed)
             datasets[name] = training_only(world.train, held_out, {"name": WORLD})
         else:
             datasets[name] = read_training(data_settings(config, name), held_out, commits.get(name))

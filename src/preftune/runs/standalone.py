@@ -34,7 +34,8 @@ Prompt = str | Sequence[Mapping[str, str]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelHandle:
     """A reward model on text. In transcript form prompts end in "Assistant:" and responses start with a
-    space, as in HH-RLHF.
+    space, as in HH-RLHF. Behind messages a response is closed as the model's template closes it, behind text
+    by the end token alone.
     """
 
     role: RewardModel
@@ -64,12 +65,7 @@ class RewardModelHandle:
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool
     ) -> tuple[Tensor, Tensor | None]:
         rows = [
-            (
-                _prompt(self.encoder, prompt),
-                self.encoder.response(
-                    response, ended, None if isinstance(prompt, str) else _dialogue(prompt)
-                ),
-            )
+            (_prompt(self.encoder, prompt), _response(self.encoder, prompt, response, ended))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         for i, (prompt_ids, response_ids) in enumerate(rows):
@@ -142,6 +138,14 @@ def load_policy(directory: str | Path) -> PolicyHandle:
 def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
     """Ids of a prompt, not truncated."""
     return encoder.text(prompt) if isinstance(prompt, str) else encoder.prompt(_dialogue(prompt), UNLIMITED)
+
+
+def _response(encoder: Encoder, prompt: Prompt, response: str, ended: bool) -> list[int]:
+    """Ids of a response. Behind text, template and all, nothing follows the end token that is not written."""
+    if not isinstance(prompt, str):
+        return encoder.response(response, ended, _dialogue(prompt))
+    ids, after = encoder.response(response, ended), len(encoder.after_end)
+    return ids[:-after] if after and ids[-after:] == encoder.after_end else ids
 
 
 def _dialogue(messages: Sequence[Mapping[str, str]]) -> Dialogue:

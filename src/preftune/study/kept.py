@@ -12,7 +12,7 @@ from preftune.config import config_hash
 from preftune.data import Dataset
 from preftune.errors import DataError
 from preftune.rundir import RunDir, read_object, write_json
-from preftune.runs.sources import load_dataset, with_stage_data
+from preftune.runs.sources import dataset_of, with_stage_data
 from preftune.study.design import VERSION, Design
 from preftune.study.places import facts_file
 from preftune.sums import check, read_sealed, sum_of, sums, write_sealed
@@ -75,7 +75,7 @@ def _key(design: Design, seed: int, content: Any = None) -> str:
     """
     config = design.for_seed(seed)
     if content is None:
-        content = contents(with_stage_data(config, load_dataset(config.data, seed), {}))
+        content = contents(with_stage_data(config, dataset_of(config.data, seed), {}))
     return sum_of(
         {
             "version": VERSION,
