@@ -31,9 +31,9 @@ def _ratio(stage: StageView) -> str | None:
 
 
 def _ends_fall(stage: StageView) -> str | None:
-    both = thirds(course(stage, "completions/clipped_ratio"))
-    if both and both[1] - both[0] > CUT_MORE:
-        return f"replies without an end rose from {both[0]:.0%} to {both[1]:.0%}"
+    means = thirds(course(stage, "completions/clipped_ratio"))
+    if means and means[1] - means[0] > CUT_MORE:
+        return f"replies without an end rose from {means[0]:.0%} to {means[1]:.0%}"
     return None
 
 
@@ -45,31 +45,31 @@ def _cut_off(stage: StageView) -> str | None:
 
 
 def _entropy(stage: StageView) -> str | None:
-    both = thirds(course(stage, "policy/entropy_avg", "entropy")) if _samples(stage) else None
-    if both and 0 <= both[1] < ENTROPY_LEFT * both[0]:
-        return f"entropy fell from {both[0]:.2f} to {both[1]:.2f} nats a token"
+    means = thirds(course(stage, "policy/entropy_avg", "entropy")) if _samples(stage) else None
+    if means and 0 <= means[1] < ENTROPY_LEFT * means[0]:
+        return f"entropy fell from {means[0]:.2f} to {means[1]:.2f} nats a token"
     return None
 
 
 def _zero_std(stage: StageView) -> str | None:
-    both = thirds(course(stage, "frac_reward_zero_std"))
-    if both and both[1] > ZERO_STD:
-        return f"in {both[1]:.0%} of the groups all replies score the same, at the end"
+    means = thirds(course(stage, "frac_reward_zero_std"))
+    if means and means[1] > ZERO_STD:
+        return f"in {means[1]:.0%} of the groups all replies score the same, at the end"
     return None
 
 
 def _unexplained(stage: StageView) -> str | None:
-    both = thirds(course(stage, "val/explained_variance"))
-    if both and both[1] < UNEXPLAINED and both[1] < CATCHING_UP * both[0]:
-        return f"explained variance is {both[1]:.2f} in the last third of the steps, {both[0]:.2f} before"
+    means = thirds(course(stage, "val/explained_variance"))
+    if means and means[1] < UNEXPLAINED and means[1] < CATCHING_UP * means[0]:
+        return f"explained variance is {means[1]:.2f} in the last third of the steps, {means[0]:.2f} before"
     return None
 
 
 def _chosen_falls(stage: StageView) -> str | None:
     beta = stage.settings.get("beta", 0.1)
-    both = thirds(course(stage, "rewards/chosen"))
-    if both and isinstance(beta, int | float) and beta > 0 and both[1] / beta < -FALLING:
-        return f"the chosen replies lost {-both[1] / beta:.1f} nats of log-probability"
+    means = thirds(course(stage, "rewards/chosen"))
+    if means and isinstance(beta, int | float) and beta > 0 and means[1] / beta < -FALLING:
+        return f"the chosen replies lost {-means[1] / beta:.1f} nats of log-probability"
     return None
 
 
@@ -116,9 +116,9 @@ def _masked(stage: StageView) -> str | None:
 
 
 def _longer(stage: StageView) -> str | None:
-    both = thirds(course(stage, "completions/mean_length"))
-    if both and both[0] > 0 and not 1 / LENGTH < both[1] / both[0] < LENGTH:
-        return f"replies went from {both[0]:.0f} to {both[1]:.0f} tokens"
+    means = thirds(course(stage, "completions/mean_length"))
+    if means and means[0] > 0 and not 1 / LENGTH < means[1] / means[0] < LENGTH:
+        return f"replies went from {means[0]:.0f} to {means[1]:.0f} tokens"
     return None
 
 
