@@ -87,7 +87,7 @@ class Crew(Protocol):
         """Hand a task over; does not wait for it."""
         ...
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         """Tasks that ended since the last call."""
         ...
 
@@ -165,7 +165,7 @@ def carry_out(tasks: Sequence[Task], crew: Crew, *, at_once: int, retries: int, 
             if not began:
                 break
             time.sleep(_POLL)
-            for end in crew.ended():
+            for end in crew.ended_tasks():
                 took = time.monotonic() - began.pop(end.task)
                 if end.code == 0:
                     done.add(end.task)
