@@ -201,11 +201,11 @@ def _resume_command(run: RunDir) -> str:
     is taken from nowhere.
     """
     command = (read_object(run.run) if run.run.is_file() else {}).get("command")
-    given = [str(word) for word in command] if isinstance(command, list) else []
+    words_given = [str(word) for word in command] if isinstance(command, list) else []
     words = ["preftune", "run", str(run.config), "--out", str(run.path)]
     for option in ("--mirror", *(() if run.aside.is_dir() else ("--from",))):
-        joined = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
-        values = [value for word, value in pairwise(given) if word == option] + joined
+        joined = [word.partition("=")[2] for word in words_given if word.startswith(f"{option}=")]
+        values = [value for word, value in pairwise(words_given) if word == option] + joined
         words += [option, values[0]] if values else []
     return shlex.join(words)
 
