@@ -16,7 +16,7 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
     blocks: list[Block] = []
     for evaluated in run.other_pairs:
         size = "" if evaluated.of.n is None else f" ({evaluated.of.n:,} pairs)"
-        skipped = evaluated.of.seen
+        skipped = evaluated.of.seen_in_training
         left_out = f" {skipped:,} more were left out: a stage saw their prompt." if skipped else ""
         namesakes = sum(pairs.of.file == evaluated.of.file for pairs in run.other_pairs) - 1
         version = f", SHA-256 {evaluated.of.sha256[:8]}" if namesakes and evaluated.of.sha256 else ""
