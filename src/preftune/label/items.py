@@ -138,10 +138,10 @@ def readable(run: RunDir, source: Chosen) -> Chosen:
     if stages:
         names = " and ".join(source.name.split("-against-"))
         raise InputMissing(
-            f"{run.path}: what was sampled of {names} is {Outdated(tuple(stages)).why}",
+            f"{run.path}: what was sampled of {names} is {Outdated(tuple(stages)).reason}",
             f"{AGAIN}; --from A,B names two other policies, --set NAME a set that was begun before",
         )
-    return source._replace(old_scores=Outdated(scored).why if scored else "")
+    return source._replace(old_scores=Outdated(scored).reason if scored else "")
 
 
 def _scored_by(run: RunDir, gone: Outdated, policies: Iterable[str]) -> tuple[str, ...]:

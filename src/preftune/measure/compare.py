@@ -97,7 +97,7 @@ def _policies(run: RunDir) -> dict[str, PolicyRecord]:
     gone = outdated(run)
     if names := [record.label for record in records if gone.policy(record.policy)]:
         raise DataError(
-            f"{run.path}: what was measured of {', '.join(names)} is {gone.why}",
+            f"{run.path}: what was measured of {', '.join(names)} is {gone.reason}",
             hint=f"preftune evaluate {run.path} measures what is there",
         )
     policies = {record.policy: record for record in records if record.prompts}

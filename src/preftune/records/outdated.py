@@ -36,7 +36,7 @@ class Outdated:
         return stage in self.stages
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """In words, whose the numbers are."""
         names = " and ".join(clean(name, 60) for name in self.stages)
         if len(self.stages) > 1:

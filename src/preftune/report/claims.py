@@ -109,7 +109,7 @@ def summary(run: RunView) -> str:
     measure, claims_shown = _least_seen(run)
     judge = JUDGES[measure] or run.score_words
     if not claims_shown:
-        return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
+        return _nothing_yet(run)
     if measure == "score" and judge_is_sound(run) is False:
         return "Nothing can be claimed about quality: the reward model is not shown to be better than a coin."
     reference = run.label(run.reference)
@@ -147,8 +147,7 @@ def verdict_sentences(run: RunView) -> tuple[str, ...]:
     by_score = claims(run)
     compared = next(filter(None, (claims(run, measure) for measure in JUDGES)), ())
     if not compared:
-        nothing = f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
-        return tuple(sentence for sentence in (nothing, _judge(run)) if sentence)
+        return tuple(sentence for sentence in (_nothing_yet(run), _judge(run)) if sentence)
     n = next((claim.difference.n for claim in compared if claim.difference.n), None)
     prompts = f"On {n} held-out prompts" if n else "On the held-out prompts"
     if not by_score:
@@ -168,13 +167,15 @@ def verdict_sentences(run: RunView) -> tuple[str, ...]:
     return tuple(sentence for sentence in (outcomes_sentence, *sentences, _size(run)) if sentence)
 
 
-def _why_no_claims(run: RunView) -> str:
+def _nothing_yet(run: RunView) -> str:
+    """The sentence of a run without claims, and why there are none."""
+    why = f"no policy has been compared with {run.label(run.reference)}"
     if not run.policies:
         gone = "what was measured is of models that are no longer there"
-        return gone if run.outdated else "no policy has been evaluated"
-    if run.policy(run.reference) is None:
-        return f"{run.label(run.reference)}, with which all others are compared, has not been evaluated"
-    return f"no policy has been compared with {run.label(run.reference)}"
+        why = gone if run.outdated else "no policy has been evaluated"
+    elif run.policy(run.reference) is None:
+        why = f"{run.label(run.reference)}, with which all others are compared, has not been evaluated"
+    return f"Nothing can be said about the policies of this run yet: {why}."
 
 
 def _outcomes(compared: tuple[Claim, ...], reference: str) -> str:

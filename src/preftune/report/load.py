@@ -79,7 +79,7 @@ def load_run(run: RunDir) -> RunView:
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_records(run.mistakes, Mistake)) if of_judge and run.mistakes.exists() else (),
         tokens=_tokens(run.analysis_details / TOKENS, stages),
-        missing=_missing(run, stages, policies, gone, judged=scored_by_model(config, policies)),
+        missing=_missing_parts(run, stages, policies, gone, judged=scored_by_model(config, policies)),
         outdated=(*_outdated_note(gone, measured, [judge, *other_models]), *old_pairs),
     )
 
@@ -101,7 +101,7 @@ def _outdated_note(
     names += [clean(model.stage, MAX_LABEL) for model in reward_models if model and gone.judge(model.stage)]
     if not names:
         return ()
-    return (f"What was measured{on_pairs} of {join(names)} is left out: it is {gone.why}; {remedy}.",)
+    return (f"What was measured{on_pairs} of {join(names)} is left out: it is {gone.reason}; {remedy}.",)
 
 
 def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
@@ -212,7 +212,7 @@ def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
     return kind, stages.index(stage) if stage in stages else len(stages), policy
 
 
-def _missing(
+def _missing_parts(
     run: RunDir,
     stages: tuple[StageView, ...],
     policies: tuple[PolicyRecord, ...],

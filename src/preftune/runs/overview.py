@@ -167,7 +167,7 @@ def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
 
     rows = read_records(run.comparisons, Comparison)
     gone = outdated(run) if rows else Outdated()
-    why = f"what was measured is {gone.why}; {AGAIN}"
+    why = f"what was measured is {gone.reason}; {AGAIN}"
     if gone.all:
         return [why]
     lines = {name: _headline(rows, policy_name(name)) for name in stages}

@@ -35,8 +35,8 @@ def _overfit(run: RunView) -> Iterator[Symptom]:
     measured = {m.stage: m.accuracy for m in (run.reward_model, *run.other_reward_models) if m is not None}
     for stage in run.stages:
         train, held_out = thirds(course(stage, "accuracy")), measured.get(stage.name)
-        if train and held_out and train[1] - held_out.value > OVERFIT and train[1] > (held_out.high or 1):
-            yield stage.name, f"{train[1]:.0%} of the training pairs right, {held_out.percent()} of others"
+        if train and held_out and train.last - held_out.value > OVERFIT and train.last > (held_out.high or 1):
+            yield stage.name, f"{train.last:.0%} of the training pairs right, {held_out.percent()} of others"
 
 
 def _length(run: RunView) -> Iterator[Symptom]:
