@@ -190,9 +190,9 @@ def _end_in_words(end: Ended) -> str:
 
 def _failure(failed: Sequence[Ended], seeds: int) -> PreftuneError:
     """What the first task that failed complained of, with its exit code."""
-    first, lost = failed[0], len({end.task.seed for end in failed})
+    first, n_failed = failed[0], len({end.task.seed for end in failed})
     error = PreftuneError(
-        f"{lost} of {seeds} seeds failed; {first.task.name}: {first.complaint or _end_in_words(first)}",
+        f"{n_failed} of {seeds} seeds failed; {first.task.name}: {first.complaint or _end_in_words(first)}",
         hint=f"see {first.task.log}; the same command runs the failed seeds again",
     )
     error.code = first.code if first.code and first.code > 0 else ProcessLost.code
