@@ -147,7 +147,7 @@ def trained(
     told = [pair for pair, _ in readable]
     found = {}
     for what, part in (("train", learnt), ("validation", told)):
-        found[what] = np.array([each["chosen"] - each["rejected"] for each in by.scored(what, part)])
+        found[what] = np.array([each["chosen"] - each["rejected"] for each in by.pair_scores(what, part)])
     margins = dict(zip(map(id, told), found["validation"], strict=True))
     return {
         "margins": np.array([margins.get(id(pair), 0.0) for pair in validation]),  # the others are ties

@@ -89,7 +89,7 @@ def pairs_of_the_other_half(pairs: Pairs, run: Path) -> None:
     by = examiner(reopen(run, write=False), "rm")
     items = told_apart(by.encoder, chosen)
     keep_rows(by.session, [by.model], tokens_of(items))
-    scored = by.scored("pairs", [pair for pair, _ in items])
+    scored = by.pair_scores("pairs", [pair for pair, _ in items])
     margins = np.array([np.subtract(row["chosen_members"], row["rejected_members"]) for row in scored])
     known = np.array([float(harmless(pair)) for pair, _ in items])
     shares = {"helpful expert": 0 * known, "kind known": known}

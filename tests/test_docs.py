@@ -157,7 +157,7 @@ def conditions() -> Conditions:
     encoder = SimpleNamespace(
         ends=(tiny.EOS,),
         decode=str,
-        shown=str,
+        readable_prompt=str,
         prompts=lambda dialogues, seeds: tiny.prompts(1, len(dialogues)),
     )
     scorer = SimpleNamespace(

@@ -105,7 +105,7 @@ def run_recipe(
     `mirror` is a directory for copies of checkpoints and models, from which a new machine resumes.
     """
     resolved = load_recipe(recipe, overrides)
-    config, stages, run = _meant(resolved, out, until)
+    config, stages, run = _settings_meant(resolved, out, until)
     origin = None if from_run is None else other_run(from_run, run)
     anew = with_children(config.stage, redo)
     refuse_if_held(run)
@@ -114,7 +114,7 @@ def run_recipe(
     _say_slow(f"reading {config.data.name}")
     earlier, copies = (run, mirror) if resume else (None, None)
     check_llm_judges(config, earlier, anew)
-    dataset, base = _checked(config, earlier, copies)
+    dataset, base = _checked_data(config, earlier, copies)
     check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -148,7 +148,9 @@ def run_recipe(
     return run
 
 
-def _meant(resolved: Resolved, out: str | None, until: str | None) -> tuple[RunConfig, list[str], RunDir]:
+def _settings_meant(
+    resolved: Resolved, out: str | None, until: str | None
+) -> tuple[RunConfig, list[str], RunDir]:
     """Settings, stages and directory of a run, or of its stages up to `until`."""
     config = absolute(resolved.config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
@@ -176,13 +178,13 @@ def kept_stages(
     """What `--dry-run` says of --from and --redo: the stages that are taken over, those that are trained and
     why, those that are made anew. Reads the data, writes nothing.
     """
-    config, stages, run = _meant(resolved, out, until)
+    config, stages, run = _settings_meant(resolved, out, until)
     anew = with_children(config.stage, redo)
     lines = [f"training again: {', '.join(anew)}"] if anew else []
     if from_run is None:
         return lines
     origin = other_run(from_run, run)
-    dataset, base = _checked(config, run)
+    dataset, base = _checked_data(config, run)
     from preftune.runs.console import Console
     from preftune.runs.session import Session
     from preftune.runs.takeover import what_is_kept
@@ -220,13 +222,13 @@ def _how_to_go_on(
         directory = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
         new = directory.with_name(f"{directory.name or config.name}-2")
         beside = [*words, "--out", str(new), "--from", str(directory)]
-        where = "here, keeping the old one until then"
+        way = "here, keeping the old one until then"
         again = [word for name in (*redo, error.stage) for word in ("--redo", name)]
         if error.stage == BASE:
-            where, again = "from scratch, in place", ["--restart"]
+            way, again = "from scratch, in place", ["--restart"]
         anew = [*words, "--out", str(directory), *again]
         error.hint = (
-            f"train it and the stages that depend on it again {where}: {shlex.join(anew)}\n"
+            f"train it and the stages that depend on it again {way}: {shlex.join(anew)}\n"
             f"or make another run that takes over unchanged stages: {shlex.join(beside)}"
         )
         raise
@@ -303,11 +305,11 @@ def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | Non
             f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
         )
     name = round_name(name, config.stage[name].rounds)
-    done = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
-    return done.model_dir(name, trains_policy=config.stage[name].trains_policy)
+    run = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
+    return run.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
-def _checked(
+def _checked_data(
     config: RunConfig, run: RunDir | None, mirror: str | None = None
 ) -> "tuple[Dataset, Source | None]":
     """The data of a run and its base model, once it is clear that reward functions can be had too."""
@@ -315,12 +317,12 @@ def _checked(
     return found_data(config, run, mirror)
 
 
-def _say_slow(what: str) -> None:
+def _say_slow(activity: str) -> None:
     """What takes a while before the log is there, for whoever sits at the terminal."""
     from preftune.untrusted import printable
 
     if is_main_process() and sys.stderr.isatty():
-        print(printable(f"{what} ..."), file=sys.stderr)
+        print(printable(f"{activity} ..."), file=sys.stderr)
 
 
 def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
@@ -331,7 +333,7 @@ def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked(config, None)
+    dataset, base = _checked_data(config, None)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")
@@ -376,9 +378,11 @@ def _check_judges(session: "Session", stages: Sequence[str]) -> None:
     from preftune.runs.stages import is_finished
 
     unfinished = [name for name in stages if not is_finished(session.run, session.stage(name))]
-    asked = [session.config.stage[name] for name in unfinished]
-    judges = dict.fromkeys(stage.scored_by or stage.judge_directory for stage in asked)
-    for judge in [each for each in judges if each is not None and from_outside(each)]:
+    asking = [session.config.stage[name] for name in unfinished]
+    judges = dict.fromkeys(stage.scored_by or stage.judge_directory for stage in asking)
+    for judge in judges:
+        if judge is None or not from_outside(judge):
+            continue
         audit = audit_directory(Path(session.source(judge).path))
         lines = [f"{c['name']}: {c['found']}" for c in audit["checks"] if c["status"] in ("warning", "fault")]
         if audit["kind"] != "reward model" or audit["verdict"] == "not usable":

@@ -384,5 +384,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first_line = str(error).partition("\n")[0][:300]
         if is_out_of_memory(error):
             return complain(f"out of memory: {first_line}", LESS_MEMORY, PreftuneError.code)
-        what = f"internal error: {type(error).__name__}: {first_line}"
-        return complain(what, "run again with --debug to see where, and report it", PreftuneError.code)
+        message = f"internal error: {type(error).__name__}: {first_line}"
+        return complain(message, "run again with --debug to see where, and report it", PreftuneError.code)

@@ -90,7 +90,7 @@ def in_a_directory(file: str | None) -> str | None:
     return file
 
 
-def meant(word: str, choices: abc.Iterable[str]) -> str:
+def did_you_mean(word: str, choices: abc.Iterable[str]) -> str:
     """The question of a hint, "did you mean X? ", or "" where no known word is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"did you mean {near[0]}? " if near else ""
@@ -98,7 +98,7 @@ def meant(word: str, choices: abc.Iterable[str]) -> str:
 
 def one_of(word: str, choices: abc.Collection[str]) -> str:
     """The hint for a word that is none of the choices."""
-    return f"{meant(word, choices)}one of: {', '.join(choices)}"
+    return f"{did_you_mean(word, choices)}one of: {', '.join(choices)}"
 
 
 def from_system(error: OSError) -> PreftuneError:
@@ -116,5 +116,5 @@ def from_system(error: OSError) -> PreftuneError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, torch's for a GPU, and what torch says of ordinary memory and of other devices."""
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    return kinds or "can't allocate memory" in said or "out of memory" in said
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return kinds or "can't allocate memory" in text or "out of memory" in text

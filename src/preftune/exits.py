@@ -30,8 +30,8 @@ def exit_code(stop: SystemExit) -> int:
 def complain(message: str, hint: str, code: int) -> int:
     """At most eight lines on standard error; gives the code back."""
     text = printable("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])])).split("\n")
-    shown = text if len(text) <= 8 else [*text[:6], "...", text[-1]]
-    print("\n".join(shown), file=sys.stderr)
+    lines = text if len(text) <= 8 else [*text[:6], "...", text[-1]]
+    print("\n".join(lines), file=sys.stderr)
     return code
 
 

@@ -58,17 +58,17 @@ _state = _State()
 def arm(text: str | None = None) -> None:
     """Read faults from `text`, or from the environment. ValueError for what is no fault."""
     text = os.environ.get(VARIABLE, "") if text is None else text
-    _state.armed = [_parsed(fault) for fault in text.split(";") if fault.strip()]
+    _state.armed = [_parse(fault) for fault in text.split(";") if fault.strip()]
 
 
-def _parsed(text: str) -> _Fault:
+def _parse(text: str) -> _Fault:
     match = _GRAMMAR.fullmatch(text.strip())
     if match is None or match["action"] not in _ACTIONS:
         raise ValueError(f"{VARIABLE}: {text!r} is not NAME[@step=N][,hit=N]:ACTION")
-    where = dict(pair.split("=") for pair in match["where"].split(",")) if match["where"] else {}
-    if not where.keys() <= {"step", "hit"}:
+    conditions = dict(pair.split("=") for pair in match["where"].split(",")) if match["where"] else {}
+    if not conditions.keys() <= {"step", "hit"}:
         raise ValueError(f"{VARIABLE}: {text!r} has something other than step= and hit=")
-    numbers = {key: int(value) for key, value in where.items()}
+    numbers = {key: int(value) for key, value in conditions.items()}
     return _Fault(match["name"], match["action"], seconds=float(match["seconds"] or 0), **numbers)
 
 

@@ -34,8 +34,8 @@ def isolated() -> Iterator[None]:
         try:
             yield
         finally:
-            for each in undo:
-                each()
+            for restore in undo:
+                restore()
 
 
 def passes(error: BaseException) -> bool:
@@ -74,13 +74,13 @@ def _process() -> Iterator[Undo]:
     words, mask, depth = locale.setlocale(locale.LC_ALL), os.umask(0), sys.getrecursionlimit()
     os.umask(mask)
 
-    def refused(code: int) -> NoReturn:
+    def refuse(code: int) -> NoReturn:
         """os._exit would end the run without a word, as a success even; a child of the code may end so."""
         if os.getpid() != pid:
             leave(code)
         raise SystemExit(f"os._exit({code})")
 
-    os._exit = refused
+    os._exit = refuse
 
     def put_back() -> None:
         os._exit = leave

@@ -341,7 +341,7 @@ def _failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        known, message = from_system(error), f"cannot write {path}: {error.strerror}"
-        if isinstance(known, PermissionMissing):
+        explained, message = from_system(error), f"cannot write {path}: {error.strerror}"
+        if isinstance(explained, PermissionMissing):
             raise PermissionMissing(message, "choose another place with --out DIR") from error
-        raise StorageError(message, known.hint if isinstance(known, StorageError) else "") from error
+        raise StorageError(message, explained.hint if isinstance(explained, StorageError) else "") from error

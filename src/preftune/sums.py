@@ -79,7 +79,7 @@ def sums(run: RunDir, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     }
 
 
-def listed(record: Mapping[str, Any]) -> dict[str, Any] | None:
+def recorded_sums(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The sums in a record; None if it has none."""
     files = record.get("files")
     return files if isinstance(files, dict) else None
@@ -87,14 +87,14 @@ def listed(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def model_sum(run: RunDir, name: str) -> str | None:
     """One hash for the model, or data, that a stage has recorded; None if it has not."""
-    files = listed(read_sealed(run.stage_json(name)))
+    files = recorded_sums(read_sealed(run.stage_json(name)))
     prefixes = ("models/", "collected/")
     return None if files is None else sum_of({k: v for k, v in files.items() if k.startswith(prefixes)})
 
 
 def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]:
     """What differs from a record, "FILE is missing" and the like, among the files whose path begins so."""
-    files = listed(record) or {}
+    files = recorded_sums(record) or {}
     differences = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
     models = [name for name in files if name.startswith("models/") and not name.endswith(f"/{CARD}")]
     folders = {name.rpartition("/")[0] for name in models if name.startswith(under)}
@@ -117,7 +117,7 @@ def check(run: RunDir, record: Mapping[str, Any], remedy: str, under: str = "") 
 def note(run: RunDir, files: Iterable[Path]) -> None:
     """Put the sums of the run's own files into its marker."""
     before = read_sealed(run.marker)
-    after = {**before, "files": {**(listed(before) or {}), **sums(run, files)}}
+    after = {**before, "files": {**(recorded_sums(before) or {}), **sums(run, files)}}
     if before != after:
         write_sealed(run.marker, after)
 

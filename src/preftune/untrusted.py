@@ -60,8 +60,8 @@ def clean(text: object, limit: int | None = MAX_QUOTE) -> str:
     """`text` with every hidden character written out as ⟨U+XXXX⟩, cut at `limit` characters with a note."""
     raw = str(text).replace("\r\n", "\n")
     cut = 0 if limit is None else max(0, len(raw) - limit)
-    shown = _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", raw[: len(raw) - cut])
-    return f"{shown} … ({cut} more characters)" if cut else shown
+    visible = _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", raw[: len(raw) - cut])
+    return f"{visible} … ({cut} more characters)" if cut else visible
 
 
 def redact(text: str) -> str:
@@ -81,8 +81,8 @@ def passes_credential(word: str) -> bool:
     directory is a path, whatever it is called.
     """
     key, _, value = word.partition("=")
-    rest = key if value and _exists(value) else word
-    return holds_credential(rest) and not _exists(word)
+    suspect = key if value and _exists(value) else word
+    return holds_credential(suspect) and not _exists(word)
 
 
 def _exists(path: str) -> bool:

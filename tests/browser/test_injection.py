@@ -9,7 +9,7 @@ import pytest
 from page_watch import Opener, Watch, opening
 from payloads import PAYLOADS
 from synthetic import make_run
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from preftune.records.run import DataRecord
 from preftune.report import build, load_run
@@ -35,7 +35,7 @@ OURS = {
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a run in which every text of others is a payload, each payload in every kind of place."""
-    run = add_audit(make_run(tmp_path_factory.mktemp("hostile")))
+    run = add_newer_parts(make_run(tmp_path_factory.mktemp("hostile")))
     for policy in ("base", "policy_sft", "policy_ppo", "policy_grpo", "policy_dpo", "best_of_4"):
         path = run.samples_file(policy, "gpt2")
         row = read_jsonl(path)[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from page_watch import Opener, Watch
 from synthetic import make_run
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from made_once import figures
 from preftune.report import build
@@ -23,7 +23,7 @@ SIZES += [pytest.param(*size, marks=pytest.mark.slow) for size in ((360, "dark")
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A whole run; PPO's scores are known so that filters can be checked by hand: prompt i scores i."""
-    run = add_audit(make_run(tmp_path_factory.mktemp("page")))
+    run = add_newer_parts(make_run(tmp_path_factory.mktemp("page")))
     path = run.samples_file("policy_ppo")
     rows = [row | {"score": float(i)} for i, row in enumerate(read_jsonl(path))]
     rows[7] |= {"response": "A Zebra crossing, then."}

@@ -128,7 +128,7 @@ def test_no_policy_replies_to_its_own_reply_and_what_has_no_reply_was_not_said(t
     talk.say("Hi")
     talk.take(0)
     with pytest.raises(UsageError, match="nothing was said since"):
-        talk.again()
+        talk.other_replies()
     conditions.fails = True
     with pytest.raises(DataError):
         talk.say("And?")

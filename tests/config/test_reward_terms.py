@@ -43,7 +43,7 @@ def test_settings_refuse_a_stage_without_any_score() -> None:
             build(kind, {"watched_functions": "a:f, a:f"})
         with pytest.raises(ConfigError, match="a:f is one of reward_functions"):
             build(kind, {"reward_functions": "2 * a:f", "watched_functions": "b:g, a:f"})
-        assert build(kind, {"watched_functions": ["a:f", "b:g"]}).called == "a:f + b:g"
+        assert build(kind, {"watched_functions": ["a:f", "b:g"]}).all_functions == "a:f + b:g"
 
 
 def test_functions_that_are_not_there_are_named() -> None:

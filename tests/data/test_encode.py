@@ -419,6 +419,6 @@ def test_limits_on_real_rows(hh_directory: Path, gpt2_tokenizer: Any) -> None:
 def test_a_prompt_is_shown_as_it_is_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = parse_prompt("the sky")
     plain = Encoder(tokenizer, "plain", 256, 256)
-    assert plain.shown(prompt) == "the sky"
+    assert plain.readable_prompt(prompt) == "the sky"
     assert plain.prompt(prompt) == plain.text("the sky")
-    assert Encoder(tokenizer, "transcript", 256, 256).shown(prompt) == prompt.transcript()
+    assert Encoder(tokenizer, "transcript", 256, 256).readable_prompt(prompt) == prompt.transcript()

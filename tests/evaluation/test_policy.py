@@ -40,7 +40,11 @@ def test_a_chosen_reply_that_was_cut_is_not_measured_as_one_that_ends() -> None:
         return [1, 2], [3, EOS] if ended else [3]
 
     encoder: Any = SimpleNamespace(
-        sequence=sequence, ends=(EOS,), pad_id=EOS, decode=lambda ids: "Yes", shown=lambda prompt: "Hi"
+        sequence=sequence,
+        ends=(EOS,),
+        pad_id=EOS,
+        decode=lambda ids: "Yes",
+        readable_prompt=lambda prompt: "Hi",
     )
     rows = [
         Preference(prompt=Dialogue([Turn("human", " Hi")]), chosen=" Yes", rejected=" No", columns=columns)

@@ -17,7 +17,7 @@ from preftune.config.algorithms.collect import CollectConfig
 from preftune.data import Dialogue, Turn
 from preftune.data.pieces import speakers
 from preftune.inspection.command import _session
-from preftune.inspection.paint import paint_replies, shown
+from preftune.inspection.paint import paint_replies, visible_text
 from preftune.inspection.replies import token_rows
 from preftune.inspection.rows import View, _sampling, row_to_show, views
 from preftune.report.load import load_run
@@ -139,8 +139,8 @@ def test_a_row_that_a_template_refuses_is_not_the_one_shown(monkeypatch: pytest.
 
 
 def test_a_token_takes_one_line_and_no_escape() -> None:
-    assert shown("\n\n\tx\x1b") == "↵↵⇥x⟨U+001B⟩"
-    assert len(shown("x" * 10_000)) < 300
+    assert visible_text("\n\n\tx\x1b") == "↵↵⇥x⟨U+001B⟩"
+    assert len(visible_text("x" * 10_000)) < 300
 
 
 REPLY = {

@@ -58,7 +58,7 @@ def depends_on(run: RunDir) -> dict[str, str]:
 
     kept: Any = SimpleNamespace(take=take)
     nothing: Any = None
-    evaluate._measured(session, nothing, nothing, "sft", ["base", "sft", "ppo", "dpo"], kept)
+    evaluate._replies_and_kl(session, nothing, nothing, "sft", ["base", "sft", "ppo", "dpo"], kept)
     assert list(evaluate.examinations(session, ["rm"], [], kept, own_data=True)) == [("rm", ([], []))]
     return asked
 

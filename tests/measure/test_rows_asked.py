@@ -116,7 +116,7 @@ def test_absurd_replies_are_to_different_prompts(monkeypatch: pytest.MonkeyPatch
         model=None,
         encoder=None,
         learner=SimpleNamespace(device="cpu"),
-        scored=lambda *_: [],
+        pair_scores=lambda *_: [],
     )
     with pytest.raises(KeyboardInterrupt):
         reward_models.examine_model(by, usable, None, own_data=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from synthetic import make_run
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from preftune.report import load_run
 from preftune.report.blocks import Explorer
@@ -94,7 +94,7 @@ def test_a_shaded_text_is_cleaned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", ["plain words ", "<&\"'", "雪"])
 def test_cards_stop_before_the_page_is_too_large_and_say_so(tmp_path: Path, words: str) -> None:
-    run = add_audit(make_run(tmp_path, text=words * 400))
+    run = add_newer_parts(make_run(tmp_path, text=words * 400))
     for policy in ("base", "policy_sft", "policy_ppo"):
         path = run.samples_file(policy, "gpt2")
         rows = [

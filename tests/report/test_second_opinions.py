@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from synthetic import make_run, share, spread, verdict
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from preftune.report.blocks import Grid
 from preftune.report.claims import summary, verdict_sentences
@@ -20,7 +20,7 @@ from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jso
 
 
 def whole(path: Path, accuracy: float = 0.68) -> RunDir:
-    return add_audit(make_run(path, accuracy=accuracy))
+    return add_newer_parts(make_run(path, accuracy=accuracy))
 
 
 def part(run: RunDir | RunView, start: str) -> str:

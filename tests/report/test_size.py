@@ -5,7 +5,7 @@ import time
 
 import pytest
 from synthetic import POLICIES, make_run
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from preftune.report import build
 from preftune.rundir import RunDir, read_jsonl, write_jsonl
@@ -35,7 +35,7 @@ LIMIT, SHIPPED = 5_000_000, 3_000_000
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """2,004 samples of 60 words from six policies, 500 mistakes, 10,000 steps in each of five stages."""
     rng = random.Random(5)
-    run = add_audit(make_run(tmp_path_factory.mktemp("long"), steps=10_000), prompts=334)
+    run = add_newer_parts(make_run(tmp_path_factory.mktemp("long"), steps=10_000), prompts=334)
     for policy in POLICIES:
         path = run.samples_file(policy, "gpt2")
         (row,) = read_jsonl(path)[:1]

@@ -97,7 +97,7 @@ def test_a_response_as_long_as_the_context_leaves_room_for_one_token_of_the_prom
     own, theirs = encoder(tokenizer(40)), encoder(tokenizer())
     theirs.max_length = 4
     batch = own.sequences([(PROMPTS[1], " No")])
-    read = scorer(own, theirs, BYTES + 1)._read(batch, ())
+    read = scorer(own, theirs, BYTES + 1)._for_judge(batch, ())
     expected = [*theirs.prompt(PROMPTS[1])[-1:], *theirs.response(" No")[:3]]
     assert read.ids.tolist() == [expected]
 

@@ -108,7 +108,7 @@ def test_the_plan_is_that_of_the_run(
     costs: list[Cost] = []
     measured, trained = estimate.estimate, list[tuple[str, int, int]]()
     monkeypatch.setattr(planned, "estimate", lambda *args: costs.extend(measured(*args)) or costs)
-    cut = estimate._cut
+    cut = estimate._cut_job
 
     def seen(taken: dict[str, Any], name: str, job: Job) -> Job:
         sizes = [real_tokens(job.batch_at(step)) for step in range(job.steps)]
@@ -119,7 +119,7 @@ def test_the_plan_is_that_of_the_run(
         assert job.steps <= 3 or max(abs(n - fmean(sizes)) for n in taken_sizes[1:]) <= 0.05 * fmean(sizes)
         return short
 
-    monkeypatch.setattr(estimate, "_cut", seen)
+    monkeypatch.setattr(estimate, "_cut_job", seen)
     tried: list[str] = []
     monkeypatch.setattr(api, "_say_slow", tried.append)
     left_out = [f"stage.{name}=none" for name in ("grpo", "dpo")]
@@ -168,15 +168,15 @@ def test_of_rows_that_follow_the_steps_a_plan_goes_over_some(monkeypatch: pytest
         return sum(map(sum, groups))
 
     some = estimate._SomeRows()
-    assert some("rm", [range(1000), range(24)], work, seen=True) == sum(range(0, 1000, 63)) + sum(
+    assert some("rm", [range(1000), range(24)], work, trained_on=True) == sum(range(0, 1000, 63)) + sum(
         range(0, 24, 2)
     )
     assert gone_over == [(16, 12)] * 2
     assert some.seconds == {"rm": pytest.approx(2 * 1024 / 28 - 11)}
-    assert some("rm", [range(320)], work, seen=False) == sum(range(0, 320, 10))
+    assert some("rm", [range(320)], work, trained_on=False) == sum(range(0, 320, 10))
     assert gone_over[2:] == [(32,)]
     assert some.seconds == {"rm": pytest.approx(2 * 1024 / 28 - 11 + 2 * 9)}
-    some("sft", [range(32)], work, seen=True)  # all of them
+    some("sft", [range(32)], work, trained_on=True)  # all of them
     assert gone_over[3:] == [(32,)]
     assert some.seconds["sft"] == 0
 

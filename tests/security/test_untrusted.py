@@ -107,7 +107,7 @@ def test_the_console_shows_what_would_act_on_a_terminal(
     console.line(text)
     console.plan(f"run {text}", text, [(text, text, text)])
     console.table([text, text], [[text, text]])
-    console.finished(text, {"seconds": 1.0})
+    console.say_finished(text, {"seconds": 1.0})
     with console.progress(text, "sft", 2) as on_step:
         on_step(1, {"loss": 1.0})
     with console.counting(text, 2) as advance:

@@ -129,7 +129,7 @@ def test_a_seed_in_a_process_of_its_own_is_told_of_kept_ones(
 ) -> None:
     words: list[list[str]] = []
     monkeypatch.setattr(launch, "carry_out", lambda tasks, *_, **__: words.extend(t.words for t in tasks))
-    nowhere = launch.Where()
+    nowhere = launch.Placement()
     launch._run(
         tmp_path, [5], load_design(two_seeds), 2, False, nowhere, Console(quiet=True), tmp_path / "kept"
     )

@@ -20,7 +20,7 @@ from preftune.study import launch, tasks
 from preftune.study import seed as one_seed
 from preftune.study.command import resources
 from preftune.study.design import load_design, save_design
-from preftune.study.launch import Where, run_study
+from preftune.study.launch import Placement, run_study
 from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.seed import run_seed
 from preftune.study.tasks import Ended, Task, carry_out
@@ -49,7 +49,7 @@ class Told:
         self.started.append(task.name)
         self.running.append(task)
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         over, self.running = self.running, []
         codes = {task: self.codes.get(task.name) or [0] for task in over}
         return [Ended(task=task, code=left.pop(0), complaint="why") for task, left in codes.items()]
@@ -116,9 +116,9 @@ def swept(two_seeds: Path, tmp_path: Path) -> Path:
 
 def test_points_of_a_sweep_are_tasks_on_a_cluster_alone(swept: Path) -> None:
     design = load_design(swept)
-    here = launch._tasks(swept, [3], design, False, Where())
+    here = launch._tasks(swept, [3], design, False, Placement())
     assert [task.name for task in here] == ["seed 3"]
-    asked = Where(on="slurm", resources={"cpus_per_task": 2})
+    asked = Placement(on="slurm", resources={"cpus_per_task": 2})
     first, point, rest, *others = launch._tasks(swept, [3, 4], design, False, asked)
     assert [first.name, point.name, rest.name] == ["seed 3", f"seed 3, {POINT}", "seed 3"]
     assert set(first.stages) == {"sft", "rm", "ppo", "grpo", "dpo", "ceiling"}
@@ -162,9 +162,9 @@ def test_a_machine_without_common_storage_goes_by_the_mirror(
     shutil.rmtree(numbers_in(mirror))  # it was stopped before they went there
     run_seed(Task(out=tmp_path / "worker", seed=3, reports=False, mirror=mirror))
     assert not facts_file(tmp_path / "head", 3).exists()
-    asked = Where(on="slurm", mirror=mirror)  # all is there: no cluster is asked
+    asked = Placement(on="slurm", mirror=mirror)  # all is there: no cluster is asked
     head = read_json(
-        run_study(wanted(), tmp_path / "head", seeds=1, first_seed=3, reports=False, where=asked)
+        run_study(wanted(), tmp_path / "head", seeds=1, first_seed=3, reports=False, placement=asked)
     )
     assert not list((tmp_path / "head").glob("seed-*"))
     theirs = tmp_path / "theirs"
@@ -192,8 +192,8 @@ def test_a_task_killed_in_the_middle_is_begun_again_and_the_numbers_are_the_same
     without_grpo(out, 4)
     monkeypatch.setenv("PREFTUNE_FAULT", "checkpoint.renamed@step=2:kill")
     processors = "num_cpus" if on == "ray" else "cpus_per_task"
-    where = Where(on=on, resources={processors: torch.get_num_threads()})  # bits hang on it
-    run_study(wanted(), out, seeds=2, first_seed=3, reports=False, where=where)
+    placement = Placement(on=on, resources={processors: torch.get_num_threads()})  # bits hang on it
+    run_study(wanted(), out, seeds=2, first_seed=3, reports=False, placement=placement)
     shown = capfd.readouterr().out
     assert "seed 4 ended with code -9 after" in shown
     assert "seed 4 finished in" in shown
@@ -238,7 +238,7 @@ def test_resources_are_numbers_where_they_can_be() -> None:
 
 
 def test_a_task_has_as_many_threads_as_processors() -> None:
-    assert Where(resources={"slurm_cpus_per_task": 3}).threads == 3
-    assert Where(resources={"num_cpus": 0.5}).threads == 1
+    assert Placement(resources={"slurm_cpus_per_task": 3}).threads == 3
+    assert Placement(resources={"num_cpus": 0.5}).threads == 1
     with pytest.raises(UsageError, match="num_cpus=all: not a number"):
-        _ = Where(resources={"num_cpus": "all"}).threads
+        _ = Placement(resources={"num_cpus": "all"}).threads

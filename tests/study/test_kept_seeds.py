@@ -11,7 +11,7 @@ from preftune.errors import DataError
 from preftune.records.study import BestValues, PolicyValues, SeedRecord
 from preftune.rundir import read_json
 from preftune.study import kept, launch
-from preftune.study.beside import as_text, others, section
+from preftune.study.beside import as_text, other_judges, section
 from preftune.study.design import load_design
 from preftune.study.kept import keep, kept_file
 from preftune.study.launch import run_study
@@ -99,12 +99,12 @@ def _seed(ppo: PolicyValues) -> SeedValues:
 
 def test_gains_by_another_judge_are_on_the_same_prompts() -> None:
     found = [_seed(_values([0.3, 0.6], 3.0, 0.8))]
-    ppo = others(found, "ppo", "test", 200)["j:f"]
+    ppo = other_judges(found, "ppo", "test", 200)["j:f"]
     assert (ppo["mean"], ppo["gain"]) == pytest.approx((0.45, 0.25))
     assert ppo["by_seed"] == pytest.approx([0.25])
     assert ppo["gain_low"] <= 0.25 <= ppo["gain_high"]
-    assert others(found, "best_of_2", "test", 200)["j:f"]["gain"] == pytest.approx(0.3)
-    assert others(found, "sft", "test", 200)["j:f"]["verdict"] is None
+    assert other_judges(found, "best_of_2", "test", 200)["j:f"]["gain"] == pytest.approx(0.3)
+    assert other_judges(found, "sft", "test", 200)["j:f"]["verdict"] is None
 
 
 @pytest.mark.parametrize(

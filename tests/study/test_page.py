@@ -9,7 +9,7 @@ from preftune.config import load_recipe
 from preftune.runs.inputs import variables
 from preftune.study.design import Design
 from preftune.study.former import todays_words
-from preftune.study.page import _beside, _best_of_n, study_text
+from preftune.study.page import _best_of_n, _other_judges, study_text
 from preftune.study.places import conclusions
 from preftune.study.pool import _others_seen
 
@@ -60,7 +60,7 @@ def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], st
         "gold_gain_high": 1,
     }
     policy["text"] = {"distinct_2_of_reference": 1.0, "perplexity_of_reference": 1.0, "counts": True}
-    page = _beside({"policies": {"ppo": policy}, "main_set": "test", "seeds": [], **seen})
+    page = _other_judges({"policies": {"ppo": policy}, "main_set": "test", "seeds": [], **seen})
     assert f"On the test prompts. {SAYS[stages].format('preftune.judges.reviews:liked')} A gain" in page
 
 

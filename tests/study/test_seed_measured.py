@@ -67,11 +67,11 @@ def test_fresh_pairs_that_are_too_long_are_left_out(monkeypatch: pytest.MonkeyPa
         tried.append(len(pairs))
         return (pairs[1:] if len(tried) == 1 else []), {}  # one of the first pairs, and all others
 
-    def scored(what: str, pairs: list[Preference]) -> list[dict[str, float]]:
+    def pair_scores(what: str, pairs: list[Preference]) -> list[dict[str, float]]:
         asked[what] = len(pairs)
         return [{"chosen": 1.0, "rejected": float(i % 2)} for i, _ in enumerate(pairs)]
 
-    by = SimpleNamespace(encoder=SimpleNamespace(usable=usable), scored=scored)
+    by = SimpleNamespace(encoder=SimpleNamespace(usable=usable), pair_scores=pair_scores)
     monkeypatch.setattr(measure, "examiner", lambda *_: by)
     session: Any = SimpleNamespace(config=config)
     found = measure._fresh_accuracy(session, "rm", 6)
@@ -116,6 +116,8 @@ def test_seeds_of_different_judges_are_not_pooled() -> None:
     records = {number: Path(f"seed-{number}") for number in range(3)}
     one, other = {"golds": {"m:f": "a"}}, {"golds": {"m:f": "b"}}
     words = ("judged_by", "judged by other functions or another gold", "measure it again")
-    pool._alike([seed(0, None), seed(1, one), seed(2, one)], records, *words)  # an old one does not say
+    pool._refuse_differing(
+        [seed(0, None), seed(1, one), seed(2, one)], records, *words
+    )  # an old one does not say
     with pytest.raises(DataError, match="seed-2: judged by other functions or another gold than seed 1"):
-        pool._alike([seed(0, None), seed(1, one), seed(2, other)], records, *words)
+        pool._refuse_differing([seed(0, None), seed(1, one), seed(2, other)], records, *words)

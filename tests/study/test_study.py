@@ -255,12 +255,12 @@ def test_whatever_a_damaged_file_of_a_seed_holds_is_refused_by_name(two_seeds: P
 
 
 def test_the_reward_model_is_examined_on_fresh_pairs(two_seeds: Path) -> None:
-    audit = study_json(two_seeds)["reward_model"]
+    reward_model = study_json(two_seeds)["reward_model"]
     for kind in ("training", "combinations", "wording"):
-        assert audit[kind]["n_pairs"] == 20
-        assert 0.5 < audit[kind]["best_reachable"] < 1
-        assert [each["seed"] for each in audit[kind]["by_seed"]] == list(SEEDS)
-        assert {"truth", "manners", "concision", "relevance"} <= set(audit[kind]["gaps"])
+        assert reward_model[kind]["n_pairs"] == 20
+        assert 0.5 < reward_model[kind]["best_reachable"] < 1
+        assert [each["seed"] for each in reward_model[kind]["by_seed"]] == list(SEEDS)
+        assert {"truth", "manners", "concision", "relevance"} <= set(reward_model[kind]["gaps"])
 
 
 def test_page_and_figures_show_every_policy_and_seed(two_seeds: Path) -> None:

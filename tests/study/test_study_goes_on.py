@@ -115,7 +115,7 @@ def test_two_jobs_run_a_last_seed_as_the_others(
     """With one thread, on which numbers may hang."""
     threads: list[int] = []
     monkeypatch.setattr(launch, "carry_out", lambda tasks, *_, **__: threads.extend(t.threads for t in tasks))
-    launch._run(tmp_path, [3], load_design(two_seeds), 2, False, launch.Where(), Console(quiet=True))
+    launch._run(tmp_path, [3], load_design(two_seeds), 2, False, launch.Placement(), Console(quiet=True))
     assert threads == [1]
 
 

@@ -31,12 +31,12 @@ def trained(
 ) -> tuple[Ended | None, int]:
     algorithm = Counting(lambda before: {"score": COURSE[before]})
 
-    def now() -> float:
+    def measure() -> float:
         during(algorithm.steps)
         stopping_point("forward")
         return COURSE[algorithm.steps - 1]
 
-    worth = Worth(of_step=lambda row: row["score"]) if by_steps else Worth(now=now)
+    worth = Worth(of_step=lambda row: row["score"]) if by_steps else Worth(measure=measure)
     ended = play(algorithm, out, every, kill_at, worth=worth, **plan)
     return ended, algorithm.steps
 
@@ -75,7 +75,7 @@ def test_a_stage_that_ends_by_its_budget_ends_with_the_best_checkpoint_within(
 ) -> None:
     def attempt(kill_at: int = 0) -> tuple[Ended | None, int]:
         algorithm = Counting(lambda before: {"kl": float(before)})
-        worth = Worth(now=lambda: course[algorithm.steps - 1])
+        worth = Worth(measure=lambda: course[algorithm.steps - 1])
         ended = play(algorithm, tmp_path, every, kill_at, worth=worth, budget=("kl", 4.5))
         return ended, algorithm.steps
 
@@ -121,7 +121,7 @@ def test_a_best_one_that_is_damaged_is_said(tmp_path: Path) -> None:
 
 def test_with_a_budget_a_damaged_best_one_leaves_the_newest_within_it(tmp_path: Path) -> None:
     algorithm, best, said = Counting(lambda before: {"kl": float(before)}), "step-000002", list[str]()
-    worth = Worth(now=lambda: -abs(algorithm.steps - 2.0))
+    worth = Worth(measure=lambda: -abs(algorithm.steps - 2.0))
 
     def damage(path: Path) -> None:
         if path.name == "step-000004":

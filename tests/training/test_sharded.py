@@ -136,7 +136,7 @@ def one_block_at_a_time() -> tuple[float, Any, int]:
             block.mlp.register_forward_pre_hook(look)
         drawn = sample(policy, learner.place(prompts(3, 5)), **HOW, say=warned.append)
     replies = [ids[own].tolist() for ids, own in zip(drawn.ids, drawn.response, strict=True)]
-    return max(live), learner.together(replies), len(warned)
+    return max(live), learner.gather_items(replies), len(warned)
 
 
 def copied_by_one(source: Path, target: Path) -> None:

@@ -231,7 +231,7 @@ def test_the_command_ends_when_the_lock_is_released(
         return SimpleNamespace(finished=False, locked=seen[-1])
 
     monkeypatch.setattr("preftune.runs.console.is_live", lambda out: True)
-    monkeypatch.setattr("preftune.watch.command._drawn", lambda *_: "picture")
+    monkeypatch.setattr("preftune.watch.command._panel", lambda *_: "picture")
     monkeypatch.setattr("preftune.watch.command.time.sleep", lambda seconds: None)
     monkeypatch.setattr(Watched, "look", look)
     assert main(["watch", str(run.path)]) == 0

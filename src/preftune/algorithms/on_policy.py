@@ -160,10 +160,10 @@ def function_metrics(rollout: Rollout) -> Metrics:
     """
     metrics = {}
     for name, numbers in rollout.by_function.items():
-        given = numbers[~numbers.isnan()]
-        if len(given):
-            metrics[f"rewards/{name}/mean"] = given.mean().item()
-            metrics[f"rewards/{name}/std"] = given.std().item() if len(given) > 1 else 0.0
+        values = numbers[~numbers.isnan()]
+        if len(values):
+            metrics[f"rewards/{name}/mean"] = values.mean().item()
+            metrics[f"rewards/{name}/std"] = values.std().item() if len(values) > 1 else 0.0
     return metrics
 
 

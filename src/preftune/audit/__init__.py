@@ -35,7 +35,7 @@ def audit_directory(path: Path) -> dict[str, Any]:
     members = [] if weights else sorted(path.glob("member-*"))
     kinds, checks = set[str](), _combined(path) if members else list[Check]()
     for member in members or [path]:  # an ensemble is as good as each of its members
-        kind, results = _checked(member)
+        kind, results = _checks_of(member)
         kinds.add(kind)
         checks += [replace(c, name=f"{member.name}: {c.name}") for c in results] if members else results
     kind = kinds.pop() if len(kinds) == 1 else "unknown"
@@ -46,16 +46,16 @@ def audit_directory(path: Path) -> dict[str, Any]:
         "verdict": "not usable" if faults else "usable with care" if warnings else "usable",
         "faults": faults,
         "warnings": warnings,
-        "checks": [asdict(_told(check)) for check in checks],
+        "checks": [asdict(_without_consequence(check)) for check in checks],
     }
 
 
-def _told(check: Check) -> Check:
+def _without_consequence(check: Check) -> Check:
     """Nothing follows from what is as it should be."""
     return replace(check, consequence="", remedy="") if check.status == OK else check
 
 
-def _checked(path: Path) -> tuple[str, list[Check]]:
+def _checks_of(path: Path) -> tuple[str, list[Check]]:
     """The kind of one model, and all checks of it."""
     try:
         directory = open_directory(path)

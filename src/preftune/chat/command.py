@@ -57,24 +57,27 @@ def sample(
     from rich.console import Console
 
     from preftune.chat.columns import show
-    from preftune.chat.talk import changed
+    from preftune.chat.talk import changed_settings
     from preftune.measure.samples import replies
     from preftune.runs.reopen import reopen
 
-    session, settings = reopen(run, write=False), changed(temperature, max_new_tokens)
+    session, settings = reopen(run, write=False), changed_settings(temperature, max_new_tokens)
     names = _names(session, policy or ["sft"])
     drawn = {name: replies(session, name, prompt or [], seed, 5, settings) for name in names}
     console, rows = Console(highlight=False, soft_wrap=True), list[dict[str, Any]]()
-    for each in zip(*drawn.values(), strict=True):
-        rows += [{"policy": name, **row} for name, row in zip(names, each, strict=True)]
+    for rows_of_prompt in zip(*drawn.values(), strict=True):
+        rows += [{"policy": name, **row} for name, row in zip(names, rows_of_prompt, strict=True)]
         if json == "-":
             continue
         if len(names) == 1:
-            typer.echo(clean(f"{each[0]['prompt']}{each[0]['response']}", None) + "\n")
+            typer.echo(clean(f"{rows_of_prompt[0]['prompt']}{rows_of_prompt[0]['response']}", None) + "\n")
             continue
-        typer.echo(clean(each[0]["prompt"].strip("\n"), None))
+        typer.echo(clean(rows_of_prompt[0]["prompt"].strip("\n"), None))
         show(
-            console, names, [row["response"] for row in each], ["" if row["ended"] else "cut" for row in each]
+            console,
+            names,
+            [row["response"] for row in rows_of_prompt],
+            ["" if row["ended"] else "cut" for row in rows_of_prompt],
         )
         typer.echo("")
     if json == "-":
@@ -127,15 +130,15 @@ def _lines() -> Iterator[str]:
 
 def _answer(console: "Console", talk: "Talk", line: str) -> int:
     """One line of a conversation; how many pairs were kept."""
-    word, _, rest = line.partition(" ")
+    word, _, argument = line.partition(" ")
     if not line.startswith("/"):
         _show(console, talk, talk.say(line))
         return 0
     if word in ("/better", "/use"):
-        index = ascii_lowercase.find(rest.strip().lower()) if len(rest.strip()) == 1 else -1
+        index = ascii_lowercase.find(argument.strip().lower()) if len(argument.strip()) == 1 else -1
         if not 0 <= index < len(talk.replies):
             letters = ", ".join(ascii_lowercase[: len(talk.replies)]) or "none yet"
-            raise UsageError(f"there is no reply {rest.strip()[:20]!r}", f"the replies are: {letters}")
+            raise UsageError(f"there is no reply {argument.strip()[:20]!r}", f"the replies are: {letters}")
         if word == "/use":
             talk.take(index)
             return 0
@@ -147,7 +150,7 @@ def _answer(console: "Console", talk: "Talk", line: str) -> int:
         )
         return pairs
     if word == "/again":
-        _show(console, talk, talk.again())
+        _show(console, talk, talk.other_replies())
     elif word == "/new":
         talk.forget()
     elif word == "/help":

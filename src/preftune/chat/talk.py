@@ -46,12 +46,12 @@ class Talk:
             self.take(0)
         self.turns.append(Turn("human", f" {text.strip()}"))
         try:
-            return self.again()
+            return self.other_replies()
         except Exception:
             self.turns.pop()  # what has no reply was not said
             raise
 
-    def again(self) -> list[Row]:
+    def other_replies(self) -> list[Row]:
         """Other replies to the same turns. UsageError where nothing was said since a reply was taken."""
         if not self.turns or self.turns[-1].role != "human":
             since = "since that reply was taken" if self.turns else "yet"
@@ -120,7 +120,7 @@ def open_talk(
     trained = [name for name in policies_of(session, list(session.config.stage)) if session.is_trained(name)]
     prompts = list[Preference]()
     conditions, learner = make_conditions(session, reference_stage(session, trained), prompts, session.gold)
-    settings = conditions.settings.model_copy(update=changed(temperature, max_new_tokens))
+    settings = conditions.settings.model_copy(update=changed_settings(temperature, max_new_tokens))
     encoder = session.encoder(session.source(names[0]), settings.max_new_tokens)
     return Talk(
         run=session.run,
@@ -131,7 +131,7 @@ def open_talk(
     )
 
 
-def changed(temperature: float | None, max_new_tokens: int | None) -> dict[str, Any]:
+def changed_settings(temperature: float | None, max_new_tokens: int | None) -> dict[str, Any]:
     """What is asked for instead of the evaluation's settings. UsageError for what cannot be sampled."""
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise UsageError(f"--temperature {temperature} is no temperature", "0 is greedy, 1 as trained")

@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]  # a part of a whole
 Name = Annotated[str, Field(min_length=1)]
 
 
-def listed(value: Any) -> Any:
+def comma_text(value: Any) -> Any:
     """A list of texts as one text with commas, which a setting may also be."""
     return ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
 
@@ -48,4 +48,4 @@ def _are_several(text: str) -> str:
     return text
 
 
-Words = Annotated[str, BeforeValidator(listed), AfterValidator(_are_several)]
+Words = Annotated[str, BeforeValidator(comma_text), AfterValidator(_are_several)]

@@ -22,7 +22,7 @@ from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.config.unused import refuse_unused
-from preftune.errors import ConfigError, UsageError, meant
+from preftune.errors import ConfigError, UsageError, did_you_mean
 from preftune.untrusted import passes_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
@@ -53,8 +53,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), *, spared: Sequence[
     unknown recipe or an override without "=", ConfigError for everything that is wrong with keys and values,
     but for `spared`, those of the overrides that need have no use.
     """
-    resolved, typed = _resolve(_read(recipe), [_split(text) for text in overrides], recipe)
-    free = {_split(text)[0] for text in spared}
+    resolved, typed = _resolve(_read_recipe(recipe), [_split_override(text) for text in overrides], recipe)
+    free = {_split_override(text)[0] for text in spared}
     refuse_unused(resolved.config, (key for key in typed if key not in free))
     return resolved
 
@@ -75,7 +75,7 @@ def config_hash(config: BaseModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(recipe: str) -> dict[str, Any]:
+def _read_recipe(recipe: str) -> dict[str, Any]:
     """The recipe's values by dotted key."""
     if recipe.endswith(".toml"):
         source: Any = Path(recipe)
@@ -85,7 +85,7 @@ def _read(recipe: str) -> dict[str, Any]:
         source = resources.files("preftune") / "recipes" / f"{recipe}.toml"
     else:
         names = ", ".join(recipe_names())
-        question = meant(recipe, recipe_names())
+        question = did_you_mean(recipe, recipe_names())
         raise UsageError(
             f"unknown recipe {recipe!r}", f"{question}recipes: {names}; or give a path to a .toml file"
         )
@@ -99,7 +99,7 @@ def _read(recipe: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read {recipe}: {error.strerror}") from None
 
 
-def _split(text: str) -> tuple[str, str]:
+def _split_override(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"cannot read {text!r} as key=value", "for example: stage.ppo.learning_rate=1e-6")
@@ -137,14 +137,14 @@ def _resolve(
         raise _explain(error, schema, "", origins, source) from None
     _require_data(config, source)
     keys: dict[str, Origin] = {key: _origin(key, origins) for key in flatten(config.model_dump())}
-    other = [key for key in dict(typed) if values[key] not in (None, schema[key].default)]
-    return Resolved(config=config, origins=keys, recipe=source), other
+    changed_keys = [key for key in dict(typed) if values[key] not in (None, schema[key].default)]
+    return Resolved(config=config, origins=keys, recipe=source), changed_keys
 
 
 def _origin(key: str, origins: Mapping[str, Origin]) -> Origin:
     """Where a value comes from: that of a stage's copy for a later round from where the stage's own does."""
-    section, _, rest = key.partition(".")
-    name, _, setting = rest.partition(".")
+    section, _, in_section = key.partition(".")
+    name, _, setting = in_section.partition(".")
     is_copy = section == STAGE and f"{STAGE}.{name}.algorithm" not in origins
     first = f"{STAGE}.{name.rpartition('-')[0]}.{setting}" if is_copy else key
     return origins.get(key) or origins.get(first, "default")
@@ -155,7 +155,7 @@ def _refuse_secrets(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, str) and passes_credential(value):
             raise ConfigError(
-                f"{key} = {_shown(redact(value))}: holds what looks like a password or token",
+                f"{key} = {_value_text(redact(value))}: holds what looks like a password or token",
                 "settings are written to files that people share; log in with `hf auth login`, "
                 "or put the token into the variable HF_TOKEN",
             )
@@ -196,7 +196,7 @@ def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], sou
         if key not in merged:
             _refuse_stage(name, [n for n in names if f"{STAGE}.{n}.algorithm" in merged], choices)
         if merged[key] not in list(stage_kinds()):  # a list also takes values that cannot be hashed
-            raise ConfigError(f"{key} = {_shown(merged[key])}: expected {choices}", f"given in {source}")
+            raise ConfigError(f"{key} = {_value_text(merged[key])}: expected {choices}", f"given in {source}")
         algorithms[name] = merged[key]
     return algorithms
 
@@ -289,11 +289,11 @@ def _explain(
             lines.append(f"unknown key {key}" + (f", did you mean {near}?" if near else ""))
         else:
             expected = schema[key].expected if key in schema else item["msg"]
-            lines.append(f"{key} = {_shown(item['input'])}{where}: expected {expected}")
+            lines.append(f"{key} = {_value_text(item['input'])}{where}: expected {expected}")
     more = f"\nand {len(lines) - 5} more" if len(lines) > 5 else ""
     return ConfigError("\n".join(lines[:5]) + more)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     text = toml_value(value) if isinstance(value, str | bool | int | float) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from preftune.config.base import listed, words_in
+from preftune.config.base import comma_text, words_in
 from preftune.errors import ConfigError, InputMissing
 from preftune.hashing import sha256_file
 from preftune.isolated import isolated, passes
@@ -72,7 +72,7 @@ def _are_judges(text: str) -> str:
     return text
 
 
-Judges = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValidator(_are_judges)]
+Judges = Annotated[str, Field(min_length=1), BeforeValidator(comma_text), AfterValidator(_are_judges)]
 
 
 def _are_functions(text: str) -> str:
@@ -83,7 +83,7 @@ def _are_functions(text: str) -> str:
     return text
 
 
-Functions = Annotated[str, Field(min_length=1), BeforeValidator(listed), AfterValidator(_are_functions)]
+Functions = Annotated[str, Field(min_length=1), BeforeValidator(comma_text), AfterValidator(_are_functions)]
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -125,7 +125,7 @@ class ColumnsConfig(Settings):
     text: Name | None = Field(default=None, description="Column of plain text.")
     system: Name | None = Field(default=None, description="Column of the system message.")
 
-    def named(self) -> dict[str, str]:
+    def named_columns(self) -> dict[str, str]:
         """Known name to the data set's; a dotted name leads inside of an object."""
         return {ours: name for ours, name in self.model_dump().items() if name is not None}
 
@@ -176,7 +176,7 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _columns_have_a_use(self) -> Self:
-        named = self.columns.named()
+        named = self.columns.named_columns()
         if named and self.name == "world":
             raise ValueError("columns have no meaning for the built-in world")
         if len(set(named.values())) < len(named):
@@ -344,8 +344,8 @@ class RunConfig(Settings):
         """Settings that do not go together, with sharding and quantised weights, are refused by name."""
         if self.parallel.shard and self.precision == "fp16":
             raise ConfigError("parallel.shard is not supported with precision = fp16", "use bf16 or float32")
-        others = {"parallel.shard": self.parallel.shard, "sampler.url": self.sampler.url is not None}
-        check_quantize(self.model.lora, {*map(self.trainable_of, self.stage)}, others)
+        incompatible = {"parallel.shard": self.parallel.shard, "sampler.url": self.sampler.url is not None}
+        check_quantize(self.model.lora, {*map(self.trainable_of, self.stage)}, incompatible)
 
     def _check_gold(self) -> None:
         """A judge that a policy was trained on is no gold. Two kinds of stage may know it: one that collects,
@@ -356,9 +356,9 @@ class RunConfig(Settings):
                 functions = stage.functions()
                 models = {stage.judge_directory, stage.scored_by} - {None}
                 scoring = {*models, *(reward_terms(functions) if functions else ())}
-                seen = scoring & {judge, *(reward_terms(judge) if ":" in judge else ())}
-                ceiling = seen == scoring
-                if seen and not ceiling and stage.makes != "data":
+                from_gold = scoring & {judge, *(reward_terms(judge) if ":" in judge else ())}
+                ceiling = from_gold == scoring
+                if from_gold and not ceiling and stage.makes != "data":
                     raise ConfigError(
                         f"evaluation.gold = {judge}: stage {name} is scored by it, so that training sees it",
                         "name another judge, or leave evaluation.gold out: the stage's own score is reported",

@@ -58,7 +58,7 @@ def settings(stages: Mapping[str, str]) -> dict[str, Setting]:
 def walk(model: type[BaseModel], prefix: str, defaults: BaseModel | None = None) -> Iterator[Setting]:
     """The settings of a model, those of its groups after its own."""
     fields = [(name, field, _group(field.annotation)) for name, field in model.model_fields.items()]
-    for name, field, group in sorted(fields, key=lambda one: one[2] is not None):
+    for name, field, group in sorted(fields, key=lambda entry: entry[2] is not None):
         key = prefix + name
         if key == STAGE:
             continue

@@ -26,11 +26,11 @@ def dump_toml(config: BaseModel) -> str:
 
 def _table(path: str, values: Mapping[str, Any]) -> Iterator[str]:
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    rest = {key: value for key, value in values.items() if key not in tables}
+    settings = {key: value for key, value in values.items() if key not in tables}
     # An absent group of settings (model.scratch without a scratch model) reads "none" like any other value.
-    if path and rest:
+    if path and settings:
         yield f"\n[{path}]"
-    for key, value in rest.items():
+    for key, value in settings.items():
         yield f"{key} = {toml_value(value)}"
     for key, value in tables.items():
         yield from _table(f"{path}.{key}" if path else key, value)

@@ -38,9 +38,9 @@ class LoraConfig(Settings):
     )
 
 
-def check_quantize(lora: LoraConfig, trainable: Collection[str], others: Mapping[str, bool]) -> None:
-    """ConfigError for 4-bit weights where nothing trains adapters, or one of the `others`, which cannot take
-    them, is set.
+def check_quantize(lora: LoraConfig, trainable: Collection[str], incompatible: Mapping[str, bool]) -> None:
+    """ConfigError for 4-bit weights where nothing trains adapters, or where a setting that is `incompatible`
+    with them is in use.
     """
     if lora.quantize == "none":
         return
@@ -50,5 +50,5 @@ def check_quantize(lora: LoraConfig, trainable: Collection[str], others: Mapping
             f"{whose} has a use with adapters only: stages train {', '.join(sorted(trainable))}",
             ADAPTERS_NEED,
         )
-    if other := next((name for name, is_set in others.items() if is_set), None):
-        raise ConfigError(f"{whose} is not supported with {other}", 'set model.lora.quantize="none"')
+    if conflict := next((name for name, is_set in incompatible.items() if is_set), None):
+        raise ConfigError(f"{whose} is not supported with {conflict}", 'set model.lora.quantize="none"')

@@ -23,9 +23,9 @@ def refuse_unused(config: RunConfig, typed: Iterable[str]) -> None:
 
 def _needs(config: RunConfig, key: str) -> str | None:
     """What the setting needs to be read, if that is missing."""
-    section, _, rest = key.partition(".")
+    section, _, name = key.partition(".")
     if section == "data":
-        return _data_needs(config, rest)
+        return _data_needs(config, name)
     if section == "sampler":
         return "sampler.url names the server that samples" if config.sampler.url is None else None
     if key.startswith("model.lora."):

@@ -39,29 +39,29 @@ class Rows:
                 return value
             return value[rows][:, :width] if value.dim() == 2 else value[rows]
 
-        return self._each(cut)
+        return self._map_fields(cut)
 
     def to(self, device: torch.device | str) -> Self:
-        return self.changed(lambda tensor: tensor.to(device))
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor changed, in the order of the fields."""
 
-        def each(value: object) -> object:
+        def map_field(value: object) -> object:
             if isinstance(value, dict):
                 return {name: change(numbers) for name, numbers in value.items()}
             if isinstance(value, Rows):
-                return value.changed(change)
+                return value.map_tensors(change)
             return change(value) if isinstance(value, Tensor) else value
 
-        return self._each(each)
+        return self._map_fields(map_field)
 
     @property
     def _first(self) -> Any:
         record: Any = self
         return getattr(self, fields(record)[0].name)
 
-    def _each(self, change: Callable[[object], object]) -> Self:
+    def _map_fields(self, change: Callable[[object], object]) -> Self:
         record: Any = self
         return type(record)(**{f.name: change(getattr(self, f.name)) for f in fields(record)})
 

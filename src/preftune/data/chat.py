@@ -32,14 +32,14 @@ class Frame:
     surplus: what the opened reply begins with and a finished conversation does not have (an open `<think>`);
     it is left out, since a reply must continue its prompt · before: from there to the text (an empty think
     block, a space) · after: from the text to the end token · end: that token; "" if the template has none ·
-    rest: what follows that token, as the line feed of ChatML does.
+    after_end: what follows that token, as the line feed of ChatML does.
     """
 
     surplus: str
     before: str
     after: str
     end: str
-    rest: str
+    after_end: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Chat:
     def prompt(self, prompt: Dialogue) -> str:
         """The conversation with the reply opened. RejectedRow if the template refuses it."""
         messages = messages_of(prompt)
-        return self._opened(messages, self._tokens_to_hide(messages))
+        return self._opened_prompt(messages, self._tokens_to_hide(messages))
 
     def reply(self, prompt: Dialogue, text: str) -> Reply:
         """The reply as the template writes it after this prompt. RejectedRow if it refuses to."""
@@ -86,12 +86,13 @@ class Chat:
             raise Refused("it does not show a reply, or refuses a question and its answer")
         messages, answer = messages_of(prompt), {"role": "assistant", "content": text.strip()}
         tokens = self._tokens_to_hide([*messages, answer])
-        opened, dialogue = self._opened(messages, tokens), self._fill([*messages, answer], tokens, False)
+        opened = self._opened_prompt(messages, tokens)
+        dialogue = self._fill([*messages, answer], tokens, False)
         if dialogue.startswith(opened):
             tail = dialogue[len(opened) :]
         else:  # templates that write a system message into the last turn: what follows a plain question
             question: Messages = [{"role": "user", "content": _QUESTION}]
-            tail = self._fill([*question, answer], tokens, False)[len(self._opened(question, ())) :]
+            tail = self._fill([*question, answer], tokens, False)[len(self._opened_prompt(question, ())) :]
             if not dialogue.endswith(tail):
                 raise Refused("it writes the prompt differently once there is a reply")
         cut = tail.rfind(frame.end) if frame.end else len(tail.rstrip())
@@ -116,19 +117,21 @@ class Chat:
             at = dialogue.rfind(_REPLY)
             common = len(os.path.commonprefix([opened, dialogue[: max(at, 0)]]))  # noqa: RUF071 (texts, no paths)
             if opened.rfind(_QUESTION) < common:
-                after, end, rest = self._closing(dialogue[at + len(_REPLY) :])
+                after, end, after_end = self._closing(dialogue[at + len(_REPLY) :])
                 before = dialogue[common:at]
-                return Frame(surplus=opened[common:], before=before, after=after, end=end, rest=rest)
+                return Frame(
+                    surplus=opened[common:], before=before, after=after, end=end, after_end=after_end
+                )
         return None
 
-    def _closing(self, rest: str) -> tuple[str, str, str]:
+    def _closing(self, tail: str) -> tuple[str, str, str]:
         """The end token in what follows a reply, the first that is declared or else the first at all, between
         what stands before and behind it.
         """
-        markers = list(self.control.finditer(rest))
+        markers = list(self.control.finditer(tail))
         for match in [m for m in markers if m[0] in self._ends] or markers:
-            return rest[: match.start()], match[0], rest[match.end() :]
-        return rest.rstrip(), "", ""
+            return tail[: match.start()], match[0], tail[match.end() :]
+        return tail.rstrip(), "", ""
 
     def show(self, text: str) -> str:
         """The text with hidden tokens back in their places."""
@@ -140,7 +143,7 @@ class Chat:
         spelt = "|".join(map(re.escape, tokens))
         return re.sub(spelt, lambda match: f"{MARK}{self.special.index(match[0])}{MARK}", text)
 
-    def _opened(self, messages: Messages, tokens: Sequence[str]) -> str:
+    def _opened_prompt(self, messages: Messages, tokens: Sequence[str]) -> str:
         text = self._fill(messages, tokens, True)
         return text if self.frame is None else text.removesuffix(self.frame.surplus)
 

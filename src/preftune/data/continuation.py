@@ -21,7 +21,7 @@ def cut_texts(tallies: Sequence[Tally], words: int) -> None:
     """
     begin = re.compile(rf"\s*((?:\S+\s+){{{words - 1}}}\S+)\s+(?=\S)")
     for tally in tallies:
-        rows = [(_cut(row, begin), split) for row, split in zip(tally.rows, tally.splits, strict=True)]
+        rows = [(_cut_row(row, begin), split) for row, split in zip(tally.rows, tally.splits, strict=True)]
         tally.rows = [row for row, _ in rows if row is not None]
         tally.splits = [split for row, split in rows if row is not None]
         tally.rejected["shorter_than_prompt_words"] += len(rows) - len(tally.rows)
@@ -29,9 +29,9 @@ def cut_texts(tallies: Sequence[Tally], words: int) -> None:
         tally.kinds["unpaired"] += tally.kinds.pop("text", 0)
 
 
-def _cut(row: Preference, begin: re.Pattern[str]) -> Preference | None:
+def _cut_row(row: Preference, begin: re.Pattern[str]) -> Preference | None:
     match = begin.match(row.chosen)
     if match is None:
         return None
-    rest = one_space(row.chosen[match.end() :])
-    return replace(row, prompt=Dialogue([Turn("human", match[1])]), chosen=rest)
+    reply = one_space(row.chosen[match.end() :])
+    return replace(row, prompt=Dialogue([Turn("human", match[1])]), chosen=reply)

@@ -62,7 +62,7 @@ def load_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
     Raises InputMissing for what cannot be found, DataError for what cannot be read or used.
     """
     name = str(config.name)
-    tallies, commit = _read(config, commit)
+    tallies, commit = _read_tallies(config, commit)
     kind = _kind(name, tallies)
     if config.prompt_words is not None:
         if kind != "text":
@@ -88,7 +88,7 @@ def load_dataset(config: "DataConfig", commit: str | None = None) -> Dataset:
         "cut_from_train": cut,
     }
     held_out = {prompt_key(row) for name in SPLIT_NAMES[1:] for row in splits[name]}
-    report |= rows_report(tallies) | _named(kind, tallies)
+    report |= rows_report(tallies) | _kind_facts(kind, tallies)
     return make_dataset(splits, report, kind, _undesirable(tallies, held_out))
 
 
@@ -98,13 +98,13 @@ def read_training(config: "DataConfig", held_out: Collection[str], commit: str |
     `config` names are read where they are there. Raises what `load_dataset` raises.
     """
     name = str(config.name)
-    tallies, commit = _read(config, commit, foreign=True)
+    tallies, commit = _read_tallies(config, commit, foreign=True)
     kind = _kind(name, tallies)
     if kind == "text" and config.prompt_words is not None:
         cut_texts(tallies, config.prompt_words)
         kind = "unpaired"
     report = {"name": name, **({} if commit is None else {"commit": commit})}
-    report |= rows_report(tallies) | _named(kind, tallies)
+    report |= rows_report(tallies) | _kind_facts(kind, tallies)
     rows = _by_split(name, tallies)["train"]
     return training_only(rows, held_out, report, kind, _undesirable(tallies, held_out))
 
@@ -175,7 +175,9 @@ def prompt_key(row: Preference) -> str:
     return prompt_hash(Dialogue([Turn(turn.role, turn.text.strip()) for turn in turns]))
 
 
-def _read(config: "DataConfig", commit: str | None, foreign: bool = False) -> tuple[list[Tally], str | None]:
+def _read_tallies(
+    config: "DataConfig", commit: str | None, foreign: bool = False
+) -> tuple[list[Tally], str | None]:
     name, data_dir = str(config.name), config.data_dir
     path = Path(os.path.expanduser(name))
     if path.exists():
@@ -183,7 +185,7 @@ def _read(config: "DataConfig", commit: str | None, foreign: bool = False) -> tu
         if not (root / README).is_file():
             refuse_both(config.config, data_dir)
         chosen = local_files(root, config.config, foreign)
-        return read_files(root, config.on_bad_row, chosen, config.columns.named(), foreign), None
+        return read_files(root, config.on_bad_row, chosen, config.columns.named_columns(), foreign), None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
         raise InputMissing(f"{name}: no such file or directory", ALTERNATIVES)
     return read_hub(config, commit, foreign)
@@ -202,7 +204,7 @@ def _kind(name: str, tallies: Sequence[Tally]) -> Kind:
     return "pairs"
 
 
-def _named(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
+def _kind_facts(kind: Kind, tallies: Sequence[Tally]) -> dict[str, str]:
     """For the report: of what kind the rows are, if not pairs, and the columns that showed it."""
     return {} if kind == "pairs" else {"kind": KINDS[kind], "columns": tallies[0].first_keys}
 

@@ -59,10 +59,10 @@ class Preference:
         token limit did not, and a stage that collects says so in columns `ended_chosen`, `ended_rejected`.
         """
         chosen, rejected = (self.columns.get(f"ended_{name}", True) for name in ("chosen", "rejected"))
-        return _ended(chosen), _ended(rejected)
+        return _reply_ended(chosen), _reply_ended(rejected)
 
 
-def _ended(value: Any) -> bool:
+def _reply_ended(value: Any) -> bool:
     """Whether a column says that the reply ended, also as text in a CSV. A value that is neither true nor
     false counts as true.
     """

@@ -108,7 +108,7 @@ class Encoder:
         but not on padding: transformers' classifiers look past it.
         """
         frame = self._chat.frame if self._chat and self.whole_turns else None
-        ids = self._encode(frame.end + frame.rest, special=True)[1:] if frame and frame.end else []
+        ids = self._encode(frame.end + frame.after_end, special=True)[1:] if frame and frame.end else []
         while ids and ids[-1] == self.tokenizer.pad_token_id:
             ids.pop()
         return ids
@@ -206,7 +206,7 @@ class Encoder:
         """A left-padded batch for the sampler, (B, P), with the seed of each prompt's sampling."""
         return pad_prompts([self.prompt(prompt) for prompt in prompts], seeds, self.pad_id)
 
-    def shown(self, prompt: Dialogue) -> str:
+    def readable_prompt(self, prompt: Dialogue) -> str:
         """A prompt as people and reward functions read it: texts in plain form, else the transcript."""
         if self.form != "plain":
             return prompt.transcript()
@@ -261,20 +261,20 @@ class Encoder:
 
     def _whole_prompt(self, prompt: Dialogue) -> list[int]:
         if self._chat is not None:
-            ids = self._written(self._chat.prompt(prompt))
+            ids = self._template_ids(self._chat.prompt(prompt))
         else:
-            ids = self._begin + self._plain(self.shown(prompt))
+            ids = self._begin + self._plain(self.readable_prompt(prompt))
         return ids or [self._eos_id]  # a model needs one token to start from
 
     def _shortened(self, prompt: Dialogue, limit: int) -> tuple[list[int], Dialogue]:
         """A prompt whose first turn alone is too long, with that turn cut from the left."""
         if not prompt:
             return self._whole_prompt(prompt)[-limit:], prompt
-        first, rest = prompt[0], prompt[1:]
+        first, later_turns = prompt[0], prompt[1:]
         text = self._plain(first.text[-CHARACTERS * limit :])[-limit:]
         while True:
             cut = Turn(first.role, self.text_of(text).lstrip("\ufffd"))  # the cut may have halved a character
-            shortened = Dialogue([cut, *rest])
+            shortened = Dialogue([cut, *later_turns])
             ids = self._whole_prompt(shortened)
             excess = len(ids) - limit
             if excess <= 0 or not text:
@@ -290,13 +290,13 @@ class Encoder:
     def _reply(self, prompt: Dialogue, text: str, ended: bool) -> tuple[list[int], bool]:
         """Ids of a reply, and whether the chat template left none of its text out."""
         limit = self.max_response_length
-        shown = text[: CHARACTERS * limit]
+        readable = text[: CHARACTERS * limit]
         if self._chat is None:
-            reply, end = Reply(context=_OPENED, body=shown, closing="", complete=True), [self.eos_id]
+            reply, end = Reply(context=_OPENED, body=readable, closing="", complete=True), [self.eos_id]
         else:
-            reply, frame = self._chat.reply(prompt, shown), self._chat.frame
+            reply, frame = self._chat.reply(prompt, readable), self._chat.frame
             end = [] if frame and frame.end else [self.eos_id]
-        if ended and len(shown) == len(text):
+        if ended and len(readable) == len(text):
             ids = self._behind(reply.context, reply.body + reply.closing) + end + self.after_end
             if len(ids) <= limit:
                 return ids, reply.complete
@@ -308,11 +308,11 @@ class Encoder:
         """
         if self._chat is None and self._apart:
             return self._plain(text)
-        encode = self._plain if self._chat is None else self._written
+        encode = self._plain if self._chat is None else self._template_ids
         before, joined = encode(context), encode(context + text)
         if joined[: len(before)] == before:
             return joined[len(before) :]
-        return self._inside(text) if self._chat is None else self._written(text, first=False)
+        return self._inside(text) if self._chat is None else self._template_ids(text, first=False)
 
     def _inside(self, text: str) -> list[int]:
         """Ids of plain text that does not begin a text."""
@@ -331,7 +331,7 @@ class Encoder:
                 return False
         return True
 
-    def _written(self, text: str, first: bool = True) -> list[int]:
+    def _template_ids(self, text: str, first: bool = True) -> list[int]:
         """Ids of what a chat template wrote: its markers are tokens, hidden tokens plain text. `first`:
         whether the text begins a sequence.
         """

@@ -101,10 +101,10 @@ def chosen_files(
         names = {root / file: split for file, split in named.items() if split is not None}
         return choose(root, sorted(root / file for file in named), SUFFIXES, names or None)
     red = [path for path in paths if RED_TEAM in (root.name, *path.relative_to(root).parts)]
-    rest = [path for path in paths if path not in red]
-    if not rest:
+    preferences = [path for path in paths if path not in red]
+    if not preferences:
         raise DataError(f"{root}: only {RED_TEAM}, which holds no preferences", WANTED)
-    chosen = choose(root, rest, SUFFIXES)
+    chosen = choose(root, preferences, SUFFIXES)
     if red:
         chosen.notes.append(f"{RED_TEAM}: not read: it holds no preferences")
     return chosen

@@ -50,12 +50,12 @@ def parse_transcript(text: str) -> Dialogue:
     r"""The turns of `\n\nHuman: ...\n\nAssistant: ...`, texts verbatim. Raises RejectedRow without roles at
     the start.
     """
-    before, *rest = MARKER.split(text)
-    if not rest:
+    before, *pieces = MARKER.split(text)
+    if not pieces:
         raise RejectedRow("no_roles")
     if before:
         raise RejectedRow("text_before_roles")
-    roles, texts = rest[::2], rest[1::2]
+    roles, texts = pieces[::2], pieces[1::2]
     return Dialogue(
         Turn("human" if role == "Human" else "assistant", content)
         for role, content in zip(roles, texts, strict=True)

@@ -39,7 +39,7 @@ def read_hub(
     except InputMissing as error:
         error.message = f"{name}: no such path here, and {error.message}"
         raise
-    chosen = _wanted(snapshot, config.data_dir, config.config, foreign)
+    chosen = _files_to_read(snapshot, config.data_dir, config.config, foreign)
     if snapshot.partial:
         count = f"only the {len(snapshot.files)} files that are in the cache"
         chosen.notes.append(f"{name}: {count} could be looked at: the list of all has never been fetched")
@@ -48,27 +48,27 @@ def read_hub(
     files = {file.relative_to(root).as_posix(): split for file, split in chosen.files}
     path = snapshot.fetch(files)
     chosen.files = [(path / file, split) for file, split in files.items()]
-    tallies = read_files(path, config.on_bad_row, chosen, config.columns.named(), foreign)
+    tallies = read_files(path, config.on_bad_row, chosen, config.columns.named_columns(), foreign)
     for tally in tallies:
         tally.name = f"{name}/{Path(tally.name).relative_to(path).as_posix()}"
     return tallies, snapshot.commit
 
 
-def _wanted(snapshot: Snapshot, data_dir: str | None, config: str | None, foreign: bool) -> Chosen:
+def _files_to_read(snapshot: Snapshot, data_dir: str | None, config: str | None, foreign: bool) -> Chosen:
     """The files of the data set, or of one of its folders, that are read here; by the rule of local ones."""
     folder = PurePosixPath(data_dir or "")
     inside = [file for file in map(PurePosixPath, snapshot.files) if file.is_relative_to(folder)]
-    where = f"{snapshot.name}{f' (data_dir={data_dir})' if data_dir else ''}"
+    place = f"{snapshot.name}{f' (data_dir={data_dir})' if data_dir else ''}"
     if not inside:
         folders = sorted({file.split("/")[0] for file in snapshot.files if "/" in file})
         raise InputMissing(
-            f"{where}: no such folder in this data set", f"it has: {', '.join(folders[:12]) or 'no folders'}"
+            f"{place}: no such folder in this data set", f"it has: {', '.join(folders[:12]) or 'no folders'}"
         )
     read = [file for file in inside if _is_data(file)]
     if not read:
         names = ", ".join(sorted(str(file) for file in inside)[:6])
         raise InputMissing(
-            f"{where}: holds no file of a kind that is read here ({', '.join(SUFFIXES)}), but {names}",
+            f"{place}: holds no file of a kind that is read here ({', '.join(SUFFIXES)}), but {names}",
             ALTERNATIVES,
         )
     root = Path(snapshot.name)

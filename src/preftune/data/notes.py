@@ -59,7 +59,7 @@ def _notes(tallies: Sequence[Tally]) -> Iterator[str]:
     if set(forms) - {"preference pairs"}:
         yield "rows read as " + ", ".join(f"{name} ({n:,})" for name, n in forms.most_common())
     noted = sum((tally.noted for tally in tallies), Counter[str]())
-    yield from (f"{n:,} {HOW[what]}" for what, n in noted.items() if n)
+    yield from (f"{n:,} {HOW[kind]}" for kind, n in noted.items() if n)
     if reasons := reasons_of(tallies):
         yield f"left out: {reasons}"
     if undesirable := sum(len(tally.undesirable) for tally in tallies):

@@ -12,14 +12,14 @@ _FEW = 4  # characters: a shorter rest of a turn may stand anywhere
 
 def pieces(encoder: Encoder, ids: Sequence[int]) -> list[str]:
     """The text of each token behind those before it; a character of several tokens stands with its last."""
-    texts, shown = list[str](), ""
+    texts, decoded = list[str](), ""
     for end in range(1, len(ids) + 1):
         text = encoder.text_of(ids[:end])
         if text.endswith(_HALF) and end < len(ids):
             texts.append("")
             continue
-        texts.append(text[len(shown) :])
-        shown = text
+        texts.append(text[len(decoded) :])
+        decoded = text
     return texts
 
 

@@ -121,8 +121,10 @@ def table_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
     spaced = 0 < count == first.count(f"{between} ")  # "a, b": quotes, too; a single column has no such sign
     old = csv.field_size_limit(MAX_LINE)
     try:
-        rest = (line for _, line in text)
-        reader = csv.reader(chain([first], rest), delimiter=between, strict=True, skipinitialspace=spaced)
+        later_lines = (line for _, line in text)
+        reader = csv.reader(
+            chain([first], later_lines), delimiter=between, strict=True, skipinitialspace=spaced
+        )
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header):
             raise DataError(f"{path}:{before + 1}: a column name appears twice in {str(header)[:200]}", FORMS)
@@ -158,12 +160,12 @@ class _Unpacked:
 
     def line(self, number: int, longest: int | None) -> bytes:
         """What comes next of line `number`: all of it, or `longest` bytes and one more; b"" at the end."""
-        part = self.stream.readline((longest or self.limit or self.size) + 1)
-        self.total += len(part)
+        data = self.stream.readline((longest or self.limit or self.size) + 1)
+        self.total += len(data)
         if self.limit and self.total > self.limit:
             unpacks = f"{self.size} bytes unpack to more than {self.limit}"
             raise DataError(f"{self.path}:{number}: {unpacks}: refused as a gzip bomb", _UNPACK)
-        return part
+        return data
 
 
 def lines(
@@ -217,7 +219,7 @@ def arrow_rows(file: BinaryIO, path: Path, tally: Tally) -> Rows:
     return _arrow_rows(_arrow_batches, file, path, tally)
 
 
-def _other(value: Any) -> Any:
+def _unread_value(value: Any) -> Any:
     """A value of a column that is not read here; None for one that Python cannot hold (nanoseconds)."""
     try:
         return value.as_py()
@@ -245,11 +247,11 @@ def _arrow_rows(batches: Batches, file: BinaryIO, path: Path, tally: Tally) -> R
     try:
         for batch in batches(file, readable):
             names = readable(batch.schema.names)
-            others = [name for name in batch.schema.names if name not in names]  # for reward functions
+            unread = [name for name in batch.schema.names if name not in names]  # for reward functions
             for i in range(batch.num_rows):
                 number += 1
                 record = {name: batch.column(name)[i].as_py() for name in names}
-                record |= {name: _other(batch.column(name)[i]) for name in others}
+                record |= {name: _unread_value(batch.column(name)[i]) for name in unread}
                 total += _characters(record)
                 if total > limit:
                     raise DataError(

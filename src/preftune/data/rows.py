@@ -14,7 +14,7 @@ from preftune.data.checks import BadRow, is_empty, kind, quote
 from preftune.data.dialogue import Dialogue, Kind, Preference, Scored
 from preftune.data.formats import ranked, single
 from preftune.data.formats.messages import conversation_in
-from preftune.data.formats.table import FORMS, present, read_keys, recognise, renamed
+from preftune.data.formats.table import FORMS, present_columns, read_keys, recognise, with_known_names
 from preftune.data.hh import RejectedRow
 from preftune.data.splits import named_split
 from preftune.errors import DataError
@@ -72,8 +72,8 @@ class Tally:
             record = parse_line(raw) if isinstance(raw, bytes) else raw
             if not isinstance(record, dict):
                 raise BadRow(f"the row is {kind(record)}, not an object: {quote(repr(record))}")
-            columns = present(record, self.columns) if self.foreign else self.columns
-            self._take(renamed(record, columns), columns)
+            columns = present_columns(record, self.columns) if self.foreign else self.columns
+            self._take(with_known_names(record, columns), columns)
         except RejectedRow as error:
             self.rejected[error.reason] += 1
         except BadRow as error:
@@ -90,7 +90,7 @@ class Tally:
         self.forms[form.name] += 1
         unread = record.keys() - read_keys(form, record)
         self.ignored_columns.update(unread)
-        others = {key: record[key] for key in record if key in unread or key in single.REPLIES}
+        further = {key: record[key] for key in record if key in unread or key in single.REPLIES}
         split = record.get("split")
         home = (named_split(split) if isinstance(split, str) else None) or self.split
         self.noted["split"] += home != self.split
@@ -101,9 +101,9 @@ class Tally:
         )
         for row in rows:
             if isinstance(row, Scored):
-                self._scored.setdefault(row.prompt, []).append((row, home, others))
+                self._scored.setdefault(row.prompt, []).append((row, home, further))
             else:
-                self._keep(row, form.kind, home, others)
+                self._keep(row, form.kind, home, further)
 
     def finish(self) -> None:
         """Make pairs of the rated replies, prompt by prompt, now that all rows are there."""

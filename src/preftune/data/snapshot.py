@@ -68,8 +68,8 @@ class Snapshot:
             )
 
         large = file != README if self.kind == "dataset" else file.lower().endswith(".safetensors")
-        what = f"{self.kind} {self.name!r}, file {file}"
-        _answer(download, what, self.name, None if large else SMALL_SECONDS)
+        subject = f"{self.kind} {self.name!r}, file {file}"
+        _answer(download, subject, self.name, None if large else SMALL_SECONDS)
 
 
 def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str = "") -> Snapshot:
@@ -79,7 +79,7 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
     A known commit whose list of files is known asks nothing of the network. InputMissing names the status
     and what to do.
     """
-    if commit is not None and (listed := _listed(name, kind, commit)) is not None:
+    if commit is not None and (listed := _listed_commit(name, kind, commit)) is not None:
         return listed
     try:
         if variable := offline_asked_for():
@@ -87,7 +87,7 @@ def resolve(name: str, kind: Kind, commit: str | None = None, alternatives: str 
         return _looked_up(name, kind, commit)
     except (InputMissing, DataError) as error:
         last = commit or _last(name, kind)
-        cached = None if last is None else _listed(name, kind, last) or _on_disk(name, kind, last)
+        cached = None if last is None else _listed_commit(name, kind, last) or _on_disk(name, kind, last)
         if cached is None:
             error.hint = "; ".join(filter(None, (error.hint, alternatives)))
             raise
@@ -125,7 +125,7 @@ def _outside(file: str) -> bool:
     return file.startswith("/") or "\\" in file or ".." in file.split("/")
 
 
-def _listed(name: str, kind: Kind, commit: str) -> Snapshot | None:
+def _listed_commit(name: str, kind: Kind, commit: str) -> Snapshot | None:
     """A commit whose files have been listed before."""
     if not _COMMIT.fullmatch(commit):
         return None
@@ -166,14 +166,16 @@ def _listing(name: str, kind: Kind, commit: str) -> Path:
     return _folder(name, kind) / "preftune" / f"{commit}.json"
 
 
-def _answer(call: Callable[[], Any], what: str, name: str, seconds: float | None) -> Any:
+def _answer(call: Callable[[], Any], subject: str, name: str, seconds: float | None) -> Any:
     """What `call` returns; an error for people if it raises, or takes longer than `seconds`."""
     results, errors = _within(seconds, call)
     if results:
         return results[0]
     if errors and not (seconds and "Timeout" in type(errors[0]).__name__):  # the client's own, as long
-        raise _explained(errors[0], what, name) from errors[0]
-    raise InputMissing(f"{what}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER)
+        raise _explained(errors[0], subject, name) from errors[0]
+    raise InputMissing(
+        f"{subject}: the hub ({endpoint()}) does not answer within {seconds:g} seconds", _LATER
+    )
 
 
 def _within(seconds: float | None, call: Callable[[], Any]) -> tuple[list[Any], list[Exception]]:
@@ -200,7 +202,7 @@ _LATER = "try again later"
 _TOKEN = "a token goes into the variable HF_TOKEN, or is stored by `hf auth login`"
 
 
-def _explained(error: Exception, what: str, name: str) -> InputMissing:
+def _explained(error: Exception, subject: str, name: str) -> InputMissing:
     """The client's error as one for people, its status kept."""
     from huggingface_hub import errors
 
@@ -210,24 +212,24 @@ def _explained(error: Exception, what: str, name: str) -> InputMissing:
     while link is not None:
         if isinstance(link, errors.GatedRepoError):
             return InputMissing(
-                f"{what} is gated: {answered}",
+                f"{subject} is gated: {answered}",
                 f"accept its conditions at {endpoint()}/{name} with your account; {_TOKEN}",
             )
         if isinstance(link, errors.RepositoryNotFoundError):
             return InputMissing(
-                f"{what}: there is no such repository, or it is private ({answered})",
+                f"{subject}: there is no such repository, or it is private ({answered})",
                 f"check the name, owner/name; for a private one, {_TOKEN}",
             )
         if isinstance(link, errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError):
-            return InputMissing(f"{what}: this commit or file is not there any more ({answered})", _LATER)
+            return InputMissing(f"{subject}: this commit or file is not there any more ({answered})", _LATER)
         status = status or getattr(getattr(link, "response", None), "status_code", None)
         link = link.__cause__ or link.__context__
     answered = f"the hub answered {status}" if status else "the hub cannot be reached"
     if status in (401, 403):
-        return InputMissing(f"{what}: {answered}, access is denied", _TOKEN)
+        return InputMissing(f"{subject}: {answered}, access is denied", _TOKEN)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     words = f"{answered} ({endpoint()})" if status is None else answered
-    return InputMissing(f"{what}: {words}: {type(error).__name__}: {first}", _LATER)
+    return InputMissing(f"{subject}: {words}: {type(error).__name__}: {first}", _LATER)
 
 
 def reachable(seconds: float = PROBE_SECONDS) -> bool:
@@ -243,8 +245,8 @@ def offline_asked_for() -> str:
     from huggingface_hub import constants
 
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    said = (name for name in names if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"})
-    return next(said, names[0] if constants.HF_HUB_OFFLINE else "")
+    set_names = (name for name in names if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"})
+    return next(set_names, names[0] if constants.HF_HUB_OFFLINE else "")
 
 
 def endpoint() -> str:

@@ -103,9 +103,9 @@ def _purpose(relative: Path) -> int:
     return purposes[-1] if purposes else 0
 
 
-def named_files(files: Sequence[PurePath], what: str) -> list[str]:
+def named_files(files: Sequence[PurePath], remark: str) -> list[str]:
     """A sentence about files, if there are any."""
     if not files:
         return []
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""
-    return [f"{', '.join(file.as_posix() for file in files[:5])}{more}: {what}"]
+    return [f"{', '.join(file.as_posix() for file in files[:5])}{more}: {remark}"]

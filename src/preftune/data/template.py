@@ -69,7 +69,7 @@ class Template:
         or makes too much text, DataError if it passes a bound.
         """
         with self._lock:
-            answer = self._bounded(messages, opened) if _FORKS else self._here(messages, opened)
+            answer = self._bounded(messages, opened) if _FORKS else self._fill_here(messages, opened)
         if "error" in answer:
             raise Refused(answer["error"])
         return answer["text"]
@@ -91,7 +91,7 @@ class Template:
             )
         return answer
 
-    def _here(self, messages: Messages, opened: bool) -> dict[str, str]:
+    def _fill_here(self, messages: Messages, opened: bool) -> dict[str, str]:
         today = chat_template_utils.datetime  # type: ignore[attr-defined]
         chat_template_utils.datetime = _Day  # type: ignore[attr-defined]
         try:

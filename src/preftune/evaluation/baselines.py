@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from preftune.data import Preference
 from preftune.evaluation import stats
 from preftune.evaluation.calibration import nll, sigmoid
-from preftune.evaluation.compare import judged
+from preftune.evaluation.compare import with_verdicts
 
 WORD = re.compile(r"\w+|[^\w\s]")
 VOCABULARY, MIN_COUNT, TRAINING_PAIRS = 5000, 3, 20_000
@@ -44,8 +44,8 @@ def fit_bag_of_words(pairs: Sequence[Preference], seed: int) -> BagOfWords | Non
     words = {word: i for i, word in enumerate(common)}
     x = differences(pairs, words)
     order = np.random.default_rng(seed).permutation(len(pairs))
-    held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
-    losses = [nll(x[held_out] @ _fit(x[rest], l2)).mean() for l2 in PENALTIES]
+    held_out, fitted_on = order[: len(order) // 5], order[len(order) // 5 :]
+    losses = [nll(x[held_out] @ _fit(x[fitted_on], l2)).mean() for l2 in PENALTIES]
     l2 = PENALTIES[int(np.argmin(losses))]
     return BagOfWords(words=words, weights=_fit(x, l2), l2=l2, trained_on=len(pairs))
 
@@ -122,7 +122,7 @@ def baseline_tests(
                 else stats.mcnemar_exact(ours_only, theirs_only),
             }
         )
-    return list(judged(records, "baselines"))
+    return list(with_verdicts(records, "baselines"))
 
 
 def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]], deff: float = 1.0) -> dict[str, Any]:

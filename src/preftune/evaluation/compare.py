@@ -27,13 +27,15 @@ def compare_to(
     for measure in (*MEASURES, *named):
         if all(row.get(measure) is None for row in rows[reference]):
             continue
-        others = [name for name in rows if name != reference]
-        family = [_paired(name, reference, measure, rows, settings, seed) for name in others]
-        records += judged([record for record in family if record is not None], f"{measure} vs {reference}")
+        contestants = [name for name in rows if name != reference]
+        family = [_paired_comparison(name, reference, measure, rows, settings, seed) for name in contestants]
+        records += with_verdicts(
+            [record for record in family if record is not None], f"{measure} vs {reference}"
+        )
     return records
 
 
-def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str, Any]]:
+def with_verdicts(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str, Any]]:
     """The records with Holm's adjusted p-value over all of them, a verdict, and the name of the family."""
     adjusted = stats.holm([record["p_value"] for record in records])
     for record, p in zip(records, adjusted, strict=True):
@@ -42,7 +44,7 @@ def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str,
         yield {**record, "p_holm": p, "verdict": verdict, "family": family}
 
 
-def _paired(
+def _paired_comparison(
     name: str,
     reference: str,
     measure: str,
@@ -51,14 +53,14 @@ def _paired(
     seed: int,
 ) -> dict[str, Any] | None:
     """One comparison over the prompts on which both are known; None where there is none."""
-    both = [
+    value_pairs = [
         (row[measure], base[measure])
         for row, base in zip(rows[name], rows[reference], strict=True)
         if row.get(measure) is not None and base.get(measure) is not None
     ]
-    if not both:
+    if not value_pairs:
         return None
-    a, b = zip(*both, strict=True)
+    a, b = zip(*value_pairs, strict=True)
     result = stats.paired_bootstrap(a, b, settings.resamples, seed)
     return {
         "policy": name,

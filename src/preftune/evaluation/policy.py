@@ -95,7 +95,7 @@ class Conditions:
 
     def _of_all(self, batches: list[tuple[int, list[T]]]) -> list[T]:
         """What all processes have found, in the order of rows."""
-        gathered = batches if self.learner is None else self.learner.together(batches)
+        gathered = batches if self.learner is None else self.learner.gather_items(batches)
         return [value for _, values in sorted(gathered, key=lambda batch: batch[0]) for value in values]
 
     def _sampled(
@@ -124,10 +124,10 @@ class Conditions:
 
     def _described(self, sequences: Sequences, start: int, responses: int) -> list[Row]:
         """Texts, lengths and scores of sampled rows; the first belongs to prompt number `start`."""
-        none = [None] * len(sequences)
+        unscored = [None] * len(sequences)
         numbers = [start + i // responses for i in range(len(sequences))]  # of the prompts
-        scores, members = _finite(self.scorer, sequences, numbers) if self.scorer else (none, None)
-        second = _finite(self.held_out, sequences, numbers)[0] if self.held_out else none
+        scores, members = _finite(self.scorer, sequences, numbers) if self.scorer else (unscored, None)
+        second = _finite(self.held_out, sequences, numbers)[0] if self.held_out else unscored
         golds = {name: _finite(scorer, sequences, numbers)[0] for name, scorer in self.golds.items()}
         rows = []
         for i, (_, ids, closed) in enumerate(as_lists(sequences, self.encoder.ends)):
@@ -135,7 +135,7 @@ class Conditions:
             prompt, text = self.prompts[number].prompt, self.encoder.decode(ids)
             row = {
                 "row": number,
-                "prompt": self.encoder.shown(prompt),
+                "prompt": self.encoder.readable_prompt(prompt),
                 "response": text,
                 "score": scores[i],
                 "held_out": second[i],

@@ -45,11 +45,11 @@ def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) 
     are redrawn together, so that differences between columns stay paired. ValueError: no seed, or one
     without prompts.
     """
-    if not seeds or any(len(each) == 0 for each in seeds):
+    if not seeds or any(len(table) == 0 for table in seeds):
         raise ValueError("a pooled mean needs at least one seed, and a prompt in each")
     rng = np.random.default_rng(seed)
     count = len(seeds)
-    means = np.stack([each.mean(0) for each in seeds])  # (S, C)
+    means = np.stack([table.mean(0) for table in seeds])  # (S, C)
     centre = means.mean(0)
     # Resample r takes `count` seeds; `within[s][r, k]` is a bootstrap mean over prompts of seed s for slot k.
     drawn = rng.integers(count, size=(resamples, count))
@@ -67,7 +67,7 @@ def pooled_means(seeds: Sequence[Floats], resamples: int = 2000, seed: int = 0) 
 
 def pooled_gain(seeds: Sequence[Floats], resamples: int = 2000) -> dict[str, Any]:
     """A record of a difference, (prompts,) a seed: its mean, the ends of its interval and the verdict."""
-    (value,), (low,), (high,) = pooled_means([each[:, None] for each in seeds], resamples)
+    (value,), (low,), (high,) = pooled_means([values[:, None] for values in seeds], resamples)
     low, high = gain_ends(float(low), float(high), seeds)
     return {"value": float(value), "low": low, "high": high, "verdict": pooled_verdict(low, high, seeds)}
 

@@ -78,7 +78,7 @@ def examine(
         "mean_margin": margin["mean"],
         "mean_margin_interval": margin["interval"],
         **calibration(margins, seed, resamples, prompts),
-        "by_source": _grouped([s["pair"].source or "all" for s in scored], margins, prompts),
+        "by_source": _by_group([s["pair"].source or "all" for s in scored], margins, prompts),
         "by_length": {
             "chosen_longer": _accuracy(margins[lengths > 0], prompts[lengths > 0]),
             "rejected_longer": _accuracy(margins[lengths < 0], prompts[lengths < 0]),
@@ -186,10 +186,10 @@ def _accuracy(margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
 
 def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     counts = [turns(s) for s in scored]
-    return _grouped([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins, prompts)
+    return _by_group([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins, prompts)
 
 
-def _grouped(names: Sequence[str], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
+def _by_group(names: Sequence[str], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     groups: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
         groups[name].append(i)
@@ -245,8 +245,8 @@ def score_by_length(
         record["length"] = float(lengths[(lengths >= low) & (lengths < high)].mean())
         for side, (tokens, scores) in sides.items():
             rows = (tokens >= low) & (tokens < high)
-            known = rows.any()
-            record[side] = stats.mean(scores[rows], resamples, seed, prompts[rows]) if known else None
+            in_bin = rows.any()
+            record[side] = stats.mean(scores[rows], resamples, seed, prompts[rows]) if in_bin else None
         records.append(record)
     return records
 

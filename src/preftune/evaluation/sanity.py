@@ -116,14 +116,14 @@ def invariance(
     """
     rows = [(encoder.prompt(p.prompt), encoder.response(p.chosen, p.ended[0])) for p in pairs[:PROBES]]
     singles = [_batch(encoder, [row]).to(device) for row in rows]
-    alone = torch.cat([model.raw_scores(one) for one in singles])
+    alone = torch.cat([model.raw_scores(single) for single in singles])
     together = model.raw_scores(_batch(encoder, rows).to(device))
-    room = encoder.max_length or max(one.ids.shape[1] for one in singles) + max(WIDTHS)
+    room = encoder.max_length or max(single.ids.shape[1] for single in singles) + max(WIDTHS)
     changes = [
-        (model.raw_scores(padded(one, width, encoder.eos_id)) - score).abs().item()
-        for one, score in zip(singles, alone, strict=True)
+        (model.raw_scores(padded(single, width, encoder.eos_id)) - score).abs().item()
+        for single, score in zip(singles, alone, strict=True)
         for width in WIDTHS
-        if one.ids.shape[1] + width <= room
+        if single.ids.shape[1] + width <= room
     ]
     by_padding, tolerance = max(changes, default=0.0), TOLERANCE[model.dtype] * sd
     by_batch = (together - alone).abs().max().item()

@@ -82,13 +82,13 @@ def _send(model: "Model", repository: str, files: list[str], private: bool) -> s
             f"another name, or {'without ' if is_private else ''}--public",
         )
     with _refusals():
-        done = hub.upload_folder(
+        commit = hub.upload_folder(
             repo_id=repository,
             folder_path=model.directory,
             allow_patterns=files,
             commit_message=f"{model.name}, trained with preftune",
         )
-    return str(getattr(done, "commit_url", done))
+    return str(getattr(commit, "commit_url", commit))
 
 
 @contextmanager

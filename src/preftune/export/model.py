@@ -49,9 +49,9 @@ def find(path: str, model: str) -> Model:
     paths |= {BASE: run.model_dir(BASE)} if config.model.scratch is not None else {}
     names = {path.name: name for name, path in paths.items()}
     name = names.get(model, model)
-    for several in [each for each, settings in stages.items() if settings.models > 1]:
+    for several in [name_of for name_of, settings in stages.items() if settings.models > 1]:
         names_of = stages[several].member_names(several)
-        members = {each: paths[several] / each.removeprefix(f"{several}/") for each in names_of}
+        members = {member: paths[several] / member.removeprefix(f"{several}/") for member in names_of}
         paths |= members
         if name == several:
             hint = f"one of: {', '.join(members)}"
@@ -88,12 +88,12 @@ def _known_to_others(base: str) -> Path | None:
 
 def harness_commands(model: Model) -> Iterator[tuple[str, str]]:
     """What to install, and the command, of each harness that can read the model."""
-    where = str(model.directory.resolve())
+    directory = str(model.directory.resolve())
     template = [] if model.chat else ["--chat_template=raw"]
     if model.scores:
         yield (
             "pip install rewardbench",
-            shlex.join(["rewardbench", f"--model={where}", "--batch_size=8", *template]),
+            shlex.join(["rewardbench", f"--model={directory}", "--batch_size=8", *template]),
         )
         return
     words = [
@@ -101,7 +101,7 @@ def harness_commands(model: Model) -> Iterator[tuple[str, str]]:
         "--model",
         "hf",
         "--model_args",
-        f"pretrained={where},dtype=float32",
+        f"pretrained={directory},dtype=float32",
         "--tasks",
         TASKS,
     ]
@@ -109,7 +109,13 @@ def harness_commands(model: Model) -> Iterator[tuple[str, str]]:
     yield "pip install 'lm_eval[hf]'", shlex.join([*words, "--output_path", f"lm_eval-{model.name}"])
     if model.reference is not None:
         reference = model.reference.resolve() if model.reference.is_dir() else model.reference
-        words = ["rewardbench", f"--model={where}", f"--ref_model={reference}", "--batch_size=8", *template]
+        words = [
+            "rewardbench",
+            f"--model={directory}",
+            f"--ref_model={reference}",
+            "--batch_size=8",
+            *template,
+        ]
         yield "pip install rewardbench", shlex.join(words)
 
 
@@ -140,9 +146,9 @@ def to_gguf(model: Model, target: Path, kind: str) -> None:
     partial = target.with_name(f".{target.stem}.tmp-{os.getpid()}.gguf")
     words = [sys.executable, str(script), str(model.directory), "--outfile", str(partial), "--outtype", kind]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode or not partial.is_file():
-            last = (done.stderr.strip() or done.stdout.strip() or "it wrote nothing").splitlines()[-1]
+        process = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+        if process.returncode or not partial.is_file():
+            last = (process.stderr.strip() or process.stdout.strip() or "it wrote nothing").splitlines()[-1]
             raise StorageError(f"{script} failed: {last[:300]}", f"to see all: {shlex.join(words)}")
         os.replace(partial, target)
     finally:

@@ -123,8 +123,8 @@ def group_advantages(
     active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
     centred = centred_groups(scores, group_size, active)
     if scale == "group":
-        others = active.view_as(centred).sum(1, keepdim=True) - 1
-        centred = centred / ((centred.square().sum(1, keepdim=True) / others.clamp(min=1)).sqrt() + eps)
+        n_others = active.view_as(centred).sum(1, keepdim=True) - 1
+        centred = centred / ((centred.square().sum(1, keepdim=True) / n_others.clamp(min=1)).sqrt() + eps)
     elif scale == "batch":
         centred = centred / (masked_var(scores, active).sqrt() + eps)
     return centred.flatten()

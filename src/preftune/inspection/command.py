@@ -67,11 +67,13 @@ def inspect(
 def _arguments(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:
     """What to look at, the row, and settings."""
     overrides = [word for word in words if "=" in word and not os.path.exists(word)]
-    rest = [word for word in words if word not in overrides]
-    rows = [word for word in rest[1:] if word.isascii() and word.isdigit()]
-    if len(rest) - len(rows) > 1 or len(rows) > 1:
-        raise UsageError(f"cannot read {' '.join(rest)!r}", "give one recipe or run, and the number of a row")
-    return (rest[0] if rest else None), (int(rows[0]) if rows else None), overrides
+    positional = [word for word in words if word not in overrides]
+    rows = [word for word in positional[1:] if word.isascii() and word.isdigit()]
+    if len(positional) - len(rows) > 1 or len(rows) > 1:
+        raise UsageError(
+            f"cannot read {' '.join(positional)!r}", "give one recipe or run, and the number of a row"
+        )
+    return (positional[0] if positional else None), (int(rows[0]) if rows else None), overrides
 
 
 def _data(console: "Console", path: str, overrides: Sequence[str]) -> list[dict[str, Any]]:

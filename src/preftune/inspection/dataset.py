@@ -90,7 +90,7 @@ def _replies(row: Preference) -> list[str]:
     return [text for text in (row.chosen, row.rejected) if text]
 
 
-def _named(home: Home) -> str:
+def _home_name(home: Home) -> str:
     split, row = home
     return f"{split} {f'{row.source}:' if row.source else ''}{row.row}"
 
@@ -108,7 +108,7 @@ def _duplicates(homes: Sequence[Home]) -> Finding:
     repeated = [group for group in groups.values() if len(group) > 1]
     count = sum(len(group) - 1 for group in repeated)
     examples = [
-        f"{', '.join(map(_named, group[:4]))}: {_quoted(group[0][1].chosen or _prompt(group[0][1]))}"
+        f"{', '.join(map(_home_name, group[:4]))}: {_quoted(group[0][1].chosen or _prompt(group[0][1]))}"
         for group in repeated[:EXAMPLES]
     ]
     return Finding(
@@ -123,19 +123,22 @@ def _duplicates(homes: Sequence[Home]) -> Finding:
 def _contradictions(homes: Sequence[Home]) -> Finding:
     """Pairs that stand there in both orders: half of such labels are wrong, whatever the truth is."""
     by_pair = defaultdict[tuple[str, str, str], list[Home]](list)
-    both = list[tuple[Home, Home]]()
+    contradictory = list[tuple[Home, Home]]()
     for home in homes:
         row = home[1]
         prompt, better, worse = _prompt(row), _plain(row.chosen), _plain(row.rejected)
-        if others := by_pair.get((prompt, worse, better)):
-            both.append((others[0], home))
+        if reversed_homes := by_pair.get((prompt, worse, better)):
+            contradictory.append((reversed_homes[0], home))
         by_pair[prompt, better, worse].append(home)
     return Finding(
         kind="contradictions",
-        count=len(both),
+        count=len(contradictory),
         of=len(homes),
-        text=f"contradictions: {len(both):,} pairs also stand there the other way round",
-        examples=tuple(f"{_named(a)} and {_named(b)}: {_quoted(b[1].chosen)}" for a, b in both[:EXAMPLES]),
+        text=f"contradictions: {len(contradictory):,} pairs also stand there the other way round",
+        examples=tuple(
+            f"{_home_name(a)} and {_home_name(b)}: {_quoted(b[1].chosen)}"
+            for a, b in contradictory[:EXAMPLES]
+        ),
     )
 
 
@@ -148,18 +151,20 @@ def _overlaps(homes: Sequence[Home]) -> Iterator[Finding]:
         for text in _replies(home[1]):
             if len(text.split()) >= LEAK:
                 replies[home[0]].setdefault(_plain(text), home)
-    for what, table in (("prompts", prompts), ("replies", replies)):
+    for noun, table in (("prompts", prompts), ("replies", replies)):
         for a, b in combinations(SPLIT_NAMES, 2):
-            both = [text for text in table[b] if text in table[a]]
+            shared = [text for text in table[b] if text in table[a]]
             if not table[a] or not table[b]:
                 continue
-            longer = f" of {LEAK} words or more" if what == "replies" else ""
-            examples = [f"{_named(table[a][t])} and {_named(table[b][t])}: {_quoted(t)}" for t in both]
+            longer = f" of {LEAK} words or more" if noun == "replies" else ""
+            examples = [
+                f"{_home_name(table[a][t])} and {_home_name(table[b][t])}: {_quoted(t)}" for t in shared
+            ]
             yield Finding(
-                kind=f"overlap of {what}",
-                count=len(both),
+                kind=f"overlap of {noun}",
+                count=len(shared),
                 of=len(table[b]),
-                text=f"overlap: {len(both):,} of {len(table[b]):,} {what}{longer} in {b} are in {a}, too",
+                text=f"overlap: {len(shared):,} of {len(table[b]):,} {noun}{longer} in {b} are in {a}, too",
                 examples=tuple(examples[:EXAMPLES]),
                 numbers={"splits": [a, b]},
             )

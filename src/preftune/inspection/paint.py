@@ -29,7 +29,7 @@ _UP = ("", "black on color(195)", "black on color(153)", "black on color(111)", 
 _DOWN = ("", "black on color(230)", "black on color(222)", "black on color(216)", "black on color(209)")
 
 
-def shown(text: str) -> str:
+def visible_text(text: str) -> str:
     """A token's text on one line."""
     return clean(text, 200).replace("\n", "↵").replace("\t", "⇥")
 
@@ -51,7 +51,7 @@ def paint_views(console: Console, views: Sequence[View]) -> None:
         console.print(Text(printable(view.title), "bold"))
         for token, texts in view.segments:
             line = Text(f"  {token.part:<9} {len(texts):>4}  {'loss' if token.loss else '    '}  ")
-            body = "" if token.part == PADDING else "|".join(map(shown, texts[:MOST]))
+            body = "" if token.part == PADDING else "|".join(map(visible_text, texts[:MOST]))
             more = f" … ({len(texts) - MOST} more tokens)" if len(texts) > MOST else ""
             line.append(body, f"{STYLES[token.part]}{' underline' if token.loss else ''}").append(more)
             if token.score:
@@ -87,7 +87,7 @@ def _heat(row: TokenRow) -> Iterator[Text]:
         line = Text(f"  {name:<20} ±{scale:<8.3g} ")
         for text, value in list(zip(row.texts, values, strict=True))[:MOST]:
             shade = level(value, scale)
-            line.append(shown(text), _UP[shade] if shade >= 0 else f"{_DOWN[-shade]} underline")
+            line.append(visible_text(text), _UP[shade] if shade >= 0 else f"{_DOWN[-shade]} underline")
         yield line
 
 
@@ -96,7 +96,7 @@ def _table(row: TokenRow) -> Iterator[Text]:
     yield Text("  " + "".join(f"{name:>21}" for name in measures) + "  token")
     for i, text in enumerate(row.texts[:MOST]):
         yield Text(
-            "  " + "".join(f"{values[i]:>+21.4f}" for values in measures.values()) + f"  {shown(text)}"
+            "  " + "".join(f"{values[i]:>+21.4f}" for values in measures.values()) + f"  {visible_text(text)}"
         )
     if len(row.texts) > MOST:
         yield Text(f"  … ({len(row.texts) - MOST} more tokens)")
@@ -107,4 +107,4 @@ def paint_findings(console: Console, lines: Sequence[tuple[str, Sequence[str]]])
     for text, examples in lines:
         console.print(Text(printable(text)))
         for example in examples:
-            console.print(Text(f"    {shown(printable(example))}", STYLES[TEMPLATE]))
+            console.print(Text(f"    {visible_text(printable(example))}", STYLES[TEMPLATE]))

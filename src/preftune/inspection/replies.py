@@ -61,16 +61,16 @@ def token_rows(session: Session, stage: str, row: Preference) -> list[dict[str, 
     scorer = scorer_for(session, encoder, judge, scored_by, size, [row], terms)
     prompts = learner.place(_prompts(session, stage, encoder, row))
     if config.online:
-        done = _as_trained(session, stage, policy, reference, judge, scorer, prompts, learner)
+        sampled = _as_trained(session, stage, policy, reference, judge, scorer, prompts, learner)
     else:
-        done = _as_measured(session, policy, scorer, prompts)
+        sampled = _as_measured(session, policy, scorer, prompts)
     sampling = cast(OnlineConfig, config) if config.online else session.config.evaluation
-    log_ratio, kl = token_divergences(policy, reference, done.sequences, sampling.temperature)
-    by_token: dict[str, Tensor | None] = {"log_ratio": log_ratio, "kl": kl, "advantage": done.advantages}
-    by_token["score"] = _score_so_far(judge, scorer, done.sequences)
+    log_ratio, kl = token_divergences(policy, reference, sampled.sequences, sampling.temperature)
+    by_token: dict[str, Tensor | None] = {"log_ratio": log_ratio, "kl": kl, "advantage": sampled.advantages}
+    by_token["score"] = _score_so_far(judge, scorer, sampled.sequences)
     common = {"stage": stage, "key": session.stage(stage).key, "reference": config.reference_stage}
-    common |= {"row": row_name(row), "prompt": encoder.shown(row.prompt)}
-    return [common | reply for reply in _described(done, by_token, encoder)]
+    common |= {"row": row_name(row), "prompt": encoder.readable_prompt(row.prompt)}
+    return [common | reply for reply in _described(sampled, by_token, encoder)]
 
 
 def _prompts(session: Session, stage: str, encoder: Encoder, row: Preference) -> Prompts:
@@ -137,9 +137,9 @@ def _score_so_far(judge: RewardModel | None, scorer: Scorer, sequences: Sequence
 
 
 def _described(
-    done: _Sampled, by_token: dict[str, Tensor | None], encoder: Encoder
+    sampled: _Sampled, by_token: dict[str, Tensor | None], encoder: Encoder
 ) -> Iterator[dict[str, Any]]:
-    sequences, closed = done.sequences.to("cpu"), ended(done.sequences, encoder.ends).tolist()
+    sequences, closed = sampled.sequences.to("cpu"), ended(sampled.sequences, encoder.ends).tolist()
     for i in range(min(SHOWN, len(sequences))):
         at = sequences.response[i]
         real = sequences.ids[i][sequences.attention[i]].tolist()
@@ -147,7 +147,7 @@ def _described(
             name: [] if values is None else values[i].cpu()[at].tolist() for name, values in by_token.items()
         }
         texts = pieces(encoder, real)[len(real) - int(at.sum()) :]
-        score = None if done.scores is None else float(done.scores[i])
+        score = None if sampled.scores is None else float(sampled.scores[i])
         yield {"texts": texts, **numbers, "reply_score": score, "ended": closed[i]}
 
 

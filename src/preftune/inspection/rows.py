@@ -60,7 +60,7 @@ def row_to_show(session: Session, row: int | None) -> Preference:
         if session.config.data.form != "chat":
             return rows[0]
         encoder = _encoder(session, next(iter(session.config.stage.values())))
-        return next((each for each in rows if encoder.accepts(each.prompt)), rows[0])
+        return next((candidate for candidate in rows if encoder.accepts(candidate.prompt)), rows[0])
     rows = session.dataset.train
     if not 0 <= row < len(rows):
         raise UsageError(f"there is no training row {row}", f"they are numbered from 0 to {len(rows) - 1}")
@@ -112,10 +112,10 @@ def _views(
     step, at = position or (0, 0)
     names = feed.names_at(step)
     data_row = next(r for r in feed.rows if row_name(r) == names[at])
-    where = f"row {names[at]}, step {step + 1} of {feed.steps}"
+    place = f"row {names[at]}, step {step + 1} of {feed.steps}"
     notes = tuple(_cuts(encoder, data_row))
-    for what, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, data_row, config):
-        yield View(stage=name, title=f"{title}: {where}{what}", tokens=tuple(tokens), notes=(*notes, *more))
+    for label, tokens, more in _columns(feed.batch_at(step), at, len(names), encoder, data_row, config):
+        yield View(stage=name, title=f"{title}: {place}{label}", tokens=tuple(tokens), notes=(*notes, *more))
 
 
 def _first_step(feed: Feed, row: Preference, online: bool) -> tuple[int, int] | None:
@@ -138,8 +138,8 @@ def _columns(
         case Sequences():
             yield "", _sequence(batch, at, encoder, row, config.scores), ()
         case Pairs():
-            for what, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
-                yield f", {what}", _sequence(side, at, encoder, row, config.scores), _reading(config)
+            for side_name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
+                yield f", {side_name}", _sequence(side, at, encoder, row, config.scores), _reading(config)
         case Unpaired():
             for index in range(at, len(batch), rows):
                 label = "desirable" if bool(batch.desirable[index]) else "undesirable"
@@ -204,7 +204,7 @@ def _cuts(encoder: Encoder, row: Preference) -> Iterator[str]:
     total, fitting = len(encoder.prompt(row.prompt, UNLIMITED)), len(encoder.prompt(row.prompt))
     if total > fitting:
         yield f"the prompt has {total} tokens: its oldest {total - fitting} are left out"
-    for what, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+    for side, text in (("chosen", row.chosen), ("rejected", row.rejected)):
         with suppress(RejectedRow):  # the template refuses a reply that this stage does not read
             if text and encoder.response(text, prompt=row.prompt)[-1] not in encoder.ends:
-                yield f"the {what} reply is cut at {encoder.max_response_length} tokens and has no end"
+                yield f"the {side} reply is cut at {encoder.max_response_length} tokens and has no end"

@@ -46,8 +46,8 @@ class Answer:
 class FailedError(Exception):
     """For a reason that may pass; `wait` is how long the server wants to be left alone."""
 
-    def __init__(self, what: str, wait: float | None = None) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
         self.wait = wait
 
 
@@ -106,7 +106,7 @@ class Endpoint:
         body = None if request is None else json.dumps(request, ensure_ascii=True).encode("ascii")
         for tried in range(self.retries + 1):
             try:
-                return read(self._read(path, *self._once(method, path, body)))
+                return read(self._body(path, *self._once(method, path, body)))
             except FailedError as failure:
                 if self._ended.is_set():
                     raise StoppedError from None
@@ -121,8 +121,8 @@ class Endpoint:
         """End every question that is under way."""
         self._ended.set()
         with self._lock:
-            for each in self._open:
-                _cut(each)
+            for connection in self._open:
+                _disconnect(connection)
 
     def _given_up(self, failure: FailedError, times: int, wait: float) -> InputMissing:
         why = f", and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
@@ -145,8 +145,8 @@ class Endpoint:
                 content = response.read(self.max_body + 1)
         except (OSError, http.client.HTTPException, ValueError) as error:
             gone = late.is_set() or isinstance(error, TimeoutError)
-            what = f"no whole answer within {self.timeout:g} s" if gone else self._in_words(error)
-            raise FailedError(what) from None
+            problem = f"no whole answer within {self.timeout:g} s" if gone else self._in_words(error)
+            raise FailedError(problem) from None
         finally:
             connection.close()
         if late.is_set():
@@ -164,14 +164,14 @@ class Endpoint:
 
         def end() -> None:
             late.set()
-            _cut(connection)
+            _disconnect(connection)
 
         timer = threading.Timer(self.timeout, end)
         timer.daemon = True
         with self._lock:
             self._open.add(connection)
             if self._ended.is_set():
-                _cut(connection)
+                _disconnect(connection)
         timer.start()
         try:
             yield
@@ -180,27 +180,27 @@ class Endpoint:
             with self._lock:
                 self._open.discard(connection)
 
-    def _read(self, path: str, status: int, headers: Message, content: bytes) -> bytes:
+    def _body(self, path: str, status: int, headers: Message, content: bytes) -> bytes:
         """The body of a response. FailedError where the next one may be better, ConfigError where not."""
         if status in _PASSES or status >= 500:
-            raise FailedError(f"it says {status}{self._said(content)}", _wait(headers))
+            raise FailedError(f"it says {status}{self._error_words(content)}", _wait(headers))
         if 300 <= status < 400:
             host = urlsplit(headers.get("Location", "")).netloc or "another place"
             raise ConfigError(
-                f"{self.who} at {self.url} sends one on to {self.shown(host)}; that is not followed",
+                f"{self.who} at {self.url} sends one on to {self.quote(host)}; that is not followed",
                 f"give the address that answers itself as {self.table}.url",
             )
         if status in (401, 403):
             sent = f"the key in ${self.key_variable}" if self.key else "a question without a key"
             raise ConfigError(
-                f"{self.who} at {self.url} refuses {sent} ({status}){self._said(content)}",
+                f"{self.who} at {self.url} refuses {sent} ({status}){self._error_words(content)}",
                 f"{self.table}.key_variable names the environment variable that holds its key",
             )
         if status in _REFUSED:
-            why = f"{status}{self._said(content)}"
+            why = f"{status}{self._error_words(content)}"
             raise RefusedError(why, f"{self.who} at {self.url} refuses {path}: {why}")
         if status != 200:
-            complaint = f"{self.who} at {self.url} says {status}{self._said(content)}"
+            complaint = f"{self.who} at {self.url} says {status}{self._error_words(content)}"
             raise ConfigError(complaint, self.wrong_place)
         if len(content) > self.max_body:
             raise FailedError(f"its answer has more than {self.max_body:,} bytes")
@@ -213,30 +213,30 @@ class Endpoint:
             message, ended = choice["message"], choice.get("finish_reason")
             text, model, usage = message.get("content"), reply.get("model"), reply.get("usage")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise FailedError(f"its answer is no chat completion: {self.shown(content)!r}") from None
+            raise FailedError(f"its answer is no chat completion: {self.quote(content)!r}") from None
         counts = usage if isinstance(usage, dict) else {}
         return Answer(
             text=self._hidden(text) if isinstance(text, str) else "",
-            model=self.shown(model) if isinstance(model, str) else "",
+            model=self.quote(model) if isinstance(model, str) else "",
             tokens_in=_count(counts.get("prompt_tokens")),
             tokens_out=_count(counts.get("completion_tokens")),
             cut=ended == "length",
         )
 
-    def _said(self, content: bytes) -> str:
+    def _error_words(self, content: bytes) -> str:
         """What the server says of an error, in short."""
         try:
             error: Any = json.loads(content)["error"]
             error = error["message"] if isinstance(error, dict) else error
         except (ValueError, RecursionError, LookupError, TypeError):
             error = content
-        text = self.shown(error)
+        text = self.quote(error)
         return f": {text}" if text else ""
 
     def _in_words(self, error: Exception) -> str:
-        return self.shown(str(error) or type(error).__name__)
+        return self.quote(str(error) or type(error).__name__)
 
-    def shown(self, text: object) -> str:
+    def quote(self, text: object) -> str:
         """A quotation of a line."""
         plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
         return printable(" ".join(self._hidden(plain).split()))[:_QUOTE]
@@ -245,7 +245,7 @@ class Endpoint:
         return text.replace(self.key, REDACTED) if self.key else text
 
 
-def _cut(connection: socket.socket) -> None:
+def _disconnect(connection: socket.socket) -> None:
     """Whoever reads from it reads its end. Below TLS, which would wait for the other side's farewell."""
     with suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)

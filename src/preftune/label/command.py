@@ -108,18 +108,20 @@ def _show(store: "Store", results: bool, export: str | None) -> None:
     from preftune.label.results import as_rows
 
     if results:
-        shown = as_rows(store)
-        typer.echo(f"{shown['set']}: {shown['items']:,} items")
-        for words, value, n, kind in shown["rows"]:
+        table = as_rows(store)
+        typer.echo(f"{table['set']}: {table['items']:,} items")
+        for words, value, n, kind in table["rows"]:
             typer.echo(f"  {words}: {value}  (n = {n}; {kind})")
-        for who, done, again in shown["raters"]:
-            typer.echo(printable(f"  {who}: {done}, {again}"))
-        for note in shown["notes"]:
+        for who, progress, agreement in table["raters"]:
+            typer.echo(printable(f"  {who}: {progress}, {agreement}"))
+        for note in table["notes"]:
             typer.echo(note)
     if export is not None:
-        done = write(store, Path(export))
-        typer.echo(f"{export}: {done.pairs:,} pairs, {done.corrected:,} of them with a rater's own reply")
-        typer.echo(f"{done.without:,} judged items gave none (ties, both bad, raters who disagree)")
+        exported = write(store, Path(export))
+        typer.echo(
+            f"{export}: {exported.pairs:,} pairs, {exported.corrected:,} of them with a rater's own reply"
+        )
+        typer.echo(f"{exported.without:,} judged items gave none (ties, both bad, raters who disagree)")
 
 
 def _write_page(store: "Store", raters: list[str], file: str) -> None:
@@ -138,8 +140,8 @@ def _write_page(store: "Store", raters: list[str], file: str) -> None:
 def _import(store: "Store", file: str) -> None:
     from preftune.label.export import take
 
-    done = take(store, Path(file))
-    typer.echo(f"{file}: {done.new:,} new judgements, {done.before:,} known before")
+    imported = take(store, Path(file))
+    typer.echo(f"{file}: {imported.new:,} new judgements, {imported.before:,} known before")
 
 
 def _serve(store: "Store", port: int) -> None:

@@ -56,8 +56,8 @@ def queue(design: Design, items: Sequence[Item], rater: str) -> list[Slot]:
     the sides exchanged, at least `GAP` items later where there are as many.
     """
     everybody, number = shared(design, items), design.raters.index(rater)
-    others = [item.id for item in items if item.id not in everybody]
-    dealt = everybody | set(others[number :: len(design.raters)])
+    unshared = [item.id for item in items if item.id not in everybody]
+    dealt = everybody | set(unshared[number :: len(design.raters)])
     hand = [item for item in items if item.id in dealt]
     if not design.informative:  # each rater in an order of her own
         hand.sort(key=lambda item: derive_seed(design.seed, "order", rater, item.id))

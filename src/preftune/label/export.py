@@ -54,8 +54,8 @@ def export(store: Store, path: Path) -> Exported:
 
 def _majority(item: Item, by_rater: dict[str, Event]) -> dict[str, Any] | None:
     votes = Counter(event.preferred for event in by_rater.values())
-    (best, most), *others = votes.most_common()
-    if best is None or (others and others[0][1] == most):
+    (best, most), *runners_up = votes.most_common()
+    if best is None or (runners_up and runners_up[0][1] == most):
         return None
     judges = ",".join(sorted(by_rater))
     ended = item.ended or (True, True)
@@ -76,8 +76,9 @@ def _corrections(item: Item, rater: str, event: Event) -> Iterator[dict[str, Any
     for place in (0, 1) if event.preferred is None else (event.preferred,):
         reply = item.replies[place]
         if text != reply.strip() and reply.strip():
-            said = {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
-            yield _pair(item, text, reply) | {"ended_chosen": True, "ended_rejected": ended[place], **said}
+            judged = {"judge": f"people:{rater}", "agreement": 1.0, "judgements": 1}
+            ends = {"ended_chosen": True, "ended_rejected": ended[place]}
+            yield _pair(item, text, reply) | ends | judged
 
 
 def _pair(item: Item, chosen: str, rejected: str) -> dict[str, Any]:
@@ -108,9 +109,9 @@ def take(store: Store, path: Path) -> Imported:
     if not isinstance(rater, str) or rater not in store.design.raters:
         raise DataError(f"{path}: {str(rater)[:40]!r} is no rater of this set", "--rater NAME adds one")
     judgements = []
-    for number, each in enumerate(rows, start=1):
+    for number, row in enumerate(rows, start=1):
         try:
-            judgements.append(Judgement.model_validate(each))
+            judgements.append(Judgement.model_validate(row))
         except ValidationError as error:
             raise DataError(
                 f"{path}: judgement {number}: {first_fault(error)}", "ask the rater for it again"
@@ -122,9 +123,9 @@ def take(store: Store, path: Path) -> Imported:
                 "ask the rater for it again",
             )
     before = len(store.events[rater])
-    for each in judgements:
+    for judgement in judgements:
         try:
-            store.record(rater, each, by="file")
+            store.record(rater, judgement, by="file")
         except Conflict:  # judged on the page as well: the first stands
             continue
     new = len(store.events[rater]) - before

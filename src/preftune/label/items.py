@@ -138,10 +138,10 @@ def readable(run: RunDir, source: Chosen) -> Chosen:
     if stages:
         names = " and ".join(source.name.split("-against-"))
         raise InputMissing(
-            f"{run.path}: what was sampled of {names} is {Outdated(tuple(stages)).why}",
+            f"{run.path}: what was sampled of {names} is {Outdated(tuple(stages)).reason}",
             f"{AGAIN}; --from A,B names two other policies, --set NAME a set that was begun before",
         )
-    return source._replace(old_scores=Outdated(scored).why if scored else "")
+    return source._replace(old_scores=Outdated(scored).reason if scored else "")
 
 
 def _scored_by(run: RunDir, gone: Outdated, policies: Iterable[str]) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def read_items(
     or the least certain first: the smallest margin or, of an ensemble, the largest disagreement. Of several
     replies to a prompt one pair is drawn, or the least certain, or all are taken.
     """
-    rows = _of_policies(source) if source.policies else _collected(source.files[0])
+    rows = _of_policies(source) if source.policies else _collected_rows(source.files[0])
     items: dict[str, Item] = {}
     for prompt, replies, row in rows:
         pairs = [item for two in combinations(replies, 2) if (item := _item(prompt, two, row)) is not None]
@@ -206,20 +206,20 @@ class Reply(NamedTuple):
 Rows = Iterator[tuple[tuple[Message, ...], Sequence[Reply], int | None]]
 
 
-def _collected(path: Path) -> Rows:
+def _collected_rows(path: Path) -> Rows:
     for line, row in enumerate(read_records(path, Collected), start=1):
         scores = row.scores or (None,) * len(row.replies)
         members = row.members or ((),) * len(row.replies)
         ended = row.ended or (None,) * len(row.replies)
-        for what, values in (("scores", scores), ("members' scores", members), ("ends", ended)):
+        for noun, values in (("scores", scores), ("members' scores", members), ("ends", ended)):
             if len(values) != len(row.replies):
                 raise DataError(
-                    f"{path}:{line}: {len(values)} {what} of {len(row.replies)} replies", row.remedy
+                    f"{path}:{line}: {len(values)} {noun} of {len(row.replies)} replies", row.remedy
                 )
         prompt = _messages(row.prompt) if isinstance(row.prompt, str) else row.prompt
         name = path.parent.name
         scored = zip(row.replies, scores, members, ended, strict=True)
-        replies = [Reply(text, name, score, each, closed) for text, score, each, closed in scored]
+        replies = [Reply(text, name, score, by_member, closed) for text, score, by_member, closed in scored]
         yield prompt, replies, row.row
 
 

@@ -8,7 +8,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from preftune.label.store import Store, shown
+from preftune.label.store import Store, slot_fields
 from preftune.report.writers.page import content_policy, environment_of
 from preftune.rundir import write_text
 
@@ -36,7 +36,7 @@ def write_file(store: Store, rater: str, path: Path) -> None:
         "set": store.design.items_sha256,
         "rater": rater,
         "tags": list(store.design.tags),
-        "slots": [shown(slot) for slot in store.slots(rater)],
+        "slots": [slot_fields(slot) for slot in store.slots(rater)],
     }
     policy = content_policy(asset("label.js"), asset("label.css"))
     text = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")

@@ -113,10 +113,10 @@ def _larger(
     """
 
     def value(event: Event) -> float | None:
-        both = measure(store.items[event.item])
-        if both is None or both[0] == both[1] or event.preferred is None:
+        sides = measure(store.items[event.item])
+        if sides is None or sides[0] == sides[1] or event.preferred is None:
             return None
-        return float((both[1] > both[0]) == (event.preferred == 1))
+        return float((sides[1] > sides[0]) == (event.preferred == 1))
 
     return value
 

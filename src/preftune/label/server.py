@@ -121,7 +121,7 @@ async def _whole(receive: Receive) -> bytes:
 def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
     """The application; `tokens` maps raters, and "" for the owner, to their secrets."""
 
-    def who(request: Request) -> str:
+    def rater_of(request: Request) -> str:
         """The rater whose secret was sent, "" for the owner."""
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         sent = secret.encode()
@@ -131,23 +131,23 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
         return names[0]
 
     def rater(request: Request) -> str:
-        if not (name := who(request)):
+        if not (name := rater_of(request)):
             raise HTTPException(403, "the owner's link shows results; raters have links of their own")
         return name
 
     async def state(request: Request) -> Response:
-        name = who(request)
+        name = rater_of(request)
         if name:
             return JSONResponse(store.state(name))
         return JSONResponse({"results": await run_in_threadpool(as_rows, store)})  # seconds for ten thousand
 
     async def judge(request: Request) -> Response:
         name = rater(request)
-        return _changed(store, name, lambda sent: store.record(name, sent), await _sent(request, Judgement))
+        return _apply(store, name, lambda sent: store.record(name, sent), await _sent(request, Judgement))
 
     async def undo(request: Request) -> Response:
         name = rater(request)
-        return _changed(store, name, lambda undone: store.undo(name, undone), await _sent(request, Undone))
+        return _apply(store, name, lambda undone: store.undo(name, undone), await _sent(request, Undone))
 
     routes = [
         Route("/", _text(served_page(), "text/html"), methods=["GET"]),
@@ -167,7 +167,7 @@ def make_app(store: Store, tokens: Mapping[str, str], port: int) -> Starlette:
     return app
 
 
-def _changed(store: Store, name: str, change: Callable[[S], None], sent: S) -> Response:
+def _apply(store: Store, name: str, change: Callable[[S], None], sent: S) -> Response:
     """Make a change and answer with what comes next; 409 with the same where another tab was first."""
     try:
         change(sent)

@@ -40,7 +40,7 @@ class Store:
         if sha256_file(self._items) != self.design.items_sha256:
             raise DataError(f"{self._items} was changed after judging began", Item.remedy)
         self.items = {item.id: item for item in read_records(self._items, Item)}
-        self.events = {rater: self._read(rater) for rater in self._raters()}
+        self.events = {rater: self._read_events(rater) for rater in self._raters()}
         self._queues: dict[str, list[Slot]] = {}
         self._shared = shared(self.design, list(self.items.values()))
 
@@ -62,7 +62,7 @@ class Store:
         ]
         return list(dict.fromkeys([*self.design.raters, *sorted(on_disk)]))
 
-    def _read(self, rater: str) -> list[Event]:
+    def _read_events(self, rater: str) -> list[Event]:
         path = self.file(rater)
         events = read_records(path, Event, whole=False) if path.is_file() else []
         for line, event in enumerate(events, start=1):
@@ -103,15 +103,15 @@ class Store:
 
     def state(self, rater: str) -> dict[str, Any]:
         """What the rater's page shows next: how far she is, and a slot without names and scores, or None."""
-        done, slots = standing(self.events[rater]), self.slots(rater)
-        pending = next((slot for slot in slots if slot.key not in done), None)
+        verdicts, slots = standing(self.events[rater]), self.slots(rater)
+        pending = next((slot for slot in slots if slot.key not in verdicts), None)
         return {
             "rater": rater,
-            "done": sum(slot.key in done for slot in slots),
+            "done": sum(slot.key in verdicts for slot in slots),
             "total": len(slots),
             "tags": list(self.design.tags),
-            "last": list(done.values())[-1].id if done else None,
-            "slot": pending and shown(pending),
+            "last": list(verdicts.values())[-1].id if verdicts else None,
+            "slot": pending and slot_fields(pending),
             "before": pending and self._before(rater, pending),
         }
 
@@ -160,7 +160,7 @@ class Store:
         self.events[rater].append(event)
 
 
-def shown(slot: Slot) -> dict[str, Any]:
+def slot_fields(slot: Slot) -> dict[str, Any]:
     """A slot as a rater sees it: blind, and with hidden characters made visible."""
     a, b = slot.item.replies[slot.a], slot.item.replies[1 - slot.a]
     prompt = [{"role": message.role, "text": clean(message.content, None)} for message in slot.item.prompt]

@@ -39,9 +39,9 @@ class Cache:
         file = self.directory / f"{name}.json"
         key = sum_of({**self.inputs, "part": name, "of": dict(inputs)})
         main = self.learner is None or self.learner.is_main
-        cached = self._kept(file, key) if main else None
+        cached = self._stored(file, key) if main else None
         if self.learner is not None:
-            cached = self.learner.together([cached])[0]
+            cached = self.learner.gather_items([cached])[0]
         if cached is not None:
             self.say(f"evaluation of {name}: already measured")
             return cached["value"]
@@ -57,7 +57,7 @@ class Cache:
         """The results are written: nothing is left to resume."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
+    def _stored(self, file: Path, key: str) -> dict[str, Any] | None:
         """What a file holds, unless it was made with other inputs or is damaged."""
         if not file.is_file():
             return None

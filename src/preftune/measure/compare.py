@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
-from preftune.evaluation.compare import judged
+from preftune.evaluation.compare import with_verdicts
 from preftune.measure.same_judges import judged_by, no_common_unit, same_gold, same_score
 from preftune.records.base import read_record, read_records
 from preftune.records.outdated import outdated
@@ -60,14 +60,14 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         if not same.get(measure, True):
             continue
         family = [
-            _paired(theirs[name], measure, pairs, resamples, seed)
+            _paired_difference(theirs[name], measure, pairs, resamples, seed)
             for name in common
             if (pairs := _pairs(name, measure, (ours, theirs), references, prompts))
         ]
         if measure == "gain" and no_unit:
             records += [{**record, **dict.fromkeys(_COMPARED)} for record in family]
             continue
-        records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
+        records += [_in_words(record) for record in with_verdicts(family, f"{measure}, b - a")]
     return {
         "a": str(a.path),
         "b": str(b.path),
@@ -97,7 +97,7 @@ def _policies(run: RunDir) -> dict[str, PolicyRecord]:
     gone = outdated(run)
     if names := [record.label for record in records if gone.policy(record.policy)]:
         raise DataError(
-            f"{run.path}: what was measured of {', '.join(names)} is {gone.why}",
+            f"{run.path}: what was measured of {', '.join(names)} is {gone.reason}",
             hint=f"preftune evaluate {run.path} measures what is there",
         )
     policies = {record.policy: record for record in records if record.prompts}
@@ -156,7 +156,7 @@ def _pairs(
     return [(float(x), float(y)) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
 
 
-def _paired(
+def _paired_difference(
     policy: PolicyRecord, measure: str, pairs: Sequence[tuple[float, float]], resamples: int, seed: int
 ) -> dict[str, Any]:
     a, b = zip(*pairs, strict=True)
@@ -239,8 +239,8 @@ def show_comparison(console: "Console", result: Mapping[str, Any]) -> None:
     differ = {record["label"] for record in result["policies"] if not _same(record)}
     if same := dict.fromkeys(e["label"] for e in result["policies"] if e["label"] not in differ):
         console.line(f"the same in both runs on every prompt: {', '.join(same)}")
-    if shown := [record for record in result["policies"] if record["label"] in differ]:
-        console.table(headers, list(comparison_table(shown, reference)))
+    if differing := [record for record in result["policies"] if record["label"] in differ]:
+        console.table(headers, list(comparison_table(differing, reference)))
         console.line(RULE)
     if why := result["no_common_unit"]:
         console.line(

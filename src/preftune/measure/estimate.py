@@ -79,7 +79,7 @@ class _SomeRows:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, stage: str, groups: Groups, work: Callable[[Groups], Any], seen: bool) -> Any:
+    def __call__(self, stage: str, groups: Groups, work: Callable[[Groups], Any], trained_on: bool) -> Any:
         strides = [math.ceil(len(group) * len(groups) / _GONE_OVER) for group in groups]
         some = [group[:: max(stride, 1)] for group, stride in zip(groups, strides, strict=True)]
         times = sum(map(len, groups)) / sum(map(len, some))
@@ -93,7 +93,7 @@ class _SomeRows:
             return result
 
         result = timed()
-        if seen and times > 1:
+        if trained_on and times > 1:
             result = timed()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + took[-1] * times - sum(took)
         return result
@@ -116,7 +116,7 @@ def estimate(
         with held(run):
             taken: dict[str, _Taken] = {}
             session = open_session(shortened(config), dataset, run, quiet, base=base)
-            session.cut = lambda name, job: _cut(taken, name, job)
+            session.cut = lambda name, job: _cut_job(taken, name, job)
             session.go_over = some_rows = _SomeRows()
             train_stages(session, [])
             if session.scratch:
@@ -169,7 +169,7 @@ def _replying(config: RunConfig, lengths: Sequence[int]) -> RunConfig:
     return config.model_copy(update={"stage": stages, "evaluation": evaluation})
 
 
-def _cut(taken: dict[str, _Taken], name: str, job: Job) -> Job:
+def _cut_job(taken: dict[str, _Taken], name: str, job: Job) -> Job:
     """A few steps of a stage: the largest of those looked at, then those nearest to the mean size."""
     numbers: Sequence[int] = range(job.steps)
     if job.steps > STEPS:
@@ -197,9 +197,11 @@ def _cut(taken: dict[str, _Taken], name: str, job: Job) -> Job:
     )
 
 
-def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping[str, float]) -> Cost:
-    """Of a stage of which a few steps are done: `full` has the settings that were asked for, `others` the
-    seconds of rows that were left out after its steps.
+def _cost(
+    full: Session, name: str, taken: Mapping[str, _Taken], left_out_seconds: Mapping[str, float]
+) -> Cost:
+    """Of a stage of which a few steps are done: `full` has the settings that were asked for,
+    `left_out_seconds` the time of the rows that were left out after its steps, by training.
     """
     run, stage = full.run, full.config.stage.get(name)
     record = read_object(run.stage_json(name))
@@ -212,29 +214,32 @@ def _cost(full: Session, name: str, taken: Mapping[str, _Taken], others: Mapping
         return Cost(steps=steps, rows=count, seconds=around + pace * steps, disk=model, **costs)
     trainings = [name] if stage is None or stage.models == 1 else stage.member_names(name)
     different = trainings[: len(stage.learners()) if stage else 1]
-    learners, seconds = [taken[each] for each in different], 0.0
+    learners, seconds = [taken[training] for training in different], 0.0
     if stage is not None and not stage.online and names_a_stage(stage.data or ""):
-        made = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
-        counts = [min(stage.most_rows or count, count) for count in stage.shares(made)]
+        n_rows = full.config.stage[str(stage.data)].rows_made(_prompts(full, str(stage.data)))
+        counts = [min(stage.most_rows or count, count) for count in stage.shares(n_rows)]
         learners = [
-            replace(each, rows=count, steps=stage.steps_on(count))
-            for each, count in zip(learners, counts, strict=True)
+            replace(learner, rows=count, steps=stage.steps_on(count))
+            for learner, count in zip(learners, counts, strict=True)
         ]
     if trainings != [name]:  # what combines them
-        members = sum(float(read_object(run.stage_json(each))["seconds"]) for each in trainings)
-        seconds = float(record["seconds"]) - members + others.get(name, 0.0)
-    for number, each in enumerate(trainings):
+        members = sum(float(read_object(run.stage_json(member))["seconds"]) for member in trainings)
+        seconds = float(record["seconds"]) - members + left_out_seconds.get(name, 0.0)
+    for number, training in enumerate(trainings):
         steps = learners[number % len(learners)].steps
-        whole = float(read_object(run.stage_json(each))["seconds"]) + others.get(each, 0.0)
-        pace, around = _pace(run, each, whole, taken[each].began)
+        whole = float(read_object(run.stage_json(training))["seconds"])
+        whole += left_out_seconds.get(training, 0.0)
+        pace, around = _pace(run, training, whole, taken[training].began)
         seconds += around + pace * steps if steps > STEPS else whole
-    tokens = 0.0 if stage is None else sum((each.tokens or 0) * (each.rows or 0) for each in learners)
+    tokens = (
+        0.0 if stage is None else sum((learner.tokens or 0) * (learner.rows or 0) for learner in learners)
+    )
     trained = 1 if stage is None else len(ALGORITHMS[stage.algorithm].trains)
     return Cost(
-        steps=sum(each.steps for each in learners),
-        rows=sum(each.rows or 0 for each in learners) or None,
+        steps=sum(learner.steps for learner in learners),
+        rows=sum(learner.rows or 0 for learner in learners) or None,
         tokens=tokens or None,
-        left_out=sum((Counter(each.left_out) for each in learners), Counter[str]()),
+        left_out=sum((Counter(learner.left_out) for learner in learners), Counter[str]()),
         seconds=seconds,
         disk=_disk(full, name, model, trained),
         **costs,
@@ -275,8 +280,8 @@ def _parts(full: Session, name: str) -> dict[str, int]:
     if config.makes == "data" or config.models > 1 or full.config.trainable_of(name) != ALL:
         return {}
     roles = ALGORITHMS[config.algorithm]
-    others = len(roles.needs) - len(roles.trains) + judge_models(full.config, name)
-    return {"trained": (_STATES + 1) * len(roles.trains) * weights, "read": others * weights}
+    n_frozen = len(roles.needs) - len(roles.trains) + judge_models(full.config, name)
+    return {"trained": (_STATES + 1) * len(roles.trains) * weights, "read": n_frozen * weights}
 
 
 def _disk(full: Session, name: str, model: int, trained: int) -> float:

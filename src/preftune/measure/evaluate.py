@@ -40,7 +40,7 @@ from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
 from preftune.runs.scoring import judge_hashes
 from preftune.runs.session import Session, columns_hash
 from preftune.runs.stages import SIDE_FILE
-from preftune.sums import CARD, faults, listed, model_sum, read_sealed, sum_of, sums
+from preftune.sums import CARD, faults, model_sum, read_sealed, recorded_sums, sum_of, sums
 from preftune.training.learner import Learner
 
 _VERSION = 6  # of what an evaluation measures: results of an earlier version are made again
@@ -63,8 +63,8 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     learner = session.learner(session.config.evaluation.batch_size)
     key, main = sum_of(_inputs(session, stages)), learner.is_main
     models = {name: model_sum(session.run, name) for name in stages} if main else {}
-    if learner.together([main and _keep(session, stages, key, models)])[0]:
-        session.console.skipped(EVALUATION)
+    if learner.gather_items([main and _keep(session, stages, key, models)])[0]:
+        session.console.say_skipped(EVALUATION)
         return False
     judged_by = _judged_by(session)
     reset_peak_memory()
@@ -87,7 +87,7 @@ def evaluate_run(session: Session, stages: Sequence[str]) -> bool:
     record |= {"shared": shared_by_all(session, stages), "judged_by": judged_by}
     _finish(session, stages, record)
     cache.remove()
-    session.console.finished(EVALUATION, facts)
+    session.console.say_finished(EVALUATION, facts)
     return True
 
 
@@ -119,12 +119,12 @@ def _stale(
     """
     if record.get("key") != key:
         return None
-    if listed(record) is None:  # from before sums were kept: names only
+    if recorded_sums(record) is None:  # from before sums were kept: names only
         names = record.get("files")
         whole = isinstance(names, list) and all((run.path / str(file)).is_file() for file in names)
         return [] if whole else None
-    others = ["it was made of other models"] if record.get("made_from") != models else []
-    return [*faults(run, record), *others]
+    other_models = ["it was made of other models"] if record.get("made_from") != models else []
+    return [*faults(run, record), *other_models]
 
 
 def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ def _finish(session: Session, stages: Sequence[str], record: Mapping[str, Any]) 
     """
     StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "running"})
     rewrite_cards(session, stages)
-    files = sums(session.run, _written(session.run))
+    files = sums(session.run, _files_written(session.run))
     StageRecord.write(session.run.stage_json(EVALUATION), {**record, "status": "finished", "files": files})
 
 
@@ -165,7 +165,7 @@ def functions_of(session: Session) -> dict[str, Any]:
     judges = judges_in(settings.gold)
     called = [settings.reward_functions, *(judge for judge in judges if ":" in judge)]
     read = [columns_hash(terms, session.dataset.test) for terms in called if terms]
-    hashes = dict.fromkeys(each["columns"] for each in read if each)  # one for each that reads some
+    hashes = dict.fromkeys(reads["columns"] for reads in read if reads)  # one for each that reads some
     names = ("columns", *(f"columns_{n}" for n in range(2, len(hashes) + 1)))
     facts: dict[str, Any] = dict(zip(names, hashes, strict=False))
     if settings.reward_functions:
@@ -210,7 +210,7 @@ def cache_of(
     )
 
 
-def _written(run: RunDir) -> list[Path]:
+def _files_written(run: RunDir) -> list[Path]:
     """What an evaluation leaves behind."""
     files = [file for file in run.evaluations.iterdir() if file.is_file()]
     files += [*run.samples_files().values(), *([run.mistakes] if run.mistakes.is_file() else [])]
@@ -262,15 +262,15 @@ def measure_policies(
     reference = reference_stage(session, stages)
     conditions, learner = make_conditions(session, reference, prompts, gold, cache.learner)
     names = [BASE, *stages]
-    rows, reverse = _measured(session, conditions, learner, reference, names, cache)
+    rows, reverse = _replies_and_kl(session, conditions, learner, reference, names, cache)
     human = cache.take("chosen", {}, lambda: conditions.human([pair.chosen for pair in prompts]))
     pool = list[Row]()
     if conditions.scorer is not None:
         pool = cache.take("pool", {}, lambda: _pool(session, conditions))
-    return compared(session, conditions, names, rows, reverse, human, pool)
+    return compare_policies(session, conditions, names, rows, reverse, human, pool)
 
 
-def compared(
+def compare_policies(
     session: Session,
     conditions: Conditions,
     names: Sequence[str],
@@ -292,21 +292,21 @@ def compared(
         n = conditions.settings.best_of if name == best else None
         summary = summarise(name, labels[name], measured, conditions, n, reverse.get(name), human)
         if pool and name != baseline:
-            others = pool if n is None else not_picked_from(pool, n, conditions.settings.pool)
+            candidates = pool if n is None else not_picked_from(pool, n, conditions.settings.pool)
             summary["length_controlled"] = length_controlled(
-                measured, rows[baseline], others, conditions.settings, conditions.seed
+                measured, rows[baseline], candidates, conditions.settings, conditions.seed
             )
         summaries[name] = _with_comparisons(summary, comparisons, baseline) | _held_out(session, summary)
     curve = _curve(conditions, baseline, labels[baseline], pool) if pool else None
     return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=curve)
 
 
-def _measured(
+def _replies_and_kl(
     session: Session, under: Conditions, learner: Learner, reference: str, names: Sequence[str], cache: Cache
 ) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
     """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
 
-    def measured(name: str, of_reference: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
+    def of_policy(name: str, of_reference: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
         def measure() -> tuple[list[Row], list[float]]:
             policy = under.reference if of_reference is None else frozen_policy(session, learner, name)
             with session.console.counting(f"sample {name}", len(under.prompts)) as advance:
@@ -315,10 +315,12 @@ def _measured(
 
         return cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
 
-    first = measured(reference, None)
-    found = {policy_name(name): first if name == reference else measured(name, first[0]) for name in names}
-    rows = {name: rows for name, (rows, _) in found.items()}
-    return rows, {name: reverse for name, (_, reverse) in found.items()}
+    first = of_policy(reference, None)
+    by_policy = {
+        policy_name(name): first if name == reference else of_policy(name, first[0]) for name in names
+    }
+    rows = {name: rows for name, (rows, _) in by_policy.items()}
+    return rows, {name: reverse for name, (_, reverse) in by_policy.items()}
 
 
 def _pool(session: Session, conditions: Conditions) -> list[Row]:
@@ -334,7 +336,7 @@ def _comparisons(
     comparisons = compare_to(reference, rows, settings, seed)
     if conditions.scorer is None:
         return comparisons
-    trained = {name: each for name, each in rows.items() if name not in (BASE, reference)}
+    trained = {name: policy_rows for name, policy_rows in rows.items() if name not in (BASE, reference)}
     comparisons += compare_to(best, trained, settings, seed)
     return comparisons + compare_to(CHOSEN, {**rows, CHOSEN: human}, settings, seed)
 

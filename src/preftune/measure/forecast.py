@@ -16,7 +16,7 @@ from preftune.measure.conditions import (
     policies_of,
     reference_stage,
 )
-from preftune.measure.evaluate import compared
+from preftune.measure.evaluate import compare_policies
 from preftune.measure.reward_models import bag_of_words, examine_model, examiner
 from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, policy_name
@@ -51,17 +51,17 @@ def forecast(session: Session, stages: Sequence[str]) -> Forecast:
     rows, sampling = _timed(lambda: few.rows(policy, _nobody))
     _, reverse = _timed(lambda: few.reverse_kl(policy, rows))
     human, chosen = _timed(lambda: few.human([pair.chosen for pair in few.prompts]))
-    others = len(names) - 1  # the reference is not compared with itself: its replies are sampled and scored
+    contestants = len(names) - 1  # the reference is only sampled and scored, not compared with itself
     parts = {
-        f"{len(names)} policies": others * (fetching + (sampling + reverse) * times)
+        f"{len(names)} policies": contestants * (fetching + (sampling + reverse) * times)
         + max(sampling - reverse, 0) * times
         + chosen * times
     }
     pool = list[Row]()
     if conditions.scorer is not None:
-        one = replace(conditions, prompts=prompts[: max(settings.batch_size // settings.pool, 1)])
-        pool, drawing = _timed(lambda: one.pool(_nobody, settings.pool))
-        parts[f"pool of {settings.pool}"] = drawing * len(prompts) / len(one.prompts)
+        small = replace(conditions, prompts=prompts[: max(settings.batch_size // settings.pool, 1)])
+        pool, drawing = _timed(lambda: small.pool(_nobody, settings.pool))
+        parts[f"pool of {settings.pool}"] = drawing * len(prompts) / len(small.prompts)
     if judges and session.dataset.kind == "pairs":
         parts["examination of the reward model"] = sum(_examination(session, name) for name in judges)
         parts["examination of the reward model"] += _timed(lambda: bag_of_words(session))[1]
@@ -90,7 +90,7 @@ def _examination(session: Session, name: str) -> float:
     """
     pairs, by = session.dataset.validation, examiner(session, name)
     few = list(pairs[: 2 * session.config.evaluation.batch_size])
-    pace = _timed(lambda: by.scored("pairs", by.encoder.usable(few)[0]))[1] / (2 * len(few))
+    pace = _timed(lambda: by.pair_scores("pairs", by.encoder.usable(few)[0]))[1] / (2 * len(few))
 
     def scores(n: int) -> float:
         return 2 * n + len(KINDS) * min(n, ROWS) + 2 * min(n / 2, DETAILED)
@@ -111,10 +111,10 @@ def _numbers(
     """Intervals and comparisons, of measured rows over and over until there are as many as there will be."""
     count, size = len(conditions.prompts), conditions.settings.pool
 
-    def repeated(measured: Sequence[Row], each: int) -> list[Row]:
-        return [measured[i % len(measured)] | {"row": i // each} for i in range(count * each)]
+    def repeated(measured: Sequence[Row], per_prompt: int) -> list[Row]:
+        return [measured[i % len(measured)] | {"row": i // per_prompt} for i in range(count * per_prompt)]
 
     by_policy = {policy_name(name): repeated(rows, 1) for name in names}
-    reverse = {name: [float(row["kl"]) for row in each] for name, each in by_policy.items()}
+    reverse = {name: [float(row["kl"]) for row in measured] for name, measured in by_policy.items()}
     drawn = repeated(pool, size) if pool else []
-    compared(session, conditions, names, by_policy, reverse, repeated(human, 1), drawn)
+    compare_policies(session, conditions, names, by_policy, reverse, repeated(human, 1), drawn)

@@ -78,7 +78,7 @@ def evaluate_on_pairs(session: Session, stages: Sequence[str], file: Path) -> Pa
 def _unseen(session: Session, stages: Sequence[str], file: Path) -> tuple[list[Preference], int]:
     """The pairs of a file on whose prompts nothing was trained, and how many others it has."""
     settings = session.config.data
-    read = read_preferences(file, settings.on_bad_row, settings.columns.named(), settings.config)
+    read = read_preferences(file, settings.on_bad_row, settings.columns.named_columns(), settings.config)
     learnt = [session.dataset, *(session.data_of(name) for name in stages)]
     trained = {prompt_key(pair) for data in learnt for pair in data.rows_for("unpaired")}
     pairs = [replace(pair, row=i) for i, pair in enumerate(read) if prompt_key(pair) not in trained]

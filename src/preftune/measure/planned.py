@@ -40,7 +40,7 @@ def planned(
         yield f"{cost.name:<{names}}  {steps}: {_time(cost.seconds)}{memory}{size}"
         yield from (f"{'':<{names}}  {n:,} rows left out: {why}" for why, n in cost.left_out.items())
         if cost.evaluated is not None:
-            parts = [f"{what} {_time(seconds)}" for what, seconds in cost.evaluated.parts.items()]
+            parts = [f"{part} {_time(seconds)}" for part, seconds in cost.evaluated.parts.items()]
             yield f"{'':<{names}}  {', '.join(parts)}"
     located = None if config.model.scratch is not None else base
     yield from sizes(config, located, stage_order(config.stage), dataset)

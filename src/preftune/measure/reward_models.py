@@ -31,10 +31,10 @@ class Examiner:
     encoder: Encoder
     learner: Learner
 
-    def scored(self, what: str, pairs: Sequence[Preference]) -> list[dict[str, Any]]:
+    def pair_scores(self, title: str, pairs: Sequence[Preference]) -> list[dict[str, Any]]:
         """Both sides of every pair scored, with a progress bar."""
         size = self.session.config.evaluation.batch_size
-        with self.session.console.counting(f"{self.stage} {what}", len(pairs)) as advance:
+        with self.session.console.counting(f"{self.stage} {title}", len(pairs)) as advance:
             return score_pairs(self.model, self.encoder, pairs, size, self.learner.device, advance)
 
 
@@ -68,7 +68,7 @@ def examine_model(
     session, settings, seed = by.session, by.session.config.evaluation, by.session.config.seed
     usable, encoded, rejected = first_encoded(by.encoder, pairs, None)
     keep_rows(session, [by.model], sum(ids.tokens for ids in encoded))  # others read them, too
-    scored = by.scored("pairs", usable)
+    scored = by.pair_scores("pairs", usable)
     result: dict[str, Any] = examine(by.stage, scored, seed, bag, settings.resamples)
     result["left_out"] = rejected
     if isinstance(by.model, Ensemble):
@@ -101,7 +101,7 @@ def examine_model(
 def _gaps(by: Examiner) -> dict[str, Any]:
     """What the reward model sees of each part of the built-in world's gold score."""
     return {
-        component: gap(by.scored(component, usable))
+        component: gap(by.pair_scores(component, usable))
         for component, probes in world_probes(by.session.config.seed).items()
         if (usable := by.encoder.usable(probes)[0])
     }

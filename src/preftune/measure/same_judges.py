@@ -30,11 +30,11 @@ class JudgedBy:
     gold: tuple[str, ...] | None
     recorded: JudgedRecord | None = None
 
-    def edited(self, other: "JudgedBy") -> bool:
+    def edited(self, another: "JudgedBy") -> bool:
         """Whether functions of the same name are known to have other sources."""
-        if self.recorded is None or other.recorded is None:
+        if self.recorded is None or another.recorded is None:
             return False
-        return self.recorded.functions != other.recorded.functions
+        return self.recorded.functions != another.recorded.functions
 
 
 def _weighted(terms: str | None) -> object:
@@ -63,8 +63,8 @@ def _by_name(run: RunDir, config: Mapping[str, Any], policies: Collection[Policy
     """The reward model of an older run: the judge that was examined, else one of the usual name."""
     file = run.reward_evaluation
     stage = (read_record(file, RewardModelRecord).stage if file.is_file() else "") or "rm"
-    there = run.model_dir(stage, trains_policy=False).is_dir() or scored_by_model(config, policies)
-    return stage if there else None
+    has_judge = run.model_dir(stage, trains_policy=False).is_dir() or scored_by_model(config, policies)
+    return stage if has_judge else None
 
 
 def same_score(a: JudgedBy, b: JudgedBy) -> bool:

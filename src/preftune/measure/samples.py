@@ -47,4 +47,4 @@ def replies(
         )
         text = encoder.decode(out.ids[0][out.response[0]].tolist())
         closed = bool(ended(out, encoder.ends)[0])
-        yield {"prompt": encoder.shown(dialogue), "response": text, "ended": closed}
+        yield {"prompt": encoder.readable_prompt(dialogue), "response": text, "ended": closed}

@@ -38,6 +38,6 @@ def measure_and_report(session: Session, stages: Sequence[str]) -> None:
         console.line(f"caution: {caution}")
     if expected := outcome(view, session.config):
         console.line(expected)
-    for what, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
+    for noun, path in (("analysis", run.analysis_text), ("report", run.report_page), ("models", run.models)):
         if path.exists():  # a full disk may have kept the report away
-            console.line(f"{what + ':':<10}{path}")
+            console.line(f"{noun + ':':<10}{path}")

@@ -120,7 +120,8 @@ def declared_ends(source: Source) -> tuple[int, ...]:
     """
     with reading(source, "the config"):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-        stated = [getattr(each, "eos_token_id", None) for each in (config, config.get_text_config())]
+        configs = (config, config.get_text_config())
+        stated = [getattr(settings, "eos_token_id", None) for settings in configs]
         if not source.exists() or (Path(source.path) / "generation_config.json").is_file():
             with suppress(OSError):  # a hub model without that file
                 settings = GenerationConfig.from_pretrained(source.path, trust_remote_code=False)

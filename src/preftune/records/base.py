@@ -42,8 +42,8 @@ class Record(BaseModel):
 
 def at(*path: str, default: Any = None, old: str = "") -> Any:
     """A field that lies elsewhere in the file; `old` is the first key's name in files of version 2."""
-    now = AliasPath(*path)
-    alias = AliasChoices(now, AliasPath(old, *path[1:])) if old else now
+    current = AliasPath(*path)
+    alias = AliasChoices(current, AliasPath(old, *path[1:])) if old else current
     return Field(default=default, validation_alias=alias)
 
 
@@ -117,9 +117,9 @@ def decimals_alike(estimates: Iterable[Estimate | None], scale: float = 1.0) -> 
     """Decimals for all of a column: what its narrowest interval supports, but at most three significant
     digits of its largest value.
     """
-    known = [estimate for estimate in estimates if estimate is not None]
-    needed = [decimals_for(each.spread * scale) for each in known if each.spread > 0]
-    largest = max((abs(each.value * scale) for each in known), default=0.0)
+    measured = [estimate for estimate in estimates if estimate is not None]
+    needed = [decimals_for(estimate.spread * scale) for estimate in measured if estimate.spread > 0]
+    largest = max((abs(estimate.value * scale) for estimate in measured), default=0.0)
     return min(max(needed, default=2), decimals_for(largest) + 1)
 
 
@@ -130,7 +130,7 @@ def _or_none(row: Any) -> Any:
     return row
 
 
-def _measured(rows: Any) -> Any:
+def _only_measured(rows: Any) -> Any:
     """Without the entries that were not measured."""
     if rows is None:
         return {}
@@ -140,8 +140,8 @@ def _measured(rows: Any) -> Any:
 
 
 Measured = Annotated[Estimate | None, BeforeValidator(_or_none)]
-Estimates = Annotated[Mapping[str, Estimate], BeforeValidator(_measured)]
-Numbers = Annotated[Mapping[str, Number], BeforeValidator(_measured)]
+Estimates = Annotated[Mapping[str, Estimate], BeforeValidator(_only_measured)]
+Numbers = Annotated[Mapping[str, Number], BeforeValidator(_only_measured)]
 
 R = TypeVar("R", bound=Record)
 

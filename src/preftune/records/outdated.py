@@ -36,7 +36,7 @@ class Outdated:
         return stage in self.stages
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """In words, whose the numbers are."""
         names = " and ".join(clean(name, 60) for name in self.stages)
         if len(self.stages) > 1:
@@ -52,20 +52,22 @@ def outdated(run: RunDir) -> Outdated:
 def outdated_in(run: RunDir, folder: Path, record: Mapping[str, Any]) -> Outdated:
     """Of the evaluation in `folder` with this record."""
     made_from = record.get("made_from")
-    known = {name: old for name, old in made_from.items() if old} if isinstance(made_from, dict) else {}
-    stages = tuple(name for name, old in known.items() if model_sum(run, name) != old)
-    return Outdated(stages, all=bool(stages) and not _shared(run, folder, record, known).isdisjoint(stages))
+    made_with = {name: old for name, old in made_from.items() if old} if isinstance(made_from, dict) else {}
+    stages = tuple(name for name, old in made_with.items() if model_sum(run, name) != old)
+    return Outdated(
+        stages, all=bool(stages) and not _shared(run, folder, record, made_with).isdisjoint(stages)
+    )
 
 
-def _shared(run: RunDir, folder: Path, record: Mapping[str, Any], known: Mapping[str, str]) -> set[str]:
+def _shared(run: RunDir, folder: Path, record: Mapping[str, Any], made_with: Mapping[str, str]) -> set[str]:
     """The stages that all numbers depend on. If the record does not list them: the reference, the judge, and
     every stage that is no measured policy and makes no data.
     """
     names = record.get("shared")
     if isinstance(names, list):
         return set(map(str, names))
-    policies = {name for name in known if (folder / f"{policy_name(name)}.json").is_file()}
-    shared = {name for name in known if name not in policies and not run.collected(name).is_dir()}
+    policies = {name for name in made_with if (folder / f"{policy_name(name)}.json").is_file()}
+    shared = {name for name in made_with if name not in policies and not run.collected(name).is_dir()}
     comparisons, examined = folder / "comparisons.jsonl", folder / "reward_model.json"
     rows = read_jsonl(comparisons) if comparisons.is_file() else []
     shared |= {str(rows[0].get("reference")).removeprefix(policy_name(""))} if rows else {BASE}

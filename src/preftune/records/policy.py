@@ -79,7 +79,7 @@ class PolicyRecord(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _gathered(cls, row: Any) -> Any:
+    def _gather_shares(cls, row: Any) -> Any:
         """Shares lie side by side in the file; labels are text from outside."""
         if not isinstance(row, Mapping):
             return row
@@ -169,10 +169,10 @@ class PairsFile(Record):
     file: str = "?"
     sha256: str | None = None
     n: int | None = None
-    seen: int | None = at("seen_in_training")  # left out for that
+    seen_in_training: int | None = None  # left out for that
 
 
 def policy_files(directory: Path) -> list[Path]:
     """The files of policies among those of an evaluation."""
-    others = (REWARD_MODEL, BEST_OF, PAIRS)
-    return sorted(path for path in directory.glob("*.json") if not path.stem.startswith(others))
+    other_files = (REWARD_MODEL, BEST_OF, PAIRS)
+    return sorted(path for path in directory.glob("*.json") if not path.stem.startswith(other_files))

@@ -67,7 +67,7 @@ class SanityRow(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _folded(cls, row: Any) -> Any:
+    def _fold_score(cls, row: Any) -> Any:
         if not isinstance(row, Mapping):
             return row
         score = {key: row[key] for key in ("mean", "value", "interval", "n") if key in row}
@@ -181,7 +181,7 @@ class RewardModelRecord(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _gathered(cls, row: Any) -> Any:
+    def _gather_estimates(cls, row: Any) -> Any:
         """Numbers with an interval beside them become estimates; gaps are taken out of the gold parts."""
         if not isinstance(row, Mapping):
             return row

@@ -8,11 +8,11 @@ from preftune.report.text import Prose, Text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of plain strings or code. The first `left` columns are words, the others are aligned right."""
+    """A table of plain strings or code. The first `word_columns` are words, the others are aligned right."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[Text, ...], ...]
-    left: int = 1
+    word_columns: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Explorer:
     """Cards that the page lets the reader search and filter; ANALYSIS.md quotes the first `quoted`."""
 
     key: str
-    what: str
+    noun: str  # what the cards are: "prompts", "mistakes"
     quantity: str  # what the values are: "score", "confidence"
     cards: tuple[Card, ...]
     tags: tuple[tuple[str, int], ...] = ()  # with the number of cards

@@ -7,7 +7,7 @@ from pathlib import Path
 from preftune.errors import DataError
 from preftune.report.load import load_run
 from preftune.rundir import RunDir, write_text
-from preftune.sums import faults, listed, read_sealed, refuse_links, sum_of, sums, write_sealed
+from preftune.sums import faults, read_sealed, recorded_sums, refuse_links, sum_of, sums, write_sealed
 from preftune.version import __version__
 
 
@@ -36,7 +36,7 @@ def build(run: RunDir | str | os.PathLike[str]) -> list[Path]:
     texts[directory.report_page] = page_text(view, contents, {file: svg for file, (svg, _) in drawn.items()})
     earlier: dict[str, object] = {}
     with contextlib.suppress(DataError):
-        earlier = listed(read_sealed(directory.report_record)) or {}
+        earlier = recorded_sums(read_sealed(directory.report_record)) or {}
     write_sealed(directory.report_record, {})
     for path, text in texts.items():
         write_text(path, text)
@@ -53,7 +53,7 @@ def is_current(run: RunDir) -> bool:
         record = read_sealed(run.report_record)
     except DataError:
         return False
-    return bool(listed(record)) and record.get("key") == _key(run) and not faults(run, record)
+    return bool(recorded_sums(record)) and record.get("key") == _key(run) and not faults(run, record)
 
 
 def _key(run: RunDir) -> str:

@@ -106,14 +106,14 @@ def summary(run: RunView) -> str:
     By the judge that training saw least: gold, else a second reward model, else the score itself. Policies
     that were trained on gold are no contestants by it.
     """
-    measure, shown = _least_seen(run)
+    measure, claims_shown = _least_seen(run)
     judge = JUDGES[measure] or run.score_words
-    if not shown:
-        return f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
+    if not claims_shown:
+        return _nothing_yet(run)
     if measure == "score" and judge_is_sound(run) is False:
         return "Nothing can be claimed about quality: the reward model is not shown to be better than a coin."
     reference = run.label(run.reference)
-    better, worse = ([c for c in shown if c.outcome == kind] for kind in (BETTER, WORSE))
+    better, worse = ([c for c in claims_shown if c.outcome == kind] for kind in (BETTER, WORSE))
     if not better and not worse:
         return f"No policy is shown to differ from {reference} by {judge}."
     if not better:
@@ -131,8 +131,8 @@ def summary(run: RunView) -> str:
 def _least_seen(run: RunView) -> tuple[str, list[Claim]]:
     """The measure that a summary goes by, with its claims about trained policies."""
     for measure in usable_judges(run):
-        if shown := [claim for claim in claims(run, measure) if _contests(run, measure, claim)]:
-            return measure, shown
+        if contestants := [claim for claim in claims(run, measure) if _contests(run, measure, claim)]:
+            return measure, contestants
     return "score", []
 
 
@@ -145,36 +145,37 @@ def _contests(run: RunView, measure: str, claim: Claim) -> bool:
 def verdict_sentences(run: RunView) -> tuple[str, ...]:
     """The verdict, one thought a string: the policies, their judge, the gold score, the size of the run."""
     by_score = claims(run)
-    compared = next((found for measure in JUDGES if (found := claims(run, measure))), ())
+    compared = next(filter(None, (claims(run, measure) for measure in JUDGES)), ())
     if not compared:
-        nothing = f"Nothing can be said about the policies of this run yet: {_why_no_claims(run)}."
-        return tuple(part for part in (nothing, _judge(run)) if part)
+        return tuple(sentence for sentence in (_nothing_yet(run), _judge(run)) if sentence)
     n = next((claim.difference.n for claim in compared if claim.difference.n), None)
     prompts = f"On {n} held-out prompts" if n else "On the held-out prompts"
     if not by_score:
         unscored = f"{prompts}, the policies were compared without a score of a reward model."
-        return tuple(part for part in (unscored, _gold(run), _held_out(run), _size(run)) if part)
+        return tuple(sentence for sentence in (unscored, _gold(run), _held_out(run), _size(run)) if sentence)
     outcomes = _outcomes(by_score, run.label(run.reference))
-    scored = f"{prompts}, by {run.score_words}, {outcomes}."
+    outcomes_sentence = f"{prompts}, by {run.score_words}, {outcomes}."
     sentences = [_judge(run), _gold(run), _held_out(run)]
     if judge_is_sound(run) is False:
         scores = "in the score of" if run.functions else "that scores"
-        scored = (
+        outcomes_sentence = (
             f"Nothing can be claimed about quality: the reward model {scores} the policies was not shown to "
-            f"be better than a coin. {scored}"
+            f"be better than a coin. {outcomes_sentence}"
         )
     else:
         sentences += [_at_equal_length(run), _against_best_of(run), _against_chosen(run)]
-    return tuple(part for part in (scored, *sentences, _size(run)) if part)
+    return tuple(sentence for sentence in (outcomes_sentence, *sentences, _size(run)) if sentence)
 
 
-def _why_no_claims(run: RunView) -> str:
+def _nothing_yet(run: RunView) -> str:
+    """The sentence of a run without claims, and why there are none."""
+    why = f"no policy has been compared with {run.label(run.reference)}"
     if not run.policies:
         gone = "what was measured is of models that are no longer there"
-        return gone if run.outdated else "no policy has been evaluated"
-    if run.policy(run.reference) is None:
-        return f"{run.label(run.reference)}, with which all others are compared, has not been evaluated"
-    return f"no policy has been compared with {run.label(run.reference)}"
+        why = gone if run.outdated else "no policy has been evaluated"
+    elif run.policy(run.reference) is None:
+        why = f"{run.label(run.reference)}, with which all others are compared, has not been evaluated"
+    return f"Nothing can be said about the policies of this run yet: {why}."
 
 
 def _outcomes(compared: tuple[Claim, ...], reference: str) -> str:
@@ -184,12 +185,12 @@ def _outcomes(compared: tuple[Claim, ...], reference: str) -> str:
         group = [claim for claim in compared if claim.outcome == kind]
         if not group:
             continue
-        named = join([f"{claim.policy.label} ({claim.difference.text(sign=True)})" for claim in group])
-        one = len(group) == 1
+        policies = join([f"{claim.policy.label} ({claim.difference.text(sign=True)})" for claim in group])
+        shows, is_ = ("shows", "is") if len(group) == 1 else ("show", "are")
         if kind == UNCLEAR:
-            clauses.append(f"{named} {'shows' if one else 'show'} no detectable difference from {reference}")
+            clauses.append(f"{policies} {shows} no detectable difference from {reference}")
         else:
-            clauses.append(f"{named} {'is' if one else 'are'} {kind} than {reference}")
+            clauses.append(f"{policies} {is_} {kind} than {reference}")
     return "; ".join(clauses)
 
 
@@ -259,8 +260,8 @@ def _held_out(run: RunView) -> str:
     """Does a second reward model, which trained no policy, agree with the first?"""
     if fault := second_judge_fault(run):
         return f"By the second reward model nothing can be claimed: {fault}."
-    apart = ", trained on other prompts," if run.second_model and run.second_model.held_out else ""
-    text = f"By a second reward model{apart} that trained no policy, "
+    other_prompts = ", trained on other prompts," if run.second_model and run.second_model.held_out else ""
+    text = f"By a second reward model{other_prompts} that trained no policy, "
     return _second_opinion(run, "held_out", text, "the second's score", "a sign of over-optimisation")
 
 

@@ -28,7 +28,7 @@ def sections(run: RunView, figures: Mapping[str, str]) -> tuple[Section, ...]:
         _doctor(run),
         _training(run, figures),
         _reward_model(run, figures),
-        _collected(run),
+        _collected_replies(run),
         _samples(run),
         tokens(run),
         _mistakes(run),
@@ -65,7 +65,7 @@ def _doctor(run: RunView) -> Section | None:
     rows = tuple((name(f.where), f.kind, f.evidence, f.remedy) for f in diagnose(run))
     if not rows:
         return None
-    table = Table(headers=("Where", "Finding", "Seen", "Try"), rows=rows, left=4)
+    table = Table(headers=("Where", "Finding", "Seen", "Try"), rows=rows, word_columns=4)
     return Section(key="doctor", title="Findings", blocks=(Grid(table=table),))
 
 
@@ -81,7 +81,7 @@ def _data(run: RunView) -> Section:
     ]
     if rows:
         table = Table(
-            headers=("Left out when encoded for stage", "Because", "Rows"), rows=tuple(rows), left=2
+            headers=("Left out when encoded for stage", "Because", "Rows"), rows=tuple(rows), word_columns=2
         )
         blocks.append(Grid(table=table))
     return Section(key="data", title="Data", blocks=tuple(blocks), apart=True)
@@ -95,15 +95,15 @@ def _reward_model(run: RunView, figures: Mapping[str, str]) -> Section | None:
     return Section(key="reward-model", title="Reward model", blocks=tuple(blocks))
 
 
-def _collected(run: RunView) -> Section | None:
+def _collected_replies(run: RunView) -> Section | None:
     """What stages made as data for others; left out where none did."""
     blocks = collected_blocks(run)
     return Section(key="collected", title="Collected replies", blocks=tuple(blocks)) if blocks else None
 
 
 def _training(run: RunView, figures: Mapping[str, str]) -> Section:
-    drawn = pictures(figures, "training_")
-    if not drawn:
+    figure_blocks = pictures(figures, "training_")
+    if not figure_blocks:
         return Section(key="training", title="Training", blocks=(say("No stage has logged a metric."),))
     longest = max((len(stage.metrics) for stage in run.stages), default=0)
     averaged = f" Curves of more than {MAX_POINTS} steps show means over neighbours." * (longest > MAX_POINTS)
@@ -113,15 +113,15 @@ def _training(run: RunView, figures: Mapping[str, str]) -> Section:
         Code("docs/algorithms/"),
         "), a rule of thumb for models of about 100 M parameters, not a limit.",
     )
-    return Section(key="training", title="Training", blocks=(intro, *drawn))
+    return Section(key="training", title="Training", blocks=(intro, *figure_blocks))
 
 
 def _samples(run: RunView) -> Section:
     if not run.samples:
         return Section(key="samples", title="Samples side by side", blocks=(say("There are no samples."),))
     explorer, total = samples(run)
-    shown = len(explorer.cards)
-    shortened = "" if shown == total else f" This page holds the first {shown:,} of {total:,} prompts."
+    n_cards = len(explorer.cards)
+    shortened = "" if n_cards == total else f" This page holds the first {n_cards:,} of {total:,} prompts."
     counts = join([f"{run.label(policy)} {len(rows):,}" for policy, rows in run.samples.items()])
     intro = say(
         "The same prompt to every policy, in the order of the evaluation, not picked. Read some before "
@@ -152,8 +152,8 @@ def _mistakes(run: RunView) -> Section | None:
         return Section(key="mistakes", title="Mistakes of the reward model", blocks=tuple(blocks))
     explorer, total = mistakes(run), len(run.mistakes)
     ties = sum(row.margin == 0 for row in run.mistakes)
-    shown = len(explorer.cards)
-    shortened = "" if shown == total else f" This page holds the first {shown:,}."
+    n_cards = len(explorer.cards)
+    shortened = "" if n_cards == total else f" This page holds the first {n_cards:,}."
     blocks = [
         say(
             f"{total:,} validation pairs are ordered against their label"

@@ -55,7 +55,7 @@ def load_run(run: RunDir) -> RunView:
     gone = outdated(run)
     measured = _policies(run.evaluations, PolicyRecord, names)
     policies = tuple(policy for policy in measured if not gone.policy(policy.policy))
-    judge, others = _optional(run.reward_evaluation, RewardModelRecord), _other_reward_models(run)
+    judge, other_models = _optional(run.reward_evaluation, RewardModelRecord), _other_reward_models(run)
     of_judge = judge is None or not gone.judge(judge.stage)
     samples = {policy: tuple(read_records(path, SampleRow)) for policy, path in run.samples_files().items()}
     samples = {policy: rows for policy, rows in samples.items() if not gone.policy(policy)}
@@ -70,7 +70,7 @@ def load_run(run: RunDir) -> RunView:
         stages=tuple(stage for stage in stages if stage.status != NOT_STARTED),
         policies=policies,
         reward_model=judge if of_judge else None,
-        other_reward_models=tuple(audit for audit in others if not gone.judge(audit.stage)),
+        other_reward_models=tuple(model for model in other_models if not gone.judge(model.stage)),
         other_pairs=other_pairs,
         best_of=best_of.points if best_of and not gone.all else (),
         origins=origins.origins if origins else {},
@@ -79,8 +79,8 @@ def load_run(run: RunDir) -> RunView:
         samples=dict(sorted(samples.items(), key=lambda item: _rank(item[0], names))),
         mistakes=tuple(read_records(run.mistakes, Mistake)) if of_judge and run.mistakes.exists() else (),
         tokens=_tokens(run.analysis_details / TOKENS, stages),
-        missing=_missing(run, stages, policies, gone, judged=scored_by_model(config, policies)),
-        outdated=(*_left_out(gone, measured, [judge, *others]), *old_pairs),
+        missing=_missing_parts(run, stages, policies, gone, judged=scored_by_model(config, policies)),
+        outdated=(*_outdated_note(gone, measured, [judge, *other_models]), *old_pairs),
     )
 
 
@@ -89,19 +89,19 @@ def _comparisons(run: RunDir, gone: Outdated) -> tuple[Comparison, ...]:
     return tuple(row for row in rows if not gone.policy(row.policy) and not gone.policy(row.reference))
 
 
-def _left_out(
+def _outdated_note(
     gone: Outdated,
     policies: Sequence[PolicyRecord],
-    audits: Sequence[RewardModelRecord | None],
-    where: str = "",
-    again: str = AGAIN,
+    reward_models: Sequence[RewardModelRecord | None],
+    on_pairs: str = "",
+    remedy: str = AGAIN,
 ) -> tuple[str, ...]:
     """What was measured of models that are no longer there, in a sentence; nothing where all are there."""
     names = [policy.label for policy in policies if gone.policy(policy.policy)]
-    names += [clean(audit.stage, MAX_LABEL) for audit in audits if audit and gone.judge(audit.stage)]
+    names += [clean(model.stage, MAX_LABEL) for model in reward_models if model and gone.judge(model.stage)]
     if not names:
         return ()
-    return (f"What was measured{where} of {join(names)} is left out: it is {gone.why}; {again}.",)
+    return (f"What was measured{on_pairs} of {join(names)} is left out: it is {gone.reason}; {remedy}.",)
 
 
 def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
@@ -190,14 +190,15 @@ def _other_pairs(run: RunDir, stages: list[str]) -> tuple[tuple[OtherPairs, ...]
     evaluated, left_out = list[OtherPairs](), list[str]()
     for path in run.pairs_records():
         gone, of = outdated_in(run, path.parent, read_sealed(path)), read_record(path, PairsFile)
-        audits = [
-            read_record(audit, RewardModelRecord)
-            for audit in sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
+        reward_models = [
+            read_record(file, RewardModelRecord) for file in sorted(path.parent.glob(f"{REWARD_MODEL}*.json"))
         ]
         policies = _policies(path.parent, PairsPolicy, stages)
         on_it = f" on {clean(of.file, MAX_LABEL)}"
-        left_out += _left_out(gone, policies, audits, on_it, AGAIN.replace("RUN", "RUN --pairs FILE"))
-        judges = tuple(audit for audit in audits if not gone.judge(audit.stage))
+        left_out += _outdated_note(
+            gone, policies, reward_models, on_it, AGAIN.replace("RUN", "RUN --pairs FILE")
+        )
+        judges = tuple(model for model in reward_models if not gone.judge(model.stage))
         policies = tuple(policy for policy in policies if not gone.policy(policy.policy))
         if judges or policies or not gone.stages:
             evaluated.append(OtherPairs(of=of, reward_models=judges, policies=policies))
@@ -211,7 +212,7 @@ def _rank(policy: str, stages: list[str]) -> tuple[int, int, str]:
     return kind, stages.index(stage) if stage in stages else len(stages), policy
 
 
-def _missing(
+def _missing_parts(
     run: RunDir,
     stages: tuple[StageView, ...],
     policies: tuple[PolicyRecord, ...],

@@ -55,7 +55,7 @@ def build_all(folder: str | os.PathLike[str]) -> Path:
         raise InputMissing(f"no run in {root}", "`preftune run quickstart` makes one; or give another folder")
     tables = [_gains(runs), _differences(runs), _single(runs)]
     if unreadable:
-        table = Table(headers=("Run", "Why"), rows=tuple(unreadable), left=2)
+        table = Table(headers=("Run", "Why"), rows=tuple(unreadable), word_columns=2)
         tables.append(Section(key="unread", title="Not read", blocks=(Grid(table=table),)))
     count = f"{len(runs)} runs in {name(root.resolve().name)}"
     summary = f"{count}. Gains are over each run's own reference; {RULE}."
@@ -77,7 +77,7 @@ def _gains(runs: Sequence[_Run]) -> Section:
         "KL (nats/response)",
         "Findings",
     )
-    table = Table(headers=headers, rows=tuple(rows[:MOST]), left=2)
+    table = Table(headers=headers, rows=tuple(rows[:MOST]), word_columns=2)
     blocks: list[Block] = [Grid(table=table)] if rows else [say("No run has been evaluated yet.")]
     blocks += [say(name(run.directory), ": ", words) for run in runs for words in run.view.outdated]
     return Section(key="gains", title="Gains", blocks=tuple(blocks))
@@ -91,7 +91,7 @@ def _policies(runs: Sequence[_Run]) -> list[tuple[Text, ...]]:
         policies = [policy for policy in run.view.policies if policy.policy in score.keys() | gold.keys()]
         compared += [(run, policy) for policy in policies]
         claimed += [(score.get(policy.policy), gold.get(policy.policy)) for policy in policies]
-    found = {run.directory: diagnose(run.view) for run in runs}
+    findings = {run.directory: diagnose(run.view) for run in runs}
     columns: list[Sequence[Text]] = [
         [name(run.directory) for run, _ in compared],
         [policy.label for _, policy in compared],
@@ -102,18 +102,20 @@ def _policies(runs: Sequence[_Run]) -> list[tuple[Text, ...]]:
     columns += [
         kl_column([policy for _, policy in compared]),
         [
-            "; ".join(f.kind for f in found[run.directory] if f.where in _names(policy)) or DASH
+            "; ".join(f.kind for f in findings[run.directory] if f.where in _names(policy)) or DASH
             for run, policy in compared
         ],
     ]
     rows = list(zip(*columns, strict=True))
     by_run: list[tuple[Text, ...]] = []
     for run in runs:
-        own = [policy for of, policy in compared if of is run]
+        policies_of_run = [policy for of, policy in compared if of is run]
         by_run += [row for row, (of, _) in zip(rows, compared, strict=True) if of is run]
-        told = {where for policy in own for where in _names(policy)}
-        if rest := [f"{clean(f.where, 60)}: {f.kind}" for f in found[run.directory] if f.where not in told]:
-            by_run.append((name(run.directory), *[DASH] * (len(columns) - 2), "; ".join(rest)))
+        named = {where for policy in policies_of_run for where in _names(policy)}
+        of_no_policy = [f for f in findings[run.directory] if f.where not in named]
+        if of_no_policy:
+            words = "; ".join(f"{clean(f.where, 60)}: {f.kind}" for f in of_no_policy)
+            by_run.append((name(run.directory), *[DASH] * (len(columns) - 2), words))
     return by_run
 
 
@@ -156,7 +158,7 @@ def _single(runs: Sequence[_Run]) -> Section:
         Code("preftune study"),
         " pools seeds.",
     )
-    blocks: list[Block] = [intro, Grid(table=Table(headers=headers, rows=tuple(rows[:MOST]), left=6))]
+    blocks: list[Block] = [intro, Grid(table=Table(headers=headers, rows=tuple(rows[:MOST]), word_columns=6))]
     if not rows:
         blocks = [say("No two evaluated runs differ in one setting alone.")]
     return Section(key="single", title="One setting changed", blocks=tuple(blocks))

@@ -27,38 +27,42 @@ def _is_one_of(gold: str, judges: Collection[str | None]) -> bool:
 
 def seen_by(config: Row, golds: Iterable[str]) -> dict[str, list[str]]:
     """By stage, those of the judges that its policy was trained on."""
-    seen = dict[str, list[str | None]]()
+    judges = dict[str, list[str | None]]()
     for name, stage in config.get("stage", {}).items():
         functions = setting(stage, "reward_functions")
-        seen[name] = [setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())]
-    return _among(golds, seen)
+        judges[name] = [setting(stage, "reward_model"), *(reward_terms(functions) if functions else ())]
+    return _golds_among(golds, judges)
 
 
 def labelled_by(config: Row, golds: Iterable[str]) -> dict[str, list[str]]:
     """By stage that collects, those of the judges that labelled its pairs."""
-    return _among(golds, {name: [setting(s, "judge")] for name, s in config.get("stage", {}).items()})
+    return _golds_among(golds, {name: [setting(s, "judge")] for name, s in config.get("stage", {}).items()})
 
 
-def _among(golds: Iterable[str], used: Mapping[str, Collection[str | None]]) -> dict[str, list[str]]:
+def _golds_among(
+    golds: Iterable[str], by_stage: Mapping[str, Collection[str | None]]
+) -> dict[str, list[str]]:
     golds = list(golds)
-    found = {name: [gold for gold in golds if _is_one_of(gold, judges)] for name, judges in used.items()}
-    return {name: judges for name, judges in found.items() if judges}
+    golds_by_stage = {
+        name: [gold for gold in golds if _is_one_of(gold, judges)] for name, judges in by_stage.items()
+    }
+    return {name: judges for name, judges in golds_by_stage.items() if judges}
 
 
 def seen_gold(run: RunView) -> dict[str, list[str]]:
     """By stage, the judges called gold that its policy was trained on, of policies that were evaluated."""
-    seen = seen_by(run.config, _golds(run))
-    return {name: used for name, used in seen.items() if run.policy(policy_name(name)) is not None}
+    by_stage = seen_by(run.config, _golds(run))
+    return {name: golds for name, golds in by_stage.items() if run.policy(policy_name(name)) is not None}
 
 
 def ceilings(run: RunView) -> set[str]:
     """The policies that were trained on what `gold` is: no contestants by it."""
-    seen = seen_by(run.config, _golds(run)[:1])
-    return {policy_name(name) for name in seen}
+    by_stage = seen_by(run.config, _golds(run)[:1])
+    return {policy_name(name) for name in by_stage}
 
 
 def taught_by_second(run: RunView) -> list[str]:
     """Stages that learnt from the second reward model, or had it judge their replies."""
     second, stages = run.second_stage, run.config.get("stage", {})
-    named = {name: (setting(s, "reward_model"), setting(s, "judge")) for name, s in stages.items()}
-    return [] if second is None else [name for name, judges in named.items() if second in judges]
+    by_stage = {name: (setting(s, "reward_model"), setting(s, "judge")) for name, s in stages.items()}
+    return [] if second is None else [name for name, judges in by_stage.items() if second in judges]

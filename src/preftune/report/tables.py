@@ -33,9 +33,12 @@ def comparison_table(run: RunView) -> Table:
         (policy.label for policy in run.policies),
         column(policy.score for policy in run.policies),
         column(None if sd is None else Estimate(value=sd) for sd in (p.score_sd for p in run.policies)),
-        ("reference" if own else text for own, text in zip(baseline, differences, strict=True)),
+        (
+            "reference" if is_reference else text
+            for is_reference, text in zip(baseline, differences, strict=True)
+        ),
         (outcomes.get(policy.policy, "–") for policy in run.policies),
-        ("–" if own else text for own, text in zip(baseline, win_rates, strict=True)),
+        ("–" if is_reference else text for is_reference, text in zip(baseline, win_rates, strict=True)),
         kl_column(run.policies),
         column(policy.length for policy in run.policies),
         map(share_text, (policy.eos_rate for policy in run.policies)),
@@ -97,11 +100,11 @@ def length_table(run: RunView) -> Table:
         "Policy", "Length (tokens)", "Win rate, length-controlled", "Prompts (n)",
         "Gain in score", "Gain, equal length", "Share of the gain left",
     )  # fmt: skip
-    known = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
-    controls = [control for _, control in known]
+    measured = [(policy, policy.length_controlled) for policy in run.policies if policy.length_controlled]
+    controls = [control for _, control in measured]
     columns: list[Iterable[str]] = [
-        (policy.label for policy, _ in known),
-        column(policy.length for policy, _ in known),
+        (policy.label for policy, _ in measured),
+        column(policy.length for policy, _ in measured),
         (share_text(control.win_rate) for control in controls),
         (f"{c.gain.n:,}" if c.gain is not None and c.gain.n is not None else "–" for c in controls),
         column((control.gain for control in controls), sign=True),
@@ -118,20 +121,20 @@ def other_judges_table(run: RunView) -> Table:
     second = {claim.policy.policy: claim for claim in claims(run, "held_out")}
     if chosen or any(policy.win_rate_chosen for policy in run.policies):
         columns["Win rate vs chosen"] = [share_text(policy.win_rate_chosen) for policy in run.policies]
-        columns["Score − chosen"] = _claimed(run, chosen)
+        columns["Score − chosen"] = _claim_texts(run, chosen)
     if second or any(policy.held_out for policy in run.policies):
         columns["Second reward model"] = column(policy.held_out for policy in run.policies)
-        columns[f"Second model − {run.label(run.reference)}"] = _claimed(run, second)
+        columns[f"Second model − {run.label(run.reference)}"] = _claim_texts(run, second)
     rows = zip([policy.label for policy in run.policies], *columns.values(), strict=True)
     return Table(headers=("Policy", *columns), rows=tuple(rows) if columns else ())
 
 
-def _claimed(run: RunView, claimed: Mapping[str, Claim]) -> list[str]:
-    found = [claimed.get(policy.policy) for policy in run.policies]
-    texts = column((claim and claim.difference for claim in found), sign=True)
+def _claim_texts(run: RunView, claimed: Mapping[str, Claim]) -> list[str]:
+    row_claims = [claimed.get(policy.policy) for policy in run.policies]
+    texts = column((claim and claim.difference for claim in row_claims), sign=True)
     return [
         text if claim is None else f"{claim.outcome}: {text}"
-        for claim, text in zip(found, texts, strict=True)
+        for claim, text in zip(row_claims, texts, strict=True)
     ]
 
 
@@ -157,4 +160,4 @@ def column(estimates: Iterable[Estimate | None], *, sign: bool = False, scale: f
     """The cells of a column, all with as many decimals; a dash for none."""
     cells = list(estimates)
     digits = decimals_alike(cells, scale)
-    return ["–" if each is None else each.text(sign=sign, scale=scale, digits=digits) for each in cells]
+    return ["–" if cell is None else cell.text(sign=sign, scale=scale, digits=digits) for cell in cells]

@@ -77,7 +77,7 @@ class RewardFunction:
         """Each is called when it comes to it: none after the first failure, if that is raised."""
         for case in cases:
             columns = {name: case.columns[name] for name in self._names([case])}
-            value = self._called(case, partial(self.call, case.prompt, case.response, **columns))
+            value = self._call(case, partial(self.call, case.prompt, case.response, **columns))
             yield value if isinstance(value, DataError) else self._number(case, value)
 
     def error(self, case: Case, problem: str) -> DataError:
@@ -94,7 +94,7 @@ class RewardFunction:
         columns = {name: [case.columns.get(name) for case in cases] for name in self._names(cases)}
         prompts, completions = [case.prompt for case in cases], [case.response for case in cases]
         call = partial(self.call, prompts=prompts, completions=completions, **columns)
-        returned = self._called(cases[0], call, len(cases))
+        returned = self._call(cases[0], call, len(cases))
         if isinstance(returned, Tensor | np.ndarray):
             returned = returned.tolist()
         if isinstance(returned, list | tuple) and len(returned) == len(cases):
@@ -107,7 +107,7 @@ class RewardFunction:
         names = dict.fromkeys(name for case in cases for name in case.columns if name not in _RESERVED)
         return [name for name in names if name in self.takes or _ALL in self.takes]
 
-    def _called(self, case: Case, call: Callable[[], Any], times: int = 1) -> Any:
+    def _call(self, case: Case, call: Callable[[], Any], times: int = 1) -> Any:
         """What a call gives, or a DataError."""
         seconds = self.seconds * times
         try:

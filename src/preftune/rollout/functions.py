@@ -83,10 +83,10 @@ class RewardFunctions:
                 hint=failures[0].hint if failures else "",
             )
 
-    def _total(self, case: Case, given: Sequence[Outcome], alone: bool) -> float | DataError:
+    def _total(self, case: Case, outcomes: Sequence[Outcome], alone: bool) -> float | DataError:
         """A case's sum of what the functions gave it, in their order, or its first failure."""
         total, applied = 0.0, not alone or not self.functions
-        for function, value in zip(self.functions, given, strict=False):
+        for function, value in zip(self.functions, outcomes, strict=False):
             if isinstance(value, DataError):
                 return value
             if value is not None:
@@ -108,7 +108,7 @@ class RewardFunctions:
             "chosen": row.chosen if row else None,
             "rejected": row.rejected if row else None,
         }
-        prompt = self.encoder.shown(row.prompt) if row else self.encoder.prompt_text(prompt_ids)
+        prompt = self.encoder.readable_prompt(row.prompt) if row else self.encoder.prompt_text(prompt_ids)
         return Case(prompt, self.encoder.decode(response_ids, prompt_ids), columns)
 
 

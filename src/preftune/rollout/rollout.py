@@ -51,7 +51,7 @@ class Rollout(Rows):
 
 def of_all(rollout: Rollout, gather: Callable[[Tensor], Tensor], responses_per_prompt: int) -> Rollout:
     """The rollout of all processes, from that of this one: `gather` concatenates their rows."""
-    whole = replace(rollout, valid=None, group=None).changed(gather)
+    whole = replace(rollout, valid=None, group=None).map_tensors(gather)
     all_rows = torch.ones_like(rollout.sequences.ids[:, 0], dtype=torch.bool)
     valid = gather(all_rows if rollout.valid is None else rollout.valid)
     group = torch.arange(len(whole), device=valid.device) // responses_per_prompt

@@ -114,9 +114,9 @@ def _sampled(
         record = recorder(policy.model, device)
         drawn = _by_recorded_steps(drawing, head, record, say) if record is not None else None
         if drawn is not None:
-            return _joined(packed, *drawn, pad_id)
+            return _join(packed, *drawn, pad_id)
         passing = passing_decoder(*drawing.to_decode(), say) if keeps_states else None
-        sequences = _joined(packed, *_by_token(drawing, head, passing), pad_id)
+        sequences = _join(packed, *_by_token(drawing, head, passing), pad_id)
         if passing is not None:
             passing.hand_over(sequences.ids, sequences.attention)
     return sequences
@@ -314,7 +314,7 @@ def _packed_prompts(prompts: Prompts) -> Sequences:
     return Sequences(prompts.ids.gather(1, source), real, torch.zeros_like(real))
 
 
-def _joined(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Sequences:
+def _join(prompts: Sequences, new: Tensor, lengths: Tensor, pad_id: int) -> Sequences:
     """Prompts (G, P) and k responses to each (G · k, R) -> right-padded rows without a gap."""
     k = len(new) // len(prompts)
     starts = prompts.attention.sum(1).repeat_interleave(k).unsqueeze(1)

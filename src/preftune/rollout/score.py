@@ -66,7 +66,9 @@ class Scorer:
             size, model = self.batch_size, self.reward_model
             spans = [slice(i, i + size) for i in range(0, max(len(sequences), 1), size)]
             with readable(model):
-                outputs = [model.raw_and_members(self._read(sequences[span], rows[span])) for span in spans]
+                outputs = [
+                    model.raw_and_members(self._for_judge(sequences[span], rows[span])) for span in spans
+                ]
             scores = torch.cat([model.normalised(raw) for raw, _ in outputs])
             scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
             member_scores = [by_member for _, by_member in outputs if by_member is not None]
@@ -77,7 +79,7 @@ class Scorer:
             scores = scores + total
         return Scored(scores, members, by_function)
 
-    def _read(self, sequences: Sequences, rows: Sequence[int]) -> Sequences:
+    def _for_judge(self, sequences: Sequences, rows: Sequence[int]) -> Sequences:
         """The rows as the reward model reads them."""
         if self.translate is None or not len(sequences):
             return sequences

@@ -45,11 +45,11 @@ def put_aside(
     request: dict[str, Any] = {"asked": list(names), "keys": {stage.name: stage.key for stage in stages}}
     if _request(run) == {**request, "moved": True}:
         return []
-    kept = [stage for stage in stages if (_folder(run, stage) / "stage").is_dir()]
-    moving = [stage for stage in stages if stage not in kept and run.stage_json(stage.name).is_file()]
+    begun = [stage for stage in stages if (_folder(run, stage) / "stage").is_dir()]
+    moving = [stage for stage in stages if stage not in begun and run.stage_json(stage.name).is_file()]
     before([stage.name for stage in stages])
     write_json(_file(run), request)
-    for stage in kept:
+    for stage in begun:
         _drop(run, stage)  # a new one that was not finished
     for stage in moving:
         _move(run, stage)

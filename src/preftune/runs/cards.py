@@ -45,7 +45,7 @@ def model_card(session: "Session", stage: Stage) -> str:
         f"This is {kind.card if kind else _PRETRAINED}. Made with preftune {__version__}.",
         "## Data\n\n" + "\n".join(_data(session)),
         "## Recipe\n\n" + _recipe(session, stage),
-        "## Measured\n\n" + _measured(stage, numbers),
+        "## Measured\n\n" + _measured_text(stage, numbers),
         "## Limits\n\n" + "\n".join([*_LIMITS, *(kind.card_limits if kind else ())]),
         "## How to load\n\n" + _loading(session, stage),
     ]
@@ -119,7 +119,7 @@ def _recipe(session: "Session", stage: Stage) -> str:
     return f"{facts}; {base}. Settings of the stage:\n\n```json\n{settings.replace('```', '')}\n```"
 
 
-def _measured(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str:
+def _measured_text(stage: Stage, numbers: Sequence[tuple[str, str, Estimate]]) -> str:
     if "/" in stage.name:
         return "A member of an ensemble: the card of the directory above says what was measured."
     if not numbers:

@@ -96,7 +96,7 @@ class _Collector:
             for row, scored in zip(collected, self._scores(self.scorer, replies, numbers), strict=True):
                 row |= {**scored, "scores": _finite(scored["scores"], self.name)}
         lengths = zip(replies.response.sum(1).tolist(), closed, strict=True)
-        rows, sizes = learner.together(collected), learner.together([*lengths])
+        rows, sizes = learner.gather_items(collected), learner.gather_items([*lengths])
         if isinstance(self.scorer, LLMJudge):
             self._ask(self.scorer, rows, learner)
         if not learner.is_main:
@@ -164,7 +164,7 @@ def collect_stage(session: Session, stage: Stage) -> bool:
     run, config = session.run, collecting(session, stage.name)
     if is_finished(run, stage):
         drop_checkpoints(run, stage)
-        session.console.skipped(stage.name)
+        session.console.say_skipped(stage.name)
         return False
     reset_peak_memory()
     began, learner = time.monotonic(), session.learner(config.microbatch_size)
@@ -173,31 +173,35 @@ def collect_stage(session: Session, stage: Stage) -> bool:
         begin(run, stage)
     steps = config.steps_on(len(collector.rows))
     resumed = _resumed(run, stage.name, config.batch_size) if learner.is_main else 0
-    done = learner.together([resumed])[0]
-    began -= seconds_until(run.metrics(stage.name), done) if learner.is_main else 0.0
+    first_step = learner.gather_items([resumed])[0]
+    began -= seconds_until(run.metrics(stage.name), first_step) if learner.is_main else 0.0
     with session.console.progress(stage.name, stage.algorithm, steps) as on_step:
         if learner.is_main:
             tell(session, stage, {"steps": steps, "start": config.init})
-        for step in _logged(session, collector, done, steps, learner):
+        for step in _logged(session, collector, first_step, steps, learner):
             on_step(*step)
     if learner.is_main:
         facts = _write(collector, stage, steps)
         facts |= {"seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb()}
         facts |= {"world_size": learner.world}
         finish(run, stage, facts)
-        session.console.finished(stage.name, facts)
+        session.console.say_finished(stage.name, facts)
         session.console.line(f"{stage.name:<12} {in_words(facts['collected'])}")
     learner.wait()
     return True
 
 
 def _logged(
-    session: Session, collector: _Collector, done: int, steps: int, learner: Learner
+    session: Session, collector: _Collector, first_step: int, steps: int, learner: Learner
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """The remaining steps, each written down before any process goes on."""
     run, name = session.run, collector.name
-    logs = (MetricsLog(run.metrics(name), done), Ledger(run.ledger(name), done)) if learner.is_main else None
-    for step in range(done, steps):
+    logs = (
+        (MetricsLog(run.metrics(name), first_step), Ledger(run.ledger(name), first_step))
+        if learner.is_main
+        else None
+    )
+    for step in range(first_step, steps):
         began = time.monotonic()
         faults.begin_step(step + 1)
         faults.faultpoint("step")
@@ -217,9 +221,9 @@ def _resumed(run: RunDir, name: str, size: int) -> int:
     """How many steps are written down completely; replies of a later one are dropped."""
     logs = [run.replies(name), run.metrics(name), run.ledger(name)]
     rows, *steps = [read_jsonl(log) if log.is_file() else [] for log in logs]
-    done = min(len(rows) // size, *(len(log_rows) for log_rows in steps))
-    write_jsonl(run.replies(name), rows[: done * size])
-    return done
+    complete = min(len(rows) // size, *(len(log_rows) for log_rows in steps))
+    write_jsonl(run.replies(name), rows[: complete * size])
+    return complete
 
 
 def _collector(session: Session, name: str, config: CollectConfig, learner: Learner) -> _Collector:

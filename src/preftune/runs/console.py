@@ -64,10 +64,10 @@ class Console:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._out.print(table)
 
-    def skipped(self, stage: str) -> None:
+    def say_skipped(self, stage: str) -> None:
         self.line(f"{stage:<12} already finished")
 
-    def finished(self, stage: str, facts: Mapping[str, Any]) -> None:
+    def say_finished(self, stage: str, facts: Mapping[str, Any]) -> None:
         memory = facts.get("peak_memory_mb")
         peak = f", peak memory {memory:,.0f} MiB" if memory else ""
         rejected = sum(facts.get("rejected", {}).values())
@@ -88,7 +88,7 @@ class Console:
                 yield lambda step, metrics: None
             return
         kind = config_of(algorithm)
-        shown = kind.headline if kind else _HEADLINE
+        headline = kind.headline if kind else _HEADLINE
         with self._bar() as bar:
             task = bar.add_task(f"{stage:<12}", total=steps, info="")
             last_line = time.monotonic()
@@ -96,7 +96,7 @@ class Console:
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
                 nonlocal last_line
                 info = "  ".join(
-                    f"{name} {metrics[key]:.3g}" for key, name in shown.items() if key in metrics
+                    f"{name} {metrics[key]:.3g}" for key, name in headline.items() if key in metrics
                 )
                 bar.update(task, completed=step, info=info)
                 if not is_live(self._out) and time.monotonic() - last_line > _LINE_SECONDS:

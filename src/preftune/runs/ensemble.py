@@ -42,7 +42,7 @@ def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stag
     inner, members = (session, []) if done else refuse_changed_members(session, stage)
     learner.wait()  # every process has looked
     if done:
-        session.console.skipped(stage.name)
+        session.console.say_skipped(stage.name)
         return False
     if learner.is_main:
         _begin(session.run, stage)
@@ -77,7 +77,7 @@ def refuse_changed_members(session: Session, stage: Stage) -> tuple[Session, lis
 def _with_members(session: Session, name: str) -> Session:
     """A copy of the session that has the members among its stages."""
     settings = session.config.stage[name]
-    members = {each: settings.member(i) for i, each in enumerate(settings.member_names(name))}
+    members = {member: settings.member(i) for i, member in enumerate(settings.member_names(name))}
     config = session.config.model_copy(update={"stage": {**session.config.stage, **members}})
     return replace(session, config=config)
 

@@ -33,7 +33,7 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
     firsts, ids = distinct_prompts(encoder, first_encoded(encoder, rows, None)[0])
     kinds = [next(i for i, word in enumerate(words) if word in row.source) for row in firsts]
     most = None if top is None else PROMPTS
-    groups = [[n for n, each in enumerate(kinds) if each == kind][:most] for kind in range(len(words))]
+    groups = [[n for n, of_row in enumerate(kinds) if of_row == kind][:most] for kind in range(len(words))]
     counts = ", ".join(f"{len(group):,} {word}" for group, word in zip(groups, words, strict=True))
     session.console.line(f"{stage.name}: the kind of a prompt is learnt from {counts} ones")
     if top is None:
@@ -48,7 +48,7 @@ def fitted_gate(session: Session, stage: Stage, expert: Source, learner: Learner
         states = _states(session, model, encoder, [firsts[n] for n in used], blocks, learner)
         return fit_state_gate(states, [kinds[n] for n in used], blocks)
 
-    return session.go_over(stage.name, groups, fitted, seen=True)
+    return session.go_over(stage.name, groups, fitted, trained_on=True)
 
 
 def _states(

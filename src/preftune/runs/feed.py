@@ -155,8 +155,8 @@ def _tokens(pair: PairIds, batch: Batch, alone: bool) -> int:
     """Tokens of what a pair, or a reply `alone`, becomes. Mismatched rows are about as many again."""
     if batch == "sequences":
         return len(pair.prompt) + len(pair.chosen)
-    one = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
-    return (one if alone else pair.tokens) * (2 if batch == "unpaired" else 1)
+    prompt_once = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    return (prompt_once if alone else pair.tokens) * (2 if batch == "unpaired" else 1)
 
 
 def row_name(row: Preference) -> str:

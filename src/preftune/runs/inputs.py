@@ -39,7 +39,7 @@ def variables(config: RunConfig) -> list[str]:
 
 def _functions(config: RunConfig, stages: bool = True) -> Iterator[str]:
     """What the settings name as functions, those of `stages` included."""
-    named = [stage.called for stage in config.stage.values()] if stages else []
+    named = [stage.all_functions for stage in config.stage.values()] if stages else []
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
     for terms in [config.evaluation.reward_functions, *golds, *named]:
         yield from reward_terms(terms) if terms else ()
@@ -91,9 +91,10 @@ def recorded_commits(run: RunDir | None) -> dict[str, str]:
     if run is None:
         return {}
     data, base = record(run.data), record(run.run).get("base")
-    others = data.get("others")
+    of_stages = data.get("others")
     reports = [("data", None, data), ("base", None, base)]
-    reports += [("data", name, each) for name, each in (others.items() if isinstance(others, dict) else ())]
+    if isinstance(of_stages, dict):
+        reports += [("data", name, report) for name, report in of_stages.items()]
     return {
         f"{kind} {name or report.get('name')}": report["commit"]
         for kind, name, report in reports

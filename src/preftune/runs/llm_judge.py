@@ -142,15 +142,15 @@ class LLMJudge:
         try:
             for key, item in new.items():
                 waiting[pool.submit(ask, item.request)] = key
-            for done in as_completed(waiting):
-                key = waiting.pop(done)
-                self._keep(key, done.result())
+            for job in as_completed(waiting):
+                key = waiting.pop(job)
+                self._keep(key, job.result())
         except BaseException as error:
             self.endpoint.stop()
-            for done, key in waiting.items():  # what has come all the same
+            for job, key in waiting.items():  # what has come all the same
                 with suppress(ConfigError, InputMissing, StoppedError):
-                    if done.done() and not done.cancelled():
-                        self._keep(key, done.result())
+                    if job.done() and not job.cancelled():
+                        self._keep(key, job.result())
             if isinstance(error, StoppedError) and failures:
                 raise failures[0] from None  # why the others were ended
             raise
@@ -165,8 +165,8 @@ class LLMJudge:
                 f'name the model as the server does, judge = "{LLM}{answer.model}", or serve the other one',
             )
         # Half an answer may only weigh what it mentions, unless it is the verdict and nothing else.
-        said = verdict(answer.text) if not answer.cut or is_bare(answer.text) else None
-        outcome = {"verdict": said, "answer": answer.text.strip()[-_KEPT:]}
+        decided = verdict(answer.text) if not answer.cut or is_bare(answer.text) else None
+        outcome = {"verdict": decided, "answer": answer.text.strip()[-_KEPT:]}
         counts = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "model": answer.model}
         more = {"refused": answer.refused} if answer.refused else {"cut": True} if answer.cut else {}
         self.answers[key] = {"key": key, **outcome, **counts, **more}

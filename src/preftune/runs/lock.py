@@ -36,7 +36,7 @@ def held(run: RunDir) -> Iterator[None]:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         refuse_links(run)
-        file = os.fdopen(_opened(run.lock), "r+", encoding="utf-8")
+        file = os.fdopen(_open_file(run.lock), "r+", encoding="utf-8")
     except PermissionError as error:
         raise PermissionMissing(
             f"cannot write to {run.path}: permission denied", hint="use another place with --out DIR"
@@ -76,7 +76,7 @@ def is_held(run: RunDir) -> bool:
     return False
 
 
-def _opened(path: Path) -> int:
+def _open_file(path: Path) -> int:
     """The lock file, made if need be. OSError for a link; ConfigError for a file with a second name."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     status = os.fstat(number)

@@ -49,19 +49,19 @@ class Mirror:
         unit = self._folder(stage) / checkpoint.name
         with self._trouble(f"copy to the mirror {unit}"):
             files = {file.name: file for file in checkpoint.iterdir()}
-            if self._put(unit, {**files, **self._logs(stage)}):
+            if self._put_unit(unit, {**files, **self._logs(stage)}):
                 for old in self._checkpoints(stage):
                     if not checkpoint_at(self.run.checkpoints(stage.name), step_of(old)).is_dir():
                         _discard(old)
 
     def put_stage(self, stage: Stage) -> None:
         """Copy a finished stage, unless it is there: its model and logs; its checkpoints and members go."""
-        model, unit = stage.model_dir(self.run), self._finished(stage)
+        model, unit = stage.model_dir(self.run), self._finished_unit(stage)
         with self._trouble(f"copy to the mirror {unit}"):
             files = {
                 f"{_MODEL}/{file.relative_to(model)}": file for file in model.rglob("*") if file.is_file()
             }
-            if self._holds(stage, unit) or self._put(unit, {**files, **self._logs(stage)}):
+            if self._holds(stage, unit) or self._put_unit(unit, {**files, **self._logs(stage)}):
                 for old in (*self._checkpoints(stage), *self._folder(stage).glob("member-*/*")):
                     _discard(old)
 
@@ -78,7 +78,7 @@ class Mirror:
     def check(self, stage: Stage) -> None:
         """ConfigError if the stage was mirrored with other settings."""
         steps = (unit for unit in self._checkpoints(stage) if step_of(unit) > 0)
-        for unit in (self._finished(stage), *steps):
+        for unit in (self._finished_unit(stage), *steps):
             if _is_complete(unit):
                 self._same_settings(stage, unit)
                 return
@@ -89,7 +89,7 @@ class Mirror:
         """
         if is_finished(self.run, stage):
             return
-        finished = self._finished(stage)
+        finished = self._finished_unit(stage)
         if _is_complete(finished):
             self._same_settings(stage, finished)
             refuse_foreign(target := stage.model_dir(self.run))
@@ -99,13 +99,13 @@ class Mirror:
             self._fetch_logs(stage, finished)
             self.say(f"{stage.name:<12} fetched from {finished}")
             return
-        here, logs = self.run.checkpoints(stage.name), self._logs(stage)
-        newest = _newest(here)
+        directory, logs = self.run.checkpoints(stage.name), self._logs(stage)
+        newest = _newest(directory)
         units = [unit for unit in self._checkpoints(stage) if self._is_further(stage, unit, newest)]
         for unit in reversed(units):  # the newest last: a kill before it leaves something to fetch
             self._same_settings(stage, unit)
             sums = {name: sha for name, sha in _sums(unit).items() if name not in logs}
-            copy_files({name: unit / name for name in sums}, checkpoint_at(here, step_of(unit)), sums)
+            copy_files({name: unit / name for name in sums}, checkpoint_at(directory, step_of(unit)), sums)
         if units:
             self._fetch_logs(stage, units[0])
             self.say(f"{stage.name:<12} checkpoint of step {step_of(units[0])} fetched from {units[0]}")
@@ -121,7 +121,7 @@ class Mirror:
     def _folder(self, stage: Stage) -> Path:
         return self.directory / stage.name
 
-    def _finished(self, stage: Stage) -> Path:
+    def _finished_unit(self, stage: Stage) -> Path:
         return self._folder(stage) / "finished"
 
     def _checkpoints(self, stage: Stage) -> list[Path]:
@@ -140,7 +140,7 @@ class Mirror:
             if (unit / name).is_file():
                 write_text(target, read_text(unit / name))
 
-    def _put(self, unit: Path, files: Mapping[str, Path]) -> bool:
+    def _put_unit(self, unit: Path, files: Mapping[str, Path]) -> bool:
         """Write a unit, its manifest last, and read it back; whether it is there."""
         unit.mkdir(parents=True, exist_ok=True)
         (unit / _MANIFEST).unlink(missing_ok=True)
@@ -163,8 +163,8 @@ class Mirror:
             sums = _sums(unit)
         except (OSError, ValueError, TypeError, AttributeError):
             return False
-        here = sha256_file(self.run.stage_json(stage.name))
-        return sums.get("stage.json") == here and all((unit / name).is_file() for name in sums)
+        own_record = sha256_file(self.run.stage_json(stage.name))
+        return sums.get("stage.json") == own_record and all((unit / name).is_file() for name in sums)
 
     @contextmanager
     def _trouble(self, doing: str) -> Iterator[None]:

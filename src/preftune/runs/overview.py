@@ -167,7 +167,7 @@ def _headlines(run: RunDir, stages: Iterable[str]) -> list[str]:
 
     rows = read_records(run.comparisons, Comparison)
     gone = outdated(run) if rows else Outdated()
-    why = f"what was measured is {gone.why}; {AGAIN}"
+    why = f"what was measured is {gone.reason}; {AGAIN}"
     if gone.all:
         return [why]
     lines = {name: _headline(rows, policy_name(name)) for name in stages}
@@ -201,11 +201,11 @@ def _resume_command(run: RunDir) -> str:
     is taken from nowhere.
     """
     command = (read_object(run.run) if run.run.is_file() else {}).get("command")
-    given = [str(word) for word in command] if isinstance(command, list) else []
+    words_given = [str(word) for word in command] if isinstance(command, list) else []
     words = ["preftune", "run", str(run.config), "--out", str(run.path)]
     for option in ("--mirror", *(() if run.aside.is_dir() else ("--from",))):
-        joined = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
-        values = [value for word, value in pairwise(given) if word == option] + joined
+        joined = [word.partition("=")[2] for word in words_given if word.startswith(f"{option}=")]
+        values = [value for word, value in pairwise(words_given) if word == option] + joined
         words += [option, values[0]] if values else []
     return shlex.join(words)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from preftune.records.run import TOKENS
 from preftune.rundir import RunDir
 from preftune.runs.stages import SIDE_FILE
-from preftune.sums import listed, read_sealed, refuse_links
+from preftune.sums import read_sealed, recorded_sums, refuse_links
 
 _OF_A_STAGE = (
     "stage.json",
@@ -80,5 +80,5 @@ def _written_files(run: RunDir) -> Iterator[Path]:
 def _recorded(run: RunDir) -> set[Path]:
     """The files of the last report."""
     with contextlib.suppress(Exception):
-        return {run.path / name for name in listed(read_sealed(run.report_record)) or ()}
+        return {run.path / name for name in recorded_sums(read_sealed(run.report_record)) or ()}
     return set()

@@ -85,8 +85,8 @@ def open_session(
             session.mirror.put_commits(session.commits())
         if old := unverified(run):
             console.line(f"not verified: made before preftune kept sums of files: {', '.join(old)}")
-    if said := remark(config.precision, session.precision):
-        console.line(said)
+    if warning := remark(config.precision, session.precision):
+        console.line(warning)
     return session
 
 
@@ -169,10 +169,10 @@ def train_stages(session: Session, stages: Sequence[str], *, compared: bool = Fa
             _fetch(session, stage)
         _meet(session.config)
         with answering(session.config.process_timeout):
-            made = _make(session, stage)
+            is_new = _make(session, stage)
             if session.mirror is not None and is_main_process():
                 session.mirror.put_stage(stage)
-        if made:
+        if is_new:
             give_back_memory()
         if is_main_process():
             settle(session.run, stage)

@@ -206,7 +206,9 @@ def _combines(side: Mapping[str, Any]) -> bool:
 def normalised(session: Session, name: str, model: RewardModel, encoder: Encoder) -> tuple[float, float]:
     """`normalisation` over the stage's rows, of both halves of the prompts."""
     rows = first_replies(encoder, session.training_rows(stage=name))
-    return session.go_over(name, [rows], lambda groups: normalisation(model, encoder, groups[0]), seen=True)
+    return session.go_over(
+        name, [rows], lambda groups: normalisation(model, encoder, groups[0]), trained_on=True
+    )
 
 
 @torch.no_grad()

@@ -32,7 +32,14 @@ from preftune.runs.console import Console
 from preftune.runs.inputs import mirrored_commits
 from preftune.runs.mirror import Mirror
 from preftune.runs.outside import reading_of
-from preftune.runs.sources import data_settings, held_out_prompts, in_part, learners_rows, left_out, own_rows
+from preftune.runs.sources import (
+    data_settings,
+    held_out_prompts,
+    in_part,
+    learners_rows,
+    own_rows,
+    sources_left_out,
+)
 from preftune.runs.stages import SIDE_FILE, Stage, check_model, inputs_in, settings_of
 from preftune.sums import read_sealed, sum_of
 from preftune.training.learner import Learner
@@ -46,10 +53,12 @@ Groups = Sequence[Sequence[Any]]
 
 class GoesOver(Protocol):
     """How what follows a stage's steps goes over fixed rows: `work` is called with them, in their groups, and
-    gives the result. `seen` says that training had these rows, so that their states may lie on disk.
+    gives the result. `trained_on` says that training had these rows, so that their states may lie on disk.
     """
 
-    def __call__(self, stage: str, groups: Groups, work: Callable[[Groups], Any], seen: bool) -> Any: ...
+    def __call__(
+        self, stage: str, groups: Groups, work: Callable[[Groups], Any], trained_on: bool
+    ) -> Any: ...
 
 
 def columns_hash(terms: str, rows: Sequence[Preference]) -> dict[str, str]:
@@ -80,7 +89,7 @@ class Session:
     outside: dict[str, Source] = field(default_factory=dict)  # reward models from elsewhere, by their name
     anew: Sequence[str] = ()  # stages that are made here (--redo), whatever there is elsewhere
     cut: Callable[[str, Any], Any] = lambda stage, job: job  # of a stage's job what is done: a probe's part
-    go_over: GoesOver = lambda stage, groups, work, seen: work(groups)  # all; of a probe, some rows
+    go_over: GoesOver = lambda stage, groups, work, trained_on: work(groups)  # all; of a probe, some rows
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -89,15 +98,15 @@ class Session:
     @cached_property
     def precision(self) -> Precision:
         """Of all passes. Where it is `auto`, what the run began with; in a new run what that is here."""
-        asked = self.config.precision
-        if asked != "auto":
-            return asked
+        setting = self.config.precision
+        if setting != "auto":
+            return setting
         began: str | None = None
         if self.run.run.is_file():
             began = read_record(self.run.run, RunRecord).precision
         elif self.mirror is not None:  # of a run that began on another machine
             began = mirrored_commits(self.mirror.directory).get("precision")
-        return "bf16" if began == "bf16" else "float32" if began else effective_precision(asked)
+        return "bf16" if began == "bf16" else "float32" if began else effective_precision(setting)
 
     @cached_property
     def data_hash(self) -> str:
@@ -158,9 +167,9 @@ class Session:
             file = str(self.run.preferences(data))
             held_out = held_out_prompts(self.dataset)
             settings = data_settings(self.config, file, collected=True)
-            self._collected[data] = made = read_training(settings, held_out)
-            if self.trains and made.report["rejected"]:
-                for note in made.report["notes"]:
+            self._collected[data] = dataset = read_training(settings, held_out)
+            if self.trains and dataset.report["rejected"]:
+                for note in dataset.report["notes"]:
                     self.console.line(f"{data}: {note}")
         return self._collected[data]
 
@@ -181,14 +190,15 @@ class Session:
             unusable = sum(read_record(file, StageRecord).left_out.values()) if file.is_file() else 0
             rows = self.shuffled(self.data_of(stage).rows_for(settings.batch))
             most = settings.most_rows
-            read = [each[: most and most + unusable] for each in learners_rows(rows, settings, stage)]
-            self._learnt[stage] = frozenset(row_key(row) for each in read for row in each)
+            by_learner = learners_rows(rows, settings, stage)
+            read = [learner_rows[: most and most + unusable] for learner_rows in by_learner]
+            self._learnt[stage] = frozenset(row_key(row) for learner_rows in read for row in learner_rows)
         return self._learnt[stage]
 
     def say_left_out(self, stage: str) -> None:
         """Report the rows of sources that a stage does not learn from."""
         settings = self.config.stage[stage]
-        if words := left_out(self.data_of(stage).rows_for(settings.batch), settings):
+        if words := sources_left_out(self.data_of(stage).rows_for(settings.batch), settings):
             self.console.line(f"{stage}: {words}")
 
     def is_trained(self, stage: str) -> bool:
@@ -279,7 +289,7 @@ class Session:
             inputs["lora"] = self.config.model.lora.model_dump()
         if config.makes == "data":
             inputs["max_new_tokens"] = self.new_tokens(name)
-        if (functions := config.called) is not None:
+        if (functions := config.all_functions) is not None:
             inputs |= self._functions(name, functions)
         if member := name.partition("/")[2]:
             inputs["member"] = member

@@ -105,8 +105,8 @@ def _counts(config: RunConfig, name: str, dataset: Dataset | None) -> list[int]:
     if data is not None:
         return [len(rows) for rows in learners_rows(data.rows_for(stage.batch), stage, name)]
     maker = stage.data if stage.data in config.stage else None
-    made = 0 if maker is None else config.stage[maker].rows_made(sum(_counts(config, maker, dataset)))
-    return stage.shares(made)
+    n_rows = 0 if maker is None else config.stage[maker].rows_made(sum(_counts(config, maker, dataset)))
+    return stage.shares(n_rows)
 
 
 def _reads_at_once(config: RunConfig) -> bool:

@@ -56,15 +56,15 @@ def held_out_prompts(dataset: Dataset) -> set[str]:
 
 def own_rows(rows: Sequence[Preference], settings: StageSettings, stage: str) -> list[Preference]:
     """The rows of the sources that a stage learns from. DataError if there are rows, and none of them is."""
-    kept = [row for row in rows if settings.learns_from(row.source)]
-    if rows and not kept:
+    of_sources = [row for row in rows if settings.learns_from(row.source)]
+    if rows and not of_sources:
         names = ", ".join(repr(name) for name in sorted({row.source for row in rows})[:8])
         raise DataError(
             f"stage {stage}: none of the {len(rows):,} training rows is of a source that it learns from; "
             f"theirs are {names}",
             hint="in sources or experts, write a part of such a name, or set it to none",
         )
-    return kept
+    return of_sources
 
 
 def in_part(rows: Sequence[Preference], part: Part) -> list[Preference]:
@@ -80,21 +80,21 @@ def learners_rows(rows: Sequence[Preference], settings: StageSettings, stage: st
     """
     by_learner = list[list[Preference]]()
     for learner in settings.learners():
-        kept = own_rows(rows, learner, stage)
-        by_learner.append(in_part(kept, part := learner.training_part()))
-        if kept and not by_learner[-1]:
+        of_sources = own_rows(rows, learner, stage)
+        by_learner.append(in_part(of_sources, part := learner.training_part()))
+        if of_sources and not by_learner[-1]:
             raise DataError(
-                f"stage {stage}: none of its {len(kept):,} training rows is of the {part} half of the "
+                f"stage {stage}: none of its {len(of_sources):,} training rows is of the {part} half of the "
                 "prompts",
                 hint="leave part out, or give it more prompts",
             )
     return by_learner
 
 
-def left_out(rows: Sequence[Preference], settings: StageSettings) -> str:
+def sources_left_out(rows: Sequence[Preference], settings: StageSettings) -> str:
     """Of which sources a stage learns nothing, in words; "" where it learns from all."""
-    others = Counter(row.source for row in rows if not settings.learns_from(row.source))
-    counts = ", ".join(f"{count:,} of {source}" for source, count in sorted(others.items()))
+    unused = Counter(row.source for row in rows if not settings.learns_from(row.source))
+    counts = ", ".join(f"{count:,} of {source}" for source, count in sorted(unused.items()))
     return f"left out, by source: {counts} rows" if counts else ""
 
 

@@ -15,7 +15,7 @@ from preftune.errors import ConfigError, DataError, StorageError
 from preftune.hashing import sha256_file
 from preftune.records.stage import StageRecord
 from preftune.rundir import RunDir
-from preftune.sums import CARD, check, listed, model_sum, read_sealed, sum_of, sums
+from preftune.sums import CARD, check, model_sum, read_sealed, recorded_sums, sum_of, sums
 
 SIDE_FILE = "preftune.json"  # beside the weights of every model that preftune saves
 _UNDER_WAY = re.compile(r"\..*\.tmp-")  # a file of a writer that was killed
@@ -129,8 +129,8 @@ def was_raised(stage: Stage, recorded: Mapping[str, Any], changed: Sequence[str]
         return False
     if [line.split(":")[0] for line in changed] != [f"settings.{kind.length}"]:
         return False
-    before, now = _lengths(stage, recorded)
-    return type(before) is int and type(recorded.get("steps")) is int and now > before
+    old_length, new_length = _lengths(stage, recorded)
+    return type(old_length) is int and type(recorded.get("steps")) is int and new_length > old_length
 
 
 def _lengths(stage: Stage, recorded: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -142,14 +142,14 @@ def _lengths(stage: Stage, recorded: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def why_not_longer(run: RunDir, stage: Stage, recorded: Mapping[str, Any]) -> str:
     """Why a stage that `was_raised` cannot go on from its last state; "" if it can."""
-    now, steps = stage.inputs["settings"], recorded["steps"]
+    settings, steps = stage.inputs["settings"], recorded["steps"]
     old_length, new_length = _lengths(stage, recorded)
-    optimizer = OptimizerConfig.model_validate(now["optimizer"])
-    if now.keys() & {"members", "experts"}:
+    optimizer = OptimizerConfig.model_validate(settings["optimizer"])
+    if settings.keys() & {"members", "experts"}:
         return "an ensemble is trained anew"
     if "kl_budget" in recorded or "best" in recorded:
         return "its model is not that after its last step (kl_budget, checkpoint.best)"
-    if now.get("kl_budget") is not None:
+    if settings.get("kl_budget") is not None:
         return "the checkpoints that kl_budget may go back to are not kept"
     if (best := stage.inputs.get("best")) and steps % best["every"]:
         return (
@@ -208,7 +208,7 @@ def unverified(run: RunDir) -> list[str]:
     files = sorted(run.stages.glob("*/stage.json"))
     records = {file.parent.name: read_sealed(file) for file in files}
     finished = {name: record for name, record in records.items() if record.get("status") == "finished"}
-    return [name for name, record in finished.items() if listed(record) is None]
+    return [name for name, record in finished.items() if recorded_sums(record) is None]
 
 
 def made_of_what_is_here(

@@ -18,7 +18,7 @@ from preftune.runs.stages import (
     made_of_what_is_here,
     refuse_foreign,
 )
-from preftune.sums import CARD, check, listed, model_sum, read_sealed, write_sealed
+from preftune.sums import CARD, check, model_sum, read_sealed, recorded_sums, write_sealed
 from preftune.untrusted import redact
 
 
@@ -50,7 +50,7 @@ def take(session: Session, origin: RunDir, stage: Stage) -> bool:
     record = read_sealed(origin.stage_json(stage.name))
     check(origin, record, f"leave out --from, which makes {stage.name} anew")
     target, folder = stage.model_dir(run), stage.model_dir(origin)
-    files = {name: origin.path / name for name in listed(record) or {}}
+    files = {name: origin.path / name for name in recorded_sums(record) or {}}
     for path in (folder.parent, folder, *folder.rglob("*"), origin.stage_dir(stage.name), *files.values()):
         if path.is_symlink():
             raise DataError(f"{path} is a link", "give a run directory that holds its own files")
@@ -83,7 +83,7 @@ def _reason(run: RunDir, origin: RunDir, stage: Stage, reused: Sequence[str] = (
         changed = changes(record, stage)
         lines = [line for line in changed if not line.startswith("parents.")]
         return "; ".join(lines[:3]) or f"another {' and '.join(line[8:].split(':')[0] for line in changed)}"
-    if listed(record) is None:
+    if recorded_sums(record) is None:
         return "made before sums were kept"
     parents = {parent: model_sum(origin, parent) for parent in reused}
     return "" if made_of_what_is_here(run, record, parents) else "its parent here has other bits"

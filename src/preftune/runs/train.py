@@ -46,7 +46,7 @@ def run_stage(session: Session, stage: Stage) -> bool:
     keeps = session.config.checkpoint.keep_last
     if is_finished(session.run, stage):
         drop_checkpoints(session.run, stage, keep_last=keeps)
-        session.console.skipped(stage.name)
+        session.console.say_skipped(stage.name)
         return False
     reset_peak_memory()
     began = time.monotonic()
@@ -91,7 +91,7 @@ def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, 
         last = checkpoint_at(plan.checkpoints, steps)
         facts |= {"state_sha256": digests(last)} if last.is_dir() else {}
         finish(session.run, stage, facts, keep_last=session.config.checkpoint.keep_last)
-        session.console.finished(stage.name, facts)
+        session.console.say_finished(stage.name, facts)
         if ended is not None:
             session.console.line(NotTheLast(**asdict(ended)).words(stage.name))
 
@@ -126,7 +126,7 @@ def _validation(session: Session, name: str, job: Job) -> dict[str, Any]:
         batches = chosen_batches(job.encoder, groups[0], 1)
         return response_nll(policy, [batch.to(job.learner.device) for batch in batches])
 
-    return {"validation": session.go_over(name, [rows], loss, seen=False)}
+    return {"validation": session.go_over(name, [rows], loss, trained_on=False)}
 
 
 def _prepare(session: Session, name: str) -> Job:
@@ -144,8 +144,8 @@ def _prepare(session: Session, name: str) -> Job:
             learner.train(role, model, config.optimizer, config.rate_of(role))
         elif model is not judge:  # that is frozen where it was made
             learner.freeze(model)
-    others = [model for role, model in models.items() if role not in kind.trains and model is not judge]
-    learner.shard_frozen([*others, judge] if judge is not None else others)
+    frozen = [model for role, model in models.items() if role not in kind.trains and model is not judge]
+    learner.shard_frozen([*frozen, judge] if judge is not None else frozen)
     encoder = session.encoder_of(tokenizer, context_length(source), config.new_tokens, declared_ends(source))
     feed = make_feed(session, name, encoder)
     keep_rows(session, models.values(), feed.tokens)
@@ -186,11 +186,11 @@ def _worth(session: Session, name: str, algorithm: Algorithm, learner: Learner, 
         return None
     held_out = learner.share(batch).to(learner.device)
 
-    def now() -> float:
+    def measure() -> float:
         with learner.measuring():
             return -algorithm.step(held_out)["loss"]
 
-    return Worth(now=now)
+    return Worth(measure=measure)
 
 
 def _scorer(

@@ -103,7 +103,7 @@ class VLLM:
         """
 
         def ask(request: dict[str, Any]) -> list[Reply]:
-            return self.endpoint.call("POST", "/v1/completions", request, self._read)
+            return self.endpoint.call("POST", "/v1/completions", request, self._replies)
 
         pool = ThreadPoolExecutor(self.config.parallel)
         try:
@@ -125,13 +125,13 @@ class VLLM:
                 raise SamplerDisagrees(f"{WHO} at {self.endpoint.url} {wrong}", _HINT)
         return answers
 
-    def _read(self, content: bytes) -> list[Reply]:
+    def _replies(self, content: bytes) -> list[Reply]:
         """Token ids and log-probs of an answer. FailedError for one that is no completion with both."""
         try:
             choices = json.loads(content)["choices"]
             return [(_ids(choice), list(choice["logprobs"]["token_logprobs"])) for choice in choices]
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            message = f"its answer has no token ids and log-probs: {self.endpoint.shown(content[:1000])!r}"
+            message = f"its answer has no token ids and log-probs: {self.endpoint.quote(content[:1000])!r}"
             raise FailedError(message) from None
 
     def _hand_over(self, policy: Policy) -> None:
@@ -151,8 +151,8 @@ class VLLM:
             self.endpoint.call("POST", "/reset_prefix_cache", {}, lambda content: None)
             pattern = re.compile(rf"(?:\.tmp-)?{re.escape(self.name)}-(\d+)-\d{{6,}}")
             for old in target.parent.iterdir():
-                made = pattern.fullmatch(old.name) if old != target else None
-                if made and (int(made[1]) == os.getpid() or not is_alive(int(made[1]))):
+                writer = pattern.fullmatch(old.name) if old != target else None
+                if writer and (int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))):
                     shutil.rmtree(old, ignore_errors=True)
         self.learner.wait()
 
@@ -262,9 +262,9 @@ def _names(endpoint: Endpoint, content: bytes) -> list[str]:
     """Names of the models in an answer, adapters left out."""
     try:
         models = json.loads(content)["data"]
-        return [endpoint.shown(str(model["id"])) for model in models if model.get("parent") is None]
+        return [endpoint.quote(str(model["id"])) for model in models if model.get("parent") is None]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise FailedError(f"its answer is no list of models: {endpoint.shown(content[:1000])!r}") from None
+        raise FailedError(f"its answer is no list of models: {endpoint.quote(content[:1000])!r}") from None
 
 
 def _ids(choice: dict[str, Any]) -> list[int]:

@@ -27,7 +27,7 @@ def run(path: str | Path | None = None) -> tuple[str, int]:
     device = Learner().device  # where training would run
     with torch.random.fork_rng(devices=[]):  # models are made on the CPU
         rows = compare_all(torch.device("cpu") if device.type == "mps" else device)  # mps has no float64
-        rows += [compare_update(what, device) for what in UPDATES]
+        rows += [compare_update(update, device) for update in UPDATES]
     machine = {"device": device_name(device), "torch": torch.__version__}
     summary: dict[str, Any] = {**machine, "seconds": round(time.monotonic() - start, 1), **totals(rows)}
     if path is not None:
@@ -51,8 +51,8 @@ def text(rows: Sequence[Comparison], summary: dict[str, Any]) -> str:
         lines.append(_line(width, "ok" if row.ok else "FAIL", row.what, row.dtype, *numbers, row.reference))
         lines += [f"      {failure}" for failure in row.failures]
     verdict = f"{summary['failed']} of {len(rows)} FAIL" if summary["failed"] else f"all {len(rows)} ok"
-    where = f"{summary['device']}, torch {summary['torch']}, {summary['seconds']} s"
-    return "\n".join([*lines, f"{verdict}: {summary['values']} values compared on {where}"])
+    device = f"{summary['device']}, torch {summary['torch']}, {summary['seconds']} s"
+    return "\n".join([*lines, f"{verdict}: {summary['values']} values compared on {device}"])
 
 
 def _line(width: int, *cells: str) -> str:

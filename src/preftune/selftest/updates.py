@@ -227,9 +227,9 @@ UPDATES: dict[str, tuple[str, Compare]] = {
 }
 
 
-def compare_update(what: str, device: torch.device, **settings: Any) -> Comparison:
+def compare_update(name: str, device: torch.device, **settings: Any) -> Comparison:
     """One row of the table: an update by its name in `UPDATES`."""
-    trainer, compare = UPDATES[what]
+    trainer, compare = UPDATES[name]
     version = golden()["versions"]["trl"]
-    row = Comparison(what=f"update: {what}", reference=f"TRL {version} {trainer}", dtype="float32")
+    row = Comparison(what=f"update: {name}", reference=f"TRL {version} {trainer}", dtype="float32")
     return row.under(lambda: compare(row, device, **settings))

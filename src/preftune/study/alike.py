@@ -40,23 +40,27 @@ def refuse_others(
     session: "Session", design: Design, out: Path, mirror: Path | None, keep: Path | None
 ) -> None:
     """DataError, before anything is trained, if a finished seed of this study was made of something else."""
-    own, kept = stage_keys(session), [keep] if keep else []
-    kept += [numbers_in(mirror)] if mirror else []
-    for file in _finished(design, out, {directory.resolve(): directory for directory in kept}.values()):
+    keys = stage_keys(session)
+    places = [keep] if keep else []
+    places += [numbers_in(mirror)] if mirror else []
+    once_each = {directory.resolve(): directory for directory in places}.values()
+    for file in _finished_seeds(design, out, once_each):
         theirs = read_sealed(file).get("stages")
-        known = theirs if isinstance(theirs, Mapping) else {}
-        if differ := [name for name, key in own.items() if known.get(name, key) != key]:
+        recorded = theirs if isinstance(theirs, Mapping) else {}
+        if differ := [name for name, key in keys.items() if recorded.get(name, key) != key]:
             raise DataError(
                 f"{file.parent} was {MADE_OF} than there is now (stages: {', '.join(differ)})",
                 "give those that it was made with, or begin another study with out=DIR",
             )
 
 
-def _finished(design: Design, out: Path, kept: Iterable[Path]) -> Iterable[Path]:
-    """The seed.json of each finished seed of this design; `kept` may hold those of others, too."""
+def _finished_seeds(design: Design, out: Path, directories: Iterable[Path]) -> Iterable[Path]:
+    """The seed.json of each finished seed of this design, in `out` and in directories of kept numbers, which
+    may hold those of other designs, too.
+    """
     for file in sorted(out.glob("seed-*/study/seed.json")):
         record = read_sealed(file)
         if type(record.get("seed")) is int and record.get("key") == design.key(record["seed"]):
             yield file
-    for directory in kept:
+    for directory in directories:
         yield from kept_files(directory, design)

@@ -20,7 +20,7 @@ LEAST_DISTINCT = 0.9  # of SFT's distinct-2
 MOST_PERPLEXITY = 1.5  # of SFT's perplexity under the base
 
 
-def others(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
+def other_judges(seeds: Sequence[SeedValues], name: str, kind: str, resamples: int) -> dict[str, Any]:
     """By judge: the policy's mean, and its gain over the reference on the same prompts, pooled, by seed."""
     result = {}
     for judge in seeds[0].sets[seeds[0].facts.reference][kind].golds:

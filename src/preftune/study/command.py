@@ -65,7 +65,7 @@ def study(
 ) -> None:
     """Run a recipe at several seeds and pool them: score, gold score, KL, with intervals over seeds."""
     from preftune.study.design import Request
-    from preftune.study.launch import Where, run_study
+    from preftune.study.launch import Placement, run_study
 
     directory, settings = out_of(overrides, out)
     request = Request(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
@@ -77,7 +77,7 @@ def study(
         jobs=jobs,
         reports=reports,
         keep=keep,
-        where=Where(on=on, resources=resources(resource or ()), retries=retries, mirror=mirror),
+        placement=Placement(on=on, resources=resources(resource or ()), retries=retries, mirror=mirror),
     )
 
 

@@ -72,9 +72,9 @@ class Design:
         the settings do not say.
         """
         stages = self.config.stage
-        part = stages[str(judge_of(stages))].training_part()
-        others = (stages[name].training_part() for name in witnesses(stages))
-        return any({part, other} == {"first", "second"} for other in others) or None
+        half = stages[str(judge_of(stages))].training_part()
+        second_halves = (stages[name].training_part() for name in witnesses(stages))
+        return any({half, second_half} == {"first", "second"} for second_half in second_halves) or None
 
     def for_seed(self, seed: int) -> RunConfig:
         return self.config.model_copy(update={"seed": seed})
@@ -158,12 +158,12 @@ def _with_budget(
         for number in range(stage.rounds)
     }
 
-    def changed(name: str, stage: StageConfig) -> StageConfig:
+    def with_budget(name: str, stage: StageConfig) -> StageConfig:
         rows, items = _rows_and_items(name, stages, dataset)
         return with_tokens(stage, max(round(budget / shares.get(name, 1) * items), 1), lengths, rows)
 
     judges = judges_of(stages)
-    return {n: s if n in judges or s.makes == "data" else changed(n, s) for n, s in stages.items()}
+    return {n: s if n in judges or s.makes == "data" else with_budget(n, s) for n, s in stages.items()}
 
 
 def _rows_and_items(name: str, stages: Mapping[str, StageConfig], dataset: Dataset) -> tuple[int, int]:

@@ -34,13 +34,13 @@ def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Axe
     return figure, list(figure.subplots(1, columns, squeeze=False).flat)
 
 
-def _shown(study: Study) -> list[str]:
+def _policies_shown(study: Study) -> list[str]:
     return [name for name in study["policies"] if name not in (study["reference"], "base")]
 
 
 def _gains(study: Study) -> str:
     """Gold gain of every policy: pooled interval and one point a seed; a panel a prompt set."""
-    names, kinds = _shown(study), study["prompt_sets"]
+    names, kinds = _policies_shown(study), study["prompt_sets"]
     figure, panels = _panels(len(kinds), 3.2 * len(kinds) + 1.4, 0.42 * len(names) + 1.5)
     for column, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
         for row, name in enumerate(reversed(names)):
@@ -67,7 +67,7 @@ def _distances(study: Study) -> str:
     figure, panels = _panels(2, 8.6, 3.8)
     for axes, gain, label in zip(panels, ("gold_gain", "score_gain"), ("gold", "score"), strict=True):
         _best_of_n(axes, study["best_of_n"], gain, INK)
-        for i, name in enumerate(_shown(study)):
+        for i, name in enumerate(_policies_shown(study)):
             if name.startswith("best_of_"):
                 continue
             policies = [p for seed in study["seeds"] if (p := seed["policies"][name])["kl"] is not None]
@@ -94,9 +94,9 @@ def _sweep(study: Study) -> str:
     """Gold and score against √KL for each swept setting and, last, for best-of-n, with the laws."""
     sweeps = sweeps_of(study)
     figure, panels = _panels(len(sweeps) + 1, 4.3 * (len(sweeps) + 1), 3.8)
-    shown = [(sweep["key"], sweep["points"], sweep["laws"], "rl", 5) for sweep in sweeps]
-    shown.append(("best-of-n", sweeps[0]["best_of_n"], sweeps[0]["laws"], "bon", 4))
-    for axes, (title, points, laws, kind, size) in zip(panels, shown, strict=True):
+    panel_data = [(sweep["key"], sweep["points"], sweep["laws"], "rl", 5) for sweep in sweeps]
+    panel_data.append(("best-of-n", sweeps[0]["best_of_n"], sweeps[0]["laws"], "bon", 4))
+    for axes, (title, points, laws, kind, size) in zip(panels, panel_data, strict=True):
         d = [point["sqrt_kl"] for point in points]
         for word, colour, marker in (("gold", GOLD, "o"), ("score", SCORE, "s")):
             gains = [point[f"{word}_gain"] for point in points]
@@ -120,8 +120,8 @@ def _frontier(study: Study) -> str:
     for i, sweep in enumerate(sweeps_of(study)):
         if sweep["key"] not in methods:
             continue
-        known = [point for point in sweep["means"] if point["sqrt_kl"] is not None]
-        points = sorted(known, key=lambda point: point["sqrt_kl"])
+        with_kl = [point for point in sweep["means"] if point["sqrt_kl"] is not None]
+        points = sorted(with_kl, key=lambda point: point["sqrt_kl"])
         gain, low, high = (
             np.array([point[f"gold_gain{end}"] for point in points], float) for end in ("", "_low", "_high")
         )

@@ -13,7 +13,7 @@ def todays_words(value: Any, *, named: bool = False) -> Any:
     these stays as it is. The keys of `value` itself stay where they are `named` by stages or judges.
     """
     if isinstance(value, list):
-        return [todays_words(each) for each in value]
+        return [todays_words(element) for element in value]
     if not isinstance(value, Mapping):
         return value
     return {

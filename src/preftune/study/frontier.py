@@ -24,12 +24,12 @@ def frontier(seeds: Sequence[SeedValues], design: Design, kind: str, resamples: 
         names = list(dict.fromkeys(stages.values()))
         if len(names) >= LEAST_VALUES:
             points = [_points(values, names, kind) for values in seeds]
-            gains = [[at_distance(each, kl**0.5) for each in points] for kl in LEVELS]
+            gains = [[at_distance(seed_points, kl**0.5) for seed_points in points] for kl in LEVELS]
             label = design.config.stage[names[0]].label
-            rows.append({"method": label, "setting": key, "at": [_pooled(g, resamples) for g in gains]})
+            rows.append({"method": label, "setting": key, "at": [_pooled_gain(g, resamples) for g in gains]})
     if rows:
         best = [[_best(values, kind, kl) for values in seeds] for kl in LEVELS]
-        rows.append({"method": "best-of-n", "setting": "n", "at": [_pooled(g, resamples) for g in best]})
+        rows.append({"method": "best-of-n", "setting": "n", "at": [_pooled_gain(g, resamples) for g in best]})
     return rows
 
 
@@ -49,7 +49,7 @@ def _best(values: SeedValues, kind: str, kl: float) -> Floats | None:
     return None if gold is None else gold - table[:, COLUMNS.index("gold")]
 
 
-def _pooled(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
+def _pooled_gain(gains: Sequence[Floats | None], resamples: int) -> dict[str, Any] | None:
     reached = [gain for gain in gains if gain is not None]
     if len(reached) < len(gains):
         return None

@@ -15,7 +15,7 @@ class Here:
     def start(self, task: Task) -> None:
         self._running[task] = begin(task)
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         over = {t: code for t, process in self._running.items() if (code := process.poll()) is not None}
         for task in over:
             del self._running[task]

@@ -65,8 +65,8 @@ def kept_files(directory: Path, design: Design) -> Iterator[Path]:
 
 def contents(dataset: Dataset) -> dict[str, Any]:
     """Hashes of what every split holds, and of what stages learn from besides."""
-    others = [data.report["content_sha256"] for data in dataset.others.values()]
-    return dataset.report["content_sha256"] | ({"others": others} if others else {})
+    of_stages = [data.report["content_sha256"] for data in dataset.others.values()]
+    return dataset.report["content_sha256"] | ({"others": of_stages} if of_stages else {})
 
 
 def _key(design: Design, seed: int, content: Any = None) -> str:

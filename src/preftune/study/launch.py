@@ -34,7 +34,7 @@ from preftune.study.kept import kept_file
 from preftune.study.on_ray import Ray
 from preftune.study.on_slurm import Slurm
 from preftune.study.places import conclusions, facts_file, numbers_in, seed_dir
-from preftune.study.seed import finished, run_seed
+from preftune.study.seed import is_finished, run_seed
 from preftune.study.tasks import Crew, Task, carry_out
 from preftune.world.dataset import world_hash
 
@@ -43,7 +43,7 @@ ON = (HERE, "slurm", "submitit-local", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
+class Placement:
     """Who runs the seeds, and how.
 
     `resources`: what a cluster gives each task, in submitit's or Ray's words. `retries`: how often a task is
@@ -79,7 +79,7 @@ def run_study(
     jobs: int | None = 1,
     reports: bool = True,
     keep: Path | None = None,
-    where: Where = Where(),
+    placement: Placement = Placement(),
 ) -> Path:
     """Run what is missing of every seed, then write study.json, STUDY.md and figures; returns study.json.
 
@@ -88,51 +88,51 @@ def run_study(
     from a second thread. Raises UsageError or ConfigError for what cannot be studied, and PreftuneError if a
     seed fails: in a process of its own after the others have ended.
     """
-    _refuse(request, seeds, jobs, first_seed, keep, where)
+    _refuse(request, seeds, jobs, first_seed, keep, placement)
     console, numbers = Console(), [first_seed + i for i in range(seeds)]
-    keep = numbers_in(where.mirror) if where.mirror else keep
+    keep = numbers_in(placement.mirror) if placement.mirror else keep
     out.mkdir(parents=True, exist_ok=True)
     with handled(), held(RunDir(out)):
-        design = _design(request, out, first_seed, where.mirror)
-        if where.mirror:
-            save_design(design, where.mirror)
+        design = _design(request, out, first_seed, placement.mirror)
+        if placement.mirror:
+            save_design(design, placement.mirror)
         records = {seed: record for seed in numbers if keep and (record := kept_file(keep, design, seed))}
-        waiting = [seed for seed in numbers if seed not in records and not finished(out, design, seed)]
+        waiting = [seed for seed in numbers if seed not in records and not is_finished(out, design, seed)]
         for seed in numbers:
             if seed not in waiting:
                 console.line(f"seed {seed} already finished")
-        _run(out, waiting, design, jobs, reports, where, console, keep)
+        _run(out, waiting, design, jobs, reports, placement, console, keep)
         records = {seed: records.get(seed) or _numbers(out, keep, design, seed) for seed in numbers}
-        said = conclusions(out, *([keep.parent] if keep else []))
+        conclusion = conclusions(out, *([keep.parent] if keep else []))
         command = " ".join([*variables(design.config), _command(request, numbers, out, reports, keep)])
-        _write(out, design, records, command, said)
+        _write(out, design, records, command, conclusion)
     console.line(f"study: {out / 'STUDY.md'}")
     return out / "study.json"
 
 
 def _refuse(
-    request: Request, seeds: int, jobs: int | None, first_seed: int, keep: Path | None, where: Where
+    request: Request, seeds: int, jobs: int | None, first_seed: int, keep: Path | None, placement: Placement
 ) -> None:
     """UsageError for what contradicts itself."""
     counts = (seeds, 1 if jobs is None else jobs, request.fresh_pairs, request.replies)
-    if min(counts) < 1 or min(first_seed, where.retries, request.tokens or 0) < 0:
+    if min(counts) < 1 or min(first_seed, placement.retries, request.tokens or 0) < 0:
         raise UsageError(
             "--seeds, --jobs, --pairs, --replies must be 1 or more, "
             "--first-seed, --retries, --tokens 0 or more"
         )
     if any(text.partition("=")[0].strip() == "seed" for text in request.overrides):
         raise UsageError("a study sets the seeds itself", hint="use --first-seed and --seeds")
-    if where.on not in ON:
-        raise UsageError(f"--on {where.on}: no such place", one_of(where.on, ON))
-    if where.resources and where.on == HERE:
+    if placement.on not in ON:
+        raise UsageError(f"--on {placement.on}: no such place", one_of(placement.on, ON))
+    if placement.resources and placement.on == HERE:
         raise UsageError("--resource is for a cluster", "say which one with --on slurm or --on ray")
-    if keep and where.mirror:
+    if keep and placement.mirror:
         raise UsageError("--mirror keeps numbers in DIR/numbers by itself", "leave --keep out")
 
 
 def _numbers(out: Path, keep: Path | None, design: Design, seed: int) -> Path:
     """The seed.json of a seed that has just been made; without common storage it lies in the mirror alone."""
-    if finished(out, design, seed):
+    if is_finished(out, design, seed):
         if keep:
             put_by(out, keep, design, seed)
         return facts_file(out, seed)
@@ -178,34 +178,37 @@ def _run(
     design: Design,
     jobs: int | None,
     reports: bool,
-    where: Where,
+    placement: Placement,
     console: Console,
     keep: Path | None = None,
 ) -> None:
     """Have these seeds made, here or elsewhere."""
-    at_once = jobs or (1 if where.on == HERE else len(seeds) * (1 + len(swept(design))))
+    at_once = jobs or (1 if placement.on == HERE else len(seeds) * (1 + len(swept(design))))
     tasks = [
-        replace(task, keep=keep and keep.absolute()) for task in _tasks(out, seeds, design, reports, where)
+        replace(task, keep=keep and keep.absolute())
+        for task in _tasks(out, seeds, design, reports, placement)
     ]
-    if where.on == HERE and at_once == 1:
+    if placement.on == HERE and at_once == 1:
         for task in tasks:
             console.line(task.name)
             run_seed(task)
     elif tasks:
-        carry_out(tasks, _crew(out, where), at_once=at_once, retries=where.retries, console=console)
+        carry_out(tasks, _crew(out, placement), at_once=at_once, retries=placement.retries, console=console)
 
 
-def _tasks(out: Path, seeds: Sequence[int], design: Design, reports: bool, where: Where) -> list[Task]:
+def _tasks(
+    out: Path, seeds: Sequence[int], design: Design, reports: bool, placement: Placement
+) -> list[Task]:
     """One task a seed. On a cluster with a sweep first the stages that are not of it, then each of its
     points, then what is left: the measurement.
     """
-    away, stages, tasks = where.on != HERE, design.config.stage, list[Task]()
+    away, stages, tasks = placement.on != HERE, design.config.stage, list[Task]()
     common = Task(
         out=out.absolute() if away else out,
         seed=0,
         reports=reports,
-        mirror=where.mirror and where.mirror.absolute(),
-        threads=where.threads,
+        mirror=placement.mirror and placement.mirror.absolute(),
+        threads=placement.threads,
         folder=os.getcwd() if away else "",
     )
     points = {point: tuple(stages_until(stages, point)) for point in (swept(design) if away else ())}
@@ -223,18 +226,20 @@ def _tasks(out: Path, seeds: Sequence[int], design: Design, reports: bool, where
     return tasks
 
 
-def _crew(out: Path, where: Where) -> Crew:
+def _crew(out: Path, placement: Placement) -> Crew:
     """Who carries the tasks out. BackendMissing where that is not installed."""
-    if where.on == HERE:
+    if placement.on == HERE:
         return Here()
-    if where.on == "ray":
-        return Ray(where.resources)
-    cluster = "slurm" if where.on == "slurm" else "local"
-    return Slurm((where.mirror or out).absolute() / "jobs", where.resources, cluster)
+    if placement.on == "ray":
+        return Ray(placement.resources)
+    cluster = "slurm" if placement.on == "slurm" else "local"
+    return Slurm((placement.mirror or out).absolute() / "jobs", placement.resources, cluster)
 
 
-def _write(out: Path, design: Design, records: Mapping[int, Path], command: str, said: str | None) -> None:
-    """study.json, STUDY.md and figures/ from the finished seeds. `said`: what a person concludes."""
+def _write(
+    out: Path, design: Design, records: Mapping[int, Path], command: str, conclusion: str | None
+) -> None:
+    """study.json, STUDY.md and figures/ from the finished seeds. `conclusion`: what a person wrote."""
     from preftune.study.figures import draw
     from preftune.study.page import study_text
     from preftune.study.pool import pool
@@ -243,12 +248,12 @@ def _write(out: Path, design: Design, records: Mapping[int, Path], command: str,
     study = pool(records, design)
     sweeps = sweep_records(design, study)
     study["sweep"], study["more_sweeps"] = (sweeps[0], sweeps[1:]) if sweeps else (None, [])
-    study |= {"command": command, "conclusions": said}
+    study |= {"command": command, "conclusions": conclusion}
     data = RunDir(seed_dir(out, next(iter(records)))).data
     world = read_record(data, DataRecord).world if data.is_file() else {}
     # Of kept seeds there is no run here; their key says that their world is the one of this code.
-    now = world_hash() if design.is_world and not data.is_file() else None
-    study["world_sha256"] = world.get("world_sha256", now)
+    todays_world = world_hash() if design.is_world and not data.is_file() else None
+    study["world_sha256"] = world.get("world_sha256", todays_world)
     for name, text in draw(study).items():
         write_text(out / "figures" / name, text)
     write_text(out / "STUDY.md", study_text(study))

@@ -57,7 +57,7 @@ class Ground:
     base: Policy
 
     @property
-    def others(self) -> list[str]:
+    def other_judges(self) -> list[str]:
         """Judges besides gold."""
         golds = list(self.conditions.golds)
         return golds[1:] if self.conditions.gold is None else golds
@@ -88,7 +88,8 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     if missing:
         _measure(session, _grounds(session, reference, design.replies), reference, missing, keys)
     judge = session.judge
-    audit = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
+    with_pairs = session.is_world and judge
+    on_fresh_pairs = _fresh_accuracy(session, judge, design.fresh_pairs) if with_pairs else None
     judged_by = {name: functions[name] for name in ("functions", "golds") if name in functions}
     second = second_judge(session)
     shared = shares_prompts(session, second) if second else None
@@ -97,7 +98,7 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
         "reference": reference,
         "judged_by": judged_by,
         "gold_apart": None if shared is None else not shared,
-        "reward_model": audit or None,
+        "reward_model": on_fresh_pairs or None,
     }
 
 
@@ -145,7 +146,7 @@ def _measure(
 def _values(ground: Ground, rows: Sequence[Row], baseline: Sequence[Row] | None) -> dict[str, Any]:
     """Means by prompt; against the baseline, where there is one, the chances to beat its replies."""
     values: dict[str, Any] = {key: ground.means(rows, key).tolist() for key in MEASURES}
-    golds = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.others}
+    golds = {judge: ground.means(rows, f"gold:{judge}").tolist() for judge in ground.other_judges}
     values |= {"golds": golds, **_as_text(ground, rows)}
     if baseline is not None:
         for key, win in WINS.items():
@@ -214,7 +215,7 @@ def _best_of_n(ground: Ground, baseline: Sequence[Row], advance: Callable[[int],
         return best_by(values.reshape(-1, size)).tolist()
 
     measures: dict[str, Any] = {m: best(_column(pool, m)) for m in MEASURES if m != "kl"}
-    measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.others}
+    measures["golds"] = {judge: best(_column(pool, f"gold:{judge}")) for judge in ground.other_judges}
     for measure, name in WINS.items():
         ours = _column(pool, measure).reshape(-1, size, 1)
         measures[name] = best(stats.wins(ours, ground.by_prompt(baseline, measure)[:, None]).mean(2))
@@ -251,10 +252,10 @@ def _fresh_accuracy(session: Session, judge: str, pairs: int) -> dict[str, Any]:
         fresh = by.encoder.usable(world.pairs(kind, pairs))[0]
         if not fresh:
             continue
-        right = [s["chosen"] > s["rejected"] for s in by.scored(f"{kind} pairs", fresh)]
+        right = [s["chosen"] > s["rejected"] for s in by.pair_scores(f"{kind} pairs", fresh)]
         probes = {name: world.probes(name, kind, min(PROBE_PAIRS, pairs)) for name in PROBES}
         gaps = {
-            name: gap(by.scored(f"{kind} {name}", usable))
+            name: gap(by.pair_scores(f"{kind} {name}", usable))
             for name, pairs_of in probes.items()
             if (usable := by.encoder.usable(pairs_of)[0])
         }

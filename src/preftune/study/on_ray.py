@@ -44,7 +44,7 @@ class Ray:
     def start(self, task: Task) -> None:
         self._refs[self._perform.options(name=task.name).remote(task)] = task
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         if not self._refs:
             return []
         over, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)

@@ -49,7 +49,7 @@ class Slurm:
             hint = "sbatch's own words are above; check --resource"
             raise BackendMissing(f"Slurm does not take {task.name}: {error}"[:600], hint) from error
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         gone = self._gone()
         over = {
             t: job for t, job in self._jobs.items() if job.paths.result_pickle.exists() or job.job_id in gone

@@ -30,7 +30,7 @@ def study_text(study: Study) -> str:
     for kind in study["prompt_sets"]:
         sections.append(f"## {_SET_WORDS.get(kind, kind)}\n\n{_policies(study, kind)}")
     sections += [
-        _beside(study),
+        _other_judges(study),
         _collapsed(study),
         _tokens(study),
         _equal_kl(study),
@@ -49,7 +49,7 @@ def _head(study: Study) -> str:
             "",
             f"Made by `{study['command']}`.",
             "",
-            f"Data {study['data']}; gold is **{study['gold']}**; seeds: {_listed(seeds)}; "
+            f"Data {study['data']}; gold is **{study['gold']}**; seeds: {_comma_list(seeds)}; "
             f"{study['n_prompts']} prompts each, {study['replies']} replies to a prompt. Intervals: "
             f"{study['interval']}.",
             f"Gains are against {study['reference'].upper()} on the same prompts. A verdict is the "
@@ -77,9 +77,9 @@ def _second_model_words(study: Study) -> list[str]:
 
 
 def _conclusions(study: Study) -> str:
-    said = study.get("conclusions")
+    conclusion = study.get("conclusions")
     words = "Written by hand, from the numbers of the tables below."
-    return f"## Conclusions\n\n{words}\n\n{said}" if said else ""
+    return f"## Conclusions\n\n{words}\n\n{conclusion}" if conclusion else ""
 
 
 def _policies(study: Study, kind: str) -> str:
@@ -105,7 +105,7 @@ def _policies(study: Study, kind: str) -> str:
     return table([*heads, "KL, nats", "length", "EOS", "repeated 4-grams"], rows)
 
 
-def _beside(study: Study) -> str:
+def _other_judges(study: Study) -> str:
     heads, rows = section(study)
     if not rows:
         return ""
@@ -126,11 +126,13 @@ def _others_words(study: Study) -> str:
     for judge in dict.fromkeys(
         judge for judges in [*labelled.values(), *trained.values()] for judge in judges
     ):
-        makers, learners = ([n for n, js in seen.items() if judge in js] for seen in (labelled, trained))
-        said = [f"the pairs of {_stages(makers)} were labelled by {judge}"] if makers else []
-        said += [f"{_stages(learners)} {_were(learners)} trained on {judge}"] if learners else []
+        makers, learners = (
+            [name for name, judges in by_stage.items() if judge in judges] for by_stage in (labelled, trained)
+        )
+        clauses = [f"the pairs of {_stages(makers)} were labelled by {judge}"] if makers else []
+        clauses += [f"{_stages(learners)} {_were(learners)} trained on {judge}"] if learners else []
         on = "what learnt from these" if makers else "it" if len(learners) == 1 else "them"
-        text = f"{', and '.join(said)}: {judge} is no check on {on}."
+        text = f"{', and '.join(clauses)}: {judge} is no check on {on}."
         sentences.append(text[0].upper() + text[1:])
     return " ".join(sentences) or "No training saw the other judges."
 
@@ -168,7 +170,7 @@ def _tokens(study: Study) -> str:
     plan = f"The plan was {budget:,} tokens each. " if budget else "The recipe's own sizes were kept. "
     sizes = [s["key"] for s in sweeps_of(study) if s["key"].rpartition(".")[2] in SIZES]
     if budget and sizes:
-        plan += f"Not for the values of {_listed(sizes)}, which is how much is trained. "
+        plan += f"Not for the values of {_comma_list(sizes)}, which is how much is trained. "
     words = (
         f"{plan}Trained: tokens of prompts and responses through the policy's training forward, epochs "
         "included, counted while training; sampled: response tokens, which cost a forward each besides. "
@@ -225,26 +227,26 @@ def _seeds(study: Study) -> str:
 
 
 def _reward_model(study: Study) -> str:
-    audit = study["reward_model"]
-    if audit is None:
+    by_kind = study["reward_model"]  # of prompts
+    if by_kind is None:
         return ""
     rows = [
         [
             kind,
-            f"{a['accuracy']:.3f}",
-            _listed(f"{s['value']:.3f}" for s in a["by_seed"]),
-            f"{a['best_reachable']:.3f}",
-            a["n_pairs"],
+            f"{numbers['accuracy']:.3f}",
+            _comma_list(f"{s['value']:.3f}" for s in numbers["by_seed"]),
+            f"{numbers['best_reachable']:.3f}",
+            numbers["n_pairs"],
         ]
-        for kind, a in audit.items()
+        for kind, numbers in by_kind.items()
     ]
-    first = next(iter(audit.values()))
+    kinds, first = list(by_kind), next(iter(by_kind.values()))
     gaps = [
         [
             component,
             *(
-                f"{each['gaps'][component]['gap_sd']:+.2f}" if component in each["gaps"] else "–"
-                for each in audit.values()
+                f"{on_kind['gaps'][component]['gap_sd']:+.2f}" if component in on_kind["gaps"] else "–"
+                for on_kind in by_kind.values()
             ),
             f"{gap['accuracy']:.2f}",
             gap["n"],
@@ -257,7 +259,7 @@ def _reward_model(study: Study) -> str:
         "in sd of the scores. 0 means that the reward model does not see that part; below 0 it prefers the "
         'worse. "stacked courtesies" is the blind spot that the world leaves on purpose.'
     )
-    columns = ["part of gold", *(f"gap, {kind}" for kind in audit), f"accuracy, {next(iter(audit))}", "pairs"]
+    columns = ["part of gold", *(f"gap, {kind}" for kind in kinds), f"accuracy, {kinds[0]}", "pairs"]
     return f"## Reward model on fresh pairs\n\n{table(heads, rows)}\n\n{words}\n\n{table(columns, gaps)}"
 
 
@@ -336,5 +338,5 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _listed(values: Any) -> str:
+def _comma_list(values: Any) -> str:
     return ", ".join(str(value) for value in values)

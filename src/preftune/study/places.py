@@ -34,5 +34,5 @@ def conclusions(*directories: Path) -> str | None:
     characters. Raises as `read_text`.
     """
     files = [directory / CONCLUSIONS for directory in directories]
-    found = next((file for file in files if file.is_file()), None)
-    return None if found is None else clean(read_text(found).strip(), _MOST)
+    written = next((file for file in files if file.is_file()), None)
+    return None if written is None else clean(read_text(written).strip(), _MOST)

@@ -16,7 +16,7 @@ from preftune.records.study import SeedRecord
 from preftune.report.seen import labelled_by, seen_by
 from preftune.rundir import BASE
 from preftune.study.alike import MADE_OF
-from preftune.study.beside import as_text, others
+from preftune.study.beside import as_text, other_judges
 from preftune.study.design import CEILING, SECOND_MODEL, Design
 from preftune.study.frontier import frontier
 from preftune.study.values import COLUMNS, SeedValues, best_at_kl, best_table, read_seed
@@ -45,10 +45,10 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             raise DataError(f"{records[values.seed]}: not measured as seed {first} was", SeedRecord.remedy)
     if not design.is_world:  # whose data are each seed's own
         hint = "restore that of the others, or remove the directory of one and run the same command"
-        _alike(seeds, records, "content_sha256", "of other data", hint)
+        _refuse_differing(seeds, records, "content_sha256", "of other data", hint)
     hint = "remove one's directory study/ and run the same command, which measures that seed again"
-    _alike(seeds, records, "judged_by", "judged by other functions or another gold", hint)
-    _alike(seeds, records, "stages", MADE_OF, "leave that seed out, or make a study of each kind")
+    _refuse_differing(seeds, records, "judged_by", "judged by other functions or another gold", hint)
+    _refuse_differing(seeds, records, "stages", MADE_OF, "leave that seed out, or make a study of each kind")
     tables = {name: _tables(seeds, name) for name in _names(seeds, settings.best_of, settings.pool)}
     labels = {name: _label(design, name) for name in tables}
     per_seed = [_seed_record(values, tables, i, kinds[0], settings) for i, values in enumerate(seeds)]
@@ -62,7 +62,7 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
             "collapsed_seeds": [s["seed"] for s in per_seed if s["policies"][name]["collapsed"]],
             "bon_kl_gain": _gain_at_equal_kl(seeds, by_kind[kinds[0]], name, kinds[0], settings.resamples),
             "sets": sets,
-            "others": others(seeds, name, kinds[0], settings.resamples),
+            "others": other_judges(seeds, name, kinds[0], settings.resamples),
             "text": as_text(seeds, name, kinds[0], sets[kinds[0]]["kl"]),
         }
     return {
@@ -93,8 +93,8 @@ def pool(records: Mapping[int, Path], design: Design) -> dict[str, Any]:
 
 def _gold_apart(seeds: Sequence[SeedValues], design: Design) -> bool | None:
     """Whether a second reward model shared no prompt with the judge, at any seed; None: not known."""
-    found = {values.facts.gold_apart for values in seeds}
-    return design.gold_apart if None in found else found == {True}
+    apart = {values.facts.gold_apart for values in seeds}
+    return design.gold_apart if None in apart else apart == {True}
 
 
 def _others_seen(design: Design) -> dict[str, dict[str, list[str]]]:
@@ -106,12 +106,12 @@ def _others_seen(design: Design) -> dict[str, dict[str, list[str]]]:
     return {"others_seen": seen_by(config, golds), "others_labelled": labelled_by(config, golds)}
 
 
-def _alike(
+def _refuse_differing(
     seeds: Sequence[SeedValues], records: Mapping[int, Path], fact: str, words: str, hint: str
 ) -> None:
     """DataError for seeds that differ in a fact about them; older ones, which do not have it, pass."""
-    known = [(values.seed, getattr(values.facts, fact)) for values in seeds]
-    known = [(seed, value) for seed, value in known if value is not None]
+    by_seed = {values.seed: getattr(values.facts, fact) for values in seeds}
+    known = [(seed, value) for seed, value in by_seed.items() if value is not None]
     for seed, value in known[1:]:
         if value != known[0][1]:
             raise DataError(f"{records[seed]}: {words} than seed {known[0][0]}", hint)
@@ -125,7 +125,7 @@ def _names(seeds: Sequence[SeedValues], best_of: int, pool_size: int) -> list[st
 
 def _parts(values: SeedValues) -> dict[str, list[str]]:
     """By kind of prompt, the parts of gold that the reward model was examined on."""
-    return {kind: sorted(audit.gaps) for kind, audit in (values.facts.reward_model or {}).items()}
+    return {kind: sorted(on_fresh.gaps) for kind, on_fresh in (values.facts.reward_model or {}).items()}
 
 
 def _tables(seeds: Sequence[SeedValues], name: str) -> dict[str, list[Floats]]:
@@ -144,7 +144,7 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
         least, most = RANGES.get(name, (-math.inf, math.inf))
         low, high = max(pooled.low[i], least), min(pooled.high[i], most)
         ends = {"": pooled.mean[i], "_low": low, "_high": high}
-        numbers |= {f"{name}{end}": _known(value) for end, value in ends.items()}
+        numbers |= {f"{name}{end}": _or_none(value) for end, value in ends.items()}
     for gain, name in (("gold_gain", "gold"), ("score_gain", "score")):
         low, high = numbers[f"{gain}_low"], numbers[f"{gain}_high"]
         if low is None or high is None or low == high == 0:  # not known, or the reference itself
@@ -158,7 +158,7 @@ def _numbers(tables: Sequence[Floats], resamples: int) -> dict[str, Any]:
     return numbers
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
@@ -188,8 +188,8 @@ def _seed_record(
 
 def _seed_numbers(table: Floats, resamples: int) -> dict[str, Any]:
     numbers = _numbers([table], resamples)
-    shown = {*COLUMNS, "gold_gain_low", "gold_gain_high", "n_prompts", "gold_verdict"}
-    return {name: number for name, number in numbers.items() if name in shown}
+    kept_columns = {*COLUMNS, "gold_gain_low", "gold_gain_high", "n_prompts", "gold_verdict"}
+    return {name: number for name, number in numbers.items() if name in kept_columns}
 
 
 def collapse(numbers: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
@@ -244,12 +244,12 @@ def _label(design: Design, name: str) -> str:
 
 def _reward_model(seeds: Sequence[SeedValues]) -> dict[str, Any] | None:
     """Accuracy on fresh pairs and gaps per part of gold: means over seeds, the seeds beside them."""
-    audits = [values.facts.reward_model for values in seeds if values.facts.reward_model is not None]
-    if len(audits) < len(seeds):
+    by_seed = [values.facts.reward_model for values in seeds if values.facts.reward_model is not None]
+    if len(by_seed) < len(seeds):
         return None
     pooled = {}
-    for kind in audits[0]:
-        on_kind = [audit[kind] for audit in audits]
+    for kind in by_seed[0]:
+        on_kind = [by_kind[kind] for by_kind in by_seed]
         values = [a.accuracy.value for a in on_kind]
         pooled[kind] = {
             "accuracy": float(np.mean(values)),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from preftune.runs.session import Session
 
 
-def finished(out: Path, design: Design, seed: int) -> bool:
+def is_finished(out: Path, design: Design, seed: int) -> bool:
     """Whether this seed is done with just this design. DataError if a file of its numbers is not as it was
     written.
     """
@@ -50,7 +50,7 @@ def run_seed(task: Task) -> None:
     if mirror is not None and (mirror / "design.json").is_file():
         save_design(load_design(mirror), out)
     design = load_design(out)
-    if task.stages or not finished(out, design, task.seed):
+    if task.stages or not is_finished(out, design, task.seed):
         _make(task, design)
     if mirror is not None and not task.stages:  # of a seed too that was stopped just before
         put_by(out, numbers_in(mirror), design, task.seed)

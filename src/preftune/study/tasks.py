@@ -87,7 +87,7 @@ class Crew(Protocol):
         """Hand a task over; does not wait for it."""
         ...
 
-    def ended(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[Ended]:
         """Tasks that ended since the last call."""
         ...
 
@@ -165,32 +165,34 @@ def carry_out(tasks: Sequence[Task], crew: Crew, *, at_once: int, retries: int, 
             if not began:
                 break
             time.sleep(_POLL)
-            for end in crew.ended():
+            for end in crew.ended_tasks():
                 took = time.monotonic() - began.pop(end.task)
                 if end.code == 0:
                     done.add(end.task)
                     console.line(f"{end.task.name} finished in {took:.0f} s")
                 elif end.may_go_on and tries[end.task] <= retries:
                     waiting.insert(0, end.task)
-                    console.line(f"{end.task.name} {_how(end)} after {took:.0f} s; it is begun again")
+                    console.line(
+                        f"{end.task.name} {_end_in_words(end)} after {took:.0f} s; it is begun again"
+                    )
                 else:
                     failed.append(end)
-                    console.line(f"{end.task.name} FAILED: {_how(end)}")
+                    console.line(f"{end.task.name} FAILED: {_end_in_words(end)}")
     finally:
         crew.stop()
     if failed:
         raise _failure(failed, len({task.seed for task in tasks}))
 
 
-def _how(end: Ended) -> str:
+def _end_in_words(end: Ended) -> str:
     return "was lost" if end.code is None else f"ended with code {end.code}"
 
 
 def _failure(failed: Sequence[Ended], seeds: int) -> PreftuneError:
     """What the first task that failed complained of, with its exit code."""
-    first, lost = failed[0], len({end.task.seed for end in failed})
+    first, n_failed = failed[0], len({end.task.seed for end in failed})
     error = PreftuneError(
-        f"{lost} of {seeds} seeds failed; {first.task.name}: {first.complaint or _how(first)}",
+        f"{n_failed} of {seeds} seeds failed; {first.task.name}: {first.complaint or _end_in_words(first)}",
         hint=f"see {first.task.log}; the same command runs the failed seeds again",
     )
     error.code = first.code if first.code and first.code > 0 else ProcessLost.code

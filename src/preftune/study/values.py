@@ -76,16 +76,16 @@ def _table(values: PolicyValues, reference: PolicyValues) -> Floats:
 def best_table(values: SeedValues, kind: str, n: int) -> Floats:
     """Best-of-n as a policy's table (prompts, COLUMNS); its KL is the formula."""
     sft = values.tables[values.facts.reference][kind]
-    best = {name: own[:, n - 1] for name, own in values.best[kind].items() if name != "kl"}
+    best = {name: of_measure[:, n - 1] for name, of_measure in values.best[kind].items() if name != "kl"}
     kl = np.full(len(sft), values.best_kl[n - 1])
     return _in_columns(best | {"kl": kl}, {name: sft[:, COLUMNS.index(name)] for name in ("gold", "score")})
 
 
-def _in_columns(own: Mapping[str, Floats], reference: Mapping[str, Floats]) -> Floats:
+def _in_columns(measures: Mapping[str, Floats], reference: Mapping[str, Floats]) -> Floats:
     """(prompts, COLUMNS) from measures of one value a prompt."""
-    gains = {f"{name}_gain": own[name] - reference[name] for name in ("gold", "score")}
+    gains = {f"{name}_gain": measures[name] - reference[name] for name in ("gold", "score")}
     names = {"eos_rate": "ended", "win_rate": "win", "gold_win_rate": "gold_win"}
-    return np.stack([gains[c] if c in gains else own[names.get(c, c)] for c in COLUMNS], axis=1)
+    return np.stack([gains[c] if c in gains else measures[names.get(c, c)] for c in COLUMNS], axis=1)
 
 
 def best_at_kl(values: SeedValues, kind: str, kl: float) -> Floats | None:

@@ -31,7 +31,7 @@ from preftune.training.processes import world_size
 from preftune.training.state import (
     TrainState,
     device_name,
-    put,
+    load_state,
     rows_by_moment,
     rows_by_name,
     state_bytes,
@@ -86,7 +86,7 @@ def _in_every_process(sharded: Learner | None, directory: Path, work: Callable[[
     except (OSError, SafetensorError) as error:
         cause = error
     message = "" if cause is None else str(cause)
-    failed = [text for text in ([message] if sharded is None else sharded.together([message])) if text]
+    failed = [text for text in ([message] if sharded is None else sharded.gather_items([message])) if text]
     if failed:
         raise StorageError(f"cannot write a checkpoint to {directory}: {failed[0]}") from cause
 
@@ -255,9 +255,9 @@ def load(checkpoint: Path, learner: Learner, say: Say = print) -> int:
         scalars=record.get("kept", {}),
         trunks=trunks,
     )
-    put(state, learner)
-    now, then = _made_with(device_name(learner.device)), record.get("made_with", {})
-    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]]
+    load_state(state, learner)
+    setup, old = _made_with(device_name(learner.device)), record.get("made_with", {})
+    changed = [f"{key} {old[key]} -> {setup[key]}" for key in setup if old.get(key, setup[key]) != setup[key]]
     if changed and learner.is_main:
         say(f"resuming with {', '.join(changed)}: the last bits may differ from an uninterrupted run")
     return int(record["step"])

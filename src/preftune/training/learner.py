@@ -87,7 +87,7 @@ class Learner:
         self.world: int = self.accelerator.num_processes
         self.is_alone = self.world == 1
         if not self.is_alone:
-            introduce(self.together)
+            introduce(self.gather_items)
         refuse_emulation(self.device, self.precision)
         self.microbatch_size = microbatch_size
         self.shard, self.by_block = shard and not self.is_alone, by_block
@@ -106,7 +106,7 @@ class Learner:
         """What follows the name of a file of this process's parts: -00001-of-00002."""
         return f"-{self.rank + 1:05}-of-{self.world:05}"
 
-    def together(self, items: list[T]) -> list[T]:
+    def gather_items(self, items: list[T]) -> list[T]:
         """The items of all processes, in the order of these."""
         return items if self.is_alone else gather_object(items)
 
@@ -256,7 +256,7 @@ class Learner:
         with torch.no_grad() if self.measures else contextlib.nullcontext():
             sums = self._fitting(trained, len(batch), backward)
         if min(rows) == 0:
-            fill(summed, sums, self.together)
+            fill(summed, sums, self.gather_items)
             if (scaler := self.accelerator.scaler) is not None:
                 scaler.scale(torch.zeros(1, device=self.device))  # it begins when it is first asked
         if self.measures:

@@ -20,7 +20,7 @@ from preftune.stops import Interrupted, deferred, held_back
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
 from preftune.training.metrics import Ledger, MetricsLog, Say
-from preftune.training.state import TrainState, capture, put
+from preftune.training.state import TrainState, capture, load_state
 
 MAX_BAD_STEPS = 3  # in a row, with numbers that are not finite, before the run stops
 # Of what a step asks others: a server that samples, a reward function.
@@ -29,11 +29,11 @@ _ABANDONED = (BackendMissing, ConfigError, DataError, InputMissing, StorageError
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """By what checkpoints are compared, higher is better: `now` measures the models as they are; else the
+    """By what checkpoints are compared, higher is better: `measure` looks at the models as they are; else the
     mean of `of_step` over the steps since the previous checkpoint.
     """
 
-    now: Callable[[], float] | None = None
+    measure: Callable[[], float] | None = None
     of_step: Callable[[Metrics], float] | None = None
 
 
@@ -97,7 +97,7 @@ def train(
                 faults.faultpoint("step")
                 metrics = algorithm.step(batch_at(step))
             except Interrupted as stop:
-                raise keeper.stopped(step, stop.number) from None
+                raise keeper.interruption(step, stop.number) from None
             except _ABANDONED:
                 keeper.keep_begun(step)
                 raise
@@ -175,7 +175,7 @@ class _Keeper:
         self.former = _best_of(scalars)
         total, steps = scalars.pop("worth_sum", 0.0), scalars.pop("worth_steps", 0.0)
         mean = total / steps if steps else -math.inf
-        value = mean if worth.now is None else worth.now()
+        value = mean if worth.measure is None else worth.measure()
         if value > (self.former.value if self.former is not None else -math.inf):
             _note_best(scalars, _Best(step, value))
 
@@ -193,14 +193,14 @@ class _Keeper:
         best = _best_of(self.learner.scalars)
         if self.plan.worth is None or best is None or best.step == last:
             return last
-        where = checkpoint.checkpoint_at(self.plan.checkpoints, best.step)
-        if (fault := checkpoint.fault_of(where)) is not None:
+        path = checkpoint.checkpoint_at(self.plan.checkpoints, best.step)
+        if (fault := checkpoint.fault_of(path)) is not None:
             if self.learner.is_main:
-                problem = f"the best checkpoint, {where}, cannot be read ({fault})"
+                problem = f"the best checkpoint, {path}, cannot be read ({fault})"
                 self.plan.say(f"warning: {problem}; the model is that of step {last}")
             return last
         self.learner.wait()
-        checkpoint.load(where, self.learner, self.plan.say)
+        checkpoint.load(path, self.learner, self.plan.say)
         return best.step
 
     def undo_step(self) -> None:
@@ -208,7 +208,7 @@ class _Keeper:
         self.learner.scalars = dict(self.scalars_before)
         if self.learner.updates and self.before is not None:
             skipped = {name: trained.skipped for name, trained in self.learner.trained.items()}
-            put(self.before, self.learner)
+            load_state(self.before, self.learner)
             for name, count in skipped.items() if self.learner.scaler_state() else ():
                 self.learner.trained[name].skipped = count  # what was counted is not counted again
 
@@ -224,17 +224,17 @@ class _Keeper:
         self.learner.wait()
         before, every = max(step - 1, 1), self.plan.checkpoint_every
         newest = checkpoint.newest_step(self.plan.checkpoints, below=before, every=every)
-        where = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
-        if checkpoint.fault_of(where) is not None:  # none that was due: the interval was another, a disk full
+        path = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
+        if checkpoint.fault_of(path) is not None:  # none that was due: the interval was another, a disk full
             newest = checkpoint.newest_step(self.plan.checkpoints, below=before)
-            where = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
-        if (fault := checkpoint.fault_of(where)) is not None:
+            path = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
+        if (fault := checkpoint.fault_of(path)) is not None:
             raise DataError(
                 f"step {step} measures {value:.3g}, beyond the budget of {most:g}, and no checkpoint from "
-                f"before step {before} is there to go back to ({where}: {fault})",
+                f"before step {before} is there to go back to ({path}: {fault})",
                 "raise kl_budget, or train the stage again (--redo)",
             )
-        checkpoint.load(where, self.learner, self.plan.say)
+        checkpoint.load(path, self.learner, self.plan.say)
         return Ended(step, value, self._back_to_the_best(newest))
 
     def end_step(self, step: int, row: Metrics) -> None:
@@ -259,7 +259,7 @@ class _Keeper:
         if self.learner.is_alone and not self.learner.updates:
             self._save(step, capture(self.learner))
 
-    def stopped(self, step: int, number: int) -> Interrupted:
+    def interruption(self, step: int, number: int) -> Interrupted:
         """Save the state in which the abandoned step began; returns the exception to raise."""
         touched = self.learner.updates > 0
         if not touched:
@@ -294,13 +294,13 @@ class _Keeper:
             except StorageError as error:
                 self.plan.say(f"warning: {error.message}; the newest one is of step {self.saved}")
                 step = self.saved
-        self.saved = self.learner.together([step])[0]  # the main process's, once every process is here
+        self.saved = self.learner.gather_items([step])[0]  # the main process's, once every process is here
 
     def _write(self, step: int, state: TrainState) -> None:
         """A checkpoint, by the processes that have something to write."""
         if self.learner.is_main or self.learner.shard:
-            where, spared = self.plan.checkpoints, self.spared(step)
-            path = checkpoint.save(where, step, state, self.plan.keep, spared, self.learner)
+            directory, spared = self.plan.checkpoints, self.spared(step)
+            path = checkpoint.save(directory, step, state, self.plan.keep, spared, self.learner)
             if self.learner.is_main:
                 self.plan.on_saved(path)
 
@@ -338,11 +338,11 @@ class _Record:
             self._dump(step, row)
             self.plan.say(f"warning: step {step + 1} was skipped: {why}")
         if self.learner.bad_steps >= MAX_BAD_STEPS:
-            where = nonfinite_file(self.plan.metrics, step + 1)
+            file = nonfinite_file(self.plan.metrics, step + 1)
             raise PreftuneError(
                 f"{self.learner.bad_steps} steps in a row had numbers that are not finite:\n  "
                 + "\n  ".join(self.reasons[-MAX_BAD_STEPS:])
-                + f"\nrows and rewards of the last: {where}",
+                + f"\nrows and rewards of the last: {file}",
                 hint="lower the learning rate or look at those rows, and use another --out DIR",
             )
 

@@ -27,9 +27,9 @@ class StepLog:
         rows = read_jsonl(path) if path.exists() else []
         if bad := [number for number, row in enumerate(rows, 1) if type(row.get("step")) is not int]:
             raise DataError(f"{path}:{bad[0]}: no step", "the file is damaged: restore it, or remove it")
-        kept = [row for row in rows if row["step"] <= resume_at]
-        write_jsonl(path, kept)
-        self.last: Mapping[str, Any] = kept[-1] if kept else {}
+        earlier = [row for row in rows if row["step"] <= resume_at]
+        write_jsonl(path, earlier)
+        self.last: Mapping[str, Any] = earlier[-1] if earlier else {}
 
     def append(self, row: Mapping[str, Any]) -> None:
         self._waiting.append(row)

@@ -39,18 +39,18 @@ def refuse_emulation(device: torch.device, precision: Precision) -> None:
         )
 
 
-def remark(asked: Asked, precision: Precision) -> str | None:
+def remark(setting: Asked, precision: Precision) -> str | None:
     """What to tell a user who asked for one precision and gets another one, or a slow one."""
     slow = precision == "bf16" and not multiplies_bf16() and not _has_gpu()
     emulated = (
         "; this processor only emulates bf16, which is several times slower than float32" if slow else ""
     )
-    if asked == "auto":
-        began = "" if precision == effective_precision(asked) else ", with which the run began"
+    if setting == "auto":
+        began = "" if precision == effective_precision(setting) else ", with which the run began"
         return f"precision auto: {precision}{began}{emulated}"
-    if effective_precision(asked) != asked:
-        return f"precision {asked} needs a GPU; this run uses {effective_precision(asked)}"
-    return f"precision {asked}{emulated}" if slow else None
+    if effective_precision(setting) != setting:
+        return f"precision {setting} needs a GPU; this run uses {effective_precision(setting)}"
+    return f"precision {setting}{emulated}" if slow else None
 
 
 def _has_gpu() -> bool:

@@ -58,10 +58,10 @@ def answering(seconds: float) -> Iterator[None]:
         raise
 
 
-def introduce(together: Callable[[list[str]], list[str]]) -> None:
-    """Tell the processes each other's process ids, once: `together` returns the items of all of them."""
+def introduce(gather: Callable[[list[str]], list[str]]) -> None:
+    """Tell the processes each other's process ids, once: `gather` returns the items of all of them."""
     if not _met:
-        _met.extend(together([f"{platform.node()} {os.getpid()} {os.getppid()}"]))
+        _met.extend(gather([f"{platform.node()} {os.getpid()} {os.getppid()}"]))
 
 
 def _end(ranks: Sequence[int]) -> None:

@@ -58,11 +58,11 @@ def capture(learner: Learner) -> TrainState:
     )
 
 
-def put(state: TrainState, learner: Learner) -> None:
+def load_state(state: TrainState, learner: Learner) -> None:
     """Give the learner a state. KeyError if it lacks a weight."""
     for name, trained in learner.trained.items():
         with torch.no_grad():
-            for key, parameter in _trained(trained.role.model):
+            for key, parameter in _trained_parameters(trained.role.model):
                 local(parameter).copy_(state.weights[name][key])
         restored = trained.optimizer.state_dict()
         restored["state"] = {}
@@ -90,12 +90,12 @@ def trunks_of(learner: Learner) -> dict[str, str]:
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """Trained parameters by name, tied ones once, where they lie; this process's part of sharded ones."""
-    return {name: local(p.detach()).contiguous() for name, p in _trained(model)}
+    return {name: local(p.detach()).contiguous() for name, p in _trained_parameters(model)}
 
 
 def rows_by_name(model: torch.nn.Module) -> dict[str, slice]:
     """Which rows of its trained parameters this process has."""
-    return {name: rows_of(p) for name, p in _trained(model)}
+    return {name: rows_of(p) for name, p in _trained_parameters(model)}
 
 
 def rows_by_moment(optimizer: torch.optim.Optimizer) -> dict[str, slice]:
@@ -109,13 +109,13 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+def _trained_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def state_bytes(learner: Learner) -> int:
     """Bytes of a checkpoint: trained weights and AdamW's two moments of each."""
-    weights = [p for trained in learner.trained.values() for _, p in _trained(trained.role.model)]
+    weights = [p for trained in learner.trained.values() for _, p in _trained_parameters(trained.role.model)]
     return 3 * sum(p.numel() * p.element_size() for p in weights)
 
 

@@ -15,11 +15,11 @@ from preftune.training.tally import Tally
 _LARGE = 1 << 20  # numbers; a gradient of so many is summed where it lies, smaller ones are copied together
 
 
-def fill(parameters: Sequence[nn.Parameter], sums: Tally, together: Callable[[list[Any]], list[Any]]) -> None:
+def fill(parameters: Sequence[nn.Parameter], sums: Tally, gather: Callable[[list[Any]], list[Any]]) -> None:
     """In a process without rows, set the gradients and metrics that the others have to zeros."""
     if not parameters:
         return
-    processes = together([(sums.kinds, [parameter.grad is not None for parameter in parameters])])
+    processes = gather([(sums.kinds, [parameter.grad is not None for parameter in parameters])])
     kinds, has_grad = next(process for process in processes if process[0])
     if not sums.kinds:
         sums.fill(kinds)

@@ -21,20 +21,20 @@ PATIENCE = 3.0  # seconds at the end of a stage, for what is in the queue
 
 # (run, stage, directory of the run) -> a tracker that is not begun
 TRACKERS: dict[str, Make] = {
-    "tensorboard": lambda run, stage, where: TensorBoardTracker(stage, where / "tensorboard"),
-    "trackio": lambda run, stage, where: TrackioTracker(run, name=stage),
-    "wandb": lambda run, stage, where: WandBTracker(run, name=stage, dir=str(where)),
+    "tensorboard": lambda run, stage, directory: TensorBoardTracker(stage, directory / "tensorboard"),
+    "trackio": lambda run, stage, directory: TrackioTracker(run, name=stage),
+    "wandb": lambda run, stage, directory: WandBTracker(run, name=stage, dir=str(directory)),
 }
 
 
 class Tracked:
     """One stage of a run, as the tracker `kind` shows it."""
 
-    def __init__(self, kind: str, run: str, stage: str, where: Path, say: Say) -> None:
+    def __init__(self, kind: str, run: str, stage: str, directory: Path, say: Say) -> None:
         self._kind, self._say = kind, say
         self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING)
         make = TRACKERS[kind]
-        self._thread = threading.Thread(target=self._work, args=(make, run, stage, where), daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(make, run, stage, directory), daemon=True)
         self._thread.start()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -50,9 +50,9 @@ class Tracked:
         if self._thread.is_alive():
             self._say(f"warning: {self._kind} does not answer and is left behind; metrics.jsonl has all rows")
 
-    def _work(self, make: Make, run: str, stage: str, where: Path) -> None:
+    def _work(self, make: Make, run: str, stage: str, directory: Path) -> None:
         try:
-            tracker = make(run, stage, where)
+            tracker = make(run, stage, directory)
             tracker.start()
             while (row := self._rows.get()) is not None:
                 tracker.log(row[1], step=row[0])

@@ -58,12 +58,12 @@ def _command(words: list[str], log: str, fault: str) -> None:
 def outcome(run: RunDir, stage: str) -> dict[str, Any]:
     """What a finished stage came to: everything but its times. Of one that makes data, `model` is these."""
     record = read_json(run.stage_json(stage))
-    made = Stage(name=stage, algorithm=record["algorithm"], parents=(), inputs={})
-    model, state = made.model_dir(run), record.get("state_sha256", {})
+    finished = Stage(name=stage, algorithm=record["algorithm"], parents=(), inputs={})
+    model, state = finished.model_dir(run), record.get("state_sha256", {})
     moments = {name: digest for name, digest in state.items() if name.endswith("-optimizer.safetensors")}
     weights = {name: state[name] for name in state.keys() - moments.keys()}
     return {
-        **({"weights": weights, "optimizer": moments} if made.makes_model else {}),
+        **({"weights": weights, "optimizer": moments} if finished.makes_model else {}),
         "model": {
             file.relative_to(model).as_posix(): sha256_file(file)
             for file in model.rglob("*")

@@ -114,8 +114,8 @@ class _Trial:
         pieces = RunDir(self.directory / f"killed-{name}")
         self.train(name, self.unbroken)
         shutil.copytree(self.unbroken.path, pieces.path)
-        made = Stage(name=name, algorithm=self.config.stage[name].algorithm, parents=(), inputs={})
-        for directory in (pieces.stage_dir(name), made.model_dir(pieces)):
+        trained = Stage(name=name, algorithm=self.config.stage[name].algorithm, parents=(), inputs={})
+        for directory in (pieces.stage_dir(name), trained.model_dir(pieces)):
             shutil.rmtree(directory)
         steps = int(read_json(self.unbroken.stage_json(name))["steps"])
         died = [fault for fault in self._faults(name, steps, kills) if self.train(name, pieces, fault) != 0]

@@ -35,15 +35,15 @@ def watch(
     directory = existing(run, "`preftune runs` lists those that lie here")
     watched, out = Watched(directory), Console(highlight=False)
     if once or not is_live(out):
-        out.print(_drawn(watched, out))
+        out.print(_panel(watched, out))
         return
-    with Live(_drawn(watched, out), console=out, auto_refresh=False) as live:
+    with Live(_panel(watched, out), console=out, auto_refresh=False) as live:
         try:
             held = False  # whether it was: what holds it now may train some of its stages only
             while not (look := watched.look()).finished and (look.locked or not held):
                 held = look.locked
                 time.sleep(_SECONDS)
-                live.update(_drawn(watched, out), refresh=True)
+                live.update(_panel(watched, out), refresh=True)
         except KeyboardInterrupt:  # the run goes on
             return
 
@@ -59,14 +59,14 @@ def panel(run: RunDir, config: "RunConfig", stages: Sequence[str]) -> Callable[[
 
     def draw(out: "Console") -> "RenderableType":
         try:
-            return _drawn(watched, out)
+            return _panel(watched, out)
         except Exception as error:  # whatever is wrong with a picture, the run goes on
             return Text(printable(f"no picture: {type(error).__name__}: {error}")[:200])
 
     return draw
 
 
-def _drawn(watched: "Watched", out: "Console") -> "RenderableType":
+def _panel(watched: "Watched", out: "Console") -> "RenderableType":
     from preftune.watch.frame import frame
 
     return frame(watched.look(), min(out.width, _WIDEST), blocks=out.encoding.startswith("utf"))

@@ -118,8 +118,8 @@ class Look:
     @property
     def stage_left(self) -> float | None:
         """Seconds of the stage, at the pace of the last steps; members to come are as long as this one."""
-        left = max(self.steps - self.step, 0) + self.members_left * self.steps
-        return None if self.pace is None else left * self.pace
+        steps_left = max(self.steps - self.step, 0) + self.members_left * self.steps
+        return None if self.pace is None else steps_left * self.pace
 
 
 class Watched:
@@ -149,10 +149,10 @@ class Watched:
     def look(self) -> Look:
         records = {name: self._record(name) for name in self.names}
         under_way = [n for n in self.names if records[n].status == "running"]
-        done = [n for n in self.names if records[n].status == "finished"]
-        stage = (under_way or done[-1:] or [""])[0]
+        finished = [n for n in self.names if records[n].status == "finished"]
+        stage = (under_way or finished[-1:] or [""])[0]
         members = self._members(stage) if under_way else {}
-        part, left = _under_way(members) if members else (stage, 0)
+        part, members_left = _under_way(members) if members else (stage, 0)
         if self._tail.path != self.run.metrics(part):
             self._tail = Tail(self.run.metrics(part))
         self._tail.read()
@@ -168,14 +168,14 @@ class Watched:
             stage=stage,
             part=part,
             members_done=sum(record.seconds or 0.0 for name, record in members.items() if name != part),
-            members_left=left,
+            members_left=members_left,
             tail=self._tail,
             live=live,
             checkpoint=self._checkpoint(part),
             findings=(),
             seconds_left=None,
         )
-        return replace(look, findings=self._diagnosed(look), seconds_left=self._left(look))
+        return replace(look, findings=self._diagnosed(look), seconds_left=self._seconds_left(look))
 
     def _members(self, name: str) -> dict[str, StageRecord]:
         """The records of an ensemble's members, in the order in which they are trained; {} of one model."""
@@ -203,7 +203,7 @@ class Watched:
                 self._findings = diagnose(load_run(self.run) if look.finished else _view(look))
         return self._findings
 
-    def _left(self, look: Look) -> float | None:
+    def _seconds_left(self, look: Look) -> float | None:
         """Seconds left: of the stage under way, and of the remaining ones at the seconds per token of earlier
         stages; stages that sample at the rate of such stages, if it is known. None where nothing is known, or
         nothing is left.

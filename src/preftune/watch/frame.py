@@ -35,7 +35,7 @@ def frame(look: Look, width: int = 100, *, blocks: bool = True) -> RenderableTyp
         grid.add_row("time", _line(_times(look), room * 2))
         grid.add_row("numbers", _numbers(_kind(look) or StageSettings, look.tail, room, blocks))
         grid.add_row("speed", _line(_speed(look), room * 2))
-        grid.add_row("saved", _line(_saved(look), room))
+        grid.add_row("saved", _line(_checkpoint_words(look), room))
         for label, words in _replies(look):
             grid.add_row(Text(_flat(label, 12)), _line(words, room * _LINES))
     grid.add_row("doctor", _doctor(look, room))
@@ -56,8 +56,8 @@ def duration(seconds: float) -> str:
 
 def _flat(text: object, limit: int) -> str:
     """On one line, `limit` characters at most; a line's end shows as ⏎ when it stands inside."""
-    shown = printable(str(text)[:_LONGEST].strip().replace("\n", " ⏎ "))
-    return shown if len(shown) <= limit else shown[: max(limit - 1, 0)] + "…"
+    visible = printable(str(text)[:_LONGEST].strip().replace("\n", " ⏎ "))
+    return visible if len(visible) <= limit else visible[: max(limit - 1, 0)] + "…"
 
 
 def _line(text: object, limit: int) -> Text:
@@ -71,9 +71,9 @@ def _stages(look: Look) -> Text:
     """All stages, those that are done and the one that is under way told apart without colour too."""
     line = Text()
     for name, record in look.records.items():
-        now = record.status == "running"
-        mark = "✓ " if record.status == "finished" else "▶ " if now else "· "
-        line.append(f"{mark}{_flat(name, 20)}  ", style="bold cyan" if now else "")
+        under_way = record.status == "running"
+        mark = "✓ " if record.status == "finished" else "▶ " if under_way else "· "
+        line.append(f"{mark}{_flat(name, 20)}  ", style="bold cyan" if under_way else "")
     line.append(f"({_state(look)})", style="dim")
     return line
 
@@ -111,8 +111,8 @@ def _times(look: Look) -> str:
     if look.stage_left:
         clauses.append(f"{duration(look.stage_left)} left")
     finished = [record.seconds for record in look.records.values() if record.seconds]
-    done = sum(finished) + (stage if look.records[look.stage].status == "running" else 0)
-    run = f"training {duration(done)}"
+    trained_for = sum(finished) + (stage if look.records[look.stage].status == "running" else 0)
+    run = f"training {duration(trained_for)}"
     if look.seconds_left is not None:
         run += f", about {duration(look.seconds_left)} left without evaluation"
     return f"{', '.join(clauses)}   ·   {run}" if not look.trained else run
@@ -129,14 +129,14 @@ def _numbers(kind: type[StageSettings], tail: Tail, room: int, blocks: bool) -> 
         text = f"{value:.0%}" if share else f"{value:.3g}"
         text += f" ± {se:.2g}" if metric == kind.score_metric and math.isfinite(se) else ""
         values = [1 - v for v in tail.course(metric)] if share else tail.course(metric)
-        drawn = _drawn(values) if blocks else ""
+        drawn = _bars(values) if blocks else ""
         cells.append(f"{name:<8} {text:<15} {drawn:<{_SPARK}}")
     wide = max(room // 44, 1)
     rows = ["  ".join(cells[i : i + wide]).rstrip() for i in range(0, len(cells), wide)]
     return Text("\n".join(rows) or "none yet")
 
 
-def _drawn(values: Sequence[float]) -> str:
+def _bars(values: Sequence[float]) -> str:
     levels = list(sparkline(values, _SPARK))
     if len(levels) < 2:
         return ""
@@ -158,7 +158,7 @@ def _speed(look: Look) -> str:
     return "   ".join(clauses)
 
 
-def _saved(look: Look) -> str:
+def _checkpoint_words(look: Look) -> str:
     if look.records[look.stage].status == "finished":
         return f"the model of {look.stage}"
     if not look.checkpoint:
@@ -175,9 +175,9 @@ def _replies(look: Look) -> list[tuple[str, str]]:
     live = look.live
     if not live.before:
         return []
-    now = [(f"at {live.step}", live.now or "(empty)")] if live.step else []
+    latest = [(f"at {live.step}", live.now or "(empty)")] if live.step else []
     start = "random" if not live.start else live.start.upper() if len(live.start) < 4 else live.start
-    return [("prompt", live.prompt[-300:]), (start, live.before or "(empty)"), *now]
+    return [("prompt", live.prompt[-300:]), (start, live.before or "(empty)"), *latest]
 
 
 def _doctor(look: Look, room: int) -> Text:

@@ -208,7 +208,7 @@ class StageSettings(Settings):
         return None
 
     @property
-    def called(self) -> str | None:
+    def all_functions(self) -> str | None:
         """All functions that it calls, those that score and those that only watch: like `functions`."""
         return self.functions()
 

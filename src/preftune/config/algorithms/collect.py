@@ -119,8 +119,8 @@ class CollectConfig(StageSettings):
         return math.ceil(rows / self.batch_size)
 
     def rows_made(self, prompts: int) -> int:
-        each = math.comb(self.replies, 2) if self.pairing == "all" else 1
-        return min(prompts or self.rows or 0, self.rows or prompts) * each
+        pairs_per_prompt = math.comb(self.replies, 2) if self.pairing == "all" else 1
+        return min(prompts or self.rows or 0, self.rows or prompts) * pairs_per_prompt
 
     def plan(self, rows: Sequence[int] | None = None) -> str:
         rows_read = self.rows if rows is None else min(sum(rows), self.rows or sum(rows))

@@ -98,8 +98,8 @@ class OnlineConfig(StageSettings):
     @model_validator(mode="after")
     def _watches_what_it_does_not_learn(self) -> Self:
         terms = reward_terms(self.reward_functions) if self.reward_functions else {}
-        if both := terms.keys() & set(words_in(self.watched_functions)):
-            raise ValueError(f"watched_functions: {min(both)} is one of reward_functions, which are logged")
+        if twice := terms.keys() & set(words_in(self.watched_functions)):
+            raise ValueError(f"watched_functions: {min(twice)} is one of reward_functions, which are logged")
         return self
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class OnlineConfig(StageSettings):
         return self.reward_functions
 
     @property
-    def called(self) -> str | None:
+    def all_functions(self) -> str | None:
         names = (*filter(None, [self.reward_functions]), *words_in(self.watched_functions))
         return " + ".join(names) or None
 

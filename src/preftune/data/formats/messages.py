@@ -133,13 +133,13 @@ def messages(value: list[Any], key: str) -> list[Turn]:
 def _parts(parts: list[Any], name: str) -> tuple[str, bool]:
     """The text of content parts, and whether that is all there is."""
     texts, complete = [], True
-    for part in parts:
-        if isinstance(part, dict) and part.get("type", "text") == "text" and "text" in part:
-            texts.append(text_of(part["text"], f"a part of the content of {name}"))
-        elif isinstance(part, dict):
+    for content in parts:
+        if isinstance(content, dict) and content.get("type", "text") == "text" and "text" in content:
+            texts.append(text_of(content["text"], f"a part of the content of {name}"))
+        elif isinstance(content, dict):
             complete = False
         else:
-            raise BadRow(f"a part of the content of {name} is {kind(part)}, not an object")
+            raise BadRow(f"a part of the content of {name} is {kind(content)}, not an object")
     return "".join(texts), complete
 
 
@@ -182,19 +182,19 @@ def steered_turns(text: str) -> list[Turn] | None:
     """The turns of a prompt as HelpSteer2 has them: a question, then replies and questions that each begin
     with a line `<extra_id_1>Assistant` or `<extra_id_1>User`. None for any other text.
     """
-    first, *rest = _STEERED.split(text)
-    if not rest or "<extra_id_0>" in first:
+    first, *marked = _STEERED.split(text)  # then who speaks, and what, in turn
+    if not marked or "<extra_id_0>" in first:
         return None
-    spoken = [("User", first)] * bool(first.strip()) + list(zip(rest[::2], rest[1::2], strict=True))
+    spoken = [("User", first)] * bool(first.strip()) + list(zip(marked[::2], marked[1::2], strict=True))
     if not spoken[-1][1].strip():  # the reply opened
         spoken.pop()
-    return [Turn("human" if who == "User" else "assistant", one_space(said)) for who, said in spoken]
+    return [Turn("human" if who == "User" else "assistant", one_space(text)) for who, text in spoken]
 
 
 def refuse_templated(*texts: str) -> None:
     """Raises RejectedRow for a text that a chat template has been applied to."""
     for text in texts:
         if "<" in text or "[" in text:
-            shown = text.strip()
-            if OPENING.match(shown) or CLOSING.search(shown[-80:]) or WITHIN.search(shown):
+            stripped = text.strip()
+            if OPENING.match(stripped) or CLOSING.search(stripped[-80:]) or WITHIN.search(stripped):
                 raise RejectedRow("already_templated")

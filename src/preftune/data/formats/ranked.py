@@ -42,12 +42,14 @@ def best_against_lower(
 
 def nectar(record: Record) -> list[Preference]:
     """Nectar: `answers` with their `rank`, 1 the best."""
-    return _listed(record, "answers", lambda item, name: -number_of(item.get("rank"), f"the rank of {name}"))
+    return _ranked_replies(
+        record, "answers", lambda item, name: -number_of(item.get("rank"), f"the rank of {name}")
+    )
 
 
 def ultrafeedback(record: Record) -> list[Preference]:
     """UltraFeedback as it was collected: `instruction` and rated `completions`."""
-    return _listed(record, "completions", _score)
+    return _ranked_replies(record, "completions", _score)
 
 
 def _score(item: Record, name: str) -> float:
@@ -57,7 +59,7 @@ def _score(item: Record, name: str) -> float:
     return number_of(item[key], f'"{key}" of {name}')
 
 
-def _listed(record: Record, column: str, score: Any) -> list[Preference]:
+def _ranked_replies(record: Record, column: str, score: Any) -> list[Preference]:
     prompt, items = prompt_of(record), record[column]
     if not isinstance(items, list) or not 0 < len(items) <= MAX_REPLIES:
         raise BadRow(f'"{column}" is no list of 1 to {MAX_REPLIES} replies')

@@ -18,7 +18,7 @@ def reply(record: Record) -> list[Preference]:
     value = record[key]
     number = type(value) is int or (type(value) is float and isfinite(value))  # the answer to a sum
     text = _in_digits(value, key) if number else field(record, key)
-    return [_judged(record, dialogue_with(prompt_in(record), text))]
+    return [_labelled_reply(record, dialogue_with(prompt_in(record), text))]
 
 
 def _in_digits(value: float, key: str) -> str:
@@ -32,10 +32,10 @@ def conversation(record: Record) -> list[Preference]:
     """`messages` or `conversations`: the last reply is the completion, what stands before it the prompt."""
     key = next(name for name in ("messages", "conversations") if name in record)
     turns = field(record, key)
-    return [_judged(record, Dialogue(dialogue_with(None, turns)))]
+    return [_labelled_reply(record, Dialogue(dialogue_with(None, turns)))]
 
 
-def _judged(record: Record, turns: Dialogue) -> Preference:
+def _labelled_reply(record: Record, turns: Dialogue) -> Preference:
     refuse_unread(record)
     label = next((name for name in LABELS if name in record), None)
     desirable = True if label is None else truth_of(record[label], f'"{label}"')

@@ -91,11 +91,11 @@ def recognise(record: Mapping[str, Any], named: Collection[str] = ()) -> Format:
     most = (lambda form: len(form.keys & set(named))) if named else None
     form = max(fitting, key=most, default=None) if most else next(fitting, None)
     if form is None:
-        raise BadRow(f"{_missing(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
+        raise BadRow(f"{_missing_column(record)} (it has: {quote(', '.join(map(str, record)) or 'nothing')})")
     return form
 
 
-def _missing(record: Mapping[str, Any]) -> str:
+def _missing_column(record: Mapping[str, Any]) -> str:
     missing = "chosen" if "chosen" not in record else "rejected"
     return f'no "{missing}" in this row, nor the columns of another form'
 
@@ -106,30 +106,30 @@ def read_keys(form: Format, keys: Iterable[str]) -> set[str]:
     return form.keys | ALWAYS | ({prompt, "input"} if prompt == "instruction" else {str(prompt)})
 
 
-def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def with_known_names(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row under the names that are known here: the columns that the user named, then synonyms.
 
     A name may lead inside of an object: "response.text". Raises BadRow for one that is not there.
     """
     row = dict(record)
-    named = {known: _at(record, name) for known, name in columns.items()}
+    named = {canonical: _at(record, name) for canonical, name in columns.items()}
     for name in columns.values():
         row.pop(name, None)
     row |= named
-    for name, known in SYNONYMS.items():
-        if name in row and row.get(known) is None:
-            row[known] = row.pop(name)
+    for name, canonical in SYNONYMS.items():
+        if name in row and row.get(canonical) is None:
+            row[canonical] = row.pop(name)
     return row
 
 
-def present(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+def present_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """The columns that the user named, as far as the row has them."""
-    there = {}
-    for known, name in columns.items():
+    columns_present = {}
+    for canonical, name in columns.items():
         with suppress(BadRow):
             _at(record, name)
-            there[known] = name
-    return there
+            columns_present[canonical] = name
+    return columns_present
 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:

@@ -45,9 +45,10 @@ def compile_kernel(capability: str, to: Path | None = None) -> Path:
     command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *FLAGS[capability]]
     try:
         draft.touch()
-        done = subprocess.run([*command, str(SOURCE), "-o", str(draft)], capture_output=True, text=True)  # noqa: S603
-        if done.returncode:
-            raise StorageError(f"{compiler} failed:\n{done.stderr[:2000]}", "continue without the kernel")
+        command += [str(SOURCE), "-o", str(draft)]
+        process = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        if process.returncode:
+            raise StorageError(f"{compiler} failed:\n{process.stderr[:2000]}", "continue without the kernel")
         draft.replace(target)
     except OSError as error:
         raise PermissionMissing(

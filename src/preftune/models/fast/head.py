@@ -161,7 +161,9 @@ class _Tile(NamedTuple):
     saved: bool
 
 
-def _cut(rows: int, vocabulary: int, device: torch.device, room: int) -> list[tuple[slice, list[_Tile]]]:
+def _blocks_and_tiles(
+    rows: int, vocabulary: int, device: torch.device, room: int
+) -> list[tuple[slice, list[_Tile]]]:
     """Rows x vocabulary in blocks of rows, each with the tiles that its logits are cut into. Each tile that
     still fits into `room` logits is saved.
     """
@@ -212,7 +214,7 @@ class _TiledLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(states.device, weight.dtype)
         head = _Head(weight, bias, temperature, dtype, after)
-        blocks = _cut(len(states), len(weight), states.device, room)
+        blocks = _blocks_and_tiles(len(states), len(weight), states.device, room)
         logprobs, entropy, normaliser = (states.new_empty(len(states), dtype=torch.float32) for _ in range(3))
         saved_logits: list[Tensor] = []
         with uncast(states.device):

@@ -40,20 +40,20 @@ class PassingDecoder:
         self.rows = torch.arange(len(self.ends), device=ids.device)
 
     def start(self) -> Tensor:
-        with self.branch.cut.watched(self._passed):
+        with self.branch.cut.watched(self._keep_states):
             states = self.inner.start()
         self.state_index[:, : self.inner.node.shape[1]] = self.inner.node.repeat_interleave(self.k, 0)
         return states
 
     def step(self, tokens: Tensor) -> Tensor:
         self._index_next()
-        with self.branch.cut.watched(self._passed):
+        with self.branch.cut.watched(self._keep_states):
             return self.inner.step(tokens)
 
     def end(self, tokens: Tensor) -> None:
         """The rows' last tokens, which nothing follows: computed up to the cut only."""
         self._index_next()
-        self._passed(self.branch.cut.below(lambda: self.inner.step(tokens)))
+        self._keep_states(self.branch.cut.below(lambda: self.inner.step(tokens)))
 
     def keep(self, rows: Tensor) -> None:
         self.inner.keep(rows)
@@ -61,16 +61,16 @@ class PassingDecoder:
 
     def hand_over(self, ids: Tensor, attention: Tensor) -> None:
         """The trunk keeps all rows that were drawn."""
-        self.branch.trunk.take(ids, attention, self.passed(attention))
+        self.branch.trunk.take(ids, attention, self.rows_drawn(attention))
 
-    def passed(self, attention: Tensor) -> list[Row]:
+    def rows_drawn(self, attention: Tensor) -> list[Row]:
         """The rows that were drawn, of the tokens under attention (G · k, T), in one tensor of states."""
         del self.inner  # nothing more will be drawn: its caches make room
         states, self.states = torch.cat(self.states), []
         lengths = attention.sum(1).tolist()
         return [Row(states, row[:n]) for row, n in zip(self.state_index, lengths, strict=True)]
 
-    def _passed(self, states: Tensor) -> None:
+    def _keep_states(self, states: Tensor) -> None:
         self.states.append(states.flatten(0, 1))
 
     def _index_next(self) -> None:
@@ -125,7 +125,7 @@ def _same_states(model: PreTrainedModel, branch: Branch) -> bool:
     column, starts = torch.arange(ids.shape[1] + 4, device=device), lengths.repeat_interleave(2).unsqueeze(1)
     table = torch.nn.functional.pad(ids.repeat_interleave(2, 0), (0, 4))
     table, attention = table.scatter(1, starts + column[:4], tokens), column < passing.ends.unsqueeze(1)
-    sampled = _states(passing.passed(attention))
+    sampled = _states(passing.rows_drawn(attention))
     plain = _states(rows_below(model, branch.cut, table, attention))
     if (same := near(sampled, plain)) or not torch.is_autocast_enabled(device.type):
         return same

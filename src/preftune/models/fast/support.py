@@ -59,13 +59,13 @@ def rows_below(
             return _rows_below(model, cut, ids, attention)
         lengths = attention.sum(1).tolist()
 
-        def one(number: int) -> Row:
+        def row_alone(number: int) -> Row:
             row = slice(number, number + 1), slice(lengths[number])
             return _rows_below(model, cut, ids[row], attention[row])[0]
 
         # around all passes: the end of one would take the attention function from the others
         with attending(model, NAME) if by_tree else contextlib.nullcontext():
-            return side_by_side(one, range(len(ids)), ids.device)
+            return side_by_side(row_alone, range(len(ids)), ids.device)
 
 
 def _rows_below(model: PreTrainedModel, cut: Cut, ids: Tensor, attention: Tensor) -> list[Row]:

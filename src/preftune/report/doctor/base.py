@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import mean
+from typing import NamedTuple
 
 from preftune.report.view import RunView, StageView
 
@@ -56,9 +57,16 @@ def course(stage: StageView, *names: str) -> list[float]:
     return [v for row in rows if name and isfinite(v := row.numbers.get(name, nan))]
 
 
-def thirds(values: Sequence[float]) -> tuple[float, float] | None:
-    """Mean of the first and of the last third; None for a course that is too short."""
+class Thirds(NamedTuple):
+    """Means over the first and over the last third of a course."""
+
+    first: float
+    last: float
+
+
+def thirds(values: Sequence[float]) -> Thirds | None:
+    """None for a course that is too short."""
     if len(values) < FEW_ROWS:
         return None
     third = max(2, len(values) // 3)
-    return mean(values[:third]), mean(values[-third:])
+    return Thirds(mean(values[:third]), mean(values[-third:]))

@@ -21,7 +21,7 @@ MANY = 0.1  # of the replies
 OVERFIT = 0.2  # accuracy in training beyond that on held-out pairs
 
 
-def _trained(run: RunView) -> list[PolicyRecord]:
+def _trained_policies(run: RunView) -> list[PolicyRecord]:
     return [p for p in run.policies if p.policy not in (run.reference, "base") and not p.best_of]
 
 
@@ -35,8 +35,8 @@ def _overfit(run: RunView) -> Iterator[Symptom]:
     measured = {m.stage: m.accuracy for m in (run.reward_model, *run.other_reward_models) if m is not None}
     for stage in run.stages:
         train, held_out = thirds(course(stage, "accuracy")), measured.get(stage.name)
-        if train and held_out and train[1] - held_out.value > OVERFIT and train[1] > (held_out.high or 1):
-            yield stage.name, f"{train[1]:.0%} of the training pairs right, {held_out.percent()} of others"
+        if train and held_out and train.last - held_out.value > OVERFIT and train.last > (held_out.high or 1):
+            yield stage.name, f"{train.last:.0%} of the training pairs right, {held_out.percent()} of others"
 
 
 def _length(run: RunView) -> Iterator[Symptom]:
@@ -44,7 +44,7 @@ def _length(run: RunView) -> Iterator[Symptom]:
     size = model.correlation_score_length if model else None
     if size is not None and abs(size.value) >= BY_LENGTH:
         yield "reward model", f"score and length correlate by {size.value:+.2f}"
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         surviving = policy.length_controlled.surviving if policy.length_controlled else None
         better = (
             policy.score_difference
@@ -58,7 +58,7 @@ def _length(run: RunView) -> Iterator[Symptom]:
 def _outside(run: RunView) -> Iterator[Symptom]:
     if run.functions:  # whose scores are in no unit of sd
         return
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         if policy.score is not None and policy.score.value > OUTSIDE:
             yield policy.label, f"mean score {policy.score.value:.1f} sd above the chosen replies'"
 
@@ -78,7 +78,7 @@ def _over_optimised(run: RunView) -> Iterator[Symptom]:
 
 
 def _kl(run: RunView) -> Iterator[Symptom]:
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         if policy.kl_sequence is not None and not policy.kl_sequence.value <= KL:  # nan, too
             yield (
                 policy.label,
@@ -89,7 +89,7 @@ def _kl(run: RunView) -> Iterator[Symptom]:
 def _distinct(run: RunView) -> Iterator[Symptom]:
     reference = run.policy(run.reference)
     usual = reference.shares.get("distinct_2") if reference else None
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         distinct = policy.shares.get("distinct_2")
         if usual and distinct is not None and distinct < DISTINCT * usual:
             yield policy.label, f"distinct-2 {distinct:.2f}, {run.label(run.reference)} {usual:.2f}"
@@ -98,7 +98,7 @@ def _distinct(run: RunView) -> Iterator[Symptom]:
 def _repeats(run: RunView) -> Iterator[Symptom]:
     reference = run.policy(run.reference)
     usual = reference.shares.get("repetition_4", 0.0) if reference else 0.0
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         repeated = policy.shares.get("repetition_4")
         if repeated is not None and repeated - usual > REPEATED:
             yield policy.label, f"{repeated:.0%} of the 4-grams of a reply are repeats, {usual:.0%} before"
@@ -106,7 +106,7 @@ def _repeats(run: RunView) -> Iterator[Symptom]:
 
 def _broken(run: RunView) -> Iterator[Symptom]:
     reference = run.policy(run.reference)
-    for policy in _trained(run):
+    for policy in _trained_policies(run):
         for key, words in (("empty_share", "are empty"), ("role_leakage", "speak for the human")):
             usual = reference.shares.get(key, 0.0) if reference else 0.0
             share, interval = policy.shares.get(key, 0.0), policy.intervals.get(key)

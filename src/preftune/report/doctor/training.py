@@ -31,9 +31,9 @@ def _ratio(stage: StageView) -> str | None:
 
 
 def _ends_fall(stage: StageView) -> str | None:
-    both = thirds(course(stage, "completions/clipped_ratio"))
-    if both and both[1] - both[0] > CUT_MORE:
-        return f"replies without an end rose from {both[0]:.0%} to {both[1]:.0%}"
+    means = thirds(course(stage, "completions/clipped_ratio"))
+    if means and means.last - means.first > CUT_MORE:
+        return f"replies without an end rose from {means.first:.0%} to {means.last:.0%}"
     return None
 
 
@@ -45,31 +45,33 @@ def _cut_off(stage: StageView) -> str | None:
 
 
 def _entropy(stage: StageView) -> str | None:
-    both = thirds(course(stage, "policy/entropy_avg", "entropy")) if _samples(stage) else None
-    if both and 0 <= both[1] < ENTROPY_LEFT * both[0]:
-        return f"entropy fell from {both[0]:.2f} to {both[1]:.2f} nats a token"
+    means = thirds(course(stage, "policy/entropy_avg", "entropy")) if _samples(stage) else None
+    if means and 0 <= means.last < ENTROPY_LEFT * means.first:
+        return f"entropy fell from {means.first:.2f} to {means.last:.2f} nats a token"
     return None
 
 
 def _zero_std(stage: StageView) -> str | None:
-    both = thirds(course(stage, "frac_reward_zero_std"))
-    if both and both[1] > ZERO_STD:
-        return f"in {both[1]:.0%} of the groups all replies score the same, at the end"
+    means = thirds(course(stage, "frac_reward_zero_std"))
+    if means and means.last > ZERO_STD:
+        return f"in {means.last:.0%} of the groups all replies score the same, at the end"
     return None
 
 
 def _unexplained(stage: StageView) -> str | None:
-    both = thirds(course(stage, "val/explained_variance"))
-    if both and both[1] < UNEXPLAINED and both[1] < CATCHING_UP * both[0]:
-        return f"explained variance is {both[1]:.2f} in the last third of the steps, {both[0]:.2f} before"
+    means = thirds(course(stage, "val/explained_variance"))
+    if means and means.last < UNEXPLAINED and means.last < CATCHING_UP * means.first:
+        return (
+            f"explained variance is {means.last:.2f} in the last third of the steps, {means.first:.2f} before"
+        )
     return None
 
 
 def _chosen_falls(stage: StageView) -> str | None:
     beta = stage.settings.get("beta", 0.1)
-    both = thirds(course(stage, "rewards/chosen"))
-    if both and isinstance(beta, int | float) and beta > 0 and both[1] / beta < -FALLING:
-        return f"the chosen replies lost {-both[1] / beta:.1f} nats of log-probability"
+    means = thirds(course(stage, "rewards/chosen"))
+    if means and isinstance(beta, int | float) and beta > 0 and means.last / beta < -FALLING:
+        return f"the chosen replies lost {-means.last / beta:.1f} nats of log-probability"
     return None
 
 
@@ -81,25 +83,25 @@ def _too_high(stage: StageView) -> str | None:
         return f"a step moves the policy by {max(moved):.2f} nats a token"
     if clipped and max(clipped) > CLIPPED:
         return f"{max(clipped):.0%} of the ratios are clipped"
-    if loss and not _samples(stage) and loss[1] > 1.05 * loss[0] > 0:
-        return f"the loss rose from {loss[0]:.3f} to {loss[1]:.3f}"
+    if loss and not _samples(stage) and loss.last > 1.05 * loss.first > 0:
+        return f"the loss rose from {loss.first:.3f} to {loss.last:.3f}"
     return None
 
 
 def _no_effect(stage: StageView) -> str | None:
     loss = thirds(course(stage, "loss"))
     margins, moved = course(stage, "rewards/margins"), thirds(course(stage, "policy/approxkl_avg"))
-    if margins and (end := thirds(margins)) and abs(end[1]) < NO_EFFECT:
-        return f"the margin between chosen and rejected is still {end[1]:+.4f}"
+    if margins and (ends := thirds(margins)) and abs(ends.last) < NO_EFFECT:
+        return f"the margin between chosen and rejected is still {ends.last:+.4f}"
     if moved and max(moved) < 1e-6:
         return f"a step moves the policy by {max(moved):.1g} nats a token"
     if (
         loss
         and not margins
         and not _samples(stage)
-        and 0 <= loss[0] - loss[1] < NO_EFFECT * abs(loss[0] or 1.0)
+        and 0 <= loss.first - loss.last < NO_EFFECT * abs(loss.first or 1.0)
     ):
-        return f"the loss went from {loss[0]:.4f} to {loss[1]:.4f}"
+        return f"the loss went from {loss.first:.4f} to {loss.last:.4f}"
     return None
 
 
@@ -116,9 +118,9 @@ def _masked(stage: StageView) -> str | None:
 
 
 def _longer(stage: StageView) -> str | None:
-    both = thirds(course(stage, "completions/mean_length"))
-    if both and both[0] > 0 and not 1 / LENGTH < both[1] / both[0] < LENGTH:
-        return f"replies went from {both[0]:.0f} to {both[1]:.0f} tokens"
+    means = thirds(course(stage, "completions/mean_length"))
+    if means and means.first > 0 and not 1 / LENGTH < means.last / means.first < LENGTH:
+        return f"replies went from {means.first:.0f} to {means.last:.0f} tokens"
     return None
 
 

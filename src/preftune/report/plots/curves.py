@@ -49,10 +49,10 @@ def _points(stage: StageView, key: str) -> Points:
     return [point for point in logged if math.isfinite(point[1])]
 
 
-def training(run: RunView, stage: StageView, shown: dict[str, Points]) -> str:
+def training(run: RunView, stage: StageView, courses: dict[str, Points]) -> str:
     """The figure of a stage as SVG text."""
-    columns = min(3, len(shown))
-    rows = math.ceil(len(shown) / columns)
+    columns = min(3, len(courses))
+    rows = math.ceil(len(courses) / columns)
     width, height = 3.2 * columns + 0.3, 2.15 * rows + 0.45
     figure = Figure(figsize=(width, height))
     # Margins by hand: constrained layout measures every tick label twice, half of the time of a report.
@@ -62,12 +62,12 @@ def training(run: RunView, stage: StageView, shown: dict[str, Points]) -> str:
     )  # fmt: skip
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     figure.text(0.1 / width, 1 - 0.22 / height, clean(stage.name, 40), fontsize=11, fontweight="bold")
-    for panel, (key, points) in zip(panels, shown.items(), strict=False):
+    for panel, (key, points) in zip(panels, courses.items(), strict=False):
         _draw(panel, list(thinned(points)))
         _mark(panel, clean(key, 40), healthy(run, stage.algorithm, key))
-    for panel in panels[len(shown) :]:
+    for panel in panels[len(courses) :]:
         panel.set_axis_off()
-    for panel in panels[max(0, len(shown) - columns) : len(shown)]:
+    for panel in panels[max(0, len(courses) - columns) : len(courses)]:
         panel.set_xlabel("step")
     return save(figure)
 

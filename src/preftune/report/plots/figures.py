@@ -21,11 +21,11 @@ Figures = dict[str, tuple[str, str]]  # file name -> (SVG text, alternative text
 def draw(run: RunView) -> Figures:
     """All figures that this run has numbers for: file name -> (SVG text, alternative text)."""
     with matplotlib.rc_context(SETTINGS):
-        figures = _of_the_comparison(run) | _of_the_audit(run)
+        figures = _of_the_comparison(run) | _of_the_reward_model(run)
         for stage in run.stages:
-            if shown := curves(stage):
-                words = _training_words(run, stage, list(shown))
-                figures[f"training_{file_part(stage.name)}.svg"] = (training(run, stage, shown), words)
+            if courses := curves(stage):
+                words = _training_words(run, stage, list(courses))
+                figures[f"training_{file_part(stage.name)}.svg"] = (training(run, stage, courses), words)
     return figures
 
 
@@ -81,7 +81,7 @@ def _score_kl_words(run: RunView) -> str:
     return f"Score against KL to the reference in nats per response: {'; '.join(points)}{more}."
 
 
-def _of_the_audit(run: RunView) -> Figures:
+def _of_the_reward_model(run: RunView) -> Figures:
     model, figures = run.reward_model, {}
     if model is None:
         return {}

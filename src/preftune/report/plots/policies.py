@@ -32,11 +32,11 @@ def trade_off(run: RunView, value: Value, label: str) -> str:
     figure, axes = new(4.9, 4.1)
     looks = styles(run)
     points = [(policy, policy.kl, value(policy)) for policy in run.policies]
-    shown = [(policy, x, y) for policy, x, y in points if _finite(x) and _finite(y)]
+    finite = [(policy, x, y) for policy, x, y in points if _finite(x) and _finite(y)]
     occupied: list[Box] = []
     axes.set_xscale("function", functions=(_root, _square))
     labelled = _curve(axes, run.best_of, value)
-    for policy, x, y in shown:
+    for policy, x, y in finite:
         at = max(x.value, 0.0)
         colour, marker, size = looks[policy.policy]
         axes.errorbar(
@@ -49,7 +49,7 @@ def trade_off(run: RunView, value: Value, label: str) -> str:
     axes.set_xticks(_ticks(axes.get_xlim()[1]))
     figure.draw_without_rendering()  # places of labels need the axes as they will be
     occupied += [_box(axes, at, at, height, height, 6) for _, at, height, _ in labelled]
-    for _, x, y in shown:  # labels keep off the error bars and the curve
+    for _, x, y in finite:  # labels keep off the error bars and the curve
         at = max(x.value, 0.0)
         occupied.append(_box(axes, at, at, _or(y.low, y.value), _or(y.high, y.value), 2))
         occupied.append(_box(axes, _or(x.low, at), _or(x.high, at), y.value, y.value, 2))
@@ -96,7 +96,7 @@ def _curve(axes: Axes, curve: Sequence[BestOf], value: Value) -> list[tuple[str,
 def _annotate(axes: Axes, words: str, at: tuple[float, float], size: float, occupied: list[Box]) -> None:
     """Write a label at the first place around its point where it hides nothing, else at the least bad."""
     boxes = [_text_box(axes, words, at, size, offset) for offset in PLACES]
-    clashes = [sum(_overlap(box, other) for other in occupied) + _outside(axes, box) for box in boxes]
+    clashes = [sum(_overlap(box, taken) for taken in occupied) + _outside(axes, box) for box in boxes]
     best = min(range(len(PLACES)), key=lambda index: clashes[index])
     x, y = PLACES[best]
     axes.annotate(
@@ -160,11 +160,11 @@ def _square(x: Any) -> Any:
 def scores(run: RunView) -> dict[str, list[float]]:
     """Finite scores by policy, ordered: of all prompts where on record, else of the saved samples."""
     evaluated = {policy.policy: list(policy.scores) for policy in run.policies if policy.scores}
-    by_policy = evaluated or {policy: _saved(rows) for policy, rows in run.samples.items()}
+    by_policy = evaluated or {policy: _saved_scores(rows) for policy, rows in run.samples.items()}
     return {policy: sorted(values) for policy, values in by_policy.items() if values}
 
 
-def _saved(rows: Sequence[SampleRow]) -> list[float]:
+def _saved_scores(rows: Sequence[SampleRow]) -> list[float]:
     return [row.score for row in rows if row.score is not None and math.isfinite(row.score)]
 
 

@@ -1,4 +1,4 @@
-"""The figures of the reward-model audit: margins, reliability, accuracy by group, score by length."""
+"""The figures of the reward model: margins, reliability, accuracy by group, score by length."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,10 +16,10 @@ def margins(edges: Sequence[float], counts: Sequence[float]) -> str:
     """Margins on held-out pairs; the wrong side is another colour and hatched, a bin around zero is grey."""
     figure, axes = new(5.4, 3.0)
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
-        wrong, both = right <= 0, left < 0 < right
+        wrong, around_zero = right <= 0, left < 0 < right
         axes.bar(
             left, count, width=right - left, align="edge", edgecolor=PAPER, linewidth=0.5,
-            color=BOTH if both else WRONG if wrong else RIGHT, hatch="//" if wrong else None,
+            color=BOTH if around_zero else WRONG if wrong else RIGHT, hatch="//" if wrong else None,
         )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.2)
     axes.set_xlabel("Score of chosen − rejected, raw (hatched: wrong; grey: some are)")

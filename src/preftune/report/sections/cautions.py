@@ -155,7 +155,7 @@ def _sanity_warnings(model: RewardModelRecord) -> list[str]:
 
 def _policy_warnings(run: RunView) -> list[str]:
     texts = []
-    told = {policy.policy for policy in _unended(run)}
+    unended = {policy.policy for policy in _unended(run)}
     reference = run.policy(run.reference)
     gained = {claim.policy.policy for claim in claims(run) if claim.outcome == BETTER}
     for policy in run.policies:
@@ -168,7 +168,7 @@ def _policy_warnings(run: RunView) -> list[str]:
                 f"Less than half of the gain of {policy.label} is left at equal length "
                 f"({surviving.percent()})."
             )
-        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS and policy.policy not in told:
+        if policy.eos_rate is not None and policy.eos_rate.value < LOW_EOS and policy.policy not in unended:
             share = policy.eos_rate.percent()
             texts.append(
                 f"{policy.label} ends only {share} of its responses by itself: most are cut at the token "

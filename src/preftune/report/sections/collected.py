@@ -28,7 +28,7 @@ def collected_blocks(run: RunView) -> list[Block]:
         words = (name(stage), name(policy), name(collected.judge))
         rows.append((*words, *(f"{count:,}" for count in counts), score, *shares))
         facts += _facts(stage, collected)
-    table = Table(headers=HEADERS, rows=tuple(rows), left=3)
+    table = Table(headers=HEADERS, rows=tuple(rows), word_columns=3)
     intro = say(
         "Replies of a policy that were judged and paired, as data of other stages. Best reachable is the "
         "accuracy that the judge itself is expected to have on its labels. The files are in ",
@@ -46,10 +46,10 @@ def _facts(stage: str, collected: CollectedRecord) -> Iterator[Prose]:
         longer = _share(collected.longer_wins)
         yield (name(stage), f": the longer reply is chosen in {longer} of unequal pairs.")
     if collected.llm is not None:
-        yield from _asked(stage, collected.llm)
+        yield from _questions(stage, collected.llm)
 
 
-def _asked(stage: str, judge: AskedRecord) -> Iterator[Prose]:
+def _questions(stage: str, judge: AskedRecord) -> Iterator[Prose]:
     cost = "" if judge.cost is None else f", cost {number(judge.cost)}"
     yield (
         name(stage),

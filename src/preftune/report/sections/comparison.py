@@ -102,7 +102,7 @@ def significance(run: RunView) -> Section:
     rows = [
         _tested(claim, words, difference, least)
         for measure, against, words in TESTED
-        for claim, difference, least in _written(claims.claims(run, measure, against))
+        for claim, difference, least in _with_detectable(claims.claims(run, measure, against))
     ]
     intro = say(
         "A difference is called better or worse only if its 95 % interval leaves out zero and, where several "
@@ -112,14 +112,14 @@ def significance(run: RunView) -> Section:
     )
     nothing = say("No policy was compared with another, so nothing is significant or insignificant here.")
     headers = ("Policy", "In", "Verdict", "Difference [95 %]", "p, Holm", "Would be found", "Prompts needed")
-    table = Grid(table=Table(headers=headers, rows=tuple(rows), left=3))
+    table = Grid(table=Table(headers=headers, rows=tuple(rows), word_columns=3))
     blocks: tuple[Block, ...] = (intro, table) if rows else (nothing,)
     return Section(
         key="significance", title="What is significant and what is not", short="Significance", blocks=blocks
     )
 
 
-def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str, str]]:
+def _with_detectable(compared: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str, str]]:
     """Claims in one unit, each with its difference and the least one that would be found where none was; all
     with as many decimals. None would be of prompts too few for any claim.
     """
@@ -127,9 +127,9 @@ def _written(found: Sequence[claims.Claim]) -> Iterator[tuple[claims.Claim, str,
         claims.detectable(claim.difference)
         if claim.outcome == claims.UNCLEAR and not _too_few(claim)
         else None
-        for claim in found
+        for claim in compared
     )
-    return zip(found, column((claim.difference for claim in found), sign=True), least, strict=True)
+    return zip(compared, column((claim.difference for claim in compared), sign=True), least, strict=True)
 
 
 def _tested(claim: claims.Claim, words: str, difference: str, least: str) -> tuple[str, ...]:
@@ -171,9 +171,9 @@ def quality(run: RunView, figures: Mapping[str, str]) -> Section | None:
             ),
             Grid(table=by_length),
         ]
-    others = other_judges_table(run)
-    if others.rows:
-        blocks += [Grid(table=others)]
+    by_other_judges = other_judges_table(run)
+    if by_other_judges.rows:
+        blocks += [Grid(table=by_other_judges)]
     blocks += [
         Grid(table=text_table(run)),
         say(

@@ -25,8 +25,8 @@ def data_blocks(data: DataRecord) -> list[Block]:
     blocks: list[Block] = [*_rows(data), *_overlap(data.prompt_overlap)]
     if data.splits:
         blocks.append(Grid(table=_splits(data)))
-    shown = (*COUNTED, *(BY_SPLIT if data.splits else ()))
-    other_facts = {key: value for key, value in data.facts.items() if key not in shown}
+    keys_above = (*COUNTED, *(BY_SPLIT if data.splits else ()))
+    other_facts = {key: value for key, value in data.facts.items() if key not in keys_above}
     blocks += _facts(other_facts, data.notes)
     for key, value in other_facts.items():
         if key == "world":
@@ -121,7 +121,7 @@ def _rejected(data: DataRecord) -> Table:
         (name(reason), clean(data.reasons.get(reason, "–"), 200), _value("rows", count))
         for reason, count in data.rejected.items()
     )
-    return Table(headers=("Rejected", "Because", "Rows"), rows=rows, left=2)
+    return Table(headers=("Rejected", "Because", "Rows"), rows=rows, word_columns=2)
 
 
 def _table(key: str, group: Row) -> Table:
@@ -138,10 +138,10 @@ def _table(key: str, group: Row) -> Table:
 
 def _column(fact: Any, values: Sequence[Any]) -> list[Text]:
     """The cells of one fact; numbers that are not whole all have as many decimals."""
-    shown = numbers(value if isinstance(value, float) else None for value in values)
+    number_texts = numbers(value if isinstance(value, float) else None for value in values)
     return [
         text if isinstance(value, float) else _value(fact, value)
-        for value, text in zip(values, shown, strict=True)
+        for value, text in zip(values, number_texts, strict=True)
     ]
 
 

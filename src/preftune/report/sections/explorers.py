@@ -35,7 +35,7 @@ def samples(run: RunView) -> tuple[Explorer, int]:
     )
     cards = tuple(_fitting(every, SAMPLE_BYTES))
     explorer = Explorer(
-        key="samples", what="prompts", quantity="score", cards=cards, quoted=QUOTED,
+        key="samples", noun="prompts", quantity="score", cards=cards, quoted=QUOTED,
         measures=tuple(run.label(policy) for policy in policies),
     )  # fmt: skip
     return explorer, len(answers)
@@ -54,8 +54,8 @@ def _sample(
     replies = [
         Passage(label=run.label(policy), note=_note(row), text=row.response) for policy, row in rows.items()
     ]
-    named = zip(policies, scores, strict=True)
-    listed = ", ".join(f"{run.label(policy)} {number(score)}" for policy, score in named if score is not None)
+    pairs = zip(policies, scores, strict=True)
+    listed = ", ".join(f"{run.label(policy)} {number(score)}" for policy, score in pairs if score is not None)
     question = Passage(label="Prompt", note="", text=prompt)
     return Card(
         title=f"Prompt {index}", lead=_lead(prompt), note=listed, passages=(question, *replies), values=scores
@@ -70,10 +70,10 @@ def mistakes(run: RunView) -> Explorer:
     ordered = sorted(run.mistakes, key=_margin)
     scale = _scale(ordered[:SHADED])
     cards = tuple(_fitting((_mistake(row, tag_index, scale) for row in ordered), MISTAKE_BYTES))
-    shown = Counter(index for card in cards for index in card.tags)
+    cards_with_tag = Counter(index for card in cards for index in card.tags)
     return Explorer(
-        key="mistakes", what="mistakes", quantity="confidence", cards=cards, quoted=QUOTED,
-        measures=("confidence",), tags=tuple((tag, shown[index]) for index, tag in enumerate(names)),
+        key="mistakes", noun="mistakes", quantity="confidence", cards=cards, quoted=QUOTED,
+        measures=("confidence",), tags=tuple((tag, cards_with_tag[index]) for index, tag in enumerate(names)),
     )  # fmt: skip
 
 
@@ -145,10 +145,10 @@ def _scale(rows: Iterable[Mistake]) -> float:
 def _shades(tokens: Tokens, scale: float, length: int) -> Iterator[tuple[str, int]]:
     """Tokens by what each did to the score, with a note of what is not shown of a text of `length`."""
     yield from shaded(_moves(tokens), scale)
-    shown = min(sum(len(text) for text, _ in tokens), MAX_QUOTE)
-    unread = shown < MAX_QUOTE and len(tokens) < MAX_TOKENS  # it ends where the reward model stopped reading
-    if length > shown + 1:  # decoding may drop a blank at the start
-        yield (f" … ({length - shown} more characters, not read)" if unread else cut_note(length - shown)), 0
+    read = min(sum(len(text) for text, _ in tokens), MAX_QUOTE)
+    unread = read < MAX_QUOTE and len(tokens) < MAX_TOKENS  # it ends where the reward model stopped reading
+    if length > read + 1:  # decoding may drop a blank at the start
+        yield (f" … ({length - read} more characters, not read)" if unread else cut_note(length - read)), 0
 
 
 def shaded(moves: Iterable[tuple[str, float]], scale: float) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""What `evaluate --pairs FILE` found, after the audit on the run's own pairs: does it hold elsewhere?"""
+"""What `evaluate --pairs FILE` found, after the run's own evaluation: does it hold on other pairs?"""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
     blocks: list[Block] = []
     for evaluated in run.other_pairs:
         size = "" if evaluated.of.n is None else f" ({evaluated.of.n:,} pairs)"
-        skipped = evaluated.of.seen
+        skipped = evaluated.of.seen_in_training
         left_out = f" {skipped:,} more were left out: a stage saw their prompt." if skipped else ""
-        others = sum(one.of.file == evaluated.of.file for one in run.other_pairs) - 1
-        which = f", SHA-256 {evaluated.of.sha256[:8]}" if others and evaluated.of.sha256 else ""
-        source = (name(evaluated.of.file), f"{which}{size}, by ", Code("evaluate --pairs"))
+        namesakes = sum(pairs.of.file == evaluated.of.file for pairs in run.other_pairs) - 1
+        version = f", SHA-256 {evaluated.of.sha256[:8]}" if namesakes and evaluated.of.sha256 else ""
+        source = (name(evaluated.of.file), f"{version}{size}, by ", Code("evaluate --pairs"))
         blocks.append(say("On other pairs, ", *source, f".{left_out}"))
         if evaluated.reward_models:
             blocks.append(Grid(table=_judge_table(run, evaluated)))
@@ -41,8 +41,8 @@ def _judge_table(run: RunView, evaluated: OtherPairs) -> Table:
         "Reward model (stage)", "Pairs", "Accuracy", "Accuracy − best baseline (points)",
         "Against that baseline", "Accuracy on the run's own pairs",
     )  # fmt: skip
-    audited = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
-    on_own_pairs = {model.stage: model.accuracy for model in audited}
+    models = [model for model in (run.reward_model, *run.other_reward_models) if model is not None]
+    on_own_pairs = {model.stage: model.accuracy for model in models}
     strongest = [
         min(model.baseline_tests, key=lambda test: test.difference.value, default=None)
         for model in evaluated.reward_models

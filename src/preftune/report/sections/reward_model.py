@@ -43,7 +43,7 @@ def reward_model_blocks(run: RunView, pictures: Sequence[Block]) -> list[Block]:
             ),
             _grid(("Part", "n", "Accuracy", "Gap (sd of scores)"), tuple(_part_rows(model))),
         ]
-    return blocks + _others(run) + other_pairs_blocks(run)
+    return blocks + _other_models_table(run) + other_pairs_blocks(run)
 
 
 GROUPS = "Accuracy by kind of pair: the line is chance, the dashed one the best baseline."
@@ -101,19 +101,19 @@ def _band(band: Band, accuracy: Estimate | None) -> Prose:
     low, high = cast(tuple[float, float], (band.low, band.high))
     if accuracy.excludes(low) and accuracy.excludes(high):
         inside = low < accuracy.value < high
-        where = "lies within it" if inside else "lies below it" if accuracy.value < low else "lies above it"
+        place = "lies within it" if inside else "lies below it" if accuracy.value < low else "lies above it"
     else:
-        where = "overlaps with it"
-    return (f"{text} The interval measured here {where}.",)
+        place = "overlaps with it"
+    return (f"{text} The interval measured here {place}.",)
 
 
 def _baseline_table(model: RewardModelRecord) -> Table:
     """What rules without a model reach on the same pairs, and whether the reward model is better."""
     tests = {test.baseline: test for test in model.baseline_tests}
     rows: list[tuple[Text, ...]] = []
-    found = [tests.get(rule) for rule in model.baselines]
-    gaps = column((test and test.difference for test in found), sign=True, scale=100)
-    for (rule, share), test, gap in zip(model.baselines.items(), found, gaps, strict=True):
+    tests_of_rules = [tests.get(rule) for rule in model.baselines]
+    gaps = column((test and test.difference for test in tests_of_rules), sign=True, scale=100)
+    for (rule, share), test, gap in zip(model.baselines.items(), tests_of_rules, gaps, strict=True):
         words = claims.baseline_words(rule)
         verdict = "–" if test is None else claims.outcome(test.difference, test.p_holm)
         rows.append((words[:1].upper() + words[1:], share.percent(), *[gap, verdict] * bool(tests)))
@@ -166,10 +166,10 @@ def _calibration(model: RewardModelRecord) -> Iterator[Prose]:
         f"coin), expected calibration error {number(model.ece)}."
     )
     if model.ece_if_calibrated is not None:
-        shown = model.ece > model.ece_if_calibrated
+        miscalibrated = model.ece > model.ece_if_calibrated
         text += (
             f" Perfect calibration would show up to {number(model.ece_if_calibrated)} on so many pairs (19 "
-            f"times in 20): it is {'' if shown else 'not shown to be '}miscalibrated."
+            f"times in 20): it is {'' if miscalibrated else 'not shown to be '}miscalibrated."
         )
     yield (text,)
 
@@ -247,7 +247,7 @@ PAIRS_OF = {
 }
 
 
-def _others(run: RunView) -> list[Block]:
+def _other_models_table(run: RunView) -> list[Block]:
     """Reward models that no policy was trained on."""
     rows = tuple(
         (

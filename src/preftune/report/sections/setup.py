@@ -76,7 +76,9 @@ def _stage_table(stages: tuple[StageView, ...]) -> Table:
         for stage in stages
     ]
     total = sum(stage.record.seconds or 0.0 for stage in stages)
-    return Table(headers=headers, rows=(*rows, ("total", "", "", "", "", duration(total), "")), left=4)
+    return Table(
+        headers=headers, rows=(*rows, ("total", "", "", "", "", duration(total), "")), word_columns=4
+    )
 
 
 def configuration(run: RunView) -> Section:
@@ -88,7 +90,7 @@ def configuration(run: RunView) -> Section:
     if not run.origins:
         intro = say("This run has no record of where its settings come from (origins.json): all are listed.")
         rows = tuple((name(key), value) for key, value in values.items())
-        table = Grid(table=Table(headers=("Setting", "Value"), rows=rows, left=2))
+        table = Grid(table=Table(headers=("Setting", "Value"), rows=rows, word_columns=2))
         return Section(
             key="config",
             title="Configuration",
@@ -105,7 +107,7 @@ def configuration(run: RunView) -> Section:
     headers = ("Setting", "Value", "From")
     blocks: list[Block] = [intro]
     blocks += [
-        Fold(title=title, blocks=(Grid(table=Table(headers=headers, rows=settings, left=3)),))
+        Fold(title=title, blocks=(Grid(table=Table(headers=headers, rows=settings, word_columns=3)),))
         for title, settings in (("Settings that are no defaults", set_here), ("All settings", rows))
         if settings
     ]

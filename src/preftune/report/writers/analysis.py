@@ -90,5 +90,5 @@ def _card(card: Card) -> Iterator[str]:
 def table_text(table: Table) -> str:
     """A Markdown table; numbers to the right."""
     rows = [[markdown((cell,), in_table=True) for cell in row] for row in (table.headers, *table.rows)]
-    rule = ["---"] * table.left + ["---:"] * (len(table.headers) - table.left)
+    rule = ["---"] * table.word_columns + ["---:"] * (len(table.headers) - table.word_columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))

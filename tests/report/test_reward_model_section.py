@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from synthetic import make_run
-from synthetic_audit import add_audit
+from synthetic_newer import add_newer_parts
 
 from preftune.errors import DataError
 from preftune.report import build, load_run
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("with_figures")
 
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run = add_audit(make_run(tmp_path_factory.mktemp("audit")))
+    run = add_newer_parts(make_run(tmp_path_factory.mktemp("newer")))
     build(run)
     files = (run.analysis_text, *run.analysis_details.glob("*.md"))
     return "".join(file.read_text(encoding="utf-8") for file in files)
@@ -92,19 +92,19 @@ def test_the_interval_is_placed_against_what_others_reached(
 ) -> None:
     band = {"low": low, "high": high, "text": "so much", "source": None}
     assert f"The interval measured here lies {place} it." in written(
-        change(add_audit(make_run(tmp_path)), expected_band=band)
+        change(add_newer_parts(make_run(tmp_path)), expected_band=band)
     )
 
 
 def test_an_unknown_band_says_so_and_places_nothing(tmp_path: Path) -> None:
     band = {"low": None, "high": None, "text": "none known at this size", "source": None}
-    text = written(change(add_audit(make_run(tmp_path)), expected_band=band))
+    text = written(change(add_newer_parts(make_run(tmp_path)), expected_band=band))
     assert "What to expect: none known at this size." in text
     assert "The interval measured here" not in text
 
 
 def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path: Path) -> None:
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     found = written(change(run, temperature={"value": 1.7, "nll_before": 0.60, "nll_after": 0.61}))
     assert "It does not help on other pairs." in found
     assert "The margins claim" not in found
@@ -127,7 +127,7 @@ def test_a_score_that_depends_on_padding_is_shouted(tmp_path: Path) -> None:
         "ok": False,
     }
     assert "The score DEPENDS on how it is computed" in written(
-        change(add_audit(make_run(tmp_path)), invariance=moved)
+        change(add_newer_parts(make_run(tmp_path)), invariance=moved)
     )
 
 
@@ -146,7 +146,7 @@ def test_an_old_run_has_the_same_sections_without_the_new_parts(tmp_path: Path) 
 
 
 def test_null_is_as_good_as_missing(tmp_path: Path) -> None:
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     before = read_json(run.reward_evaluation)
     write_json(run.reward_evaluation, {key: None for key in before} | {"accuracy": before["accuracy"]})
     for policy in ("policy_ppo", "base"):
@@ -156,28 +156,28 @@ def test_null_is_as_good_as_missing(tmp_path: Path) -> None:
     assert "Accuracy on held-out pairs: 68.0 %" in written(run)
 
 
-def test_an_audit_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
-    run = change(add_audit(make_run(tmp_path)), reliability=[{"low": "x"}])
+def test_an_evaluation_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
+    run = change(add_newer_parts(make_run(tmp_path)), reliability=[{"low": "x"}])
     with pytest.raises(DataError, match=r"reward_model\.json"):
         load_run(run)
 
 
 def test_a_record_of_other_pairs_that_makes_no_sense_names_its_file(tmp_path: Path) -> None:
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     write_json(run.pairs("elsewhere") / "pairs.json", {"file": "a", "n": "many"})
     with pytest.raises(DataError, match=r"pairs-elsewhere.pairs\.json"):
         load_run(run)
 
 
 def test_an_evaluation_on_other_pairs_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     (run.pairs("elsewhere") / "pairs.json").unlink()
     assert "On other pairs" not in written(run)
 
 
 def test_every_column_of_every_table_has_as_many_decimals_in_every_row(tmp_path: Path) -> None:
     """But that of claims in different units, where those of one unit have."""
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     folder = run.pairs("elsewhere")
     judge = read_json(folder / "reward_model.json")
     other = judge | {
@@ -211,7 +211,7 @@ def test_percent_of_nothing_is_a_dash() -> None:
 
 
 def test_a_calibration_error_within_what_chance_makes_is_no_finding(tmp_path: Path) -> None:
-    run = add_audit(make_run(tmp_path))
+    run = add_newer_parts(make_run(tmp_path))
     found = written(change(run, ece=0.038, ece_if_calibrated=0.045))
     assert "up to 0.045 on so many pairs (19 times in 20): it is not shown to be miscalibrated." in found
     assert "it is miscalibrated." in written(change(run, ece=0.05))

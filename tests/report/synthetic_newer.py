@@ -1,4 +1,4 @@
-"""The parts of an evaluation that newer runs have: the whole audit, length control, second opinions."""
+"""What newer runs have evaluated: all about the reward model, length control, second opinions."""
 
 import math
 from typing import Any
@@ -11,10 +11,10 @@ BAND = {"low": 0.62, "high": 0.66, "text": "62 to 66 % for GPT-2 small on HH", "
 TAG = {"mistakes": 7, "share": 0.58, "pairs": 300, "share_of_pairs": 0.3, "error_rate": share(0.41, 300)}
 
 
-def add_audit(run: RunDir, prompts: int = 100) -> RunDir:
+def add_newer_parts(run: RunDir, prompts: int = 100) -> RunDir:
     """Add to a run of `make_run` all that an older evaluation lacks; PPO's gain is largely length."""
     record = read_json(run.reward_evaluation)
-    write_json(run.reward_evaluation, record | audit(record["accuracy"]["value"]))
+    write_json(run.reward_evaluation, record | newer_reward_model(record["accuracy"]["value"]))
     other = {"stage": "rm2", "n": 1000, "accuracy": share(0.66, 1000), "held_out": True}
     write_json(run.evaluation("reward_model_rm2"), other)
     for policy in POLICIES:
@@ -34,7 +34,9 @@ def add_pairs(run: RunDir, prompts: int) -> None:
     """What `evaluate --pairs elsewhere.jsonl` writes."""
     directory = run.pairs("elsewhere")
     write_json(directory / "pairs.json", {"file": "else<where>.jsonl", "n": 310, "seen_in_training": 5})
-    judge = read_json(run.reward_evaluation) | audit(0.58) | {"n": 310, "accuracy": share(0.58, 310)}
+    judge = (
+        read_json(run.reward_evaluation) | newer_reward_model(0.58) | {"n": 310, "accuracy": share(0.58, 310)}
+    )
     write_json(directory / "reward_model.json", judge)
     for policy in ("policy_ppo", "policy_sft"):
         opinion = {"accuracy_logprob_per_token": share(0.59, 310)}
@@ -44,7 +46,7 @@ def add_pairs(run: RunDir, prompts: int) -> None:
         write_json(directory / f"{policy}.json", record)
 
 
-def audit(accuracy: float) -> dict[str, Any]:
+def newer_reward_model(accuracy: float) -> dict[str, Any]:
     """The added keys of reward_model.json."""
     bins = [
         {
