@@ -1,4 +1,4 @@
-"""Reproductions of public bug reports, beside the checkout: each says by its exit code whether preftune is right."""
+"""Reproductions of public bug reports, beside the checkout: the exit code says whether preftune is right."""
 
 import os
 import subprocess
