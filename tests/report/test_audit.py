@@ -126,7 +126,7 @@ def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path:
     unsure = {"value": 1.7, "nll_before": 0.62, "nll_after": 0.61, "nll_gain": gain}
     found = written(change(run, temperature=unsure))
     said.append(temperature_of(found))
-    assert "It is not shown to help" in said[2]
+    assert "not shown to help" in said[2]
     assert "(+0.010 [-0.020, 0.040])" in said[2]
     assert "The margins claim" not in found
     said.append(temperature_of(written(change(run, temperature={"value": math.inf}))))
@@ -230,7 +230,7 @@ def test_a_calibration_error_within_what_chance_makes_is_no_finding(tmp_path: Pa
     run = add_audit(make_run(tmp_path))
     found = written(change(run, ece=0.038, ece_if_calibrated=0.045))
     assert "up to 0.045 on so many" in found
-    assert "it is not shown to be miscalibrated." in found
+    assert "not shown to be miscalibrated." in found
     assert "it is miscalibrated." not in found
     assert "it is miscalibrated." in written(change(run, ece=0.05))
     (line,) = (line for line in found.splitlines() if "calibration error" in line)
