@@ -13,6 +13,7 @@ import pytest
 
 FILE = Path(__file__).with_name("prose.txt")
 HEADING = re.compile(r"^## ([a-z_/]+: .+)$", re.MULTILINE)  # the test's file, and what it is about
+VARIES = re.compile(r"\d{4}-\d\d-\d\dT|pytest-of-|\x1b")  # a time, a path of tmp_path, a colour
 START = "What preftune says. `make prose` writes this file (tests/prose.py).\n"
 HOW = "PROSE=write python -m pytest FILE (or make prose) writes it"
 
@@ -26,6 +27,7 @@ def compare(name: str, *said: str, file: Path = FILE) -> None:
     text = "\n".join(line.rstrip() for line in "\n".join(said).splitlines()).strip("\n")
     assert HEADING.fullmatch(f"## {name}"), f"{name}: a name is like `report/claims: a sound run`"
     assert text, f"{name}: nothing is said"
+    assert not VARIES.search(text), f"{name}: holds what another run says otherwise: {VARIES.pattern}"
     assert not HEADING.search(text), f"{name}: one of the lines looks like the heading of a section"
     sections = read(file)
     if os.environ.get("PROSE") == "write":
