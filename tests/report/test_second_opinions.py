@@ -9,8 +9,9 @@ from synthetic import make_run, share, spread, verdict
 from synthetic_audit import add_audit
 
 import prose
+from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report.blocks import Grid
-from preftune.report.claims import beats_baselines, summary, verdict_sentences
+from preftune.report.claims import beats_baselines, length_outcome, summary, verdict_sentences
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
@@ -36,21 +37,19 @@ def set_matched(run: RunDir, policy: str, mean: float, half: float = 0.2, n: int
     write_json(run.evaluation(policy), record)
 
 
-@pytest.mark.parametrize(
-    ("mean", "n", "words"),
-    [
-        (0.4, 100, "the gain in score remains for PPO (+0.40 [0.20, 0.60])"),
-        (0.1, 100, "no gain is shown to remain for PPO (+0.10 [-0.10, 0.30])"),
-        (-0.4, 100, "the gain turns into a loss for PPO (-0.40 [-0.60, -0.20])"),
-        (0.4, 9, "no gain is shown to remain for PPO"),  # too few pairs of equal length for a claim
-    ],
-)
-def test_what_remains_at_equal_length_is_read_off_its_interval(
-    tmp_path: Path, mean: float, n: int, words: str
-) -> None:
-    run = whole(tmp_path)
-    set_matched(run, "policy_ppo", mean, n=n)
-    assert words in part(run, "Between responses of equal length")
+def test_what_remains_at_equal_length_is_read_off_its_interval(tmp_path: Path) -> None:
+    """Of 9 pairs of equal length nothing is claimed."""
+    said = list[str]()
+    for mean, n, expected in ((0.4, 100, BETTER), (0.1, 100, UNCLEAR), (-0.4, 100, WORSE), (0.4, 9, UNCLEAR)):
+        run = whole(tmp_path / str(len(said)))
+        set_matched(run, "policy_ppo", mean, n=n)
+        view = load_run(run)
+        assert [length_outcome(each) for each in view.policies if each.policy == "policy_ppo"] == [expected]
+        said.append(part(view, "Between responses of equal length"))
+        assert f"PPO ({mean:+.2f} [{mean - 0.2:.2f}, {mean + 0.2:.2f}])" in said[-1]
+        assert ("the gain in score remains" in said[-1]) is (expected == BETTER)
+        assert ("turns into a loss" in said[-1]) is (expected == WORSE)
+    prose.compare("report/second_opinions: what remains at equal length", *said)
 
 
 def test_equal_length_is_asked_only_of_what_gained(tmp_path: Path) -> None:
