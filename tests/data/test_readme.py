@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from data_helpers import hh_row, write_jsonl
 
+import prose
 from preftune.config import DataConfig
 from preftune.data import load_dataset, read_preferences
 from preftune.data.dataset import read_training
@@ -83,9 +84,9 @@ def test_the_rows_of_a_named_configuration_are_read(tmp_path: Path) -> None:
 def test_a_configuration_of_a_single_file_is_said_to_have_no_use(tmp_path: Path) -> None:
     """It is not refused: runs were begun with one."""
     made(tmp_path, TWO)
-    assert (
-        "data.config = one has no use with a single file" in local_files(tmp_path / "a.jsonl", "one").notes[0]
-    )
+    (note,) = local_files(tmp_path / "a.jsonl", "one").notes
+    assert "data.config = one " in note
+    prose.compare("data/readme: a configuration of a single file", note.replace(str(tmp_path), "DIR"))
     assert not local_files(tmp_path / "a.jsonl").notes
 
 

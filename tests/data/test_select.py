@@ -3,6 +3,7 @@
 import pytest
 from data_helpers import make_tokenizer
 
+import prose
 from preftune.data import Dialogue, Encoder, Preference, Turn
 from preftune.data.select import first_encoded, remarks
 from preftune.errors import DataError
@@ -28,9 +29,10 @@ def test_equal_and_repeated_pairs_are_counted_with_the_keys_to_raise() -> None:
     assert rejected == {"response_too_long_became_equal": 1}
     assert kept == [rows[0], rows[1], rows[3]]
     equal, repeated = remarks(short, encoded, rejected)
-    assert equal.startswith("pairs left out: 1, whose replies are equal")
-    assert "data.max_response_length = 6 tokens; raise it" in equal
-    assert repeated.startswith("1 of 3 rows (33.3%) repeat an earlier one after truncation")
+    assert equal.startswith("pairs left out: 1, ")
+    assert "data.max_response_length = 6 tokens; raise" in equal
+    assert repeated.startswith("1 of 3 rows (33.3%) ")
+    prose.compare("data/select: pairs that became equal or repeat another one", equal, repeated)
     assert "data.max_prompt_length = 20" in repeated
     whole = encoder(100, 100)
     assert list(remarks(whole, *first_encoded(whole, rows, None)[1:])) == []

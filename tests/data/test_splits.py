@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from data_helpers import hh_row, write_jsonl
 
+import prose
 from preftune.config import DataConfig
 from preftune.data import Dataset, load_dataset
 from preftune.data.splits import KEYWORDS
@@ -51,12 +52,14 @@ def test_files_without_a_split_are_passed_by_where_others_are_named_train(tmp_pa
     data = load(tmp_path, "train.jsonl", "test.jsonl", "testset.jsonl", "other/pairs.jsonl")
     assert names(data, "train") == {"train.jsonl"}
     assert "other/pairs.jsonl, testset.jsonl: not read" in data.report["notes"][0]
+    prose.compare("data/splits: files without a split", *data.report["notes"])
 
 
 def test_a_name_that_looks_like_a_split_is_said(tmp_path: Path) -> None:
     data = load(tmp_path, "pairs.jsonl", "mytest.jsonl")
     assert [file["split"] for file in data.report["files"]] == ["train", "train"]
-    assert "mytest.jsonl: read as train, though" in data.report["notes"][0]
+    assert "mytest.jsonl: read as train" in data.report["notes"][0]
+    prose.compare("data/splits: a name that looks like a split", *data.report["notes"])
 
 
 def test_what_may_hold_rows_and_is_not_read_is_said(tmp_path: Path) -> None:
@@ -67,7 +70,8 @@ def test_what_may_hold_rows_and_is_not_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (data / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
     (note,) = load(data, "train.jsonl").report["notes"]
-    assert note.startswith("all.zip, linked, more.jsonl.zst, sub/more.csv.xz: not read: kinds of files that")
+    assert note.startswith("all.zip, linked, more.jsonl.zst, sub/more.csv.xz: not read: ")
+    prose.compare("data/splits: what may hold rows and is not read", note)
 
 
 @pytest.mark.parametrize("name", ["test/train.jsonl", "train_test.jsonl"])
@@ -93,7 +97,9 @@ def test_the_red_team_folder_of_hh_is_passed_by(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "red-team-attempts/red_team_attempts.jsonl", [{"transcript": "x"}])
     data = load(tmp_path, "helpful-base/pairs.jsonl")
     assert names(data, "train") == {"helpful-base/pairs.jsonl"}
-    assert data.report["notes"] == ["red-team-attempts: not read: it holds no preferences"]
+    (note,) = data.report["notes"]
+    assert note.startswith("red-team-attempts: not read: ")
+    prose.compare("data/splits: the red-team folder", note)
 
 
 def test_the_column_split_says_more_than_the_file(tmp_path: Path) -> None:

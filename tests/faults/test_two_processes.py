@@ -20,7 +20,7 @@ def test_the_real_error_is_shown_and_one_process_goes_on(lab: Lab, out: Path, tm
     assert error["code"] != 0
     assert error["checkpoint"] == 2
     assert train(lab, out, POISONED) == 0
-    assert "resuming with processes 2 -> 1: the last bits may differ" in lab.log.read_text(errors="replace")
+    assert "resuming with processes 2 -> 1: " in lab.log.read_text(errors="replace")
     whole = lab.fresh(STAGE, tmp_path / "whole")
     assert train(lab, whole) == 0
     gap = apart(RunDir(whole), RunDir(out), error["checkpoint"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import prose
 from preftune.cli import main
 from preftune.data import Dialogue, Preference, Turn
 from preftune.data.dataset import make_dataset
@@ -64,7 +65,8 @@ def test_length_bias_comes_with_wilsons_interval() -> None:
     assert length.numbers is not None
     # Wilson 1927 for 30 of 40, calculated by hand: centre (0.75 + 0.0480) / 1.0960, half width 0.1284
     assert length.numbers["interval"] == pytest.approx([0.5981, 0.8581], abs=2e-4)
-    assert '"the longer one" is right in 75%' in length.text
+    assert "is right in 75%" in length.text
+    prose.compare("inspection/data_checks: longer replies are chosen", length.text)
 
 
 def test_overlap_of_splits_is_that_of_prompts_and_of_long_replies() -> None:
@@ -83,7 +85,9 @@ def test_phrases_that_tell_the_replies_apart_are_named_once() -> None:
     found = look(rows)
     (chosen,), (rejected,) = found["phrases of chosen replies"], found["phrases of rejected replies"]
     assert chosen.count == 1  # its parts say no more
-    assert "in 30 pairs in the chosen reply alone, in 0 in the rejected" in chosen.examples[0]
+    assert "in 30 pairs in the chosen" in chosen.examples[0]
+    assert "in 0 in the rejected" in chosen.examples[0]
+    prose.compare("inspection/data_checks: a phrase of chosen replies", chosen.text, *chosen.examples)
     assert rejected.count == 0
     (opening,) = found["openings"]
     assert opening.examples == ("i hope this helps: 25.0% of 120 replies",)
@@ -147,7 +151,9 @@ def test_undesirable_replies_are_looked_at() -> None:
     assert (repeated.count, repeated.of) == (1, 3)
     (overlap,) = [found for found in findings if found.kind == "overlap of replies"]
     assert (overlap.count, overlap.of) == (1, 2)
-    assert "2 more of train are undesirable replies" in "".join(line for line, _ in lines(dataset, findings))
+    said = [line for line, _ in lines(dataset, findings)]
+    assert "2 more of train are undesirable" in "".join(said)
+    prose.compare("inspection/data_checks: desirable and undesirable replies", *said)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +197,9 @@ def test_columns_can_be_named_for_a_file_that_is_looked_at(
 def test_columns_that_may_be_replies_are_asked_for(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--data", str(table)]) == 0
     out = capsys.readouterr().out
-    assert "columns not read: 'bad', 'good', 'id'" in out
-    assert "data.columns.chosen=NAME data.columns.rejected=NAME" in out
+    found = [line for line in out.splitlines() if "columns not read: " in line or "data.columns" in line]
+    assert "'bad', 'good', 'id'" in found[0]
+    assert "data.columns.chosen=NAME" in found[-1]
+    assert "data.columns.rejected=NAME" in found[-1]
+    prose.compare("inspection/data_checks: columns that may be replies", *found)
     assert ": human: question 3?" in out  # what is repeated, where there is no reply to show

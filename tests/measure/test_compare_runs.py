@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import prose
 from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.measure.compare import compare_runs
@@ -47,7 +48,9 @@ def test_a_shift_of_one_policy_is_found_with_its_sign(
     assert found["policy_dpo", "score"]["mean"] == 0
     assert main(["compare", str(tiny_run.path), str(copy.path)]) == 0
     said = capsys.readouterr().out
-    assert re.search("^the same in both runs on every prompt: base, .*, DPO, GRPO, SFT$", said, re.MULTILINE)
+    (same,) = (line for line in said.splitlines() if line.startswith("the same in both"))
+    assert re.search(": base, .*, DPO, GRPO, SFT$", same)
+    prose.compare("measure/compare_runs: policies that are the same", same)
     rows = [line for line in said.splitlines() if line.startswith("PPO, gold")]
     assert "the same on every prompt" in rows[0]  # an interval of [-inf, inf] says nothing to a reader
     assert rows[-1].endswith(
@@ -76,7 +79,8 @@ def test_rewards_of_different_reward_models_are_not_compared(
     )
     assert paired["difference"] == pytest.approx(theirs - ours)
     shown = capsys.readouterr().out
-    assert "not known to have the same judge" in shown
+    (line,) = (line for line in shown.splitlines() if "the same judge" in line)
+    prose.compare("measure/compare_runs: judges that are not known to be the same", line)
     assert "evaluation.prompts: 16 -> 12" in shown
 
 
@@ -97,7 +101,8 @@ def test_judge_and_reference_are_those_that_the_runs_name(
     assert ("policy_sft" in gains, "base" in gains) == (True, False)
     (b.models / "reward_model_judge" / "model.safetensors").write_bytes(b"another")
     assert main(["compare", str(a.path), str(b.path)]) == 0
-    assert "scores are not compared, gains over base are" in capsys.readouterr().out
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "gains over base are" in line)
+    prose.compare("measure/compare_runs: different judges", line)
 
 
 def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:

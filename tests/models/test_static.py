@@ -173,4 +173,6 @@ def test_memory_that_runs_out_while_recording_halves_the_prompts(monkeypatch: py
     monkeypatch.setitem(static.RECORDERS, "cpu", short_of_memory)
     assert same(draw(policy, said), wanted)
     assert len(tried) == 3
-    assert said == ["warning: out of memory sampling for 5 prompts at a time; going on with 2"]
+    (line,) = said
+    assert "for 5 prompts at a time" in line
+    assert line.endswith("going on with 2")

@@ -172,7 +172,8 @@ def test_reward_models_at_chance_by_heart_and_by_length(view: RunView) -> None:
     assert found() == []
     assert found(correlation_score_length=estimate(0.8, 0.7, 0.9)) == ["score is explained by length"]
     assert found(accuracy=estimate(0.55, 0.5, 0.6)) == ["reward model at chance"]
-    assert "reward model learnt its pairs by heart" in found(accuracy=estimate(0.4, 0.3, 0.45), stage="own")
+    by_heart = found(accuracy=estimate(0.4, 0.3, 0.45), stage="own")
+    assert [kind for kind in by_heart if kind.endswith("by heart")]
     assert found(accuracy=estimate(0.54, 0.51, 0.57), stage="other") == []  # another's pairs
 
 

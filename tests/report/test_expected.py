@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
+import prose
 from preftune.config import load_recipe, recipe_names
 from preftune.measure import expected
 from preftune.records.expected import ExpectedRecord
@@ -64,14 +65,15 @@ def test_a_run_of_the_recipe_is_compared_number_by_number(
 ) -> None:
     own = expected.numbers_of(load_run(make_run(tmp_path / "own")))
     near = record(**{name: (value - 0.1, value, value + 0.1) for name, value in own.items()})
-    said = outcome(tmp_path / "a", monkeypatch, near)
-    assert said == f"as expected: {len(own)} of {len(own)} numbers lie where 3 runs of this recipe " + (
-        "(2026-11-28, commit abc) put them"
-    )
+    met = outcome(tmp_path / "a", monkeypatch, near)
+    assert met.startswith(f"as expected: {len(own)} of {len(own)} numbers")
+    for said in ("3 runs", "2026-11-28", "commit abc"):
+        assert said in met
     far = record(**{name: (value + 5, value + 5.1, value + 5.2) for name, value in own.items()})
     said = outcome(tmp_path / "b", monkeypatch, far)
-    assert said.startswith(f"not as expected: {len(own)} of {len(own)} numbers lie outside")
+    assert said.startswith(f"not as expected: {len(own)} of {len(own)} numbers")
     assert "PPO gain" in said or "reward model accuracy" in said
+    prose.compare("report/expected: a run as expected, and one that is not", met, said)
 
 
 def test_a_number_that_all_runs_share_was_rounded_in_the_file(
@@ -139,7 +141,8 @@ def test_words_of_a_record_are_means_with_students_intervals() -> None:
     two = known.model_copy(
         update={"seeds": (2, 3), "numbers": {name: values[:2] for name, values in known.numbers.items()}}
     )
-    assert measuring.main_numbers(two) == "2 seeds, each: gain PPO +0.10 and +0.20; KL PPO 1.00 and 1.00"
+    each = ["2 seeds, each: gain PPO +0.10 and +0.20", "KL PPO 1.00 and 1.00"]
+    assert measuring.main_numbers(two).split("; ") == each
     gold = known.model_copy(update={"numbers": {**known.numbers, "PPO gold gain": (0.0, 0.0, 0.0)}})
     assert "; ".join(["gold gain PPO +0.00 [+0.00, +0.00]", "KL"]) in measuring.main_numbers(gold)
 
@@ -154,4 +157,4 @@ def test_four_of_five_runs_of_sentiment_keep_within_what_its_head_says() -> None
 @pytest.mark.parametrize("recipe", ["hh-gpt2", "hh-colab"])
 def test_a_recipe_that_never_ran_says_so(recipe: str) -> None:
     assert "Never run" in head_of(recipe)
-    assert "| never run: needs a hub and a GPU" in row_of(recipe)
+    assert "| never run: needs" in row_of(recipe)

@@ -56,7 +56,7 @@ def test_ranges_said_of_hh_are_for_hh_only(tmp_path: Path) -> None:
 def test_a_ceiling_is_called_one_in_the_figure_and_beside_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     _, words = draw(shown_by(load_run(run), run.metrics("ppo")))["training_ppo.svg"]
-    assert "objective/kl (healthy: at most about 30)" in words
+    assert "kl (healthy: at most about 30)" in words
 
 
 def test_the_range_of_the_dpo_loss_is_for_the_sigmoid_only(tmp_path: Path) -> None:

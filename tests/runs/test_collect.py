@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import preftune
+import prose
 from gloo import join, two
 from made_once import small_world
 from patience import PATIENCE
@@ -130,7 +131,7 @@ def test_a_row_says_who_wrote_and_who_judged_it(run: RunDir) -> None:
     assert facts["longer_wins"]["n"] == facts["pairs"]
     card = (run.collected("pairs") / "README.md").read_text(encoding="utf-8")
     assert f"judged by `{__name__}:words`; {facts['pairs']:,} pairs" in card
-    assert f"the longer reply is chosen in 100.0% [{facts['longer_wins']['low']:.1%}, 100.0%]" in card
+    assert f"in 100.0% [{facts['longer_wins']['low']:.1%}, 100.0%]" in card
 
 
 def test_the_file_is_read_like_any_other(run: RunDir) -> None:
@@ -243,7 +244,9 @@ def test_replies_without_an_end_get_the_score_that_is_set(run: RunDir, begun: Ru
         for ended, scores in own
     ]
     card = (begun.collected("pairs") / "README.md").read_text(encoding="utf-8")
-    assert "a reply that does not end has the score -7, whatever the judge gives it" in card
+    (line,) = (line for line in card.splitlines() if "the score -7" in line)
+    assert "the score -" not in (run.collected("pairs") / "README.md").read_text(encoding="utf-8")
+    prose.compare("runs/collect: replies without an end have a score of their own", line)
 
 
 def test_replies_without_an_end_are_in_no_pair_where_that_is_set(run: RunDir, begun: RunDir) -> None:
@@ -262,7 +265,10 @@ def test_replies_without_an_end_are_in_no_pair_where_that_is_set(run: RunDir, be
     assert [(pair["row"], pair["score_chosen"], pair["score_rejected"]) for pair in pairs] == expected
     assert pairs
     assert all(pair["ended_chosen"] and pair["ended_rejected"] for pair in pairs)
-    assert "replies that do not end are in no pair" in (begun.collected("pairs") / "README.md").read_text()
+    card, plain = ((each.collected("pairs") / "README.md").read_text() for each in (begun, run))
+    assert "are in no pair" not in plain
+    (line,) = (line for line in card.splitlines() if "are in no pair" in line)
+    prose.compare("runs/collect: replies without an end are in no pair", line)
 
 
 def test_the_implicit_reward_of_a_policy_judges(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_card_report_and_record_say_what_the_members_reach(run: RunDir) -> None:
     assert record["disagreement"]["mean"] > 0
     card = (run.models / "reward_model" / "README.md").read_text()
     assert f"| the same of `member-1` | {record['members']['member-1']['value']:.3f} [" in card
-    assert "An ensemble of 3 (score: mean - 0.5 sd)" in run.analysis_text.read_text()
+    assert "ensemble of 3 (score: mean - 0.5 sd)" in run.analysis_text.read_text()
 
 
 def test_scores_come_with_the_members(run: RunDir) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import preftune
+import prose
 from preftune import api
 from preftune.api import run_recipe
 from preftune.cli import main
@@ -38,8 +39,11 @@ def test_stages_of_the_same_key_are_copied_and_the_rest_is_trained(tiny_run: Run
     new = RunDir(tmp_path / "new")
     said = train(new, "dpo", *SLOW, from_run=str(tiny_run.path))
     assert f"taken over from {tiny_run.path}: base, sft\n" in said
-    assert "trained here: dpo (settings.learning_rate: 0.0001 -> 0.0003)" in said
+    assert "(settings.learning_rate: 0.0001 -> 0.0003)" in said
     assert f"sft          taken from {tiny_run.path}" in said
+    lines = said.replace(str(tiny_run.path), "RUN").splitlines()
+    found = [line.partition(" ")[2] for line in lines if "taken " in line or "trained here" in line]
+    prose.compare("runs/from_and_redo: taken from another run", *found)
     for name in ("base", "policy_sft"):
         files = {file.name: file.read_bytes() for file in (tiny_run.models / name).iterdir()}
         assert {file.name: file.read_bytes() for file in (new.models / name).iterdir()} == files
@@ -116,7 +120,8 @@ def test_a_dry_run_says_what_is_taken_over_and_writes_nothing(
     assert main(["run", "tiny", *words]) == 0
     said = capsys.readouterr().out
     assert f"taken over from {tiny_run.path}: base, sft\n" in said
-    assert "trained here: dpo (settings.learning_rate" in said
+    assert "trained here: dpo" in said
+    assert "(settings.learning_rate: " in said
     assert "training again: rm, ppo, grpo" in said
     assert not (tmp_path / "new").exists()
 
@@ -239,7 +244,9 @@ def test_a_member_is_made_anew_with_its_stage(copy: RunDir, tmp_path: Path) -> N
 def test_a_stage_is_made_anew_with_what_hangs_on_it_alone(copy: RunDir) -> None:
     before = {name: model(copy, name) for name in ("policy_sft", "policy_dpo", "policy_ppo")}
     said = train(copy, "dpo", *SLOW, redo=["dpo"])
-    assert "training again: dpo; the old ones are kept" in said
+    (line,) = (line for line in said.splitlines() if "training again: dpo" in line)
+    line = line.partition(" ")[2].replace(str(copy.path), "RUN")
+    prose.compare("runs/from_and_redo: a stage that is made anew", line)
     assert "sft          already finished" in said
     assert model(copy, "policy_dpo") != before["policy_dpo"]
     assert {n: model(copy, n) for n in ("policy_sft", "policy_ppo")} == {
@@ -317,7 +324,9 @@ def test_an_unfinished_stage_that_comes_back_leaves_no_other_in_the_mirror(
             with pytest.raises(KeyboardInterrupt):
                 train(copy, "dpo", *words, redo=redo, mirror=mirror)
     said = train(copy, "dpo", *a, mirror=mirror)
-    assert "dpo          the old one is back in its place" in said
+    (line,) = (line for line in said.splitlines() if "the old one is back" in line)
+    words = line.partition(" ")[2]
+    prose.compare("runs/from_and_redo: an old stage that is what was asked for again", words)
     assert read_json(copy.stage_json("dpo"))["inputs"]["settings"]["learning_rate"] == 3e-4
     train(copy, "dpo", *a, mirror=mirror)
 
@@ -342,7 +351,9 @@ def test_a_stage_that_becomes_longer_goes_on_and_makes_the_same_bits(tmp_path: P
     train(run, "sft", *LONGER)
     assert [path.name for path in run.checkpoints("sft").iterdir()] == ["step-000004"]
     said = train(run, "sft", *LONGER, "stage.sft.epochs=2")
-    assert "sft          continues after step 4: settings.epochs: 1 -> 2" in said
+    (line,) = (line for line in said.splitlines() if "continues after step 4" in line)
+    assert "settings.epochs: 1 -> 2" in line
+    prose.compare("runs/from_and_redo: a stage that becomes longer", line.partition(" ")[2])
     train(fresh, "sft", *FLAT, "stage.sft.epochs=2")
     assert different(outcome(fresh, "sft"), outcome(run, "sft")) == []
     assert not fresh.checkpoints("sft").exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import prose
 from preftune.rundir import RunDir, write_jsonl, write_text
 from preftune.runs.overview import show_runs
 from preftune.sums import write_sealed
@@ -62,4 +63,6 @@ def test_damaged_numbers_are_refused_as_the_report_refuses_them_and_end_nothing(
     said = show_runs(tmp_path)
     assert f"{tmp_path}/one: cannot be read ({why}" in said
     assert f"{tmp_path}/two: 0 of 4 stages finished" in said
-    assert "ppo: score over SFT +0.50 [+0.00, +1.00], no detectable difference" in said
+    assert "SFT +0.50 [+0.00, +1.00], no detectable difference" in said
+    (line,) = (line for line in said.splitlines() if "ppo: score" in line)
+    prose.compare("runs/list_of_runs: a policy in a list of runs", line)

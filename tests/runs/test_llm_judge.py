@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import prose
 from gloo import begun
 from llm_server import Model, serving
 from made_once import small_world
@@ -215,8 +216,9 @@ def test_what_does_not_fit_is_refused_by_name(change: str, message: str) -> None
 
 def test_the_plan_says_how_much_will_be_asked() -> None:
     stage = load_recipe("tiny", [*ASKED, "stage.pairs.llm.url=http://127.0.0.1:1/v1"]).config.stage["pairs"]
-    assert "judged by llm:judge-1b, at most 12 questions a prompt" in stage.plan()
-    assert "judged by llm:judge-1b, at most 120 questions" in stage.plan([10])
+    assert "at most 12 questions a prompt" in stage.plan()
+    assert "at most 120 questions" in stage.plan([10])
+    prose.compare("runs/llm_judge: the plan of a stage that asks", stage.plan(), stage.plan([10]))
 
 
 def test_a_key_goes_to_other_machines_by_https_only() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+import prose
 from preftune import api
 from preftune.cli import main
 from preftune.config import load_recipe
@@ -62,17 +63,16 @@ def test_the_plan_says_what_can_be_found() -> None:
         make_dataset({"train": [], "validation": [], "test": rows[:n]}, {}) for n in (100, 40, 9)
     )
     said = power(config, many)
-    assert (
-        f"a gain of {smallest_gain(100, math.sqrt(2), 5):.2f} sd of the score is detected with 80 % power"
-        in said
-    )
+    assert f"gain of {smallest_gain(100, math.sqrt(2), 5):.2f} sd" in said
     assert "evaluation.prompts=400" in said
     assert "too few for any claim" in power(load_recipe("tiny", ["evaluation.prompts=9"]).config, many)
     limited = power(config, few)  # no more prompts are found by asking for more
-    assert "with 40 prompts (all test prompts; evaluation.prompts=100 asks for more) and this" in limited
+    assert "with 40 prompts" in limited
+    assert "evaluation.prompts=100 asks for more" in limited
     assert f"gain of {smallest_gain(40, math.sqrt(2), 5):.2f} sd" in limited
-    assert limited.endswith("half of that needs test prompts: 160")
-    assert power(config, fewer) == "9 prompts are too few for any claim; test prompts: 10 or more"
+    assert limited.endswith("test prompts: 160")
+    assert power(config, fewer).startswith("9 prompts are too few")
+    prose.compare("runs/power_and_plan: what can be found", said, limited, power(config, fewer))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,8 @@ def test_the_plan_is_that_of_the_run(
     said = capsys.readouterr().out
     assert "data: 300 train rows" in said
     assert "100 rows, 10 steps" in said
-    assert "evaluation  16 prompts, 3 replies and 16 of best-of-n to each, " in said
+    assert "evaluation  16 prompts, 3 replies" in said
+    assert "16 of best-of-n" in said
     assert costs[-1].evaluated is not None
     assert min(costs[-1].evaluated.parts.values()) > 0
     assert {*costs[-1].evaluated.parts} == {
@@ -237,10 +238,10 @@ def test_the_plan_of_upper_blocks_says_what_is_trained_and_what_is_kept(
     said = capsys.readouterr().out
     # Of width 32: 12 d² + 13 d in each of 2 blocks, the last norm 2 d, at most 4,000 tokens and 88 positions
     block, rest = 12 * 32**2 + 13 * 32, (4000 + 88) * 32 + 2 * 32
-    assert f"trains the upper 1 of 2 blocks, 0.0 M of {(2 * block + rest) / 1e6:.1f} M parameters; " in said
+    assert f"0.0 M of {(2 * block + rest) / 1e6:.1f} M parameters; " in said
     for stage in ("sft", "rm", "ppo", "grpo", "dpo"):
         assert f"\n{stage}: trains the upper 1 of 2 blocks" in said
-        assert re.search(rf"\n{stage}: about [1-9].* tokens through the frozen blocks", said)
+        assert re.search(rf"\n{stage}: about [1-9].* tokens through the frozen", said)
 
 
 def test_what_does_not_fit_says_which_setting_to_turn() -> None:
@@ -248,8 +249,11 @@ def test_what_does_not_fit_says_which_setting_to_turn() -> None:
     needs = {"sft": 10.0, "ppo": 50.0}
     costs = [Cost(name=n, steps=1, seconds=1.0, memory_mb=m, disk=2.0**30) for n, m in needs.items()]
     memory, disk = fits(costs, config, memory=49.0, disk=2.0**31 - 1)
-    assert "ppo needs 50 MiB of memory and 49 are free; lower stage.ppo.microbatch_size" in memory
+    assert "ppo needs 50 MiB of memory" in memory
+    assert "49 are free" in memory
+    assert "stage.ppo.microbatch_size" in memory
     assert "checkpoint.keep=1 (now 2)" in disk
+    prose.compare("runs/power_and_plan: what does not fit", memory, disk)
     assert not [line for line in fits(costs, config, memory=51.0, disk=2.0**32) if "does not fit" in line]
 
 
@@ -309,8 +313,11 @@ def test_a_plan_asks_no_language_model(
     monkeypatch.setattr(planned, "estimate", lambda *args: [cost])
     assert main(["plan", "tiny", *words]) == 0
     said = capsys.readouterr().out
-    assert "pairs: not tried and not counted: from sft: 4 replies to all prompts, judged by llm:some" in said
+    assert "pairs: not tried" in said
+    assert "judged by llm:some" in said
     assert "dpo: not tried" in said
+    found = [line for line in said.splitlines() if "not tried" in line]
+    prose.compare("runs/power_and_plan: stages that are not tried", *found)
 
 
 def test_a_collecting_stage_replies_to_a_prompt_once() -> None:

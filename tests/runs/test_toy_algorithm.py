@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 import preftune
+import prose
 from damages import shown_by
 from preftune.algorithms import ALGORITHMS
 from preftune.algorithms.base import Learner, Loss, Metrics, Roles
@@ -210,8 +211,11 @@ def test_its_settings_are_checked_and_explained() -> None:
 
 def test_it_is_in_the_plan() -> None:
     plan = show_plan(load_recipe("tiny", TOY))
-    assert "toy     from sft: 64 rows in batches of 16" in plan
-    assert "nudge   from sft, scored by rm: 3 steps of 8 responses" in plan
+    toy, nudge = (line for line in plan.splitlines() if line.strip().startswith(("toy ", "nudge ")))
+    assert "64 rows in batches of 16" in toy
+    assert "3 steps of 8 responses" in nudge
+    assert "scored by rm" in nudge
+    prose.compare("runs/toy_algorithm: the plan of stages of one's own", toy, nudge)
 
 
 def test_its_learner_side_is_built_from_what_it_needs(run: RunDir) -> None:

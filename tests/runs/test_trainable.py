@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 from transformers import MixtralConfig, MixtralForCausalLM
 
+import prose
 from preftune.cli import main
 from preftune.config import load_recipe
 from preftune.data import Dataset
@@ -43,16 +44,21 @@ def test_the_plan_counts_tokens_and_disk(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["run", "tiny", "--dry-run", *words]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "tokens through" in line]
     pairs, replies = 128 * 2 * 88, 3 * 16 * (48 + 16)
-    assert f"rm: at most {pairs:,} tokens through the frozen blocks; their states take 0.0029 GB" in lines[1]
+    assert f"rm: at most {pairs:,} tokens through" in lines[1]
+    assert "their states take 0.0029 GB" in lines[1]
     assert lines[1].endswith(f"; {pairs * 2 * 3:,} through those above")
     above = f"{replies * (6 + 2 * 2):,} through those above"
-    assert lines[2] == f"ppo: at most {replies:,} tokens through the frozen blocks; {above}"
+    assert lines[2].startswith(f"ppo: at most {replies:,} tokens through")
+    assert lines[2].endswith(f"; {above}")
+    said = lines[1:3]
     assert main(["run", "tiny", "--dry-run", *words, "model.kept_gb=0"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm: at most"))
     assert line.startswith(f"rm: at most {pairs * 2 * 3:,} tokens")
-    assert "more than model.kept_gb: none are kept" in line
+    assert "model.kept_gb: none are kept" in line
     assert main(["run", "hh-rm", "--dry-run", "data.name=PATH"]) == 0  # reads no base
-    assert "trainable: sizes are not known before smollm2 has been read\n" in capsys.readouterr().out
+    (unknown,) = (line for line in capsys.readouterr().out.splitlines() if "sizes are not known" in line)
+    assert "smollm2" in unknown
+    prose.compare("runs/trainable: tokens and disk", *said, line, unknown)
 
 
 def test_the_plan_counts_collected_pairs_as_many_as_there_can_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +109,9 @@ def test_the_plan_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tiny", "--dry-run", "stage.dpo.trainable=lora", "model.lora.rank=8"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if ": trains" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("dpo: trains adapters of rank 8 in 8 linear layers, 8,192 of ")
+    assert "rank 8 in 8 linear layers" in lines[0]
+    assert "8,192 of " in lines[0]
+    prose.compare("runs/trainable: adapters", lines[0])
 
 
 def test_the_plan_says_that_experts_get_no_adapter() -> None:
@@ -112,7 +120,8 @@ def test_the_plan_says_that_experts_get_no_adapter() -> None:
     model = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_local_experts=4, **size))
     line = _adapters(model, load_recipe("tiny", ["stage.dpo.trainable=lora"]).config, "dpo")
     weights = f"{2 * 4 * 3 * 16 * 24:,}"
-    assert line.endswith(f"; the {weights} weights of its experts get none, and stay as they are")
+    assert f"; the {weights} weights of its experts" in line
+    prose.compare("runs/trainable: experts get no adapter", line)
 
 
 def test_the_plan_counts_4_bit_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,9 +131,9 @@ def test_the_plan_counts_4_bit_weights(capsys: pytest.CaptureFixture[str]) -> No
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sft: trains"))
     frozen = 2 * 12 * 640**2
     size = frozen * (4 + 8 / 64 + 32 / (64 * 256)) / 8e6
-    assert line.endswith(
-        f"; {frozen:,} frozen weights in NF4, 4.13 bits each, {size:.0f} MB instead of 39 MB"
-    )
+    assert f"; {frozen:,} frozen weights in NF4" in line
+    assert f"4.13 bits each, {size:.0f} MB" in line
+    prose.compare("runs/trainable: 4-bit weights", line)
 
 
 REFUSED = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import prose
 from preftune.config import load_recipe
 from preftune.runs.inputs import variables
 from preftune.study.design import Design
@@ -105,7 +106,9 @@ def test_what_a_person_concludes_is_on_the_page(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "docs" / "studies" / "sentiment" / "study.json"
     study = json.loads(file.read_text(encoding="utf-8"))
     head, _, rest = study_text({**study, "conclusions": "Nearer."}).partition("\n\nNearer.\n\n")
-    assert head.endswith("## Conclusions\n\nWritten by hand, from the numbers of the tables below.")
+    heading, _, above = head[head.index("## Conclusions") :].partition("\n\n")
+    assert heading == "## Conclusions"
+    prose.compare("study/page: above the conclusions", above)
     assert rest.startswith("## Test prompts")
     assert "Conclusions" not in study_text({**study, "conclusions": None})
 

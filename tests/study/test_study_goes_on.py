@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from study_helpers import POLICIES, SEEDS, SMALL, study_json, wanted, without_grpo
 
+import prose
 from made_once import figures
 from preftune import cli
 from preftune.config import RewardConfig, RunConfig, load_recipe
@@ -123,7 +124,7 @@ def test_the_command_of_the_page_is_one_for_a_shell() -> None:
     asked = Request("my recipe.toml", ("data.name=my pairs",), sweep="stage.ppo.steps=1; stage.dpo.rows=2")
     words = shlex.split(launch._command(asked, [3, 4], Path("my study"), False, None))
     assert words[:3] == ["preftune", "study", "my recipe.toml"]
-    assert {"stage.ppo.steps=1; stage.dpo.rows=2", "data.name=my pairs", "out=my study"} < set(words)
+    assert {asked.sweep, "data.name=my pairs", "out=my study"} < set(words)
 
 
 def test_a_study_of_other_settings_is_refused(
@@ -189,8 +190,10 @@ def test_a_sweep_runs_its_own_stages_only(
     assert set(sweep["laws"]) == {"rl_gold", "rl_score", "bon_gold", "bon_score"}
     assert sweep["laws"]["bon_score"]["law"] == "d (alpha - beta d)"
     page = (out / "STUDY.md").read_text(encoding="utf-8")
-    assert "## Sweep of stage.ppo.kl_coef" in page
-    assert "None for RL: 3 points, and two coefficients want 4." in page
+    swept = page.partition("\n## Sweep of stage.ppo.kl_coef\n")[2].partition("\n## ")[0]
+    assert "None for RL: 3 points" in swept
+    said = [line for line in swept.splitlines() if "None for RL" in line]
+    prose.compare("study/study_goes_on: a sweep of three points has no law", *said)
     assert (out / "figures" / "sweep.svg").is_file()
     assert "PPO (kl_coef swept)" in (out / "figures" / "frontier.svg").read_text(encoding="utf-8")
 
@@ -268,9 +271,8 @@ def test_without_gold_a_second_reward_model_stands_in(tmp_path: Path, of_a_file:
     judges = {name: stage.part for name, stage in stages.items() if isinstance(stage, RewardConfig)}
     assert judges == {"rm": "first", "gold_rm": "second"}
     assert study["gold_apart"] is True
-    assert "second reward model, trained on pairs of other prompts" in " ".join(
-        (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8").split()
-    )
+    page = (tmp_path / "out" / "STUDY.md").read_text(encoding="utf-8")
+    assert "trained on pairs of other" in " ".join(page.split())
     own = read_json(tmp_path / "out" / "seed-0" / "study" / "ppo.json")["sets"]["test"]
     assert own["gold"] != own["score"]
 
@@ -289,9 +291,11 @@ def test_a_recipe_with_a_second_judge_of_its_own_gets_no_other() -> None:
         apart: " ".join(_second_model_words({"gold": shared.gold, "gold_apart": apart}))
         for apart in (True, False, None)
     }
-    assert "trained on pairs of other prompts" in pages[True]
-    assert "which shares prompts with the first" in pages[False]
-    assert "it is not known whether" in pages[None]
+    assert "other prompts" in pages[True]
+    assert "shares prompts with" in pages[False]
+    assert "not known whether" in pages[None]
+    said = [f"{apart}: {words.strip()}" for apart, words in pages.items()]
+    prose.compare("study/study_goes_on: a second reward model as gold, apart or not", *said)
     assert pages[None] == " ".join(_second_model_words({"gold": shared.gold}))  # of an older study
 
 

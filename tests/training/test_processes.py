@@ -106,10 +106,10 @@ def test_what_one_process_meets_in_an_update_both_take_together() -> None:
     with two(update_twice) as ears:
         first = [ear.poll(PATIENCE) and ear.recv() for ear in ears]
         second = [ear.poll(PATIENCE) and ear.recv() for ear in ears]
-    assert [said for _, said, _ in first] == [
-        [],
-        ["warning: out of memory with 2 rows at a time; going on with 1"],
-    ]
+    quiet, (line,) = (said for _, said, _ in first)
+    assert not quiet
+    assert "with 2 rows at a time" in line
+    assert line.endswith("going on with 1")
     assert first[0][2] == first[1][2]
     assert [got for got, _, _ in first] == pytest.approx([norm, norm], rel=1e-5)
     assert torch.tensor(first[0][2]) == pytest.approx(alone, abs=1e-6)
