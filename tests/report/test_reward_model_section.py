@@ -132,7 +132,7 @@ def test_a_temperature_is_a_finding_only_where_it_helps_on_other_pairs(tmp_path:
     said.append(temperature_of(written(change(run, temperature={"value": math.inf}))))
     assert "infinite" in said[3]
     prose.compare(
-        "report/reward_model_section: temperatures that help nobody, that do, that may, and none", *said
+        "report/reward_model_section: temperatures that help nobody, that do, that may, none", *said
     )
 
 
