@@ -10,7 +10,7 @@ from resuming import Killed
 from preftune.config import OptimizerConfig
 from preftune.models.roles import Policy
 from preftune.training.learner import Learner
-from preftune.training.loop import Ended, Plan, train
+from preftune.training.loop import EarlierState, Plan, train
 from tiny import causal_lm
 
 
@@ -39,7 +39,7 @@ class Counting:
         return metrics
 
 
-def play(algorithm: Counting, out: Path, every: int, kill_at: int = 0, **plan: Any) -> Ended | None:
+def play(algorithm: Counting, out: Path, every: int, kill_at: int = 0, **plan: Any) -> EarlierState | None:
     """Nine steps with a checkpoint `every` so many; how they ended."""
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:

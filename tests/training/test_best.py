@@ -16,7 +16,7 @@ from preftune.algorithms import ALGORITHMS
 from preftune.config import GRPOConfig, PPOConfig
 from preftune.stops import Interrupted, handled, stopping_point
 from preftune.training.checkpoint import newest_step
-from preftune.training.loop import Ended, Worth
+from preftune.training.loop import EarlierState, Worth
 from tiny import online, same_weights, state
 
 COURSE = [0.0, 1.0, 5.0, 3.0, 4.0, 4.5, 2.0, 1.0, 0.0]  # of what steps 1 ... 9 measure
@@ -29,7 +29,7 @@ def trained(
     kill_at: int = 0,
     during: Callable[[int], None] = lambda step: None,
     **plan: Any,
-) -> tuple[Ended | None, int]:
+) -> tuple[EarlierState | None, int]:
     algorithm = Counting(lambda before: {"score": COURSE[before]})
 
     def measure() -> float:
@@ -42,14 +42,14 @@ def trained(
     return ended, algorithm.steps
 
 
-BY_STEPS = Ended(9, 4.25, 6, "best")  # steps 5 and 6; those before have 0.5 and 4, those after 1.5 and 0
-NOW = Ended(9, 4.5, 6, "best")  # checkpoints of 2, 4, 6, 8, 9 measure 1, 3, 4.5, 1, 0
+BY_STEPS = EarlierState(9, 4.25, 6, "best")  # steps 5 and 6; before them 0.5 and 4, after them 1.5 and 0
+NOW = EarlierState(9, 4.5, 6, "best")  # checkpoints of 2, 4, 6, 8, 9 measure 1, 3, 4.5, 1, 0
 
 
 @pytest.mark.parametrize(("by_steps", "best"), [(True, BY_STEPS), (False, NOW)])
 @pytest.mark.parametrize("kills", [(), (5, 8), (7, 9)])
 def test_the_best_checkpoint_is_kept(
-    tmp_path: Path, by_steps: bool, best: Ended, kills: tuple[int, ...]
+    tmp_path: Path, by_steps: bool, best: EarlierState, kills: tuple[int, ...]
 ) -> None:
     for kill_at in kills:
         with pytest.raises(Killed):
@@ -74,7 +74,7 @@ def test_the_best_checkpoint_is_kept(
 def test_a_stage_that_ends_by_its_budget_ends_with_the_best_checkpoint_within(
     tmp_path: Path, course: list[float], every: int, kept: int, kills: tuple[int, ...]
 ) -> None:
-    def attempt(kill_at: int = 0) -> tuple[Ended | None, int]:
+    def attempt(kill_at: int = 0) -> tuple[EarlierState | None, int]:
         algorithm = Counting(lambda before: {"kl": float(before)})
         worth = Worth(measure=lambda: course[algorithm.steps - 1])
         ended = play(algorithm, tmp_path, every, kill_at, worth=worth, budget=("kl", 4.5))
@@ -83,7 +83,7 @@ def test_a_stage_that_ends_by_its_budget_ends_with_the_best_checkpoint_within(
     for kill_at in kills:
         with pytest.raises(Killed):
             attempt(kill_at)
-    assert attempt() == (Ended(6, 5.0, kept), kept)
+    assert attempt() == (EarlierState(6, 5.0, kept), kept)
 
 
 def test_stopped_while_a_checkpoint_is_weighed_loses_nothing(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_stopped_while_a_checkpoint_is_weighed_loses_nothing(tmp_path: Path) -> 
 def test_a_best_one_that_could_not_be_written_is_none(tmp_path: Path) -> None:
     faults.arm("checkpoint.file@step=6:enospc")
     try:
-        assert trained(tmp_path, 2, by_steps=False) == (Ended(9, 3.0, 4, "best"), 4)
+        assert trained(tmp_path, 2, by_steps=False) == (EarlierState(9, 3.0, 4, "best"), 4)
     finally:
         faults.arm("")
 
@@ -130,7 +130,7 @@ def test_with_a_budget_a_damaged_best_one_leaves_the_newest_within_it(tmp_path: 
 
     budget = ("kl", 4.5)
     ended = play(algorithm, tmp_path, 1, worth=worth, budget=budget, on_saved=damage, say=said.append)
-    assert (ended, algorithm.steps) == (Ended(6, 5.0, 4), 4)
+    assert (ended, algorithm.steps) == (EarlierState(6, 5.0, 4), 4)
     assert [line.rpartition(" of ")[2] for line in said] == ["step 4"]
 
 

@@ -24,7 +24,7 @@ from preftune.runs.stages import settings_of
 from preftune.stops import Interrupted, handled
 from preftune.training import checkpoint
 from preftune.training.learner import Learner
-from preftune.training.loop import Ended
+from preftune.training.loop import EarlierState
 from tiny import roles, same_weights
 
 # Twice the target and more counts as 1.2 times it; 10 % below as that. 64 of 10,000 responses a step.
@@ -71,7 +71,7 @@ def test_a_steered_stage_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert read_json(last / "state.json")["kept"]["kl_coef"] != used[-1]  # that of the step to come
 
 
-def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended | None, float]:
+def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[EarlierState | None, float]:
     """Each step measures as its KL how many there were before it."""
     algorithm = Counting(lambda before: {"kl": float(before)})
     ended = play(algorithm, out, every, kill_at, budget=("kl", most))
@@ -88,14 +88,14 @@ def drift(out: Path, every: int, most: float, kill_at: int = 0) -> tuple[Ended |
     ],
 )
 def test_beyond_the_budget_the_last_healthy_checkpoint_is_kept(tmp_path: Path, every: int, kept: int) -> None:
-    assert drift(tmp_path, every, 3.5) == (Ended(5, 4.0, kept), pytest.approx(kept, abs=1e-3))
+    assert drift(tmp_path, every, 3.5) == (EarlierState(5, 4.0, kept), pytest.approx(kept, abs=1e-3))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_killed_after_it_was_beyond_it_ends_at_the_same_place(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         drift(tmp_path, 2, 3.5, kill_at=5)
-    assert drift(tmp_path, 2, 3.5) == (Ended(5, 4.0, 2), pytest.approx(2, abs=1e-3))
+    assert drift(tmp_path, 2, 3.5) == (EarlierState(5, 4.0, 2), pytest.approx(2, abs=1e-3))
 
 
 @pytest.mark.parametrize(("every", "most", "after", "kept"), [(2, 3.5, 3, 2), (4, 7.5, 7, 4)])
@@ -130,7 +130,7 @@ def test_where_none_was_due_an_older_one_does(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         drift(tmp_path, 3, 3.5, kill_at=5)
     shutil.rmtree(tmp_path / "checkpoints" / "step-000000")
-    assert drift(tmp_path, 50, 3.5) == (Ended(5, 4.0, 3), pytest.approx(3, abs=1e-3))
+    assert drift(tmp_path, 50, 3.5) == (EarlierState(5, 4.0, 3), pytest.approx(3, abs=1e-3))
 
 
 def test_a_state_to_go_back_to_is_written_once_every_process_has_looked(

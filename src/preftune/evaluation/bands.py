@@ -63,17 +63,17 @@ def expected_band(
         least = min((entry.parameters for entry in published), default=0)
         smallest = [entry for entry in published if entry.parameters == least]
         if smallest:
-            text += f"; the smallest published ({_count(least)}): {_comma_list(smallest)}"
+            text += f"; the smallest published ({_count(least)}): {_accuracies(smallest)}"
         return {"low": None, "high": None, "text": text, "source": _citations(smallest) or None}
     return {
         "low": min(entry.accuracy for entry in near),
         "high": max(entry.accuracy for entry in near),
-        "text": f"published at this size on HH-RLHF: {_comma_list(near)}; their test pairs need not be these",
+        "text": f"published at this size on HH-RLHF: {_accuracies(near)}; their test pairs need not be these",
         "source": _citations(near),
     }
 
 
-def _comma_list(entries: Iterable[Published]) -> str:
+def _accuracies(entries: Iterable[Published]) -> str:
     suffixes = {_HELPFUL: " on helpful", _HARMLESS: " on harmless"}
     texts = (f"{e.model} {100 * e.accuracy:.1f} %{suffixes.get(e.sources, '')}" for e in entries)
     return ", ".join(dict.fromkeys(texts))

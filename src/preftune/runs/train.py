@@ -35,7 +35,7 @@ from preftune.runs.vllm import server_of
 from preftune.seeding import derive_seed
 from preftune.training.checkpoint import check_space, checkpoint_at, digests
 from preftune.training.learner import Learner
-from preftune.training.loop import Ended, Plan, Worth, train
+from preftune.training.loop import EarlierState, Plan, Worth, train
 from preftune.training.metrics import seconds_until
 
 _VALIDATION_ROWS = 256
@@ -77,7 +77,9 @@ def run_stage(session: Session, stage: Stage) -> bool:
     return True
 
 
-def _finish(session: Session, stage: Stage, job: Job, plan: Plan, began: float, ended: Ended | None) -> None:
+def _finish(
+    session: Session, stage: Stage, job: Job, plan: Plan, began: float, ended: EarlierState | None
+) -> None:
     """In the main process, write the model and the facts about the stage. `began`: as if what earlier
     attempts have trained had been trained just before this one.
     """

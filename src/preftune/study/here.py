@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 
-from preftune.study.tasks import Ended, Task, begin, complaint, stop
+from preftune.study.tasks import EndedTask, Task, begin, complaint, stop
 
 
 class Here:
@@ -15,11 +15,11 @@ class Here:
     def start(self, task: Task) -> None:
         self._running[task] = begin(task)
 
-    def ended_tasks(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[EndedTask]:
         over = {t: code for t, process in self._running.items() if (code := process.poll()) is not None}
         for task in over:
             del self._running[task]
-        return [Ended(task=task, code=code, complaint=complaint(task)) for task, code in over.items()]
+        return [EndedTask(task=task, code=code, complaint=complaint(task)) for task, code in over.items()]
 
     def stop(self) -> None:
         for process in self._running.values():

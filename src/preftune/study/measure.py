@@ -88,8 +88,7 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
     if missing:
         _measure(session, _grounds(session, reference, design.replies), reference, missing, keys)
     judge = session.judge
-    with_pairs = session.is_world and judge
-    on_fresh_pairs = _fresh_accuracy(session, judge, design.fresh_pairs) if with_pairs else None
+    fresh = _fresh_accuracy(session, judge, design.fresh_pairs) if session.is_world and judge else None
     judged_by = {name: functions[name] for name in ("functions", "golds") if name in functions}
     second = second_judge(session)
     shared = shares_prompts(session, second) if second else None
@@ -98,7 +97,7 @@ def measure_seed(session: Session, design: Design) -> dict[str, Any]:
         "reference": reference,
         "judged_by": judged_by,
         "gold_apart": None if shared is None else not shared,
-        "reward_model": on_fresh_pairs or None,
+        "reward_model": fresh or None,
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.errors import BackendMissing, UsageError
-from preftune.study.tasks import Ended, Task, perform
+from preftune.study.tasks import EndedTask, Task, perform
 
 _INSTALL = "pip install 'preftune[cluster]'"
 
@@ -44,7 +44,7 @@ class Ray:
     def start(self, task: Task) -> None:
         self._refs[self._perform.options(name=task.name).remote(task)] = task
 
-    def ended_tasks(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[EndedTask]:
         if not self._refs:
             return []
         over, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
@@ -54,12 +54,12 @@ class Ray:
         for ref in self._refs:
             self._ray.cancel(ref, force=True)
 
-    def _outcome(self, task: Task, ref: Any) -> Ended:
+    def _outcome(self, task: Task, ref: Any) -> EndedTask:
         """A task that raised is a fault that comes again; other errors of Ray say that a worker is gone."""
         try:
             code, complaint = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            return Ended(task=task, code=70, complaint=str(error).strip().rpartition("\n")[2][:300])
+            return EndedTask(task=task, code=70, complaint=str(error).strip().rpartition("\n")[2][:300])
         except self._ray.exceptions.RayError as error:
-            return Ended(task=task, code=None, complaint=str(error).partition("\n")[0][:300])
-        return Ended(task=task, code=code, complaint=complaint)
+            return EndedTask(task=task, code=None, complaint=str(error).partition("\n")[0][:300])
+        return EndedTask(task=task, code=code, complaint=complaint)

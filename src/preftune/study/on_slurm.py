@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import BackendMissing, UsageError
-from preftune.study.tasks import Ended, Task, perform
+from preftune.study.tasks import EndedTask, Task, perform
 
 _MINUTES = 720  # a job's limit unless it is set; Slurm warns 90 s before, and the task saves
 _LOOKS = 20  # of half a second, between questions to Slurm
@@ -49,7 +49,7 @@ class Slurm:
             hint = "sbatch's own words are above; check --resource"
             raise BackendMissing(f"Slurm does not take {task.name}: {error}"[:600], hint) from error
 
-    def ended_tasks(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[EndedTask]:
         gone = self._gone()
         over = {
             t: job for t, job in self._jobs.items() if job.paths.result_pickle.exists() or job.job_id in gone
@@ -77,12 +77,12 @@ class Slurm:
         return gone
 
 
-def _outcome(task: Task, job: Any) -> Ended:
+def _outcome(task: Task, job: Any) -> EndedTask:
     """Without a result the machine is gone; with an error in its place Slurm ended the job at its limit."""
     if not job.paths.result_pickle.exists():
-        return Ended(task=task, code=None)
+        return EndedTask(task=task, code=None)
     error = job.exception()
     if error is not None:
-        return Ended(task=task, code=None, complaint=str(error).strip().rpartition("\n")[2][:300])
+        return EndedTask(task=task, code=None, complaint=str(error).strip().rpartition("\n")[2][:300])
     code, complaint = job.result()
-    return Ended(task=task, code=code, complaint=complaint)
+    return EndedTask(task=task, code=code, complaint=complaint)

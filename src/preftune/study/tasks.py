@@ -65,7 +65,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class EndedTask:
     """A task that runs no more. `code`: the exit code of its process, below 0 for a signal; None if nobody
     knows, since machine or worker are gone. `complaint`: its last words, if any.
     """
@@ -87,7 +87,7 @@ class Crew(Protocol):
         """Hand a task over; does not wait for it."""
         ...
 
-    def ended_tasks(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[EndedTask]:
         """Tasks that ended since the last call."""
         ...
 
@@ -152,7 +152,7 @@ def complaint(task: Task, begins: int = 0) -> str:
 
 def carry_out(tasks: Sequence[Task], crew: Crew, *, at_once: int, retries: int, console: Console) -> None:
     """Have all tasks done, each when what it waits for is. PreftuneError if one fails, after the others."""
-    waiting, done, failed = list(tasks), set[Task](), list[Ended]()
+    waiting, done, failed = list(tasks), set[Task](), list[EndedTask]()
     tries, began = Counter[Task](), dict[Task, float]()
     try:
         while True:
@@ -184,11 +184,11 @@ def carry_out(tasks: Sequence[Task], crew: Crew, *, at_once: int, retries: int, 
         raise _failure(failed, len({task.seed for task in tasks}))
 
 
-def _end_in_words(end: Ended) -> str:
+def _end_in_words(end: EndedTask) -> str:
     return "was lost" if end.code is None else f"ended with code {end.code}"
 
 
-def _failure(failed: Sequence[Ended], seeds: int) -> PreftuneError:
+def _failure(failed: Sequence[EndedTask], seeds: int) -> PreftuneError:
     """What the first task that failed complained of, with its exit code."""
     first, n_failed = failed[0], len({end.task.seed for end in failed})
     error = PreftuneError(

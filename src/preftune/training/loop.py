@@ -38,7 +38,7 @@ class Worth:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EarlierState:
     """The final state is not that of the last step, but that after step `kept`. `why` "kl_budget": the metric
     had this `value`, beyond the budget, at `step`, the last that was taken; "best": of the checkpoints up to
     `step` that one has the highest worth, `value`.
@@ -79,7 +79,7 @@ def train(
     batch_at: Callable[[int], Any],
     plan: Plan,
     on_step: Callable[[int, Metrics], None],
-) -> Ended | None:
+) -> EarlierState | None:
     """Run the remaining steps; the last state is left in the learner's models and in the last checkpoint. A
     step that is beyond the budget is the last, and the state that of a checkpoint from before.
 
@@ -179,12 +179,12 @@ class _Keeper:
         if value > (self.former.value if self.former is not None else -math.inf):
             _note_best(scalars, _Best(step, value))
 
-    def best(self) -> Ended | None:
+    def best(self) -> EarlierState | None:
         """Go back to the best checkpoint; None for the last one, a damaged one, or if nothing is compared."""
         best, last = _best_of(self.learner.scalars), self.plan.steps
         if best is None or self._back_to_the_best(last) == last:
             return None
-        return Ended(last, best.value, best.step, "best")
+        return EarlierState(last, best.value, best.step, "best")
 
     def _back_to_the_best(self, last: int) -> int:
         """From the state after step `last` to the best one that it knows of; returns the step of the state
@@ -212,10 +212,10 @@ class _Keeper:
             for name, count in skipped.items() if self.learner.scaler_state() else ():
                 self.learner.trained[name].skipped = count  # what was counted is not counted again
 
-    def beyond(self, step: int, row: Metrics) -> Ended | None:
-        """Ended if what a step measured before its updates is beyond the budget. The previous step's updates
-        led there, so the state becomes that of the newest checkpoint before those, or of the best up to it;
-        what a signal left does not count, so that a stage ends alike with and without. DataError if that
+    def beyond(self, step: int, row: Metrics) -> EarlierState | None:
+        """The earlier state that counts if what a step measured before its updates is beyond the budget. The
+        previous step's updates led there, so it is that of the newest checkpoint before those, or of the best
+        up to it; what a signal left does not count: a stage ends alike with and without. DataError if that
         checkpoint is gone.
         """
         metric, most = self.plan.budget or ("", math.inf)
@@ -235,7 +235,7 @@ class _Keeper:
                 "raise kl_budget, or train the stage again (--redo)",
             )
         checkpoint.load(path, self.learner, self.plan.say)
-        return Ended(step, value, self._back_to_the_best(newest))
+        return EarlierState(step, value, self._back_to_the_best(newest))
 
     def end_step(self, step: int, row: Metrics) -> None:
         """Save if it is time. Raises Interrupted, with the state saved, if a process was asked to stop."""
