@@ -215,7 +215,7 @@ def test_a_prompt_that_is_named_is_no_text(tmp_path: Path) -> None:
 def test_a_system_column_is_the_system_message_and_is_said(tmp_path: Path) -> None:
     data = load(tmp_path / "a.jsonl", PAIR | {"system": "Be brief."})
     assert data.train[0].prompt == (Turn("system", " Be brief."), Turn("human", " Q"))
-    (note,) = (note for note in data.report["notes"] if note.startswith("1 rows have a system column"))
+    (note,) = (note for note in data.report["notes"] if note.startswith("rows with a system column"))
     prose.compare("data/formats: a system column", note)
     own = [said("system", "Be long."), said("user", "Q")]
     data = load(tmp_path / "b.jsonl", PAIR | {"system": "Be brief.", "prompt": own})

@@ -218,7 +218,7 @@ def test_a_second_model_no_better_than_a_coin_is_no_second_opinion(tmp_path: Pat
     assert "own score" in summary(run)
     words = part(run, "By the second")
     assert "(48.0 % [41.0, 55.0])" in words
-    (found,) = (caution for caution in cautions(run) if "checks on nothing" in caution)
+    (found,) = (caution for caution in cautions(run) if "confirms nothing" in caution)
     prose.compare("report/second_opinions: a second model like a coin", summary(run), words, found)
     assert not any("Over-optimisation" in caution for caution in cautions(run))
     assert "over-optimisation" not in {finding.kind for finding in diagnose(run)}

@@ -74,7 +74,7 @@ def local_files(root: Path, config: str | None = None, foreign: bool = False) ->
     """
     paths = find_files(root)
     if paths == [root]:
-        unused = f"{root.name}: data.config = {config} has no use with a single file: README.md declares such"
+        unused = f"{root.name}: data.config = {config} is not used: a folder's README.md declares such"
         return Chosen([(root, "train")], [unused] if config is not None and not foreign else [])
     chosen = chosen_files(root, paths, readme_text(root / README), config, foreign)
     chosen.notes += named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)

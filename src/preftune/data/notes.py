@@ -9,9 +9,9 @@ from preftune.data.rows import Tally
 
 NAMED = "data.columns.chosen=NAME data.columns.rejected=NAME"
 HOW = {
-    "split": "rows belong to the split that their column split names",
-    "system": "rows have a system column, which is read as the system message",
-    "json": "rows hold conversations as JSON text, which are read as conversations",
+    "split": "rows of the split that their column split names",
+    "system": "rows with a system column, which is read as the system message",
+    "json": "rows with conversations as JSON text, which are read as conversations",
 }
 
 
@@ -59,7 +59,7 @@ def _notes(tallies: Sequence[Tally]) -> Iterator[str]:
     if set(forms) - {"preference pairs"}:
         yield "rows read as " + ", ".join(f"{name} ({n:,})" for name, n in forms.most_common())
     noted = sum((tally.noted for tally in tallies), Counter[str]())
-    yield from (f"{n:,} {HOW[kind]}" for kind, n in noted.items() if n)
+    yield from (f"{HOW[kind]}: {n:,}" for kind, n in noted.items() if n)
     if reasons := reasons_of(tallies):
         yield f"left out: {reasons}"
     if undesirable := sum(len(tally.undesirable) for tally in tallies):

@@ -29,7 +29,7 @@ def planned(
         yield f"data: {len(getattr(dataset, split)):,} {split} rows"
     yield from (f"data: {line}" for line in data_lines(dataset.report))
     for name in not_tried(config):
-        yield f"{name}: not tried and not counted: {config.stage[name].plan()} (it asks nothing here)"
+        yield f"{name}: not tried and not counted: {config.stage[name].plan()} (a plan asks no LLM judge)"
     names = max(len(cost.name) for cost in costs)
     for cost in costs:
         rows = f"{cost.rows:,} rows, " if cost.rows is not None else ""

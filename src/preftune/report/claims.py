@@ -83,14 +83,14 @@ def _is_sound(model: RewardModelRecord | None) -> bool | None:
 
 def usable_judges(run: RunView) -> dict[str, str]:
     """`JUDGES`, without a second reward model that some stage learnt from, or that is not shown to be better
-    than a coin: it checks on nothing.
+    than a coin: it confirms nothing.
     """
     useless = taught_by_second(run) or _is_sound(run.second_model) is False
     return {measure: words for measure, words in JUDGES.items() if measure != "held_out" or not useless}
 
 
 def second_judge_fault(run: RunView) -> str:
-    """Why the second reward model checks on nothing; "" where it does, or there is none."""
+    """Why the second reward model confirms nothing; "" where it does, or there is none."""
     if "held_out" in usable_judges(run) or not claims(run, "held_out"):
         return ""
     if taught := taught_by_second(run):

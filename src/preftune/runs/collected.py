@@ -125,15 +125,15 @@ def _trust(facts: Json) -> list[str]:
     lines = [
         f"- {drawn}: they agree with the scores in {facts['labels_agree']:.1%}; the best accuracy that "
         f"anybody can be expected to reach on them is {reachable:.1%}",
-        f"- the longer reply is chosen in {_percent(facts['longer_wins'])} of pairs of unequal length",
+        f"- the longer reply is chosen, where lengths differ: {_percent(facts['longer_wins'])}",
     ]
     for stage, rate in facts.get("beats", {}).items():
         lines.append(f"- win rate over the replies of {code(stage)} to the same prompts: {_percent(rate)}")
     if (usage := facts.get("llm")) is not None:
         named = ", ".join(code(model) for model in usage["answered_by"]) or "a model that gave no name"
         lines += [
-            f"- asked {usage['questions']:,} questions, answered by {named}: {usage['ties']:,} ties, "
-            f"{usage['no_verdict']:,} without a verdict, {usage['refused']:,} of them refused",
+            f"- asked {usage['questions']:,} questions, answered by {named}: ties {usage['ties']:,}, "
+            f"without a verdict {usage['no_verdict']:,}, of which refused {usage['refused']:,}",
             f"- the same outcome in both orders: {_percent(usage['both_orders'])}; the reply that stands "
             f"first wins {_percent(usage['first_wins'])} (without a preference for a place: about half)",
         ]
@@ -142,5 +142,5 @@ def _trust(facts: Json) -> list[str]:
 
 def _percent(share: Mapping[str, Any]) -> str:
     if share["value"] is None:
-        return "none"
+        return "not known (n = 0)"
     return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] (n = {share['n']:,})"

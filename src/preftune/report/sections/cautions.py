@@ -35,7 +35,7 @@ def cautions(run: RunView) -> tuple[str, ...]:
         )
     warnings += [*_unended_warnings(run), *_seen_gold(run), *_judge_warnings(run)]
     if fault := second_judge_fault(run):
-        warnings.append(f"{fault[0].upper()}{fault[1:]}: it checks on nothing.")
+        warnings.append(f"{fault[0].upper()}{fault[1:]}: it confirms nothing.")
     warnings += _policy_warnings(run)
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
     warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
