@@ -98,8 +98,8 @@ def chat_ids(tokenizer: Any, messages: Sequence[Any], opened: bool) -> list[int]
 def test_a_handle_takes_finished_text_and_messages(
     base: Path, tmp_path: Path, recorded: Any, behind: int
 ) -> None:
-    """A model from elsewhere is read behind the line break that its template writes after a turn, one of a
-    stage of ours at the end token.
+    """Messages of a model from elsewhere are read behind the line break its template writes after a turn,
+    those of a stage of ours, and text, at the end token.
     """
     source, tokenizer = Source(str(base)), load_tokenizer(Source(str(base)))
     init_scalar_model(source, tokenizer, 0).save_pretrained(tmp_path)
@@ -109,13 +109,13 @@ def test_a_handle_takes_finished_text_and_messages(
     model = preftune.load_reward_model(tmp_path)
     answered = [*ASKED, {"role": "assistant", "content": "Ok."}]
     ids = chat_ids(tokenizer, answered, False)
-    whole = ids[: len(ids) - 1 + behind]
-    ids = torch.tensor([whole])
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    with torch.no_grad():
-        want = model.role.model(ids, attention_mask=mask).logits[0, 0].item()
+    expected = []
+    for length in (len(ids) - 1, len(ids) - 1 + behind):
+        row = torch.tensor([ids[:length]])
+        with torch.no_grad():
+            expected.append(model.role.model(row, attention_mask=torch.ones_like(row)).logits[0, 0].item())
     text = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
-    assert model.raw_score([text, ASKED], ["Ok.", " Ok. "]).tolist() == pytest.approx([want, want], abs=1e-5)
+    assert model.raw_score([text, ASKED], ["Ok.", " Ok. "]).tolist() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(DataError, match="no list of messages"):
         model.score([[{"role": "robot", "content": "Hi"}]], ["Ok."])
     for form in ("chat", "transcript", "plain"):
