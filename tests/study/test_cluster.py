@@ -23,7 +23,7 @@ from preftune.study.design import load_design, save_design
 from preftune.study.launch import Placement, run_study
 from preftune.study.places import facts_file, numbers_in, point_dir, seed_dir
 from preftune.study.seed import run_seed
-from preftune.study.tasks import Ended, Task, carry_out
+from preftune.study.tasks import EndedTask, Task, carry_out
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study and goes on with it
 POINT = "ppo-kl_coef-1_0"
@@ -49,10 +49,10 @@ class Told:
         self.started.append(task.name)
         self.running.append(task)
 
-    def ended_tasks(self) -> Sequence[Ended]:
+    def ended_tasks(self) -> Sequence[EndedTask]:
         over, self.running = self.running, []
         codes = {task: self.codes.get(task.name) or [0] for task in over}
-        return [Ended(task=task, code=left.pop(0), complaint="why") for task, left in codes.items()]
+        return [EndedTask(task=task, code=left.pop(0), complaint="why") for task, left in codes.items()]
 
     def stop(self) -> None:
         self.stopped = True
