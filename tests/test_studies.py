@@ -19,10 +19,20 @@ from preftune.world.dataset import world_hash
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
-SENTIMENT = ("sentiment", "sentiment-frontier")
+SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo")
 KEPT = (  # what stands in a kept seed besides names of policies and hashes
     *("base", "best_of_n", "base_nll", "bytes", "distinct_2", "ended", "files", "gold", "gold_win", "golds"),
-    *("key", "kl", "length", "policies", "policy", "preftune.judges.reviews:liked", "proxy", "record_sha256"),
+    *(
+        "key",
+        "kl",
+        "length",
+        "policies",
+        "policy",
+        "preftune.judges.reviews:liked",
+        "proxy",
+        "record_sha256",
+        "score",
+    ),
     *("reference", "repetition_4", "reward_model", "seconds", "seed", "sets", "sha256", "steps", "test"),
     *("tokens", "tokens_sampled", "tokens_trained", "win"),
 )
@@ -93,10 +103,16 @@ def test_it_is_of_the_world_that_ships(study: dict[str, Any]) -> None:
     assert study["world_sha256"] == world_hash()
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "dpo", "best", "ceiling", "best_of_16"])
-def test_the_table_of_sentiment_is_the_studys(name: str) -> None:
+@pytest.mark.parametrize(
+    ("study", "name"),
+    [
+        *(("sentiment", name) for name in ("ppo", "grpo", "dpo", "best", "ceiling", "best_of_16")),
+        *(("sentiment-grpo", name) for name in ("grpo", "best_of_16")),
+    ],
+)
+def test_the_table_of_sentiment_is_the_studys(study: str, name: str) -> None:
     place = ROOT / "docs" / "studies"
-    policy = json.loads((place / "sentiment" / "study.json").read_text(encoding="utf-8"))["policies"][name]
+    policy = json.loads((place / study / "study.json").read_text(encoding="utf-8"))["policies"][name]
     (other,) = policy["others"].values()
     confirmed = f"{other['gain']:+.3f} [{other['gain_low']:+.3f}, {other['gain_high']:+.3f}]"
     cells = [interval(policy), confirmed, f"{policy['kl']:.2f}"]
@@ -291,3 +307,12 @@ def test_the_last_policies_of_over_optimisation_are_those_of_its_runs() -> None:
     assert len(rows) == 1 + len(results) == 4
     page = (ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8").splitlines()
     assert set(rows) <= set(page)
+
+
+def test_readme_says_of_grpo_within_the_limits_what_its_study_does() -> None:
+    study = json.loads((ROOT / "docs/studies/sentiment-grpo/study.json").read_text(encoding="utf-8"))
+    grpo, text = study["policies"]["grpo"], " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert grpo["text"]["counts"]
+    assert f"it keeps the limits ({interval(grpo)}, four seeds)" in text
+    (other,) = grpo["others"].values()
+    assert other["gain_low"] < 0 < other["gain_high"]  # "a second judge is not shown to agree"
