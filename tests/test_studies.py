@@ -21,20 +21,11 @@ RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
 SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo")
 KEPT = (  # what stands in a kept seed besides names of policies and hashes
-    *("base", "best_of_n", "base_nll", "bytes", "distinct_2", "ended", "files", "gold", "gold_win", "golds"),
-    *(
-        "key",
-        "kl",
-        "length",
-        "policies",
-        "policy",
-        "preftune.judges.reviews:liked",
-        "proxy",
-        "record_sha256",
-        "score",
-    ),
-    *("reference", "repetition_4", "reward_model", "seconds", "seed", "sets", "sha256", "steps", "test"),
-    *("tokens", "tokens_sampled", "tokens_trained", "win"),
+    *("base", "best_of_n", "base_nll", "bytes", "content_sha256", "distinct_2", "ended", "files", "gold"),
+    *("gold_apart", "gold_win", "golds", "judged_by", "key", "kl", "length", "pairs", "policies", "policy"),
+    *("preftune.judges.reviews:liked", "preftune.judges.style:sentiment", "proxy", "record_sha256"),
+    *("reference", "repetition_4", "reward_model", "rm", "score", "seconds", "seed", "sets", "sha256"),
+    *("stages", "steps", "test", "tokens", "tokens_sampled", "tokens_trained", "train", "validation", "win"),
 )
 
 
