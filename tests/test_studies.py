@@ -307,3 +307,22 @@ def test_readme_says_of_grpo_within_the_limits_what_its_study_does() -> None:
     assert f"it keeps the limits ({interval(grpo)}, four seeds)" in text
     (other,) = grpo["others"].values()
     assert other["gain_low"] < 0 < other["gain_high"]  # "a second judge is not shown to agree"
+
+
+def test_the_page_says_of_the_validation_files_what_their_results_do() -> None:
+    folder = ROOT / "benchmarks" / "results" / "hh_smollm2"
+    page = " ".join((ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8").split())
+    cells: dict[str, list[str]] = {}
+    rows = (folder / "seed-3-validation-comparisons.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, rows):
+        if row["reference"] == "policy_sft":
+            low, high = row["interval"]
+            cells.setdefault(row["policy"], []).append(f"{row['mean']:+.2f} [{low:.2f}, {high:.2f}]")
+    assert len(cells) == 5
+    assert all(f"| {' | '.join(cell)} |" in page for cell in cells.values())
+    file = folder / "seed-3-validation-preference.json"
+    for numbers in json.loads(file.read_text(encoding="utf-8"))["preference"].values():
+        share = numbers["accuracy"]
+        low, high = (100 * end for end in share["interval"])
+        assert f"{100 * share['value']:.1f} % [{low:.1f}, {high:.1f}]" in page
+        assert f"of those {share['n']:,} pairs" in page
