@@ -131,7 +131,7 @@ def test_a_row_says_who_wrote_and_who_judged_it(run: RunDir) -> None:
     assert facts["longer_wins"]["n"] == facts["pairs"]
     card = (run.collected("pairs") / "README.md").read_text(encoding="utf-8")
     assert f"judged by `{__name__}:words`; {facts['pairs']:,} pairs" in card
-    assert f"in 100.0% [{facts['longer_wins']['low']:.1%}, 100.0%]" in card
+    assert f"where lengths differ: 100.0% [{facts['longer_wins']['low']:.1%}, 100.0%]" in card
 
 
 def test_the_file_is_read_like_any_other(run: RunDir) -> None:
