@@ -17,7 +17,7 @@ import torch
 
 from preftune.algorithms import GRPO, PPO
 from preftune.config import EvaluationConfig
-from preftune.data import Dialogue, Encoder, Preference, Turn, pad_sequences
+from preftune.data import Dialogue, Encoder, Preference, Turn, pad_sequences, split_pair
 from preftune.data.corpus import train_tokenizer
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.mistakes import mistakes
@@ -25,7 +25,6 @@ from preftune.evaluation.policy import Conditions
 from preftune.evaluation.reward_model import examine, score_pairs
 from preftune.models.roles import Policy, Reference, RewardModel
 from tiny import EOS, GROUP, Judge, causal_lm, classifier, gradients, pairs, prompts, roles, rollout, runner
-from transcripts import split_pair
 
 TESTS = Path(__file__).resolve().parent
 HERE = "test_seed_bugs.py"

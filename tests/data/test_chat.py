@@ -17,10 +17,10 @@ from preftune.data import (
     Turn,
     first_encoded,
     parse_prompt,
+    split_pair,
 )
 from preftune.errors import ConfigError, DataError
 from preftune.rollout.score import read_alike
-from transcripts import split_pair
 
 CHATS = {
     "one question": [("human", "Hi")],

@@ -21,10 +21,10 @@ from preftune.data import (
     first_encoded,
     parse_prompt,
     read_preferences,
+    split_pair,
 )
 from preftune.errors import ConfigError, DataError
 from sweeps import ALL, every
-from transcripts import split_pair
 
 START = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
 PAIR = split_pair(START + " Because it is.", START + " I do not know, my friend.")

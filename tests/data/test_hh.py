@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data import Dialogue, RejectedRow, Turn, parse_prompt
+from preftune.data import Dialogue, RejectedRow, Turn, parse_prompt, split_pair
 from preftune.data.hh import MARKER, REASONS, parse_transcript, split_turns
-from transcripts import split_pair
 
 P = "\n\nHuman: Hi\n\nAssistant:"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preftune.evaluation.compare import with_verdicts
+from preftune.evaluation.compare import judged
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from preftune.evaluation.compare import with_verdicts
 def test_a_verdict_needs_prompts_an_interval_and_a_p_value(
     n: int, interval: list[float], p_value: float, verdict: str
 ) -> None:
-    (record,) = with_verdicts([{"n": n, "interval": interval, "p_value": p_value}], "score vs policy_sft")
+    (record,) = judged([{"n": n, "interval": interval, "p_value": p_value}], "score vs policy_sft")
     assert record["verdict"] == verdict

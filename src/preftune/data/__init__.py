@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.data.dataset import Dataset, load_dataset, prompt_hash, read_preferences, row_key
 from preftune.data.dialogue import Dialogue, Preference, Turn
-from preftune.data.hh import RejectedRow, parse_prompt
+from preftune.data.hh import RejectedRow, parse_prompt, split_pair
 from preftune.data.loader import order, rows_at
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
     "read_preferences",
     "row_key",
     "rows_at",
+    "split_pair",
     "unpaired",
 ]
 

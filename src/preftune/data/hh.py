@@ -81,6 +81,13 @@ def parse_prompt(text: str) -> Dialogue:
     return Dialogue(turns[:-1])
 
 
+def split_pair(chosen: str, rejected: str, *, normalize: bool = True) -> Preference:
+    """Two transcripts, split at their last assistant turn. Raises RejectedRow as `parse_transcript` and
+    `split_turns` do.
+    """
+    return split_turns(parse_transcript(chosen), parse_transcript(rejected), normalize=normalize)
+
+
 def split_turns(chosen: Sequence[Turn], rejected: Sequence[Turn], *, normalize: bool = True) -> Preference:
     """Split two dialogues (non-empty) at their last assistant turn, which must be all that differs; turns
     shared by both are kept as they are.

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from preftune.data import Preference
 from preftune.evaluation import stats
 from preftune.evaluation.calibration import nll, sigmoid
-from preftune.evaluation.compare import with_verdicts
+from preftune.evaluation.compare import judged
 
 WORD = re.compile(r"\w+|[^\w\s]")
 VOCABULARY, MIN_COUNT, TRAINING_PAIRS = 5000, 3, 20_000
@@ -122,7 +122,7 @@ def baseline_tests(
                 else stats.mcnemar_exact(ours_only, theirs_only),
             }
         )
-    return list(with_verdicts(records, "baselines"))
+    return list(judged(records, "baselines"))
 
 
 def power(accuracy: float, n: int, tests: Sequence[Mapping[str, Any]], deff: float = 1.0) -> dict[str, Any]:

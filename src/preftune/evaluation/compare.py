@@ -29,13 +29,11 @@ def compare_to(
             continue
         contestants = [name for name in rows if name != reference]
         family = [_paired_comparison(name, reference, measure, rows, settings, seed) for name in contestants]
-        records += with_verdicts(
-            [record for record in family if record is not None], f"{measure} vs {reference}"
-        )
+        records += judged([record for record in family if record is not None], f"{measure} vs {reference}")
     return records
 
 
-def with_verdicts(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str, Any]]:
+def judged(records: Sequence[dict[str, Any]], family: str) -> Iterator[dict[str, Any]]:
     """The records with Holm's adjusted p-value over all of them, a verdict, and the name of the family."""
     adjusted = stats.holm([record["p_value"] for record in records])
     for record, p in zip(records, adjusted, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.errors import DataError, InputMissing
 from preftune.evaluation import stats
-from preftune.evaluation.compare import with_verdicts
+from preftune.evaluation.compare import judged
 from preftune.measure.same_judges import judged_by, no_common_unit, same_gold, same_score
 from preftune.records.base import read_record, read_records
 from preftune.records.outdated import outdated
@@ -67,7 +67,7 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
         if measure == "gain" and no_unit:
             records += [{**record, **dict.fromkeys(_COMPARED)} for record in family]
             continue
-        records += [_in_words(record) for record in with_verdicts(family, f"{measure}, b - a")]
+        records += [_in_words(record) for record in judged(family, f"{measure}, b - a")]
     return {
         "a": str(a.path),
         "b": str(b.path),
