@@ -76,6 +76,7 @@ sweeps: $(VENV)/.installed-test ## every case of what `make test` takes a sample
 
 # What `make test` leaves out (the marker `slow`): it shows again, elsewhere, what a quicker test there shows. Last run
 # on 2026-11-28, as part of `make test` before it was left out there: all 6 passed; its 7 kills and signals on 2026-11-30.
+# Its 26 reproductions of reported bugs, which lie in PREFTUNE_SHARED, on 2026-12-01: all passed.
 slow: $(VENV)/.installed-test ## the tests that `make test` leaves out: more kills, windows and lengths, reported bugs (minutes)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15 -m slow tests
 

@@ -1,4 +1,4 @@
-"""Names that others call: they stay, with the order of what they take."""
+"""Names that others call, tests/slow/test_cases.py too: they stay, with the order of what they take."""
 
 import inspect
 from importlib import import_module
@@ -45,11 +45,17 @@ NAMES: dict[str, dict[str, str]] = {
         "distinct_n": "tokens n",
         "repetition_n": "tokens n",
     },
+    "preftune.evaluation.compare": {"judged": "records family"},
+    "preftune.evaluation.length": {"controlled_win_rate": "wins longer resamples seed"},
+    "preftune.models.load": {"load_causal_lm": "source", "load_tokenizer": "source"},
+    "preftune.models.locate": {"locate": "base"},
+    "preftune.models.scalar": {"init_scalar_model": "source tokenizer seed"},
     "preftune.data": {
         "Sequences": "ids attention response",
         "Pairs": "chosen rejected",
         "split_pair": "chosen rejected",
         "read_preferences": "path",
+        "load_dataset": "config",
         "RejectedRow": "reason",
     },
     "preftune": {

@@ -290,13 +290,13 @@ class Encoder:
     def _reply(self, prompt: Dialogue, text: str, ended: bool) -> tuple[list[int], bool]:
         """Ids of a reply, and whether the chat template left none of its text out."""
         limit = self.max_response_length
-        readable = text[: CHARACTERS * limit]
+        bounded = text[: CHARACTERS * limit]
         if self._chat is None:
-            reply, end = Reply(context=_OPENED, body=readable, closing="", complete=True), [self.eos_id]
+            reply, end = Reply(context=_OPENED, body=bounded, closing="", complete=True), [self.eos_id]
         else:
-            reply, frame = self._chat.reply(prompt, readable), self._chat.frame
+            reply, frame = self._chat.reply(prompt, bounded), self._chat.frame
             end = [] if frame and frame.end else [self.eos_id]
-        if ended and len(readable) == len(text):
+        if ended and len(bounded) == len(text):
             ids = self._behind(reply.context, reply.body + reply.closing) + end + self.after_end
             if len(ids) <= limit:
                 return ids, reply.complete
