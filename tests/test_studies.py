@@ -326,3 +326,27 @@ def test_the_page_says_of_the_validation_files_what_their_results_do() -> None:
         low, high = (100 * end for end in share["interval"])
         assert f"{100 * share['value']:.1f} % [{low:.1f}, {high:.1f}]" in page
         assert f"of those {share['n']:,} pairs" in page
+
+
+def test_the_page_says_of_kinds_of_prompt_what_their_results_do() -> None:
+    file = ROOT / "benchmarks" / "results" / "hh_smollm2" / "seed-3-by-prompt.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    page = (ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8").splitlines()
+    by_source: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "source":
+            by_source.setdefault(row["of"], {})[row["policy"]] = row
+    assert sum(groups["base"]["n"] for groups in by_source.values()) == 128
+    assert by_source.pop("helpful-online")["base"]["n"] == 4  # "the four are left out"
+    for source, groups in by_source.items():
+        gains = [groups[name]["held_out"] for name in ("policy_ppo", "policy_grpo", "policy_dpo", "base")]
+        cells = [f"{g['mean']:+.2f} [{g['interval'][0]:.2f}, {g['interval'][1]:.2f}]" for g in gains]
+        assert f"  | `{source}` | {groups['base']['n']} | {' | '.join(cells)} |" in page
+    gained = {
+        name: {source for source, groups in by_source.items() if groups[name]["held_out"]["interval"][0] > 0}
+        for name in ("policy_ppo", "policy_grpo", "policy_dpo", "base")
+    }
+    single, harmless = "helpful-single-turn-extra", "harmless-base"
+    assert gained["policy_dpo"] == gained["base"] == {single}
+    assert gained["policy_ppo"] == gained["policy_grpo"] == {single, harmless}
+    assert by_source[harmless]["base"]["held_out"]["interval"][1] < 0  # "where the base loses"

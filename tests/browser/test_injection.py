@@ -63,8 +63,10 @@ def _records(run: RunDir) -> None:
     record["sanity"] = [record["sanity"][1] | {"name": text, "label": text} for text in PAYLOADS[:20]]
     record["expected_band"] = {"low": None, "high": None, "text": PAYLOADS[30], "source": PAYLOADS[31]}
     write_json(run.reward_evaluation, record)
+    by_prompt = {"source": {text: {"n": 9, "score": 0.5} for text in PAYLOADS[:12]}}
     for policy, text in (("policy_ppo", PAYLOADS[70]), ("policy_dpo", PAYLOADS[40])):
-        write_json(run.evaluation(policy), read_json(run.evaluation(policy)) | {"label": text})
+        record = read_json(run.evaluation(policy))
+        write_json(run.evaluation(policy), record | {"label": text, "by_prompt": by_prompt})
     write_jsonl(run.metrics("sft"), [{"step": step, PAYLOADS[20]: 0.5 * step} for step in range(1, 4)])
     write_json(
         run.run, {"command": list(PAYLOADS), "versions": {PAYLOADS[50]: PAYLOADS[51]}, "commit": PAYLOADS[52]}

@@ -15,9 +15,9 @@ from preftune.measure import evaluate
 from preftune.measure.compare import compare_runs
 from preftune.records.outdated import outdated
 from preftune.report import cautions
-from preftune.report.claims import summary
 from preftune.report.doctor import examine
 from preftune.report.load import load_run
+from preftune.report.sentences import summary
 from preftune.rundir import RunDir, read_json
 from preftune.runs.overview import show_runs
 from preftune.runs.reopen import reopen

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.report.claims import verdict_sentences
+from preftune.report.sentences import verdict_sentences
 from preftune.report.view import RunView
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 

@@ -18,14 +18,12 @@ from preftune.report.claims import (
     claims,
     detectable,
     outcome,
-    short_stages,
-    summary,
-    verdict_sentences,
 )
 from preftune.report.contents import sections
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.comparison import reading, significance
+from preftune.report.sentences import short_stages, summary, verdict_sentences
 from preftune.rundir import read_json, write_json
 
 

@@ -18,8 +18,8 @@ from preftune.cli import main
 from preftune.errors import DataError, InputMissing
 from preftune.records.base import Estimate
 from preftune.report import build, cautions, load_run
-from preftune.report.claims import verdict_sentences
 from preftune.report.plots.figures import draw
+from preftune.report.sentences import verdict_sentences
 from preftune.report.tables import column
 from preftune.rundir import RunDir, read_json, write_json, write_text
 

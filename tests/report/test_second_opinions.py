@@ -11,11 +11,12 @@ from synthetic_newer import add_newer_parts
 import prose
 from preftune.records.verdict import BETTER, UNCLEAR, WORSE
 from preftune.report.blocks import Grid
-from preftune.report.claims import beats_baselines, length_outcome, summary, verdict_sentences
+from preftune.report.claims import beats_baselines, length_outcome
 from preftune.report.doctor.diagnose import diagnose
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.reward_model import reward_model_blocks
+from preftune.report.sentences import summary, verdict_sentences
 from preftune.report.tables import length_table
 from preftune.report.view import RunView
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from preftune.data import Encoder
+from preftune.data import Encoder, Preference
 from preftune.evaluation import stats
 from preftune.evaluation.calibration import sigmoid
 from preftune.models.roles import RewardModel
@@ -41,7 +41,7 @@ def mistakes(scored: Sequence[Scored]) -> list[dict[str, Any]]:
             "confidence": float(sigmoid(s["rejected"] - s["chosen"])),
             "length_chosen": s["chosen_length"],
             "length_rejected": s["rejected_length"],
-            "turns": turns(s),
+            "turns": turns(s["pair"]),
             "source": s["pair"].source,
             "tags": tags(s),
         }
@@ -55,9 +55,9 @@ def in_order(scored: Sequence[Scored]) -> list[Scored]:
     return sorted(wrong, key=lambda s: (s["chosen"] - s["rejected"], s["pair"].row))
 
 
-def turns(s: Scored) -> int:
+def turns(pair: Preference) -> int:
     """How often the human speaks in the prompt."""
-    return sum(turn.role == "human" for turn in s["pair"].prompt)
+    return sum(turn.role == "human" for turn in pair.prompt)
 
 
 def tags(s: Scored) -> list[str]:

@@ -1,6 +1,5 @@
 """Is the reward model any good? Accuracy with its interval, baselines on the same pairs, calibration."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,12 +11,12 @@ from preftune.data import Preference, row_key
 from preftune.data.encode import Encoder
 from preftune.evaluation import stats
 from preftune.evaluation.baselines import BagOfWords, baseline_tests, power, rule_accuracy
+from preftune.evaluation.by_prompt import indices, turns_name
 from preftune.evaluation.calibration import calibration
-from preftune.evaluation.mistakes import tag_counts, turns
+from preftune.evaluation.mistakes import tag_counts
 from preftune.functional.masked import is_end
 from preftune.models.roles import RewardModel
 
-MANY_TURNS = 4  # prompts with so many human turns or more are counted together
 LENGTH_BINS = 8  # equally full ones, of both responses together
 
 
@@ -84,7 +83,7 @@ def examine(
             "rejected_longer": _accuracy(margins[lengths < 0], prompts[lengths < 0]),
         },
         "by_length_difference": by_length_difference(lengths, margins, prompts),
-        "by_turns": _by_turns(scored, margins, prompts),
+        "by_turns": _by_group([turns_name(s["pair"]) for s in scored], margins, prompts),
         **_against_baselines(scored, margins, lengths, prompts, bag, resamples, seed),
         **_length_correlation(scored, prompts, resamples, seed),
         "score_by_length": score_by_length(scored, prompts, resamples, seed),
@@ -184,16 +183,8 @@ def _accuracy(margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
     return stats.share_by_group(margins > 0, prompts)
 
 
-def _by_turns(scored: Sequence[dict[str, Any]], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
-    counts = [turns(s) for s in scored]
-    return _by_group([str(n) if n < MANY_TURNS else f"{MANY_TURNS}+" for n in counts], margins, prompts)
-
-
 def _by_group(names: Sequence[str], margins: np.ndarray, prompts: stats.Groups) -> dict[str, Any]:
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(names):
-        groups[name].append(i)
-    return {name: _accuracy(margins[rows], prompts[rows]) for name, rows in sorted(groups.items())}
+    return {name: _accuracy(margins[rows], prompts[rows]) for name, rows in indices(names).items()}
 
 
 def _scores(scored: Sequence[dict[str, Any]]) -> dict[str, float]:

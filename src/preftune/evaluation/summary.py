@@ -42,6 +42,7 @@ def summarise(
         else None,
         "held_out_difference_to_sft": None,
         "length_controlled": None,
+        "by_prompt": {},
         "kl": _kl(rows, reverse, settings, seed) if best_of_n is None else {"formula": kl_formula(best_of_n)},
         "length": {"median": float(np.median(lengths)), **_possible(_mean(lengths, settings, seed), longest)},
         "eos_rate": stats.share(sum(row["ended"] for row in rows), len(rows)),

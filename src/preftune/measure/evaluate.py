@@ -12,6 +12,7 @@ from preftune.config import EVALUATION, from_outside, judges_of
 from preftune.config.rewards import judges_in, source_hashes
 from preftune.data import Preference
 from preftune.evaluation.best_of_n import ESTIMATOR, SOURCE, best_of, curve, not_picked_from
+from preftune.evaluation.by_prompt import gains_by_prompt
 from preftune.evaluation.compare import compare_to
 from preftune.evaluation.length import length_controlled
 from preftune.evaluation.policy import Conditions, Gold, Row, Summary
@@ -287,15 +288,16 @@ def compare_policies(
         rows[best] = best_of(pool, conditions.settings.best_of, conditions.settings.pool)
         labels[best] = f"best of {conditions.settings.best_of} ({labels[baseline]})"
     comparisons = _comparisons(conditions, rows, baseline, best, human)
+    against, settings, seed = rows[baseline], conditions.settings, conditions.seed
     summaries = {}
     for name, measured in rows.items():
-        n = conditions.settings.best_of if name == best else None
+        n = settings.best_of if name == best else None
         summary = summarise(name, labels[name], measured, conditions, n, reverse.get(name), human)
+        if name != baseline:
+            summary["by_prompt"] = gains_by_prompt(measured, against, conditions.prompts, settings, seed)
         if pool and name != baseline:
-            candidates = pool if n is None else not_picked_from(pool, n, conditions.settings.pool)
-            summary["length_controlled"] = length_controlled(
-                measured, rows[baseline], candidates, conditions.settings, conditions.seed
-            )
+            candidates = pool if n is None else not_picked_from(pool, n, settings.pool)
+            summary["length_controlled"] = length_controlled(measured, against, candidates, settings, seed)
         summaries[name] = _with_comparisons(summary, comparisons, baseline) | _held_out(session, summary)
     curve = _curve(conditions, baseline, labels[baseline], pool) if pool else None
     return Measured(rows=rows, summaries=summaries, comparisons=comparisons, best_of_n=curve)
@@ -306,12 +308,12 @@ def _replies_and_kl(
 ) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
     """Responses of all policies, in the order of `names`, and KL(reference || policy) of the reference's."""
 
-    def of_policy(name: str, of_reference: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
+    def of_policy(name: str, baseline_rows: Sequence[Row] | None) -> tuple[list[Row], list[float]]:
         def measure() -> tuple[list[Row], list[float]]:
-            policy = under.reference if of_reference is None else frozen_policy(session, learner, name)
+            policy = under.reference if baseline_rows is None else frozen_policy(session, learner, name)
             with session.console.counting(f"sample {name}", len(under.prompts)) as advance:
                 rows = under.rows(policy, advance)
-            return rows, under.reverse_kl(policy, rows if of_reference is None else of_reference)
+            return rows, under.reverse_kl(policy, rows if baseline_rows is None else baseline_rows)
 
         return cache.take(policy_name(name), {"stage": made_of(session, name)}, measure)
 

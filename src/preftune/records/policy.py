@@ -43,6 +43,15 @@ class LengthControlled(Record):
     source: str = ""
 
 
+class PromptGroup(Record):
+    """A policy's gains over the reference on prompts of one kind: difference, interval, paired by prompt."""
+
+    n: int
+    score: Measured = None
+    gold: Measured = None
+    held_out: Measured = None
+
+
 class PolicyRecord(Record):
     """One policy's measurements on the held-out prompts."""
 
@@ -74,6 +83,7 @@ class PolicyRecord(Record):
     held_out_by: str | None = at("held_out_score", "stage", old="held_out_reward")  # that model's stage
     held_out_difference: Measured = at("held_out_difference_to_sft")
     length_controlled: LengthControlled | None = None
+    by_prompt: Mapping[str, Mapping[str, PromptGroup]] = Field(default_factory=dict)  # by source, by turns
     prompts: Several[Prompt] = ()
     preference: Mapping[str, Any] | None = None  # of `evaluate --pairs`
 

@@ -2,9 +2,9 @@
 
 from preftune.report.blocks import Table
 from preftune.report.build import build, is_current
-from preftune.report.claims import summary
 from preftune.report.load import load_run
 from preftune.report.sections.cautions import cautions
+from preftune.report.sentences import summary
 from preftune.report.tables import comparison_table
 from preftune.report.view import RunView
 

@@ -5,18 +5,16 @@ from preftune.records.reward_model import RewardModelRecord
 from preftune.records.verdict import BETTER, MIN_PROMPTS, WORSE
 from preftune.report.claims import (
     BAG_OF_WORDS,
-    baseline_words,
     beats_baselines,
-    below_or_at_chance,
     claims,
     judge_is_sound,
-    second_judge_fault,
-    short_stages,
     strongest_baseline,
     usable_judges,
 )
 from preftune.report.doctor.results import BY_LENGTH, KL, MANY, SURVIVES
+from preftune.report.sections.by_prompt import lost_on
 from preftune.report.seen import seen_gold
+from preftune.report.sentences import baseline_words, below_or_at_chance, second_judge_fault, short_stages
 from preftune.report.text import clean, join
 from preftune.report.view import RunView
 from preftune.rundir import BASE
@@ -36,7 +34,7 @@ def cautions(run: RunView) -> tuple[str, ...]:
     warnings += [*_unended_warnings(run), *_seen_gold(run), *_judge_warnings(run)]
     if fault := second_judge_fault(run):
         warnings.append(f"{fault[0].upper()}{fault[1:]}: it confirms nothing.")
-    warnings += _policy_warnings(run)
+    warnings += [*_lost_on_some(run), *_policy_warnings(run)]
     early = [(s.name, why) for s in run.stages for why in (s.record.kl_budget, s.record.best)]
     warnings += [f"{how.words(clean(name, 60))}." for name, how in early if how is not None]
     prompts = max((policy.n_prompts or 0 for policy in run.policies), default=0)
@@ -58,6 +56,19 @@ def _lost_elsewhere(run: RunView) -> list[str]:
         lost = [c.policy.label for c in by_judge if c.outcome == WORSE and c.policy.policy in gained]
         if lost:
             warnings.append(f"Over-optimisation: {join(lost)} gained in score and lost by {judge}.")
+    return warnings
+
+
+def _lost_on_some(run: RunView) -> list[str]:
+    """Gains over all prompts that are losses on some."""
+    warnings = []
+    for claim in claims(run):
+        if claim.outcome == BETTER and claim.policy.policy != BASE:
+            losses = [f"{title}: {loss.text(sign=True)}, n {loss.n}" for title, loss in lost_on(claim.policy)]
+            if losses:
+                gained = f"{claim.policy.label} gained over all prompts"
+                of_mix = "its gain is that of this mix"
+                warnings.append(f"{gained} and lost on some ({'; '.join(losses[:3])}): {of_mix}.")
     return warnings
 
 

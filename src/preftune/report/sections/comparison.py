@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from preftune.records.policy import PolicyRecord
-from preftune.records.verdict import MIN_PROMPTS
+from preftune.records.verdict import BETTER, MIN_PROMPTS, UNCLEAR, WORSE
 from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Example, Fold, Grid, Picture, Section, Table, say
+from preftune.report.sections.by_prompt import by_prompt
 from preftune.report.sections.cautions import cautions
 from preftune.report.sections.explorers import example
+from preftune.report.sentences import verdict_sentences
 from preftune.report.tables import (
     column,
     comparison_table,
@@ -46,10 +48,12 @@ def comparison(run: RunView, figures: Mapping[str, str]) -> Section:
     if warnings := cautions(run)[:CAUTIONS]:
         blocks += [say("Before you believe it:"), Bullets(items=tuple((text,) for text in warnings))]
     blocks += pictures(figures, "reward_kl")
-    claim_items = Bullets(items=tuple((sentence,) for sentence in claims.verdict_sentences(run)))
+    claim_items = Bullets(items=tuple((sentence,) for sentence in verdict_sentences(run)))
     blocks.append(Fold(title="What may be claimed, in full", blocks=(claim_items,)))
     if paid := _trade_off(run):
         blocks.append(Fold(title="What each policy paid in KL for its score", blocks=(paid,)))
+    if gains := by_prompt(run.policies, run.label(run.reference), run.gold_words):
+        blocks.append(gains)
     blocks.append(Fold(title="How to read the table", blocks=(say(reading(run)),)))
     return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
 
@@ -90,7 +94,7 @@ def _paid(run: RunView, policy: PolicyRecord, gain: str, best: PolicyRecord | No
     if best is None or best.kl is None or policy.kl is None or record is None:
         return (text,)
     outcome = claims.outcome(record.difference, record.p_holm)
-    relation = {claims.BETTER: "a higher score", claims.WORSE: "a lower score"}.get(outcome, outcome)
+    relation = {BETTER: "a higher score", WORSE: "a lower score"}.get(outcome, outcome)
     low = policy.kl.low if policy.kl.low is not None else policy.kl.value
     above = "for more KL" if low > best.kl.value else "and its KL is not shown to be higher"
     against = f"Against {best.label}, paired by prompt: {relation} ({record.difference.text(sign=True)})"
@@ -124,9 +128,7 @@ def _with_detectable(compared: Sequence[claims.Claim]) -> Iterator[tuple[claims.
     with as many decimals. None would be of prompts too few for any claim.
     """
     least = numbers(
-        claims.detectable(claim.difference)
-        if claim.outcome == claims.UNCLEAR and not _too_few(claim)
-        else None
+        claims.detectable(claim.difference) if claim.outcome == UNCLEAR and not _too_few(claim) else None
         for claim in compared
     )
     return zip(compared, column((claim.difference for claim in compared), sign=True), least, strict=True)

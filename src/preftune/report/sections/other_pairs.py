@@ -6,6 +6,8 @@ from preftune.records.policy import PairsPolicy
 from preftune.records.reward_model import BaselineTest
 from preftune.report import claims
 from preftune.report.blocks import Block, Grid, Table, say
+from preftune.report.sections.by_prompt import by_prompt
+from preftune.report.sentences import baseline_words
 from preftune.report.tables import column, share_text
 from preftune.report.text import Code, name
 from preftune.report.view import OtherPairs, RunView
@@ -25,7 +27,10 @@ def other_pairs_blocks(run: RunView) -> list[Block]:
         if evaluated.reward_models:
             blocks.append(Grid(table=_judge_table(run, evaluated)))
         if evaluated.policies:
-            blocks += [Grid(table=policy_table(evaluated.policies, run.label(run.reference))), say(READING)]
+            reference = run.label(run.reference)
+            blocks += [Grid(table=policy_table(evaluated.policies, reference)), say(READING)]
+            if gains := by_prompt(evaluated.policies, reference, run.gold_words):
+                blocks.append(gains)
     return blocks
 
 
@@ -64,7 +69,7 @@ def _judge_table(run: RunView, evaluated: OtherPairs) -> Table:
 
 def _against(test: BaselineTest) -> str:
     """Whether a model is better than a baseline, and which one that is."""
-    return f"{claims.outcome(test.difference, test.p_holm)} ({claims.baseline_words(test.baseline)})"
+    return f"{claims.outcome(test.difference, test.p_holm)} ({baseline_words(test.baseline)})"
 
 
 def policy_table(policies: Sequence[PairsPolicy], reference: str) -> Table:

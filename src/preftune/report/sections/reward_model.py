@@ -11,6 +11,7 @@ from preftune.report import claims
 from preftune.report.blocks import Block, Bullets, Fold, Grid, Table, say
 from preftune.report.plots.reward_model import LENGTH_GROUPS
 from preftune.report.sections.other_pairs import other_pairs_blocks
+from preftune.report.sentences import baseline_words, below_or_at_chance
 from preftune.report.tables import column, share_text
 from preftune.report.text import Prose, Text, clean, name, number, percent
 from preftune.report.view import RunView
@@ -62,7 +63,7 @@ def _headline(run: RunView, model: RewardModelRecord) -> Prose:
     if claims.judge_is_sound(run) is True:
         text += "The interval lies above chance (50 %). "
     else:
-        text += f"This is {claims.below_or_at_chance(model.accuracy)}. "
+        text += f"This is {below_or_at_chance(model.accuracy)}. "
         if model.power is not None and model.power.n_needed is not None:
             needed = f"about {model.power.n_needed:,} pairs would be needed to show it"
             text += f"If the true accuracy were this, {needed}. "
@@ -87,7 +88,7 @@ def _power(model: RewardModelRecord) -> str:
     if power.n_needed_baseline is not None and power.baseline_name:
         text += (
             f"If the accuracies are as measured, {power.n_needed_baseline:,} pairs are needed to "
-            f"distinguish it from {claims.baseline_words(power.baseline_name)}. "
+            f"distinguish it from {baseline_words(power.baseline_name)}. "
         )
     return text
 
@@ -114,7 +115,7 @@ def _baseline_table(model: RewardModelRecord) -> Table:
     tests_of_rules = [tests.get(rule) for rule in model.baselines]
     gaps = column((test and test.difference for test in tests_of_rules), sign=True, scale=100)
     for (rule, share), test, gap in zip(model.baselines.items(), tests_of_rules, gaps, strict=True):
-        words = claims.baseline_words(rule)
+        words = baseline_words(rule)
         verdict = "–" if test is None else claims.outcome(test.difference, test.p_holm)
         rows.append((words[:1].upper() + words[1:], share.percent(), *[gap, verdict] * bool(tests)))
     headers = ("Baseline on the same pairs", "Accuracy")

@@ -19,7 +19,7 @@ from preftune.report.blocks import (
     Source,
     Table,
 )
-from preftune.report.claims import summary
+from preftune.report.sentences import summary
 from preftune.report.text import fenced, markdown, name
 from preftune.report.view import RunView
 

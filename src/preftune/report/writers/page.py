@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from preftune.report.blocks import Section
-from preftune.report.claims import summary
+from preftune.report.sentences import summary
 from preftune.report.text import MAX_QUOTE, Code, clean, name
 from preftune.report.view import RunView
 
