@@ -135,7 +135,9 @@ def _torch() -> Iterator[Undo]:
         torch.use_deterministic_algorithms(exact, warn_only=warn)
         if on_gpus:
             torch.cuda.set_rng_state_all(on_gpus)
-        if torch.get_default_device() != device:
+        if device.type == "cpu":  # one set to the CPU, too, leaves a mode in which compiling fails
+            torch.set_default_device(None)
+        elif torch.get_default_device() != device:
             torch.set_default_device(device)
 
     yield put_back

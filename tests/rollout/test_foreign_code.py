@@ -99,6 +99,7 @@ def state() -> list[Any]:
         torch.get_rng_state().tolist(),
         torch.get_default_dtype(),
         torch.get_default_device(),
+        torch.overrides._get_current_function_mode_stack(),  # a default device is one, the CPU, too
         torch.is_grad_enabled(),
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
@@ -121,6 +122,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "draws": lambda: (random.random(), np.random.rand(), torch.rand(1)),
     "data type": lambda: torch.set_default_dtype(torch.float64),
     "device": lambda: torch.set_default_device("meta"),
+    "the same device": lambda: torch.set_default_device("cpu"),
     "gradients": lambda: torch.set_grad_enabled(False),
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "precision": lambda: torch.set_float32_matmul_precision("medium"),

@@ -268,10 +268,10 @@ def measure_policies(
     pool = list[Row]()
     if conditions.scorer is not None:
         pool = cache.take("pool", {}, lambda: _pool(session, conditions))
-    return compare_policies(session, conditions, names, rows, reverse, human, pool)
+    return summarise_policies(session, conditions, names, rows, reverse, human, pool)
 
 
-def compare_policies(
+def summarise_policies(
     session: Session,
     conditions: Conditions,
     names: Sequence[str],

@@ -16,7 +16,7 @@ from preftune.measure.conditions import (
     policies_of,
     reference_stage,
 )
-from preftune.measure.evaluate import compare_policies
+from preftune.measure.evaluate import summarise_policies
 from preftune.measure.reward_models import bag_of_words, examine_model, examiner
 from preftune.models.trunk import forget_states
 from preftune.rundir import BASE, policy_name
@@ -117,4 +117,4 @@ def _numbers(
     by_policy = {policy_name(name): repeated(rows, 1) for name in names}
     reverse = {name: [float(row["kl"]) for row in measured] for name, measured in by_policy.items()}
     drawn = repeated(pool, size) if pool else []
-    compare_policies(session, conditions, names, by_policy, reverse, repeated(human, 1), drawn)
+    summarise_policies(session, conditions, names, by_policy, reverse, repeated(human, 1), drawn)
