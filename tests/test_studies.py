@@ -350,3 +350,28 @@ def test_the_page_says_of_kinds_of_prompt_what_their_results_do() -> None:
     assert gained["policy_dpo"] == gained["base"] == {single}
     assert gained["policy_ppo"] == gained["policy_grpo"] == {single, harmless}
     assert by_source[harmless]["base"]["held_out"]["interval"][1] < 0  # "where the base loses"
+
+
+def test_the_page_says_of_other_settings_of_grpo_what_they_gave() -> None:
+    place = ROOT / "docs" / "studies"
+    page = (place / "README.md").read_text(encoding="utf-8")
+    file = place / "sentiment-grpo" / "tries.jsonl"
+    tries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in tries:
+        first, last = row["seeds"][0], row["seeds"][-1]
+        cells = [f"`{row['changed']}`", str(first) if first == last else f"{first} to {last}"]
+        for name, digits in (("gold", 2), ("confirmation", 3)):
+            value, low, high = (f"{number:+.{digits}f}" for number in row[name])
+            cells.append(f"{value} [{low}, {high}]")
+        within = "yes" if row["counts"] else "no"
+        assert f"| {' | '.join(cells)} | {row['kl']:.2f} | {row['distinct_2']:.2f} | {within} |" in page
+        assert row["counts"] == (row["kl"] <= 10 and row["distinct_2"] >= 0.9)
+    seeds = tries[-1]["by_seed"]
+    assert [row["seed"] for row in seeds] == tries[-1]["seeds"] == [102, 103, 104, 105]
+    for name, form in (("distinct_2", ".2f"), ("kl", ".1f"), ("confirmation", "+.3f")):
+        *several, one = (format(row[name], form) for row in seeds)
+        assert f"{', '.join(several)} and {one}" in page
+    by_kl = [format(row["gold"], "+.2f") for row in sorted(seeds, key=lambda row: row["kl"])]
+    assert f"{', '.join(by_kl)} in the order of KL" in " ".join(page.split())
+    assert by_kl == sorted(by_kl)  # "gold rises with what is paid"
+    assert sum(row["distinct_2"] < 0.9 for row in seeds) == 2  # "does not at two of the next four seeds"
