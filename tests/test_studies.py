@@ -342,14 +342,15 @@ def test_the_page_says_of_kinds_of_prompt_what_their_results_do() -> None:
         gains = [groups[name]["held_out"] for name in ("policy_ppo", "policy_grpo", "policy_dpo", "base")]
         cells = [f"{g['mean']:+.2f} [{g['interval'][0]:.2f}, {g['interval'][1]:.2f}]" for g in gains]
         assert f"  | `{source}` | {groups['base']['n']} | {' | '.join(cells)} |" in page
-    gained = {
-        name: {source for source, groups in by_source.items() if groups[name]["held_out"]["interval"][0] > 0}
-        for name in ("policy_ppo", "policy_grpo", "policy_dpo", "base")
-    }
-    single, harmless = "helpful-single-turn-extra", "harmless-base"
-    assert gained["policy_dpo"] == gained["base"] == {single}
-    assert gained["policy_ppo"] == gained["policy_grpo"] == {single, harmless}
-    assert by_source[harmless]["base"]["held_out"]["interval"][1] < 0  # "where the base loses"
+    names = ("policy_ppo", "policy_grpo", "policy_dpo", "base")
+    cells = [(row["of"], row["policy"], row["held_out"]) for row in rows if row["policy"] in names]
+    shown = {(of, policy) for of, policy, gain in cells if gain["p_holm"] < 0.05 and of != "1"}
+    single, harmless = by_source["helpful-single-turn-extra"], by_source["harmless-base"]
+    assert shown == {("helpful-single-turn-extra", name) for name in names if name != "policy_grpo"}
+    assert all(single[name]["held_out"]["interval"][0] > 0 for name in names)
+    assert round(single["policy_grpo"]["held_out"]["p_holm"], 2) == 0.08
+    assert harmless["base"]["held_out"]["interval"][1] < 0
+    assert all(harmless[name]["held_out"]["interval"][0] > 0 for name in ("policy_ppo", "policy_grpo"))
 
 
 def test_the_page_says_of_other_settings_of_grpo_what_they_gave() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from preftune.config import EvaluationConfig
 from preftune.data import Dialogue, Preference, Turn
+from preftune.evaluation import stats
 from preftune.evaluation.by_prompt import NO_SOURCE, gains_by_prompt, turns_name
 
 SETTINGS = EvaluationConfig()
@@ -54,3 +55,16 @@ def test_what_does_not_divide_the_prompts_and_what_was_not_scored_is_left_out() 
 @pytest.mark.parametrize(("turns", "name"), [(1, "1"), (3, "3"), (4, "4+"), (9, "4+")])
 def test_many_turns_are_counted_together(turns: int, name: str) -> None:
     assert turns_name(prompt("", turns)) == name
+
+
+def test_p_values_are_corrected_over_all_kinds_of_prompt() -> None:
+    prompts = [prompt("lost")] * 12 + [prompt("even", 2)] * 12 + [prompt("won", 3)] * 12
+    differences = [-1.0] * 12 + [1.0, -1.0] * 6 + [1.0] * 12
+    gains = gains_by_prompt(rows(*differences), rows(*[0.0] * 36), prompts, SETTINGS, 0)
+    assert set(gains) == {"source", "turns"}  # six kinds: the three of each hold the same prompts
+    p = stats.sign_flip_test([1.0] * 12, SETTINGS.resamples, 0)
+    for groups in gains.values():
+        first, second, third = sorted(gain["score"]["p_holm"] for gain in groups.values())
+        assert first == second == pytest.approx(6 * p)
+        assert first < 0.05
+        assert third == 1.0  # of what is even

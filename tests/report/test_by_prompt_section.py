@@ -91,3 +91,5 @@ def test_no_caution_of_few_prompts_of_unclear_losses_or_where_no_gain_was(tmp_pa
     assert not mixed(tmp_path / "a", PPO, few=few, unclear=unclear, helpful=gain(0.9, 0.2, 61))
     assert not mixed(tmp_path / "b", "policy_grpo", lost=lost)  # +0.05 over all prompts: no gain to lose
     assert mixed(tmp_path / "c", PPO, lost=lost)
+    corrected = {**lost, "score": {**lost["score"], "p_holm": 0.06}}  # by luck, among so many kinds
+    assert not mixed(tmp_path / "d", PPO, lost=corrected)

@@ -1,7 +1,7 @@
 """A policy's gain by kind of prompt: it is that of its mix of prompts, and another one on another mix."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from preftune.config import EvaluationConfig
@@ -20,21 +20,29 @@ def gains_by_prompt(
     """Mean differences to the reference with 95 % intervals, paired by prompt, by source and by turns of the
     prompt: {"source": {"harmless-base": {"n", "score", "gold", "held_out"}, ...}, "turns": {"1": ...}}.
 
-    Kinds that do not divide the prompts and measures that are not known are left out. Nothing is corrected
-    for the number of intervals.
+    Kinds that do not divide the prompts and measures that are not known are left out. `p_holm` is the p-value
+    of the sign-flip test after Holm's correction over all kinds in that measure; intervals are uncorrected.
     """
     kinds = {
-        "source": [pair.source or NO_SOURCE for pair in prompts],
-        "turns": [turns_name(pair) for pair in prompts],
+        "source": indices([pair.source or NO_SOURCE for pair in prompts]),
+        "turns": indices([turns_name(pair) for pair in prompts]),
     }
-    gains = dict[str, dict[str, dict[str, Any]]]()
-    for kind, names in kinds.items():
-        by_name = indices(names)
-        if len(by_name) > 1:
-            gains[kind] = {
-                name: {"n": len(group), **dict(_gains(group, rows, reference, settings, seed))}
-                for name, group in by_name.items()
-            }
+    gains = {
+        kind: {name: dict[str, Any](n=len(group)) for name, group in groups.items()}
+        for kind, groups in kinds.items()
+        if len(groups) > 1
+    }
+    for measure in MEASURES:
+        measured = []
+        for kind, by_name in gains.items():
+            for name, gain in by_name.items():
+                pairs = [(rows[i].get(measure), reference[i].get(measure)) for i in kinds[kind][name]]
+                known = [(a, b) for a, b in pairs if a is not None and b is not None]
+                if known:
+                    gain[measure] = _difference(known, settings, seed)
+                    measured.append(gain[measure])
+        for gain, p in zip(measured, stats.holm([gain.pop("p_value") for gain in measured]), strict=True):
+            gain["p_holm"] = p
     return gains
 
 
@@ -52,11 +60,14 @@ def indices(names: Sequence[str]) -> dict[str, list[int]]:
     return dict(sorted(groups.items()))
 
 
-def _gains(
-    group: Sequence[int], rows: Rows, reference: Rows, settings: EvaluationConfig, seed: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for measure in MEASURES:
-        pairs = [(rows[i].get(measure), reference[i].get(measure)) for i in group]
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        if differences:
-            yield measure, stats.mean(differences, settings.resamples, seed)
+def _difference(
+    pairs: Sequence[tuple[float, float]], settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    a, b = zip(*pairs, strict=True)
+    result = stats.paired_bootstrap(a, b, settings.resamples, seed)
+    return {
+        "mean": result.mean,
+        "interval": list(result.interval),
+        "n": len(pairs),
+        "p_value": result.p_value,
+    }

@@ -48,6 +48,7 @@ class PromptGroup(Record):
 
     n: int
     score: Measured = None
+    p_holm: Number | None = at("score", "p_holm")  # corrected over all kinds
     gold: Measured = None
     held_out: Measured = None
 

@@ -25,7 +25,7 @@ def by_prompt(policies: Sequence[PolicyRecord], reference: str, gold: str) -> Fo
     intro = say(
         "A gain is that of this mix of prompts; on another mix it is another one. Differences to "
         f"{reference} with 95 % intervals, paired by prompt, of kinds with {MIN_PROMPTS} prompts or more; "
-        "nothing is corrected for their number, so one of twenty leaves out 0 by luck."
+        "the intervals are not corrected for their number, so one of twenty leaves out 0 by luck."
     )
     blocks: list[Block] = [intro]
     for words, table in tables:
@@ -34,10 +34,10 @@ def by_prompt(policies: Sequence[PolicyRecord], reference: str, gold: str) -> Fo
 
 
 def lost_on(policy: PolicyRecord) -> Iterator[tuple[str, Estimate]]:
-    """The kinds of prompt on which `policy` scores lower than the reference, each with the loss."""
+    """The kinds of prompt on which `policy` is shown to score below the reference, each with the loss."""
     for kind in TITLES:
         for group, gains in policy.by_prompt.get(kind, {}).items():
-            if gains.score is not None and outcome(gains.score) == WORSE:
+            if gains.score is not None and outcome(gains.score, gains.p_holm) == WORSE:
                 yield _title(kind, group), gains.score
 
 
