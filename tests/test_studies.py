@@ -19,7 +19,7 @@ from preftune.world.dataset import world_hash
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
-SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo")
+SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo", "sentiment-grpo-192")
 KEPT = (  # what stands in a kept seed besides names of policies and hashes
     *("base", "best_of_n", "base_nll", "bytes", "content_sha256", "distinct_2", "ended", "files", "gold"),
     *("gold_apart", "gold_win", "golds", "judged_by", "key", "kl", "length", "pairs", "policies", "policy"),
@@ -99,6 +99,7 @@ def test_it_is_of_the_world_that_ships(study: dict[str, Any]) -> None:
     [
         *(("sentiment", name) for name in ("ppo", "grpo", "dpo", "best", "ceiling", "best_of_16")),
         *(("sentiment-grpo", name) for name in ("grpo", "best_of_16")),
+        ("sentiment-grpo-192", "grpo"),
     ],
 )
 def test_the_table_of_sentiment_is_the_studys(study: str, name: str) -> None:
@@ -305,8 +306,14 @@ def test_readme_says_of_grpo_within_the_limits_what_its_study_does() -> None:
     grpo, text = study["policies"]["grpo"], " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert grpo["text"]["counts"]
     assert f"it keeps the limits ({interval(grpo)}, four seeds)" in text
+    again = json.loads((ROOT / "docs/studies/sentiment-grpo-192/study.json").read_text(encoding="utf-8"))
+    assert again["n_prompts"] == 4 * study["n_prompts"]
+    grpo = again["policies"]["grpo"]
     (other,) = grpo["others"].values()
-    assert other["gain_low"] < 0 < other["gain_high"]  # "a second judge is not shown to agree"
+    agrees = f"{other['gain']:+.3f} [{other['gain_low']:+.3f}, {other['gain_high']:+.3f}]"
+    assert other["gain_low"] > 0
+    kept = f"{grpo['text']['distinct_2_of_reference']:.2f} of the variety is kept"
+    assert f"on four times the prompts a second judge agrees ({agrees}) where {kept}" in text
 
 
 def test_the_page_says_of_the_validation_files_what_their_results_do() -> None:
