@@ -63,7 +63,8 @@ def _records(run: RunDir) -> None:
     record["sanity"] = [record["sanity"][1] | {"name": text, "label": text} for text in PAYLOADS[:20]]
     record["expected_band"] = {"low": None, "high": None, "text": PAYLOADS[30], "source": PAYLOADS[31]}
     write_json(run.reward_evaluation, record)
-    by_prompt = {"source": {text: {"n": 9, "score": 0.5} for text in PAYLOADS[:12]}}
+    lost = {"mean": -0.5, "interval": [-0.8, -0.2], "n": 30}  # among the cautions, where the policy gained
+    by_prompt = {"source": {text: {"n": 30, "score": lost} for text in PAYLOADS[:12]}}
     for policy, text in (("policy_ppo", PAYLOADS[70]), ("policy_dpo", PAYLOADS[40])):
         record = read_json(run.evaluation(policy))
         write_json(run.evaluation(policy), record | {"label": text, "by_prompt": by_prompt})

@@ -7,7 +7,7 @@ from typing import Any
 from preftune.config import EvaluationConfig
 from preftune.data import Preference
 from preftune.evaluation import stats
-from preftune.evaluation.compare import MEASURES, Rows
+from preftune.evaluation.compare import MEASURES, Rows, paired
 from preftune.evaluation.mistakes import turns
 
 MANY_TURNS = 4  # prompts with so many human turns or more are counted together
@@ -33,15 +33,16 @@ def gains_by_prompt(
         if len(groups) > 1
     }
     for measure in MEASURES:
-        measured = []
+        measured, p_values = [], []
         for kind, by_name in gains.items():
             for name, gain in by_name.items():
-                pairs = [(rows[i].get(measure), reference[i].get(measure)) for i in kinds[kind][name]]
-                known = [(a, b) for a, b in pairs if a is not None and b is not None]
-                if known:
-                    gain[measure] = _difference(known, settings, seed)
+                group = kinds[kind][name]
+                of_group, of_reference = [rows[i] for i in group], [reference[i] for i in group]
+                if numbers := paired(of_group, of_reference, measure, settings, seed):
+                    gain[measure] = {key: numbers[key] for key in ("mean", "interval", "n")}
                     measured.append(gain[measure])
-        for gain, p in zip(measured, stats.holm([gain.pop("p_value") for gain in measured]), strict=True):
+                    p_values.append(numbers["p_value"])
+        for gain, p in zip(measured, stats.holm(p_values), strict=True):
             gain["p_holm"] = p
     return gains
 
@@ -58,16 +59,3 @@ def indices(names: Sequence[str]) -> dict[str, list[int]]:
     for i, name in enumerate(names):
         groups[name].append(i)
     return dict(sorted(groups.items()))
-
-
-def _difference(
-    pairs: Sequence[tuple[float, float]], settings: EvaluationConfig, seed: int
-) -> dict[str, Any]:
-    a, b = zip(*pairs, strict=True)
-    result = stats.paired_bootstrap(a, b, settings.resamples, seed)
-    return {
-        "mean": result.mean,
-        "interval": list(result.interval),
-        "n": len(pairs),
-        "p_value": result.p_value,
-    }

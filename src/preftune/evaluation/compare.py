@@ -51,9 +51,17 @@ def _paired_comparison(
     seed: int,
 ) -> dict[str, Any] | None:
     """One comparison over the prompts on which both are known; None where there is none."""
+    numbers = paired(rows[name], rows[reference], measure, settings, seed)
+    return numbers and {"policy": name, "reference": reference, "measure": measure, **numbers}
+
+
+def paired(
+    rows: Rows, reference: Rows, measure: str, settings: EvaluationConfig, seed: int
+) -> dict[str, Any] | None:
+    """The difference in one measure over the prompts on which both are known; None where there is none."""
     value_pairs = [
         (row[measure], base[measure])
-        for row, base in zip(rows[name], rows[reference], strict=True)
+        for row, base in zip(rows, reference, strict=True)
         if row.get(measure) is not None and base.get(measure) is not None
     ]
     if not value_pairs:
@@ -61,9 +69,6 @@ def _paired_comparison(
     a, b = zip(*value_pairs, strict=True)
     result = stats.paired_bootstrap(a, b, settings.resamples, seed)
     return {
-        "policy": name,
-        "reference": reference,
-        "measure": measure,
         "n": len(a),
         "mean": result.mean,
         "interval": list(result.interval),
