@@ -1,4 +1,4 @@
-"""Two figures of docs/studies/README.md's section "sentiment" that `preftune study` does not make.
+"""Two figures of docs/studies/sentiment.md that `preftune study` does not make.
 
     python benchmarks/sentiment.py accuracy DATA       the confirming classifier on DATA's test reviews
     python benchmarks/sentiment.py blind DATA RUN OUT  40 pairs of replies of a finished seed, shuffled
