@@ -21,7 +21,8 @@ RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
 SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo", "sentiment-grpo-192")
 KEPT = (  # what stands in a kept seed besides names of policies and hashes
-    *("base", "best_of_n", "base_nll", "bytes", "content_sha256", "distinct_2", "ended", "files", "gold"),
+    *("base", "best_of_n", "base_nll", "bytes", "content_sha256", "ended", "files", "gold"),
+    *("distinct_2", "distinct_2_rarefied"),
     *("gold_apart", "gold_win", "golds", "judged_by", "key", "kl", "length", "pairs", "policies", "policy"),
     *("preftune.judges.reviews:liked", "preftune.judges.style:sentiment", "proxy", "record_sha256"),
     *("reference", "repetition_4", "reward_model", "rm", "score", "seconds", "seed", "sets", "sha256"),

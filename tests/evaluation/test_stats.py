@@ -165,12 +165,6 @@ def test_ngrams() -> None:
         assert function([], 1) == 0.0
 
 
-def test_corpus_ngrams_do_not_cross_rows() -> None:
-    assert stats.corpus_distinct_n([[1, 2], [1, 2]], 2) == 0.5
-    assert stats.corpus_distinct_n([[1], [2]], 2) == 0.0
-    assert stats.corpus_distinct_n([[1, 2], [2, 1]], 1) == 0.5
-
-
 def test_bootstrap_mean() -> None:
     x = np.random.default_rng(0).normal(3.0, 2.0, size=400)
     low, high = stats.bootstrap_mean(x, 2000, seed=1)

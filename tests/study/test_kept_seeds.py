@@ -125,5 +125,15 @@ def test_a_gain_counts_within_limits(nll: float, distinct: float, kl: float, cou
     assert text["perplexity_of_reference"] == pytest.approx(math.exp(nll - 3.0))
 
 
+def test_variety_is_compared_at_one_amount_of_text_where_that_was_measured() -> None:
+    """As seeds of before have none, which is of all replies."""
+    seed = _seed(_values([0.3, 0.6], 3.0, 0.4).model_copy(update={"distinct_2_rarefied": 0.72}))
+    sft = seed.sets["sft"]["test"].model_copy(update={"distinct_2_rarefied": 0.9})
+    text = as_text([replace(seed, sets={**seed.sets, "sft": {"test": sft}})], "ppo", "test", 1.0)
+    assert text is not None
+    assert text["distinct_2_of_reference"] == pytest.approx(0.8)
+    assert text["counts"] is False
+
+
 def test_without_measures_beside_gold_there_is_no_table() -> None:
     assert section({"policies": {"ppo": {"others": {}, "text": None}}, "seeds": []})[1] == []

@@ -5,7 +5,7 @@ from the seed given, so that the same input gives the same numbers.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -177,18 +177,13 @@ def distinct_n(tokens: ArrayLike, n: int) -> float:
 
     It falls with length, so compare equal token counts. Li et al. 2016 (arXiv:1510.03055).
     """
-    return corpus_distinct_n([tokens], n)
-
-
-def corpus_distinct_n(rows: Iterable[ArrayLike], n: int) -> float:
-    """`distinct_n` of many responses together; no n-gram crosses from one into the next."""
-    grams = [gram for row in rows for gram in _ngrams(row, n)]
+    grams = ngrams(tokens, n)
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repetition_n(tokens: ArrayLike, n: int) -> float:
     """1 - distinct n-grams / all n-grams: the share that is a repetition; 0 where there are no n-grams."""
-    grams = _ngrams(tokens, n)
+    grams = ngrams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -405,7 +400,7 @@ def _probabilities(p: ArrayLike, label: ArrayLike) -> tuple[Floats, Floats]:
     return p, label
 
 
-def _ngrams(tokens: ArrayLike, n: int) -> list[tuple]:
+def ngrams(tokens: ArrayLike, n: int) -> list[tuple]:
     """All n-grams of a list or array of ids or words. ValueError: n < 1."""
     if n < 1:
         raise ValueError(f"n is {n}; an n-gram has at least one token")

@@ -11,6 +11,7 @@ from preftune.config import EvaluationConfig
 from preftune.evaluation import stats
 from preftune.evaluation.best_of_n import kl_formula
 from preftune.evaluation.policy import Conditions, Row, Summary, gold_columns
+from preftune.evaluation.variety import corpus_distinct_n
 
 
 def summarise(
@@ -82,8 +83,8 @@ def _texts(rows: Sequence[Row], settings: EvaluationConfig, seed: int) -> Summar
     return {
         "empty_share": empty / len(rows),
         "empty": stats.share(empty, len(rows)),
-        "distinct_1": stats.corpus_distinct_n(ids, 1),
-        "distinct_2": stats.corpus_distinct_n(ids, 2),
+        "distinct_1": corpus_distinct_n(ids, 1),
+        "distinct_2": corpus_distinct_n(ids, 2),
         "repetition_4": float(np.mean(repetition)),
         "repetition": _mean(repetition, settings, seed),
         "role_leakage": leaking / len(rows),

@@ -74,6 +74,7 @@ class PolicyValues(Record):
     gold_win: Several[Number] | None = None
     golds: Mapping[str, Several[Number]] = Field(default_factory=dict)  # of the judges after the first
     distinct_2: Number | None = None  # of all replies together
+    distinct_2_rarefied: Number | None = None  # of 192 of them, see study.beside
     base_nll: Number | None = None  # of the first reply to each prompt under the base, nats a token
 
     @property

@@ -12,11 +12,13 @@ import numpy as np
 
 from preftune.evaluation.pooled import gain_ends, pooled_means, pooled_verdict
 from preftune.evaluation.stats import Floats
+from preftune.records.study import PolicyValues
 from preftune.study.cells import interval
 from preftune.study.values import SeedValues
 
 MOST_KL = 10.0  # nats a reply
 LEAST_DISTINCT = 0.9  # of SFT's distinct-2
+DISTINCT_OF = 192  # replies: the ratio falls as text grows, so the limit is for one amount of it
 MOST_PERPLEXITY = 1.5  # of SFT's perplexity under the base
 
 
@@ -58,7 +60,7 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
     pairs = [(values.sets[name][kind], values.sets[values.facts.reference][kind]) for values in seeds]
-    variety = _mean(_share(policy.distinct_2, sft.distinct_2) for policy, sft in pairs)
+    variety = _mean(_share(_distinct(policy), _distinct(sft)) for policy, sft in pairs)
     perplexity = _mean(
         _share(_perplexity(policy.base_nll), _perplexity(sft.base_nll)) for policy, sft in pairs
     )
@@ -79,6 +81,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _share(value: float | None, reference: float | None) -> float | None:
     return None if value is None or not reference else value / reference
+
+
+def _distinct(values: PolicyValues) -> float | None:
+    """Of `DISTINCT_OF` replies; seeds of before have that of all, which at four to 48 prompts is the same."""
+    return values.distinct_2 if values.distinct_2_rarefied is None else values.distinct_2_rarefied
 
 
 def _perplexity(nll: float | None) -> float | None:

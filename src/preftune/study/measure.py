@@ -14,6 +14,7 @@ from preftune.evaluation.best_of_n import kl_formula, over_subsets
 from preftune.evaluation.policy import Conditions, Row, response_nll
 from preftune.evaluation.reward_model import gap
 from preftune.evaluation.stats import Floats
+from preftune.evaluation.variety import corpus_distinct_n, rarefied_distinct_n
 from preftune.measure.conditions import (
     frozen_policy,
     held_out_prompts,
@@ -30,6 +31,7 @@ from preftune.records.study import BestFile, PolicyFile
 from preftune.rollout.score import Scorer
 from preftune.rundir import BASE, each_leaf, read_object
 from preftune.runs.session import Session
+from preftune.study.beside import DISTINCT_OF
 from preftune.study.design import VERSION, Design
 from preftune.study.values import BEST
 from preftune.sums import sum_of
@@ -193,9 +195,12 @@ def _column(rows: Sequence[Row], measure: str) -> Floats:
 def _as_text(ground: Ground, rows: Sequence[Row]) -> dict[str, float]:
     """How varied replies are, and how likely the base finds the first one to each prompt, nats a token."""
     first, size = rows[:: ground.replies], ground.conditions.settings.batch_size
+    ids = [row["ids"] for row in rows]
+    by_prompt = [ids[start : start + ground.replies] for start in range(0, len(ids), ground.replies)]
     batches = [ground.conditions.batch(first[start : start + size]) for start in range(0, len(first), size)]
     return {
-        "distinct_2": stats.corpus_distinct_n([row["ids"] for row in rows], 2),
+        "distinct_2": corpus_distinct_n(ids, 2),
+        "distinct_2_rarefied": rarefied_distinct_n(by_prompt, 2, max(DISTINCT_OF // ground.replies, 1)),
         "base_nll": response_nll(ground.base, batches)["nll"],
     }
 
