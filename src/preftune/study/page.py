@@ -6,7 +6,7 @@ from typing import Any
 from preftune.evaluation.laws import LEAST_POINTS
 from preftune.report.text import join
 from preftune.study import frontier
-from preftune.study.beside import LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
+from preftune.study.beside import DISTINCT_OF, LEAST_DISTINCT, MOST_KL, MOST_PERPLEXITY, section
 from preftune.study.cells import interval, table
 from preftune.study.design import SECOND_MODEL
 from preftune.study.former import todays_words
@@ -111,8 +111,8 @@ def _other_judges(study: Study) -> str:
         return ""
     words = (
         f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
-        f"only: at most {MOST_KL:g} nats, distinct-2 of all replies at least {LEAST_DISTINCT:g} of SFT's, "
-        f"and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
+        f"only: at most {MOST_KL:g} nats, distinct-2 of {DISTINCT_OF} replies at least {LEAST_DISTINCT:g} of "
+        f"SFT's, and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
         "prompt; means over seeds). Best-of-n is a choice among SFT's own replies, whose text is not "
         "measured apart: a dash, and whether it keeps the limits is not known."
     )
