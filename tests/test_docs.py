@@ -251,3 +251,24 @@ def test_the_budgets_for_own_data_are_those_of_the_code() -> None:
 
 def own_data() -> str:
     return (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+
+
+def test_the_page_about_size_is_of_this_tree() -> None:
+    """Each part within a twelfth of what the page says, every room in one of them, and the whole."""
+    text = (ROOT / "docs" / "decisions" / "size.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "preftune"
+
+    def lines(place: Path) -> int:
+        return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in place.rglob("*.py"))
+
+    rows = re.findall(r"^\| [^|]+ \| ([a-z`, ]+) \| ([\d,]+) \|$", text, re.MULTILINE)
+    named = [re.findall("`([a-z]+)`", rooms) for rooms, _ in rows]
+    assert sorted(room for rooms in named for room in rooms) == sorted(
+        place.name for place in package.iterdir() if (place / "__init__.py").is_file()
+    )
+    for rooms, (_, said) in zip(named, rows, strict=True):
+        assert sum(lines(package / room) for room in rooms) == pytest.approx(
+            int(said.replace(",", "")), rel=1 / 12
+        )
+    (whole,) = re.findall(r"has about ([\d,]+) lines", text)
+    assert lines(package) == pytest.approx(int(whole.replace(",", "")), rel=0.03)
