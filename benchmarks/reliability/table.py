@@ -123,7 +123,7 @@ def _disk(found: Found) -> Rows:
         ),
         (
             "the disk is full for two steps",
-            f"exit {returns['code']}, {returns['warnings']} warning, {rows} of 5 metrics rows, {back}",
+            f"exit {returns['code']}, {returns['warnings']} warnings, {rows} of 5 metrics rows, {back}",
         ),
     ]
 

@@ -44,7 +44,7 @@ class StepLog:
         if time.monotonic() - self._complained >= _QUIET_SECONDS:
             self._complained = time.monotonic()
             self._say(
-                f"warning: {error.message}; training continues, {len(self._waiting)} rows wait in memory"
+                f"warning: {error.message}; training continues, rows that wait in memory: {len(self._waiting)}"
             )
 
 
