@@ -112,8 +112,8 @@ def _other_judges(study: Study) -> str:
     words = (
         f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of {DISTINCT_OF} replies at least {LEAST_DISTINCT:g} of "
-        f"SFT's, and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply to each "
-        "prompt; means over seeds). Best-of-n is a choice among SFT's own replies, whose text is not "
+        f"SFT's, and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply "
+        "to each prompt; means over seeds). Best-of-n is a choice among SFT's own replies, whose text is not "
         "measured apart: a dash, and whether it keeps the limits is not known."
     )
     return f"## Beside gold\n\n{words}\n\n{table(heads, rows)}"

@@ -44,7 +44,7 @@ class StepLog:
         if time.monotonic() - self._complained >= _QUIET_SECONDS:
             self._complained = time.monotonic()
             self._say(
-                f"warning: {error.message}; training continues, rows that wait in memory: {len(self._waiting)}"
+                f"warning: {error.message}; training continues; rows kept in memory: {len(self._waiting)}"
             )
 
 
