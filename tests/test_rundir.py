@@ -19,6 +19,7 @@ from preftune.rundir import (
     write_jsonl,
     write_text,
 )
+from preftune.sums import check_own, faults, note, read_sealed
 
 
 def test_layout() -> None:
@@ -163,3 +164,18 @@ def test_failed_write_leaves_the_old_file_and_no_debris(
         write_json(path, {"old": False})
     assert read_json(path) == {"old": True}
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_run_is_checked_by_whatever_path_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "runs" / "mine")
+    write_text(run.config, "seed = 1\n")
+    note(run, [run.config])
+    monkeypatch.chdir(run.path)
+    for path in ("../mine", "../../runs/mine", ".", f"{run.path}/../mine"):
+        check_own(RunDir(path), run.config)
+    record = read_sealed(run.marker)
+    write_text(tmp_path / "outside", "seed = 1\n")  # the same text, but not the run's
+    for outside in ("../../outside", str(tmp_path / "outside")):
+        assert len(faults(run, {"files": {outside: record["files"]["config.toml"]}})) == 1
