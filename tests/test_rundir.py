@@ -17,6 +17,7 @@ from preftune.rundir import (
     short_name,
     write_json,
     write_jsonl,
+    write_result,
     write_text,
 )
 from preftune.sums import check_own, faults, note, read_sealed
@@ -179,3 +180,13 @@ def test_a_run_is_checked_by_whatever_path_it_is_called(
     write_text(tmp_path / "outside", "seed = 1\n")  # the same text, but not the run's
     for outside in ("../../outside", str(tmp_path / "outside")):
         assert len(faults(run, {"files": {outside: record["files"]["config.toml"]}})) == 1
+
+
+def test_a_result_for_a_pipe_goes_into_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_result(pipe, {"n": 1})
+    assert json.loads(os.read(reader, 100)) == {"n": 1}
+    os.close(reader)
+    assert pipe.is_fifo()

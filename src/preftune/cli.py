@@ -19,9 +19,10 @@ from preftune.errors import (
     UsageError,
     from_system,
     in_a_directory,
+    is_of_system,
     is_out_of_memory,
 )
-from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
+from preftune.exits import LESS_MEMORY, complain, exit_code, finished, open_streams, say
 from preftune.export.command import export
 from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
@@ -342,7 +343,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Shows a traceback only with --debug, which may stand anywhere in the line.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    return finished(_main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(words: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
@@ -365,10 +370,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_code(SystemExit(130))
     except Interrupted as stop:
-        print(stop.message, file=sys.stderr)
+        say(stop.message)
         return stop.code
     except BrokenPipeError:
-        forget_output()
         return 0
     except BaseException as error:
         if is_panic(error):
@@ -376,8 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, Exception):
             raise
         if debug:
-            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
-        if isinstance(error, OSError) and error.filename is not None:
+            say(printable("".join(traceback.format_exception(error))))
+        if isinstance(error, OSError) and is_of_system(error):
             error = from_system(error)
         if isinstance(error, PreftuneError):
             return complain(error.message, error.hint, error.code)
