@@ -20,7 +20,7 @@ import preftune
 from patience import PATIENCE
 from preftune import exits
 from preftune.cli import main
-from preftune.errors import DataError, RunLocked
+from preftune.errors import DataError, RunLocked, in_a_directory
 from preftune.records.verdict import BETTER, RULE
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 from preftune.runs import overview
@@ -227,6 +227,30 @@ def test_dry_run_names_the_command_that_reads_the_data(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert "rm: trains" in shown
     assert "ppo: trains" not in shown
+
+
+def test_the_home_may_stand_in_words_that_no_shell_expands(
+    api: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["run", "tiny", "out=~/mine", "--mirror=~/copies", "--from=~/theirs"]) == 0
+    given = api.calls[-1][1]
+    assert [given[key] for key in ("out", "mirror", "from_run")] == [
+        f"{tmp_path}/{name}" for name in ("mine", "copies", "theirs")
+    ]
+    assert in_a_directory("~/it.json") == f"{tmp_path}/it.json"
+
+
+@pytest.mark.parametrize("word", ["out=", "--out=", "--mirror=", "--from="])
+def test_an_empty_name_is_not_this_directory(api: SimpleNamespace, word: str) -> None:
+    """`--out "$UNSET"` filled the directory in which it was typed."""
+    assert main(["run", "tiny", word]) == 64
+    assert not api.calls
+
+
+@pytest.mark.parametrize("command", [["compare", "a", "b"], ["doctor", "a"], ["inspect", "tiny"]])
+def test_an_empty_name_is_no_file(command: list[str]) -> None:
+    assert main([*command, "--json="]) == 64
 
 
 def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:

@@ -29,7 +29,7 @@ from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
-from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
+from preftune.study.command import Overrides, Recipe, named_directory, out_of, study, study_seed
 from preftune.untrusted import passes_credential, printable
 from preftune.verify.command import verify_resume
 from preftune.watch.command import watch
@@ -50,7 +50,12 @@ DryRun = Annotated[
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
 FromRun = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Take over the finished stages of RUN that are unchanged."),
+    typer.Option(
+        "--from",
+        metavar="RUN",
+        callback=named_directory,
+        help="Take over the finished stages of RUN that are unchanged.",
+    ),
 ]
 Redo = Annotated[
     list[str] | None,
@@ -58,7 +63,11 @@ Redo = Annotated[
 ]
 Mirror = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
+    typer.Option(
+        metavar="DIR",
+        callback=named_directory,
+        help="Copy checkpoints and models to DIR; a new machine resumes from there.",
+    ),
 ]
 JsonFile = Annotated[
     str | None,

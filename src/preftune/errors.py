@@ -5,6 +5,7 @@ Exit codes follow sysexits(3); the table is in docs/reliability.md.
 
 import difflib
 import errno
+import os
 from collections import abc
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def in_a_directory(file: str | None) -> str | None:
         raise UsageError("the name of the file to write is empty", "give one, or - to print the result")
     if file == "/dev/stdout":
         return "-"
+    file = file and os.path.expanduser(file)  # in --json=~/it, which a shell passes on as it is
     if file not in (None, "-") and not Path(file).resolve().parent.is_dir():
         raise InputMissing(f"cannot write {file}: there is no such directory", "make it first")
     return file
