@@ -1,6 +1,8 @@
 """The command line: fast and torch-free help, short errors, exit codes."""
 
+import errno
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -16,11 +18,13 @@ import pytest
 
 import preftune
 from patience import PATIENCE
+from preftune import exits
 from preftune.cli import main
-from preftune.errors import DataError, RunLocked
+from preftune.errors import DataError, RunLocked, in_a_directory
 from preftune.records.verdict import BETTER, RULE
 from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
 from preftune.runs import overview
+from preftune.runs.console import Console
 from preftune.stops import Interrupted
 from preftune.sums import note, write_sealed
 
@@ -131,7 +135,67 @@ def test_reader_that_goes_away_is_no_failure() -> None:
         check=False,
     )
     assert done.stderr == ""
-    assert done.stdout.split("\n")[1] in ("0", "1")
+    assert done.stdout.split("\n")[1] == "0"
+
+
+CLOSED = "preftune.exits.open_streams(); print('heard'); open('{file}', 'w').write('of the file')"
+
+
+def test_a_closed_stream_goes_nowhere_and_not_into_the_next_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    words = [sys.executable, "-c", f"import preftune.exits; {CLOSED.format(file=file)}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&- >&- 2>&-', "", *words], env=environment, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0
+    assert file.read_text() == "of the file"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["options", "--help", "", "run nonesuch"])
+def test_output_that_cannot_be_written_is_74_and_an_error_keeps_its_own(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(exits, "forget_output", lambda number=1: os.dup2(nowhere.fileno(), full.fileno()))
+        with open(os.devnull, "w") as nowhere:
+            assert main(words.split()) == (64 if "nonesuch" in words else 74)
+    assert "internal" not in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_can_read_keeps_its_code() -> None:
+    command = f"{sys.executable} -m preftune run nonesuch 2>/dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(["bash", "-c", command], env=environment, timeout=PATIENCE, check=False)
+    assert done.returncode == 64
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_a_run_goes_on_when_its_output_is_lost(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Lost())
+    console = Console(log=tmp_path / "log")
+    console.line("first")
+    console.table(["a"], [["b"]])
+    console.line("last")
+    assert (tmp_path / "log").read_text().count("\n") == 2
+    with pytest.raises((OSError, SystemExit)):  # of a comparison, what is printed is the result
+        Console().line("first")
+
+
+def test_the_directory_of_the_command_is_gone(
+    api: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.result = raising(FileNotFoundError(errno.ENOENT, "No such file or directory"))  # of os.getcwd
+    assert main(["run", "tiny"]) == 66
+    assert "started is gone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["runs"], ["label"]])
@@ -163,6 +227,30 @@ def test_dry_run_names_the_command_that_reads_the_data(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert "rm: trains" in shown
     assert "ppo: trains" not in shown
+
+
+def test_the_home_may_stand_in_words_that_no_shell_expands(
+    api: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["run", "tiny", "out=~/mine", "--mirror=~/copies", "--from=~/theirs"]) == 0
+    given = api.calls[-1][1]
+    assert [given[key] for key in ("out", "mirror", "from_run")] == [
+        f"{tmp_path}/{name}" for name in ("mine", "copies", "theirs")
+    ]
+    assert in_a_directory("~/it.json") == f"{tmp_path}/it.json"
+
+
+@pytest.mark.parametrize("word", ["out=", "--out=", "--mirror=", "--from="])
+def test_an_empty_name_is_not_this_directory(api: SimpleNamespace, word: str) -> None:
+    """`--out "$UNSET"` filled the directory in which it was typed."""
+    assert main(["run", "tiny", word]) == 64
+    assert not api.calls
+
+
+@pytest.mark.parametrize("command", [["compare", "a", "b"], ["doctor", "a"], ["inspect", "tiny"]])
+def test_an_empty_name_is_no_file(command: list[str]) -> None:
+    assert main([*command, "--json="]) == 64
 
 
 def test_train_stops_after_its_stage(api: SimpleNamespace) -> None:

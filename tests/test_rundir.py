@@ -17,8 +17,10 @@ from preftune.rundir import (
     short_name,
     write_json,
     write_jsonl,
+    write_result,
     write_text,
 )
+from preftune.sums import check_own, faults, note, read_sealed
 
 
 def test_layout() -> None:
@@ -163,3 +165,28 @@ def test_failed_write_leaves_the_old_file_and_no_debris(
         write_json(path, {"old": False})
     assert read_json(path) == {"old": True}
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_run_is_checked_by_whatever_path_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "runs" / "mine")
+    write_text(run.config, "seed = 1\n")
+    note(run, [run.config])
+    monkeypatch.chdir(run.path)
+    for path in ("../mine", "../../runs/mine", ".", f"{run.path}/../mine"):
+        check_own(RunDir(path), run.config)
+    record = read_sealed(run.marker)
+    write_text(tmp_path / "outside", "seed = 1\n")  # the same text, but not the run's
+    for outside in ("../../outside", str(tmp_path / "outside")):
+        assert len(faults(run, {"files": {outside: record["files"]["config.toml"]}})) == 1
+
+
+def test_a_result_for_a_pipe_goes_into_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_result(pipe, {"n": 1})
+    assert json.loads(os.read(reader, 100)) == {"n": 1}
+    os.close(reader)
+    assert pipe.is_fifo()

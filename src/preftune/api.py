@@ -17,7 +17,7 @@ from preftune import faults
 from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stage_order, stages_until
 from preftune.config.rounds import round_name
 from preftune.errors import ConfigError, DataError, InputMissing, in_a_directory
-from preftune.rundir import BASE, RunDir, write_json
+from preftune.rundir import BASE, RunDir, write_result
 from preftune.runs.aside import close, with_children
 from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, existing, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
@@ -407,4 +407,4 @@ def _can_be_measured(dataset: "Dataset") -> None:
 
 def _write_result(file: Path, result: dict[str, Any]) -> None:
     in_a_directory(str(file))
-    write_json(file, result)
+    write_result(file, result)

@@ -19,16 +19,17 @@ from preftune.errors import (
     UsageError,
     from_system,
     in_a_directory,
+    is_of_system,
     is_out_of_memory,
 )
-from preftune.exits import LESS_MEMORY, complain, exit_code, forget_output
+from preftune.exits import LESS_MEMORY, complain, exit_code, finished, open_streams, say
 from preftune.export.command import export
 from preftune.inspection.command import inspect
 from preftune.isolated import from_panic, is_panic
 from preftune.label.command import label
 from preftune.runs.overview import first_screen, runs
 from preftune.stops import Interrupted
-from preftune.study.command import Overrides, Recipe, out_of, study, study_seed
+from preftune.study.command import Overrides, Recipe, named_directory, out_of, study, study_seed
 from preftune.untrusted import passes_credential, printable
 from preftune.verify.command import verify_resume
 from preftune.watch.command import watch
@@ -49,7 +50,12 @@ DryRun = Annotated[
 Restart = Annotated[bool, typer.Option("--restart", help="Begin again instead of resuming what is there.")]
 FromRun = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Take over the finished stages of RUN that are unchanged."),
+    typer.Option(
+        "--from",
+        metavar="RUN",
+        callback=named_directory,
+        help="Take over the finished stages of RUN that are unchanged.",
+    ),
 ]
 Redo = Annotated[
     list[str] | None,
@@ -57,7 +63,11 @@ Redo = Annotated[
 ]
 Mirror = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Copy checkpoints and models to DIR; a new machine resumes from there."),
+    typer.Option(
+        metavar="DIR",
+        callback=named_directory,
+        help="Copy checkpoints and models to DIR; a new machine resumes from there.",
+    ),
 ]
 JsonFile = Annotated[
     str | None,
@@ -342,7 +352,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Shows a traceback only with --debug, which may stand anywhere in the line.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    return finished(_main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(words: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only gets escapes
@@ -365,10 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_code(SystemExit(130))
     except Interrupted as stop:
-        print(stop.message, file=sys.stderr)
+        say(stop.message)
         return stop.code
     except BrokenPipeError:
-        forget_output()
         return 0
     except BaseException as error:
         if is_panic(error):
@@ -376,8 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, Exception):
             raise
         if debug:
-            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
-        if isinstance(error, OSError) and error.filename is not None:
+            say(printable("".join(traceback.format_exception(error))))
+        if isinstance(error, OSError) and is_of_system(error):
             error = from_system(error)
         if isinstance(error, PreftuneError):
             return complain(error.message, error.hint, error.code)

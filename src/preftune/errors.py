@@ -5,8 +5,16 @@ Exit codes follow sysexits(3); the table is in docs/reliability.md.
 
 import difflib
 import errno
+import os
 from collections import abc
 from pathlib import Path
+
+_FULL = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.EFBIG: "this system limits how large a file may be (ulimit -f)",
+    errno.EIO: "",
+}
 
 
 class PreftuneError(Exception):
@@ -83,8 +91,13 @@ class ConfigError(PreftuneError):
 
 def in_a_directory(file: str | None) -> str | None:
     """The name of a file that a command is to write, asked before its work. InputMissing if there is no such
-    directory; "-" and None are no file.
+    directory; "-" and None are no file, and /dev/stdout is "-".
     """
+    if file == "":
+        raise UsageError("the name of the file to write is empty", "give one, or - to print the result")
+    if file == "/dev/stdout":
+        return "-"
+    file = file and os.path.expanduser(file)  # in --json=~/it, which a shell passes on as it is
     if file not in (None, "-") and not Path(file).resolve().parent.is_dir():
         raise InputMissing(f"cannot write {file}: there is no such directory", "make it first")
     return file
@@ -101,15 +114,25 @@ def one_of(word: str, choices: abc.Collection[str]) -> str:
     return f"{did_you_mean(word, choices)}one of: {', '.join(choices)}"
 
 
+def is_of_system(error: OSError) -> bool:
+    """Whether `from_system` can say what happened: the error names a file, or says enough without one."""
+    return isinstance(error, OSError) and (
+        error.filename is not None or error.errno in (*_FULL, errno.ENOENT)
+    )
+
+
 def from_system(error: OSError) -> PreftuneError:
     """An unexpected system error about a file, as an error that a person can act on."""
-    message = f"{error.filename}: {error.strerror or error}"
+    reason = error.strerror or str(error)
+    message = (
+        f"cannot write the output: {reason}" if error.filename is None else f"{error.filename}: {reason}"
+    )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionMissing(message, "check who owns it and who may write there")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(message, "free some space, then run the same command again")
-    if error.errno == errno.EIO:
-        return StorageError(message)
+    if error.errno in _FULL:
+        return StorageError(message, _FULL[error.errno])
+    if error.errno == errno.ENOENT and error.filename is None:  # where am I?
+        return InputMissing("the directory in which this command was started is gone", "change to another")
     return InputMissing(message, "check the path")
 
 

@@ -209,6 +209,15 @@ def write_json(path: Path, value: Any) -> None:
     _replace(path, json_text(value).encode("utf-8"))
 
 
+def write_result(path: Path, value: Any) -> None:
+    """As `write_json`, to a place that a person named: a device or a pipe is written to, not replaced."""
+    if path.is_file() or path.is_dir() or not path.exists():
+        write_json(path, value)
+        return
+    with _failures(path), path.open("ab") as file:
+        file.write(json_text(value).encode("utf-8"))
+
+
 def json_text(value: Any) -> str:
     """What `write_json` writes."""
     return _encode(value, indent=2).decode("utf-8") + "\n"

@@ -123,4 +123,5 @@ def _noted(number: int, frame: FrameType | None) -> None:
     if not _state.deferred:
         raise Interrupted(number)
     if number == signal.SIGINT:
-        os.write(2, b"\nsaving, then stopping; Ctrl-C again stops without saving\n")
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(2, b"\nsaving, then stopping; Ctrl-C again stops without saving\n")

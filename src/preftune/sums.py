@@ -95,7 +95,7 @@ def model_sum(run: RunDir, name: str) -> str | None:
 def faults(run: RunDir, record: Mapping[str, Any], under: str = "") -> list[str]:
     """What differs from a record, "FILE is missing" and the like, among the files whose path begins so."""
     files = recorded_sums(record) or {}
-    differences = [_fault(run.path / name, entry) for name, entry in files.items() if name.startswith(under)]
+    differences = [_fault(run, name, entry) for name, entry in files.items() if name.startswith(under)]
     models = [name for name in files if name.startswith("models/") and not name.endswith(f"/{CARD}")]
     folders = {name.rpartition("/")[0] for name in models if name.startswith(under)}
     for folder in sorted(folders):
@@ -132,8 +132,9 @@ def check_own(run: RunDir, *files: Path) -> None:
         check(run, record, remedy, file.name)
 
 
-def _fault(file: Path, entry: Any) -> str:
-    if not isinstance(entry, dict) or ".." in file.parts:
+def _fault(run: RunDir, name: str, entry: Any) -> str:
+    file = run.path / name
+    if not isinstance(entry, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
         return f"{file} has no sum in its record"
     if not file.is_file():
         return f"{file} is missing"

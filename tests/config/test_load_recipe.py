@@ -218,6 +218,7 @@ def test_unknown_key_names_the_nearest(key: str, meant: str) -> None:
         ("stage.dpo.kind=simple", 'expected "sigmoid" | "robust"'),
         ("stage.dpo.length_average=1", "expected true or false"),
         ("stage.dpo.algorithm=spo", 'expected "sft" | "reward" | "ppo" | "grpo" | "dpo"'),
+        ("stage.dpo.algorithm=spo", "(on the command line)"),
         ("seed=none", "expected a whole number >= 0"),
         ("precision=fp8", 'expected "auto" | "float32" | "bf16" | "fp16"'),
         ("model=gpt2", "model is a group of settings"),
@@ -280,10 +281,11 @@ def test_unknown_recipe_lists_the_recipes() -> None:
         ("name = ", "not valid TOML"),
         ('name = "x"\n[stage.a]\n', "stage.a has no algorithm"),
         ('name = "x"\n', "stage is required"),
-        ('[stage.a]\nalgorithm = "sft"\n[data]\nname = "d"', "name is required"),
+        ('[stage.a]\nalgorithm = "sft"\n[data]\nname = "d"', "r.toml)"),
         ('name = "x"\nseed = "3"\n[stage.a]\nalgorithm = "sft"', 'seed = "3" (in '),
         ('name = "x"\nseed = true\n[stage.a]\nalgorithm = "sft"', "expected a whole number"),
         ('name = "x"\nstage = 3\n', "stage is a group of settings"),
+        ('name = "x"\nstage = 3\n', "`preftune options`"),
         ('name = "x"\n[stage.a]\nalgorithm = ["sft"]', "stage.a.algorithm"),
         ('name = "x"\n[stage.a]\nalgorithm = "sft"\nepochs = {}', "stage.a.epochs"),
         ('name = "x"\nepochs = 3\n[stage.a]\nalgorithm = "sft"', "unknown key epochs"),
@@ -425,3 +427,17 @@ def test_a_registered_algorithm_may_have_one_setting_without_the_other(key: str)
 
     config: Any = SimpleNamespace(stage={"mine": Mine()})
     refuse_unused(config, [f"stage.mine.{key}"])
+
+
+def test_a_byte_order_mark_before_a_recipe_is_none_of_its_words(tmp_path: Path) -> None:
+    shipped = Path(load.__file__).parent.parent / "recipes" / "tiny.toml"
+    marked = tmp_path / "r.toml"
+    marked.write_bytes(b"\xef\xbb\xbf" + shipped.read_bytes())
+    assert load_recipe(str(marked)).config == load_recipe("tiny").config
+
+
+def test_a_run_in_the_place_of_a_recipe_is_told_of_its_settings(tmp_path: Path) -> None:
+    write(tmp_path / "config.toml", "")
+    error = failure(str(tmp_path))
+    assert error.code == 64
+    assert error.hint.endswith(str(tmp_path / "config.toml"))

@@ -20,6 +20,7 @@ from preftune.runs.save import check_sums, load_reward_model
 if TYPE_CHECKING:
     from preftune.runs.console import Console
 
+UNKNOWN = "unknown"  # kind of model
 _MARKS = {"ok": "ok", "note": "note", WARNING: "WARNING", FAULT: "FAULT"}
 
 
@@ -38,7 +39,7 @@ def audit_directory(path: Path) -> dict[str, Any]:
         kind, results = _checks_of(member)
         kinds.add(kind)
         checks += [replace(c, name=f"{member.name}: {c.name}") for c in results] if members else results
-    kind = kinds.pop() if len(kinds) == 1 else "unknown"
+    kind = kinds.pop() if len(kinds) == 1 else UNKNOWN
     faults, warnings = (sum(check.status == status for check in checks) for status in (FAULT, WARNING))
     return {
         "directory": str(path),
@@ -60,7 +61,7 @@ def _checks_of(path: Path) -> tuple[str, list[Check]]:
     try:
         directory = open_directory(path)
     except PreftuneError as error:
-        return "unknown", [_broken("loads", error)]
+        return UNKNOWN, [_broken("loads", error)]
     probe = check_reward_model if directory.kind == "reward model" else check_policy
     return directory.kind, [*check_files(directory), *probe(directory)]
 
@@ -94,4 +95,5 @@ def show_audit(console: "Console", result: Mapping[str, Any]) -> None:
             console.line(f"{'':<8}  {check['consequence']}")
         if check["remedy"]:
             console.line(f"{'':<8}  what to do: {check['remedy']}")
-    console.line(f"{result['directory']}, a {result['kind']}: {result['verdict']}")
+    kind = "" if result["kind"] == UNKNOWN else f", a {result['kind']}"
+    console.line(f"{result['directory']}{kind}: {result['verdict']}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from preftune.errors import PreftuneError, UsageError, in_a_directory
-from preftune.rundir import BASE, json_text, write_json
+from preftune.rundir import BASE, json_text, write_result
 from preftune.untrusted import clean, printable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def sample(
     if json == "-":
         typer.echo(json_text(rows), nl=False)
     elif json is not None:
-        write_json(Path(json), rows)
+        write_result(Path(json), rows)
 
 
 def chat(

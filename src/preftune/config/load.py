@@ -85,12 +85,14 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         source = resources.files("preftune") / "recipes" / f"{recipe}.toml"
     else:
         names = ", ".join(recipe_names())
+        if (settings_of_run := Path(recipe) / "config.toml").is_file():
+            raise UsageError(f"{recipe} is a run, no recipe", f"its settings are one: {settings_of_run}")
         question = did_you_mean(recipe, recipe_names())
         raise UsageError(
             f"unknown recipe {recipe!r}", f"{question}recipes: {names}; or give a path to a .toml file"
         )
     try:
-        return flatten(tomllib.loads(source.read_text(encoding="utf-8")))
+        return flatten(tomllib.loads(source.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
     except RecursionError:
@@ -196,7 +198,8 @@ def _algorithms(values: Mapping[str, Any], overrides: list[tuple[str, str]], sou
         if key not in merged:
             _refuse_stage(name, [n for n in names if f"{STAGE}.{n}.algorithm" in merged], choices)
         if merged[key] not in list(stage_kinds()):  # a list also takes values that cannot be hashed
-            raise ConfigError(f"{key} = {_value_text(merged[key])}: expected {choices}", f"given in {source}")
+            where = "on the command line" if key in dict(overrides) else f"in {source}"
+            raise ConfigError(f"{key} = {_value_text(merged[key])} ({where}): expected {choices}")
         algorithms[name] = merged[key]
     return algorithms
 
@@ -222,7 +225,8 @@ def _refuse_key(key: str, keys: Iterable[str], where: str) -> None:
             {existing[len(key) + 1 :].split(".")[0] for existing in keys if existing.startswith(f"{key}.")}
         )
         raise ConfigError(
-            f"{key} is a group of settings, not a value ({where})", f"keys: {', '.join(inside)}"
+            f"{key} is a group of settings, not a value ({where})",
+            f"keys: {', '.join(inside)}" if inside else "`preftune options` lists all keys",
         )
     near = nearest(key, keys)
     hint = f"did you mean {near}?" if near else "`preftune options` lists all keys"
@@ -283,7 +287,7 @@ def _explain(
         if item["type"] == "value_error":
             lines.append(f"{key}{': ' if path else ''}{item.get('ctx', {}).get('error', item['msg'])}")
         elif item["type"] == "missing":
-            lines.append(f"{key} is required")
+            lines.append(f"{key} is required" + (f" (in {source})" if source.endswith(".toml") else ""))
         elif item["type"] == "extra_forbidden":
             near = nearest(key, schema)
             lines.append(f"unknown key {key}" + (f", did you mean {near}?" if near else ""))

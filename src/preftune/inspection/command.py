@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from preftune.errors import UsageError, in_a_directory, one_of
-from preftune.rundir import RunDir, json_text, write_json, write_jsonl
+from preftune.rundir import RunDir, json_text, write_jsonl, write_result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def inspect(
     if json == "-":
         typer.echo(json_text(result), nl=False)
     elif json is not None:
-        write_json(Path(json), result)
+        write_result(Path(json), result)
 
 
 def _arguments(words: Sequence[str]) -> tuple[str | None, int | None, list[str]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,9 @@ class Console:
 
     def __init__(self, log: Path | None = None, quiet: bool = False, panel: Panel | None = None) -> None:
         """`panel`: what is shown on a terminal while a stage goes on, instead of a bar."""
-        self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self._out = _Output(highlight=False, soft_wrap=True, quiet=quiet)
         self._log = None if quiet else log
+        self._out.kept_elsewhere = log is not None
         self._panel = panel
 
     def line(self, text: str) -> None:
@@ -140,6 +142,30 @@ class Console:
             transient=True,
             disable=not is_live(self._out),
         )
+
+
+class _Output(RichConsole):
+    """Of a run, whose log has the lines too: a reader, a terminal or space on a disk may go away, and that
+    stops no training. Where there is no log, what is printed is the result, and errors are raised.
+    """
+
+    kept_elsewhere = False
+
+    def _check_buffer(self) -> None:  # all ways to print end here
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if not self.kept_elsewhere:
+                raise
+            self.quiet = True
+            with contextlib.suppress(OSError):
+                warning = f"warning: no more can be printed ({error.strerror}); the run goes on, with its log"
+                print(warning, file=sys.stderr, flush=True)
+
+    def on_broken_pipe(self) -> None:
+        if not self.kept_elsewhere:
+            super().on_broken_pipe()  # which ends the command
+        self.quiet = True
 
 
 def is_live(out: RichConsole) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from preftune.rundir import write_json
+from preftune.rundir import write_result
 from preftune.selftest.maths import compare_all
 from preftune.selftest.record import Comparison
 from preftune.selftest.updates import UPDATES, compare_update
@@ -31,7 +31,7 @@ def run(path: str | Path | None = None) -> tuple[str, int]:
     machine = {"device": device_name(device), "torch": torch.__version__}
     summary: dict[str, Any] = {**machine, "seconds": round(time.monotonic() - start, 1), **totals(rows)}
     if path is not None:
-        write_json(Path(path), {**summary, "comparisons": [row.as_dict() for row in rows]})
+        write_result(Path(path), {**summary, "comparisons": [row.as_dict() for row in rows]})
     return text(rows, summary), 0 if summary["ok"] else FAILED
 
 

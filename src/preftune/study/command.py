@@ -1,5 +1,6 @@
 """`preftune study`, and `preftune study-seed`, which it starts."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,20 @@ Overrides = Annotated[
 ]
 
 
+def named_directory(name: str | None) -> str | None:
+    """A directory that a command line names. `~` is the home in `out=~/runs` and `--out=~/runs` too, which a
+    shell passes on as they are. UsageError for an empty name, as an unset variable gives one.
+    """
+    if name == "":
+        raise UsageError("the name of a directory is empty", "give one, or leave the option out")
+    return name if name is None else os.path.expanduser(name)
+
+
 def out_of(overrides: Sequence[str] | None, out: str | None) -> tuple[str | None, tuple[str, ...]]:
     """The last `out=DIR` among the words, or the option; and the words without it."""
     directories = [text.removeprefix("out=") for text in overrides or () if text.startswith("out=")]
     settings = tuple(text for text in overrides or () if not text.startswith("out="))
-    return (directories[-1] if directories else out), settings
+    return named_directory(directories[-1] if directories else out), settings
 
 
 def study(
@@ -67,16 +77,17 @@ def study(
     from preftune.study.design import Request
     from preftune.study.launch import Placement, run_study
 
-    directory, settings = out_of(overrides, out)
+    place, settings = out_of(overrides, out)
+    mirror = None if mirror is None else Path(os.path.expanduser(mirror))
     request = Request(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
     run_study(
         request,
-        Path(directory or f"studies/{Path(recipe).stem}"),
+        Path(place or f"studies/{Path(recipe).stem}"),
         seeds=seeds,
         first_seed=first_seed,
         jobs=jobs,
         reports=reports,
-        keep=keep,
+        keep=None if keep is None else Path(os.path.expanduser(keep)),
         placement=Placement(on=on, resources=resources(resource or ()), retries=retries, mirror=mirror),
     )
 
@@ -107,7 +118,7 @@ def study_seed(
                 mirror=mirror,
                 stages=tuple(stage or ()),
                 point=point,
-                keep=keep,
+                keep=None if keep is None else Path(os.path.expanduser(keep)),
             )
         )
 

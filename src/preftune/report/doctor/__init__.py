@@ -5,7 +5,7 @@ from pathlib import Path
 
 from preftune.report.doctor.diagnose import diagnose, text
 from preftune.report.load import load_run
-from preftune.rundir import RunDir, write_json
+from preftune.rundir import RunDir, write_result
 
 
 def examine(run: str | Path, json: str | Path | None = None) -> str:
@@ -16,5 +16,5 @@ def examine(run: str | Path, json: str | Path | None = None) -> str:
     view = load_run(RunDir(run))
     findings = diagnose(view)
     if json is not None:
-        write_json(Path(json), [asdict(finding) for finding in findings])
+        write_result(Path(json), [asdict(finding) for finding in findings])
     return text(findings, view)
