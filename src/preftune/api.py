@@ -35,11 +35,11 @@ DEFAULT_RECIPE = "hh-colab"
 
 
 def run(
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | Path = DEFAULT_RECIPE,
     *overrides: str,
-    out: str | None = None,
+    out: str | Path | None = None,
     resume: bool = True,
-    from_run: str | None = None,
+    from_run: str | Path | None = None,
     redo: Sequence[str] = (),
 ) -> RunDir:
     """Run a recipe through all stages, evaluate, and write the report. A second call resumes, or only checks.
@@ -53,49 +53,49 @@ def run(
 
 
 def train_reward_model(
-    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+    recipe: str | Path = DEFAULT_RECIPE, *overrides: str, out: str | Path | None = None, resume: bool = True
 ) -> Path:
     """Train the reward model (and the stages it starts from); returns the model's directory."""
     return _train("reward", recipe, overrides, out, resume)
 
 
 def supervised_finetune(
-    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+    recipe: str | Path = DEFAULT_RECIPE, *overrides: str, out: str | Path | None = None, resume: bool = True
 ) -> Path:
     """Fine-tune on chosen responses; returns the model's directory."""
     return _train("sft", recipe, overrides, out, resume)
 
 
 def ppo_train(
-    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+    recipe: str | Path = DEFAULT_RECIPE, *overrides: str, out: str | Path | None = None, resume: bool = True
 ) -> Path:
     """Train a policy with PPO, missing parents first; returns the model's directory."""
     return _train("ppo", recipe, overrides, out, resume)
 
 
 def grpo_train(
-    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+    recipe: str | Path = DEFAULT_RECIPE, *overrides: str, out: str | Path | None = None, resume: bool = True
 ) -> Path:
     """Train a policy with GRPO, missing parents first; returns the model's directory."""
     return _train("grpo", recipe, overrides, out, resume)
 
 
 def dpo_train(
-    recipe: str = DEFAULT_RECIPE, *overrides: str, out: str | None = None, resume: bool = True
+    recipe: str | Path = DEFAULT_RECIPE, *overrides: str, out: str | Path | None = None, resume: bool = True
 ) -> Path:
     """Train a policy with DPO, missing parents first; returns the model's directory."""
     return _train("dpo", recipe, overrides, out, resume)
 
 
 def run_recipe(
-    recipe: str,
+    recipe: str | Path,
     overrides: Sequence[str] = (),
     *,
-    out: str | None = None,
+    out: str | Path | None = None,
     resume: bool = True,
     until: str | None = None,
     mirror: str | None = None,
-    from_run: str | None = None,
+    from_run: str | Path | None = None,
     redo: Sequence[str] = (),
 ) -> RunDir:
     """What the command line calls: all stages and the report, or the stages up to `until` only. Stages that
@@ -149,7 +149,7 @@ def run_recipe(
 
 
 def _settings_meant(
-    resolved: Resolved, out: str | None, until: str | None
+    resolved: Resolved, out: str | Path | None, until: str | None
 ) -> tuple[RunConfig, list[str], RunDir]:
     """Settings, stages and directory of a run, or of its stages up to `until`."""
     config = absolute(resolved.config)
@@ -170,9 +170,9 @@ def _say_what_would_help(console: "Console", seconds: float) -> None:
 def kept_stages(
     resolved: Resolved,
     *,
-    out: str | None = None,
+    out: str | Path | None = None,
     until: str | None = None,
-    from_run: str | None = None,
+    from_run: str | Path | None = None,
     redo: Sequence[str] = (),
 ) -> list[str]:
     """What `--dry-run` says of --from and --redo: the stages that are taken over, those that are trained and
@@ -203,7 +203,7 @@ def kept_stages(
 
 @contextmanager
 def _how_to_go_on(
-    recipe: str,
+    recipe: str | Path,
     overrides: Sequence[str],
     run: RunDir,
     config: RunConfig,
@@ -218,7 +218,11 @@ def _how_to_go_on(
     try:
         yield
     except OtherSettings as error:
-        words = ["preftune", *(["run", recipe] if until is None else ["train", recipe, until]), *overrides]
+        words = [
+            "preftune",
+            *(["run", str(recipe)] if until is None else ["train", str(recipe), until]),
+            *overrides,
+        ]
         directory = run.path if run.path.is_absolute() else Path(os.path.relpath(run.path))
         new = directory.with_name(f"{directory.name or config.name}-2")
         beside = [*words, "--out", str(new), "--from", str(directory)]
@@ -297,12 +301,14 @@ def sample(
     yield from replies(reopen(path, write=False), policy.removeprefix("policy_"), prompts, seed, n)
 
 
-def _train(algorithm: str, recipe: str, overrides: Sequence[str], out: str | None, resume: bool) -> Path:
+def _train(
+    algorithm: str, recipe: str | Path, overrides: Sequence[str], out: str | Path | None, resume: bool
+) -> Path:
     config = load_recipe(recipe, overrides).config
     name = next((n for n, stage in config.stage.items() if stage.algorithm == algorithm), None)
     if name is None:
         raise ConfigError(
-            f"recipe {recipe!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
+            f"recipe {str(recipe)!r} has no {algorithm} stage", hint="add a table [stage.NAME] with it"
         )
     name = round_name(name, config.stage[name].rounds)
     run = run_recipe(recipe, overrides, out=out, resume=resume, until=name)
@@ -325,7 +331,7 @@ def _say_slow(activity: str) -> None:
         print(printable(f"{activity} ..."), file=sys.stderr)
 
 
-def plan(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
+def plan(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """What a run would take, in lines: rows that are really used, steps, time, memory, disk, from a few
     steps of every stage in a directory that is thrown away; and what its evaluation could find.
     """

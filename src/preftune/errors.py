@@ -103,6 +103,12 @@ def in_a_directory(file: str | None) -> str | None:
     return file
 
 
+def no_bare_text(name: str, values: object) -> None:
+    """UsageError for one text where a list of them is taken: its characters would pass for the list."""
+    if isinstance(values, str | bytes):
+        raise UsageError(f"{name} is one text, not a list of texts", hint=f"{name}=[...]")
+
+
 def did_you_mean(word: str, choices: abc.Iterable[str]) -> str:
     """The question of a hint, "did you mean X? ", or "" where no known word is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)

@@ -228,6 +228,12 @@ def test_a_source_that_is_not_there(data: Path, tmp_path: Path) -> None:
         run_recipe("tiny", words, out=str(tmp_path / "run"), until="sft")
 
 
+def test_an_expert_without_rows_is_named(data: Path, tmp_path: Path) -> None:
+    words = [f"data.name={data}", *SMALL, "stage.rm.experts=harmless, helpless"]
+    with pytest.raises(DataError, match=r"stage rm, expert helpless: none of the 81"):
+        run_recipe("tiny", words, out=str(tmp_path / "run"), until="rm")
+
+
 def test_rows_that_no_expert_learns_from_are_named(data: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(data, tmp_path / "data")) / "honest-base"
     shutil.copytree(data / "helpful-base", other)

@@ -95,5 +95,5 @@ def show_audit(console: "Console", result: Mapping[str, Any]) -> None:
             console.line(f"{'':<8}  {check['consequence']}")
         if check["remedy"]:
             console.line(f"{'':<8}  what to do: {check['remedy']}")
-    kind = "" if result["kind"] == UNKNOWN else f", a {result['kind']}"
-    console.line(f"{result['directory']}{kind}: {result['verdict']}")
+    kind = "no model" if result["kind"] == UNKNOWN else f"a {result['kind']}"
+    console.line(f"{result['directory']}, {kind}: {result['verdict']}")

@@ -22,7 +22,7 @@ from preftune.config.run import RunConfig
 from preftune.config.schema import STAGE, Setting, nearest, settings, walk
 from preftune.config.toml import flatten, toml_value, unflatten
 from preftune.config.unused import refuse_unused
-from preftune.errors import ConfigError, UsageError, did_you_mean
+from preftune.errors import ConfigError, UsageError, did_you_mean, no_bare_text
 from preftune.untrusted import passes_credential, redact
 
 Origin = Literal["default", "recipe", "command line"]
@@ -46,13 +46,15 @@ def recipe_names() -> list[str]:
     return sorted(file.name[: -len(".toml")] for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def load_recipe(recipe: str, overrides: Sequence[str] = (), *, spared: Sequence[str] = ()) -> Resolved:
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, spared: Sequence[str] = ()) -> Resolved:
     """Read a recipe by name or .toml path and apply `key=value` overrides; the last of equal keys wins.
 
     `stage.NAME=none` leaves a stage out; `stage.NAME.algorithm=...` adds one. Raises UsageError for an
     unknown recipe or an override without "=", ConfigError for everything that is wrong with keys and values,
     but for `spared`, those of the overrides that need have no use.
     """
+    recipe = str(recipe)
+    no_bare_text("overrides", overrides)
     resolved, typed = _resolve(_read_recipe(recipe), [_split_override(text) for text in overrides], recipe)
     free = {_split_override(text)[0] for text in spared}
     refuse_unused(resolved.config, (key for key in typed if key not in free))
@@ -102,7 +104,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _split_override(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
+    key, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
     if not equals or not key.strip():
         raise UsageError(f"cannot read {text!r} as key=value", "for example: stage.ppo.learning_rate=1e-6")
     return key.strip(), value.strip()

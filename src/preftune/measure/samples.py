@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.data import Dialogue, Turn
-from preftune.errors import InputMissing, UsageError, one_of
+from preftune.errors import InputMissing, UsageError, no_bare_text, one_of
 from preftune.measure.conditions import held_out_prompts
 from preftune.models.load import load_causal_lm
 from preftune.models.roles import Policy
@@ -31,6 +31,9 @@ def replies(
     """One reply to each prompt, or to `n` held-out prompts if none is given. `changes`: to the evaluation's
     settings.
     """
+    no_bare_text("prompts", prompts)
+    if n < 0:
+        raise UsageError(f"n = {n}: there is no such number of prompts")
     check_policy(session, stage)
     source, settings = session.source(stage), session.config.evaluation.model_copy(update=changes)
     dialogues = [Dialogue((Turn("human", f" {text.strip()}"),)) for text in prompts]

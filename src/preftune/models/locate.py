@@ -92,7 +92,7 @@ def locate(base: str, commit: str | None = None) -> Source:
         _refuse_unsafe(path)
         return Source(str(path))
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise InputMissing(f"no such directory: {path}", hint="model.base takes a directory or a hub id")
+        raise InputMissing(f"no such directory: {path}", hint="a model is a directory or a hub id")
     return _from_hub(base, commit)
 
 
@@ -163,8 +163,9 @@ def _refuse_unsafe(path: Path) -> None:
     """No code, no pickled weights: name such files instead of ignoring them silently."""
     _refuse_adapter(path, [file.name for file in path.iterdir()])
     if not (path / "config.json").is_file():
+        in_run = "a run keeps its models in models/: give one of these"
         raise InputMissing(
-            f"{path} holds no config.json", hint="model.base takes a Hugging Face model directory"
+            f"{path} holds no config.json", hint=in_run if (path / "models").is_dir() else _PLAIN
         )
     _refuse_code(path, scripts=True)
     if not any(file.is_file() for at in ("", "member-0/") for file in path.glob(f"{at}*.safetensors")):

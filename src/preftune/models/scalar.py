@@ -30,7 +30,8 @@ def init_scalar_model(
 
     The tokenizer gets a pad token that is not EOS; the embedding grows by that row.
     """
-    with reading(source, "the backbone of a reward model"):
+    # fork_rng, here and below: the library draws weights of its own, which are not kept.
+    with reading(source, "the backbone of a reward model"), torch.random.fork_rng(devices=[]):
         model = AutoModelForSequenceClassification.from_pretrained(
             source.path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -41,7 +42,8 @@ def init_scalar_model(
     pad: Any = tokenizer.pad_token_id  # the library allows lists; it is one number or none
     grows = pad >= token_embedding(model).num_embeddings  # a spare row will do, as it is: no text has it
     if grows:
-        model.resize_token_embeddings(pad + 1, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(pad + 1, mean_resizing=False)
     model.config.pad_token_id = pad
     head = score_head(model)
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +57,7 @@ def init_scalar_model(
 
 def load_scalar_model(source: Source) -> PreTrainedModel:
     """A saved reward model. DataError if a weight is missing or left over: a random head must not score."""
-    with reading(source, "a reward model"):
+    with reading(source, "a reward model"), torch.random.fork_rng(devices=[]):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.path,
             num_labels=1,
@@ -63,6 +65,13 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+        )
+    if info["missing_keys"] and not any(
+        name.endswith("ForSequenceClassification") for name in model.config.architectures or []
+    ):
+        raise DataError(
+            f"{source.path} holds a language model, not a reward model",
+            hint="give a reward model's directory",
         )
     wrong = sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"]}))
     if wrong:

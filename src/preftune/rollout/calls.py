@@ -86,7 +86,8 @@ class RewardFunction:
         where = f"row {columns['row']}" + (f" of {columns['source']}" if columns["source"] else "")
         return DataError(
             f"reward function {self.name}, {where}: it {problem}; the response was {case.response[:80]!r}",
-            hint="mend the function, or set on_reward_error=mask in its stage to leave such responses out",
+            hint="mend the function; a stage of PPO, GRPO or RLOO leaves such responses out with "
+            "on_reward_error=mask",
         )
 
     def _batch(self, cases: Sequence[Case]) -> list[Outcome]:

@@ -80,7 +80,7 @@ class RewardFunctions:
             raise DataError(
                 f"{failed} of {scored} responses got no reward, more than {MAX_MASKED:.0%}; "
                 f"the first: {first}",
-                hint=failures[0].hint if failures else "",
+                hint="mend the function: on_reward_error=mask is for single failures",
             )
 
     def _total(self, case: Case, outcomes: Sequence[Outcome], alone: bool) -> float | DataError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from preftune.config import parents
 from preftune.config.algorithms.base import StageSettings
-from preftune.errors import UsageError, one_of
+from preftune.errors import UsageError, no_bare_text, one_of
 from preftune.rundir import RunDir, read_object, write_json
 from preftune.runs.stages import Stage, made_of_what_is_here
 from preftune.sums import read_sealed
@@ -23,6 +23,7 @@ from preftune.sums import read_sealed
 
 def with_children(stages: Mapping[str, StageSettings], names: Sequence[str]) -> list[str]:
     """The stages asked for and all that read their models. UsageError for a name that is no stage."""
+    no_bare_text("redo", names)
     for name in names:
         if name not in stages:
             raise UsageError(f"--redo {name}: there is no such stage", one_of(name, stages))

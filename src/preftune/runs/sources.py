@@ -79,12 +79,13 @@ def learners_rows(rows: Sequence[Preference], settings: StageSettings, stage: st
     DataError as `own_rows`, and if there are rows, and none is of a learner's half of the prompts.
     """
     by_learner = list[list[Preference]]()
-    for learner in settings.learners():
-        of_sources = own_rows(rows, learner, stage)
+    names = [f"{stage}, expert {kind}" for kind in settings.kinds] or [stage]
+    for name, learner in zip(names, settings.learners(), strict=True):
+        of_sources = own_rows(rows, learner, name)
         by_learner.append(in_part(of_sources, part := learner.training_part()))
         if of_sources and not by_learner[-1]:
             raise DataError(
-                f"stage {stage}: none of its {len(of_sources):,} training rows is of the {part} half of the "
+                f"stage {name}: none of its {len(of_sources):,} training rows is of the {part} half of the "
                 "prompts",
                 hint="leave part out, or give it more prompts",
             )

@@ -4,18 +4,20 @@ A prompt is text in the form that the model was trained with, or a list of messa
 is in preftune.json; without it, it is the chat template of a tokenizer that has one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.data import Dialogue, Encoder, Sequences, Turn, pad_prompts, pad_sequences
 from preftune.data.dialogue import ROLES
 from preftune.data.encode import UNLIMITED
-from preftune.errors import DataError, InputMissing
+from preftune.errors import DataError, InputMissing, UsageError, no_bare_text
 from preftune.models.load import load_causal_lm
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Policy, RewardModel
@@ -64,6 +66,7 @@ class RewardModelHandle:
     def _raw_and_members(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool
     ) -> tuple[Tensor, Tensor | None]:
+        _refuse_other(prompts, responses, ended)
         rows = [
             (_prompt(self.encoder, prompt), _response(self.encoder, prompt, response, ended))
             for prompt, response in zip(prompts, responses, strict=True)
@@ -99,6 +102,11 @@ class PolicyHandle:
         """One reply a prompt, EOS stripped; prompt i's reply depends on (seed, i) alone. temperature 0 is
         greedy. A reply ends where the model's context does.
         """
+        no_bare_text("prompts", prompts)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens = {max_new_tokens}: a reply has at least one token")
+        if not 0 <= temperature < math.inf:
+            raise UsageError(f"temperature = {temperature}: it is 0 (greedy) or a number above")
         rows = [_prompt(self.encoder, prompt) for prompt in prompts]
         limits = [min(max_new_tokens, _room(i, len(row) + 1, self.encoder) + 1) for i, row in enumerate(rows)]
         replies: dict[int, str] = {}
@@ -133,6 +141,21 @@ def load_policy(directory: str | Path) -> PolicyHandle:
     source = _directory(directory)
     encoder = encoder_of(source, read_side_file(source))
     return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=encoder)
+
+
+def _refuse_other(prompts: Sequence[Prompt], responses: Sequence[str], ended: bool) -> None:
+    """UsageError unless there is a response to each prompt, each a text, and one answer for `ended`."""
+    no_bare_text("prompts", prompts)
+    no_bare_text("responses", responses)
+    if len(prompts) != len(responses):
+        raise UsageError(
+            f"{len(prompts)} prompts and {len(responses)} responses: one response to each prompt"
+        )
+    for i, response in enumerate(responses):
+        if not isinstance(response, str):
+            raise UsageError(f"response {i} is {response!r:.80}, no text")
+    if not isinstance(ended, int | np.bool_):  # a list would count as true, whatever is in it
+        raise UsageError(f"ended is {type(ended).__name__}, not one bool for all responses")
 
 
 def _prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
