@@ -19,15 +19,14 @@ from preftune.config.rounds import round_name
 from preftune.errors import ConfigError, DataError, InputMissing, in_a_directory
 from preftune.rundir import BASE, RunDir, write_result
 from preftune.runs.aside import close, with_children
-from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, existing, other_run
+from preftune.runs.inputs import absolute, check_llm_judges, existing, other_run
 from preftune.runs.lock import held, is_main_process, refuse_if_held
-from preftune.runs.reopen import found_data, reopen
+from preftune.runs.reopen import checked_data, reopen
 from preftune.runs.restart import remove_run
 from preftune.stops import handled
 
 if TYPE_CHECKING:
     from preftune.data import Dataset
-    from preftune.models.locate import Source
     from preftune.runs.console import Console
     from preftune.runs.session import Session
 
@@ -114,7 +113,7 @@ def run_recipe(
     _say_slow(f"reading {config.data.name}")
     earlier, copies = (run, mirror) if resume else (None, None)
     check_llm_judges(config, earlier, anew)
-    dataset, base = _checked_data(config, earlier, copies)
+    dataset, base = checked_data(config, earlier, copies)
     check_kind(config, dataset, stages, compared=until is None)
     if until is None:
         _can_be_measured(dataset)
@@ -184,7 +183,7 @@ def kept_stages(
     if from_run is None:
         return lines
     origin = other_run(from_run, run)
-    dataset, base = _checked_data(config, run)
+    dataset, base = checked_data(config, run)
     from preftune.runs.console import Console
     from preftune.runs.session import Session
     from preftune.runs.takeover import what_is_kept
@@ -315,14 +314,6 @@ def _train(
     return run.model_dir(name, trains_policy=config.stage[name].trains_policy)
 
 
-def _checked_data(
-    config: RunConfig, run: RunDir | None, mirror: str | None = None
-) -> "tuple[Dataset, Source | None]":
-    """The data of a run and its base model, once it is clear that reward functions can be had too."""
-    check_reward_functions(config)
-    return found_data(config, run, mirror)
-
-
 def _say_slow(activity: str) -> None:
     """What takes a while before the log is there, for whoever sits at the terminal."""
     from preftune.untrusted import printable
@@ -339,7 +330,7 @@ def plan(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     from preftune.runs.plan import check_kind
 
     _say_slow(f"reading {config.data.name}")
-    dataset, base = _checked_data(config, None)
+    dataset, base = checked_data(config, None)
     check_kind(config, dataset, stage_order(config.stage), compared=True)
     _can_be_measured(dataset)
     _say_slow("loading torch, then a few steps of every stage")

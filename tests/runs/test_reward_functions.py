@@ -9,6 +9,7 @@ import pytest
 import preftune
 from preftune import cli
 from preftune.config import load_recipe
+from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl
 
 SMALL = (
@@ -29,10 +30,29 @@ def words(prompt: str, response: str) -> int:
     return len(response.split())
 
 
+def needs_answer(prompt: str, response: str, answer: str, difficulty: int = 0) -> float:
+    return float(answer in response)
+
+
+def needs_ids(completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
 def sometimes_nan(prompt: str, response: str, **columns: Any) -> float:
     """Fails on the first response of each step of 16."""
     CALLS.append(1)
     return math.nan if len(CALLS) % 16 == 1 else float(len(response))
+
+
+@pytest.mark.parametrize(("name", "column"), [("needs_answer", "answer"), ("needs_ids", "completion_ids")])
+def test_a_function_without_its_column_is_refused_before_any_training(
+    tmp_path: Path, name: str, column: str
+) -> None:
+    """A default, or `**columns`, is no need."""
+    settings = (*SMALL, *ALONE, f"stage.grpo.reward_functions={__name__}:{name}")
+    with pytest.raises(DataError, match=f"takes '{column}', a column which no row of the data has"):
+        preftune.run("tiny", *settings, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "models").exists()
 
 
 def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

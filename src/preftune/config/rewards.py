@@ -25,6 +25,9 @@ from preftune.isolated import isolated, passes
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _TERM = re.compile(rf"(?:(?P<weight>[-+0-9.eE]+)\s*\*\s*)?(?P<name>{_NAME.pattern})")
 EXAMPLE = "0.5 * module:function + other:function"
+OF_EVERY_ROW = ("ended", "source", "row", "chosen", "rejected")  # columns that a function may take
+NO_COLUMNS = ("prompt", "response", "prompts", "completions", "completion_ids", "trainer_state")
+ALL_COLUMNS = "**"  # a function that takes every column
 
 
 def reward_terms(text: str) -> dict[str, float]:
@@ -117,6 +120,21 @@ def find_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"reward function {name}: {module_name} has no function {path!r}")
     return function
+
+
+def columns_of(call: Callable[..., Any], *, required: bool = False) -> tuple[str, ...]:
+    """The names that a function takes besides prompt and response, with `required` those without a default;
+    "**" where it takes all.
+    """
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return ()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    whole_batch = any(p.name == "completions" for p in named)
+    named = named if whole_batch else named[2:] if len(named) >= 2 else named
+    names = [p.name for p in named if not required or p.default is p.empty]
+    return (*names, *([ALL_COLUMNS] if any(p.kind is p.VAR_KEYWORD for p in parameters) else []))
 
 
 def source_hashes(terms: str) -> dict[str, str]:

@@ -28,14 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.config.rewards import find_function, reward_terms
+from preftune.config.rewards import (
+    ALL_COLUMNS,
+    NO_COLUMNS,
+    OF_EVERY_ROW,
+    columns_of,
+    find_function,
+    reward_terms,
+)
 from preftune.errors import BackendMissing, DataError, InputMissing
 from preftune.isolated import isolated, passes
 
-COLUMNS = ("ended", "source", "row", "chosen", "rejected")
 LARGEST = torch.finfo(torch.float32).max
-_ALL = "**"  # a function that takes every column
-_RESERVED = ("prompt", "response", "prompts", "completions", "completion_ids", "trainer_state")
 
 Outcome = float | DataError | None  # a reward, what went wrong, or "does not apply"
 
@@ -105,8 +109,8 @@ class RewardFunction:
         return [error] * len(cases)
 
     def _names(self, cases: Sequence[Case]) -> list[str]:
-        names = dict.fromkeys(name for case in cases for name in case.columns if name not in _RESERVED)
-        return [name for name in names if name in self.takes or _ALL in self.takes]
+        names = dict.fromkeys(name for case in cases for name in case.columns if name not in NO_COLUMNS)
+        return [name for name in names if name in self.takes or ALL_COLUMNS in self.takes]
 
     def _call(self, case: Case, call: Callable[[], Any], times: int = 1) -> Any:
         """What a call gives, or a DataError."""
@@ -208,15 +212,4 @@ def load_functions(terms: str, seconds: float = 300.0) -> tuple[RewardFunction, 
 def data_columns(terms: str) -> list[str]:
     """The columns of the data, beyond text and place, that functions of a setting may read; "**" for all."""
     names = {name for term in reward_terms(terms) for name in columns_of(find_function(term))}
-    return sorted(names - {*COLUMNS, *_RESERVED})
-
-
-def columns_of(call: Callable[..., Any]) -> tuple[str, ...]:
-    """The names that a function takes besides prompt and response; "**" where it takes all."""
-    try:
-        parameters = list(inspect.signature(call).parameters.values())
-    except (TypeError, ValueError):  # some functions written in C have no signature
-        return ()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = names if "completions" in names else names[2:] if len(names) >= 2 else names
-    return (*names, *([_ALL] if any(p.kind is p.VAR_KEYWORD for p in parameters) else []))
+    return sorted(names - {*OF_EVERY_ROW, *NO_COLUMNS})

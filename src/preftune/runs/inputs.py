@@ -6,16 +6,27 @@ import shlex
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.config import RunConfig
 from preftune.config.address import AddressConfig
-from preftune.config.rewards import find_function, judges_in, reward_terms
-from preftune.errors import ConfigError, InputMissing, PreftuneError, UsageError
+from preftune.config.rewards import (
+    ALL_COLUMNS,
+    NO_COLUMNS,
+    OF_EVERY_ROW,
+    columns_of,
+    find_function,
+    judges_in,
+    reward_terms,
+)
+from preftune.errors import ConfigError, DataError, InputMissing, PreftuneError, UsageError, one_of
 from preftune.judges import reviews
 from preftune.judges.llm import read_template
 from preftune.rundir import RunDir, read_object
 from preftune.sums import read_sealed
+
+if TYPE_CHECKING:
+    from preftune.data import Dataset
 
 COMMITS = "commits.json"  # in a mirror
 
@@ -26,6 +37,25 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """
     for name in _functions(config, stages):
         find_function(name)
+
+
+def check_columns(config: RunConfig, dataset: "Dataset") -> None:
+    """DataError for a function that cannot be called without a column which no row has: it would fail at its
+    first response, maybe hours later.
+    """
+    data = [dataset, *dataset.others.values()]
+    rows = [row for each in data for row in (*each.train, *each.validation, *each.test, *each.undesirable)]
+    for name in _functions(config):
+        names = set(columns_of(find_function(name), required=True))
+        for column in sorted(
+            names - {*OF_EVERY_ROW, ALL_COLUMNS, "prompt", "response", "prompts", "completions"}
+        ):
+            if column in NO_COLUMNS or not any(column in row.columns for row in rows):
+                there = {*OF_EVERY_ROW, *(key for row in rows[:1000] for key in row.columns)}
+                raise DataError(
+                    f"reward function {name} takes {column!r}, a column which no row of the data has",
+                    one_of(column, sorted(there)) + "; or give it a default",
+                )
 
 
 def variables(config: RunConfig) -> list[str]:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from preftune.config import RunConfig, load_recipe
 from preftune.rundir import RunDir
-from preftune.runs.inputs import check_reward_functions, existing, mirrored_commits, recorded_commits
+from preftune.runs.inputs import (
+    check_columns,
+    check_reward_functions,
+    existing,
+    mirrored_commits,
+    recorded_commits,
+)
 from preftune.sums import check_own
 
 if TYPE_CHECKING:
@@ -33,6 +39,16 @@ def found_data(
     if base == "scratch":
         return dataset, None
     return dataset, locate(base, commits.get(f"base {base}"))
+
+
+def checked_data(
+    config: RunConfig, run: RunDir | None, mirror: str | None = None
+) -> "tuple[Dataset, Source | None]":
+    """`found_data`, where reward functions can be had, and the data have the columns that they need."""
+    check_reward_functions(config)
+    dataset, base = found_data(config, run, mirror)
+    check_columns(config, dataset)
+    return dataset, base
 
 
 def reopen(path: str | Path, *, write: bool = True) -> "Session":

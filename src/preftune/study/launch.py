@@ -13,9 +13,9 @@ from preftune.records.base import read_record
 from preftune.records.run import DataRecord
 from preftune.rundir import RunDir, read_json, write_json, write_text
 from preftune.runs.console import Console
-from preftune.runs.inputs import absolute, check_llm_judges, check_reward_functions, variables
+from preftune.runs.inputs import absolute, check_llm_judges, variables
 from preftune.runs.lock import held
-from preftune.runs.reopen import found_data
+from preftune.runs.reopen import checked_data
 from preftune.stops import handled
 from preftune.study.design import (
     FRESH_PAIRS,
@@ -160,10 +160,9 @@ def _design(request: Request, out: Path, first_seed: int = 0, mirror: Path | Non
         design = load_design(out)
         check_gold(design)
         return design
-    check_reward_functions(config)
     check_llm_judges(config)
     copies = None if mirror is None else str(seed_dir(mirror, first_seed))
-    dataset, _ = found_data(config, RunDir(seed_dir(out, first_seed)), copies)
+    dataset, _ = checked_data(config, RunDir(seed_dir(out, first_seed)), copies)
     from preftune.runs.lengths import mean_lengths
 
     design = make_design(request, config, dataset, mean_lengths(config, dataset))

@@ -9,9 +9,9 @@ from preftune.config import stage_order
 from preftune.records.study import SeedRecord
 from preftune.rundir import RunDir
 from preftune.runs.console import Console
-from preftune.runs.inputs import check_llm_judges, check_reward_functions
+from preftune.runs.inputs import check_llm_judges
 from preftune.runs.lock import held
-from preftune.runs.reopen import found_data
+from preftune.runs.reopen import checked_data
 from preftune.study.alike import refuse_others, stage_keys
 from preftune.study.design import Design, load_design, save_design, swept
 from preftune.study.kept import contents
@@ -60,10 +60,9 @@ def _make(task: Task, design: Design) -> None:
     """What is missing of a seed, or of the task's stages."""
     out, seed, mirror, point = task.out, task.seed, task.mirror, task.point
     config, began = design.for_seed(seed), time.monotonic()
-    check_reward_functions(config)
     seed_run, copies = RunDir(seed_dir(out, seed)), None if mirror is None else str(seed_dir(mirror, seed))
     check_llm_judges(config, seed_run)
-    dataset, base = found_data(config, seed_run, copies)
+    dataset, base = checked_data(config, seed_run, copies)
     run = seed_run if point is None else RunDir(point_dir(out, seed, point))
     with held(run):
         console = Console(log=run.log(run.next_attempt()))
