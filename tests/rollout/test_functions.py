@@ -289,7 +289,9 @@ def test_a_failure_names_the_function_and_the_row_and_stops(
     with pytest.raises(DataError, match=rf"test_functions:fails_on_go, row 13 of set: {words}") as caught:
         functions(encoder, "test_functions:fails_on_go").rewards(batch_of(encoder), EACH)
     assert caught.value.code == 65
-    assert "PPO, GRPO or RLOO" in caught.value.hint  # a judge that collects and an evaluation cannot mask
+    assert (
+        "a stage that has on_reward_error" in caught.value.hint
+    )  # a judge that collects and an evaluation cannot mask
 
 
 @pytest.mark.parametrize(("give", "_"), [each for each in FAILURES if "None" not in each[1]])

@@ -52,7 +52,7 @@ def test_a_finished_seed_is_not_run_again(
     def not_again(*_: Any) -> None:
         raise AssertionError("a finished seed was run again")
 
-    monkeypatch.setattr(one_seed, "found_data", not_again)
+    monkeypatch.setattr(one_seed, "checked_data", not_again)
     again = study_of(out, seeds=2, first_seed=3)
     assert again["policies"] == study_json(two_seeds)["policies"]
     assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/**/*") if p.is_file()} == before
@@ -331,7 +331,7 @@ def test_a_study_on_disk_whose_second_judge_taught_a_stage_does_not_go_on(
 
     with monkeypatch.context() as patch:  # the design of then
         patch.setattr(launch, "make_design", made)
-        patch.setattr(launch, "found_data", lambda *_: (None, None))
+        patch.setattr(launch, "checked_data", lambda *_: (None, None))
         patch.setattr("preftune.runs.lengths.mean_lengths", lambda *_: None)
         design = launch._design(request, tmp_path)
     if refused:

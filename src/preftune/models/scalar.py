@@ -66,9 +66,11 @@ def load_scalar_model(source: Source) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    if info["missing_keys"] and not any(
-        name.endswith("ForSequenceClassification") for name in model.config.architectures or []
-    ):
+    names: object = model.config.architectures  # of a file from elsewhere: anything
+    is_other = isinstance(names, list) and not any(
+        str(n).endswith("ForSequenceClassification") for n in names
+    )
+    if info["missing_keys"] and is_other:
         raise DataError(
             f"{source.path} holds a language model, not a reward model",
             hint="give a reward model's directory",

@@ -90,7 +90,7 @@ class RewardFunction:
         where = f"row {columns['row']}" + (f" of {columns['source']}" if columns["source"] else "")
         return DataError(
             f"reward function {self.name}, {where}: it {problem}; the response was {case.response[:80]!r}",
-            hint="mend the function; a stage of PPO, GRPO or RLOO leaves such responses out with "
+            hint="mend the function; a stage that has on_reward_error leaves such responses out with "
             "on_reward_error=mask",
         )
 
