@@ -221,6 +221,7 @@ def test_readme_says_of_sentiment_what_the_study_does() -> None:
     kept = policies["grpo"]["text"]["distinct_2_of_reference"]
     assert f"up to {MOST_KL:g} nats from SFT and with {LEAST_DISTINCT} of its variety" in text
     assert f"GRPO kept {kept:.2f} of it" in text
+    assert f"PPO kept {policies['ppo']['text']['distinct_2_of_reference']:.2f} of it, just enough" in text
     far = [seed["policies"]["grpo"]["kl"] for seed in study["seeds"]]
     assert sum(kl > MOST_KL for kl in far) == 1
     assert f"one seed went to {max(far):.1f} nats" in text
@@ -258,6 +259,25 @@ def test_the_ranges_of_the_frontier_are_those_of_its_policies() -> None:
         kls = [p["kl"] for key, p in study["policies"].items() if key.partition("-")[0] == name]
         assert len(kls) == 3
         assert re.search(rf"{name.upper()} from {min(kls):.2f} to {max(kls):.2f}\b", page)
+
+
+def test_a_repeated_seed_is_said_to_differ_as_it_does() -> None:
+    """Seeds 102 and 103 of the study and of the frontier: SFT's gold is the same, what comes after is not."""
+    place = ROOT / "docs" / "studies"
+    page = " ".join((place / "sentiment.md").read_text(encoding="utf-8").split())
+    studies = [
+        json.loads((place / name / "study.json").read_text(encoding="utf-8"))["seeds"]
+        for name in ("sentiment-frontier", "sentiment")
+    ]
+    again, before = (
+        {s["seed"]: s["policies"] for s in seeds if s["seed"] in (102, 103)} for seeds in studies
+    )
+    assert [again[s]["sft"]["gold"] for s in (102, 103)] == [before[s]["sft"]["gold"] for s in (102, 103)]
+    for name in ("ppo", "grpo", "dpo"):
+        (new, newer), (old, older) = (
+            [f"{of[s][name]['gold_gain']:+.2f}" for s in (102, 103)] for of in (again, before)
+        )
+        assert f"{name.upper()} {new} and {newer} where it was {old} and {older}" in page
 
 
 def test_the_confirmation_of_over_optimisation_is_said_from_its_peak_on() -> None:
