@@ -139,7 +139,7 @@ def _frontier(study: Study) -> str:
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("√KL to SFT (nats per response)")
     axes.set_ylabel("gold gain over SFT")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")  # gains begin below it
     return save(figure)
 
 
