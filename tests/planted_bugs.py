@@ -100,7 +100,7 @@ PLANTED = (
         "models/scalar.py",
         "    if wrong:\n",
         "    if False:\n",
-        ("tests/models/test_loading.py::test_a_causal_lm_is_no_reward_model",),
+        ("tests/models/test_loading.py::test_a_reward_model_without_its_head_is_refused",),
     ),
     Bug(
         7,

@@ -122,6 +122,16 @@ def test_a_causal_lm_is_no_reward_model(directory: Path) -> None:
         load_scalar_model(Source(str(directory)))
 
 
+def test_a_reward_model_without_its_head_is_refused(tmp_path: Path) -> None:
+    """transformers would draw a random one and go on."""
+    model = classifier(3)
+    kept = {name: weight for name, weight in model.state_dict().items() if name != "score.weight"}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(DataError, match=r"score\.weight") as caught:
+        load_scalar_model(Source(str(tmp_path)))
+    assert "random" in caught.value.hint
+
+
 def test_a_classifier_with_several_labels_is_no_reward_model(tmp_path: Path) -> None:
     config = GPT2Config(
         vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1, num_labels=3, eos_token_id=9

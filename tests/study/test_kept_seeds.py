@@ -132,7 +132,11 @@ def test_variety_is_compared_at_one_amount_of_text_where_that_was_measured() -> 
     text = as_text([replace(seed, sets={**seed.sets, "sft": {"test": sft}})], "ppo", "test", 1.0)
     assert text is not None
     assert text["distinct_2_of_reference"] == pytest.approx(0.8)
+    assert text["distinct_2_replies"] == 192
     assert text["counts"] is False
+    before = as_text([_seed(_values([0.3, 0.6], 3.0, 0.4))], "ppo", "test", 1.0)
+    assert before is not None
+    assert before["distinct_2_replies"] is None
 
 
 def test_without_measures_beside_gold_there_is_no_table() -> None:

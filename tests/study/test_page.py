@@ -63,6 +63,10 @@ def test_judges_that_training_saw_are_not_said_to_be_unseen(words: list[str], st
     policy["text"] = {"distinct_2_of_reference": 1.0, "perplexity_of_reference": 1.0, "counts": True}
     page = _other_judges({"policies": {"ppo": policy}, "main_set": "test", "seeds": [], **seen})
     assert f"On the test prompts. {SAYS[stages].format('preftune.judges.reviews:liked')} A gain" in page
+    assert "distinct-2 of all replies" in page
+    policy["text"]["distinct_2_replies"] = 192
+    page = _other_judges({"policies": {"ppo": policy}, "main_set": "test", "seeds": [], **seen})
+    assert "distinct-2 of 192 replies" in page
 
 
 def test_a_study_of_before_gets_todays_keys_and_stages_keep_their_names() -> None:

@@ -56,6 +56,7 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     """Variety and perplexity under the base beside SFT's, means over seeds; None where not measured.
 
     `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply, where known.
+    `distinct_2_replies`: of how many replies the variety is; None: of all, in seeds of before.
     """
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
@@ -69,6 +70,9 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     near = kl is not None and kl <= MOST_KL
     return {
         "distinct_2_of_reference": variety,
+        "distinct_2_replies": DISTINCT_OF
+        if all(_is_rarefied(values) for pair in pairs for values in pair)
+        else None,
         "perplexity_of_reference": perplexity,
         "counts": near and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
     }
@@ -83,9 +87,13 @@ def _share(value: float | None, reference: float | None) -> float | None:
     return None if value is None or not reference else value / reference
 
 
+def _is_rarefied(values: PolicyValues) -> bool:
+    return values.distinct_2_rarefied is not None
+
+
 def _distinct(values: PolicyValues) -> float | None:
     """Of `DISTINCT_OF` replies; seeds of before have that of all, which at four to 48 prompts is the same."""
-    return values.distinct_2 if values.distinct_2_rarefied is None else values.distinct_2_rarefied
+    return values.distinct_2_rarefied if _is_rarefied(values) else values.distinct_2
 
 
 def _perplexity(nll: float | None) -> float | None:

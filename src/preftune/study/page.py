@@ -109,9 +109,12 @@ def _other_judges(study: Study) -> str:
     heads, rows = section(study)
     if not rows:
         return ""
+    texts = [policy["text"] for policy in study["policies"].values() if policy.get("text")]
+    at_one_amount = texts and all(text.get("distinct_2_replies") for text in texts)
+    replies = f"{DISTINCT_OF} replies" if at_one_amount else "all replies"
     words = (
         f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
-        f"only: at most {MOST_KL:g} nats, distinct-2 of {DISTINCT_OF} replies at least {LEAST_DISTINCT:g} of "
+        f"only: at most {MOST_KL:g} nats, distinct-2 of {replies} at least {LEAST_DISTINCT:g} of "
         f"SFT's, and perplexity under the base at most {MOST_PERPLEXITY:g} times SFT's (of the first reply "
         "to each prompt; means over seeds). Best-of-n is a choice among SFT's own replies, whose text is not "
         "measured apart: a dash, and whether it keeps the limits is not known."
