@@ -2,14 +2,11 @@
 
 import errno
 import fcntl
-import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +15,9 @@ import pytest
 
 import preftune
 from patience import PATIENCE
-from preftune import exits
 from preftune.cli import main
 from preftune.errors import DataError, RunLocked, in_a_directory
-from preftune.records.verdict import BETTER, RULE
-from preftune.rundir import RunDir, read_json, read_jsonl, write_json, write_jsonl
-from preftune.runs import overview
-from preftune.runs.console import Console
 from preftune.stops import Interrupted
-from preftune.sums import note, write_sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,73 +114,6 @@ def test_module_exits_with_the_code_of_the_error() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_reader_that_goes_away_is_no_failure() -> None:
-    command = f"{sys.executable} -m preftune options | head -n 1; echo ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert done.stdout.split("\n")[1] == "0"
-
-
-CLOSED = "preftune.exits.open_streams(); print('heard'); open('{file}', 'w').write('of the file')"
-
-
-def test_a_closed_stream_goes_nowhere_and_not_into_the_next_file(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    words = [sys.executable, "-c", f"import preftune.exits; {CLOSED.format(file=file)}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        ["bash", "-c", '"$@" <&- >&- 2>&-', "", *words], env=environment, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0
-    assert file.read_text() == "of the file"
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-@pytest.mark.parametrize("words", ["options", "--help", "", "run nonesuch"])
-def test_output_that_cannot_be_written_is_74_and_an_error_keeps_its_own(
-    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        monkeypatch.setattr(exits, "forget_output", lambda number=1: os.dup2(nowhere.fileno(), full.fileno()))
-        with open(os.devnull, "w") as nowhere:
-            assert main(words.split()) == (64 if "nonesuch" in words else 74)
-    assert "internal" not in capsys.readouterr().err
-
-
-def test_an_error_that_nobody_can_read_keeps_its_code() -> None:
-    command = f"{sys.executable} -m preftune run nonesuch 2>/dev/full"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(["bash", "-c", command], env=environment, timeout=PATIENCE, check=False)
-    assert done.returncode == 64
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO])
-def test_a_run_goes_on_when_its_output_is_lost(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Lost(io.StringIO):
-        def flush(self) -> None:
-            raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(sys, "stdout", Lost())
-    console = Console(log=tmp_path / "log")
-    console.line("first")
-    console.table(["a"], [["b"]])
-    console.line("last")
-    assert (tmp_path / "log").read_text().count("\n") == 2
-    with pytest.raises((OSError, SystemExit)):  # of a comparison, what is printed is the result
-        Console().line("first")
-
-
 def test_the_directory_of_the_command_is_gone(
     api: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +170,22 @@ def test_an_empty_name_is_not_this_directory(api: SimpleNamespace, word: str) ->
     """`--out "$UNSET"` filled the directory in which it was typed."""
     assert main(["run", "tiny", word]) == 64
     assert not api.calls
+
+
+@pytest.mark.parametrize("word", ["out=", "--mirror=", "--keep="])
+def test_an_empty_name_is_no_directory_of_a_study(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preftune.study.launch.run_study", lambda *_, **__: pytest.fail("it was begun"))
+    assert main(["study", "tiny", word]) == 64
+
+
+def test_the_home_may_stand_in_the_directories_of_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict[str, Any]()
+    monkeypatch.setattr(
+        "preftune.study.launch.run_study", lambda *words, **named: given.update(named, words=words)
+    )
+    assert main(["study", "tiny", "out=~/a", "--mirror=~/b", "--keep=~/c"]) == 0
+    places = (given["words"][1], given["placement"].mirror, given["keep"])
+    assert places == tuple(Path.home() / name for name in "abc")
 
 
 @pytest.mark.parametrize("command", [["compare", "a", "b"], ["doctor", "a"], ["inspect", "tiny"]])
@@ -356,116 +296,6 @@ def test_alone_it_says_how_to_begin_and_what_lies_here(tmp_path: Path) -> None:
     assert "preftune run quickstart" in done.stdout
     assert "this machine: " in done.stdout
     assert done.stdout.strip().endswith("LOADED []"), done.stdout + done.stderr
-
-
-def test_runs_are_listed_with_state_numbers_and_what_differs(
-    tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, seed in (("a", 0), ("b", 7)):
-        shutil.copytree(tiny_run.path, tmp_path / name)
-        file = tmp_path / name / "config.toml"
-        file.write_text(file.read_text().replace("seed = 0\n", f"seed = {seed}\n"))
-        note(RunDir(tmp_path / name), [file])
-    (tmp_path / "d").mkdir()
-    settings = (tmp_path / "a" / "config.toml").read_text().replace("prompts = 16\n", "prompts = 17\n")
-    (tmp_path / "d" / "config.toml").write_text(settings)
-    record = {**read_json(RunDir(tmp_path / "b").stage_json("ppo")), "status": "running"}
-    write_sealed(RunDir(tmp_path / "b").stage_json("ppo"), record)
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "config.toml").write_text("stage = [")
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "config.toml").touch()
-    assert main(["runs", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert f"{tmp_path}/a: 6 of 6 stages finished, reported" in said
-    (stopped,) = (line for line in said.splitlines() if f"{tmp_path}/b: " in line)
-    assert "5 of 6 stages finished" in stopped
-    assert "stopped in ppo" in stopped
-    assert f"{tmp_path}/c: cannot be read" in said
-    assert f"{tmp_path}/e: cannot be read (its config.toml " in said
-    assert f"--out {tmp_path}/e" not in said
-    settings = re.findall(r"differs: (\S+),", said)
-    assert sorted(settings) == ["evaluation.prompts=16", "evaluation.prompts=17", "seed=7"]  # its own first
-    gain = read_json(tiny_run.evaluation("policy_dpo"))["score_difference_to_sft"]
-    found = re.findall(r"dpo: score over SFT (\S+) \[.*?\], (.*?); gold (\S+) \[.*?\], (.*?)\n", said)
-    rows = read_jsonl(tiny_run.comparisons)
-    verdicts = [
-        row["verdict"] for row in rows if (row["policy"], row["reference"]) == ("policy_dpo", "policy_sft")
-    ]
-    assert [row[0] for row in found] == 2 * [f"{gain['mean']:+.2f}"]
-    assert [row[1::2] for row in found] == 2 * [tuple(verdicts)]  # an interval alone is no verdict
-    assert RULE not in said  # nothing is called better or worse
-    table = RunDir(tmp_path / "a").comparisons
-    write_jsonl(table, [{**row, "interval": [0.1, 9.0], "p_holm": 0.01} for row in rows])
-    assert main(["runs", str(tmp_path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert any(f"[+0.10, +9.00], {BETTER}" in line for line in said)  # by the one rule, whatever is written
-    assert said[-1] == RULE
-    assert main(["runs", str(tmp_path / "none")]) == 66
-    monkeypatch.setattr("preftune.runs.overview.RUNS", tmp_path)
-    assert main([]) == 0
-    assert all(line.strip() for line in capsys.readouterr().out.partition("last runs")[2].splitlines())
-
-
-def test_a_run_goes_on_with_the_settings_of_its_last_command(tmp_path: Path) -> None:
-    """Its first one, which run.json has, may be another: --redo, an extended stage, `train` then `run`."""
-    run = RunDir(tmp_path)
-    goes_on = f"preftune run {run.config} --out {run.path}"
-    for words, more in (
-        (["preftune", "train", "tiny", "sft", "--restart", "--redo", "dpo", "seed=1", "--out", "x"], ""),
-        (["preftune", "run", "tiny", "--mirror", "m", "--from=r"], " --mirror m --from r"),
-        (["ipykernel_launcher.py", "-f", "kernel.json"], ""),
-    ):
-        write_json(run.run, {"command": words})
-        assert overview._resume_command(run) == goes_on + more
-    write_json(run.run, {"command": ["preftune", "run", "tiny", "--mirror=m", "--from", "r"]})
-    run.aside.mkdir()  # a stage is made anew: the old one must not be taken from there
-    assert overview._resume_command(run) == f"{goes_on} --mirror m"
-
-
-def test_gains_are_over_the_runs_own_reference(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    row = {"policy": "policy_dpo", "measure": "score", "mean": 0.5, "interval": [0.1, 0.9], "verdict": BETTER}
-    rows = [row | {"reference": each} for each in ("policy_warm", "best_of_4")]
-    write_jsonl(run.comparisons, rows)
-    assert overview._headlines(run, ["dpo"]) == [f"dpo: score over warm +0.50 [+0.10, +0.90], {BETTER}"]
-
-
-DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "settings cut short": (
-        "config.toml",
-        lambda f: os.truncate(f, 40),
-        "config.toml is not what",
-    ),
-    "settings gone": ("config.toml", Path.unlink, "it has no config.toml"),
-    "a stage that is no table": (
-        "config.toml",
-        lambda f: (f.write_text("stage.ppo = 3\n"), note(RunDir(f.parent), [f])),
-        "what its config.toml calls stages are none",
-    ),
-    "the command": ("run.json", lambda f: f.write_text("[]"), "run.json is not what was written"),
-    "a stage's record empty": ("stages/ppo/stage.json", lambda f: os.truncate(f, 0), "stage.json"),
-    "a stage's record no object": ("stages/ppo/stage.json", lambda f: f.write_text("[]"), "expected a JSON"),
-    "a stage's record changed": (
-        "stages/ppo/stage.json",
-        lambda f: f.write_text(f.read_text().replace('"finished"', '"running"')),
-        "does not match its own SHA-256",
-    ),
-    "the table": ("evaluation/comparisons.jsonl", lambda f: f.write_text("{\n{}\n"), "comparisons.jsonl"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_run_is_called_one_and_not_offered(
-    name: str, tiny_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, damage, words = DAMAGES[name]
-    shutil.copytree(tiny_run.path, tmp_path / "a", ignore=shutil.ignore_patterns("models", "figures"))
-    damage(tmp_path / "a" / file)
-    assert main(["runs", str(tmp_path)]) == 0
-    (said,) = capsys.readouterr().out.splitlines()
-    assert said.startswith(f"{tmp_path}/a: cannot be read (")
-    assert words in said
 
 
 def test_a_name_that_is_nearly_right_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

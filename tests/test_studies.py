@@ -261,6 +261,19 @@ def test_the_ranges_of_the_frontier_are_those_of_its_policies() -> None:
         assert re.search(rf"{name.upper()} from {min(kls):.2f} to {max(kls):.2f}\b", page)
 
 
+def test_the_intervals_said_of_the_frontier_are_those_of_its_tables() -> None:
+    place = ROOT / "docs" / "studies"
+    text = (place / "sentiment.md").read_text(encoding="utf-8")
+    section = " ".join(text.partition("\n## The frontier")[2].partition("\n## ")[0].split())
+    tables = (place / "sentiment-frontier" / "STUDY.md").read_text(encoding="utf-8")
+    said = re.findall(r"[-+]\d\.\d+ \[[-+]\d\.\d+, [-+]\d\.\d+\]", section)
+    assert len(said) > 15
+    assert [each for each in said if each not in tables.partition("## Test prompts")[2]] == []
+    files = [place / "sentiment-frontier" / "seeds" / f"seed-{seed}" / "seed.json" for seed in (102, 103)]
+    took = [json.loads(file.read_text(encoding="utf-8"))["seconds"] / 60 - 120 for file in files]
+    assert f"took 2 h {took[0]:.0f} and 2 h {took[1]:.0f} min, one thread" in section
+
+
 def test_a_repeated_seed_is_said_to_differ_as_it_does() -> None:
     """Seeds 102 and 103 of the study and of the frontier: SFT's gold is the same, what comes after is not."""
     place = ROOT / "docs" / "studies"

@@ -122,9 +122,7 @@ def one_of(word: str, choices: abc.Collection[str]) -> str:
 
 def is_of_system(error: OSError) -> bool:
     """Whether `from_system` can say what happened: the error names a file, or says enough without one."""
-    return isinstance(error, OSError) and (
-        error.filename is not None or error.errno in (*_FULL, errno.ENOENT)
-    )
+    return error.filename is not None or error.errno in (*_FULL, errno.ENOENT)
 
 
 def from_system(error: OSError) -> PreftuneError:

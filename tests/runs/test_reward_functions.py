@@ -11,6 +11,8 @@ from preftune import cli
 from preftune.config import load_recipe
 from preftune.errors import DataError
 from preftune.rundir import read_json, read_jsonl
+from preftune.runs.inputs import check_columns
+from preftune.runs.sources import dataset_of
 
 SMALL = (
     "model.scratch.steps=4",
@@ -53,6 +55,16 @@ def test_a_function_without_its_column_is_refused_before_any_training(
     with pytest.raises(DataError, match=f"takes '{column}', a column which no row of the data has"):
         preftune.run("tiny", *settings, out=str(tmp_path / "run"))
     assert not (tmp_path / "run" / "models").exists()
+
+
+def test_columns_of_what_a_stage_will_collect_are_not_asked_for_beforehand() -> None:
+    """Collected rows have columns that the run's data have not."""
+    function = f"stage.grpo.reward_functions={__name__}:needs_answer"
+    collects = ("stage.pairs.algorithm=collect", "stage.pairs.judge=rm", "stage.grpo.data=pairs")
+    data = dataset_of(load_recipe("tiny").config.data, 0)
+    check_columns(load_recipe("tiny", [function, *collects]).config, data)
+    with pytest.raises(DataError, match="'answer'"):
+        check_columns(load_recipe("tiny", [function]).config, data)
 
 
 def test_evaluation_and_best_of_n_go_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

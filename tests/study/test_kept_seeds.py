@@ -134,6 +134,9 @@ def test_variety_is_compared_at_one_amount_of_text_where_that_was_measured() -> 
     assert text["distinct_2_of_reference"] == pytest.approx(0.8)
     assert text["distinct_2_replies"] == 192
     assert text["counts"] is False
+    half = as_text([seed], "ppo", "test", 1.0)  # SFT of before: both are of all replies
+    assert half is not None
+    assert half["distinct_2_of_reference"] == pytest.approx(0.5)
     before = as_text([_seed(_values([0.3, 0.6], 3.0, 0.4))], "ppo", "test", 1.0)
     assert before is not None
     assert before["distinct_2_replies"] is None

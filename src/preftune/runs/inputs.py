@@ -3,13 +3,15 @@
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.config import RunConfig
 from preftune.config.address import AddressConfig
+from preftune.config.algorithms.base import StageSettings
 from preftune.config.rewards import (
     ALL_COLUMNS,
     NO_COLUMNS,
@@ -35,41 +37,48 @@ def check_reward_functions(config: RunConfig, *, stages: bool = True) -> None:
     """Import every function that the settings name, those of `stages` included. InputMissing or ConfigError
     for one that is not there.
     """
-    for name in _functions(config, stages):
+    for name in _functions(config, config.stage.values() if stages else ()):
         find_function(name)
 
 
 def check_columns(config: RunConfig, dataset: "Dataset") -> None:
     """DataError for a function that cannot be called without a column which no row has: it would fail at its
-    first response, maybe hours later.
+    first response, maybe hours later. Rows that a stage will collect have columns of their own.
     """
-    data = [dataset, *dataset.others.values()]
-    rows = [row for each in data for row in (*each.train, *each.validation, *each.test, *each.undesirable)]
-    for name in _functions(config):
-        names = set(columns_of(find_function(name), required=True))
-        for column in sorted(
-            names - {*OF_EVERY_ROW, ALL_COLUMNS, "prompt", "response", "prompts", "completions"}
-        ):
-            if column in NO_COLUMNS or not any(column in row.columns for row in rows):
-                there = {*OF_EVERY_ROW, *(key for row in rows[:1000] for key in row.columns)}
-                raise DataError(
-                    f"reward function {name} takes {column!r}, a column which no row of the data has",
-                    one_of(column, sorted(there)) + "; or give it a default",
-                )
+    stages = [stage for stage in config.stage.values() if dataset.of(stage.data) is not None]
+    given = {*OF_EVERY_ROW, ALL_COLUMNS, "prompt", "response", "prompts", "completions"}
+    needed = {
+        column: name
+        for name in _functions(config, stages)
+        for column in columns_of(find_function(name), required=True)
+        if column not in given
+    }
+    if not needed:
+        return
+    there = set[str]()
+    for data in (dataset, *dataset.others.values()):
+        for row in chain(data.train, data.validation, data.test, data.undesirable):
+            there |= row.columns.keys()
+    there -= {*NO_COLUMNS}
+    for column in sorted(needed.keys() - there):
+        raise DataError(
+            f"reward function {needed[column]} takes {column!r}, a column which no row of the data has",
+            one_of(column, sorted(there | {*OF_EVERY_ROW})) + "; or give it a default",
+        )
 
 
 def variables(config: RunConfig) -> list[str]:
     """NAME=VALUE, quoted for a shell, of what shipped functions of these settings read in the environment;
     PATH stands for a value that is not set.
     """
-    if not any(name.startswith(f"{reviews.__name__}:") for name in _functions(config)):
+    if not any(name.startswith(f"{reviews.__name__}:") for name in _functions(config, config.stage.values())):
         return []
     return [f"{reviews.VARIABLE}={shlex.quote(os.environ.get(reviews.VARIABLE) or 'PATH')}"]
 
 
-def _functions(config: RunConfig, stages: bool = True) -> Iterator[str]:
+def _functions(config: RunConfig, stages: Iterable[StageSettings]) -> Iterator[str]:
     """What the settings name as functions, those of `stages` included."""
-    named = [stage.all_functions for stage in config.stage.values()] if stages else []
+    named = [stage.all_functions for stage in stages]
     golds = [judge for judge in judges_in(config.evaluation.gold) if ":" in judge]
     for terms in [config.evaluation.reward_functions, *golds, *named]:
         yield from reward_terms(terms) if terms else ()

@@ -66,7 +66,7 @@ class RewardModelHandle:
     def _raw_and_members(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: bool
     ) -> tuple[Tensor, Tensor | None]:
-        _refuse_other(prompts, responses, ended)
+        _one_response_each(prompts, responses, ended)
         rows = [
             (_prompt(self.encoder, prompt), _response(self.encoder, prompt, response, ended))
             for prompt, response in zip(prompts, responses, strict=True)
@@ -143,7 +143,7 @@ def load_policy(directory: str | Path) -> PolicyHandle:
     return PolicyHandle(role=Policy(load_causal_lm(source)), encoder=encoder)
 
 
-def _refuse_other(prompts: Sequence[Prompt], responses: Sequence[str], ended: bool) -> None:
+def _one_response_each(prompts: Sequence[Prompt], responses: Sequence[str], ended: bool) -> None:
     """UsageError unless there is a response to each prompt, each a text, and one answer for `ended`."""
     no_bare_text("prompts", prompts)
     no_bare_text("responses", responses)

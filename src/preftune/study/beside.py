@@ -12,7 +12,6 @@ import numpy as np
 
 from preftune.evaluation.pooled import gain_ends, pooled_means, pooled_verdict
 from preftune.evaluation.stats import Floats
-from preftune.records.study import PolicyValues
 from preftune.study.cells import interval
 from preftune.study.values import SeedValues
 
@@ -56,12 +55,15 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     """Variety and perplexity under the base beside SFT's, means over seeds; None where not measured.
 
     `counts`: whether the limits above are kept, by the means. `kl`: the policy's, nats a reply, where known.
-    `distinct_2_replies`: of how many replies the variety is; None: of all, in seeds of before.
+    `distinct_2_replies`: of how many replies the variety is at most; None: of all, where a seed of before has
+    no other.
     """
     if name.startswith("best_of_"):
         return None  # a choice among SFT's own replies
     pairs = [(values.sets[name][kind], values.sets[values.facts.reference][kind]) for values in seeds]
-    variety = _mean(_share(_distinct(policy), _distinct(sft)) for policy, sft in pairs)
+    at_one_amount = all(values.distinct_2_rarefied is not None for pair in pairs for values in pair)
+    key = "distinct_2_rarefied" if at_one_amount else "distinct_2"
+    variety = _mean(_share(getattr(policy, key), getattr(sft, key)) for policy, sft in pairs)
     perplexity = _mean(
         _share(_perplexity(policy.base_nll), _perplexity(sft.base_nll)) for policy, sft in pairs
     )
@@ -70,9 +72,7 @@ def as_text(seeds: Sequence[SeedValues], name: str, kind: str, kl: float | None)
     near = kl is not None and kl <= MOST_KL
     return {
         "distinct_2_of_reference": variety,
-        "distinct_2_replies": DISTINCT_OF
-        if all(_is_rarefied(values) for pair in pairs for values in pair)
-        else None,
+        "distinct_2_replies": DISTINCT_OF if at_one_amount else None,
         "perplexity_of_reference": perplexity,
         "counts": near and variety >= LEAST_DISTINCT and perplexity <= MOST_PERPLEXITY,
     }
@@ -85,15 +85,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _share(value: float | None, reference: float | None) -> float | None:
     return None if value is None or not reference else value / reference
-
-
-def _is_rarefied(values: PolicyValues) -> bool:
-    return values.distinct_2_rarefied is not None
-
-
-def _distinct(values: PolicyValues) -> float | None:
-    """Of `DISTINCT_OF` replies; seeds of before have that of all, which at four to 48 prompts is the same."""
-    return values.distinct_2_rarefied if _is_rarefied(values) else values.distinct_2
 
 
 def _perplexity(nll: float | None) -> float | None:

@@ -58,7 +58,12 @@ def study(
         typer.Option(help="Seeds at a time, one thread each; by default 1, on a cluster all.", min=1),
     ] = None,
     reports: Annotated[bool, typer.Option(help="Evaluate and report every seed's run, too.")] = True,
-    keep: Annotated[Path | None, typer.Option(help="Read and put numbers of finished seeds here.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", callback=named_directory, help="Read and put numbers of finished seeds here."
+        ),
+    ] = None,
     on: Annotated[str, typer.Option(metavar="WHERE", help="here, slurm, ray, or submitit-local.")] = "here",
     resource: Annotated[
         list[str] | None,
@@ -68,8 +73,12 @@ def study(
         int, typer.Option(help="How often a task that was lost or stopped is begun again.")
     ] = 3,
     mirror: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Copies of checkpoints, models and numbers, for every machine."),
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            callback=named_directory,
+            help="Copies of checkpoints, models and numbers, for every machine.",
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="Directory; by default studies/<recipe>.")] = None,
 ) -> None:
@@ -78,7 +87,7 @@ def study(
     from preftune.study.launch import Placement, run_study
 
     place, settings = out_of(overrides, out)
-    mirror = None if mirror is None else Path(os.path.expanduser(mirror))
+    copies = None if mirror is None else Path(mirror)
     request = Request(recipe, settings, tokens=tokens, sweep=sweep, fresh_pairs=pairs, replies=replies)
     run_study(
         request,
@@ -87,8 +96,8 @@ def study(
         first_seed=first_seed,
         jobs=jobs,
         reports=reports,
-        keep=None if keep is None else Path(os.path.expanduser(keep)),
-        placement=Placement(on=on, resources=resources(resource or ()), retries=retries, mirror=mirror),
+        keep=None if keep is None else Path(keep),
+        placement=Placement(on=on, resources=resources(resource or ()), retries=retries, mirror=copies),
     )
 
 
@@ -118,7 +127,7 @@ def study_seed(
                 mirror=mirror,
                 stages=tuple(stage or ()),
                 point=point,
-                keep=None if keep is None else Path(os.path.expanduser(keep)),
+                keep=keep,
             )
         )
 

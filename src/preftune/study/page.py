@@ -111,7 +111,7 @@ def _other_judges(study: Study) -> str:
         return ""
     texts = [policy["text"] for policy in study["policies"].values() if policy.get("text")]
     at_one_amount = texts and all(text.get("distinct_2_replies") for text in texts)
-    replies = f"{DISTINCT_OF} replies" if at_one_amount else "all replies"
+    replies = f"at most {DISTINCT_OF} replies" if at_one_amount else "all replies"
     words = (
         f"On the {study['main_set']} prompts. {_others_words(study)} A gain counts within limits "
         f"only: at most {MOST_KL:g} nats, distinct-2 of {replies} at least {LEAST_DISTINCT:g} of "
