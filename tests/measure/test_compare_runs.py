@@ -106,8 +106,10 @@ def test_judge_and_reference_are_those_that_the_runs_name(
 
 
 def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> None:
+    unmeasured = RunDir(tmp_path)
+    unmeasured.stages.mkdir()
     with pytest.raises(InputMissing, match="no evaluation"):
-        compare_runs(tiny_run, RunDir(tmp_path))
+        compare_runs(tiny_run, unmeasured)
     copy = without_sums(RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy")))
     record = read_json(copy.evaluation("policy_dpo"))
     for row in record["prompts"]:
@@ -115,3 +117,11 @@ def test_what_cannot_be_compared_is_said(tiny_run: RunDir, tmp_path: Path) -> No
     write_json(copy.evaluation("policy_dpo"), record)
     with pytest.raises(DataError, match="common prompt"):
         compare_runs(tiny_run, copy)
+
+
+def test_what_is_no_run_is_not_said_to_lack_an_evaluation(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("<p>", encoding="utf-8")
+    for path, words in ((file, "there is no run directory"), (tmp_path, "is not a run directory")):
+        with pytest.raises(InputMissing, match=words):
+            compare_runs(RunDir(path), RunDir(path))

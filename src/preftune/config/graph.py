@@ -81,20 +81,33 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     makers = [n for n, s in stages.items() if s.makes == "data"]
     for name, stage in stages.items():
         if stage.init not in (BASE, *policies):
-            _refuse(f"stage.{name}.init", stage.init, "a stage that trains a policy", [BASE, *policies])
+            expected = "a stage that trains a policy"
+            _refuse(stages, name, "init", stage.init, expected, [BASE, *policies])
         if stage.reference_stage not in (BASE, *policies):
             expected = "a stage that trains a policy"
-            _refuse(f"stage.{name}.reference", stage.reference_stage, expected, [BASE, *policies])
+            _refuse(stages, name, "reference", stage.reference_stage, expected, [BASE, *policies])
         judge = stage.scored_by
         if judge is not None and judge not in judges and not from_outside(judge):
             expected = "a stage whose model scores, or ./DIRECTORY"
-            _refuse(f"stage.{name}.{stage.judge_key}", judge, expected, judges)
+            _refuse(stages, name, stage.judge_key, judge, expected, judges)
         if stage.data is not None and names_a_stage(stage.data) and stage.data not in makers:
             expected = "a stage that collects, or a file, ./DIR, hub id or world"
-            _refuse(f"stage.{name}.data", stage.data, expected, makers)
+            _refuse(stages, name, "data", stage.data, expected, makers)
     stage_order(stages)
 
 
-def _refuse(key: str, value: str, expected: str, choices: list[str]) -> None:
-    offer = f"choose one of: {', '.join(choices)}" if choices else "add one to the recipe"
-    raise ConfigError(f'{key} = "{value}": expected {expected}', offer)
+def _refuse(
+    stages: Mapping[str, StageSettings],
+    name: str,
+    setting: str,
+    value: str,
+    expected: str,
+    choices: list[str],
+) -> None:
+    """Raise for a setting of stage `name`, with those of `choices` that do not wait for that stage."""
+    later = {name}
+    while more := {n for n, stage in stages.items() if later.intersection(parents(stage))} - later:
+        later |= more
+    possible = [choice for choice in choices if choice not in later]
+    offer = f"choose one of: {', '.join(possible)}" if possible else "add one to the recipe"
+    raise ConfigError(f'stage.{name}.{setting} = "{value}": expected {expected}', offer)

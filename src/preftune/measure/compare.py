@@ -17,7 +17,7 @@ from preftune.records.policy import Comparison, PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
-from preftune.report.load import check_intact, settings_of
+from preftune.report.load import check_intact, check_is_run, settings_of
 from preftune.report.view import reference_in
 from preftune.rundir import RunDir
 from preftune.runs.stages import differences
@@ -44,10 +44,11 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     Scores are compared only where both runs have the very same judge, and gold only where both name the same
     one. The gain over its own reference (SFT) is compared, each in the unit of its own reward model; where
     reward functions differ there is no common unit, and both gains stand without difference. Holm's
-    correction is over the policies, measure by measure. InputMissing for a run without an evaluation,
+    correction is over the policies, measure by measure. InputMissing for what is no run or has no evaluation,
     DataError without a common prompt, or for an evaluation of models that are no longer there.
     """
     for run in (a, b):
+        check_is_run(run)
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
     references = [_reference(run, policies) for run, policies in ((a, ours), (b, theirs))]

@@ -38,15 +38,7 @@ NO_POLICY = frozenset({"pretraining", "evaluation", ""})  # besides algorithms t
 
 def load_run(run: RunDir) -> RunView:
     """Read a run. Raises InputMissing if there is none, DataError for a file that cannot be understood."""
-    if not run.path.is_dir():
-        raise InputMissing(
-            f"there is no run directory at {run.path}", "give the directory that `preftune run` printed"
-        )
-    if not any(path.exists() for path in (run.config, run.stages, run.evaluations)):
-        raise InputMissing(
-            f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
-            "give the directory that `preftune run` printed",
-        )
+    check_is_run(run)
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
     config = settings_of(run)
@@ -109,6 +101,19 @@ def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
     keys = {stage.name: stage.record.key for stage in stages}
     rows = read_records(path, TokenRow) if path.exists() else []
     return tuple(row for row in rows if keys.get(row.stage) == row.key)
+
+
+def check_is_run(run: RunDir) -> None:
+    """InputMissing for a directory that is not there, or holds nothing that a run writes."""
+    if not run.path.is_dir():
+        raise InputMissing(
+            f"there is no run directory at {run.path}", "give the directory that `preftune run` printed"
+        )
+    if not any(path.exists() for path in (run.config, run.stages, run.evaluations)):
+        raise InputMissing(
+            f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
+            "give the directory that `preftune run` printed",
+        )
 
 
 def check_intact(run: RunDir) -> None:
