@@ -301,6 +301,15 @@ def test_equal_values_may_still_have_been_luck() -> None:
     assert low < 0 < high
 
 
+def test_values_are_equal_but_for_rounding() -> None:
+    """Of two policies that differ by the same 0.1 on every prompt; and where a sum over groups rounds."""
+    b = np.array([0.2, 1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29])
+    interval = stats.paired_bootstrap(b + 0.1, b, 50, 0).interval
+    assert interval == pytest.approx(stats.bootstrap_mean([0.1] * 12, 50, 0), rel=1e-6)
+    assert interval.high - interval.low > 0.1
+    assert not stats.equal_values(np.array([[1.0, np.inf], [1.0 + 1e-6, np.inf]])).any()
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_is_never_significant(wrong: float) -> None:
     result = stats.paired_bootstrap([wrong] + [0.0] * 19, [0.0] * 20)

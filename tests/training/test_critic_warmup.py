@@ -27,6 +27,17 @@ def test_the_policy_waits_while_the_critic_learns_and_then_moves() -> None:
         assert metrics["policy/entropy_avg"] > 0  # measured, though nothing is learnt
 
 
+def test_a_policy_that_waits_steers_no_coefficient() -> None:
+    """Its KL is 0, whatever the coefficient: that says nothing of it."""
+    made, _ = runner("ppo", roles("ppo"), critic_warmup=2, kl_target=6.0, kl_horizon=100)
+    coefficients = []
+    for _ in range(3):
+        made.improve(rollout(4))
+        coefficients.append(made.kl_coef)
+    assert coefficients[0] == coefficients[1] == made.config.kl_coef
+    assert coefficients[2] != coefficients[1]
+
+
 def test_no_warmup_carries_no_count() -> None:
     made, _ = runner("ppo", roles("ppo"))
     made.improve(rollout(4))

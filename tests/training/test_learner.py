@@ -2,18 +2,21 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from preftune.algorithms import PPO, SFT
-from preftune.algorithms.base import Loss, averaged
+from preftune.algorithms.base import Loss, Metrics, averaged
 from preftune.config import OptimizerConfig, PPOConfig, SFTConfig
 from preftune.data import Sequences
 from preftune.errors import ConfigError, PreftuneError
 from preftune.functional import token_mean
 from preftune.models.roles import Policy
+from preftune.stops import Interrupted
+from preftune.training import checkpoint
 from preftune.training.adamw import schedule_factor
 from preftune.training.learner import Learner
 from preftune.training.loop import Plan, train
@@ -240,6 +243,30 @@ def test_many_updates_that_an_fp16_scaler_skips_count_as_one_bad_step(
     with pytest.raises(PreftuneError, match="3 steps in a row"):
         train(algorithm, learner, batch_at, plan, lambda step, metrics: None)
     assert [line.split()[2] for line in said if "was skipped" in line] == ["2", "4", "7", "9", "11"]
+
+
+def test_a_stop_after_an_update_that_the_scaler_skipped_saves_where_the_step_began(tmp_path: Path) -> None:
+    """What was skipped is no update, and yet has halved the scale."""
+    policy, learner = Policy(causal_lm(1)), Learner()
+    learner.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    learner.accelerator.native_amp, learner.accelerator.state._mixed_precision = True, "fp16"
+    algorithm, second = sft(learner, policy), list[float]()
+
+    def step(batch: Sequences) -> Metrics:
+        row = algorithm.step(batch)
+        if second:
+            raise Interrupted(15)
+        second.append(math.inf)
+        return row
+
+    policy.model.lm_head.weight.register_hook(lambda gradient: gradient + sum(second))
+    files = {"metrics": tmp_path / "metrics.jsonl", "checkpoints": tmp_path / "checkpoints"}
+    plan = Plan(steps=3, **files, checkpoint_every=50, keep=1, updates=2)
+    with pytest.raises(Interrupted):
+        train(SimpleNamespace(step=step), learner, lambda step: sequences(5), plan, lambda step, row: None)
+    assert (learner.updates, learner.scaler_state()["scale"]) == (0, 128.0)
+    assert checkpoint.restore(plan.checkpoints, learner, print) == 1
+    assert learner.scaler_state()["scale"] == 256.0
 
 
 def test_a_role_that_is_taken_again_stops_in_one_place() -> None:

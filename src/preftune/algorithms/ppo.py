@@ -98,9 +98,10 @@ class PPO:
         updates = passes(experience, self.config, seed, self.learner, self.update)
         first = {f"first/{name}": updates[0][name] for name in ("policy/clipfrac_avg", "val/ratio")}
         metrics = {**averaged(updates), **first, **self.report(rollout, experience)}
-        self.steer(metrics["objective/kl"], len(rollout))
         if self.policy_waits:
             self.learner.scalars["critic_steps"] = self.learner.scalars.get("critic_steps", 0.0) + 1
+        else:
+            self.steer(metrics["objective/kl"], len(rollout))
         return metrics
 
     def steer(self, kl: float, responses: int) -> None:

@@ -78,7 +78,7 @@ def gain_ends(low: float, high: float, seeds: Sequence[Floats]) -> tuple[float |
     seeds, prompts for one; None of a single value. Zeros, as of the reference against itself, stay.
     """
     values = np.concatenate(seeds)
-    if values[0] == 0 or np.ptp(values) > 1e-9 * abs(values[0]):
+    if values[0] == 0 or not stats.equal_values(values[:, None]).all():
         return low, high
     n = len(seeds) if len(seeds) > 1 else len(values)
     if n == 1:

@@ -206,7 +206,7 @@ def bootstrap_columns(x: ArrayLike, resamples: int = 2000, seed: int = 0) -> lis
     x = np.asarray(x, dtype=np.float64)
     if len(x) == 0:
         raise ValueError("no values to take the mean of")
-    varies = np.isfinite(x).all(0) & (x != x[:1]).any(0)
+    varies = np.isfinite(x).all(0) & ~equal_values(x)
     intervals = [_of_equal_values(float(column[0]), column) for column in x.T]
     if not varies.any():
         return intervals
@@ -218,8 +218,14 @@ def bootstrap_columns(x: ArrayLike, resamples: int = 2000, seed: int = 0) -> lis
     return intervals
 
 
+def equal_values(x: Floats) -> np.ndarray:
+    """Whether the values of each column of x (n, columns) are the same but for rounding: bool (columns,)."""
+    with np.errstate(invalid="ignore"):  # infinities: no
+        return np.ptp(x, axis=0) <= 1e-9 * np.abs(x).max(0)
+
+
 def _of_equal_values(value: float, column: Floats) -> Interval:
-    if len(column) == 1 or value == 0 or not np.isfinite(column).all():
+    if len(column) == 1 or not np.isfinite(column).all() or not column.any():
         return Interval(-math.inf, math.inf)
     half = 2 * abs(value) * (1 - _TAILS[0] ** (1 / len(column)))
     return Interval(value - half, value + half)

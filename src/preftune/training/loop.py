@@ -257,16 +257,21 @@ class _Keeper:
         several processes, since the others do not know of it.
         """
         if self.learner.is_alone and not self.learner.updates:
-            self._save(step, capture(self.learner))
+            self._save_begun(step)
 
     def interruption(self, step: int, number: int) -> Interrupted:
         """Save the state in which the abandoned step began; returns the exception to raise."""
-        touched = self.learner.updates > 0
-        if not touched:
-            self._save(step, capture(self.learner))
-        elif self.before is not None:
-            self._save(step, self.before)
+        self._save_begun(step)
         return self._reason(step, number)
+
+    def _save_begun(self, step: int) -> None:
+        """Save the state in which this step began, if it is still there. An update that an fp16 scaler skipped
+        is none, and yet has changed the scaler: so what was kept comes first.
+        """
+        if self.before is not None:
+            self._save(step, self.before)
+        elif not self.learner.updates:
+            self._save(step, capture(self.learner))
 
     def spared(self, step: int) -> set[int]:
         """The best checkpoint so far; with a budget also the two newest that were due, and the best one of
