@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from preftune.algorithms.on_policy import group_metrics
 from preftune.functional import group_advantages
 from preftune.rollout import Rollout
 
@@ -91,6 +92,16 @@ def test_grpo_reports_on_valid_rewards_only() -> None:
     assert metrics["reward"] == pytest.approx(rollout.scores[VALID].mean().item(), abs=1e-6)
     assert metrics["reward_std"] == pytest.approx(sum(g.std().item() for g in groups) / 2, abs=1e-6)
     assert metrics["frac_reward_zero_std"] == 0
+
+
+def test_a_group_with_an_empty_reply_is_measured_as_it_is_learnt_from() -> None:
+    rollout = tiny.rollout(5)
+    response = rollout.sequences.response.clone()
+    response[2] = False
+    scores = torch.tensor([0.0, 1.0, 2.0, 1.0, 3.0, 3.0, 3.0, 3.0])
+    rollout = replace(rollout, sequences=replace(rollout.sequences, response=response), scores=scores)
+    metrics = group_metrics(rollout, 4)
+    assert metrics["reward_std"] == pytest.approx(torch.tensor([0.0, 1.0, 1.0]).std().item() / 2, abs=1e-6)
 
 
 def test_tokens_are_counted() -> None:

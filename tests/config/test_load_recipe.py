@@ -241,6 +241,7 @@ def test_wrong_value_names_key_value_and_expectation(override: str, expected: st
         (["stage.ppo.init=nobody"], "stage.ppo.init"),
         (["stage.grpo.reward_model=sft"], "stage.grpo.reward_model"),
         (["stage.rm=none"], "stage.ppo.reward_model"),
+        (["stage.ppo.reward_model=dpo", "stage.dpo.kind=reference_free"], "a stage whose model scores"),
         (["stage.sft=none"], "stage.rm.init"),
         (["stage.ppo.init=ppo"], "ppo -> ppo"),
         (["stage.ppo.init=dpo", "stage.dpo.init=ppo"], "ppo -> dpo -> ppo"),

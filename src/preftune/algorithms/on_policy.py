@@ -174,9 +174,9 @@ def kl_per_sequence(rollout: Rollout) -> Tensor:
 
 def group_metrics(rollout: Rollout, size: int) -> Metrics:
     """Scores within groups, before the updates."""
-    centred = centred_groups(rollout.scores, size, rollout.valid)
-    valid = rollout.learnable.response.any(1).view_as(centred)
-    variance = centred.square().sum(1) / (valid.sum(1) - 1).clamp(min=1)
+    valid = scored_rows(rollout, size)
+    centred = centred_groups(rollout.scores, size, valid)
+    variance = centred.square().sum(1) / (valid.view_as(centred).sum(1) - 1).clamp(min=1)
     return {
         "reward": rollout.valid_scores.mean().item(),
         "reward_std": variance.sqrt().mean().item(),

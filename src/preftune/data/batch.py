@@ -223,8 +223,8 @@ def pad_unpaired(
 
 
 def unpaired(pairs: Sequence[PairIds], pad_id: int, longest: int | None = None) -> Unpaired:
-    """Two labelled responses of each pair, (2 B, T): all chosen ones, then all rejected ones, so that no
-    row's neighbour answers the same prompt.
+    """Two labelled responses of each pair, (2 B, T): all chosen ones, then all rejected ones, so that the
+    two of a pair are no neighbours.
     """
     prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]

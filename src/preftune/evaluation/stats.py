@@ -154,7 +154,8 @@ def ece(p: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
     """Expected calibration error: Σ_bins share · |accuracy - mean confidence|.
 
     Confidence is max(p, 1 - p), cut into `bins` equal parts of [0.5, 1], each with its lower edge; the
-    prediction is 1 iff p > 0.5. Unlike the error of p itself this does not depend on how pairs are oriented.
+    prediction is 1 iff p > 0.5. Unlike the error of p itself this does not depend on how pairs are oriented,
+    but for ties (p = 0.5).
     Guo et al. 2017 (arXiv:1706.04599), eq. 3. ValueError as `brier`, and for less than one bin.
     """
     if bins < 1:

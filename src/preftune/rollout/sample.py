@@ -71,7 +71,7 @@ def sample(
     finally:
         if prompts.ids.device.type == "cpu" and lacking():
             seconds_without_kernel.append(time.monotonic() - began)
-    # Outside of `except`, where the error no longer keeps frames and tensors alive.
+    # Outside of `except`, where the error no longer keeps frames and tensors computed.
     give_back_memory()
     half = len(prompts) // 2
     if say is not None:
@@ -151,17 +151,17 @@ def _by_token(drawing: _Drawing, head: nn.Module, passing: PassingDecoder | None
     """
     uniforms, ends, pad_id, temperature = drawing.uniforms, drawing.ends, drawing.pad_id, drawing.temperature
     limit, device = uniforms.shape[1], uniforms.device
-    new, lengths, done = drawing.nothing_yet()  # done: of the rows that are still computed
-    alive = torch.arange(len(new), device=device)  # these
+    new, lengths, done = drawing.nothing_yet()  # done[i]: has row computed[i] ended?
+    computed = torch.arange(len(new), device=device)
     ask_every = _ASK_EVERY.get(device.type, _ASK_EVERY_ELSEWHERE)
     after, model = after_head(drawing.model), passing or decoder(*drawing.to_decode())
     logits = next_logits(head, model.start(), after).repeat_interleave(drawing.k, 0)
     for t in range(limit):
         stopping_point("rollout.token")
-        token = _draw(logits, uniforms[alive, t], temperature)
-        new[alive, t] = torch.where(done, pad_id, token)
+        token = _draw(logits, uniforms[computed, t], temperature)
+        new[computed, t] = torch.where(done, pad_id, token)
         ending = is_end(token, ends) & ~done
-        lengths[alive] = torch.where(ending, t + 1, lengths[alive])
+        lengths[computed] = torch.where(ending, t + 1, lengths[computed])
         before, done = done, done | ending
         count = int(done.sum()) if (t + 1) % ask_every == 0 else 0
         if t + 1 == limit or count == len(done):
@@ -171,14 +171,14 @@ def _by_token(drawing: _Drawing, head: nn.Module, passing: PassingDecoder | None
         if count:
             rows = (~(done if passing is None else before)).nonzero().squeeze(1)
             model.keep(rows)
-            alive, token, done = alive[rows], token[rows], done[rows]
+            computed, token, done = computed[rows], token[rows], done[rows]
         logits = next_logits(head, model.step(token), after)
     return new, lengths
 
 
 class _FixedSteps:
-    """The same, by steps that are all the same work on the same memory: its whole state is tensors that it
-    changes in place. Rows that have ended go on; their tokens are dropped.
+    """As `_by_token`, by steps that repeat the same work on the same memory, so that one can be recorded: the
+    state is tensors, changed in place. Rows that have ended go on; their tokens are dropped.
 
     now (1,): tokens drawn · token (rows,): the last of each.
     """

@@ -66,8 +66,9 @@ class Learner:
         shard: bool = False,
         by_block: bool = False,
     ) -> None:
-        """`process_timeout`: seconds that a process waits for the others; the first learner's holds. `shard`,
-        `by_block`: each keeps its part of every weight (see `models.shards`); one that is alone keeps all.
+        """`process_timeout`: seconds that a process waits for the others; that of the first learner made in
+        this process holds for all. `shard`: every process keeps a part of every weight, a single one all;
+        `by_block`: see `models.shards`.
 
         ConfigError if accelerate is asked to shard models, which on CPUs it silently does not do.
         """
@@ -250,18 +251,18 @@ class Learner:
         """One optimizer step (see `algorithms.base.Learner.update`)."""
         stopping_point("update")
         rows, trained = self._meet(len(batch)), self.trained[role]
-        by_all = [] if self.is_alone or self.shard else list(trained.role.model.parameters())
-        summed = [parameter for parameter in by_all if parameter.requires_grad]
+        parameters = [] if self.is_alone or self.shard else list(trained.role.model.parameters())
+        to_sum = [parameter for parameter in parameters if parameter.requires_grad]
         backward = partial(self._backward, trained, batch, weights, loss, max(rows))
         with torch.no_grad() if self.measures else contextlib.nullcontext():
             sums = self._fitting(trained, len(batch), backward)
         if min(rows) == 0:
-            fill(summed, sums, self.gather_items)
+            fill(to_sum, sums, self.gather_items)
             if (scaler := self.accelerator.scaler) is not None:
                 scaler.scale(torch.zeros(1, device=self.device))  # it begins when it is first asked
         if self.measures:
             return self._reduced(sums, sum(rows))
-        sum_gradients(summed)
+        sum_gradients(to_sum)
         metrics = self._reduced(sums, sum(rows))
         metrics["grad_norm"] = self._step(role, trained, metrics)
         faultpoint("updated")
@@ -274,8 +275,8 @@ class Learner:
         if self.is_alone:
             return [rows]
         states = self.accelerator.gather(torch.tensor([[requested(), rows]], device=self.device)).tolist()
-        if number := max(state[0] for state in states):
-            raise Interrupted(number)
+        if signal_number := max(state[0] for state in states):
+            raise Interrupted(signal_number)
         return [state[1] for state in states]
 
     def _fitting(self, trained: Trained, rows: int, backward: Callable[[], Tally]) -> Tally:
@@ -300,8 +301,8 @@ class Learner:
     def _backward(
         self, trained: Trained, batch: Any, weights: Tensor, loss: Callable[[Any], Loss], most: int
     ) -> Tally:
-        """This process's gradients of the whole minibatch, one microbatch after the other; where each gathers
-        weights, in as many passes as the process with `most` rows makes.
+        """This process's gradients of the whole minibatch, one microbatch after the other. If weights are
+        sharded, every process makes as many passes as the one with the most rows, since all gather together.
         """
         trained.optimizer.zero_grad(set_to_none=True)
         sums = Tally()
@@ -325,7 +326,7 @@ class Learner:
             trained.role.model.parameters(), trained.settings.max_grad_norm
         )
         numbers = {**metrics, "grad_norm": math.nan if norm is None else number(norm)}
-        wrong = {name: number for name, number in numbers.items() if not math.isfinite(number)}
+        wrong = {name: value for name, value in numbers.items() if not math.isfinite(value)}
         scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
         if scaling or not wrong:
             trained.optimizer.step()
@@ -333,7 +334,7 @@ class Learner:
         trained.skipped = trained.skipped + 1 if wrong else 0
         if wrong and (not scaling or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
-            trained.skipped = 0 if scaling else trained.skipped  # these were counted, as one
+            trained.skipped = 0 if scaling else trained.skipped  # all of these count as one bad step
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 
@@ -353,7 +354,7 @@ def _between_forwards(*_: Any) -> None:
 
 
 def _refuse_sharding() -> None:
-    """On CPUs accelerate ignores it without a word; parts are made and gathered by `models.shards`."""
+    """ConfigError if the launcher asks accelerate to shard, which it ignores on CPUs: use `models.shards`."""
     for name in _SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ConfigError(

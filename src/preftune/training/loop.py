@@ -165,7 +165,9 @@ class _Keeper:
             self.before = capture(self.learner).copied(self.before)
 
     def _weigh(self, step: int, row: Metrics, worth: Worth, due: bool) -> None:
-        """Note the checkpoint that is best so far. The sums until it is due are part of the state, too."""
+        """Note the checkpoint that is best so far. Until one is due, the sums are scalars of the learner, so
+        that a resumed stage has them.
+        """
         scalars = self.learner.scalars
         if worth.of_step is not None and not row["skipped"]:
             scalars["worth_sum"] = scalars.get("worth_sum", 0.0) + worth.of_step(row)
@@ -210,13 +212,13 @@ class _Keeper:
             skipped = {name: trained.skipped for name, trained in self.learner.trained.items()}
             load_state(self.before, self.learner)
             for name, count in skipped.items() if self.learner.scaler_state() else ():
-                self.learner.trained[name].skipped = count  # what was counted is not counted again
+                self.learner.trained[name].skipped = count  # the count of what the scaler skipped goes on
 
     def beyond(self, step: int, row: Metrics) -> EarlierState | None:
-        """The earlier state that counts if what a step measured before its updates is beyond the budget. The
-        previous step's updates led there, so it is that of the newest checkpoint before those, or of the best
-        up to it; what a signal left does not count: a stage ends alike with and without. DataError if that
-        checkpoint is gone.
+        """The earlier state that counts if what a step measured before its updates is beyond the budget; None
+        within it. The previous step's updates led there, so it is that of the newest scheduled checkpoint
+        from before them, or of the best one up to it. Checkpoints left by a signal are passed over: a stage
+        ends alike with and without one. DataError if no such checkpoint is left.
         """
         metric, most = self.plan.budget or ("", math.inf)
         if row["skipped"] or (value := row.get(metric, 0.0)) <= most:
@@ -225,7 +227,7 @@ class _Keeper:
         before, every = max(step - 1, 1), self.plan.checkpoint_every
         newest = checkpoint.newest_step(self.plan.checkpoints, below=before, every=every)
         path = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
-        if checkpoint.fault_of(path) is not None:  # none that was due: the interval was another, a disk full
+        if checkpoint.fault_of(path) is not None:  # no scheduled one is left: another interval, a full disk
             newest = checkpoint.newest_step(self.plan.checkpoints, below=before)
             path = checkpoint.checkpoint_at(self.plan.checkpoints, newest)
         if (fault := checkpoint.fault_of(path)) is not None:
@@ -265,8 +267,8 @@ class _Keeper:
         return self._reason(step, number)
 
     def _save_begun(self, step: int) -> None:
-        """Save the state in which this step began, if it is still there. An update that an fp16 scaler skipped
-        is none, and yet has changed the scaler: so what was kept comes first.
+        """Save the state in which this step began, if it is still there. An update that an fp16 scaler
+        skipped is none, and yet has changed the scaler: so what was kept comes first.
         """
         if self.before is not None:
             self._save(step, self.before)

@@ -64,7 +64,7 @@ class DPOConfig(OfflineConfig):
         return self.reference or self.init
 
     def implicit_beta(self) -> float | None:
-        return self.beta
+        return None if self.kind == "reference_free" else self.beta  # which is fitted without the reference
 
     @property
     def implicit_average(self) -> bool:
