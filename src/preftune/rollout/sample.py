@@ -71,7 +71,7 @@ def sample(
     finally:
         if prompts.ids.device.type == "cpu" and lacking():
             seconds_without_kernel.append(time.monotonic() - began)
-    # Outside of `except`, where the error no longer keeps frames and tensors computed.
+    # Outside of `except`, where the error no longer keeps frames and tensors alive.
     give_back_memory()
     half = len(prompts) // 2
     if say is not None:
