@@ -83,6 +83,21 @@ def test_what_chance_makes_of_perfect_calibration_is_said_beside_the_error() -> 
     assert surer["ece"] > surer["ece_if_calibrated"]
 
 
+def test_pairs_of_one_prompt_are_no_independent_witnesses_of_miscalibration() -> None:
+    """A calibrated model, 40 prompts whose one pair is there six times: taken for 240 pairs, it would be
+    called miscalibrated nearly always.
+    """
+    prompts, above = np.arange(40).repeat(6), 0
+    for i in range(40):
+        rng = np.random.default_rng(i)
+        margins = rng.normal(size=40)
+        right = rng.random(40) < sigmoid(np.abs(margins))
+        margins = np.where(right, np.abs(margins), -np.abs(margins)).repeat(6)
+        found = calibration(margins, i, 100, prompts)
+        above += found["ece"] > found["ece_if_calibrated"]
+    assert above <= 6
+
+
 def test_a_temperature_helps_only_where_its_interval_says_so() -> None:
     planted = calibration(overconfident(2000, 3.0), 0, 300)["temperature"]["nll_gain"]
     assert planted["interval"][0] > 0

@@ -24,20 +24,29 @@ def calibration(
         "brier": stats.brier(probability, label),
         "brier_interval": stats.mean((probability - label) ** 2, resamples, seed, groups)["interval"],
         "ece": stats.ece(probability, label, BINS),
-        "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed),
+        "ece_if_calibrated": ece_if_calibrated(probability, resamples, seed, groups),
         "reliability": reliability(probability, label, groups),
         "temperature": temperature(margins, seed, resamples, groups),
     }
 
 
-def ece_if_calibrated(probability: np.ndarray, resamples: int, seed: int) -> float:
+def ece_if_calibrated(probability: np.ndarray, resamples: int, seed: int, groups: stats.Groups) -> float:
     """The calibration error that so few pairs would show, 19 times in 20 at most, were each exactly as likely
     to be right as the model says. An error below it is no sign of miscalibration: it is never 0 by chance.
+
+    `groups`: the prompts. Pairs of one prompt are drawn right and wrong together, the most that they can
+    depend on each other.
     """
     rng = np.random.default_rng(derive_seed(seed, "calibrated"))
-    drawn = [
-        stats.ece(probability, rng.random(len(probability)) < probability, BINS) for _ in range(resamples)
-    ]
+    prompts, prompt_of = np.unique(groups, return_inverse=True)
+    prediction, confidence = probability > 0.5, np.maximum(probability, 1 - probability)
+
+    def label() -> np.ndarray:
+        if len(prompts) == len(probability):
+            return rng.random(len(probability)) < probability
+        return (rng.random(len(prompts))[prompt_of] < confidence) == prediction
+
+    drawn = [stats.ece(probability, label(), BINS) for _ in range(resamples)]
     return float(np.quantile(drawn, 0.95))
 
 
