@@ -165,8 +165,8 @@ PLANTED = (
         12,
         "sampling knows no temperature",
         "rollout/sample.py",
-        "_draw(logits, uniforms[alive, t], temperature)",
-        "_draw(logits, uniforms[alive, t], 1.0)",
+        "_draw(logits, uniforms[computed, t], temperature)",
+        "_draw(logits, uniforms[computed, t], 1.0)",
         (f"{SAMPLE}::test_draws_follow_the_softmax_at_the_temperature",),
     ),
     Bug(
