@@ -19,7 +19,7 @@ from preftune.world.dataset import world_hash
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "src" / "preftune" / "recipes"
 SETS = ("training", "combinations", "wording")
-REPEATED = (102, 103, 104, 105)  # seeds of the study that the frontier has again, on another processor
+REPEATED = (102, 103, 104, 105)  # seeds of the study that the frontier has again, trained anew
 SENTIMENT = ("sentiment", "sentiment-frontier", "sentiment-grpo", "sentiment-grpo-192")
 KEPT = (  # what stands in a kept seed besides names of policies and hashes
     *("base", "best_of_n", "base_nll", "bytes", "content_sha256", "ended", "files", "gold"),
