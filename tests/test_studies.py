@@ -276,6 +276,19 @@ def test_the_intervals_said_of_the_frontier_are_those_of_its_tables() -> None:
     assert f"took {', '.join(most)} and {last} min, one thread" in section
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo-kl_coef-0_2", "dpo", "dpo-beta-0_01"])
+def test_what_both_judges_confirm_at_all_seeds_of_the_frontier_is_confirmed(name: str) -> None:
+    file = ROOT / "docs" / "studies" / "sentiment-frontier" / "STUDY.md"
+    study = json.loads(file.with_name("study.json").read_text(encoding="utf-8"))
+    policy = study["policies"][name]
+    (other,) = policy["others"].values()
+    assert policy["text"]["counts"]
+    assert min(policy["gold_gain_low"], other["gain_low"]) > 0
+    beside = file.read_text(encoding="utf-8").partition("\n## Beside gold")[2].partition("\n## ")[0]
+    (row,) = (line for line in beside.splitlines() if line.startswith(f"| {policy['label']} | "))
+    assert "| 5 of 5; 5 of 5 |" in row
+
+
 def test_a_repeated_seed_is_said_to_differ_as_it_does() -> None:
     """Of the study and of the frontier: SFT's gold is the same, what comes after is not."""
     place = ROOT / "docs" / "studies"

@@ -15,7 +15,7 @@ from preftune.config import (
     stage_order,
     stages_until,
 )
-from preftune.errors import UsageError
+from preftune.errors import ConfigError, UsageError
 
 
 def test_stages_run_after_their_parents_in_any_file_order() -> None:
@@ -54,6 +54,21 @@ def test_one_stage_needs_its_ancestors_only() -> None:
     assert stages_until(stages, "ppo") == ["sft", "rm", "ppo"]
     with pytest.raises(UsageError, match="no stage 'kto'"):
         stages_until(stages, "kto")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("stage.rm.init=nobody", "choose one of: base, sft, dpo"),  # ppo and grpo wait for rm
+        ("stage.ppo.init=nobody", "choose one of: base, sft, grpo, dpo"),
+        ("stage.sft=none", "choose one of: base, dpo"),
+        ("stage.ppo.reward_model=nobody", "choose one of: rm, dpo"),
+    ],
+)
+def test_no_stage_is_offered_that_waits_for_the_one_in_question(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("tiny", [override])
+    assert caught.value.hint == hint
 
 
 def test_plan_shows_graph_and_origins() -> None:

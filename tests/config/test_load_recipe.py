@@ -263,19 +263,6 @@ def test_settings_that_contradict_each_other_are_refused(overrides: list[str], e
     assert expected in str(error)
 
 
-@pytest.mark.parametrize(
-    ("override", "hint"),
-    [
-        ("stage.rm.init=nobody", "choose one of: base, sft, dpo"),  # ppo and grpo wait for rm
-        ("stage.ppo.init=nobody", "choose one of: base, sft, grpo, dpo"),
-        ("stage.sft=none", "choose one of: base, dpo"),
-        ("stage.ppo.reward_model=nobody", "choose one of: rm, dpo"),
-    ],
-)
-def test_no_stage_is_offered_that_waits_for_the_one_in_question(override: str, hint: str) -> None:
-    assert failure("tiny", override).hint == hint
-
-
 @pytest.mark.parametrize("text", ["seed", "=3", ""])
 def test_override_without_key_and_value_is_wrong_usage(text: str) -> None:
     assert failure("tiny", text).code == 64

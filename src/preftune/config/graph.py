@@ -80,12 +80,10 @@ def check_graph(stages: Mapping[str, StageSettings]) -> None:
     judges = [n for n, s in stages.items() if s.scores or s.implicit_beta() is not None]
     makers = [n for n, s in stages.items() if s.makes == "data"]
     for name, stage in stages.items():
-        if stage.init not in (BASE, *policies):
-            expected = "a stage that trains a policy"
-            _refuse(stages, name, "init", stage.init, expected, [BASE, *policies])
-        if stage.reference_stage not in (BASE, *policies):
-            expected = "a stage that trains a policy"
-            _refuse(stages, name, "reference", stage.reference_stage, expected, [BASE, *policies])
+        for setting, policy in (("init", stage.init), ("reference", stage.reference_stage)):
+            if policy not in (BASE, *policies):
+                expected = "a stage that trains a policy"
+                _refuse(stages, name, setting, policy, expected, [BASE, *policies])
         judge = stage.scored_by
         if judge is not None and judge not in judges and not from_outside(judge):
             expected = "a stage whose model scores, or ./DIRECTORY"

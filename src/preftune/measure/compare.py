@@ -17,7 +17,7 @@ from preftune.records.policy import Comparison, PolicyRecord, policy_files
 from preftune.records.reward_model import Mistake, RewardModelRecord
 from preftune.records.run import DataRecord
 from preftune.records.verdict import RULE
-from preftune.report.load import check_intact, check_is_run, settings_of
+from preftune.report.load import check_intact, settings_of
 from preftune.report.view import reference_in
 from preftune.rundir import RunDir
 from preftune.runs.stages import differences
@@ -48,7 +48,6 @@ def compare_runs(a: RunDir, b: RunDir, resamples: int = 2000, seed: int = 0) -> 
     DataError without a common prompt, or for an evaluation of models that are no longer there.
     """
     for run in (a, b):
-        check_is_run(run)
         check_intact(run)
     ours, theirs = _policies(a), _policies(b)
     references = [_reference(run, policies) for run, policies in ((a, ours), (b, theirs))]

@@ -38,7 +38,6 @@ NO_POLICY = frozenset({"pretraining", "evaluation", ""})  # besides algorithms t
 
 def load_run(run: RunDir) -> RunView:
     """Read a run. Raises InputMissing if there is none, DataError for a file that cannot be understood."""
-    check_is_run(run)
     check_intact(run)
     config_text = read_text(run.config) if run.config.exists() else ""
     config = settings_of(run)
@@ -103,8 +102,11 @@ def _tokens(path: Path, stages: tuple[StageView, ...]) -> tuple[TokenRow, ...]:
     return tuple(row for row in rows if keys.get(row.stage) == row.key)
 
 
-def check_is_run(run: RunDir) -> None:
-    """InputMissing for a directory that is not there, or holds nothing that a run writes."""
+def check_intact(run: RunDir) -> None:
+    """InputMissing for a directory that is not there or holds nothing that a run writes. DataError for a file
+    that a report quotes and that is not what was written: settings, data, the logs of finished stages, the
+    evaluation and its samples. (Models are checked when they are loaded.)
+    """
     if not run.path.is_dir():
         raise InputMissing(
             f"there is no run directory at {run.path}", "give the directory that `preftune run` printed"
@@ -114,12 +116,6 @@ def check_is_run(run: RunDir) -> None:
             f"{run.path} is not a run directory: no config.toml, stages/ or evaluation/",
             "give the directory that `preftune run` printed",
         )
-
-
-def check_intact(run: RunDir) -> None:
-    """DataError for a file that a report quotes and that is not what was written: settings, data, the logs of
-    finished stages, the evaluation and its samples. (Models are checked when they are loaded.)
-    """
     check_own(run, run.config, run.run, run.data, run.origins)
     for file in sorted(run.stages.glob("*/stage.json")):
         record = read_sealed(file)
