@@ -34,6 +34,8 @@ LABELS = {
     "hh-scratch": "`hh-scratch`'s reward model",
     "smollm2-top6": "SmolLM2 top:6",
     "smollm2-top6-experts": "SmolLM2 top:6, one expert for each kind",
+    "smollm2-top6-experts-mean": "the same, mean over the reply, head fitted first",
+    "smollm2-top6-experts-mean-few": "the same with at most 3,314 pairs of a kind",
     "smollm2-top6-two-epochs": "SmolLM2 top:6, two epochs",
     "smollm2-top12": "SmolLM2 top:12",
     "smollm2-top12-two-epochs": "SmolLM2 top:12, two epochs",

@@ -86,6 +86,14 @@ def test_a_score_is_read_at_the_last_token_alone(seen: dict[str, list[View]]) ->
     assert chosen == rejected
 
 
+def test_a_mean_score_is_read_at_the_whole_reply() -> None:
+    session = _session("tiny", False, ["stage.rm.pooling=mean", "data.pairs=60"])
+    for view in views(session, ["rm"], row_to_show(session, 7), only=True):
+        read = {t.part for t in view.tokens if t.score}
+        assert read == {"reply", "end"}
+        assert not any(t.part in read and not t.score for t in view.tokens)
+
+
 def test_the_rows_of_a_pair_are_told_apart(seen: dict[str, list[View]]) -> None:
     assert [view.title.rpartition(", ")[2] for view in seen["dpo"]] == ["chosen", "rejected"]
     *labels, mismatched = [view.title.rpartition(", ")[2] for view in seen["kto"]]

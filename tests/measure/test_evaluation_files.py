@@ -113,7 +113,7 @@ def test_every_card_has_metadata_and_the_measured_numbers(tiny_run: RunDir, name
         assert f"(by chance alone up to {record['ece_if_calibrated']:.3f})" in text
         assert metrics["accuracy"] == pytest.approx(accuracy["value"], abs=1e-4)
         assert f"{accuracy['value']:.3f} [{accuracy['interval'][0]:.3f}" in text
-        assert "TRL's trainers drop that token" in text
+        assert "TRL's trainers drop it" in text
     else:
         score = read_json(tiny_run.evaluation(name))["score"]
         assert metrics["score"] == pytest.approx(score["mean"], abs=1e-4)

@@ -16,6 +16,7 @@ from preftune.models.roles import (
     RewardModel,
     casting,
 )
+from preftune.models.scalar import Pooling
 from preftune.rollout.collect import by_batches
 from tiny import EOS, causal_lm, classifier, sequences, widened
 
@@ -164,6 +165,44 @@ def test_a_row_of_one_token_has_a_score() -> None:
 
 
 @torch.no_grad()
+def test_a_mean_score_is_that_of_all_tokens_of_the_response() -> None:
+    """Row by row: of the whole response, and after each of its tokens of those up to there; no other token
+    counts, and padding is EOS.
+    """
+    role = RewardModel(classifier(3), 0.5, 4.0, "mean")
+    prompts = [[1, 2], [EOS, 4], [5], [1, 2]]
+    batch = pad_sequences(prompts, [[3, EOS], [6, 7, EOS, EOS, 8], [EOS], [3]], EOS)
+    got, after = role.raw_scores(batch), role.per_position(batch, batch.response)
+    for i, (row, start) in enumerate(unpadded(batch)):
+        hidden = role.model.base_model(torch.tensor([row])).last_hidden_state[0, start:]
+        expected = (hidden @ role.model.score.weight[0]).cumsum(0) / torch.arange(1, len(row) - start + 1)
+        torch.testing.assert_close(after[i][start : len(row)], expected, atol=1e-5, rtol=0)
+        assert got[i].item() == pytest.approx(float(expected[-1]), abs=1e-5)
+        assert (after[i][~batch.response[i]] == 0).all()
+    assert abs(got[0] - RewardModel(role.model).raw_scores(batch)[0]) > 1e-3
+
+
+@torch.no_grad()
+def test_a_mean_score_without_a_response_is_that_of_the_last_token() -> None:
+    """A prompt alone has one; a gradient comes through all tokens that are read."""
+    last, mean = RewardModel(classifier(3)), RewardModel(classifier(3), pooling="mean")
+    bare = pad_sequences([[7, 8], [1, 2]], [[], [3]], EOS)
+    torch.testing.assert_close(mean.raw_scores(bare), last.raw_scores(bare), atol=1e-5, rtol=0)
+    assert mean.raw_scores(sequences(0)[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@torch.no_grad()
+def test_the_head_of_a_response_state_is_the_score(pooling: Pooling) -> None:
+    role, batch = RewardModel(classifier(3), pooling=pooling), sequences(6)
+    states = role.response_states(batch)
+    assert states.shape == (len(batch), 16)
+    scores = states @ role.model.score.weight[0]
+    torch.testing.assert_close(scores, role.raw_scores(batch), atol=1e-5, rtol=0)
+    assert role.response_states(batch[:0]).shape == (0, 16)
+
+
+@torch.no_grad()
 def test_the_implicit_reward_is_beta_times_the_log_ratio_of_the_response() -> None:
     """r = β (log π - log π_ref), and after every token what the response is worth up to there."""
     role, batch = ImplicitReward(causal_lm(1), causal_lm(2), 0.5, 0.25, 2.0), sequences(5)
@@ -225,23 +264,24 @@ def test_values_read_the_state_before_the_token() -> None:
     assert (got[~batch.response] == 0).all()
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("combine", ["mean", "min", "mean-sd"])
 @torch.no_grad()
-def test_an_ensemble_combines_normalised_scores(combine: Combine) -> None:
-    """By hand, row by row, from each member's own score at the last real token."""
+def test_an_ensemble_combines_normalised_scores(combine: Combine, pooling: Pooling) -> None:
+    """By hand, row by row, from each member's own score of the last real token, or of the response."""
     models, units, batch = (
         [classifier(seed) for seed in (1, 2, 3)],
         [(0.1, 2.0), (-0.2, 0.5), (0.0, 1.0)],
         sequences(4),
     )
-    ensemble = Ensemble(models, units, combine, 0.7, mean=0.3, std=4.0)
+    ensemble = Ensemble(models, units, combine, 0.7, mean=0.3, std=4.0, pooling=pooling)
     raw, members = ensemble.raw_and_members(batch)
     assert members is not None
     assert members.shape == (3, len(batch))
     for i, (row, start) in enumerate(unpadded(batch)):
-        ids = torch.tensor([row])
+        ids, read = torch.tensor([row]), slice(start if pooling == "mean" else -1, None)
         alone = [
-            (float(m.score.weight[0] @ m.base_model(ids).last_hidden_state[0, -1]) - mean) / std
+            (float((m.base_model(ids).last_hidden_state[0, read] @ m.score.weight[0]).mean()) - mean) / std
             for m, (mean, std) in zip(models, units, strict=True)
         ]
         middle = sum(alone) / 3

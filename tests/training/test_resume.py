@@ -1,23 +1,26 @@
 """The loop: a run that was killed and resumed is the uninterrupted one, bit for bit, for every algorithm."""
 
+import contextlib
 import json
 import shutil
 import time
 from pathlib import Path
 
 import pytest
-from resuming import EVERY, STEPS, Killed, Wholes, prepare, rows, run
+from resuming import EVERY, STEPS, Killed, Wholes, plan_for, prepare, rows, run
 from safetensors.torch import load_file
 
 from preftune.algorithms import ALGORITHMS
+from preftune.algorithms.base import Metrics
 from preftune.errors import DataError
 from preftune.models.aligned import ALIGNMENT
 from preftune.models.fast.trunk import Trunk
 from preftune.models.trunk import share_trunk
 from preftune.rundir import read_jsonl
 from preftune.training import checkpoint
+from preftune.training.loop import train
 from sweeps import ALL
-from tiny import misplaced, online, roles, same_weights, sequences, state
+from tiny import misplaced, online, pairs, roles, same_weights, sequences, state
 
 pytestmark = pytest.mark.xdist_group("wholes")  # one worker trains them
 
@@ -40,6 +43,22 @@ def test_killed_and_resumed_equals_uninterrupted(algorithm: str, tmp_path: Path,
         assert same_weights(pieces[name], whole[name])
     assert rows(tmp_path / "pieces") == rows(out)
     assert [row["step"] for row in rows(tmp_path / "pieces")] == list(range(1, STEPS + 1))
+
+
+def test_what_comes_before_the_first_step_is_not_done_again(tmp_path: Path) -> None:
+    """Killed at step 1, where there is no checkpoint, it is done again; at 4 it is in that of step 2."""
+    begun = list[int]()
+    for kill_at, times in ((1, 1), (4, 2), (None, 2)):
+        made, learner, _ = prepare("reward")
+        plan = plan_for("reward", tmp_path, begin=lambda: begun.append(1))
+
+        def on_step(step: int, metrics: Metrics, kill_at: int | None = kill_at) -> None:
+            if step == kill_at:
+                raise Killed
+
+        with contextlib.suppress(Killed):
+            train(made, learner, pairs, plan, on_step)
+        assert len(begun) == times
 
 
 def test_training_changes_every_trained_role(wholes: Wholes) -> None:

@@ -18,14 +18,17 @@ from torch.distributed.tensor import DTensor
 from gloo import join, two
 from patience import PATIENCE
 from preftune.config import OptimizerConfig, load_recipe
+from preftune.data import Dialogue, Preference
 from preftune.errors import ConfigError
 from preftune.models.roles import Policy, Reference, Role
 from preftune.models.shards import local, readable, shard, unsharded
 from preftune.models.trunk import share_trunk
 from preftune.rollout.sample import sample
+from preftune.runs.feed import Feed
+from preftune.runs.head import fitted_head
 from preftune.training.learner import Learner
 from sweeps import ALL
-from tiny import EOS, causal_lm, flat, online, prompts
+from tiny import EOS, causal_lm, flat, online, pairs, prompts, state
 
 KINDS = ("dpo", "reward", "kto", "ppo", "grpo", *(("sft", "rloo") if ALL else ()))
 UNEVEN = KINDS if ALL else ("dpo", "kto", "ppo", "grpo")  # pairs, a mean over the batch, two roles, groups
@@ -115,6 +118,22 @@ def parts_of_a_cut() -> tuple[Any, ...]:
     return sorted(trained), mine / all_of_it, {name: len(found) for name, found in places.items()}
 
 
+def fitted(**how: Any) -> Weights:
+    """A reward model's weights after its head was fitted to 7 pairs, a process having 0 to 2 at a time."""
+    _, learner, models = prepare("reward", **how)
+    feed = Feed(
+        rows=[Preference(prompt=Dialogue(), chosen="", rejected="")] * 7,
+        steps=3,
+        batch_at=lambda step: pairs(step, 3),
+        names_at=lambda step: [],
+        held_out=lambda: None,
+        rows_per_step=3,
+    )
+    fitted_head(models["reward_model"], feed, learner, lambda text: None)
+    with unsharded(models["reward_model"]):
+        return {"reward_model": flat(state(models["reward_model"].model)).tolist()}
+
+
 def one_block_at_a_time() -> tuple[float, Any, int]:
     """Replies of a policy that is read so: the most blocks that were whole at once, the replies of all, and
     how often memory ran out in the middle of process 1's passes.
@@ -172,6 +191,8 @@ def work(rank: int, port: int, folder: Path, told: Connection) -> None:
         by_block: dict[str, Any] = {"shard": True, "by_block": True}
         told.send(trained("ppo", folder / "by_block", **by_block))
         told.send(trained("grpo", folder / "lora_by_block", rank=2, steps=FEWER, **by_block))
+        told.send(fitted(shard=True))
+        told.send(fitted(shard=True, by_block=True))
         told.send(one_block_at_a_time())
         told.send(kept_after_a_stage())
         if ALL:
@@ -198,7 +219,8 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     killed("reward", folder / "cut_two" / "reward", top=1)
     subjects = [*KINDS, *(f"uneven {name}" for name in UNEVEN), "lora"]
     subjects += ["cut sft", "cut pieces", "cut reward", "cut dpo", "cut ppo", "cut parts"]
-    subjects += ["by block", "lora by block", "one block", "kept", *(("more",) if ALL else ())]
+    subjects += ["by block", "lora by block", "fitted", "fitted by block", "one block", "kept"]
+    subjects += ["more"] if ALL else []
     subjects += ["pieces", "parts", "tied"]
     said: dict[str, list[Any]] = {}
     with two(work, folder) as ears:
@@ -286,6 +308,17 @@ def test_what_is_read_a_block_at_a_time_gives_the_same_numbers(heard: Heard) -> 
     one = trained("grpo", folder / "lora_by_block_one", rank=2, steps=FEWER)
     for found in said["lora by block"]:
         close(found, one)
+
+
+@pytest.mark.xdist_group("forked")
+@pytest.mark.parametrize("how", ["fitted", "fitted by block"])
+def test_a_head_is_fitted_to_the_pairs_of_all_processes(heard: Heard, how: str) -> None:
+    """7 of them in steps of 3, the last of 1: a process has none of it. Only the head is another then."""
+    one, before = fitted(), {"reward_model": flat(state(prepare("reward")[2]["reward_model"].model)).tolist()}
+    for found in heard[1][how]:
+        close(found, one, 1e-5)
+    changed = torch.tensor(one["reward_model"]) != torch.tensor(before["reward_model"])
+    assert int(changed.sum()) == 16
 
 
 @pytest.mark.xdist_group("forked")

@@ -109,6 +109,16 @@ def _finite(directory: Directory) -> Iterator[Check]:
 
 def _position(directory: Directory) -> Iterator[Check]:
     name = "where the score is read"
+    if read_side_file(directory.source).get("pooling") == "mean":
+        yield Check(
+            name=name,
+            status=WARNING,
+            found=f"the mean over the response's tokens, says {SIDE_FILE}",
+            consequence="preftune alone reads that: transformers, TRL and the other checks here read the "
+            "last token's score, which is another",
+            remedy='score with preftune.load_reward_model, or train with pooling = "last"',
+        )
+        return
     try:
         head = score_head(directory.model)
     except DataError as error:

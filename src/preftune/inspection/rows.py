@@ -25,7 +25,7 @@ from preftune.runs.sources import make_tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One column: its text, whose it is, whether the loss is taken there and the score read."""
+    """One column: its text, whose it is, whether the loss is taken there and a score read."""
 
     text: str
     part: str
@@ -136,23 +136,25 @@ def _columns(
     """Every row of the batch that data row `at` has become: what it is, its columns, what to say of it."""
     match batch:
         case Sequences():
-            yield "", _sequence(batch, at, encoder, row, config.scores), ()
+            yield "", _sequence(batch, at, encoder, row, config), ()
         case Pairs():
             for side_name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
-                yield f", {side_name}", _sequence(side, at, encoder, row, config.scores), _reading(config)
+                yield f", {side_name}", _sequence(side, at, encoder, row, config), _reading(config)
         case Unpaired():
             for index in range(at, len(batch), rows):
                 label = "desirable" if bool(batch.desirable[index]) else "undesirable"
-                yield f", {label}", _sequence(batch.sequences, index, encoder, row, False), ()
-            mismatched = _sequence(batch.mismatched, at, encoder, row, False)
+                yield f", {label}", _sequence(batch.sequences, index, encoder, row, config), ()
+            mismatched = _sequence(batch.mismatched, at, encoder, row, config)
             yield ", with the reply to another prompt", mismatched, ()
         case Prompts():
             yield "", _prompt(batch, at, encoder, row), _sampling(config, encoder)
 
 
-def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, scored: bool) -> list[Token]:
+def _sequence(
+    sequences: Sequences, at: int, encoder: Encoder, row: Preference, config: StageSettings
+) -> list[Token]:
     """Columns of prompt and reply. The loss is taken at the reply's tokens; where a score is learnt, only
-    through the one number that is read at the last token.
+    through the one number that is read at the last token, or through the mean of those of the reply.
     """
     ids, attention, response = (
         x[at].tolist() for x in (sequences.ids, sequences.attention, sequences.response)
@@ -165,7 +167,12 @@ def _sequence(sequences: Sequences, at: int, encoder: Encoder, row: Preference, 
     if written and ids[real - 1] in encoder.ends:
         owners[-1] = END
     tokens = [
-        Token(text=text, part=owner, loss=response[i] and not scored, score=scored and i == real - 1)
+        Token(
+            text=text,
+            part=owner,
+            loss=response[i] and not config.scores,
+            score=config.scores and (i == real - 1 or (response[i] and config.head.pooling == "mean")),
+        )
         for i, (text, owner) in enumerate(zip(texts, owners, strict=True))
     ]
     return tokens + [Token(text="", part=PADDING)] * (len(ids) - real)
@@ -190,7 +197,7 @@ def _sampling(config: StageSettings, encoder: Encoder) -> tuple[str, ...]:
     ends = ", ".join(repr(encoder.text_of([end])) for end in encoder.ends)
     models = " + ".join(name for name in (config.scored_by, config.judge_directory) if name)
     read = ["a language model is asked which of two replies is better"] * (config.asks is not None)
-    read += [f"the score of {models} is read at a reply's last token"] * bool(models)
+    read += [f"{models} scores the whole reply"] * bool(models)
     read += [f"{config.functions()} scores a reply as text"] * bool(config.functions())
     replies = f"{config.items_per_row} replies" if config.items_per_row > 1 else "a reply"
     return (

@@ -206,6 +206,15 @@ def _loading(session: "Session", stage: Stage) -> str:
             "normalised = ensemble.score([prompt], [response], ended=True)",
             "disagreement = ensemble.member_scores([prompt], [response]).std(0, correction=0)",
         )
+    elif stage.inputs.get("settings", {}).get("pooling") == "mean":
+        code_lines = (
+            "from preftune import load_reward_model  # transformers would read the last token's score alone",
+            "",
+            'model = load_reward_model("THIS_DIRECTORY")',
+            *snippet.words,
+            "raw = model.raw_score([prompt], [response], ended=True)  # the mean over the response's tokens",
+            "normalised = model.score([prompt], [response], ended=True)",
+        )
     elif not stage.trains_policy:
         code_lines = (
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
