@@ -245,6 +245,26 @@ def test_many_updates_that_an_fp16_scaler_skips_count_as_one_bad_step(
     assert [line.split()[2] for line in said if "was skipped" in line] == ["2", "4", "7", "9", "11"]
 
 
+def test_a_number_beside_a_finite_gradient_is_a_bad_step_with_a_scaler_too() -> None:
+    """Nothing is changed, and the next update is made."""
+    policy, learner, batch = Policy(causal_lm(1)), Learner(), sequences(5)
+    learner.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    learner.accelerator.native_amp, learner.accelerator.state._mixed_precision = True, "fp16"
+    algorithm, before = sft(learner, policy), state(policy.model)
+    weights = batch.response / batch.response.sum()
+    odd = torch.full(batch.ids.shape, math.nan)
+    metrics = learner.update(
+        "policy", batch, weights, lambda part: Loss(-policy.logprobs(part), {"odd": odd})
+    )
+    assert math.isfinite(metrics["grad_norm"])
+    assert same_weights(state(policy.model), before)
+    assert learner.not_finite == ["policy: odd nan"]
+    assert (learner.updates, learner.is_settling, learner.scaler_state()["scale"]) == (0, False, 256.0)
+    algorithm.step(batch)
+    assert learner.updates == 1
+    assert not same_weights(state(policy.model), before)
+
+
 def test_a_stop_after_an_update_that_the_scaler_skipped_saves_where_the_step_began(tmp_path: Path) -> None:
     """What was skipped is no update, and yet has halved the scale."""
     policy, learner = Policy(causal_lm(1)), Learner()

@@ -327,14 +327,17 @@ class Learner:
         )
         numbers = {**metrics, "grad_norm": math.nan if norm is None else number(norm)}
         wrong = {name: value for name, value in numbers.items() if not math.isfinite(value)}
-        scaling = self.accelerator.scaler is not None  # it lowers its scale and skips by itself
-        if scaling or not wrong:
+        scaler = self.accelerator.scaler
+        overflowed = scaler is not None and "grad_norm" in wrong  # it lowers its scale and skips by itself
+        if overflowed or not wrong:
             trained.optimizer.step()
-            self.updates += math.isfinite(numbers["grad_norm"])  # a fused AdamW skips unseen by accelerate
+            self.updates += not wrong  # a fused AdamW skips unseen by accelerate
+        elif scaler is not None:
+            scaler.update()  # it has unscaled gradients that are not used
         trained.skipped = trained.skipped + 1 if wrong else 0
-        if wrong and (not scaling or trained.skipped >= MAX_SCALED):
+        if wrong and (not overflowed or trained.skipped >= MAX_SCALED):
             self.not_finite.append(f"{role}: " + ", ".join(f"{n} {x}" for n, x in wrong.items()))
-            trained.skipped = 0 if scaling else trained.skipped  # all of these count as one bad step
+            trained.skipped = 0 if scaler is not None else trained.skipped  # all of these are one bad step
         trained.optimizer.zero_grad(set_to_none=True)
         return numbers["grad_norm"]
 
