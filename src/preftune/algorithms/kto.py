@@ -33,7 +33,7 @@ class Judged(Rows):
     sequences: Sequences
     desirable: Tensor
     reference: Tensor
-    scale: Tensor
+    per_label: Tensor
     kl: float
 
 
@@ -67,7 +67,7 @@ class KTO:
             sequences=batch.sequences,
             desirable=batch.desirable,
             reference=reference,
-            scale=1 / share,
+            per_label=1 / share,
             kl=self.distance(batch).item(),
         )
 
@@ -95,8 +95,8 @@ class KTO:
             desirable_weight=config.desirable_weight,
             undesirable_weight=config.undesirable_weight,
         )
-        logps = policy.detach() * batch.scale
-        rewards = config.beta * (policy.detach() - batch.reference) * batch.scale
+        logps = policy.detach() * batch.per_label
+        rewards = config.beta * (policy.detach() - batch.reference) * batch.per_label
         metrics = {}
         for name, label in (("chosen", batch.desirable), ("rejected", ~batch.desirable)):
             metrics[f"rewards/{name}"], metrics[f"logps/{name}"] = rewards * label, logps * label

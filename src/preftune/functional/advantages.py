@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_positive, check_range, check_shapes
 from .kl import kl_estimate
-from .masked import as_mask, last_response_index, masked_mean, masked_var, promote, zero_off
+from .masked import as_mask, last_response_index, masked_mean, masked_var, or_all, promote, zero_off
 
 
 def missing_eos_scores(
@@ -98,7 +98,7 @@ def centred_groups(scores: Tensor, group_size: int, valid: Tensor | None = None)
     if len(scores) % group_size:
         raise ValueError(f"{len(scores)} scores are not a multiple of group_size {group_size}")
     groups = scores.reshape(-1, group_size)
-    active = torch.ones_like(groups, dtype=torch.bool) if valid is None else as_mask(valid).view_as(groups)
+    active = or_all(valid, scores).view_as(groups)
     highest = groups.where(active, -math.inf).amax(1, keepdim=True)
     lowest = groups.where(active, math.inf).amin(1, keepdim=True)
     centred = groups - masked_mean(groups, active, dim=1).unsqueeze(1)
@@ -120,7 +120,7 @@ def group_advantages(
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"unknown scale {scale!r}; one of group, batch, none")
     (scores,) = promote(scores)
-    active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
+    active = or_all(valid, scores)
     centred = centred_groups(scores, group_size, active)
     if scale == "group":
         n_others = active.view_as(centred).sum(1, keepdim=True) - 1
@@ -139,7 +139,7 @@ def leave_one_out_advantages(scores: Tensor, group_size: int, valid: Tensor | No
     """
     (scores,) = promote(scores)
     centred = centred_groups(scores, group_size, valid)
-    active = torch.ones_like(scores, dtype=torch.bool) if valid is None else as_mask(valid)
+    active = or_all(valid, scores)
     count = active.view_as(centred).sum(1, keepdim=True, dtype=centred.dtype)
     return (centred * (count / (count - 1).clamp(min=1))).flatten()
 

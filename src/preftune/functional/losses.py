@@ -14,7 +14,7 @@ from torch import Tensor
 from preftune.kinds import PREFERENCE_KINDS, SMOOTHED_KINDS
 
 from .checks import check_positive, check_range, check_shapes
-from .masked import as_mask, masked_mean, promote, zero_off
+from .masked import as_mask, masked_mean, or_all, promote, zero_off
 
 _LARGEST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more is infinite
 
@@ -217,7 +217,7 @@ def ppo_policy_loss(
     check_range(0, math.inf, clip_low=clip_low, clip_high=clip_high, delta=delta)
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     logprobs, old_logprobs, advantages, mask = promote(logprobs, old_logprobs, advantages, mask)
-    active = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else as_mask(mask)
+    active = or_all(mask, logprobs)
     advantages = zero_off(_by_row_or_token(advantages, logprobs), active)  # (B, T)
     log_ratio = zero_off(logprobs - old_logprobs, active)
     if level == "sequence":
@@ -259,7 +259,7 @@ def ppo_value_loss(
     check_range(0, math.inf, clip=clip)
     check_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
     values, old_values, returns, mask = promote(values, old_values, returns, mask)
-    active = torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask)
+    active = or_all(mask, values)
     values, old_values, returns = (zero_off(x, active) for x in (values, old_values, returns))
     error = (values - returns).square()
     if clip is not None:

@@ -23,6 +23,11 @@ def as_mask(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask != 0
 
 
+def or_all(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The mask as bool; without one, all of `x`."""
+    return torch.ones_like(x, dtype=torch.bool) if mask is None else as_mask(mask)
+
+
 def zero_off(x: Tensor, mask: Tensor) -> Tensor:
     """x on the mask, exactly 0 with gradient exactly 0 off it. `mask` is bool and broadcasts against `x`."""
     return torch.where(mask, x, 0.0)
