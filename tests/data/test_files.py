@@ -221,7 +221,10 @@ def test_a_data_set_may_be_called_data(tmp_path: Path) -> None:
 def test_what_cannot_be_found_or_opened(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no such file"):
         find_files(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no preference files"):
+    with pytest.raises(DataError, match=r"in this directory\nhint"):
+        find_files(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(DataError, match="in this directory; linked: not read"):
         find_files(tmp_path)
     (tmp_path / "a.xlsx").write_text("chosen,rejected")
     with pytest.raises(DataError, match="not a kind of file"):

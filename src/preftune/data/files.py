@@ -77,7 +77,7 @@ def local_files(root: Path, config: str | None = None, foreign: bool = False) ->
         unused = f"{root.name}: data.config = {config} is not used: a folder's README.md declares such"
         return Chosen([(root, "train")], [unused] if config is not None and not foreign else [])
     chosen = chosen_files(root, paths, readme_text(root / README), config, foreign)
-    chosen.notes += named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)
+    chosen.notes += _notes(root)
     return chosen
 
 
@@ -127,8 +127,14 @@ def find_files(root: Path) -> list[Path]:
         paths = (Path(folder, name) for name in listed if is_data(name) and not name.startswith("."))
         files += [path for path in paths if path.is_file()]
     if not files:
-        raise DataError(f"{root}: no preference files in this directory", WANTED)
+        but = "".join(f"; {note}" for note in _notes(root))
+        raise DataError(f"{root}: no preference files in this directory{but}", WANTED)
     return sorted(files)
+
+
+def _notes(root: Path) -> list[str]:
+    """What to say of what is passed by."""
+    return named_files([path.relative_to(root) for path in _passed_by(root)], NOT_READ)
 
 
 def _passed_by(root: Path) -> list[Path]:
