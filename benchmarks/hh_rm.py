@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ SLOPE_PAIRS = 512  # training pairs that the slope of a reward model on length i
 @dataclass(frozen=True, slots=True)
 class Model:
     """A row that preftune trains: recipe, stage that scores, overrides, and pairs where not by fraction.
-    `whole`: it takes all pairs, which its own settings share out; `pairs` are then what they leave.
+    `whole`: it takes all pairs, which its own settings share out; `pairs` are then what they leave, without
+    those of a source that is `left_out`.
     """
 
     recipe: str
@@ -57,6 +59,7 @@ class Model:
     overrides: tuple[str, ...] = ()
     pairs: int | None = None
     whole: bool = False
+    left_out: str | None = None
 
     def settings(self, data: str, seed: int, count: int) -> list[str]:
         """Overrides of the recipe for a run on so many pairs of `data`."""
@@ -92,6 +95,9 @@ MODELS = {
     "smollm2-top6-experts-mean": Model("hh-rm", "rm", MEAN, whole=True),
     # all 1,456 harmless pairs, and as many helpful ones as a quarter of all
     "smollm2-top6-experts-mean-few": Model("hh-rm", "rm", (*MEAN, "stage.rm.rows=3314"), 4770, whole=True),
+    "smollm2-top6-experts-mean-alike": Model(
+        "hh-rm", "rm", MEAN, 5419, whole=True, left_out="helpful-single-turn-extra"
+    ),
     "smollm2-top6-two-epochs": smollm2(TWICE),
     "smollm2-top12": smollm2(TOP12),
     "smollm2-top12-two-epochs": smollm2(TOP12, TWICE),
@@ -141,7 +147,8 @@ def trained(
     from preftune.runs.reopen import reopen
     from preftune.runs.roles import keep_rows
 
-    overrides = row.settings(pairs.data, seed, count)
+    data = pairs.data if row.left_out is None else without(pairs.data, row.left_out, work.parent / "without")
+    overrides = row.settings(data, seed, count)
     api.run_recipe(row.recipe, overrides, out=str(work), until=row.stage)
     session = reopen(work, write=False)
     by = examiner(session, row.stage)
@@ -158,6 +165,12 @@ def trained(
         "slope": slope_on_length(found["train"], log_lengths(learnt)),
         "settings": {"overrides": [o for o in overrides if not o.startswith("data.name")]},
     }
+
+
+def without(data: str, source: str, place: Path) -> str:
+    """A copy of the data that lacks a source (links to folders are not read)."""
+    shutil.copytree(data, place, ignore=lambda folder, names: {source} & {*names}, dirs_exist_ok=True)
+    return str(place)
 
 
 def fitted(row: str, pairs: Pairs, count: int, seed: int, validation: Sequence[Preference]) -> dict[str, Any]:

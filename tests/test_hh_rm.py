@@ -109,6 +109,15 @@ def test_every_row_is_a_recipe_with_a_stage_that_scores(row: str) -> None:
     assert hh_rm_table.LABELS[row]
 
 
+def test_a_source_is_left_out_of_a_copy(tmp_path: Path) -> None:
+    for source in ("harmless-base", "helpful-extra"):
+        (tmp_path / "all" / source).mkdir(parents=True)
+        (tmp_path / "all" / source / "train.jsonl").write_text("")
+    for _ in range(2):  # a second cell finds it there
+        copied = hh_rm.without(str(tmp_path / "all"), "helpful-extra", tmp_path / "copied")
+    assert [folder.name for folder in Path(copied).iterdir()] == ["harmless-base"]
+
+
 @pytest.mark.parametrize("reason", ["response_too_long_became_equal", "too_long"])
 def test_a_pair_is_a_tie_only_where_its_replies_are_alike_to_the_model(reason: str) -> None:
     encoder = SimpleNamespace(encoded=lambda pairs, rejected: rejected.update([reason]) or iter(pairs[1:]))
