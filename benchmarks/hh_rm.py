@@ -49,7 +49,7 @@ SLOPE_PAIRS = 512  # training pairs that the slope of a reward model on length i
 @dataclass(frozen=True, slots=True)
 class Model:
     """A row that preftune trains: recipe, stage that scores, overrides, and pairs where not by fraction.
-    `whole`: it takes all pairs, which its own settings share out.
+    `whole`: it takes all pairs, which its own settings share out; `pairs` are then what they leave.
     """
 
     recipe: str
@@ -76,6 +76,7 @@ DPO = (
 )
 
 
+MEAN = ("stage.rm.pooling=mean", "stage.rm.fit_head=true", "stage.rm.learning_rate=2e-5")
 ONE_MODEL = ("stage.rm.experts=none", "stage.rm.batch_size=32")
 
 
@@ -88,6 +89,9 @@ MODELS = {
     "hh-scratch": Model("hh-scratch", "rm", (), 4000),
     "smollm2-top6": smollm2(),
     "smollm2-top6-experts": Model("hh-rm", "rm", (), whole=True),
+    "smollm2-top6-experts-mean": Model("hh-rm", "rm", MEAN, whole=True),
+    # all 1,456 harmless pairs, and as many helpful ones as a quarter of all
+    "smollm2-top6-experts-mean-few": Model("hh-rm", "rm", (*MEAN, "stage.rm.rows=3314"), 4770, whole=True),
     "smollm2-top6-two-epochs": smollm2(TWICE),
     "smollm2-top12": smollm2(TOP12),
     "smollm2-top12-two-epochs": smollm2(TOP12, TWICE),
@@ -189,7 +193,7 @@ def cell_of(row: str, pairs: Pairs, fraction: str, seed: int, many: int, work: P
 
 def wanted_cells(rows: Sequence[str], fractions: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:
     for row in rows:
-        if row in MODELS and MODELS[row].pairs is not None:
+        if row in MODELS and MODELS[row].pairs is not None and not MODELS[row].whole:
             yield row, "1", 0
             continue
         for fraction in fractions if row not in MODELS or not MODELS[row].whole else ["1"]:

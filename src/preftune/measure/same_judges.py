@@ -93,7 +93,7 @@ def _same_weights(*judges: tuple[RunDir, str]) -> bool:
     notes = [read_object(model / "preftune.json") for model in models]
     for (run, stage), model in zip(judges, models, strict=True):
         check_model(run, stage, model)
-    keys = ("mean", "std", "members", "combine", "sd_coef", "experts")
+    keys = ("mean", "std", "members", "combine", "sd_coef", "experts", "pooling")
     constants = [[note.get(key) for key in keys] for note in notes]
     hashes = [[sha256_file(file) for file in files] for files in weights]
     return constants[0] == constants[1] and hashes[0] == hashes[1]

@@ -25,7 +25,7 @@ from preftune.models.fast.support import gather_masked, hidden_at, scatter_maske
 from preftune.models.gate import PromptGate
 from preftune.models.layers import language_head
 from preftune.models.quantised import quantise
-from preftune.models.scalar import ScalarPerPosition, one_token
+from preftune.models.scalar import POOLED, Pooling, ScalarPerPosition, one_token
 
 
 def predicting_states(model: PreTrainedModel, sequences: Sequences, chosen: Tensor) -> Tensor:
@@ -112,6 +112,11 @@ def _at_end(sequences: Sequences) -> Tensor:
     return torch.arange(sequences.ids.shape[1], device=last.device) == last.clamp(min=0)
 
 
+def _of_whole(per_position: Tensor, sequences: Sequences) -> Tensor:
+    """The number at the last real token of each row: (..., B, T) -> (..., B)."""
+    return torch.where(_at_end(sequences), per_position, 0.0).sum(-1)
+
+
 def _prompt_of(sequences: Sequences) -> Tensor:
     """True on the tokens of the prompts: (B, T)."""
     return sequences.attention.bool() & ~sequences.response
@@ -151,9 +156,10 @@ class MembersPerPosition(nn.Module):
         models: Sequence[PreTrainedModel],
         units: Sequence[tuple[float, float]],
         gate: PromptGate | None = None,
+        pooling: Pooling = "last",
     ) -> None:
         super().__init__()
-        self.members = nn.ModuleList(ScalarPerPosition(model) for model in models)
+        self.members = nn.ModuleList(POOLED[pooling](model) for model in models)
         self.units, self.gate = units, gate
 
     @property
@@ -204,11 +210,38 @@ class _Scalar:
 
 
 class RewardModel(_Scalar):
-    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses."""
+    """Scores whole responses; `mean` and `std` make that mean 0 and sd 1 on chosen responses. `pooling`: see
+    `models.scalar`.
+    """
+
+    pooling: Pooling = "last"
+
+    def __init__(
+        self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0, pooling: Pooling = "last"
+    ) -> None:
+        self.module, self.mean, self.std = POOLED[pooling](_ready(model)), mean, std
+        self.pooling = pooling
 
     def raw_scores(self, sequences: Sequences) -> Tensor:
-        """The score at the last real token: (B,)."""
-        return self.per_position(sequences, _at_end(sequences)).sum(1)
+        """The score at the last real token, of that token or of the response up to it: (B,)."""
+        return _of_whole(self.per_position(sequences, self._read(sequences)), sequences)
+
+    def _read(self, sequences: Sequences) -> Tensor:
+        """Where a number has to be read for the score of whole responses: (B, T)."""
+        end = _at_end(sequences)
+        return end if self.pooling == "last" else end | sequences.response
+
+    @torch.no_grad()
+    def response_states(self, sequences: Sequences) -> Tensor:
+        """What the head reads of whole responses, the last state or the mean one: (B, d), float32."""
+        read = self._read(sequences)
+        ids, attention, read_or_one = (
+            (sequences.ids, sequences.attention, read) if len(read) else one_token(sequences.ids)
+        )
+        with casting(self):
+            states = hidden_at(self.model, ids, attention, read_or_one).float()
+        rows = states.split(read_or_one.sum(1).tolist())
+        return torch.stack([row.mean(0) for row in rows])[: len(read)]
 
     @torch.no_grad()
     def prompt_states(self, sequences: Sequences, blocks: int) -> Tensor:
@@ -242,10 +275,9 @@ class ImplicitReward(RewardModel):
         module = LogRatioPerPosition(_ready(policy), _ready(reference), beta, averaged)
         self.module, self.mean, self.std = module.requires_grad_(False), mean, std
 
-    def raw_scores(self, sequences: Sequences) -> Tensor:
-        """The log-ratio of the whole response, EOS included, or its average over tokens, times β: (B,)."""
-        per_position = self.per_position(sequences, sequences.response)
-        return torch.where(_at_end(sequences), per_position, 0.0).sum(1)
+    def _read(self, sequences: Sequences) -> Tensor:
+        """All of the response, EOS included."""
+        return sequences.response
 
 
 Combine = Literal["mean", "min", "mean-sd"]
@@ -267,9 +299,11 @@ class Ensemble(RewardModel):
         mean: float,
         std: float,
         gate: PromptGate | None = None,
+        pooling: Pooling = "last",
     ) -> None:
-        members = MembersPerPosition([_ready(model) for model in models], units, gate)
+        members = MembersPerPosition([_ready(model) for model in models], units, gate, pooling)
         self.module, self.mean, self.std = members.requires_grad_(False), mean, std
+        self.pooling = pooling
         self.combine, self.sd_coef, self.gate = combine, sd_coef, gate
 
     @property
@@ -283,8 +317,9 @@ class Ensemble(RewardModel):
         return self._combined(*self._members(sequences, read))
 
     def raw_and_members(self, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-        members, shares = self._members(sequences, _at_end(sequences))
-        return self._combined(members.sum(2), shares), members.sum(2)
+        per_position, shares = self._members(sequences, self._read(sequences))
+        members = _of_whole(per_position, sequences)
+        return self._combined(members, shares), members
 
     def _members(self, sequences: Sequences, read: Tensor) -> tuple[Tensor, Tensor | None]:
         """Each member's normalised score where it is read, (M, B, T), and its share in the prompt, (M, B)."""

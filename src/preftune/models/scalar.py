@@ -6,7 +6,7 @@ is right only where pad is a token of its own, which a new one gets (`init_scala
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from preftune.models.layers import token_embedding
 from preftune.models.locate import Source, reading
 
 PAD_TOKEN = "<|pad|>"
+Pooling = Literal["last", "mean"]  # what a response's score is: that of its last token, or the mean of all
 
 
 def init_scalar_model(
@@ -117,3 +118,16 @@ class ScalarPerPosition(nn.Module):
         with uncast(hidden.device):  # half would round a score by 0.7 % of the sd of scores
             scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
         return scatter_masked(scores, read)
+
+
+class MeanPerPosition(ScalarPerPosition):
+    """The mean of these numbers over the tokens read so far: (ids, attention, response) -> (B, T), 0 where
+    none is read. The head is linear, so this is its score of the mean state.
+    """
+
+    def forward(self, ids: Tensor, attention: Tensor, read: Tensor) -> Tensor:
+        scores = super().forward(ids, attention, read)
+        return torch.where(read, scores.cumsum(1) / read.cumsum(1).clamp(min=1), 0.0)
+
+
+POOLED: dict[Pooling, type[ScalarPerPosition]] = {"last": ScalarPerPosition, "mean": MeanPerPosition}

@@ -32,6 +32,7 @@ from preftune.runs.train import run_stage
 from preftune.training.learner import Learner
 
 Json = dict[str, Any]
+_OF_ALL = ("form", "template_arguments", "pooling")  # what is the same for all members
 
 
 def make_ensemble(session: Session, stage: Stage, fetch: Callable[[Session, Stage], None]) -> bool:
@@ -132,7 +133,7 @@ def _combine(session: Session, stage: Stage, members: Sequence[Stage], learner: 
     shutil.copyfile(Path(first.path) / "config.json", target / "config.json")
     tokenizer.save_pretrained(target)
     sides = [read_json(member.model_dir(session.run) / SIDE_FILE) for member in members]
-    side = {key: value for key, value in sides[0].items() if key in ("form", "template_arguments")} | {
+    side = {key: value for key, value in sides[0].items() if key in _OF_ALL} | {
         "stage": stage.name,
         "key": stage.key,
         "vocabulary_sha256": vocabulary_hash(tokenizer),

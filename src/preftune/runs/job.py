@@ -25,6 +25,7 @@ class Job:
     imitates: bool = False  # its loss on held-out rows says something
     updates: int = 1  # of the weights, in a step
     budget: tuple[str, float] | None = None  # that ends it early
+    begin: Callable[[], None] | None = None  # before its first step
     worth: Worth | None = None  # by which its best checkpoint is found
     rows: int | None = None  # that its steps go over, where they are the data's
     rows_per_step: int = 1

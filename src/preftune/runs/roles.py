@@ -39,7 +39,8 @@ def make_roles(
     def reward_model() -> RewardModel:
         if "reward_model" in kind.trains:
             seed = derive_seed(session.config.seed, name, "head")
-            return RewardModel(init_scalar_model(source, tokenizer, seed, config.new_head_scale))
+            new = init_scalar_model(source, tokenizer, seed, config.head.scale)
+            return RewardModel(new, pooling=config.head.pooling)
         if judge is None:
             raise PreftuneError(f"{config.algorithm} asks a reward model, and stage {name} names none")
         return judge

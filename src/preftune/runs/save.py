@@ -20,7 +20,7 @@ from preftune.models.gate import load_gate
 from preftune.models.load import load_tokenizer, vocabulary_hash
 from preftune.models.locate import Source, locate
 from preftune.models.roles import Combine, Ensemble, RewardModel
-from preftune.models.scalar import load_scalar_model, score_head
+from preftune.models.scalar import POOLED, load_scalar_model, score_head
 from preftune.models.trunk import alone
 from preftune.models.whole import writing
 from preftune.rundir import BASE, RunDir, read_object, sync, write_json, write_text
@@ -55,7 +55,7 @@ def finished_model(session: Session, stage: Stage, job: Job) -> dict[str, Any]:
     adapter = fold(job.model.model)
     if isinstance(job.model, RewardModel):
         job.model.mean, job.model.std = normalised(session, stage.name, job.model, job.encoder)
-        side |= {"mean": job.model.mean, "std": job.model.std}
+        side |= {"mean": job.model.mean, "std": job.model.std} | _pooled(job.model)
     if diverged := divergence(job.model.model):
         raise DataError(
             f"stage {stage.name}: the trained model {diverged}",
@@ -129,12 +129,13 @@ def load_reward_model(source: Source) -> RewardModel:
     """A saved reward model, or an ensemble of them, with normalisation constants."""
     side = read_side_file(source)
     mean, std = _unit(side)
+    pooling = side.get("pooling", "last")
     if not (members := side.get("members")):
-        return RewardModel(load_scalar_model(source), mean, std)
+        return RewardModel(load_scalar_model(source), mean, std, pooling)
     models = [load_scalar_model(directory) for directory in member_sources(source)]
     units = [_unit(member) for member in members]
     gate = load_gate(Path(source.path), len(members), models[0]) if side.get("experts") else None
-    return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std, gate)
+    return Ensemble(models, units, side["combine"], side["sd_coef"], mean, std, gate, pooling)
 
 
 def load_first_scalar(source: Source) -> tuple[PreTrainedModel, float, float]:
@@ -176,10 +177,11 @@ def read_side_file(source: Source) -> dict[str, Any]:
     side = read_object(path)
     members = side.get("members", [])
     units = [side, *members] if isinstance(members, list) else [None]
-    if not all(map(_is_unit, units)) or (members and not _combines(side)):
+    pools = side.get("pooling", "last") in POOLED
+    if not all(map(_is_unit, units)) or not pools or (members and not _combines(side)):
         raise DataError(
             f"{path} is not as preftune writes it",
-            hint="mean and std are numbers and std is not 0; train the model again",
+            hint="mean and std are numbers, std is not 0, and pooling is last or mean; train the model again",
         )
     form, arguments = side.get("form", "chat"), side.get("template_arguments", {})
     if form not in get_args(TextForm) or not isinstance(arguments, dict):
@@ -191,6 +193,11 @@ def read_side_file(source: Source) -> dict[str, Any]:
             hint="restore tokenizer.json, or train the model again",
         )
     return side
+
+
+def _pooled(model: RewardModel) -> dict[str, str]:
+    """What preftune.json says of where the score is read: nothing where every reader of the weights knows."""
+    return {} if model.pooling == "last" else {"pooling": model.pooling}
 
 
 def _is_unit(side: Any) -> bool:
@@ -243,13 +250,14 @@ def _prove_reload(session: Session, stage: Stage, job: Job, directory: Path) -> 
     """Score probe rows of different lengths with the saved model; anything but equality stops the stage."""
     assert isinstance(job.model, RewardModel)
     source = Source(str(directory))
-    saved = RewardModel(load_scalar_model(source))
+    pooling = job.model.pooling
+    saved = RewardModel(load_scalar_model(source), pooling=pooling)
     reloaded = session.encoder(source)
     device = next(job.model.model.parameters()).device
     saved.module.to(device)
     probes = first_encoded(job.encoder, session.data_of(stage.name).train, _PROBES)[0]
     with alone():
-        before = _scores(RewardModel(job.model.model), job.encoder, probes)
+        before = _scores(RewardModel(job.model.model, pooling=pooling), job.encoder, probes)
     after = _scores(saved, reloaded, probes)
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()

@@ -1,12 +1,12 @@
 """Training one stage: models into roles, rows into batches, the loop, and the finished model on disk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
 from preftune.algorithms import ALGORITHMS
-from preftune.algorithms.base import Algorithm
+from preftune.algorithms.base import Algorithm, Roles
 from preftune.algorithms.sft import SFT
 from preftune.config import OnlineConfig, SFTConfig, StageSettings
 from preftune.config.base import words_in
@@ -14,7 +14,7 @@ from preftune.data import Encoder, Preference, Sequences, first_encoded, pad_seq
 from preftune.data.corpus import LONGEST_TOKEN
 from preftune.evaluation.policy import response_nll
 from preftune.models.load import context_length, declared_ends, load_tokenizer, scratch_gpt2
-from preftune.models.roles import Policy, RewardModel
+from preftune.models.roles import Policy, RewardModel, Role
 from preftune.models.shards import unsharded
 from preftune.records.stage import NotTheLast
 from preftune.rollout.functions import OnError, RewardFunctions, load_functions
@@ -22,6 +22,7 @@ from preftune.rollout.sampler import Sampler
 from preftune.rollout.score import Scorer, read_alike
 from preftune.rundir import BASE
 from preftune.runs.feed import Feed, make_feed
+from preftune.runs.head import fitted_head
 from preftune.runs.job import Job
 from preftune.runs.onlookers import onlookers
 from preftune.runs.provenance import peak_memory_mb, reset_peak_memory
@@ -109,6 +110,7 @@ def _plan(session: Session, stage: Stage, job: Job) -> Plan:
         updates=job.updates,
         budget=job.budget,
         worth=job.worth,
+        begin=job.begin,
         ledger=run.ledger(stage.name),
         rows_at=job.rows_at,
         on_saved=(lambda path: None) if mirror is None else lambda path: mirror.put_checkpoint(stage, path),
@@ -164,12 +166,24 @@ def _prepare(session: Session, name: str) -> Job:
         rows_at=feed.names_at,
         updates=config.updates_per_step * len(kind.trains),
         budget=config.budget,
+        begin=_first_head(session, name, models, learner, feed) if config.head.fitted else None,
         worth=_worth(session, name, algorithm, learner, feed) if session.config.checkpoint.best else None,
         rows=len(feed.rows),
         tokens=feed.tokens * feed.rows_per_step / len(feed.rows) if feed.tokens else None,
         rows_per_step=feed.rows_per_step,
         rejected=feed.rejected,
     )
+
+
+def _first_head(
+    session: Session, name: str, models: Mapping[str, Role], learner: Learner, feed: Feed
+) -> Callable[[], None]:
+    """What fits a reward model's head before its first step."""
+
+    def say(text: str) -> None:
+        session.console.line(f"{name}: {text}")
+
+    return lambda: fitted_head(Roles(models).reward_model, feed, learner, say)
 
 
 def _worth(session: Session, name: str, algorithm: Algorithm, learner: Learner, feed: Feed) -> Worth | None:

@@ -56,7 +56,8 @@ class Plan:
 
     `updates` of the weights in a step: with several of them, a copy of the state is kept in memory while a
     step is under way. `budget`: a metric, measured before the updates of a step, and the
-    most that it may be. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint.
+    most that it may be. `rows_at` names the data rows of a step; `on_saved` is called for every checkpoint,
+    `begin` before the first step, unless there is a checkpoint.
     """
 
     steps: int
@@ -67,6 +68,7 @@ class Plan:
     updates: int = 1
     budget: tuple[str, float] | None = None
     worth: Worth | None = None
+    begin: Callable[[], None] | None = None
     ledger: Path | None = None
     rows_at: Callable[[int], Sequence[str]] | None = None
     on_saved: Callable[[Path], None] = lambda path: None
@@ -86,6 +88,8 @@ def train(
     Raises Interrupted, with the state saved, when a signal asks for it.
     """
     start = checkpoint.restore(plan.checkpoints, learner, plan.say)
+    if start == 0 and plan.begin is not None:
+        plan.begin()
     keeper, record = _Keeper(learner, plan, saved=start), _Record(learner, plan, start)
     with deferred(anywhere=learner.is_alone):
         for step in range(start, plan.steps):

@@ -9,7 +9,7 @@ into updates, `microbatch_size` bounds memory and changes no result beyond round
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -31,6 +31,16 @@ _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def names_a_stage(value: str | None) -> bool:
     """Whether the value names a stage. A slash marks a directory, an ending a file, a colon a function."""
     return value is not None and _STAGE.fullmatch(value) is not None and value != WORLD
+
+
+class ScoreHead(NamedTuple):
+    """The head of a reward model: the sd of a new one in units of 1/sqrt(width + 1), or `fitted` to the pairs
+    before the first step; `pooling`: what a response's score is of its tokens' ones.
+    """
+
+    scale: float = 1.0
+    fitted: bool = False
+    pooling: Literal["last", "mean"] = "last"
 
 
 class StageSettings(Settings):
@@ -133,9 +143,9 @@ class StageSettings(Settings):
         return 1
 
     @property
-    def new_head_scale(self) -> float:
-        """Of a stage that trains a reward model: the sd of its new head, in units of 1/sqrt(width + 1)."""
-        return 1.0
+    def head(self) -> ScoreHead:
+        """Of a stage that trains a reward model."""
+        return ScoreHead()
 
     @property
     def kinds(self) -> tuple[str, ...]:

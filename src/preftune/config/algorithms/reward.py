@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preftune.config.algorithms.base import Batch, Healthy, algorithm_field
+from preftune.config.algorithms.base import Batch, Healthy, ScoreHead, algorithm_field
 from preftune.config.algorithms.offline import OfflineConfig
 from preftune.config.base import Count, Name, NonNegative, Positive, Words, later, words_in
 
@@ -30,7 +30,7 @@ class RewardConfig(OfflineConfig):
     card: ClassVar[str] = "a reward model (Bradley-Terry): it scores a response to a prompt"
     card_limits: ClassVar[tuple[str, ...]] = (
         "- Its score means something for comparing two responses to one prompt, not across prompts.",
-        "- The score is read at the end token. TRL's trainers drop that token before they score: "
+        "- The end token belongs to what is scored. TRL's trainers drop it before they score: "
         "`reward_funcs` sees the score of the text without it: the same as `score(..., ended=False)` below, "
         "and not what the accuracy above was measured with. Keep the end token where you can.",
     )
@@ -48,6 +48,16 @@ class RewardConfig(OfflineConfig):
         "Standard deviation of the new scalar head, in units of 1/sqrt(width + 1); 0 starts "
         "every score at 0. Pretrained models with large last hidden states need less than "
         "1, since their initial scores differ by more than the pairs teach.",
+    )
+    pooling: Literal["last", "mean"] = later(
+        "last",
+        "What a response's score is: that of its last token, or the mean of those of all its tokens, which "
+        "preftune alone reads.",
+    )
+    fit_head: bool = later(
+        False,
+        "Begin with the head that predicts the pairs best from the model's states as they are (logistic "
+        "regression), and train all from there (Kumar et al., arXiv:2202.10054).",
     )
     members: Count = later(1, "Number of reward models in an ensemble, each with its own head and row order.")
     combine: Literal["mean", "min", "mean-sd"] = later(
@@ -79,11 +89,13 @@ class RewardConfig(OfflineConfig):
     def unused(self, key: str, group: str) -> str | None:
         if key == "sd_coef" and self.combine != "mean-sd":
             return f'it is a factor in {group}.combine="mean-sd"'
+        if key == "head_scale" and self.fit_head:
+            return f"{group}.fit_head sets the head"
         return super().unused(key, group)
 
     @property
-    def new_head_scale(self) -> float:
-        return self.head_scale
+    def head(self) -> ScoreHead:
+        return ScoreHead(self.head_scale, self.fit_head, self.pooling)
 
     @property
     def models(self) -> int:
