@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from preftune import faults
 from preftune.config import Resolved, RunConfig, from_outside, load_recipe, stage_order, stages_until
 from preftune.config.rounds import round_name
-from preftune.errors import ConfigError, DataError, InputMissing, in_a_directory
+from preftune.errors import ConfigError, DataError, InputMissing, UsageError, in_a_directory
 from preftune.rundir import BASE, RunDir, write_result
 from preftune.runs.aside import close, with_children
 from preftune.runs.inputs import absolute, check_llm_judges, existing, other_run
@@ -150,7 +150,11 @@ def run_recipe(
 def _settings_meant(
     resolved: Resolved, out: str | Path | None, until: str | None
 ) -> tuple[RunConfig, list[str], RunDir]:
-    """Settings, stages and directory of a run, or of its stages up to `until`."""
+    """Settings, stages and directory of a run, or of its stages up to `until`. UsageError for an empty `out`,
+    as an unset variable gives one.
+    """
+    if out == "":
+        raise UsageError("the name of a directory is empty", "give one, or leave `out` out")
     config = absolute(resolved.config)
     stages = stage_order(config.stage) if until is None else stages_until(config.stage, until)
     return config, stages, RunDir(Path(out) if out is not None else Path("runs") / config.name)
@@ -258,7 +262,7 @@ def evaluate(path: str | Path, pairs: str | Path | None = None) -> RunDir:
         elif is_main_process():
             from preftune.measure.pairs import evaluate_on_pairs
 
-            directory = evaluate_on_pairs(session, finished, Path(pairs).expanduser())
+            directory = evaluate_on_pairs(session, finished, Path(os.path.expanduser(pairs)))
             session.console.line(f"written:  {directory}")
         if is_main_process():
             close(run)
@@ -318,7 +322,8 @@ def _say_slow(activity: str) -> None:
     """What takes a while before the log is there, for whoever sits at the terminal."""
     from preftune.untrusted import printable
 
-    if is_main_process() and sys.stderr.isatty():
+    on_terminal: Callable[[], bool] = getattr(sys.stderr, "isatty", lambda: False)  # None has none
+    if is_main_process() and on_terminal():
         print(printable(f"{activity} ..."), file=sys.stderr)
 
 

@@ -27,7 +27,7 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"hello", "not JSON"),
     "cut off in the middle": (GOOD[:40], "not JSON"),
     "two objects": (GOOD + GOOD, "not JSON"),
-    "raw control character": (GOOD.replace(b"Hi", b"\x00"), "not JSON"),
+    "raw control character": (GOOD.replace(b"Hi", b"\x00"), "not JSON: Invalid control character at column"),
     "a list": (b"[]", "is a list, not an object"),
     "a string": (b'"chosen"', "is text, not an object"),
     "null row": (b"null", "is null, not an object"),

@@ -1,5 +1,7 @@
 """What a script or a notebook calls: odd arguments are refused, and nothing of the caller's is changed."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from preftune import api
 from preftune.config import load_recipe
 from preftune.errors import DataError, InputMissing, UsageError
 from preftune.models.load import load_tokenizer
-from preftune.models.locate import Source
+from preftune.models.locate import Source, cache_dir
 from preftune.models.scalar import init_scalar_model
 from preftune.rundir import RunDir
 
@@ -91,3 +93,35 @@ def test_a_new_reward_model_draws_nothing_from_the_callers_generator(tiny_run: R
     before = torch.get_rng_state()
     init_scalar_model(source, load_tokenizer(source), seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_empty_name_of_a_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be the current directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="name of a directory is empty"):
+        preftune.run("tiny", out="")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stderr", [None, object()])
+def test_a_script_may_have_no_terminal_to_write_to(monkeypatch: pytest.MonkeyPatch, stderr: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    api._say_slow("reading")
+
+
+def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home, an empty variable is none, a relative place is one place; without a home, an error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value, place in (("~/c", "home/c"), ("", "home/.cache/preftune"), ("c", "c")):
+        monkeypatch.setenv("PREFTUNE_CACHE", value)
+        assert cache_dir() == tmp_path / place
+    monkeypatch.delenv("PREFTUNE_CACHE")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(InputMissing, match="no home directory"):
+        cache_dir()
+
+
+def test_a_name_that_begins_as_a_home_does_is_no_crash(tiny_run: RunDir) -> None:
+    with pytest.raises(InputMissing, match="nobody-has-this-name"):
+        api.evaluate(tiny_run.path, pairs="~nobody-has-this-name/x.jsonl")

@@ -135,7 +135,8 @@ def parse_line(line: bytes) -> Any:
         return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_duplicates)
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else "; the last line looks cut off"
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}: {quote(text)}{cut}") from None
+        what = error.msg.removesuffix(" at")
+        raise BadRow(f"not JSON: {what} at column {error.colno}: {quote(text)}{cut}") from None
     except RecursionError:
         raise BadRow("brackets are nested too deep") from None
     except ValueError as error:  # a number too long to read

@@ -71,8 +71,13 @@ class Source:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: $PREFTUNE_CACHE, else ~/.cache/preftune."""
-    return Path(os.environ.get("PREFTUNE_CACHE", Path.home() / ".cache" / "preftune"))
+    """Where converted models are kept: $PREFTUNE_CACHE, else ~/.cache/preftune. InputMissing where neither
+    can be told: an account without a home.
+    """
+    place = os.path.expanduser(os.environ.get("PREFTUNE_CACHE") or "~/.cache/preftune")
+    if place.startswith("~"):
+        raise InputMissing("this account has no home directory", "set PREFTUNE_CACHE=DIR")
+    return Path(place).absolute()
 
 
 def locate(base: str, commit: str | None = None) -> Source:

@@ -1,6 +1,7 @@
 """How large the stages of a run are that train a part of their model: counted without weights."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -145,7 +146,7 @@ def _outline(config: RunConfig, base: Source | None) -> PreTrainedModel | None:
             eos_token_id=0,
         )
     else:
-        directory = Path(config.model.base).expanduser() if base is None else Path(base.path)
+        directory = Path(os.path.expanduser(config.model.base)) if base is None else Path(base.path)
         if not (directory / "config.json").is_file():
             return None
         shape = AutoConfig.from_pretrained(directory, trust_remote_code=False)
